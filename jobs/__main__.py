@@ -1,0 +1,37 @@
+"""``actnetformer COMMAND ...``, the same as ``python -m jobs.COMMAND ...``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from jobs.command import USER_ERROR, run
+
+COMMANDS = {
+    "prepare": "videos -> Parquet manifest and label subset",
+    "train": "manifest -> trained and evaluated run (the same command again continues it)",
+    "evaluate": "run -> predictions and accuracy on the test split",
+    "report": "runs -> table and one self-contained HTML page",
+    "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
+    "submit": "any of these commands on a Ray cluster",
+    "bench": "speed, as ratios against a stated floor",
+}
+
+
+def main() -> int:
+    """Dispatch to ``jobs.COMMAND``."""
+    usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(usage)
+        return 0 if len(sys.argv) > 1 else USER_ERROR
+    command, argv = sys.argv[1], sys.argv[2:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        print(f"error: unknown command {command}" + (f"; did you mean {near[0]}?" if near else "") + f"\n\n{usage}", file=sys.stderr)
+        return USER_ERROR
+    return run(importlib.import_module(f"jobs.{command}").main, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

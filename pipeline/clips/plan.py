@@ -1,0 +1,100 @@
+"""The plan: which videos at which optimizer step. Pure index arithmetic on a seed, nothing stored.
+
+Run row i is one bundle: 1 labeled and mu unlabeled videos. Step s of a global batch of R rows is rows s*R .. (s+1)*R - 1,
+however many workers share them. The unlabeled stream is a chain of seeded permutations of the unlabeled list, one an
+epoch, cut into mu at a time; the labeled stream likewise, cycled. So rows can be computed in any order, a checkpoint
+needs to store the next row only, and there is no bubble between epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clips.seeds import Floats, Ints, hash64, permute, uniform
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that rows depend on."""
+
+    labeled: Ints
+    """Manifest rows of labeled training videos."""
+    unlabeled: Ints
+    """Manifest rows of unlabeled training videos; may be empty if ``unlabeled_per_labeled`` is 0."""
+    unlabeled_per_labeled: int
+    """mu."""
+    rows_per_step: int
+    """R, the global batch in rows: data.labeled_per_step."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.labeled) == 0:
+            raise UserError("the label subset names no usable training video: draw one with jobs.prepare --labeled")
+        if self.unlabeled_per_labeled and len(self.unlabeled) == 0:
+            raise UserError(
+                "no unlabeled training video is left beside the labeled ones: set data.unlabeled_per_labeled=0, "
+                "method.name=supervised, or draw fewer labels"
+            )
+
+    @property
+    def slots(self) -> int:
+        """S = 1 + mu."""
+        return 1 + self.unlabeled_per_labeled
+
+    def videos(self, rows: npt.ArrayLike) -> Ints:
+        """[B] run rows -> [B, S] manifest rows; slot 0 is labeled."""
+        rows = np.asarray(rows, dtype=np.int64)
+        labeled = _cycle(self.labeled, rows[:, None], self.seed, "labeled")
+        if not self.unlabeled_per_labeled:
+            return labeled
+        positions = rows[:, None] * self.unlabeled_per_labeled + np.arange(self.unlabeled_per_labeled)
+        return np.concatenate([labeled, _cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
+
+    def moments(self, rows: npt.ArrayLike) -> Floats:
+        """[B] run rows -> [B, S, 2] in [0, 1): where in time the clip lies, and the decoded window on the longer side."""
+        rows = np.asarray(rows, dtype=np.int64)[:, None, None]
+        return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(2))
+
+    def substitute(self, row: int, slot: int, attempt: int) -> int:
+        """Manifest row of the ``attempt``-th candidate (1, 2, ...) for a slot whose video failed to decode."""
+        pool = self.labeled if slot == 0 else self.unlabeled
+        return int(pool[int(hash64(self.seed, "substitute", row, slot, attempt) % np.uint64(len(pool)))])
+
+    def epoch(self, row: int) -> float:
+        """Passes over the unlabeled list (the labeled one if mu is 0) before this row."""
+        mu = self.unlabeled_per_labeled
+        return row * mu / len(self.unlabeled) if mu else row / len(self.labeled)
+
+
+def _cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
+    """Item at each position of an endless chain of permutations of ``pool``."""
+    epochs, places = np.divmod(positions, len(pool))
+    return np.asarray(pool[permute(places, len(pool), seed, name, epochs)])
+
+
+def deal(first_step: int, last_step: int, rows_per_step: int, workers: int, steps_per_block: int) -> list[Ints]:
+    """Blocks of run rows for steps first_step .. last_step - 1, in the order in which they are dealt to the workers.
+
+    Block n goes to worker n mod ``workers`` and holds that worker's consecutive share of ``steps_per_block`` steps, so
+    every worker meets its rows of step s at its s-th batch and all blocks of one deal are equally long.
+    """
+    assert rows_per_step % workers == 0
+    share = rows_per_step // workers
+    blocks = []
+    for start in range(first_step, last_step, steps_per_block):
+        steps = np.arange(start, min(start + steps_per_block, last_step))
+        for worker in range(workers):
+            blocks.append(worker_rows(steps, rows_per_step, worker, workers).reshape(-1))
+    assert all(len(block) % share == 0 for block in blocks)
+    return blocks
+
+
+def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
+    """[steps] -> [steps, share]: the run rows that one worker trains at each step."""
+    share = rows_per_step // workers
+    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + worker * share
+    return np.asarray(starts + np.arange(share))

@@ -1,0 +1,430 @@
+"""Every knob of a run, once: typed, frozen, documented. YAML files and ``key=value`` words only override.
+
+The defaults are the paper's setting as far as it is known; where the paper is silent the docstring says "choice".
+``load_config`` reports all mistakes at once, each with the nearest existing name.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+
+class Section(BaseModel):
+    """A group of knobs; unknown names are errors and values never change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    """Which run this is and where its folder lies."""
+
+    name: str = Field("actnetformer", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is ``storage_path/name``. The same name again continues the run."""
+    storage_path: str = "runs"
+    """Folder that holds run folders. On several nodes it must be shared between them."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Everything random is derived from (seed, step, video, view)."""
+
+
+class DataSection(Section):
+    """Which videos, which of them are labeled, and how many go into one optimizer step."""
+
+    manifest: str = "data/manifest.parquet"
+    """Parquet manifest written by ``jobs.prepare``."""
+    labels: str | None = None
+    """Parquet label subset; by default ``labels.parquet`` beside the manifest."""
+    root: str | None = None
+    """Folder that relative video paths start from; by default the one stored in the manifest."""
+    labeled_per_step: int = Field(8, ge=1)
+    """B, labeled videos in one optimizer step over all workers: the global batch, independent of their number."""
+    unlabeled_per_labeled: int = Field(5, ge=0)
+    """mu, unlabeled videos for each labeled one. The paper's ratio is 1:5. Methods without unlabeled data use 0."""
+    decode_size: int = Field(256, ge=16)
+    """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
+    clips_per_block: int = Field(24, ge=1)
+    """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
+    max_quarantined_share: float = Field(0.05, ge=0, le=1)
+    """The run stops when more than this share of the manifest's usable videos failed to decode."""
+    decode_timeout_seconds: float = Field(60.0, gt=0)
+    """The run stops with a message when no batch arrives for this long, first batch excepted (ten times that)."""
+
+
+class ClipSection(Section):
+    """What one student sees of a video: ``frames`` frames at ``fps`` frames a second, ``size`` pixels square."""
+
+    frames: int = Field(8, ge=1)
+    """Frames in a clip. The paper's primary input is 3 x 8 x 224 x 224."""
+    fps: float = Field(8.0, gt=0)
+    """Frames per second of video time, whatever the file's own rate: primary lower, auxiliary higher."""
+    size: int = Field(224, ge=8)
+    """Side of the square clip that the student sees, in pixels."""
+
+
+class SlowResNetSection(Section):
+    """Slow pathway ResNet: no temporal stride, temporal kernels only in res4 and res5."""
+
+    arch: Literal["slow_resnet"] = "slow_resnet"
+    depth: Literal[10, 14, 18, 26, 34, 50, 101] = 50
+    """Layers. 50 is the paper's; 10, 18 and 34 use basic blocks, the others bottlenecks; 10, 14 and 26 have fewer blocks."""
+    width: int = Field(64, ge=4)
+    """Channels of the stem; 64 is ResNet's."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalization. ``group`` (8 channels a group) has no statistics across clips, so results do not depend on workers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier. Choice."""
+
+
+class TimeSformerSection(Section):
+    """TimeSformer on ViT blocks: divided space-time attention by default. ViT-S is the paper's."""
+
+    arch: Literal["timesformer"] = "timesformer"
+    width: int = Field(384, ge=8)
+    """Embedding width: 192 (Ti), 384 (S), 768 (B)."""
+    depth: int = Field(12, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(6, ge=1)
+    """Attention heads."""
+    patch: int = Field(16, ge=2)
+    """Side of a patch in pixels; must divide the clip's size."""
+    tubelet: int = Field(1, ge=1)
+    """Frames in one patch: 1 as in the paper, 2 as in ViViT and VideoMAE; must divide the clip's frames."""
+    attention: Literal["divided", "joint", "space"] = "divided"
+    """Divided space-time, joint space-time, or space only."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier. Choice."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth rate of the last block, rising linearly from 0. Choice."""
+
+
+Network = Annotated[Union[SlowResNetSection, TimeSformerSection], Field(discriminator="arch")]
+
+
+def _with_arch(tree: Any, arch: str) -> Any:
+    """``network.width=12`` alone keeps the student's own architecture."""
+    if isinstance(tree, dict) and isinstance(tree.get("network"), dict) and "arch" not in tree["network"]:
+        return {**tree, "network": {"arch": arch, **tree["network"]}}
+    return tree
+
+
+class OptimizerSection(Section):
+    """SGD, as in the paper; everything but the algorithm is choice."""
+
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate for the whole global batch."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay, not applied to norms, biases and embeddings."""
+    clip_gradient_norm: float | None = Field(None, gt=0)
+    """Largest gradient norm of this student; none by default."""
+
+
+class PrimarySection(Section):
+    """The primary student: Slow-ResNet50 on a low frame rate."""
+
+    network: Network = SlowResNetSection()
+    clip: ClipSection = ClipSection(frames=8, fps=8.0, size=224)
+    optimizer: OptimizerSection = OptimizerSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_arch(cls, tree: Any) -> Any:
+        return _with_arch(tree, "slow_resnet")
+
+
+class AuxiliarySection(Section):
+    """The auxiliary student: TimeSformer ViT-S on a higher frame rate."""
+
+    network: Network = TimeSformerSection()
+    clip: ClipSection = ClipSection(frames=8, fps=16.0, size=224)
+    optimizer: OptimizerSection = OptimizerSection(lr=0.01, clip_gradient_norm=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_arch(cls, tree: Any) -> Any:
+        return _with_arch(tree, "timesformer")
+
+
+class MethodSection(Section):
+    """The loss L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca."""
+
+    name: Literal["supervised", "actnetformer"] = "actnetformer"
+    """``supervised`` uses labeled clips only; ``actnetformer`` adds cross pseudo-labels and contrast."""
+    confidence_threshold: float = Field(0.8, ge=0, le=1)
+    """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8)."""
+    pseudo_label_weight: float = Field(2.0, ge=0)
+    """gamma, weight of the pseudo-label losses (paper: 2)."""
+    contrast_weight: float = Field(2.0, ge=0)
+    """beta, weight of the contrastive loss (paper: 2)."""
+    contrast_temperature: float = Field(0.5, gt=0)
+    """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5. Choice: 0.5."""
+    contrast_features: Literal["probabilities", "embeddings"] = "probabilities"
+    """What is aligned: softmax vectors (as TCL; fits the paper's parameter count) or the pooled features of equal width."""
+    supervised_steps: int = Field(0, ge=0)
+    """Steps with the supervised loss only, before unlabeled videos count. Choice; FixMatch's video relatives use a warm-up."""
+    ramp_steps: int = Field(0, ge=0)
+    """Steps over which gamma and beta rise linearly from 0 after ``supervised_steps``. Choice."""
+    batch_norm: Literal["separate", "joint"] = "separate"
+    """Whether labeled, weak and strong clips go through a student as three batches, each with BatchNorm statistics of its
+    own, or concatenated as one. Choice, settled by measurement."""
+
+
+class WeakSection(Section):
+    """Weak view: scale jitter, crop, flip (secondary source for the paper)."""
+
+    min_scale: float = Field(0.7, gt=0, le=1)
+    """Least side of the crop as a share of the decoded window; drawn uniformly up to 1."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip. Use 0 where direction is the class."""
+
+
+class StrongSection(Section):
+    """Strong view: the weak view's geometry drawn anew, then RandAugment and cutout (the paper is silent: choice)."""
+
+    ops: int = Field(2, ge=0)
+    """RandAugment operations per clip."""
+    magnitude: float = Field(0.5, ge=0, le=1)
+    """Strength of each operation, as a share of RandAugment's full range; drawn uniformly below it."""
+    geometric: bool = True
+    """Whether rotate, shear and translate are among the operations."""
+    cutout: float = Field(0.5, ge=0, le=1)
+    """Largest side of the erased square, as a share of the clip's size; 0 turns it off."""
+
+
+class ViewsSection(Section):
+    """Random views, the same parameters for all frames of a clip."""
+
+    weak: WeakSection = WeakSection()
+    strong: StrongSection = StrongSection()
+
+
+class TrainSection(Section):
+    """Length, schedule, precision, and what is written when."""
+
+    steps: int = Field(20_000, ge=1)
+    """Optimizer steps of the run."""
+    warmup_steps: int = Field(500, ge=0)
+    """Steps over which the learning rates rise linearly from 0; then a cosine to 0."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast type of the forward passes."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between two checkpoints; the last step always makes one."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints that are kept."""
+    max_failures: int = Field(3, ge=0)
+    """Times that Ray restarts the workers after one of them died."""
+
+
+class EvaluationSection(Section):
+    """Test protocol: clips x crops per video, scores averaged. Relatives use 10 x 3; the paper is silent."""
+
+    clips: int = Field(10, ge=1)
+    """Clips per video, evenly spaced in time."""
+    crops: Literal[1, 3] = 3
+    """1: the center square; 3: both ends and the center of the longer side."""
+    batch_videos: int = Field(8, ge=1)
+    """Views that go through the students at once."""
+
+
+class ScaleSection(Section):
+    """Where the work runs. None of these changes the result."""
+
+    workers: int = Field(1, ge=0)
+    """Train workers; 0 runs the same loop in the calling process, without Ray."""
+    gpu: bool | None = None
+    """Whether each worker gets a GPU; by default if the cluster has one for each."""
+    cpus_per_worker: float | None = Field(None, gt=0)
+    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines."""
+    cpus_per_decoder: float | None = Field(None, gt=0)
+    """CPUs reserved for a decode task; by default 1, or a fraction on small machines."""
+    torch_threads: int | None = Field(None, ge=1)
+    """Threads of torch in each worker; by default the machine's cores shared among its workers."""
+    start_timeout_seconds: float = Field(180.0, gt=0)
+    """Time limit for the workers to start, with a message when it passes."""
+
+
+class Config(Section):
+    """All knobs of a run."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    primary: PrimarySection = PrimarySection()
+    auxiliary: AuxiliarySection = AuxiliarySection()
+    method: MethodSection = MethodSection()
+    views: ViewsSection = ViewsSection()
+    train: TrainSection = TrainSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    scale: ScaleSection = ScaleSection()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        for name in ("primary", "auxiliary"):
+            student = getattr(self, name)
+            net, clip = student.network, student.clip
+            if isinstance(net, TimeSformerSection):
+                if clip.size % net.patch:
+                    raise ValueError(f"{name}.network.patch={net.patch} must divide {name}.clip.size={clip.size}")
+                if clip.frames % net.tubelet:
+                    raise ValueError(f"{name}.network.tubelet={net.tubelet} must divide {name}.clip.frames={clip.frames}")
+                if net.width % net.heads:
+                    raise ValueError(f"{name}.network.heads={net.heads} must divide {name}.network.width={net.width}")
+            if clip.size > self.data.decode_size:
+                raise ValueError(f"{name}.clip.size={clip.size} is larger than data.decode_size={self.data.decode_size}")
+        return self
+
+    @property
+    def unlabeled_per_labeled(self) -> int:
+        """mu as the method uses it: 0 for methods that learn from labels only."""
+        return 0 if self.method.name == "supervised" else self.data.unlabeled_per_labeled
+
+    @property
+    def labels_path(self) -> str:
+        """Path of the label subset."""
+        return self.data.labels or str(Path(self.data.manifest).parent / "labels.parquet")
+
+    @property
+    def run_folder(self) -> Path:
+        """``storage_path/name``."""
+        return Path(self.run.storage_path).expanduser().resolve() / self.run.name
+
+    def result_knobs(self) -> dict[str, Any]:
+        """The knobs that determine the trained weights: not names and places, not scale, logging or evaluation."""
+        return self.model_dump(
+            mode="json",
+            exclude={
+                "run": {"name", "storage_path"},
+                "data": {"manifest", "labels", "root", "clips_per_block", "max_quarantined_share", "decode_timeout_seconds"},
+                "train": {"log_every", "checkpoint_every", "keep_checkpoints", "max_failures"},
+                "evaluation": True,
+                "scale": True,
+            },
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of ``result_knobs``."""
+        return hashlib.sha256(json.dumps(self.result_knobs(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_absolute_paths(self) -> Config:
+        """The same with local paths made absolute, for processes that run in other folders."""
+        data = {"manifest": _absolute(self.data.manifest), "labels": _absolute(self.labels_path)}
+        root = {"root": _absolute(self.data.root)} if self.data.root else {}
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update={**data, **root}),
+                "run": self.run.model_copy(update={"storage_path": _absolute(self.run.storage_path)}),
+            }
+        )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, then the YAML file, then ``dotted.key=value`` words (values in YAML syntax), in this order.
+
+    Raises UserError with all mistakes at once: unknown keys with the nearest name, values of a wrong type or range.
+    """
+    tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    return override(tree, overrides, source=str(path) if path else "command line")
+
+
+def override(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:
+    """A nested mapping changed by ``dotted.key=value`` words. Raises UserError with all mistakes at once."""
+    tree = copy.deepcopy(dict(tree))
+    mistakes: list[str] = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            mistakes.append(f"'{word}': write overrides as key=value, for example train.steps=100")
+            continue
+        try:
+            _set(tree, key.split("."), yaml.safe_load(value) if value else None)
+        except (yaml.YAMLError, TypeError) as error:
+            mistakes.append(f"'{word}': {str(error).splitlines()[0]}")
+    return parse_config(tree, source=source, mistakes=mistakes)
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config", mistakes: Iterable[str] = ()) -> Config:
+    """Validate a nested mapping. Raises UserError listing all mistakes with the nearest names."""
+    found = list(mistakes)
+    config = Config()
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        found += [_explain(detail) for detail in error.errors()]
+    if found:
+        raise UserError(f"{len(found)} mistake{'s' * (len(found) > 1)} in the configuration ({source}):", found)
+    return config
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key that exists, in order of declaration."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        children = _sections(field.annotation)
+        for child in children:
+            keys += [key for key in all_keys(child, f"{prefix}{name}.") if key not in keys]
+        if not children:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union):
+        return [section for part in get_args(annotation) for section in _sections(part)]
+    return []
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise TypeError(f"'{key}' is a value, not a section")
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        raise UserError(f"config file not found: {path}" + (f" (did you mean {path.parent / near[0]}?)" if near else "")) from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"config file {path} must be a mapping of sections, found {type(tree).__name__}")
+    return tree or {}
+
+
+def _explain(detail: Any) -> str:
+    # a union adds its tag (the arch) to the location; it is no key
+    parts = [str(part) for part in detail["loc"] if part not in ("slow_resnet", "timesformer")]
+    key = ".".join(parts)
+    if detail["type"] == "extra_forbidden":
+        keys = all_keys()
+        names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        near = near or [k for k in keys if k.split(".")[-1] == parts[-1]][:1]
+        near = near or [k for k in keys if difflib.get_close_matches(parts[-1], [k.split(".")[-1]], cutoff=0.75)][:1]
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {detail['input']!r}" if key else message

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clips.plan import Plan, deal, worker_rows
+from pipeline.errors import UserError
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    labeled, unlabeled = draw(st.integers(1, 40)), draw(st.integers(1, 200))
+    videos = np.random.default_rng(draw(st.integers(0, 99))).permutation(1000)[: labeled + unlabeled]
+    return Plan(videos[:labeled], videos[labeled:], draw(st.integers(0, 7)), draw(st.integers(1, 16)), draw(st.integers(0, 2**31 - 1)))
+
+
+@given(plan=plans(), epoch=st.integers(0, 5))
+def test_each_epoch_is_a_permutation_of_the_unlabeled_list(plan: Plan, epoch: int) -> None:
+    size, mu = len(plan.unlabeled), plan.unlabeled_per_labeled
+    if mu == 0:
+        return
+    rows = np.arange(epoch * size // mu, ((epoch + 1) * size - 1) // mu + 1)
+    stream = plan.videos(rows)[:, 1:].reshape(-1)
+    begin = epoch * size - rows[0] * mu
+    assert sorted(stream[begin : begin + size]) == sorted(plan.unlabeled)
+
+
+@given(plan=plans(), epoch=st.integers(0, 5))
+def test_labels_are_cycled_in_permutations(plan: Plan, epoch: int) -> None:
+    size = len(plan.labeled)
+    assert sorted(plan.videos(np.arange(epoch * size, (epoch + 1) * size))[:, 0]) == sorted(plan.labeled)
+
+
+@given(plan=plans(), row=st.integers(0, 10**9))
+def test_ratio_and_pools(plan: Plan, row: int) -> None:
+    videos = plan.videos([row, row + 1])
+    assert videos.shape == (2, 1 + plan.unlabeled_per_labeled)
+    assert np.isin(videos[:, 0], plan.labeled).all()
+    assert np.isin(videos[:, 1:], plan.unlabeled).all()
+
+
+@given(plan=plans(), rows=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_a_row_does_not_depend_on_the_rows_around_it(plan: Plan, rows: list[int]) -> None:
+    together, moments = plan.videos(rows), plan.moments(rows)
+    for place, row in enumerate(rows):
+        assert np.array_equal(plan.videos([row])[0], together[place])
+        assert np.array_equal(plan.moments([row])[0], moments[place])
+    assert moments.min() >= 0
+    assert moments.max() < 1
+
+
+@given(
+    plan=plans(), first=st.integers(0, 30), steps=st.integers(1, 30), workers=st.integers(1, 4), block=st.integers(1, 9), share=st.integers(1, 4)
+)
+def test_dealt_blocks_give_each_worker_its_rows_in_order(plan: Plan, first: int, steps: int, workers: int, block: int, share: int) -> None:
+    rows_per_step = workers * share
+    blocks = deal(first, first + steps, rows_per_step, workers, block)
+    for worker in range(workers):
+        received = np.concatenate(blocks[worker::workers])
+        assert np.array_equal(received, worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers).reshape(-1))
+    assert sorted(np.concatenate(blocks)) == list(range(first * rows_per_step, (first + steps) * rows_per_step))
+
+
+@given(cut=st.integers(1, 19), before=st.sampled_from([1, 2, 4]), after=st.sampled_from([1, 2, 4]))
+def test_windows_join_without_seam_when_workers_change(cut: int, before: int, after: int) -> None:
+    rows = np.concatenate([*deal(0, cut, 4, before, 3), *deal(cut, 20, 4, after, 2)])
+    assert sorted(rows) == list(range(80))
+
+
+def test_substitutes_come_from_the_same_pool_and_repeat() -> None:
+    plan = Plan(np.arange(3), np.arange(10, 40), 2, 4, seed=1)
+    assert all(plan.substitute(7, 0, attempt) in plan.labeled for attempt in range(1, 9))
+    candidates = [plan.substitute(7, 1, attempt) for attempt in range(1, 17)]
+    assert candidates == [plan.substitute(7, 1, attempt) for attempt in range(1, 17)]
+    assert len(set(candidates)) > 8
+    assert set(candidates) <= set(plan.unlabeled)
+
+
+def test_empty_pools_are_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="--labeled"):
+        Plan(np.array([], dtype=np.int64), np.arange(3), 5, 4, 0)
+    with pytest.raises(UserError, match="unlabeled_per_labeled=0"):
+        Plan(np.arange(3), np.array([], dtype=np.int64), 5, 4, 0)
+
+
+def test_epochs() -> None:
+    assert Plan(np.arange(4), np.arange(4, 24), 5, 8, 0).epoch(8) == 2.0
+    assert Plan(np.arange(4), np.arange(4, 24), 0, 8, 0).epoch(8) == 2.0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.config import ClipSection
+
+SLOW, FAST = ClipSection(frames=8, fps=8, size=8), ClipSection(frames=8, fps=16, size=8)
+RATES = [15.0, 23.976, 25.0, 29.97, 30.0, 50.0, 59.94]
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_the_same_seconds_at_any_frame_rate(fps: float) -> None:
+    times = clip_times(0.3, 0.0, 10.0, [SLOW, FAST])
+    starts = constant_rate(int(10 * fps), fps)
+    for wanted in times:
+        shown = starts[frame_indices(wanted, starts)]
+        assert (wanted - shown >= -2e-6).all()
+        assert (wanted - shown < 1 / fps + 2e-6).all()
+
+
+@given(moment=st.floats(0, 1), start=st.floats(0, 5), length=st.floats(0.05, 20))
+def test_clips_share_their_center_and_stay_inside(moment: float, start: float, length: float) -> None:
+    slow, fast = clip_times(moment, start, start + length, [SLOW, FAST])
+    assert slow.mean() == pytest.approx(fast.mean())
+    assert np.diff(slow) == pytest.approx(1 / 8)
+    assert np.diff(fast) == pytest.approx(1 / 16)
+    if length >= 1.0:
+        assert slow[0] >= start + 1 / 16 - 1e-9
+        assert slow[-1] <= start + length - 1 / 16 + 1e-9
+
+
+def test_ends_of_the_moment() -> None:
+    first, last = clip_times(0.0, 0.0, 4.0, [SLOW])[0], clip_times(1.0, 0.0, 4.0, [SLOW])[0]
+    assert first[0] == pytest.approx(1 / 16)
+    assert last[-1] == pytest.approx(4 - 1 / 16)
+
+
+def test_a_short_video_repeats_its_ends() -> None:
+    starts = constant_rate(5, 25.0)
+    indices = frame_indices(clip_times(0.7, 0.0, 0.2, [SLOW])[0], starts)
+    assert indices.tolist() == sorted(indices)
+    assert indices[0] == 0
+    assert indices[-1] == 4
+
+
+def test_variable_rate_shows_the_frame_on_screen() -> None:
+    starts = np.array([0.0, 0.1, 0.5, 0.6])
+    assert frame_indices(np.array([0.0, 0.09, 0.1, 0.49, 0.55, 9.0]), starts).tolist() == [0, 0, 1, 1, 2, 3]
+
+
+@given(frames=st.integers(1, 500), fps=st.sampled_from(RATES))
+def test_a_frames_own_time_is_that_frame(frames: int, fps: float) -> None:
+    starts = constant_rate(frames, fps)
+    assert np.array_equal(frame_indices(starts, starts), np.arange(frames))

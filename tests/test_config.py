@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, all_keys, load_config, parse_config
+from pipeline.errors import UserError
+
+
+def mistakes(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = Config()
+    assert config.method.pseudo_label_weight == config.method.contrast_weight == 2
+    assert config.method.confidence_threshold == 0.8
+    assert (config.primary.network.arch, config.auxiliary.network.arch) == ("slow_resnet", "timesformer")
+    assert (config.primary.clip.frames, config.primary.clip.size, config.data.unlabeled_per_labeled) == (8, 224, 5)
+
+
+def test_all_mistakes_at_once_with_the_nearest_name() -> None:
+    text = mistakes("trian.steps=3", "primary.network.widht=4", "train.steps=-1", "scale.worker=2", "steps=3", "foo")
+    assert "6 mistakes" in text
+    for line in (
+        "unknown key trian; did you mean train?",
+        "unknown key primary.network.widht; did you mean primary.network.width?",
+        "train.steps: Input should be greater than or equal to 1, got -1",
+        "unknown key scale.worker; did you mean scale.workers?",
+        "unknown key steps; did you mean train.steps?",
+        "'foo': write overrides as key=value",
+    ):
+        assert line in text
+
+
+def test_sizes_that_do_not_fit_name_both_keys() -> None:
+    assert "auxiliary.network.patch=15 must divide auxiliary.clip.size=224" in mistakes("auxiliary.network.patch=15")
+    assert "larger than data.decode_size=64" in mistakes("data.decode_size=64")
+    assert "network.heads=5 must divide" in mistakes("auxiliary.network.heads=5")
+
+
+def test_yaml_then_words(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {steps: 7, log_every: 3}\nprimary: {network: {width: 12}}\n", encoding="utf-8")
+    config = load_config(path, ["train.steps=9", "auxiliary.network.attention=joint"])
+    assert (config.train.steps, config.train.log_every, config.primary.network.width) == (9, 3, 12)
+    assert config.primary.network.arch == "slow_resnet"
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("a: [", encoding="utf-8")
+    assert "did you mean" in mistakes(path=tmp_path / "dmo.yaml")
+    assert "demo.yaml cannot be read" in mistakes(path=tmp_path / "demo.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
+    assert "must be a mapping" in mistakes(path=tmp_path / "list.yaml")
+
+
+def test_a_word_that_makes_a_value_a_section_is_told() -> None:
+    assert "'steps' is a value, not a section" in mistakes("train.steps=1", "train.steps.foo=2")
+
+
+def test_fingerprint_follows_what_determines_the_result() -> None:
+    base = load_config()
+    same = load_config(overrides=["scale.workers=4", "run.name=other", "evaluation.clips=2", "train.log_every=3", "data.root=/x"])
+    assert base.fingerprint() == same.fingerprint()
+    for word in ("run.seed=1", "train.steps=3", "method.contrast_weight=1", "data.labeled_per_step=4", "primary.clip.fps=9"):
+        assert load_config(overrides=[word]).fingerprint() != base.fingerprint(), word
+
+
+def test_round_trip_and_every_key_is_documented() -> None:
+    config = load_config(overrides=["primary.network.width=12"])
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert {"train.steps", "primary.network.depth", "auxiliary.network.tubelet", "primary.clip.fps"} <= set(all_keys())
+
+    def undocumented(section: type, prefix: str = "") -> list[str]:
+        from pydantic import BaseModel
+
+        missing = []
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            if isinstance(field.default, BaseModel):
+                missing += undocumented(type(field.default), f"{prefix}{name}.")
+            elif not field.description and name not in ("network", "arch"):
+                missing.append(prefix + name)
+        return missing
+
+    assert undocumented(Config) == []
+
+
+def test_values_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().train.steps = 3  # type: ignore[misc]
