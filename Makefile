@@ -1,0 +1,39 @@
+# Every target builds the environment first when there is none, or when what it is built from changed.
+PYTHON ?= python3.11
+VENV ?= .venv
+python := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test test-long check clean
+
+help: ## show this list
+	@sed -nE 's/^([a-z.-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.venv: $(VENV)/.complete ## the environment, at the versions of constraints.txt
+
+$(VENV)/.complete: pyproject.toml constraints.txt docker/install.sh
+	$(PYTHON) -m venv $(VENV)
+	docker/install.sh $(python) dependencies dev
+	docker/install.sh $(python) project --editable
+	touch $@
+
+demo: .venv ## synthetic videos -> two trained runs -> runs/demo.html, on a laptop
+	$(python) -m jobs.prepare synthetic data/synthetic --videos 320 --classes 8 --seed 0
+	$(python) -m jobs.train --config jobs/configs/demo.yaml run.name=demo-supervised method.name=supervised
+	$(python) -m jobs.train --config jobs/configs/demo.yaml run.name=demo-actnetformer
+	$(python) -m jobs.report runs/demo-supervised runs/demo-actnetformer --out runs/demo.html
+
+test: .venv ## the tests of every change
+	$(python) -m pytest
+
+test-long: .venv ## the tests that take minutes
+	$(python) -m pytest -m long
+
+check: .venv ## style, types and layers
+	$(python) -m ruff check .
+	$(python) -m mypy
+	$(VENV)/bin/lint-imports
+
+clean: ## remove the environment and caches; data/ and runs/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build actnetformer.egg-info
+	find pipeline jobs tests -name __pycache__ -type d -exec rm -rf {} +

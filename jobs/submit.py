@@ -1,0 +1,165 @@
+"""Run a command of this project on a Ray cluster: ``python -m jobs.submit [options] COMMAND [ARGUMENTS]``.
+
+The working directory is uploaded (less what .gitignore and .rayignore name), the command's log is shown as it comes,
+and its exit code is passed on. Paths among the arguments are paths on the cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import http.client
+import logging
+import os
+import shlex
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from jobs.__main__ import COMMANDS
+from jobs.command import DONE, FAILED, INTERRUPTED, run
+from pipeline.errors import UserError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+CONNECT_SECONDS = 10.0
+TOKEN_REMEDY = "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Submit one command. Returns its exit code, or 0 at once with ``--no-wait``. Raises UserError for any mistake."""
+    args = _arguments(argv)
+    command = entrypoint(args.command, args.arguments)
+    environment = runtime_env(args.runtime_env, args.working_dir)
+    address = dashboard_address(args.address, os.environ)
+    client = connect(address)
+    try:
+        job = client.submit_job(entrypoint=command, runtime_env=environment)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the cluster at {address} did not take the job: {error}") from None
+    print(f"job {job}: {command}\n{_remarks(address, job)}", flush=True)
+    return DONE if args.no_wait else follow(client, address, job)
+
+
+def entrypoint(command: str, arguments: Sequence[str]) -> str:
+    """Shell line that runs ``command`` on the cluster. Raises UserError for what is no command, or is this one."""
+    allowed = [name for name in COMMANDS if name != "submit"]
+    if command == "submit":
+        raise UserError(f"submit cannot submit itself; give one of: {', '.join(allowed)}")
+    if command not in allowed:
+        near = difflib.get_close_matches(command, allowed, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(allowed)}"
+        raise UserError(f"unknown command {command}; {remedy}")
+    return shlex.join(["python", "-m", f"jobs.{command}", *arguments])
+
+
+def runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
+    """Ray's runtime environment: what the YAML ``file`` says, and the folder to upload.
+
+    Raises UserError when the file is not a mapping or names a working_dir of its own, or when there is no such folder.
+    """
+    folder = Path(working_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"--working-dir {working_dir}: no such folder")
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--runtime-env {file} cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--runtime-env {file} must be a mapping, for example 'env_vars: {{NAME: value}}'")
+    if "working_dir" in tree:
+        raise UserError(f"--runtime-env {file} names a working_dir; use --working-dir instead")
+    return {**tree, "working_dir": str(folder)}
+
+
+def dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
+    """URL of the cluster's dashboard: ``--address``, else Ray's own variables, else this machine's."""
+    address = given or environ.get("RAY_API_SERVER_ADDRESS") or environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"address {address}: give the dashboard's URL, for example http://HEAD:8265")
+    return address.rstrip("/")
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """Client of the cluster at ``address``, within seconds. Raises UserError with the remedy."""
+    _require_answer(address)
+    for noisy in ("ray._private.runtime_env.packaging", "ray.dashboard.modules.job.sdk"):  # every ignore file, every socket
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers its variables to the argument, even to --address
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        reason = error.message.splitlines()[0]
+        raise UserError(f"the cluster at {address} refused the token ({reason}); {TOKEN_REMEDY}") from None
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{address} is not the dashboard of a Ray cluster: {error}") from None
+
+
+def follow(client: JobSubmissionClient, address: str, job: str) -> int:
+    """Show the job's log until it ends and return its exit code. Ctrl-C leaves the job running."""
+    try:
+        asyncio.run(_print_log(client, job))
+        while not (details := client.get_job_info(job)).status.is_terminal():
+            time.sleep(1)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on\n{_remarks(address, job)}", file=sys.stderr)
+        return INTERRUPTED
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"lost sight of job {job}, which may still run: {error}\n{_remarks(address, job)}") from None
+    reason = (details.message or "").partition(",")[0]  # after the comma Ray repeats the log
+    print(f"job {job} {details.status}" + (f": {reason}" if details.status != "SUCCEEDED" else ""), flush=True)
+    return exit_code(details)
+
+
+def exit_code(details: JobDetails) -> int:
+    """0 for a job that succeeded, else the command's own code, else 1 (stopped, or it never started)."""
+    if details.status == "SUCCEEDED":
+        return DONE
+    code = details.driver_exit_code or FAILED
+    return code if code > 0 else 128 - code  # killed by a signal, as a shell tells it
+
+
+def _require_answer(address: str) -> None:
+    """Ray's own client has no time limit, so something that listens but never answers would hang it."""
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answers; the client tells a wrong token from a wrong server
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"no Ray cluster answers at {address} within {CONNECT_SECONDS:g} s ({reason}); give --address http://HEAD:8265, "
+            "the dashboard's address, and forward the port when the cluster is remote (see cluster/README.md)"
+        ) from None
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def _remarks(address: str, job: str) -> str:
+    return f"  follow: ray job logs --follow --address {address} {job}\n  stop:   ray job stop --address {address} {job}"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--address", metavar="URL", help=f"dashboard of the cluster (RAY_ADDRESS, else {DEFAULT_ADDRESS})")
+    parser.add_argument("--working-dir", metavar="DIR", default=".", help="folder to upload (default: the current one)")
+    parser.add_argument("--runtime-env", metavar="FILE", help="YAML with more of Ray's runtime environment, as env_vars")
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the cluster has the job")
+    parser.add_argument("command", metavar="COMMAND", help=", ".join(name for name in COMMANDS if name != "submit"))
+    parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER, help="the command's own, unchanged")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,153 @@
+"""Plan rows in, decoded columns out: the one function that decode tasks, threads and benchmarks all call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.clips.plan import Plan
+from pipeline.clips.seeds import Floats, Ints
+from pipeline.config import ClipSection, Config
+from pipeline.errors import UserError
+from pipeline.manifest.labels import LabelSubset, read_labels
+from pipeline.manifest.schema import Manifest, read_manifest
+
+Columns = dict[str, npt.NDArray[Any]]
+MAX_SUBSTITUTES = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """A manifest, a plan and what the students want to see; picklable, and small but for the manifest's table."""
+
+    manifest: Manifest
+    columns: Columns
+    """``video_columns`` of the manifest."""
+    plan: Plan
+    clips: tuple[ClipSection, ClipSection]
+    """Primary's and auxiliary's."""
+    size: int
+    """data.decode_size."""
+
+    def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
+        """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
+
+        ``quarantined`` [B] holds a JSON list of the row's failed videos. ``pool`` decodes videos in parallel threads.
+        """
+        planned, moments = self.plan.videos(rows), self.plan.moments(rows)
+        jobs = [
+            (int(row), slot, int(planned[b, slot]), moments[b, slot])
+            for b, row in enumerate(rows)
+            for slot in range(self.plan.slots)
+        ]
+        slots = list((pool.map if pool else map)(lambda job: self._slot(*job), jobs))
+        shape = planned.shape
+        videos = np.array([slot.video for slot in slots], dtype=np.int64).reshape(shape)
+        failures = np.array([json.dumps(slot.failures) for slot in slots], dtype=object).reshape(shape)
+        return {
+            "row": np.asarray(rows, dtype=np.int64),
+            "video": videos,
+            "label": self.columns["label"][videos].astype(np.int64),
+            "primary": _stack([slot.clips[0] for slot in slots], shape),
+            "auxiliary": _stack([slot.clips[1] for slot in slots], shape),
+            "quarantined": np.array([_join(row) for row in failures]),
+        }
+
+    def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
+        """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed."""
+        blank = tuple(np.zeros((clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
+        clips, reasons = [], []
+        for video, moment, window in zip(videos, moments, windows, strict=True):
+            try:
+                clips.append(self.clip(int(video), float(moment), float(window)))
+                reasons.append("")
+            except DecodeError as error:
+                clips.append(blank)
+                reasons.append(str(error) or "unknown")
+        return {
+            "video": np.asarray(videos, dtype=np.int64),
+            "primary": np.stack([clip[0] for clip in clips]),
+            "auxiliary": np.stack([clip[1] for clip in clips]),
+            "reason": np.array(reasons),
+        }
+
+    def clip(self, video: int, moment: float, window: float) -> tuple[UInt8s, ...]:
+        """Both students' clips of one video, as uint8 [T, H, W, 3]. Raises DecodeError."""
+        return decode_clips(self.video(video), moment, window, self.clips, self.size)
+
+    def video(self, row: int) -> Video:
+        """The decoder's view of a manifest row."""
+        columns = self.columns
+        start = columns["start"][row]
+        end = columns["end"][row]
+        return Video(
+            location=self.manifest.location(row),
+            frames=int(columns["frames"][row]),
+            fps=float(columns["fps"][row]),
+            variable_fps=bool(columns["variable_fps"][row]),
+            width=int(columns["width"][row]),
+            height=int(columns["height"][row]),
+            start=0.0 if np.isnan(start) else float(start),
+            end=float(columns["duration"][row]) if np.isnan(end) else float(end),
+            decoder=str(columns["decoder"][row]),
+        )
+
+    def _slot(self, row: int, slot: int, video: int, moment: Floats) -> _Slot:
+        failures: list[dict[str, object]] = []
+        for attempt in range(1, MAX_SUBSTITUTES + 1):
+            try:
+                return _Slot(video, self.clip(video, *moment), failures)
+            except DecodeError as error:
+                failures.append({"row": row, "slot": slot, "video": video, "uri": self.manifest.location(video), "reason": str(error)})
+                video = self.plan.substitute(row, slot, attempt)
+                failures[-1]["replaced_by"] = video
+        raise UserError(f"{MAX_SUBSTITUTES} videos in a row cannot be decoded; the last: {failures[-1]['uri']}: {failures[-1]['reason']}")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    video: int
+    clips: tuple[UInt8s, ...]
+    failures: list[dict[str, object]]
+
+
+def open_source(config: Config) -> tuple[Source, LabelSubset]:
+    """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them."""
+    manifest = read_manifest(config.data.manifest, root=config.data.root)
+    labels = read_labels(config.labels_path, manifest)
+    train = manifest.rows("train")
+    labeled = np.asarray(labels.rows, dtype=np.int64)
+    plan = Plan(
+        labeled=labeled[np.isin(labeled, train)],
+        unlabeled=np.setdiff1d(train, labeled),
+        unlabeled_per_labeled=config.unlabeled_per_labeled,
+        rows_per_step=config.data.labeled_per_step,
+        seed=config.run.seed,
+    )
+    return Source(manifest, video_columns(manifest), plan, (config.primary.clip, config.auxiliary.clip), config.data.decode_size), labels
+
+
+def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:
+    """Quarantine records of a decoded batch."""
+    return tuple(record for text in columns["quarantined"] for record in json.loads(text))
+
+
+def video_columns(manifest: Manifest) -> Columns:
+    """The manifest's columns that decoding needs, as arrays indexed by manifest row."""
+    names = ("start", "end", "frames", "fps", "variable_fps", "duration", "width", "height", "decoder", "label")
+    return {name: manifest.table.column(name).to_numpy() for name in names}
+
+
+def _join(texts: Iterable[str]) -> str:
+    return json.dumps([record for text in texts for record in json.loads(text)])
+
+
+def _stack(clips: list[UInt8s], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    return np.stack(clips).reshape(*shape, *clips[0].shape)

@@ -1,0 +1,198 @@
+"""Random views of decoded clips: the same parameters for all frames, drawn from a seed that belongs to the view alone.
+
+Geometry is one affine map per clip, applied to the whole batch at once on the clips' device; appearance follows clip by
+clip. A view's bytes depend on its clip and its seed only: not on the batch it is in, the worker, or what came before.
+Coordinates run from -1 to 1 over a window, as in ``torch.nn.functional.grid_sample``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as appearance
+
+from pipeline.config import StrongSection, ViewsSection, WeakSection
+
+MEAN, STD = 0.45, 0.225
+"""Of all channels, as SlowFast's; what lies outside the window and erased squares take the mean, 0 after normalization."""
+
+Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+def view_seed(seed: int, row: int, slot: int, view: str) -> int:
+    """Seed of one view, 64 bits: a hash of the run's seed, the run row, the slot, and the view's name."""
+    key = struct.pack("<qqq", seed, row, slot) + view.encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def weak_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
+    """Scale jitter, crop, flip of uint8 clips -> normalized float32 [N, C, T, size, size]."""
+    maps = [_crop(_generator(seed), section.weak) for seed in seeds]
+    return _channels_first(_sample(clips_NTHWC, maps, size))
+
+
+def strong_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
+    """Weak geometry drawn anew, RandAugment (Cubuk et al., 2020) and cutout -> normalized float32 [N, C, T, size, size].
+
+    RandAugment's geometric operations are folded into the crop, so that pixels are sampled once.
+    """
+    generators = [_generator(seed) for seed in seeds]
+    crops = [_crop(generator, section.weak) for generator in generators]
+    operations = [_draw_operations(generator, section.strong) for generator in generators]
+    centered_NTCHW = _sample(clips_NTHWC, [_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
+    for number, generator in enumerate(generators):
+        _apply_appearance(centered_NTCHW[number], operations[number])
+        _cutout(centered_NTCHW[number], generator, section.strong.cutout)
+    return _channels_first(centered_NTCHW)
+
+
+def center_views(clips_NTHWC: torch.Tensor, size: int) -> torch.Tensor:
+    """The center square of uint8 clips resized to ``size`` -> normalized float32 [N, C, T, size, size]; for evaluation."""
+    height, width = clips_NTHWC.shape[2:4]
+    side = min(height, width)
+    center = np.array([[side / width, 0, 0], [0, side / height, 0]])
+    return _channels_first(_sample(clips_NTHWC, [center] * len(clips_NTHWC), size))
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed))
+
+
+def _crop(generator: np.random.Generator, section: WeakSection) -> Matrix:
+    """[2, 3] map from view to window: a square of random side and place, mirrored or not."""
+    scale = generator.uniform(section.min_scale, 1)
+    x, y = generator.uniform(-1, 1, 2) * (1 - scale)
+    mirror = -1 if generator.random() < section.flip else 1
+    return np.array([[mirror * scale, 0, x], [0, scale, y]])
+
+
+def _sample(clips_NTHWC: torch.Tensor, maps: Sequence[Matrix], size: int) -> torch.Tensor:
+    """Bilinear samples less MEAN, float32 [N, T, C, size, size]; frames share the grid, as channels of one image."""
+    frames, channels = clips_NTHWC.shape[1], clips_NTHWC.shape[4]
+    images = clips_NTHWC.permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    theta = torch.from_numpy(np.stack(maps)).to(clips_NTHWC.device, torch.float32)[:, :, :, None, None]
+    centers = (torch.arange(size, device=theta.device) * 2 + 1) / size - 1
+    # elementwise instead of F.affine_grid's matrix product, whose rounding may depend on the number of clips
+    grid = theta[:, :, 0] * centers + theta[:, :, 1] * centers[:, None] + theta[:, :, 2]
+    centered = images.mul_(1 / 255).sub_(MEAN)
+    samples = F.grid_sample(centered, grid.permute(0, 2, 3, 1), mode="bilinear", align_corners=False)
+    return torch.unflatten(samples, 1, (frames, channels))
+
+
+def _channels_first(centered_NTCHW: torch.Tensor) -> torch.Tensor:
+    return centered_NTCHW.transpose(1, 2).div(STD).contiguous()
+
+
+def _rotate(share: float) -> Matrix:
+    angle = np.deg2rad(30 * share)
+    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+
+
+def _shear_x(share: float) -> Matrix:
+    return np.array([[1, 0.3 * share, 0], [0, 1, 0], [0, 0, 1]])
+
+
+def _shear_y(share: float) -> Matrix:
+    return _shear_x(share).T
+
+
+def _translate_x(share: float) -> Matrix:
+    return np.array([[1, 0, 0.9 * share], [0, 1, 0], [0, 0, 1]])
+
+
+def _translate_y(share: float) -> Matrix:
+    return np.array([[1, 0, 0], [0, 1, 0.9 * share], [0, 0, 1]])
+
+
+def _identity(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+    return clip_TCHW
+
+
+def _brightness(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+    changed: torch.Tensor = appearance.adjust_brightness(clip_TCHW, 1 + 0.9 * share)
+    return changed
+
+
+def _color(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+    changed: torch.Tensor = appearance.adjust_saturation(clip_TCHW, 1 + 0.9 * share)
+    return changed
+
+
+def _sharpness(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+    changed: torch.Tensor = appearance.adjust_sharpness(clip_TCHW, 1 + 0.9 * share)
+    return changed
+
+
+def _solarize(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+    changed: torch.Tensor = appearance.solarize(clip_TCHW, 1 - abs(share))
+    return changed
+
+
+def _posterize(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+    changed: torch.Tensor = appearance.posterize(clip_TCHW, 8 - round(4 * abs(share)))
+    return changed
+
+
+def _whole_clip(operation: Callable[[torch.Tensor, float], torch.Tensor]) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """For operations that measure the image: measure the clip, or frames would be changed differently."""
+
+    def apply(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
+        tall_CHW = clip_TCHW.transpose(0, 1).flatten(1, 2)
+        return operation(tall_CHW, share).unflatten(1, (len(clip_TCHW), -1)).transpose(0, 1)
+
+    return apply
+
+
+GEOMETRIC: dict[str, Callable[[float], Matrix]] = {
+    "rotate": _rotate, "shear_x": _shear_x, "shear_y": _shear_y, "translate_x": _translate_x, "translate_y": _translate_y,
+}  # fmt: skip
+"""Operation -> [3, 3] map for a strength in -1..1; full strength is torchvision's RandAugment's (30 degrees, 0.3, 45 %)."""
+APPEARANCE: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "identity": _identity, "brightness": _brightness, "color": _color, "sharpness": _sharpness,
+    "solarize": _solarize, "posterize": _posterize,
+    "contrast": _whole_clip(lambda clip, share: appearance.adjust_contrast(clip, 1 + 0.9 * share)),
+    "autocontrast": _whole_clip(lambda clip, share: appearance.autocontrast(clip)),
+    "equalize": _whole_clip(lambda clip, share: appearance.equalize(clip)),
+}  # fmt: skip
+"""Operation -> function of a clip [T, C, H, W] in 0..1 and a strength in -1..1."""
+
+Operation = tuple[str, float]
+
+
+def _draw_operations(generator: np.random.Generator, section: StrongSection) -> list[Operation]:
+    names = [*APPEARANCE, *(GEOMETRIC if section.geometric else ())]
+    chosen = generator.integers(len(names), size=section.ops)
+    strengths = generator.uniform(-section.magnitude, section.magnitude, section.ops)
+    return [(names[index], float(strength)) for index, strength in zip(chosen, strengths, strict=True)]
+
+
+def _fold(crop: Matrix, operations: Sequence[Operation]) -> Matrix:
+    for name, strength in operations:
+        if name in GEOMETRIC:
+            crop = crop @ GEOMETRIC[name](strength)
+    return crop
+
+
+def _apply_appearance(centered_TCHW: torch.Tensor, operations: Sequence[Operation]) -> None:
+    """In place, in the order drawn."""
+    named = [(APPEARANCE[name], strength) for name, strength in operations if name in APPEARANCE]
+    if not named:
+        return
+    clip = centered_TCHW.add(MEAN).clamp_(0, 1)
+    for operation, strength in named:
+        clip = operation(clip, strength)
+    centered_TCHW.copy_(clip).sub_(MEAN)
+
+
+def _cutout(centered_TCHW: torch.Tensor, generator: np.random.Generator, largest: float) -> None:
+    """Erase, in place, a square of side 0 to ``largest`` shares of the view around a random point (DeVries, 2017)."""
+    size = centered_TCHW.shape[-1]
+    half = generator.uniform(0, largest) * size / 2
+    y, x = generator.uniform(0, size, 2)
+    top, bottom, left, right = (max(0, round(edge)) for edge in (y - half, y + half, x - half, x + half))
+    centered_TCHW[:, :, top:bottom, left:right] = 0

@@ -1,0 +1,38 @@
+"""The Ray cluster that a command works on: joined or started, and looked at before anything is asked of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.resources import Resources, fit_resources
+
+QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours has rate and time left; Ray's rows are blocks to its reader
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line of a worker twice
+}
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine. Raises UserError if there is none there."""
+    os.environ.update(QUIET)
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": QUIET})
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers ({error}): unset RAY_ADDRESS to use this machine, or start one") from None
+
+
+def check_cluster(config: Config, concurrent: int = 1) -> Resources:
+    """Compare what a run needs with its share of the cluster, one of ``concurrent`` such runs. Raises UserError."""
+    totals = ray.cluster_resources()
+    # a little is left for the drivers of the runs, which Tune starts as tasks
+    cpus = totals.get("CPU", 0.0) / concurrent - (0.02 if concurrent > 1 else 0.0)
+    return fit_resources(config, cpus, totals.get("GPU", 0.0) // concurrent)

@@ -1,0 +1,93 @@
+"""From scores to numbers: top-1, per class, confusion, the mean of the students, mean and standard deviation.
+
+Everything here is numpy on N videos and K classes: ``labels`` is [N] int with -1 where the class is unknown,
+``scores`` is [N, K] float (softmax probabilities in 0..1, averaged over the clips and crops of a video).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Scores = NDArray[np.floating[Any]]
+
+
+class MeanSd(NamedTuple):
+    """Mean and sample standard deviation of n values."""
+
+    mean: float
+    sd: float | None
+    """Divided by n - 1; None when n is 1, where a spread is unknown and not zero."""
+    n: int
+
+
+def predicted_classes(scores: Scores) -> Labels:
+    """[N] int64, the class of the highest score (the lowest index among equals); -1 where a score is not finite.
+
+    A student that diverged gives NaN, whose argmax would be class 0 and now and then right; -1 never is.
+    """
+    assert scores.ndim == 2 and scores.shape[1] > 0, f"scores must be [N, K], got {scores.shape}"
+    finite = np.isfinite(scores).all(axis=1)
+    return np.where(finite, np.nan_to_num(scores).argmax(axis=1), -1).astype(np.int64)
+
+
+def top1(labels: Labels, predicted: Labels) -> float | None:
+    """Share in 0..1 of the labeled videos whose class was found; None when no video is labeled."""
+    known = labels >= 0
+    return float((labels[known] == predicted[known]).mean()) if known.any() else None
+
+
+def per_class_accuracy(labels: Labels, predicted: Labels, num_classes: int) -> list[float | None]:
+    """K shares in 0..1, of the videos of each class (recall); None for a class without a video."""
+    hits = np.bincount(labels[(labels >= 0) & (labels == predicted)], minlength=num_classes)
+    totals = np.bincount(labels[labels >= 0], minlength=num_classes)
+    return [float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)]
+
+
+def confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
+    """[K, K] int64 counts, row = true class, column = predicted class. Pairs with a -1 count nowhere."""
+    both = (labels >= 0) & (predicted >= 0)
+    cells = labels[both] * num_classes + predicted[both]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+
+
+def mean_scores(*scores: Scores) -> Scores:
+    """[N, K] mean of the students' softmax probabilities: each has one vote of weight 1, spread over the classes."""
+    assert scores and len({s.shape for s in scores}) == 1, f"shapes differ: {[s.shape for s in scores]}"
+    mean: Scores = np.mean(np.stack(scores), axis=0)
+    return mean
+
+
+def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[str]) -> dict[str, Any]:
+    """The content of evaluation.json but for the protocol (step, clips, crops), ready for ``json.dump``.
+
+    Args:
+        labels: [N] class indices; -1 (unknown) counts nowhere.
+        scores: [N, K] for each student. With both students and no ``mean``, their mean is added.
+        classes: K names.
+
+    Returns:
+        ``{"videos": n, "classes": [...], name: {"top1": share | None, "per_class": {class: share | None}}, ...}``,
+        ``videos`` being the number of labeled ones.
+    """
+    views = dict(scores)
+    if "mean" not in views and {"primary", "auxiliary"} <= views.keys():
+        views["mean"] = mean_scores(views["primary"], views["auxiliary"])
+    summary: dict[str, Any] = {"videos": int((labels >= 0).sum()), "classes": list(classes)}
+    for name, values in views.items():
+        assert values.shape == (len(labels), len(classes)), f"{name}: {values.shape} for {len(labels)} x {len(classes)}"
+        predicted = predicted_classes(values)
+        shares = per_class_accuracy(labels, predicted, len(classes))
+        summary[name] = {"top1": top1(labels, predicted), "per_class": dict(zip(classes, shares, strict=True))}
+    return summary
+
+
+def mean_and_sd(values: Sequence[float]) -> MeanSd:
+    """Mean and sample standard deviation (n - 1) of at least one value, in the values' unit."""
+    assert len(values) > 0, "the mean of nothing is no number"
+    array = np.asarray(values, dtype=np.float64)
+    return MeanSd(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))

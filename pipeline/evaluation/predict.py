@@ -1,0 +1,130 @@
+"""Scores of both students on a split: decode tasks -> scoring actors on a cluster, threads in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from safetensors.torch import load_file
+
+from pipeline.clips.source import Columns, Source
+from pipeline.clips.seeds import Ints
+from pipeline.clips.views import center_views
+from pipeline.config import Config, parse_config
+from pipeline.errors import UserError
+from pipeline.evaluation.metrics import summarize
+from pipeline.evaluation.protocol import average_views, view_grid
+from pipeline.methods import build_method
+from pipeline.methods.inputs import STUDENTS
+from pipeline.resources import Resources
+from pipeline.run_folder import write_text
+
+
+class Scorer:
+    """Both students of a checkpoint; called with decoded views, returns their softmax scores."""
+
+    def __init__(self, tree: dict[str, Any], num_classes: int, weights: str, threads: int | None = None) -> None:
+        self.config = parse_config(tree)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if threads:
+            torch.set_num_threads(threads)
+        method = build_method(self.config, num_classes)
+        method.load_state_dict(load_file(weights))
+        self.students = method.students.eval().to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, columns: Columns) -> Columns:
+        """``video`` [n], ``reason`` [n], and [n, K] float32 scores of ``primary`` and ``auxiliary``."""
+        scores = {}
+        for name in STUDENTS:
+            clips = torch.from_numpy(np.array(columns[name])).to(self.device)
+            logits_NK, _ = self.students[name](center_views(clips, getattr(self.config, name).clip.size))
+            scores[name] = logits_NK.float().softmax(dim=1).cpu().numpy()
+        return {"video": columns["video"], "reason": columns["reason"], **scores}
+
+
+def predict(source: Source, config: Config, weights: Path, videos: Ints, resources: Resources | None) -> Columns:
+    """Scores of every view of the given manifest rows: ``video``, ``reason`` [n] and both students' [n, K].
+
+    On the cluster with ``resources``, in this process without.
+    """
+    grid = view_grid(np.asarray(videos, dtype=np.int64), config.evaluation.clips, config.evaluation.crops)
+    size = config.evaluation.batch_videos
+    blocks = [tuple(column[start : start + size] for column in grid) for start in range(0, len(grid[0]), size)]
+    score = partial(Scorer, config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
+    parts = _here(source, score, blocks) if config.scale.workers == 0 else _on_ray(source, resources, score, blocks)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _here(source: Source, score: Any, blocks: list[tuple[Any, ...]]) -> list[Columns]:
+    scorer = score()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [scorer(columns) for columns in pool.map(lambda block: source.views(*block), blocks)]
+
+
+def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple[Any, ...]]) -> list[Columns]:
+    reference = ray.put(source)
+
+    def decode(batch: dict[str, Any]) -> Columns:
+        shared: Source = ray.get(reference)
+        return shared.views(batch["video"], batch["moment"], batch["window"])
+
+    tables = [pa.table(dict(zip(("video", "moment", "window"), block, strict=True))) for block in blocks]
+    scores = (
+        ray.data.from_blocks(tables)
+        .map_batches(decode, batch_size=None, num_cpus=resources.cpus_per_decoder)
+        .map_batches(
+            Scorer,
+            fn_constructor_args=score.args,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=resources.workers),
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=1 if resources.gpu else 0,
+        )
+    )
+    return list(scores.iter_batches(batch_size=None, batch_format="numpy"))
+
+
+def evaluate(
+    source: Source, config: Config, weights: Path, step: int, resources: Resources | None, split: str = "test"
+) -> dict[str, Any]:
+    """Write predictions.parquet and evaluation.json into the run folder; returns the latter's content."""
+    videos = source.manifest.rows(split)
+    if len(videos) == 0:
+        raise UserError(f"{config.data.manifest} has no usable video in split {split!r}: nothing to evaluate")
+    columns = predict(source, config, weights, videos, resources)
+    usable = columns["reason"] == ""
+    if not usable.any():
+        raise UserError(f"none of the {len(videos)} {split} videos can be decoded; the first: {columns['reason'][0]}")
+    scores = {name: average_views(columns["video"], columns[name], usable) for name in STUDENTS}
+    kept = scores["primary"][0]
+    values = {name: scores[name][1] for name in STUDENTS}
+    values["mean"] = (values["primary"] + values["auxiliary"]) / 2
+    failed = {source.manifest.location(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
+    labels = source.columns["label"][kept].astype(np.int64)
+    summary = summarize(labels, values, list(source.manifest.classes))
+    summary |= {"step": step, "clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split, "undecodable": failed}
+    _write_predictions(config.run_folder, source, kept, values)
+    write_text(config.run_folder / "evaluation.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def _write_predictions(folder: Path, source: Source, rows: np.ndarray[Any, Any], values: dict[str, np.ndarray[Any, Any]]) -> None:
+    table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(rows))
+    for name, scores in values.items():
+        table = table.append_column(name, pa.array(list(scores.astype(np.float32)), pa.list_(pa.float32())))
+    about = json.dumps({"classes": list(source.manifest.classes), "manifest": source.manifest.fingerprint})
+    scratch = folder / f".predictions.{uuid.uuid4().hex}"
+    pq.write_table(table.replace_schema_metadata({b"actnetformer": about.encode()}), scratch)
+    os.replace(scratch, folder / "predictions.parquet")

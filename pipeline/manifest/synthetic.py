@@ -1,0 +1,329 @@
+"""Made-up actions that only motion can tell apart, as real H.264 files: a ground truth for the whole pipeline.
+
+Two things make a single frame say nothing about the class. All classes draw place, angle and size from the same
+distributions, and opposite classes (left and right, clockwise and counterclockwise, grow and shrink) are each other's
+time reversal. An object lives 1.2-1.8 s and is then drawn anew elsewhere, so the jump back of a growing object looks like
+any other. Everything follows from (seed, index). All of it is choice; no paper is behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.manifest.isolation import Lost, map_isolated
+from pipeline.manifest.progress import progress
+
+Array = NDArray[np.float32]
+
+SIZES = ((96, 72), (128, 96), (112, 112), (96, 128), (160, 120), (120, 160), (128, 72))
+"""(width, height) in pixels."""
+RATES = (Fraction(15), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
+"""Frames per second."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard the actions are to learn. The defaults can be learned from few labels by small students."""
+
+    background_contrast: float = 0.05
+    """Standard deviation of the background's texture in 0..1; what hides the objects most."""
+    background_detail: int = 5
+    """Cells of the background's texture along the short side."""
+    noise: float = 0.01
+    """Standard deviation of the noise added to every frame, in 0..1."""
+    shake: float = 0.5
+    """Standard deviation of the camera's place in pixels, a smooth random walk."""
+    objects: int = 3
+    """Objects that all perform the action."""
+    distractors: int = 0
+    """Objects that stand still, each replaced after its life like the others."""
+    contrast: float = 0.35
+    """Least distance of an object's colors to the background's mean color, per channel, 0..0.5."""
+    min_speed: float = 0.45
+    """Slowest motion: short sides of the frame per second, turns per second, or e-folds of size per second."""
+    max_speed: float = 0.8
+    """Fastest motion."""
+    min_radius: float = 0.14
+    """Smallest mean radius as a share of the short side."""
+    max_radius: float = 0.26
+    """Largest mean radius."""
+    min_life: float = 1.2
+    """Shortest life of an object in seconds."""
+    max_life: float = 1.8
+    """Longest life."""
+
+    @classmethod
+    def at(cls, level: float) -> Difficulty:
+        """Every field between EASY (0), the defaults (0.5) and HARD (1), linearly; beyond 1 it gets harder still."""
+        low, high, share = (EASY, cls(), level * 2) if level < 0.5 else (cls(), HARD, level * 2 - 1)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            start, stop = getattr(low, field.name), getattr(high, field.name)
+            value = start + (stop - start) * share
+            values[field.name] = round(value) if isinstance(start, int) else value
+        return cls(**values)
+
+
+EASY = Difficulty(background_contrast=0.0, noise=0.0, shake=0.0, contrast=0.45, min_speed=0.6, max_speed=0.7, min_radius=0.2)
+HARD = Difficulty(background_contrast=0.15, noise=0.04, shake=2.0, objects=2, distractors=3, contrast=0.2, min_speed=0.3)
+
+
+@dataclass
+class Pose:
+    """One object over T frames; every field but ``side`` is [T]."""
+
+    side: float
+    """Short side of the frame in pixels."""
+    x: Array
+    """Center in pixels, as ``y``."""
+    y: Array
+    angle: Array
+    """Radians."""
+    size: Array
+    """Logarithm of the factor on the radius."""
+    swapped: NDArray[np.bool_]
+    """Whether its two colors are exchanged."""
+    age: Array
+    """Seconds since the present life began."""
+    life: Array
+    """Length of the present life in seconds."""
+    speed: Array
+
+
+def _drift(pose: Pose, dx: int, dy: int) -> None:
+    way = pose.speed * pose.side * (pose.age - pose.life / 2)
+    pose.x += dx * way
+    pose.y += dy * way
+
+
+def _rotate(pose: Pose, sign: int) -> None:
+    pose.angle += sign * 2 * math.pi * pose.speed * pose.age
+
+
+def _grow(pose: Pose, sign: int) -> None:
+    pose.size = sign * log_growth(pose.speed, pose.age - pose.life / 2)
+
+
+def _bounce(pose: Pose) -> None:
+    turns = pose.speed * 2 * pose.age + pose.angle  # the angle is uniform: a phase like any other
+    pose.y -= 0.5 * pose.side * np.abs(np.sin(math.pi * turns))
+
+
+def _shake(pose: Pose) -> None:
+    pose.x += 0.12 * pose.side * np.sin(2 * math.pi * 4 * pose.speed * pose.age + pose.angle)
+
+
+def _orbit(pose: Pose) -> None:
+    phase = 2 * math.pi * 1.5 * pose.speed * pose.age + pose.angle
+    pose.x += 0.25 * pose.side * np.cos(phase)
+    pose.y += 0.25 * pose.side * np.sin(phase)
+
+
+def _blink(pose: Pose) -> None:
+    pose.swapped ^= np.sin(2 * math.pi * 4 * pose.speed * pose.age + pose.angle) > 0
+
+
+def log_growth(speed: Array, seconds: Array) -> Array:
+    """Logarithm of the size's change in this time."""
+    return np.asarray(speed * seconds, np.float32)
+
+
+MOTIONS: dict[str, Callable[[Pose], None]] = {
+    "drift_left": lambda pose: _drift(pose, -1, 0),
+    "drift_right": lambda pose: _drift(pose, 1, 0),
+    "drift_up": lambda pose: _drift(pose, 0, -1),
+    "drift_down": lambda pose: _drift(pose, 0, 1),
+    "rotate_clockwise": lambda pose: _rotate(pose, 1),  # y points down, so a growing angle turns clockwise
+    "rotate_counterclockwise": lambda pose: _rotate(pose, -1),
+    "grow": lambda pose: _grow(pose, 1),
+    "shrink": lambda pose: _grow(pose, -1),
+    "bounce": _bounce,
+    "shake": _shake,
+    "orbit": _orbit,
+    "blink": _blink,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an object is, whatever it does."""
+
+    shape: str
+    aspect: float
+    radius: float
+    """Pixels."""
+    colors: tuple[Array, Array]
+    """Two RGB colors in 0..1: a half of it, or a spot beside its center, has the second one, so that turning shows."""
+    fill: str
+
+
+SHAPES: dict[str, Callable[[Array, Array, float], Array]] = {
+    "ellipse": lambda u, v, aspect: np.hypot(u, v / aspect),
+    "box": lambda u, v, aspect: 1.2 * np.maximum(np.abs(u), np.abs(v) / aspect),
+    "diamond": lambda u, v, aspect: 0.8 * (np.abs(u) + np.abs(v) / aspect),
+    "triangle": lambda u, v, aspect: 0.8 * np.maximum(-2 * v, v + math.sqrt(3) * np.abs(u) / aspect),
+}
+"""Gauge of the shape at (u, v) in radii: below 1 inside."""
+
+FILLS: dict[str, Callable[[Array, Array], Array]] = {
+    "half": lambda u, v: u + 0 * v,
+    "spot": lambda u, v: 0.4 - np.hypot(u - 0.4, v),
+    "wedge": lambda u, v: u - np.abs(v),
+}
+"""Positive where the second color is, in radii."""
+
+
+def render(index: int, motion: str, seed: int, difficulty: Difficulty) -> tuple[NDArray[np.uint8], Fraction]:
+    """Frames [T, H, W, 3] uint8 RGB and frames per second of the video with this index; T is 2-4 s."""
+    rng = np.random.default_rng([seed, index])
+    width, height = SIZES[rng.integers(len(SIZES))]
+    rate = RATES[rng.integers(len(RATES))]
+    frames = int(rng.uniform(2, 4) * rate)
+    margin = int(min(width, height) * difficulty.max_radius * 2.5 + 4 * difficulty.shake) + 2
+    canvas = _background(rng, height + 2 * margin, width + 2 * margin, difficulty)
+    base = canvas.mean(axis=(0, 1))
+    motions = [MOTIONS[motion]] * difficulty.objects + [_rest] * difficulty.distractors
+    objects = [
+        (_look(rng, base, min(width, height), difficulty), _path(rng, move, (width, height), frames, float(rate), difficulty))
+        for move in motions
+    ]
+    objects = [objects[i] for i in rng.permutation(len(objects))]
+    offsets_T2 = margin + _camera(rng, frames, difficulty.shake)
+    video = np.empty((frames, height, width, 3), np.uint8)
+    for t in range(frames):
+        scene = canvas.copy()
+        for look, pose in objects:
+            _draw(scene, look, pose, t, margin)
+        top, left = offsets_T2[t]
+        video[t] = _expose(rng, scene[top : top + height, left : left + width], difficulty.noise)
+    return video, rate
+
+
+def _rest(pose: Pose) -> None:
+    """Distractors stand still."""
+
+
+def _background(rng: np.random.Generator, height: int, width: int, difficulty: Difficulty) -> Array:
+    cell = min(height, width) / difficulty.background_detail
+    rows, columns = int(height / cell) + 2, int(width / cell) + 2
+    grid = rng.standard_normal((rows, columns, 3)) * difficulty.background_contrast
+    texture = np.einsum("hr,rcx,wc->hwx", _blend(height, rows), grid, _blend(width, columns), optimize=True)
+    return np.asarray(texture + rng.uniform(0.3, 0.7, 3), np.float32)
+
+
+def _blend(pixels: int, cells: int) -> Array:
+    """[pixels, cells] weights of linear interpolation."""
+    place = np.linspace(0, cells - 1, pixels, dtype=np.float32)
+    return np.asarray(np.clip(1 - np.abs(place[:, None] - np.arange(cells)), 0, 1), np.float32)
+
+
+def _camera(rng: np.random.Generator, frames: int, shake: float) -> NDArray[np.int64]:
+    """[T, 2] whole pixels, smooth over about a third of a second."""
+    steps = rng.standard_normal((frames + 8, 2))
+    smooth = np.stack([np.convolve(steps[:, axis], np.full(9, 1 / 3), "valid") for axis in (0, 1)], axis=1)
+    return np.asarray(np.rint(np.clip(smooth, -3, 3) * shake), np.int64)
+
+
+def _look(rng: np.random.Generator, base: Array, side: int, difficulty: Difficulty) -> Look:
+    radius = side * math.exp(rng.uniform(math.log(difficulty.min_radius), math.log(difficulty.max_radius)))
+    away = rng.choice((-1.0, 1.0), 3) * rng.uniform(difficulty.contrast, 0.5, 3)
+    first = np.clip(base + away, 0, 1)
+    second = np.clip(base - away * rng.uniform(0.6, 1.0, 3), 0, 1)
+    shape, fill = rng.choice(list(SHAPES)), rng.choice(list(FILLS))
+    return Look(str(shape), rng.uniform(0.6, 1.0), radius, (np.float32(first), np.float32(second)), str(fill))
+
+
+def _path(
+    rng: np.random.Generator, move: Callable[[Pose], None], size: tuple[int, int], frames: int, rate: float, how: Difficulty
+) -> Pose:
+    """Poses of one object; each life starts at a pose that depends on nothing."""
+    seconds = np.arange(frames) / rate
+    lives = int(frames / rate / how.min_life) + 3
+    length_L = rng.uniform(how.min_life, how.max_life, lives)
+    start_L = np.cumsum(length_L) - length_L - rng.uniform(0, length_L[0])
+    life_T = np.searchsorted(start_L, seconds, side="right") - 1
+
+    def per_life(low: float, high: float) -> Array:
+        return np.asarray(rng.uniform(low, high, lives)[life_T], np.float32)
+
+    speed, life = per_life(how.min_speed, how.max_speed), np.float32(length_L[life_T])
+    size_now = log_growth(speed, life * per_life(-0.5, 0.5))
+    x, y, angle = per_life(0, size[0]), per_life(0, size[1]), per_life(0, 2 * math.pi)
+    swapped = per_life(0, 1) > 0.5
+    pose = Pose(float(min(size)), x, y, angle, size_now, swapped, np.float32(seconds - start_L[life_T]), life, speed)
+    move(pose)
+    edge = 0.5 * min(size) * how.max_radius
+    pose.x, pose.y = (np.float32((place + edge) % (full + 2 * edge) - edge) for place, full in ((pose.x, size[0]), (pose.y, size[1])))
+    return pose
+
+
+def _draw(scene: Array, look: Look, pose: Pose, t: int, margin: int) -> None:
+    """Blend the object into the scene, with soft edges of one pixel."""
+    radius = float(look.radius * math.exp(pose.size[t]))
+    reach = min(int(1.5 * radius) + 2, margin)
+    x, y = float(pose.x[t]) + margin, float(pose.y[t]) + margin
+    top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
+    patch = scene[top : int(y) + reach + 1, left : int(x) + reach + 1]
+    dy = (np.arange(top, top + patch.shape[0], dtype=np.float32) - y)[:, None] / radius
+    dx = (np.arange(left, left + patch.shape[1], dtype=np.float32) - x)[None, :] / radius
+    cos, sin = math.cos(float(pose.angle[t])), math.sin(float(pose.angle[t]))
+    u, v = cos * dx + sin * dy, cos * dy - sin * dx
+    inside = np.clip((1 - SHAPES[look.shape](u, v, look.aspect)) * radius + 0.5, 0, 1)[..., None]
+    second = np.clip(FILLS[look.fill](u, v) * radius + 0.5, 0, 1)[..., None]
+    one, two = reversed(look.colors) if pose.swapped[t] else look.colors
+    patch += inside * (one + second * (two - one) - patch)
+
+
+def _expose(rng: np.random.Generator, frame: Array, noise: float) -> NDArray[np.uint8]:
+    if noise > 0:
+        frame = frame + noise * rng.standard_normal((*frame.shape[:2], 1), np.float32)
+    return np.asarray(np.clip(frame * 255 + 0.5, 0, 255), np.uint8)
+
+
+def write_video(path: Path, frames_THWC: NDArray[np.uint8], rate: Fraction, **options: str) -> None:
+    """Encode RGB frames as H.264 in the container of the path's suffix; even width and height."""
+    settings = {"crf": "20", "preset": "veryfast", "g": "24", "threads": "1", **options}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options=settings)
+        stream.height, stream.width = frames_THWC.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class _Order:
+    path: Path
+    index: int
+    motion: str
+    seed: int
+    difficulty: Difficulty
+
+
+def _render_to_file(order: _Order) -> None:
+    frames, rate = render(order.index, order.motion, order.seed, order.difficulty)
+    order.path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(order.path, frames, rate)
+
+
+def render_folder(
+    folder: Path, videos: int, classes: int, seed: int, difficulty: Difficulty, processes: int | None = None
+) -> None:
+    """Write ``folder/<class>/<index>.mp4``; index i has class i modulo ``classes``, in the order of ``MOTIONS``."""
+    assert 2 <= classes <= len(MOTIONS) <= videos or classes <= videos
+    names = list(MOTIONS)[:classes]
+    orders = [_Order(folder / names[i % classes] / f"{i:05d}.mp4", i, names[i % classes], seed, difficulty) for i in range(videos)]
+    for _, result in progress(map_isolated(_render_to_file, orders, processes), videos, "rendered"):
+        if isinstance(result, Lost):
+            raise RuntimeError(result.reason)

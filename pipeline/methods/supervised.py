@@ -1,0 +1,25 @@
+"""The baseline: both students learn from the labeled clips alone, each for itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.methods.inputs import STUDENTS, LossWeights, Views
+from pipeline.methods.losses import supervised_loss
+
+
+class Supervised(nn.Module):
+    """L = Ls_Z + Ls_A."""
+
+    def __init__(self, students: nn.ModuleDict) -> None:
+        super().__init__()
+        self.students = students
+
+    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
+        """``loss``, with gradient, and ``supervised_loss/{student}``, without."""
+        losses = {
+            f"supervised_loss/{name}": supervised_loss(self.students[name](views.labeled[name])[0], views.labels)
+            for name in STUDENTS
+        }
+        return {"loss": torch.stack(list(losses.values())).sum(), **{key: part.detach() for key, part in losses.items()}}

@@ -1,0 +1,163 @@
+"""The run folder: what a run leaves behind, and the check that a folder is continued only by the run that made it.
+
+    storage_path/name/
+        config.yaml            the whole configuration, defaults included
+        facts.json             versions, host, fingerprints of config, manifest and label subset
+        metrics.jsonl          a line every train.log_every steps: the means since the line before
+        quarantine.parquet     videos that failed to decode, where, why, and what replaced them
+        checkpoint_*/          see checkpoint.py
+        predictions.parquet    class scores of every test video    evaluation.json    accuracies
+        report.html            written by jobs.report
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.config import Config, parse_config
+from pipeline.errors import UserError
+
+PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
+QUARANTINE = pa.schema(
+    [("row", pa.int64()), ("slot", pa.int64()), ("video", pa.int64()), ("uri", pa.string()), ("reason", pa.string()), ("replaced_by", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What a run's result depends on; all three must agree for a run to continue."""
+
+    config: str
+    manifest: str
+    labels: str
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return {"config": self.config, "manifest": self.manifest, "labels": self.labels}
+
+
+def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> Path:
+    """Make the run folder, or check that it is this run's. Raises UserError naming what differs."""
+    folder = config.run_folder
+    if (folder / "facts.json").is_file():
+        _check_same_run(folder, config, prints)
+        return folder
+    known = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "fingerprints": prints.as_dict(),
+        "config_fingerprint": prints.config,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
+    return folder
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a folder that a job uploaded
+        return None
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Configuration and facts of a run folder. Raises UserError if it is none."""
+    try:
+        tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {error}") from None
+    return parse_config(tree, source=str(folder / "config.yaml")), facts
+
+
+def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
+    old_config, facts = read_run(folder)
+    old = facts.get("fingerprints", {})
+    differing = []
+    if old.get("manifest") != prints.manifest:
+        differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, {config.data.manifest} has {prints.manifest}")
+    if old.get("labels") != prints.labels:
+        differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, {config.labels_path} has {prints.labels}")
+    if old.get("config") != prints.config:
+        before, now = _flat(old_config.result_knobs()), _flat(config.result_knobs())
+        differing += [
+            f"{key}: the run has {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+    if differing:
+        raise UserError(f"the run folder {folder} was made with something else; choose another run.name or delete the folder:", differing)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
+    """Add one line to metrics.jsonl."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; a line cut off by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def read_quarantine(folder: Path) -> list[dict[str, Any]]:
+    """Records of quarantine.parquet, in plan order."""
+    path = folder / "quarantine.parquet"
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
+def write_quarantine(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace quarantine.parquet, in plan order, each failure once."""
+    unique = {(r["row"], r["slot"], r["video"]): dict(r) for r in records}
+    table = pa.Table.from_pylist([unique[key] for key in sorted(unique)], schema=QUARANTINE)
+    scratch = folder / f".quarantine.{uuid.uuid4().hex}"
+    pq.write_table(table, scratch)
+    os.replace(scratch, folder / "quarantine.parquet")
+
+
+def rewind(folder: Path, step: int, next_row: int) -> None:
+    """Forget what was written after a checkpoint: the steps come again, so no line is missing or doubled."""
+    records = [record for record in read_metrics(folder) if record["step"] <= step]
+    if (folder / "metrics.jsonl").is_file():
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    failures = read_quarantine(folder)
+    if failures:
+        write_quarantine(folder, [record for record in failures if record["row"] < next_row])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

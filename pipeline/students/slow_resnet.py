@@ -1,0 +1,122 @@
+"""Slow pathway ResNet, SlowFast's "SlowOnly" (Feichtenhofer et al., ICCV 2019, Table 1, without the Fast pathway).
+
+Time is never strided: T frames go in and T maps come out, to be averaged. Temporal kernels exist only in res4 and res5
+(the SlowFast paper: earlier ones degrade accuracy), so the first half of the network looks at single frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline.config import SlowResNetSection
+
+Norm = Callable[[int], nn.Module]
+
+BLOCKS = {
+    10: (1, 1, 1, 1), 14: (1, 1, 1, 1), 18: (2, 2, 2, 2), 26: (2, 2, 2, 2),
+    34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
+}  # fmt: skip
+"""Residual blocks in res2, res3, res4, res5 by depth."""
+BASIC_DEPTHS = (10, 18, 34)
+TEMPORAL_KERNELS = (1, 1, 3, 3)
+
+
+class SlowResNet(nn.Module):
+    """Primary student of the paper at depth 50: 31.634 M parameters and a head of 2048 K + K."""
+
+    def __init__(self, section: SlowResNetSection, num_classes: int) -> None:
+        super().__init__()
+        norm, width = NORMS[section.norm], section.width
+        block = BasicBlock if section.depth in BASIC_DEPTHS else Bottleneck
+        self.stem = nn.Sequential(_conv(3, width, (1, 7, 7), stride=2), norm(width), nn.ReLU(inplace=True))
+        self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        stages, channels = [], width
+        for stage, (blocks, kernel) in enumerate(zip(BLOCKS[section.depth], TEMPORAL_KERNELS, strict=True)):
+            inner = width * 2**stage
+            for number in range(blocks):
+                stride = 2 if stage > 0 and number == 0 else 1
+                stages.append(block(channels, inner, kernel, stride, norm))
+                channels = inner * block.expansion
+        self.blocks = nn.Sequential(*stages)
+        self.num_features = channels
+        self.dropout = nn.Dropout(section.dropout)
+        self.head = nn.Linear(channels, num_classes)
+        self.apply(_initialize)
+
+    def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalized clips -> logits [N, K] and features [N, D], the mean over time and space before dropout and head."""
+        maps = self.blocks(self.pool(self.stem(clips_NCTHW)))
+        features_ND = maps.mean(dim=(2, 3, 4))
+        return self.head(self.dropout(features_ND)), features_ND
+
+
+class Bottleneck(nn.Module):
+    """(kernel)x1x1, 1x3x3 with the spatial stride, 1x1x1 to four times the channels."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, inner: int, kernel: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        outer = inner * self.expansion
+        self.residual = nn.Sequential(
+            _conv(channels, inner, (kernel, 1, 1)), norm(inner), nn.ReLU(inplace=True),
+            _conv(inner, inner, (1, 3, 3), stride), norm(inner), nn.ReLU(inplace=True),
+            _conv(inner, outer, (1, 1, 1)), norm(outer),
+        )  # fmt: skip
+        self.shortcut = _shortcut(channels, outer, stride, norm)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.residual(maps) + self.shortcut(maps))
+
+
+class BasicBlock(nn.Module):
+    """(kernel)x3x3 with the spatial stride, then 1x3x3, as SlowFast's basic transform."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, inner: int, kernel: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            _conv(channels, inner, (kernel, 3, 3), stride), norm(inner), nn.ReLU(inplace=True),
+            _conv(inner, inner, (1, 3, 3)), norm(inner),
+        )  # fmt: skip
+        self.shortcut = _shortcut(channels, inner, stride, norm)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.residual(maps) + self.shortcut(maps))
+
+
+def _conv(channels: int, outer: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
+    depth, height, width = (side // 2 for side in kernel)
+    padding = (depth, height, width)
+    return nn.Conv3d(channels, outer, kernel, stride=(1, stride, stride), padding=padding, bias=False)
+
+
+def _shortcut(channels: int, outer: int, stride: int, norm: Norm) -> nn.Module:
+    if channels == outer and stride == 1:
+        return nn.Identity()
+    return nn.Sequential(_conv(channels, outer, (1, 1, 1), stride), norm(outer))
+
+
+def _group_norm(channels: int) -> nn.Module:
+    groups = channels // 8 if channels % 8 == 0 else 1  # widths that 8 does not divide: one group
+    return nn.GroupNorm(groups, channels)
+
+
+def _batch_norm(channels: int) -> nn.Module:
+    return nn.BatchNorm3d(channels)
+
+
+NORMS: dict[str, Norm] = {"batch": _batch_norm, "group": _group_norm}
+
+
+def _initialize(module: nn.Module) -> None:
+    """He initialization by outgoing channels, and a head near 0 (SlowFast's 0.01), so that confidence starts at chance."""
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,116 @@
+"""TimeSformer (Bertasius et al., ICML 2021) on timm's ViT blocks: divided space-time, joint space-time, or space attention.
+
+Shape letters beyond batch.py's: L tubelets in time (frames / tubelet), P patches of a frame, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.norm import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from pipeline.config import ClipSection, TimeSformerSection
+
+
+class TimeSformer(nn.Module):
+    """Auxiliary student of the paper at width 384, depth 12, 6 heads, patch 16: 30.55 M parameters without its head."""
+
+    def __init__(self, section: TimeSformerSection, clip: ClipSection, num_classes: int) -> None:
+        super().__init__()
+        width, tube = section.width, (section.tubelet, section.patch, section.patch)
+        self.attention = section.attention
+        self.num_features = width
+        self.embed = nn.Conv3d(3, width, kernel_size=tube, stride=tube)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.zeros(1, 1 + (clip.size // section.patch) ** 2, width))
+        if section.attention != "space":  # space attention cannot tell when: it has no embedding of time
+            self.time = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
+        rates = torch.linspace(0, section.drop_path, section.depth).tolist()
+        block = DividedBlock if section.attention == "divided" else _vit_block
+        self.blocks = nn.ModuleList(block(width, section.heads, rate) for rate in rates)
+        self.norm = LayerNorm(width)
+        self.dropout = nn.Dropout(section.dropout)
+        self.head = nn.Linear(width, num_classes)
+        self._initialize()
+
+    def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalized clips -> logits [N, K] and features [N, D], the normalized cls token before dropout and head."""
+        patches_NLPD = self.embed(clips_NCTHW).flatten(3).permute(0, 2, 3, 1) + self.position[:, None, 1:]
+        if self.attention != "space":
+            patches_NLPD = patches_NLPD + self.time[:, :, None]
+        cls_N1D = (self.cls_token + self.position[:, :1]).expand(len(patches_NLPD), -1, -1)
+        encode = {"divided": self._divided, "joint": self._joint, "space": self._space}[self.attention]
+        features_ND = self.norm(encode(cls_N1D, patches_NLPD))
+        return self.head(self.dropout(features_ND)), features_ND
+
+    def _divided(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            cls_N1D, patches_NLPD = block(cls_N1D, patches_NLPD)
+        return cls_N1D[:, 0]
+
+    def _joint(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+        tokens = torch.cat([cls_N1D, patches_NLPD.flatten(1, 2)], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens[:, 0]
+
+    def _space(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+        tokens = _frames_with_cls(cls_N1D, patches_NLPD)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return torch.unflatten(tokens[:, 0], 0, patches_NLPD.shape[:2]).mean(dim=1)
+
+    def _initialize(self) -> None:
+        for parameter in (self.position, self.cls_token):
+            nn.init.trunc_normal_(parameter, std=float(__import__('os').environ.get('POS','0.02')))
+        self.apply(_initialize_linear)
+        nn.init.trunc_normal_(self.embed.weight, std=self.embed.weight[0].numel()**-0.5)
+        if hasattr(self,'time'): nn.init.trunc_normal_(self.time, std=float(__import__('os').environ.get('POS','0.02')))
+        nn.init.normal_(self.head.weight,std=0.01)
+        divided = [block for block in self.blocks if isinstance(block, DividedBlock)]
+        # the authors' code: all but the first block start as the image ViT, so each adds time only as far as it helps
+        for block in divided[1:]:
+            nn.init.zeros_(block.temporal_fc.weight)
+
+
+class DividedBlock(nn.Module):
+    """Attention over time at each place, then over space in each frame with a copy of the cls token, then the MLP."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.temporal_norm = LayerNorm(width)
+        self.temporal_attention = Attention(width, heads, qkv_bias=True)
+        self.temporal_fc = nn.Linear(width, width)
+        self.drop_path = DropPath(drop_path)
+        self.space = _vit_block(width, heads, drop_path)
+
+    def forward(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        places = patches_NLPD.transpose(1, 2)
+        moments = self.temporal_attention(self.temporal_norm(places).flatten(0, 1)).unflatten(0, places.shape[:2])
+        patches_NLPD = (places + self.temporal_fc(self.drop_path(moments))).transpose(1, 2)
+        space, shape = self.space, patches_NLPD.shape[:2]
+        seen = space.drop_path1(space.attn(space.norm1(_frames_with_cls(cls_N1D, patches_NLPD)))).unflatten(0, shape)
+        # the paper's cls token is one for the clip: it takes the mean of what its copies saw in the frames
+        tokens = torch.cat([cls_N1D, patches_NLPD.flatten(1, 2)], dim=1)
+        tokens = tokens + torch.cat([seen[:, :, :1].mean(dim=1), seen[:, :, 1:].flatten(1, 2)], dim=1)
+        tokens = tokens + space.drop_path2(space.mlp(space.norm2(tokens)))
+        return tokens[:, :1], tokens[:, 1:].view_as(patches_NLPD)
+
+
+def _frames_with_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+    """[N * L, 1 + P, D]: each frame's patches behind a copy of the clip's cls token."""
+    copies = cls_N1D[:, None].expand(-1, patches_NLPD.shape[1], -1, -1)
+    return torch.cat([copies, patches_NLPD], dim=2).flatten(0, 1)
+
+
+def _vit_block(width: int, heads: int, drop_path: float) -> Block:
+    return Block(width, heads, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
+
+
+def _initialize_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,229 @@
+"""Read what a run left behind, whole or partial, without Ray, torch or the videos.
+
+Every file of a run folder may be absent or half-written: what is missing becomes a sentence in ``Run.missing``,
+never an exception. Only a folder that holds none of them is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.config import parse_config
+from pipeline.errors import UserError
+from pipeline.evaluation.metrics import summarize
+
+RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
+VIEWS = ("primary", "auxiliary", "mean")
+"""Whose scores are judged: each student's and the mean of both."""
+ABSENT = {
+    "facts.json": "facts.json: versions and label subset are unknown.",
+    "evaluation.json": "evaluation.json: not evaluated yet; python -m jobs.evaluate writes it.",
+}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of the test videos, in the file's order."""
+
+    ids: tuple[str, ...]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    """[N] int64, -1 where unknown."""
+    scores: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+    """[N, K] softmax scores of each of ``VIEWS``."""
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. Absent files leave their field empty and a sentence in ``missing``."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    """Flat: dotted key -> value."""
+    facts: Mapping[str, Any]
+    lines: tuple[Mapping[str, Any], ...]
+    """metrics.jsonl by ascending step; a step that was trained again after a restart counts once, the last time."""
+    evaluation: Mapping[str, Any]
+    predictions: Predictions | None
+    quarantine: tuple[Mapping[str, Any], ...]
+    missing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name, else its folder's."""
+        return str(self.config.get("run.name", self.folder.name))
+
+    @property
+    def method(self) -> str:
+        """``supervised``, ``actnetformer``, or ``unknown``."""
+        return str(self.config.get("method.name") or self.facts.get("method") or "unknown")
+
+    @property
+    def seed(self) -> int | None:
+        """``run.seed``."""
+        return self.config.get("run.seed")
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The label subset: spec, seed, fingerprint, count."""
+        found = self.facts.get("labels")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def last_step(self) -> int:
+        """The last step that any file tells of, 0 when none does."""
+        logged = int(self.lines[-1]["step"]) if self.lines else 0
+        return max(logged, int(self.evaluation.get("step") or 0))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether steps are left to train. Logging lags by up to ``train.log_every`` steps."""
+        steps, every = self.config.get("train.steps"), self.config.get("train.log_every", 1)
+        return bool(steps and self.last_step + every <= steps)
+
+    def top1(self, view: str) -> float | None:
+        """Top-1 in percent of one of ``VIEWS``, None before the evaluation."""
+        share = (self.evaluation.get(view) or {}).get("top1")
+        return None if share is None or not math.isfinite(share) else 100 * share
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Each folder once, in the order given. Raises UserError naming every path that is no run folder.
+
+    ``report.html`` among the paths is skipped: an earlier report lies among the runs, so ``runs/*`` names it too.
+    """
+    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    paths = [path for path in dict.fromkeys(paths) if not (path.is_file() and path.name == "report.html")]
+    wrong = [complaint for path in paths if (complaint := _why_no_run(path))]
+    if wrong or not paths:
+        expected = f"expected a folder with one of {', '.join(RUN_FILES)}, as written by python -m jobs.train"
+        raise UserError(f"no run to report on; {expected}:", wrong or [f"{folder}: an earlier report" for folder in folders])
+    return [read_run(path) for path in paths]
+
+
+def read_run(folder: Path) -> Run:
+    """What the folder holds; see ``Run``."""
+    missing: list[str] = []
+    predictions = _read_predictions(folder / "predictions.parquet", missing)
+    run = Run(
+        folder=folder,
+        config=_read_config(folder / "config.yaml", missing),
+        facts=_read_json(folder / "facts.json", missing),
+        lines=_read_lines(folder / "metrics.jsonl", missing),
+        evaluation=_read_evaluation(folder / "evaluation.json", predictions, missing),
+        predictions=predictions,
+        quarantine=_read_quarantine(folder / "quarantine.parquet", missing),
+        missing=(),
+    )
+    if run.unfinished and run.lines:
+        missing.append(f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}: under way or stopped.")
+    return replace(run, missing=tuple(missing))
+
+
+def _why_no_run(path: Path) -> str | None:
+    if any((path / name).is_file() for name in RUN_FILES):
+        return None
+    if not path.exists():
+        siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        return f"{path}: does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    if not path.is_dir():
+        return f"{path}: is a file"
+    inside = sorted(child.name for child in path.iterdir() if any((child / name).is_file() for name in RUN_FILES))
+    return f"{path}: holds none of these" + (f"; its subfolders {', '.join(inside[:5])} do: name those" if inside else "")
+
+
+def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        flat = flatten(tree if isinstance(tree, dict) else {})
+        return flatten(parse_config(tree, source=str(path)).model_dump(mode="json"))
+    except FileNotFoundError:
+        missing.append("config.yaml: without it the setting, the seed and the videos are unknown.")
+        return {}
+    except UserError:
+        missing.append("A config.yaml of this version: the one found has other keys and is shown as it is.")
+        return flat
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        missing.append(f"config.yaml cannot be read: {str(error).splitlines()[0]}")
+        return {}
+
+
+def _read_json(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {type(content).__name__}")
+        return content
+    except FileNotFoundError:
+        missing.append(ABSENT[path.name])
+        return {}
+    except (OSError, ValueError) as error:
+        missing.append(f"{path.name} cannot be read: {error}")
+        return {}
+
+
+def _read_lines(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
+    if not path.is_file():
+        missing.append("metrics.jsonl: no step was logged, so there are no curves.")
+        return ()
+    by_step: dict[int, Mapping[str, Any]] = {}
+    texts, broken = path.read_text(encoding="utf-8", errors="replace").splitlines(), 0
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            by_step[int(line["step"])] = line
+        except (ValueError, TypeError, KeyError):
+            broken += number < len(texts) and bool(text.strip())  # the last line may be half-written by a live run
+    if broken:
+        missing.append(f"{broken} of {len(texts):,} lines of metrics.jsonl: they cannot be read.")
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _read_predictions(path: Path, missing: list[str]) -> Predictions | None:
+    try:
+        table = pq.read_table(path)
+        classes = json.loads((table.schema.metadata or {})[b"actnetformer"])["classes"]
+        scores = {view: np.array(table[view].to_pylist(), dtype=np.float64) for view in VIEWS}
+        if not table.num_rows or any(values.shape != (table.num_rows, len(classes)) for values in scores.values()):
+            raise ValueError(f"{table.num_rows} rows do not hold {len(classes)} scores each")
+        labels = table["label"].to_numpy().astype(np.int64)
+        return Predictions(tuple(map(str, table["id"].to_pylist())), labels, scores, tuple(classes))
+    except FileNotFoundError:
+        missing.append("predictions.parquet: without it there are no confusion matrix and no sample clips.")
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        missing.append(f"predictions.parquet cannot be read: {error}")
+    return None
+
+
+def _read_evaluation(path: Path, predictions: Predictions | None, missing: list[str]) -> dict[str, Any]:
+    if predictions is not None and not path.is_file():
+        return summarize(predictions.labels, predictions.scores, predictions.classes)
+    return _read_json(path, missing)
+
+
+def _read_quarantine(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
+    try:
+        return tuple(pq.read_table(path).to_pylist()) if path.is_file() else ()
+    except (OSError, pa.ArrowException) as error:
+        missing.append(f"quarantine.parquet cannot be read: {error}")
+        return ()

@@ -1,0 +1,143 @@
+"""Run a configuration: in this process, or as a Ray Train TorchTrainer. The rim between Ray and the loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
+
+from pipeline.clips.batch import Batch
+from pipeline.clips.source import Source, open_source
+from pipeline.clips.stream import local_batches, ray_stream, shard_batches
+from pipeline.config import Config, parse_config
+from pipeline.errors import UserError
+from pipeline.methods import build_method
+from pipeline.resources import Resources
+from pipeline.run_folder import Fingerprints, open_run
+from pipeline.training import checkpoint
+from pipeline.training.loop import Run, Worker, facts_of, train
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run: everything that can be wrong with the user's input was looked at."""
+
+    run: Run
+    source: Source
+    steps_done: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is the last one."""
+        return self.steps_done >= self.run.config.train.steps
+
+
+def prepare(config: Config) -> Prepared:
+    """Read the inputs and open the run folder. Raises UserError before anything starts or is written."""
+    config = config.with_absolute_paths()
+    if "://" in config.run.storage_path:
+        raise UserError(f"run.storage_path={config.run.storage_path}: run folders need a local or shared folder, not a URI")
+    source, labels = open_source(config)
+    prints = Fingerprints(config.fingerprint(), source.manifest.fingerprint, labels.fingerprint)
+    classes = source.manifest.classes
+    usable = len(source.plan.labeled) + len(source.plan.unlabeled)
+    run = Run(config, source.plan, len(classes), usable, prints, config.run_folder)
+    facts = {
+        "method": config.method.name,
+        "classes": list(classes),
+        "manifest": {"path": config.data.manifest, "fingerprint": prints.manifest, "videos": source.manifest.table.num_rows},
+        "labels": {"spec": labels.spec, "seed": labels.seed, "fingerprint": labels.fingerprint, "count": len(labels.ids)},
+        "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
+    }
+    with torch.random.fork_rng():
+        facts = facts_of(run, build_method(config, len(classes)), facts)
+    open_run(config, prints, facts)
+    newest, _ = checkpoint.newest(run.folder)
+    return Prepared(run, source, checkpoint.read_facts(newest)["step"] if newest else 0)
+
+
+def fit_here(prepared: Prepared) -> dict[str, Any]:
+    """The loop in this process: breakpoints work, no Ray process starts."""
+    config = prepared.run.config
+    device = torch.device("cuda" if config.scale.gpu is not False and torch.cuda.is_available() else "cpu")
+    if config.scale.torch_threads:
+        torch.set_num_threads(config.scale.torch_threads)
+    worker = Worker(rank=0, world=1, device=device, wrap=lambda method: method.to(device), report=lambda metrics: None)
+    return train(prepared.run, partial(local_batches, prepared.source, config), worker)
+
+
+def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
+    """TorchTrainer over ``ray_stream``; a dead worker restarts the group from the newest checkpoint."""
+    run, config = prepared.run, prepared.run.config
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.scale.start_timeout_seconds))
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": config.model_dump(mode="json")},
+        datasets={"train": partial(_stream_from_newest, config.model_dump(mode="json"), resources)},
+        dataset_config=DataConfig(execution_options=options),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=config.run.name,
+            storage_path=config.run.storage_path,
+            logging_config=LoggingConfig(log_level="WARNING"),
+            failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=2),
+        ),
+    )
+    outcome = trainer.fit().return_value or {}
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return dict(outcome)
+
+
+def _open(tree: dict[str, Any]) -> tuple[Run, Source]:
+    config = parse_config(tree)
+    source, labels = open_source(config)
+    prints = Fingerprints(config.fingerprint(), source.manifest.fingerprint, labels.fingerprint)
+    usable = len(source.plan.labeled) + len(source.plan.unlabeled)
+    return Run(config, source.plan, len(source.manifest.classes), usable, prints, config.run_folder), source
+
+
+def _stream_from_newest(tree: dict[str, Any], resources: Resources) -> ray.data.Dataset:
+    """Called by Ray's controller whenever it (re)starts the workers: the rest of the run, from the newest checkpoint on."""
+    run, source = _open(tree)
+    newest, _ = checkpoint.newest(run.folder)
+    first_step = checkpoint.read_facts(newest)["step"] if newest else 0
+    return ray_stream(source, run.config, first_step, resources.workers, resources.cpus_per_decoder)
+
+
+def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    run, _ = _open(loop_config["config"])
+    context = ray.train.get_context()
+    world, device = context.get_world_size(), get_device()
+    assert isinstance(device, torch.device)
+    torch.set_num_threads(run.config.scale.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    share = run.plan.rows_per_step // world
+
+    def batches(_first_step: int) -> Iterator[Batch]:
+        return shard_batches(ray.train.get_dataset_shard("train"), share, device, run.config.data.decode_timeout_seconds)
+
+    def wrap(method: nn.Module) -> nn.Module:
+        return prepare_model(method)
+
+    worker = Worker(context.get_world_rank(), world, device, wrap, report=lambda metrics: ray.train.report(metrics))
+    try:
+        return train(run, batches, worker)
+    except UserError as error:  # restarting would only meet it again
+        return {"error": str(error)}

@@ -1,0 +1,32 @@
+"""One optimizer per student."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.config import OptimizerSection
+
+
+def build_optimizer(student: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    """SGD; weight decay on matrices and kernels only, not on norms, biases, tokens and embeddings (1-d, or named so)."""
+    decayed, free = [], []
+    for name, parameter in student.named_parameters():
+        plain = parameter.ndim < 2 or any(word in name for word in ("embed", "token"))
+        (free if plain else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": section.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradient(student: nn.Module, limit: float | None) -> torch.Tensor:
+    """Gradient norm of a student before clipping to ``limit``; no clipping if None."""
+    return nn.utils.clip_grad_norm_(student.parameters(), float("inf") if limit is None else limit)

@@ -1,0 +1,18 @@
+"""Learning rates and loss weights as pure functions of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.config import TrainSection
+
+
+def lr_factor(step: int, train: TrainSection) -> float:
+    """Share of the peak learning rate at a step (0-based): linear warm-up, then a cosine to 0 at ``train.steps``.
+
+    The paper says SGD for 250 epochs and no more; warm-up and cosine are choice.
+    """
+    if step < train.warmup_steps:
+        return (step + 1) / train.warmup_steps
+    progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.clips.decode import DecodeError, Video, decode_clips, scaled_size
+from pipeline.clips.sampling import clip_times
+from pipeline.config import ClipSection
+from tests.videos import read_number, write_numbers
+
+SLOW, FAST = ClipSection(frames=8, fps=8, size=16), ClipSection(frames=8, fps=16, size=16)
+
+
+def video(path: Path, frames: int = 50, fps: float = 25.0, decoder: str = "decord", **changes: object) -> Video:
+    base = Video(str(path), frames, fps, False, 160, 96, 0.0, frames / fps, decoder)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("fps", ["15", "25", "30000/1001", "60000/1001"])
+def test_the_planned_frames_come_at_any_rate(tmp_path: Path, decoder: str, fps: str) -> None:
+    rate = float(Fraction(fps))
+    # as wide as high, so that the decoded window shows every bit
+    path = write_numbers(tmp_path / "n.mp4", frames=round(2.5 * rate), fps=fps, size=(96, 96))
+    one = video(path, round(2.5 * rate), rate, decoder, width=96, height=96, end=2.5)
+    for moment in (0.0, 0.37, 1.0):
+        clips = decode_clips(one, moment, 0.5, [SLOW, FAST], 64)
+        for clip, times in zip(clips, clip_times(moment, 0, 2.5, [SLOW, FAST]), strict=True):
+            assert clip.shape == (8, 64, 64, 3)
+            assert clip.dtype == np.uint8
+            wanted = np.clip(np.floor(times * rate + 1e-4), 0, one.frames - 1)
+            assert [read_number(frame) for frame in clip] == wanted.astype(int).tolist()
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_variable_rate_shows_what_was_on_screen(tmp_path: Path, decoder: str) -> None:
+    steps = np.cumsum([0] + [20, 20, 20, 200] * 10).tolist()
+    path = write_numbers(tmp_path / "v.mp4", frames=len(steps), size=(96, 96), steps=steps)
+    seconds = np.array(steps) / 1000
+    one = video(path, len(steps), len(steps) / 2.6, decoder, width=96, height=96, end=2.6, variable_fps=True)
+    (clip,) = decode_clips(one, 0.5, 0.5, [FAST], 64)
+    times = clip_times(0.5, 0, 2.6, [FAST])[0]
+    assert [read_number(frame) for frame in clip] == (np.searchsorted(seconds, times + 1e-4, side="right") - 1).tolist()
+
+
+def test_the_window_moves_along_the_longer_side(tmp_path: Path) -> None:
+    path = write_numbers(tmp_path / "n.mp4")
+    left, center, right = (decode_clips(video(path), 0.5, place, [SLOW], 48)[0] for place in (0.0, 0.5, 1.0))
+    assert left.shape == right.shape == (8, 48, 48, 3)
+    whole = np.concatenate([left, right], axis=2)
+    assert np.abs(whole[:, :, 16:64].astype(int) - center.astype(int)).mean() > 0.5
+    # 160x96 scaled to 80x48: left and right share the middle 16 columns
+    assert np.array_equal(left[:, :, 32:], right[:, :, :16])
+    assert np.array_equal(left[:, :, 16:], center[:, :, :32])
+
+
+def test_both_decoders_give_the_same_picture(tmp_path: Path) -> None:
+    path = write_numbers(tmp_path / "n.mp4")
+    one, other = (decode_clips(video(path, decoder=name), 0.4, 0.3, [SLOW], 48)[0].astype(int) for name in ("decord", "pyav"))
+    assert np.abs(one - other).mean() < 3
+
+
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    path = write_numbers(tmp_path / "n.mp4", frames=100, size=(96, 96))
+    (clip,) = decode_clips(video(path, 100, width=96, height=96, start=2.0, end=3.0), 0.5, 0.5, [SLOW], 64)
+    numbers = [read_number(frame) for frame in clip]
+    assert numbers[0] == 51
+    assert numbers[-1] == 73
+
+
+def test_short_videos_repeat_their_ends(tmp_path: Path) -> None:
+    path = write_numbers(tmp_path / "n.mp4", frames=4, size=(96, 96))
+    (clip,) = decode_clips(video(path, 4, width=96, height=96), 0.5, 0.5, [SLOW], 64)
+    assert [read_number(frame) for frame in clip] == [0, 0, 0, 0, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_rotated_files_stand_upright(shared_data: Path, decoder: str) -> None:
+    path = shared_data / "odd" / "h264_rot90.mp4"
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        width, height, frames, rate = stream.height, stream.width, stream.frames, float(stream.average_rate or 25)
+    one = Video(str(path), frames, rate, False, width, height, 0.0, frames / rate, decoder)
+    (clip,) = decode_clips(one, 0.5, 0.5, [SLOW], 64)
+    other = decode_clips(replace(one, decoder="pyav"), 0.5, 0.5, [SLOW], 64)[0]
+    assert clip.shape == (8, 64, 64, 3)
+    assert np.abs(clip.astype(int) - other.astype(int)).mean() < 6
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    good = write_numbers(tmp_path / "n.mp4")
+    with pytest.raises(DecodeError, match="50 frames, the manifest says 60"):
+        decode_clips(video(good, 60), 0.5, 0.5, [SLOW], 48)
+    text = tmp_path / "text.mp4"
+    text.write_text("no video", encoding="utf-8")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    for path in (text, cut, tmp_path / "absent.mp4"):
+        for decoder in ("decord", "pyav"):
+            with pytest.raises(DecodeError):
+                decode_clips(video(path, decoder=decoder), 0.5, 0.5, [SLOW], 48)
+
+
+@pytest.mark.parametrize(("width", "height", "expected"), [(160, 96, (80, 48)), (96, 160, (48, 80)), (7, 7, (48, 48)), (101, 100, (48, 48))])
+def test_scaled_size(width: int, height: int, expected: tuple[int, int]) -> None:
+    assert scaled_size(width, height, 48) == expected

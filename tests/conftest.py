@@ -1,0 +1,45 @@
+"""What all tests share. The environment is set before Ray is imported, because Ray reads it at import."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# a local cluster needs no token and must not write one to the home folder; tests/jobs/test_submit.py sets its own
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# the tensors of tests are small: on a busy machine threads cost more than they bring
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the project."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository: Path) -> Path:
+    """Folder with real videos beside the repository; tests that need it skip where it is absent."""
+    folder = repository.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real videos at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray of 2 CPUs for the whole session: starting one takes 5 s, and two at once confuse Ray's state API."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=500_000_000)
+    yield
+    ray.shutdown()

@@ -1,0 +1,175 @@
+"""The house itself: files that name each other agree, and what is shipped loads."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from jobs.__main__ import COMMANDS
+from pipeline.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+ROOMS = ("pipeline", "jobs", "cluster", "docker", "tests")
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project
+
+
+def _pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+def _files() -> list[str]:
+    """Files of the project, those not committed yet included."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [name for name in listed if (ROOT / name).is_file()]
+
+
+# ------------------------------------------------------------------------------------------------------ versions
+
+
+def test_constraints_are_names_and_versions_only() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+", line)] == []
+    assert len(_pins()) == len(lines)
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    project, pins = _project(), _pins()
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        pin = pins[requirement.name.lower().replace("_", "-")]
+        assert requirement.specifier.contains(pin), f"{requirement} is pinned to {pin}"
+
+
+# --------------------------------------------------------------------------------------------------- the image
+
+
+def _steps(keyword: str) -> list[str]:
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.removeprefix(keyword).strip() for line in text.splitlines() if line.startswith(f"{keyword} ")]
+
+
+def test_the_image_has_the_tested_versions_of_ray_and_python() -> None:
+    (base,) = _steps("FROM")
+    assert base == f"rayproject/ray:{_pins()['ray']}-py311-${{DEVICE}}"
+    assert "PYTHON ?= python3.11\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_image_and_the_environment_are_installed_by_the_same_script() -> None:
+    installs = [step for step in _steps("RUN") if "install" in step]
+    assert installs == ["docker/install.sh python dependencies", "docker/install.sh python project"]
+    recipe = subprocess.run(["make", "-n", "-B", ".venv"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "docker/install.sh .venv/bin/python dependencies dev\n" in recipe
+    assert "docker/install.sh .venv/bin/python project --editable\n" in recipe
+
+
+def test_the_image_gets_what_it_copies() -> None:
+    ignore = (ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    for step in _steps("COPY"):
+        for source in step.split()[1:-1]:
+            assert (ROOT / source).exists()
+            assert f"!{source}" in ignore
+
+
+def test_the_installed_package_has_its_data(tmp_path: Path) -> None:
+    for step in _steps("COPY"):
+        for source in step.split()[1:-1]:
+            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+            (tmp_path / source).parent.mkdir(exist_ok=True)
+            copy(ROOT / source, tmp_path / source)
+    command = ["docker/install.sh", sys.executable, "project", "--quiet", "--target", str(tmp_path / "site")]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=100)
+    shipped = [name for name in _files() if name.startswith(("pipeline/", "jobs/"))]
+    assert [name for name in shipped if not (tmp_path / "site" / name).is_file()] == []
+
+
+# ------------------------------------------------------------------------------------------- commands and configs
+
+
+def test_the_demos_configuration_is_shipped() -> None:
+    assert "demo.yaml" in {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    load_config(path)
+
+
+def test_the_commands_are_listed() -> None:
+    command = [sys.executable, "-m", "jobs", "--help"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"^  (\w+)  ", listed, flags=re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"jobs.{name}").main(["--help"])
+    assert f"usage: python -m jobs.{name}" in capsys.readouterr().out
+
+
+def test_the_demo_runs_commands_that_exist() -> None:
+    recipe = subprocess.run(["make", "-n", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    lines = [shlex.split(line) for line in recipe.splitlines() if " -m jobs." in line]
+    assert [line[2] for line in lines] == ["jobs.prepare", "jobs.train", "jobs.train", "jobs.report"]
+    names = [load_config(ROOT / line[4], line[5:]).run.name for line in lines if line[2] == "jobs.train"]
+    assert [f"runs/{name}" for name in names] == lines[-1][3:5]
+
+
+@pytest.mark.parametrize("script", [".ci/run", "docker/install.sh"])
+def test_scripts_can_be_run(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+
+
+# ------------------------------------------------------------------------------------------------------ the text
+
+
+def test_the_readme_names_every_room_and_nothing_that_is_not_there() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = {name.split("/")[0] for name in _files() if "/" in name and not name.startswith(".")}
+    assert [room for room in sorted(rooms) if f"{room}/" not in readme] == []
+    named = set(re.findall(rf"(?<![\w/.<-])(?:{'|'.join(ROOMS)})/[\w./-]*\w", readme))
+    assert [name for name in sorted(named) if not ((ROOT / name).exists() or (ROOT / f"{name}.py").exists())] == []
+
+
+# in pieces, so that this file does not find itself
+HOSTS = ["pypi" + ".org", "python" + "hosted.org", "download." + "pytorch.org", "conda." + "anaconda.org", "jfrog" + ".io"]
+HOMES = r"(?<![\w.:$-])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "Us" + "ers", "home/(?!ray/|ubuntu/)"]) + r")[/\w]"
+
+
+def foreign(text: str) -> list[str]:
+    """Package registries' hosts and paths of somebody's machine in ``text``."""
+    return [host for host in HOSTS if host in text] + re.findall(HOMES, text)
+
+
+def test_no_file_depends_on_somebodys_machine_or_registry() -> None:
+    found = {}
+    for name in _files():
+        text = (ROOT / name).read_bytes().decode("utf-8", errors="ignore")
+        if marks := foreign(text):
+            found[name] = marks
+    assert found == {}
+
+
+@pytest.mark.parametrize("text", ["https://" + HOSTS[0] + "/simple", "cd /wo" + "rk/x", "'/home/" + "me/'", "/ro" + "ot/.ray"])
+def test_what_is_foreign_is_found(text: str) -> None:
+    assert foreign(text)
+    assert not foreign("/home/ray/actnetformer pipeline/home/x /shared/runs file:///data ../work/x")

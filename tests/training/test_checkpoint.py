@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import DamagedCheckpoint, TrainState
+
+PRINTS = {"config": "c", "manifest": "m", "labels": "l"}
+
+
+def state(seed: int = 0, steps: int = 3) -> TrainState:
+    torch.manual_seed(seed)
+    method = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    optimizers = {
+        "primary": torch.optim.SGD(method[0].parameters(), lr=0.1, momentum=0.9),
+        "auxiliary": torch.optim.AdamW(method[1].parameters(), lr=0.1),
+    }
+    for _ in range(steps):
+        method(torch.randn(5, 4)).square().sum().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+    return TrainState(method, optimizers, PRINTS, step=steps, next_row=steps * 8)
+
+
+def tensors(one: TrainState) -> list[torch.Tensor]:
+    values = list(one.method.state_dict().values())
+    for optimizer in one.optimizers.values():
+        values += [entry[name] for entry in optimizer.state_dict()["state"].values() for name in sorted(entry)]
+    return values
+
+
+def test_what_was_saved_is_restored_bit_for_bit(tmp_path: Path) -> None:
+    one, other = state(), state(seed=1, steps=0)
+    path = checkpoint.save(one, tmp_path)
+    assert path.name == "checkpoint_000003"
+    checkpoint.load(other, path)
+    assert (other.step, other.next_row) == (3, 24)
+    assert len(tensors(one)) == len(tensors(other)) > 8
+    assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path: Path, name: str, damage: str) -> None:
+    older = state(steps=2)
+    checkpoint.save(older, tmp_path)
+    file = checkpoint.save(state(steps=4), tmp_path) / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2 if name != "state.json" else 0] ^= 0xFF
+        file.write_bytes(content)
+    newest, problems = checkpoint.newest(tmp_path)
+    assert newest == tmp_path / "checkpoint_000002"
+    assert len(problems) == 1
+    assert "checkpoint_000004" in problems[0]
+    with pytest.raises(DamagedCheckpoint):
+        checkpoint.load(state(), tmp_path / "checkpoint_000004")
+
+
+def test_an_interrupted_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(state(steps=2), tmp_path)
+
+    def die(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_sha256", die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(state(steps=4), tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob(".checkpoint_*"))) == 1
+    assert checkpoint.newest(tmp_path) == (tmp_path / "checkpoint_000002", [])
+    checkpoint.prune(tmp_path, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_000002"]
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for steps in (1, 2, 3, 4):
+        checkpoint.save(state(steps=steps), tmp_path)
+        checkpoint.prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000003", "checkpoint_000004"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    path = checkpoint.save(state(), tmp_path)
+    other = state()
+    other.fingerprints = {**PRINTS, "labels": "x"}
+    with pytest.raises(ValueError, match="another configuration"):
+        checkpoint.load(other, path)
+
+
+def test_saving_over_a_damaged_one_replaces_it(tmp_path: Path) -> None:
+    path = checkpoint.save(state(), tmp_path)
+    (path / "model.safetensors").write_bytes(b"")
+    checkpoint.save(state(), tmp_path)
+    assert checkpoint.newest(tmp_path) == (path, [])
+
+
+def test_state_json_says_where_the_plan_goes_on(tmp_path: Path) -> None:
+    facts = json.loads((checkpoint.save(state(), tmp_path) / "state.json").read_text())
+    assert (facts["step"], facts["next_row"], facts["fingerprints"]) == (3, 24, PRINTS)

@@ -1,0 +1,48 @@
+"""Small real videos whose frames say their number."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS = 8
+
+
+def number_frame(number: int, width: int, height: int) -> np.ndarray:
+    """[H, W, 3] uint8: the number's bits as columns, black or white, with a gray frame around them."""
+    image = np.full((height, width, 3), 128, dtype=np.uint8)
+    for bit in range(BITS):
+        left, right = width * (bit + 1) // (BITS + 2), width * (bit + 2) // (BITS + 2)
+        image[height // 4 : height * 3 // 4, left:right] = 255 * (number >> bit & 1)
+    return image
+
+
+def read_number(frame: np.ndarray) -> int:
+    """The number of a decoded frame of any size whose full width is shown."""
+    height, width = frame.shape[:2]
+    row = frame[height // 2, :, 1]
+    return sum(int(row[int(width * (bit + 1.5) / (BITS + 2))] > 128) << bit for bit in range(BITS))
+
+
+def write_numbers(
+    path: Path, frames: int = 50, fps: str = "25", size: tuple[int, int] = (160, 96), gop: int = 12, steps: list[int] | None = None
+) -> Path:
+    """An H.264 video of numbered frames; ``steps`` gives each frame's time in units of 1/1000 s for a variable rate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.options = {"crf": "18", "preset": "veryfast"}
+        if steps is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(number_frame(number, *size), format="rgb24")
+            if steps is not None:
+                frame.pts, frame.time_base = steps[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
