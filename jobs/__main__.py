@@ -28,7 +28,8 @@ def main() -> int:
     command, argv = sys.argv[1], sys.argv[2:]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        print(f"error: unknown command {command}" + (f"; did you mean {near[0]}?" if near else "") + f"\n\n{usage}", file=sys.stderr)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: unknown command {command}{hint}\n\n{usage}", file=sys.stderr)
         return USER_ERROR
     return run(importlib.import_module(f"jobs.{command}").main, argv)
 

@@ -90,7 +90,7 @@ def stream_rate(source: Source, config: Config, steps: int, cpus: float) -> tupl
     return _steady(times, share * source.plan.slots), times[0] - begun
 
 
-@ray.remote
+@ray.remote  # type: ignore[untyped-decorator]
 def _consume(shard: ray.data.DataIterator, share: int) -> list[float]:
     return [time.time() for _ in shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2)]
 

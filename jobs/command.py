@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Call a command's ``main``; a UserError becomes one message on stderr and exit code 2."""
+    """Call a command's ``main``; UserError and RunFailed become one message on stderr and exit code 2 or 1."""
     try:
         return main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -107,7 +108,7 @@ class TimeSformerSection(Section):
     """Stochastic depth rate of the last block, rising linearly from 0. Choice."""
 
 
-Network = Annotated[Union[SlowResNetSection, TimeSformerSection], Field(discriminator="arch")]
+Network = Annotated[SlowResNetSection | TimeSformerSection, Field(discriminator="arch")]
 
 
 def _with_arch(tree: Any, arch: str) -> Any:
@@ -344,9 +345,9 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     return override(tree, overrides, source=str(path) if path else "command line")
 
 
-def override(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:
+def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:
     """A nested mapping changed by ``dotted.key=value`` words. Raises UserError with all mistakes at once."""
-    tree = copy.deepcopy(dict(tree))
+    tree: dict[str, Any] = copy.deepcopy(dict(base))
     mistakes: list[str] = []
     for word in overrides:
         key, equals, value = word.partition("=")
@@ -388,7 +389,7 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Annotated, Union):
+    if get_origin(annotation) in (Annotated, Union, UnionType):
         return [section for part in get_args(annotation) for section in _sections(part)]
     return []
 
@@ -407,7 +408,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        raise UserError(f"config file not found: {path}" + (f" (did you mean {path.parent / near[0]}?)" if near else "")) from None
+        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise UserError(f"config file not found: {path}{hint}") from None
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
     if tree is not None and not isinstance(tree, dict):

@@ -14,3 +14,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
         super().__init__("\n".join([message, *(f"  - {detail}" for detail in details)]))
+
+
+class RunFailed(RuntimeError):
+    """A run ended after its restarts were used up; the text is the cause. Commands print it and exit with code 1."""

@@ -40,7 +40,7 @@ def fit_resources(config: Config, cpus: float, gpus: float) -> Resources:
     if share % workers:
         divisors = [n for n in range(1, share + 1) if share % n == 0]
         raise UserError(
-            f"scale.workers={workers} does not divide data.labeled_per_step={share}, the global batch: use one of {divisors} workers"
+            f"scale.workers={workers} does not divide data.labeled_per_step={share}, the global batch: use one of {divisors}"
         )
     if scale.gpu and gpus < workers:
         raise UserError(f"scale.gpu=true needs {workers} GPUs for scale.workers={workers}, the cluster has {gpus:g}")

@@ -1,13 +1,13 @@
 """The run folder: what a run leaves behind, and the check that a folder is continued only by the run that made it.
 
-    storage_path/name/
-        config.yaml            the whole configuration, defaults included
-        facts.json             versions, host, fingerprints of config, manifest and label subset
-        metrics.jsonl          a line every train.log_every steps: the means since the line before
-        quarantine.parquet     videos that failed to decode, where, why, and what replaced them
-        checkpoint_*/          see checkpoint.py
-        predictions.parquet    class scores of every test video    evaluation.json    accuracies
-        report.html            written by jobs.report
+storage_path/name/
+    config.yaml            the whole configuration, defaults included
+    facts.json             versions, host, fingerprints of config, manifest and label subset
+    metrics.jsonl          a line every train.log_every steps: the means since the line before
+    quarantine.parquet     videos that failed to decode, where, why, and what replaced them
+    checkpoint_*/          see checkpoint.py
+    predictions.parquet    class scores of every test video    evaluation.json    accuracies
+    report.html            written by jobs.report
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from pipeline.errors import UserError
 
 PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
 QUARANTINE = pa.schema(
-    [("row", pa.int64()), ("slot", pa.int64()), ("video", pa.int64()), ("uri", pa.string()), ("reason", pa.string()), ("replaced_by", pa.int64())]
+    [
+        ("row", pa.int64()),  # of the plan
+        ("slot", pa.int64()),  # 0 labeled
+        ("video", pa.int64()),  # manifest row that failed
+        ("uri", pa.string()),
+        ("reason", pa.string()),
+        ("replaced_by", pa.int64()),  # manifest row tried next
+    ]
 )
 
 
@@ -49,12 +56,17 @@ class Fingerprints:
         return {"config": self.config, "manifest": self.manifest, "labels": self.labels}
 
 
-def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> Path:
-    """Make the run folder, or check that it is this run's. Raises UserError naming what differs."""
+def check_run(config: Config, prints: Fingerprints) -> None:
+    """Nothing, if the run folder is new or this run's. Raises UserError naming what differs otherwise."""
+    if (config.run_folder / "facts.json").is_file():
+        _check_same_run(config.run_folder, config, prints)
+
+
+def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> None:
+    """Make the run folder with config.yaml and facts.json, if it is not there."""
     folder = config.run_folder
     if (folder / "facts.json").is_file():
-        _check_same_run(folder, config, prints)
-        return folder
+        return
     known = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
@@ -67,7 +79,6 @@ def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
-    return folder
 
 
 def _version(name: str) -> str | None:
@@ -92,9 +103,9 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
     old = facts.get("fingerprints", {})
     differing = []
     if old.get("manifest") != prints.manifest:
-        differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, {config.data.manifest} has {prints.manifest}")
+        differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, this has {prints.manifest}")
     if old.get("labels") != prints.labels:
-        differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, {config.labels_path} has {prints.labels}")
+        differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {prints.labels}")
     if old.get("config") != prints.config:
         before, now = _flat(old_config.result_knobs()), _flat(config.result_knobs())
         differing += [
@@ -103,7 +114,8 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
             if before.get(key) != now.get(key)
         ]
     if differing:
-        raise UserError(f"the run folder {folder} was made with something else; choose another run.name or delete the folder:", differing)
+        what = f"the run folder {folder} was made with something else; choose another run.name or delete the folder:"
+        raise UserError(what, differing)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

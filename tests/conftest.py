@@ -43,3 +43,26 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=500_000_000)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a rendered data set as a user would make it: 32 videos, 4 motions, 4 labels per class, and ``tiny.yaml``."""
+    from jobs import prepare
+
+    folder = tmp_path_factory.mktemp("tiny")
+    assert prepare.main(["synthetic", str(folder), "--videos", "32", "--classes", "4", "--seed", "0"]) == 0
+    (folder / "tiny.yaml").write_text(TINY.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+TINY = """
+run: {{storage_path: {folder}/runs, name: tiny}}
+data:
+  {{manifest: {folder}/manifest.parquet, labeled_per_step: 2, unlabeled_per_labeled: 2, decode_size: 40, clips_per_block: 12}}
+primary: {{network: {{depth: 10, width: 8, norm: group}}, clip: {{frames: 4, fps: 8, size: 32}}}}
+auxiliary: {{network: {{width: 32, depth: 2, heads: 2, patch: 8, tubelet: 2}}, clip: {{frames: 4, fps: 16, size: 32}}}}
+train: {{steps: 12, warmup_steps: 2, log_every: 2, checkpoint_every: 4}}
+evaluation: {{clips: 2, crops: 1}}
+scale: {{workers: 0, torch_threads: 1}}
+"""

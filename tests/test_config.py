@@ -64,7 +64,9 @@ def test_a_word_that_makes_a_value_a_section_is_told() -> None:
 
 def test_fingerprint_follows_what_determines_the_result() -> None:
     base = load_config()
-    same = load_config(overrides=["scale.workers=4", "run.name=other", "evaluation.clips=2", "train.log_every=3", "data.root=/x"])
+    same = load_config(
+        overrides=["scale.workers=4", "run.name=other", "evaluation.clips=2", "train.log_every=3", "data.root=/x"]
+    )
     assert base.fingerprint() == same.fingerprint()
     for word in ("run.seed=1", "train.steps=3", "method.contrast_weight=1", "data.labeled_per_step=4", "primary.clip.fps=9"):
         assert load_config(overrides=[word]).fingerprint() != base.fingerprint(), word

@@ -28,7 +28,12 @@ def read_number(frame: np.ndarray) -> int:
 
 
 def write_numbers(
-    path: Path, frames: int = 50, fps: str = "25", size: tuple[int, int] = (160, 96), gop: int = 12, steps: list[int] | None = None
+    path: Path,
+    frames: int = 50,
+    fps: str = "25",
+    size: tuple[int, int] = (160, 96),
+    gop: int = 12,
+    steps: list[int] | None = None,
 ) -> Path:
     """An H.264 video of numbered frames; ``steps`` gives each frame's time in units of 1/1000 s for a variable rate."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,7 @@ class Video:
     """``decord``, or ``pyav`` where the probe found decord's frame times wrong."""
 
 
-def decode_clips(
-    video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int
-) -> tuple[UInt8s, ...]:
+def decode_clips(video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
     The shorter side is scaled to ``size`` and a square window is cut at ``window`` (0..1) along the longer side. Raises
@@ -91,18 +89,19 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
     """Decode from the first frame on: exact for every container, at the cost of the frames before the clip."""
     last = max(float(t.max()) for t in times)
     kept: list[UInt8s] = []
-    starts: list[float] = []
+    starts: list[float] = []  # seconds since the first frame
+    first = 0.0
     with av.open(video.location) as container:
         for number, frame in enumerate(container.decode(video=0)):
-            seconds = frame.time if frame.time is not None else number / video.fps
-            starts.append(seconds - starts[0] if starts else seconds)
+            seconds = number / video.fps if frame.pts is None else float(frame.time)
+            first = seconds if number == 0 else first
+            starts.append(seconds - first)
             kept.append(_upright(frame, width, height))
-            if len(starts) > 1 and starts[-1] > last:
+            if starts[-1] > last:
                 break
     if not kept:
         raise DecodeError("no frame decodes")
-    frame_starts = np.asarray([0.0, *starts[1:]])
-    return np.stack(kept), frame_starts, np.arange(len(kept))
+    return np.stack(kept), np.asarray(starts), np.arange(len(kept))
 
 
 def _upright(frame: av.VideoFrame, width: int, height: int) -> UInt8s:

@@ -20,7 +20,9 @@ def clip_times(moment: float, start: float, end: float, clips: Sequence[ClipSect
     longest = max(clip.frames / clip.fps for clip in clips)
     slack = end - start - longest
     center = start + longest / 2 + moment * slack if slack > 0 else (start + end) / 2
-    return [center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps for clip in clips]
+    return [
+        np.asarray(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps, dtype=np.float64) for clip in clips
+    ]
 
 
 def frame_indices(times: Floats, frame_starts: Floats) -> Ints:

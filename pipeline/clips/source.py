@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from concurrent.futures import Executor
@@ -20,7 +21,8 @@ from pipeline.manifest.labels import LabelSubset, read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 
 Columns = dict[str, npt.NDArray[Any]]
-MAX_SUBSTITUTES = 16
+MAX_SUBSTITUTES = 32
+"""Candidates for a slot before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,24 @@ class Source:
             decoder=str(columns["decoder"][row]),
         )
 
-    def _slot(self, row: int, slot: int, video: int, moment: Floats) -> _Slot:
+    def _slot(self, row: int, slot: int, planned: int, moment: Floats) -> _Slot:
+        """The planned video's clips, or those of the plan's first candidate that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
-        for attempt in range(1, MAX_SUBSTITUTES + 1):
+        candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
+        tried: set[int] = set()
+        for video in itertools.chain([planned], candidates):
+            if video in tried:
+                continue
+            if failures:
+                failures[-1]["replaced_by"] = video
             try:
                 return _Slot(video, self.clip(video, *moment), failures)
             except DecodeError as error:
-                failures.append({"row": row, "slot": slot, "video": video, "uri": self.manifest.location(video), "reason": str(error)})
-                video = self.plan.substitute(row, slot, attempt)
-                failures[-1]["replaced_by"] = video
-        raise UserError(f"{MAX_SUBSTITUTES} videos in a row cannot be decoded; the last: {failures[-1]['uri']}: {failures[-1]['reason']}")
+                tried.add(video)
+                uri = self.manifest.location(video)
+                failures.append({"row": row, "slot": slot, "video": video, "uri": uri, "reason": str(error), "replaced_by": -1})
+        last = failures[-1]
+        raise UserError(f"{len(tried)} videos in a row cannot be decoded, the last: {last['uri']}: {last['reason']}")
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,9 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
     )
-    return Source(manifest, video_columns(manifest), plan, (config.primary.clip, config.auxiliary.clip), config.data.decode_size), labels
+    return Source(
+        manifest, video_columns(manifest), plan, (config.primary.clip, config.auxiliary.clip), config.data.decode_size
+    ), labels
 
 
 def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:

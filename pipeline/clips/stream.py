@@ -53,7 +53,7 @@ def ray_stream(source: Source, config: Config, first_step: int, workers: int, cp
         shared: Source = ray.get(reference)
         return shared.rows(batch["row"])
 
-    rows = ray.data.from_blocks([pa.table({"row": block}) for block in blocks])
+    rows = ray.data.from_blocks([pa.table({"row": pa.array(block)}) for block in blocks])
     return rows.map_batches(decode, batch_size=None, num_cpus=cpus_per_decoder, zero_copy_batch=True)
 
 

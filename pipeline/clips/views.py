@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as appearance
 
 from pipeline.config import StrongSection, ViewsSection, WeakSection

@@ -18,8 +18,8 @@ import ray.data
 import torch
 from safetensors.torch import load_file
 
-from pipeline.clips.source import Columns, Source
 from pipeline.clips.seeds import Ints
+from pipeline.clips.source import Columns, Source
 from pipeline.clips.views import center_views
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
@@ -41,7 +41,7 @@ class Scorer:
             torch.set_num_threads(threads)
         method = build_method(self.config, num_classes)
         method.load_state_dict(load_file(weights))
-        self.students = method.students.eval().to(self.device)
+        self.students = method.to(self.device).eval().students
 
     @torch.inference_mode()
     def __call__(self, columns: Columns) -> Columns:
@@ -63,7 +63,7 @@ def predict(source: Source, config: Config, weights: Path, videos: Ints, resourc
     size = config.evaluation.batch_videos
     blocks = [tuple(column[start : start + size] for column in grid) for start in range(0, len(grid[0]), size)]
     score = partial(Scorer, config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
-    parts = _here(source, score, blocks) if config.scale.workers == 0 else _on_ray(source, resources, score, blocks)
+    parts = _here(source, score, blocks) if resources is None else _on_ray(source, resources, score, blocks)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -80,7 +80,7 @@ def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple
         shared: Source = ray.get(reference)
         return shared.views(batch["video"], batch["moment"], batch["window"])
 
-    tables = [pa.table(dict(zip(("video", "moment", "window"), block, strict=True))) for block in blocks]
+    tables: list[Any] = [pa.table(dict(zip(("video", "moment", "window"), block, strict=True))) for block in blocks]
     scores = (
         ray.data.from_blocks(tables)
         .map_batches(decode, batch_size=None, num_cpus=resources.cpus_per_decoder)
@@ -93,6 +93,7 @@ def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple
             num_gpus=1 if resources.gpu else 0,
         )
     )
+    scores.context.execution_options.preserve_order = True  # so that sums of scores are the same bits every time
     return list(scores.iter_batches(batch_size=None, batch_format="numpy"))
 
 
@@ -114,13 +115,16 @@ def evaluate(
     failed = {source.manifest.location(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
     labels = source.columns["label"][kept].astype(np.int64)
     summary = summarize(labels, values, list(source.manifest.classes))
-    summary |= {"step": step, "clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split, "undecodable": failed}
+    protocol = {"clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split}
+    summary |= {"step": step, **protocol, "undecodable": failed}
     _write_predictions(config.run_folder, source, kept, values)
     write_text(config.run_folder / "evaluation.json", json.dumps(summary, indent=1))
     return summary
 
 
-def _write_predictions(folder: Path, source: Source, rows: np.ndarray[Any, Any], values: dict[str, np.ndarray[Any, Any]]) -> None:
+def _write_predictions(
+    folder: Path, source: Source, rows: np.ndarray[Any, Any], values: dict[str, np.ndarray[Any, Any]]
+) -> None:
     table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(rows))
     for name, scores in values.items():
         table = table.append_column(name, pa.array(list(scores.astype(np.float32)), pa.list_(pa.float32())))

@@ -75,7 +75,7 @@ def draw_labels(manifest: Manifest, spec: str, seed: int) -> LabelSubset:
         wanted = labels_per_class(spec, len(rows))
         if len(rows) < wanted:
             short.append(f"class {name} has {len(rows)} usable train videos, {wanted} are needed")
-        ids = manifest.table["id"].take(pa.array(rows, pa.int64())).to_pylist()
+        ids = [str(text) for text in manifest.table["id"].take(pa.array(rows, pa.int64())).to_pylist()]
         chosen += [int(rows[i]) for i in seeded_order(ids, seed, "labels")[:wanted]]
     if short:
         raise UserError(f"--labeled {spec} cannot be drawn; add videos, lower --labeled or --test, or drop the class:", short)
@@ -84,7 +84,7 @@ def draw_labels(manifest: Manifest, spec: str, seed: int) -> LabelSubset:
 
 def _subset(manifest: Manifest, rows: NDArray[np.int64], spec: str, seed: int) -> LabelSubset:
     part = manifest.table.select(["id", "class"]).take(pa.array(rows, pa.int64()))
-    ids = tuple(part["id"].to_pylist())
+    ids = tuple(str(text) for text in part["id"].to_pylist())
     content = json.dumps([VERSION, ids, part["class"].to_pylist()]).encode()
     return LabelSubset(ids, rows, spec, seed, hashlib.sha256(content).hexdigest()[:16], manifest.fingerprint)
 

@@ -21,7 +21,8 @@ def progress(items: Iterable[T], total: int, what: str, stream: TextIO | None = 
         now = time.monotonic()
         if now - last >= pause and done < total:
             last = now
-            _write(out, f"{what} {done}/{total}  {_rate(done, now - start)}  {_clock((now - start) / done * (total - done))} left", "")
+            left = (now - start) / done * (total - done)
+            _write(out, f"{what} {done}/{total}  {_rate(done, now - start)}  {_clock(left)} left", "")
     seconds = time.monotonic() - start
     _write(out, f"{what} {done}/{total}  {_rate(done, seconds)}  in {_clock(seconds)}", "\n")
 

@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split, locate
 from pipeline.manifest.splits import check_groups, draw_splits
 
 SPLIT_NAMES: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), cast(Split, "train")),
-    **dict.fromkeys(("test", "testing"), cast(Split, "test")),
-    **dict.fromkeys(("val", "valid", "validation"), cast(Split, "val")),
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
 }
 COLUMNS = ("path", "label", "group", "split")
 SHOWN = 20
@@ -98,7 +101,8 @@ def list_csv(file: str | Path, root: str | Path, columns: Mapping[str, str] | No
     names = {name: (columns or {}).get(name, name) for name in COLUMNS}
     needed = [names[name] for name in COLUMNS if name in ("path", "label") or name in (columns or {})]
     if missing := [name for name in needed if name not in header]:
-        raise UserError(f"{file} has no column {', '.join(missing)}; it has {', '.join(header)}. Map them with --columns path=...,label=...")
+        has = f"{file} has no column {', '.join(missing)}; it has {', '.join(header)}"
+        raise UserError(f"{has}. Map them with --columns path=...,label=...")
     has_splits = names["split"] in header
     splits = _parse_splits(file, [row[names["split"]] for row in rows]) if has_splits else None
     listing = Listing(

@@ -9,6 +9,7 @@ any other. Everything follows from (seed, index). All of it is choice; no paper 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +19,18 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import NDFloats
 
 from pipeline.manifest.isolation import Lost, map_isolated
+from pipeline.manifest.motions import MOTIONS, Floats, Pose, log_growth
 from pipeline.manifest.progress import progress
-
-Array = NDArray[np.float32]
 
 SIZES = ((96, 72), (128, 96), (112, 112), (96, 128), (160, 120), (120, 160), (128, 72))
 """(width, height) in pixels."""
 RATES = (Fraction(15), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 """Frames per second."""
+MARK = ".synthetic.json"
+"""File in the folder of videos that says they were made here, and how."""
 
 
 @dataclass(frozen=True)
@@ -78,82 +80,6 @@ EASY = Difficulty(background_contrast=0.0, noise=0.0, shake=0.0, contrast=0.45, 
 HARD = Difficulty(background_contrast=0.15, noise=0.04, shake=2.0, objects=2, distractors=3, contrast=0.2, min_speed=0.3)
 
 
-@dataclass
-class Pose:
-    """One object over T frames; every field but ``side`` is [T]."""
-
-    side: float
-    """Short side of the frame in pixels."""
-    x: Array
-    """Center in pixels, as ``y``."""
-    y: Array
-    angle: Array
-    """Radians."""
-    size: Array
-    """Logarithm of the factor on the radius."""
-    swapped: NDArray[np.bool_]
-    """Whether its two colors are exchanged."""
-    age: Array
-    """Seconds since the present life began."""
-    life: Array
-    """Length of the present life in seconds."""
-    speed: Array
-
-
-def _drift(pose: Pose, dx: int, dy: int) -> None:
-    way = pose.speed * pose.side * (pose.age - pose.life / 2)
-    pose.x += dx * way
-    pose.y += dy * way
-
-
-def _rotate(pose: Pose, sign: int) -> None:
-    pose.angle += sign * 2 * math.pi * pose.speed * pose.age
-
-
-def _grow(pose: Pose, sign: int) -> None:
-    pose.size = sign * log_growth(pose.speed, pose.age - pose.life / 2)
-
-
-def _bounce(pose: Pose) -> None:
-    turns = pose.speed * 2 * pose.age + pose.angle  # the angle is uniform: a phase like any other
-    pose.y -= 0.5 * pose.side * np.abs(np.sin(math.pi * turns))
-
-
-def _shake(pose: Pose) -> None:
-    pose.x += 0.12 * pose.side * np.sin(2 * math.pi * 4 * pose.speed * pose.age + pose.angle)
-
-
-def _orbit(pose: Pose) -> None:
-    phase = 2 * math.pi * 1.5 * pose.speed * pose.age + pose.angle
-    pose.x += 0.25 * pose.side * np.cos(phase)
-    pose.y += 0.25 * pose.side * np.sin(phase)
-
-
-def _blink(pose: Pose) -> None:
-    pose.swapped ^= np.sin(2 * math.pi * 4 * pose.speed * pose.age + pose.angle) > 0
-
-
-def log_growth(speed: Array, seconds: Array) -> Array:
-    """Logarithm of the size's change in this time."""
-    return np.asarray(speed * seconds, np.float32)
-
-
-MOTIONS: dict[str, Callable[[Pose], None]] = {
-    "drift_left": lambda pose: _drift(pose, -1, 0),
-    "drift_right": lambda pose: _drift(pose, 1, 0),
-    "drift_up": lambda pose: _drift(pose, 0, -1),
-    "drift_down": lambda pose: _drift(pose, 0, 1),
-    "rotate_clockwise": lambda pose: _rotate(pose, 1),  # y points down, so a growing angle turns clockwise
-    "rotate_counterclockwise": lambda pose: _rotate(pose, -1),
-    "grow": lambda pose: _grow(pose, 1),
-    "shrink": lambda pose: _grow(pose, -1),
-    "bounce": _bounce,
-    "shake": _shake,
-    "orbit": _orbit,
-    "blink": _blink,
-}
-
-
 @dataclass(frozen=True)
 class Look:
     """What an object is, whatever it does."""
@@ -162,12 +88,12 @@ class Look:
     aspect: float
     radius: float
     """Pixels."""
-    colors: tuple[Array, Array]
+    colors: tuple[Floats, Floats]
     """Two RGB colors in 0..1: a half of it, or a spot beside its center, has the second one, so that turning shows."""
     fill: str
 
 
-SHAPES: dict[str, Callable[[Array, Array, float], Array]] = {
+SHAPES: dict[str, Callable[[Floats, Floats, float], Floats]] = {
     "ellipse": lambda u, v, aspect: np.hypot(u, v / aspect),
     "box": lambda u, v, aspect: 1.2 * np.maximum(np.abs(u), np.abs(v) / aspect),
     "diamond": lambda u, v, aspect: 0.8 * (np.abs(u) + np.abs(v) / aspect),
@@ -175,7 +101,7 @@ SHAPES: dict[str, Callable[[Array, Array, float], Array]] = {
 }
 """Gauge of the shape at (u, v) in radii: below 1 inside."""
 
-FILLS: dict[str, Callable[[Array, Array], Array]] = {
+FILLS: dict[str, Callable[[Floats, Floats], Floats]] = {
     "half": lambda u, v: u + 0 * v,
     "spot": lambda u, v: 0.4 - np.hypot(u - 0.4, v),
     "wedge": lambda u, v: u - np.abs(v),
@@ -183,7 +109,7 @@ FILLS: dict[str, Callable[[Array, Array], Array]] = {
 """Positive where the second color is, in radii."""
 
 
-def render(index: int, motion: str, seed: int, difficulty: Difficulty) -> tuple[NDArray[np.uint8], Fraction]:
+def render(index: int, motion: str, seed: int, difficulty: Difficulty) -> tuple[NDFloats[np.uint8], Fraction]:
     """Frames [T, H, W, 3] uint8 RGB and frames per second of the video with this index; T is 2-4 s."""
     rng = np.random.default_rng([seed, index])
     width, height = SIZES[rng.integers(len(SIZES))]
@@ -200,8 +126,9 @@ def render(index: int, motion: str, seed: int, difficulty: Difficulty) -> tuple[
     objects = [objects[i] for i in rng.permutation(len(objects))]
     offsets_T2 = margin + _camera(rng, frames, difficulty.shake)
     video = np.empty((frames, height, width, 3), np.uint8)
+    scene = np.empty_like(canvas)
     for t in range(frames):
-        scene = canvas.copy()
+        scene[:] = canvas  # into the same memory: a fresh copy costs three times as much
         for look, pose in objects:
             _draw(scene, look, pose, t, margin)
         top, left = offsets_T2[t]
@@ -213,7 +140,7 @@ def _rest(pose: Pose) -> None:
     """Distractors stand still."""
 
 
-def _background(rng: np.random.Generator, height: int, width: int, difficulty: Difficulty) -> Array:
+def _background(rng: np.random.Generator, height: int, width: int, difficulty: Difficulty) -> Floats:
     cell = min(height, width) / difficulty.background_detail
     rows, columns = int(height / cell) + 2, int(width / cell) + 2
     grid = rng.standard_normal((rows, columns, 3)) * difficulty.background_contrast
@@ -221,26 +148,26 @@ def _background(rng: np.random.Generator, height: int, width: int, difficulty: D
     return np.asarray(texture + rng.uniform(0.3, 0.7, 3), np.float32)
 
 
-def _blend(pixels: int, cells: int) -> Array:
+def _blend(pixels: int, cells: int) -> Floats:
     """[pixels, cells] weights of linear interpolation."""
     place = np.linspace(0, cells - 1, pixels, dtype=np.float32)
     return np.asarray(np.clip(1 - np.abs(place[:, None] - np.arange(cells)), 0, 1), np.float32)
 
 
-def _camera(rng: np.random.Generator, frames: int, shake: float) -> NDArray[np.int64]:
+def _camera(rng: np.random.Generator, frames: int, shake: float) -> NDFloats[np.int64]:
     """[T, 2] whole pixels, smooth over about a third of a second."""
     steps = rng.standard_normal((frames + 8, 2))
     smooth = np.stack([np.convolve(steps[:, axis], np.full(9, 1 / 3), "valid") for axis in (0, 1)], axis=1)
     return np.asarray(np.rint(np.clip(smooth, -3, 3) * shake), np.int64)
 
 
-def _look(rng: np.random.Generator, base: Array, side: int, difficulty: Difficulty) -> Look:
+def _look(rng: np.random.Generator, base: Floats, side: int, difficulty: Difficulty) -> Look:
     radius = side * math.exp(rng.uniform(math.log(difficulty.min_radius), math.log(difficulty.max_radius)))
     away = rng.choice((-1.0, 1.0), 3) * rng.uniform(difficulty.contrast, 0.5, 3)
     first = np.clip(base + away, 0, 1)
     second = np.clip(base - away * rng.uniform(0.6, 1.0, 3), 0, 1)
     shape, fill = rng.choice(list(SHAPES)), rng.choice(list(FILLS))
-    return Look(str(shape), rng.uniform(0.6, 1.0), radius, (np.float32(first), np.float32(second)), str(fill))
+    return Look(str(shape), rng.uniform(0.6, 1.0), radius, (first.astype(np.float32), second.astype(np.float32)), str(fill))
 
 
 def _path(
@@ -253,21 +180,29 @@ def _path(
     start_L = np.cumsum(length_L) - length_L - rng.uniform(0, length_L[0])
     life_T = np.searchsorted(start_L, seconds, side="right") - 1
 
-    def per_life(low: float, high: float) -> Array:
+    def per_life(low: float, high: float) -> Floats:
         return np.asarray(rng.uniform(low, high, lives)[life_T], np.float32)
 
-    speed, life = per_life(how.min_speed, how.max_speed), np.float32(length_L[life_T])
-    size_now = log_growth(speed, life * per_life(-0.5, 0.5))
-    x, y, angle = per_life(0, size[0]), per_life(0, size[1]), per_life(0, 2 * math.pi)
-    swapped = per_life(0, 1) > 0.5
-    pose = Pose(float(min(size)), x, y, angle, size_now, swapped, np.float32(seconds - start_L[life_T]), life, speed)
+    speed, life = per_life(how.min_speed, how.max_speed), length_L[life_T].astype(np.float32)
+    pose = Pose(
+        side=float(min(size)),
+        x=per_life(0, size[0]),
+        y=per_life(0, size[1]),
+        angle=per_life(0, 2 * math.pi),
+        size=log_growth(speed, life * per_life(-0.5, 0.5)),  # as a growing object has it at a random moment
+        swapped=per_life(0, 1) > 0.5,
+        age=(seconds - start_L[life_T]).astype(np.float32),
+        life=life,
+        speed=speed,
+    )
     move(pose)
     edge = 0.5 * min(size) * how.max_radius
-    pose.x, pose.y = (np.float32((place + edge) % (full + 2 * edge) - edge) for place, full in ((pose.x, size[0]), (pose.y, size[1])))
+    pose.x = (pose.x + edge) % (size[0] + 2 * edge) - edge  # what leaves on one side enters on the other
+    pose.y = (pose.y + edge) % (size[1] + 2 * edge) - edge
     return pose
 
 
-def _draw(scene: Array, look: Look, pose: Pose, t: int, margin: int) -> None:
+def _draw(scene: Floats, look: Look, pose: Pose, t: int, margin: int) -> None:
     """Blend the object into the scene, with soft edges of one pixel."""
     radius = float(look.radius * math.exp(pose.size[t]))
     reach = min(int(1.5 * radius) + 2, margin)
@@ -284,13 +219,13 @@ def _draw(scene: Array, look: Look, pose: Pose, t: int, margin: int) -> None:
     patch += inside * (one + second * (two - one) - patch)
 
 
-def _expose(rng: np.random.Generator, frame: Array, noise: float) -> NDArray[np.uint8]:
+def _expose(rng: np.random.Generator, frame: Floats, noise: float) -> NDFloats[np.uint8]:
     if noise > 0:
         frame = frame + noise * rng.standard_normal((*frame.shape[:2], 1), np.float32)
     return np.asarray(np.clip(frame * 255 + 0.5, 0, 255), np.uint8)
 
 
-def write_video(path: Path, frames_THWC: NDArray[np.uint8], rate: Fraction, **options: str) -> None:
+def write_video(path: Path, frames_THWC: NDFloats[np.uint8], rate: Fraction, **options: str) -> None:
     """Encode RGB frames as H.264 in the container of the path's suffix; even width and height."""
     settings = {"crf": "20", "preset": "veryfast", "g": "24", "threads": "1", **options}
     with av.open(str(path), "w") as container:
@@ -320,10 +255,15 @@ def _render_to_file(order: _Order) -> None:
 def render_folder(
     folder: Path, videos: int, classes: int, seed: int, difficulty: Difficulty, processes: int | None = None
 ) -> None:
-    """Write ``folder/<class>/<index>.mp4``; index i has class i modulo ``classes``, in the order of ``MOTIONS``."""
-    assert 2 <= classes <= len(MOTIONS) <= videos or classes <= videos
-    names = list(MOTIONS)[:classes]
-    orders = [_Order(folder / names[i % classes] / f"{i:05d}.mp4", i, names[i % classes], seed, difficulty) for i in range(videos)]
-    for _, result in progress(map_isolated(_render_to_file, orders, processes), videos, "rendered"):
+    """Write ``folder/<class>/<index>.mp4``; index i has class i modulo ``classes``, in the order of ``MOTIONS``.
+
+    ``folder/.synthetic.json`` says how; it also marks the folder as one that may be replaced.
+    """
+    assert 1 <= classes <= len(MOTIONS) and classes <= videos
+    names = [list(MOTIONS)[i % classes] for i in range(videos)]
+    orders = [_Order(folder / name / f"{i:05d}.mp4", i, name, seed, difficulty) for i, name in enumerate(names)]
+    for place, result in progress(map_isolated(_render_to_file, orders, processes), videos, "rendered"):
         if isinstance(result, Lost):
-            raise RuntimeError(result.reason)
+            raise RuntimeError(f"{orders[place].path}: {result.reason}")
+    facts = {"videos": videos, "classes": classes, "seed": seed, "difficulty": dataclasses.asdict(difficulty)}
+    (folder / MARK).write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -14,7 +14,7 @@ from pipeline.students import build_student
 __all__ = ["STUDENTS", "LossWeights", "Views", "build_method", "loss_weights", "make_views"]
 
 
-def build_method(config: Config, num_classes: int) -> nn.Module:
+def build_method(config: Config, num_classes: int) -> Supervised | ActNetFormer:
     """The method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
 
     ``forward(views, weights)`` returns a dict: ``loss`` with gradient, all else detached scalars. It holds no parameters

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 
 def supervised_loss(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

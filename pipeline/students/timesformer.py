@@ -65,10 +65,10 @@ class TimeSformer(nn.Module):
 
     def _initialize(self) -> None:
         for parameter in (self.position, self.cls_token):
-            nn.init.trunc_normal_(parameter, std=float(__import__('os').environ.get('POS','0.02')))
+            nn.init.trunc_normal_(parameter, std=0.02)
         self.apply(_initialize_linear)
         nn.init.trunc_normal_(self.embed.weight, std=self.embed.weight[0].numel()**-0.5)
-        if hasattr(self,'time'): nn.init.trunc_normal_(self.time, std=float(__import__('os').environ.get('POS','0.02')))
+        if hasattr(self,'time'): nn.init.trunc_normal_(self.time, std=0.02)
         nn.init.normal_(self.head.weight,std=0.01)
         divided = [block for block in self.blocks if isinstance(block, DividedBlock)]
         # the authors' code: all but the first block start as the image ViT, so each adds time only as far as it helps

@@ -85,7 +85,8 @@ def run_study(study: Study, trials: Sequence[Trial], concurrent: int) -> list[st
     missing = [trial for trial, ready in zip(trials, prepared, strict=True) if evaluated(ready) is None]
     if not missing:
         return []
-    print(f"{len(trials) - len(missing)} of {len(trials)} trials are done, {len(missing)} to run, {concurrent} at once", flush=True)
+    done = len(trials) - len(missing)
+    print(f"{done} of {len(trials)} trials are done, {len(missing)} to run, {concurrent} at once", flush=True)
     if trials[0].config.scale.workers == 0:
         return _one_after_another(missing)
     connect()
@@ -95,13 +96,14 @@ def run_study(study: Study, trials: Sequence[Trial], concurrent: int) -> list[st
         # the driver of a trial only waits: a whole CPU for it would leave none for its workers
         ray.tune.with_resources(_trial, {"CPU": 0.01}),
         param_space={"config": grid, "concurrent": concurrent},
-        tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent, trial_name_creator=_name, trial_dirname_creator=_name),
+        tune_config=ray.tune.TuneConfig(
+            max_concurrent_trials=concurrent, trial_name_creator=_name, trial_dirname_creator=_name
+        ),
         run_config=ray.tune.RunConfig(
             name=".tune", storage_path=str(Path(missing[0].config.with_absolute_paths().run.storage_path)), verbose=1
         ),
     )
-    results = tuner.fit()
-    return [f"{result.path}: {result.error}" for result in results if result.error is not None]
+    return [f"{result.path}: {result.error}" for result in tuner.fit() if result.error is not None]
 
 
 def _name(trial: Any) -> str:

@@ -22,6 +22,7 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     if summary:
         return summary
     resources = reserve(prepared, concurrent)
+    prepared.open()
     if not prepared.finished:
         _ = fit_here(prepared) if resources is None else fit_on_ray(prepared, resources)
     newest, problems = checkpoint.newest(prepared.run.folder)
@@ -40,10 +41,10 @@ def reserve(prepared: Prepared, concurrent: int = 1) -> Resources | None:
 
 
 def evaluated(prepared: Prepared) -> dict[str, Any] | None:
-    """The evaluation of the last step by the configured protocol, if it is there."""
+    """The evaluation by the configured protocol, if the run is trained to its end and it is there."""
     config = prepared.run.config
     path = prepared.run.folder / "evaluation.json"
-    if not path.is_file():
+    if not prepared.finished or not path.is_file():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     wanted = {"step": config.train.steps, "clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": "test"}

@@ -35,7 +35,9 @@ class TrainState:
     """All that a run is at one step."""
 
     method: nn.Module
-    """Holds both students."""
+    """What is stored: it holds both students."""
+    students: nn.ModuleDict
+    """The same students, by name."""
     optimizers: Mapping[str, torch.optim.Optimizer]
     """By student."""
     fingerprints: Mapping[str, str]
@@ -82,7 +84,7 @@ def load(state: TrainState, checkpoint: Path) -> None:
         if not (checkpoint / name).is_file() or _sha256(checkpoint / name) != digest:
             raise DamagedCheckpoint(f"{checkpoint / name} is missing or damaged")
     if facts["fingerprints"] != dict(state.fingerprints):
-        raise ValueError(f"{checkpoint} belongs to another configuration: {facts['fingerprints']}, not {dict(state.fingerprints)}")
+        raise ValueError(f"{checkpoint} belongs to another configuration: {facts['fingerprints']}, not {state.fingerprints}")
     state.method.load_state_dict(load_file(checkpoint / FILES[0]))
     _unpack_optimizers(state.optimizers, load_file(checkpoint / FILES[1]), facts["optimizers"])
     state.step, state.next_row = facts["step"], facts["next_row"]

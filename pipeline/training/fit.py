@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
@@ -21,12 +21,12 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import local_batches, ray_stream, shard_batches
 from pipeline.config import Config, parse_config
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
 from pipeline.methods import build_method
 from pipeline.resources import Resources
-from pipeline.run_folder import Fingerprints, open_run
+from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.training import checkpoint
-from pipeline.training.loop import Run, Worker, facts_of, train
+from pipeline.training.loop import Run, Worker, train
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,22 @@ class Prepared:
 
     run: Run
     source: Source
-    steps_done: int
+    facts: dict[str, Any]
+    """What facts.json will say beside versions and fingerprints."""
 
     @property
     def finished(self) -> bool:
-        """Whether the newest checkpoint is the last one."""
-        return self.steps_done >= self.run.config.train.steps
+        """Whether the newest whole checkpoint is the last one."""
+        newest, _ = checkpoint.newest(self.run.folder)
+        return newest is not None and checkpoint.read_facts(newest)["step"] >= self.run.config.train.steps
+
+    def open(self) -> None:
+        """Make the run folder: the first thing that is written, after everything was checked."""
+        open_run(self.run.config, self.run.prints, self.facts)
 
 
 def prepare(config: Config) -> Prepared:
-    """Read the inputs and open the run folder. Raises UserError before anything starts or is written."""
+    """Read and check the inputs and the run folder. Raises UserError; writes nothing."""
     config = config.with_absolute_paths()
     if "://" in config.run.storage_path:
         raise UserError(f"run.storage_path={config.run.storage_path}: run folders need a local or shared folder, not a URI")
@@ -53,7 +59,7 @@ def prepare(config: Config) -> Prepared:
     classes = source.manifest.classes
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)
     run = Run(config, source.plan, len(classes), usable, prints, config.run_folder)
-    facts = {
+    facts: dict[str, Any] = {
         "method": config.method.name,
         "classes": list(classes),
         "manifest": {"path": config.data.manifest, "fingerprint": prints.manifest, "videos": source.manifest.table.num_rows},
@@ -61,10 +67,10 @@ def prepare(config: Config) -> Prepared:
         "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
     }
     with torch.random.fork_rng():
-        facts = facts_of(run, build_method(config, len(classes)), facts)
-    open_run(config, prints, facts)
-    newest, _ = checkpoint.newest(run.folder)
-    return Prepared(run, source, checkpoint.read_facts(newest)["step"] if newest else 0)
+        students = build_method(config, len(classes)).students
+    facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
+    check_run(config, prints)
+    return Prepared(run, source, facts)
 
 
 def fit_here(prepared: Prepared) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def fit_here(prepared: Prepared) -> dict[str, Any]:
 
 def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
     """TorchTrainer over ``ray_stream``; a dead worker restarts the group from the newest checkpoint."""
-    run, config = prepared.run, prepared.run.config
+    config = prepared.run.config
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(config.scale.start_timeout_seconds))
     options = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
@@ -99,10 +105,21 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=2),
         ),
     )
-    outcome = trainer.fit().return_value or {}
+    try:
+        outcome = trainer.fit().return_value or {}
+    except TrainingFailedError as error:
+        raise RunFailed(f"{config.run.name} stopped after {config.train.max_failures} restarts; {_cause(error)}") from error
     if "error" in outcome:
         raise UserError(outcome["error"])
     return dict(outcome)
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """The last lines of what the first failed worker said."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, first = next(iter(failures.items()))
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    return f"worker {rank}: " + " | ".join(lines[-3:])
 
 
 def _open(tree: dict[str, Any]) -> tuple[Run, Source]:
@@ -134,7 +151,8 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         return shard_batches(ray.train.get_dataset_shard("train"), share, device, run.config.data.decode_timeout_seconds)
 
     def wrap(method: nn.Module) -> nn.Module:
-        return prepare_model(method)
+        wrapped: nn.Module = prepare_model(method)
+        return wrapped
 
     worker = Worker(context.get_world_rank(), world, device, wrap, report=lambda metrics: ray.train.report(metrics))
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.inputs import STUDENTS, loss_weights, make_views
+from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
-from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training.schedule import lr_factor
 
 
@@ -61,7 +61,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     method = build_method(config, run.num_classes)
     wrapped = worker.wrap(method)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
-    state = checkpoint.TrainState(method, optimizers, run.prints.as_dict())
+    state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     stream = batches(state.step)
@@ -99,7 +99,7 @@ def _step(
     for name, optimizer in state.optimizers.items():
         section = getattr(config, name).optimizer
         set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
-        results[f"gradient_norm/{name}"] = clip_gradient(state.method.students[name], section.clip_gradient_norm)  # type: ignore[index]
+        results[f"gradient_norm/{name}"] = clip_gradient(state.students[name], section.clip_gradient_norm)
         optimizer.step()
     return {name: value.detach() for name, value in results.items()}
 
@@ -107,7 +107,8 @@ def _step(
 def _check_rows(batch: Batch, plan: Plan, step: int, worker: Worker) -> None:
     """Every planned row is trained once, in its step, whatever dealt the batches: this is where that is made sure."""
     expected = worker_rows([step], plan.rows_per_step, worker.rank, worker.world)[0]
-    assert batch.rows.tolist() == expected.tolist(), f"step {step}: rows {batch.rows.tolist()} came, {expected.tolist()} are planned"
+    came = batch.rows.tolist()
+    assert came == expected.tolist(), f"step {step}: rows {came} came, {expected.tolist()} are planned"
 
 
 def _resume(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
@@ -126,9 +127,3 @@ def _checkpoint(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
     if worker.rank == 0:
         checkpoint.save(state, run.folder)
         checkpoint.prune(run.folder, run.config.train.keep_checkpoints)
-
-
-def facts_of(run: Run, method: nn.Module, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts for facts.json that need the students: their parameter counts."""
-    counts = {name: sum(p.numel() for p in method.students[name].parameters()) for name in STUDENTS}  # type: ignore[index]
-    return {"parameters": counts, **more}

@@ -10,7 +10,8 @@ from pipeline.config import OptimizerSection
 
 def build_optimizer(student: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
     """SGD; weight decay on matrices and kernels only, not on norms, biases, tokens and embeddings (1-d, or named so)."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         plain = parameter.ndim < 2 or any(word in name for word in ("embed", "token"))
         (free if plain else decayed).append(parameter)

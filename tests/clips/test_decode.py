@@ -107,6 +107,8 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
                 decode_clips(video(path, decoder=decoder), 0.5, 0.5, [SLOW], 48)
 
 
-@pytest.mark.parametrize(("width", "height", "expected"), [(160, 96, (80, 48)), (96, 160, (48, 80)), (7, 7, (48, 48)), (101, 100, (48, 48))])
+@pytest.mark.parametrize(
+    ("width", "height", "expected"), [(160, 96, (80, 48)), (96, 160, (48, 80)), (7, 7, (48, 48)), (101, 100, (48, 48))]
+)
 def test_scaled_size(width: int, height: int, expected: tuple[int, int]) -> None:
     assert scaled_size(width, height, 48) == expected

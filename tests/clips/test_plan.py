@@ -13,7 +13,9 @@ from pipeline.errors import UserError
 def plans(draw: st.DrawFn) -> Plan:
     labeled, unlabeled = draw(st.integers(1, 40)), draw(st.integers(1, 200))
     videos = np.random.default_rng(draw(st.integers(0, 99))).permutation(1000)[: labeled + unlabeled]
-    return Plan(videos[:labeled], videos[labeled:], draw(st.integers(0, 7)), draw(st.integers(1, 16)), draw(st.integers(0, 2**31 - 1)))
+    return Plan(
+        videos[:labeled], videos[labeled:], draw(st.integers(0, 7)), draw(st.integers(1, 16)), draw(st.integers(0, 2**31 - 1))
+    )
 
 
 @given(plan=plans(), epoch=st.integers(0, 5))
@@ -52,14 +54,23 @@ def test_a_row_does_not_depend_on_the_rows_around_it(plan: Plan, rows: list[int]
 
 
 @given(
-    plan=plans(), first=st.integers(0, 30), steps=st.integers(1, 30), workers=st.integers(1, 4), block=st.integers(1, 9), share=st.integers(1, 4)
+    plan=plans(),
+    first=st.integers(0, 30),
+    steps=st.integers(1, 30),
+    workers=st.integers(1, 4),
+    block=st.integers(1, 9),
+    share=st.integers(1, 4),
 )
-def test_dealt_blocks_give_each_worker_its_rows_in_order(plan: Plan, first: int, steps: int, workers: int, block: int, share: int) -> None:
+def test_dealt_blocks_give_each_worker_its_rows_in_order(
+    plan: Plan, first: int, steps: int, workers: int, block: int, share: int
+) -> None:
     rows_per_step = workers * share
     blocks = deal(first, first + steps, rows_per_step, workers, block)
     for worker in range(workers):
         received = np.concatenate(blocks[worker::workers])
-        assert np.array_equal(received, worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers).reshape(-1))
+        assert np.array_equal(
+            received, worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers).reshape(-1)
+        )
     assert sorted(np.concatenate(blocks)) == list(range(first * rows_per_step, (first + steps) * rows_per_step))
 
 

@@ -209,7 +209,7 @@ def submitted(head: tuple[str, Environment], repository: Path) -> Submit:
 
     def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs.submit", "--address", address, *words]
-        return subprocess.run(command, cwd=repository, env={**environment, **more}, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=repository, env={**environment, **more}, capture_output=True, text=True, timeout=110)
 
     return run
 

@@ -24,7 +24,7 @@ def state(seed: int = 0, steps: int = 3) -> TrainState:
         method(torch.randn(5, 4)).square().sum().backward()
         for optimizer in optimizers.values():
             optimizer.step()
-    return TrainState(method, optimizers, PRINTS, step=steps, next_row=steps * 8)
+    return TrainState(method, nn.ModuleDict(), optimizers, PRINTS, step=steps, next_row=steps * 8)
 
 
 def tensors(one: TrainState) -> list[torch.Tensor]:

@@ -1,0 +1,82 @@
+"""The same run on a real Ray cluster: two workers, one of them killed, against one process that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import train
+from jobs.command import run
+from pipeline.run_folder import read_metrics
+
+
+def worker_pids() -> list[int]:
+    """Processes of Ray's train workers on this machine that are children of this test's cluster."""
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if "RayTrainWorker" in (folder / "cmdline").read_bytes().decode(errors="replace") and _is_ours(int(folder.name)):
+                pids.append(int(folder.name))
+        except OSError:
+            continue
+    return pids
+
+
+def _is_ours(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        pid = int(fields[1])
+    return False
+
+
+def kill_a_worker_after(folder: Path, step: int, killed: list[int]) -> None:
+    """kill -9 one train worker as soon as metrics.jsonl reaches ``step``."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not killed:
+        if any(line["step"] >= step for line in read_metrics(folder)):
+            for pid in worker_pids()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every planned row is trained in its step (the loop asserts it), metrics have no gap, and the loss is the same."""
+    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "train.steps=24"]
+    assert run(train.main, [*words, "run.name=here"]) == 0
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "ray", 6, killed), daemon=True)
+    killer.start()
+    assert run(train.main, [*words, "run.name=ray", "scale.workers=2"]) == 0
+    killer.join(timeout=5)
+    assert killed, "the run was over before a worker could be killed"
+
+    here, there = read_metrics(tmp_path / "here"), read_metrics(tmp_path / "ray")
+    assert [line["step"] for line in there] == [line["step"] for line in here]
+    for one, other in zip(here, there, strict=True):
+        for name in ("loss", "contrast_loss", "supervised_loss/primary", "supervised_loss/auxiliary"):
+            assert other[name] == pytest.approx(one[name], rel=2e-3), (name, one["step"])
+    assert (tmp_path / "ray" / "predictions.parquet").is_file()
+    assert "continuing at step" in capfd.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_does_not_fit_is_said_before_anything_starts(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "scale.workers=2"]
+    assert run(train.main, [*words, "scale.cpus_per_worker=1"]) == 2
+    assert "the cluster has 2 CPUs" in capsys.readouterr().err
+    assert run(train.main, [*words, "data.labeled_per_step=3"]) == 2
+    assert "does not divide data.labeled_per_step=3" in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""The chain without Ray: real videos in, checkpoints, metrics and predictions out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import evaluate, train
+from jobs.command import run
+from pipeline.config import load_config
+from pipeline.run_folder import read_metrics, read_quarantine
+from pipeline.training import loop
+from pipeline.training.fit import fit_here, prepare
+
+
+def command(tiny: Path, tmp_path: Path, *words: str) -> int:
+    return run(train.main, ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *words])
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def comparable(folder: Path) -> list[dict[str, object]]:
+    """Metrics without what the clock says."""
+    clock = ("seconds", "clips_per_second")
+    return [{k: v for k, v in line.items() if not k.startswith(clock)} for line in read_metrics(folder)]
+
+
+def test_a_run_leaves_what_was_promised(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path) == 0
+    folder = tmp_path / "tiny"
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert {"mask_rate/primary_to_auxiliary", "contrast_loss", "lr/primary", "gradient_norm/auxiliary"} <= set(lines[-1])
+    assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000008", "checkpoint_000012"]
+    table = pq.read_table(folder / "predictions.parquet")
+    assert table.num_rows == 8
+    assert sum(table["mean"][0].as_py()) == pytest.approx(1, abs=1e-4)
+    summary = json.loads((folder / "evaluation.json").read_text())
+    right = [max(range(4), key=row["mean"].__getitem__) == row["label"] for row in table.to_pylist()]
+    assert summary["mean"]["top1"] == pytest.approx(sum(right) / 8)
+    assert "0:00 left" in capsys.readouterr().out
+
+    before = weights(folder / "checkpoint_000012")
+    assert command(tiny, tmp_path) == 0
+    assert "is done: 12 steps are trained" in capsys.readouterr().out
+    assert weights(folder / "checkpoint_000012") == before
+
+
+def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 steps equal 7 steps, a kill, and the rest: weights bit for bit, and no line of metrics missing or doubled."""
+    assert command(tiny, tmp_path, "run.name=whole", "auxiliary.network.dropout=0.2") == 0
+    prepared = prepare(
+        load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", "auxiliary.network.dropout=0.2"])
+    )
+    step, seen = loop._step, []
+
+    def killed(wrapped: object, state: object, *rest: object) -> object:
+        seen.append(state)
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+        return step(wrapped, state, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_step", killed)
+    prepared.open()
+    with pytest.raises(KeyboardInterrupt):
+        fit_here(prepared)
+    monkeypatch.undo()
+    assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [2, 4, 6]
+    assert command(tiny, tmp_path, "run.name=cut", "auxiliary.network.dropout=0.2") == 0
+    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        files = [tmp_path / run_name / "checkpoint_000012" / name for run_name in ("cut", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny, tmp_path) == 0
+    folder = tmp_path / "tiny"
+    whole = weights(folder / "checkpoint_000012")
+    (folder / "checkpoint_000012" / "model.safetensors").write_bytes(whole[:1000])
+    capsys.readouterr()
+    assert command(tiny, tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "skipped a damaged checkpoint" in text
+    assert "continuing at step 8 of 12" in text
+    assert weights(folder / "checkpoint_000012") == whole
+
+
+def test_supervised_decodes_no_unlabeled_video(tiny: Path, tmp_path: Path) -> None:
+    assert command(tiny, tmp_path, "method.name=supervised", "train.steps=4") == 0
+    line = read_metrics(tmp_path / "tiny")[-1]
+    assert "contrast_loss" not in line
+    config = load_config(tiny / "tiny.yaml", ["method.name=supervised", f"run.storage_path={tmp_path}/x"])
+    assert prepare(config).source.plan.slots == 1
+
+
+def test_precision_bf16_trains(tiny: Path, tmp_path: Path) -> None:
+    assert command(tiny, tmp_path, "train.precision=bf16", "train.steps=2") == 0
+    assert torch.isfinite(torch.tensor(read_metrics(tmp_path / "tiny")[-1]["loss"]))
+
+
+@pytest.fixture
+def damaged(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the data set in which one unlabeled training video was damaged after the manifest was written."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(tiny / "videos", copy / "videos")
+    for name in ("manifest.parquet", "labels.parquet"):
+        shutil.copy(tiny / name, copy)
+    words = [f"data.manifest={copy}/manifest.parquet", f"data.root={copy}/videos", f"run.storage_path={tmp_path}/none"]
+    prepared = prepare(load_config(tiny / "tiny.yaml", words))
+    victim = Path(prepared.source.manifest.location(int(prepared.source.plan.unlabeled[0])))
+    assert victim.is_relative_to(copy)
+    victim.write_bytes(victim.read_bytes()[:500])
+    return copy
+
+
+def test_an_undecodable_video_is_replaced_and_recorded(tiny: Path, tmp_path: Path, damaged: Path) -> None:
+    words = [f"data.manifest={damaged}/manifest.parquet", f"data.root={damaged}/videos"]
+    assert command(tiny, tmp_path, *words, "run.name=one") == 0
+    assert command(tiny, tmp_path, *words, "run.name=two") == 0
+    records = read_quarantine(tmp_path / "one")
+    assert records
+    assert {"row", "slot", "video", "uri", "reason", "replaced_by"} == set(records[0])
+    assert len({record["uri"] for record in records}) == 1
+    assert all(record["replaced_by"] != record["video"] for record in records)
+    assert records == read_quarantine(tmp_path / "two")
+    assert read_metrics(tmp_path / "one")[-1]["quarantined"] == len(records)
+    assert comparable(tmp_path / "one") == comparable(tmp_path / "two")
+
+
+def test_too_many_failures_stop_the_run(tiny: Path, tmp_path: Path, damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data.manifest={damaged}/manifest.parquet", f"data.root={damaged}/videos", "data.max_quarantined_share=0.01"]
+    assert command(tiny, tmp_path, *words) == 2
+    text = capsys.readouterr().err
+    assert "1 of 24 videos failed to decode, more than data.max_quarantined_share=0.01" in text
+    assert "Traceback" not in text
+
+
+def test_another_manifest_or_subset_is_refused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs import prepare as prepare_job
+
+    assert command(tiny, tmp_path, "train.steps=2") == 0
+    other = tmp_path / "other"
+    prepare_job.main(["folder", str(tiny / "videos"), str(other), "--labeled", "2/class", "--seed", "3"])
+    capsys.readouterr()
+    assert command(tiny, tmp_path, "train.steps=2", f"data.manifest={other}/manifest.parquet") == 2
+    text = capsys.readouterr().err
+    assert "manifest: the run's has fingerprint" in text
+    assert "label subset: the run's has fingerprint" in text
+    assert "choose another run.name" in text
+    assert command(tiny, tmp_path, "train.steps=2", "method.contrast_weight=1") == 2
+    assert "method.contrast_weight: the run has 2.0, now 1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.manifest=/nowhere/m.parquet"], "/nowhere/m.parquet"),
+        (["data.labels=/nowhere/l.parquet"], "/nowhere/l.parquet"),
+        (["trian.steps=3", "scale.worker=1"], "did you mean scale.workers?"),
+        (["run.storage_path=s3://bucket/runs"], "not a URI"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_is_written(
+    tiny: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny, tmp_path, *words) == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_evaluate_by_another_protocol(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path, "train.steps=2") == 0
+    folder = tmp_path / "tiny"
+    assert run(evaluate.main, [str(folder), "evaluation.crops=3", "evaluation.clips=1"]) == 0
+    assert json.loads((folder / "evaluation.json").read_text())["crops"] == 3
+    assert run(evaluate.main, [str(folder), "train.steps=3"]) == 2
+    assert "only evaluation.*" in capsys.readouterr().err
+    assert run(evaluate.main, [str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
