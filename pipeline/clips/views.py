@@ -7,15 +7,15 @@ Coordinates run from -1 to 1 over a window, as in ``torch.nn.functional.grid_sam
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as appearance
 
+from pipeline.clips.seeds import hash64
 from pipeline.config import StrongSection, ViewsSection, WeakSection
 
 MEAN, STD = 0.45, 0.225
@@ -24,10 +24,9 @@ MEAN, STD = 0.45, 0.225
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-def view_seed(seed: int, row: int, slot: int, view: str) -> int:
-    """Seed of one view, 64 bits: a hash of the run's seed, the run row, the slot, and the view's name."""
-    key = struct.pack("<qqq", seed, row, slot) + view.encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+def view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) -> list[int]:
+    """Seeds of 64 bits of this view in all slots of all rows, row by row: hashes of (seed, row, slot, view)."""
+    return [int(number) for number in hash64(seed, np.asarray(rows)[:, None], np.asarray(slots)[None], view).ravel()]
 
 
 def weak_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
@@ -143,7 +142,7 @@ def _whole_clip(operation: Callable[[torch.Tensor, float], torch.Tensor]) -> Cal
 
     def apply(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
         tall_CHW = clip_TCHW.transpose(0, 1).flatten(1, 2)
-        return operation(tall_CHW, share).unflatten(1, (len(clip_TCHW), -1)).transpose(0, 1)
+        return torch.unflatten(operation(tall_CHW, share), 1, (len(clip_TCHW), -1)).transpose(0, 1)
 
     return apply
 

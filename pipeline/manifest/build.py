@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,20 @@ from pipeline.errors import UserError
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
 from pipeline.manifest.probe import Probe, probe_files
 from pipeline.manifest.schema import SCHEMA, Manifest, locate, write_manifest
-from pipeline.manifest.sources import Listing, with_splits
+from pipeline.manifest.sources import Listing, first_few, with_splits
 
 MANIFEST, LABELS = "manifest.parquet", "labels.parquet"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is drawn by chance, from which seed."""
+
+    labeled: str
+    """``10%`` or ``4/class`` of the train videos."""
+    test_share: float
+    """0..1 of every class, where the source has no split of its own."""
+    seed: int
 
 
 def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
@@ -22,7 +34,7 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
     assert listing.splits is not None
     place = {name: label for label, name in enumerate(listing.classes)}
     count = len(listing.uris)
-    columns = {
+    columns: dict[str, Sequence[object]] = {
         "id": listing.uris,
         "uri": listing.uris,
         "split": listing.splits,
@@ -31,33 +43,39 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
         "group": listing.groups,
         "start": [None] * count,
         "end": [None] * count,
-        **{name: [getattr(probe, name) for probe in probes] for name in Probe.__dataclass_fields__},
+        **{field.name: [getattr(probe, field.name) for probe in probes] for field in fields(Probe)},
     }
-    return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
+    return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
-def build(
-    listing: Listing, folder: Path, labeled: str, test_share: float, seed: int, processes: int | None = None, with_hash: bool = False
-) -> tuple[Manifest, LabelSubset]:
-    """Probe, split, draw labels, and write ``folder/manifest.parquet`` and ``folder/labels.parquet``.
-
-    Both are complete under temporary names before either replaces an older one. Raises UserError, with nothing
-    written, when no video is usable or a class has too few for the label subset.
-    """
-    probes = probe_files([locate(listing.root, uri) for uri in listing.uris], processes, with_hash=with_hash)
+def probe_listing(
+    listing: Listing, processes: int | None = None, timeout_seconds: float = 120.0, with_hash: bool = False
+) -> list[Probe]:
+    """Probe every file of a listing. Raises UserError when none is usable."""
+    paths = [locate(listing.root, uri) for uri in listing.uris]
+    probes = probe_files(paths, processes, timeout_seconds, with_hash)
     if not any(probe.status == "ok" for probe in probes):
         reasons = [f"{uri}: {probe.status}, {probe.reason}" for uri, probe in zip(listing.uris, probes, strict=True)]
-        raise UserError(f"none of the {len(probes)} files in {listing.root} is a usable video:", reasons[:20])
-    table = build_table(with_splits(listing, test_share, seed), probes)
+        raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", first_few(reasons))
+    return probes
+
+
+def build(listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw) -> tuple[Manifest, LabelSubset]:
+    """Split, draw labels, and write ``folder/manifest.parquet`` and ``folder/labels.parquet``.
+
+    Both are complete under temporary names before either replaces an older one; should the machine stop between the two
+    replacements, ``read_labels`` refuses the pair. Raises UserError, with nothing written, when a class has too few videos.
+    """
+    table = build_table(with_splits(listing, draw.test_share, draw.seed), probes)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = [folder / f".{name}.{os.getpid()}" for name in (MANIFEST, LABELS)]
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (MANIFEST, LABELS)}
     try:
-        manifest = write_manifest(table, temporary[0], listing.classes, listing.root, listing.source)
-        labels = draw_labels(manifest, labeled, seed)
-        write_labels(labels, temporary[1])
-        for path, name in zip(temporary, (MANIFEST, LABELS), strict=True):
+        manifest = write_manifest(table, temporary[MANIFEST], listing.classes, listing.root, listing.source)
+        labels = draw_labels(manifest, draw.labeled, draw.seed)
+        write_labels(labels, temporary[LABELS])
+        for name, path in temporary.items():
             os.replace(path, folder / name)
     finally:
-        for path in temporary:
+        for path in temporary.values():
             path.unlink(missing_ok=True)
-    return Manifest(manifest.table, manifest.classes, manifest.root, manifest.source, manifest.fingerprint, str(folder / MANIFEST)), labels
+    return replace(manifest, path=str(folder / MANIFEST)), labels

@@ -26,7 +26,7 @@ class Pose:
     """Radians."""
     size: Floats
     """Logarithm of the factor on the radius."""
-    swapped: NDFloats[np.bool_]
+    swapped: NDArray[np.bool_]
     """Whether its two colors are exchanged."""
     age: Floats
     """Seconds since the present life began."""

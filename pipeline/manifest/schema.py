@@ -27,30 +27,29 @@ Status = Literal[
 Decoder = Literal["decord", "pyav"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string()),  # unique; by default the path relative to the root, so it survives a move
-        pa.field("uri", pa.string()),  # relative to the root with forward slashes, or absolute, or a URI
-        pa.field("split", pa.string()),
-        pa.field("class", pa.string()),  # null where unknown
-        pa.field("label", pa.int32()),  # place of the class among the classes, -1 where unknown
-        pa.field("group", pa.string()),  # videos of one recording; a group never straddles train and test; null: alone
-        pa.field("start", pa.float64()),  # part of the file in seconds; null: all of it
-        pa.field("end", pa.float64()),
-        pa.field("frames", pa.int32()),  # as an exact decoder returns them; 0 where unusable, as all numbers below
-        pa.field("fps", pa.float64()),  # average
-        pa.field("variable_fps", pa.bool_()),
-        pa.field("duration", pa.float64()),  # seconds
-        pa.field("width", pa.int32()),  # after rotation
-        pa.field("height", pa.int32()),
-        pa.field("codec", pa.string()),
-        pa.field("bytes", pa.int64()),
-        pa.field("hash", pa.string()),  # sha256 of the file, null unless asked for
-        pa.field("decoder", pa.string()),  # who decodes this file exactly
-        pa.field("status", pa.string()),
-        pa.field("reason", pa.string()),  # why it is not ok
-    ]
-)
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("id", pa.string()),  # unique; by default the path relative to the root, so it survives a move
+    pa.field("uri", pa.string()),  # relative to the root with forward slashes, or absolute, or a URI
+    pa.field("split", pa.string()),
+    pa.field("class", pa.string()),  # null where unknown
+    pa.field("label", pa.int32()),  # place of the class among the classes, -1 where unknown
+    pa.field("group", pa.string()),  # videos of one recording; a group never straddles train and test; null: alone
+    pa.field("start", pa.float64()),  # part of the file in seconds; null: all of it
+    pa.field("end", pa.float64()),
+    pa.field("frames", pa.int32()),  # as an exact decoder returns them; 0 where unusable, as all numbers below
+    pa.field("fps", pa.float64()),  # average
+    pa.field("variable_fps", pa.bool_()),
+    pa.field("duration", pa.float64()),  # seconds
+    pa.field("width", pa.int32()),  # after rotation
+    pa.field("height", pa.int32()),
+    pa.field("codec", pa.string()),
+    pa.field("bytes", pa.int64()),
+    pa.field("hash", pa.string()),  # sha256 of the file, null unless asked for
+    pa.field("decoder", pa.string()),  # who decodes this file exactly
+    pa.field("status", pa.string()),
+    pa.field("reason", pa.string()),  # why it is not ok
+]
+SCHEMA = pa.schema(_FIELDS)
 NOT_CONTENT = ("uri", "reason")  # a place and a message: the same data elsewhere has the same fingerprint
 
 

@@ -70,7 +70,7 @@ def list_folder(folder: str | Path) -> Listing:
             files += [(uri, name, split) for uri in found]
             empty += [] if found else [str(root / prefix / name)]
     if empty:
-        raise UserError("class folders without a file; add videos or remove them:", _first(empty))
+        raise UserError("class folders without a file; add videos or remove them:", first_few(empty))
     uris, labels, splits = zip(*files, strict=True)
     listing = Listing(str(root), "folder", uris, labels, (None,) * len(uris), splits if has_splits else None)
     return _with_test(_checked(listing))
@@ -147,20 +147,20 @@ def _parse_splits(file: str | Path, texts: Sequence[str]) -> tuple[Split, ...]:
 
 def _check_files(file: str | Path, listing: Listing) -> None:
     if remote := [uri for uri in listing.uris if "://" in uri]:
-        raise UserError(f"list {file} names URIs, only local files can be probed:", _first(remote))
+        raise UserError(f"list {file} names URIs, only local files can be probed:", first_few(remote))
     missing = [uri for uri in listing.uris if not os.path.isfile(locate(listing.root, uri))]
     if missing:
         files = "files" if len(missing) > 1 else "file"
-        raise UserError(f"list {file} names {len(missing)} {files} that do not exist below {listing.root}:", _first(missing))
+        raise UserError(f"list {file} names {len(missing)} {files} that do not exist below {listing.root}:", first_few(missing))
 
 
 def _checked(listing: Listing) -> Listing:
     twice = [uri for uri, count in Counter(listing.uris).items() if count > 1]
     if twice:
-        raise UserError("videos are listed more than once:", _first(twice))
+        raise UserError("videos are listed more than once:", first_few(twice))
     unwritable = [repr(uri) for uri in listing.uris if not uri.isprintable() and _not_utf8(uri)]
     if unwritable:
-        raise UserError("file names that are not UTF-8 cannot be stored; rename:", _first(unwritable))
+        raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(unwritable))
     if listing.splits is not None:
         check_groups(listing.uris, listing.groups, listing.splits)
     if len(listing.classes) < 2:
@@ -194,6 +194,7 @@ def with_splits(listing: Listing, test_share: float, seed: int) -> Listing:
     return replace(listing, splits=tuple(drawn))
 
 
-def _first(texts: Sequence[str]) -> list[str]:
+def first_few(texts: Sequence[str]) -> list[str]:
+    """The first 20 and how many more there are."""
     more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
     return [*texts[:SHOWN], *more]

@@ -19,7 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDFloats
+from numpy.typing import NDArray
 
 from pipeline.manifest.isolation import Lost, map_isolated
 from pipeline.manifest.motions import MOTIONS, Floats, Pose, log_growth
@@ -109,7 +109,7 @@ FILLS: dict[str, Callable[[Floats, Floats], Floats]] = {
 """Positive where the second color is, in radii."""
 
 
-def render(index: int, motion: str, seed: int, difficulty: Difficulty) -> tuple[NDFloats[np.uint8], Fraction]:
+def render(index: int, motion: str, seed: int, difficulty: Difficulty) -> tuple[NDArray[np.uint8], Fraction]:
     """Frames [T, H, W, 3] uint8 RGB and frames per second of the video with this index; T is 2-4 s."""
     rng = np.random.default_rng([seed, index])
     width, height = SIZES[rng.integers(len(SIZES))]
@@ -154,7 +154,7 @@ def _blend(pixels: int, cells: int) -> Floats:
     return np.asarray(np.clip(1 - np.abs(place[:, None] - np.arange(cells)), 0, 1), np.float32)
 
 
-def _camera(rng: np.random.Generator, frames: int, shake: float) -> NDFloats[np.int64]:
+def _camera(rng: np.random.Generator, frames: int, shake: float) -> NDArray[np.int64]:
     """[T, 2] whole pixels, smooth over about a third of a second."""
     steps = rng.standard_normal((frames + 8, 2))
     smooth = np.stack([np.convolve(steps[:, axis], np.full(9, 1 / 3), "valid") for axis in (0, 1)], axis=1)
@@ -219,13 +219,13 @@ def _draw(scene: Floats, look: Look, pose: Pose, t: int, margin: int) -> None:
     patch += inside * (one + second * (two - one) - patch)
 
 
-def _expose(rng: np.random.Generator, frame: Floats, noise: float) -> NDFloats[np.uint8]:
+def _expose(rng: np.random.Generator, frame: Floats, noise: float) -> NDArray[np.uint8]:
     if noise > 0:
         frame = frame + noise * rng.standard_normal((*frame.shape[:2], 1), np.float32)
     return np.asarray(np.clip(frame * 255 + 0.5, 0, 255), np.uint8)
 
 
-def write_video(path: Path, frames_THWC: NDFloats[np.uint8], rate: Fraction, **options: str) -> None:
+def write_video(path: Path, frames_THWC: NDArray[np.uint8], rate: Fraction, **options: str) -> None:
     """Encode RGB frames as H.264 in the container of the path's suffix; even width and height."""
     settings = {"crf": "20", "preset": "veryfast", "g": "24", "threads": "1", **options}
     with av.open(str(path), "w") as container:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.views import strong_views, view_seed, weak_views
+from pipeline.clips.views import strong_views, view_seeds, weak_views
 from pipeline.config import Config, MethodSection, ViewsSection
 
 STUDENTS = ("primary", "auxiliary")
@@ -79,6 +79,6 @@ def _views(
     batch: Batch, config: Config, seed: int, device: torch.device, make: ViewFunction, kind: str, student: str, slots: range
 ) -> torch.Tensor:
     clips_BSTHWC: torch.Tensor = getattr(batch, student)
-    seeds = [view_seed(seed, row, slot, f"{student}/{kind}") for row in batch.rows.tolist() for slot in slots]
+    seeds = view_seeds(seed, batch.rows.numpy(), list(slots), f"{student}/{kind}")
     clips_NTHWC = clips_BSTHWC[:, slots.start : slots.stop].to(device, non_blocking=True).flatten(0, 1)
     return make(clips_NTHWC, seeds, config.views, getattr(config, student).clip.size)

