@@ -12,37 +12,49 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError
-from pipeline.manifest.build import MANIFEST, build
-from pipeline.manifest.labels import LabelSubset, labels_per_class, parse_share
-from pipeline.manifest.schema import SPLITS, Manifest, read_manifest
-from pipeline.manifest.sources import COLUMNS, SHOWN, Listing, list_csv, list_folder
-from pipeline.manifest.synthetic import MOTIONS, Difficulty, render_folder
+from pipeline.manifest.build import LABELS, MANIFEST, Draw, build, probe_listing
+from pipeline.manifest.labels import LabelSubset, labels_per_class, parse_share, round_half_up
+from pipeline.manifest.motions import MOTIONS
+from pipeline.manifest.schema import SPLITS, Manifest
+from pipeline.manifest.sources import COLUMNS, Listing, first_few, list_csv, list_folder
+from pipeline.manifest.synthetic import MARK, Difficulty, render_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the three sources; all share probe, split, label subset and writing."""
     words = _parser().parse_args(argv)
-    labels_per_class(words.labeled, 1)  # a mistake in these two must not wait for the probe
-    test_share = parse_share(words.test, "--test")
-    if words.seed < 0:
-        raise UserError(f"--seed {words.seed} must not be negative")
-    listing = SOURCES[words.source](words)
+    _check(words)
     out = Path(words.out).expanduser().absolute()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; OUT must be a folder")
-    manifest, labels = build(listing, out, words.labeled, test_share, words.seed, words.processes, words.hash)
+    listing = SOURCES[words.source](words, out)
+    probes = probe_listing(listing, words.processes, words.timeout, words.hash)
+    manifest, labels = build(listing, probes, out, Draw(words.labeled, parse_share(words.test, "--test"), words.seed))
     print(summary(manifest, labels, listing.notes))
     return DONE
 
 
+def _check(words: argparse.Namespace) -> None:
+    """Mistakes that must not wait for the probe."""
+    labels_per_class(words.labeled, 1)
+    if parse_share(words.test, "--test") > 0.9:
+        raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
+    if words.seed < 0:
+        raise UserError(f"--seed {words.seed} must not be negative")
+    if words.processes is not None and words.processes < 1:
+        raise UserError(f"--processes {words.processes} must be at least 1")
+    if words.timeout <= 0:
+        raise UserError(f"--timeout {words.timeout:g} must be above 0 seconds")
+    if Path(words.out).exists() and not Path(words.out).is_dir():
+        raise UserError(f"{words.out} is a file; OUT must be a folder")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
-    sources = parser.add_subparsers(dest="source", required=True, metavar="folder|list|synthetic")
+    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     folder = sources.add_parser("folder", help="class folders of videos, with or without train/ and test/ above them")
     folder.add_argument("dir", metavar="DIR", help="folder of class folders")
     listed = sources.add_parser("list", help="a CSV file with the columns path,label and perhaps group,split")
     listed.add_argument("csv", metavar="CSV")
-    synthetic = sources.add_parser("synthetic", help="made-up actions that only motion can tell apart, rendered into OUT/videos")
+    synthetic = sources.add_parser("synthetic", help="made-up actions that only motion tells apart, rendered into OUT/videos")
     for source in (folder, listed, synthetic):
         source.add_argument("out", metavar="OUT", help="folder for manifest.parquet and labels.parquet")
         _add_common(source, labeled="4/class" if source is synthetic else "10%")
@@ -53,44 +65,50 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
-    parser.add_argument("--labeled", default=labeled, metavar="10%|4/class", help="train videos that keep their label (default: %(default)s)")
-    parser.add_argument("--test", default="25%", metavar="25%", help="test videos of each class, where no split is given (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of splits and label subset (default: %(default)s)")
-    parser.add_argument("--processes", type=int, help="worker processes (default: one a core)")
-    parser.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, so that damage is found later")
+    parser.add_argument(
+        "--labeled", default=labeled, metavar="10%|4/class", help="train videos that keep their label (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--test", default="25%", metavar="25%", help="test videos of each class, where no split is given (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of splits, labels and synthetic videos (default: %(default)s)")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one file (default: %(default)g)")
+    parser.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, to find damage later")
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--videos", type=int, default=320, help="in all (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=8, help=f"2 to {len(MOTIONS)} (default: %(default)s)")
-    parser.add_argument("--difficulty", type=float, default=0.5, metavar="LEVEL", help="0 easy, 0.5 default, 1 hard, and between")
+    parser.add_argument("--videos", type=int, default=320, metavar="N", help="in all (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=8, metavar="N", help=f"2 to {len(MOTIONS)} (default: %(default)s)")
+    parser.add_argument(
+        "--difficulty", type=float, default=0.5, metavar="LEVEL", help="0 easy, 1 hard, or between (default: %(default)s)"
+    )
     for field in dataclasses.fields(Difficulty):
         kind = int if isinstance(field.default, int) else float
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__, help=f"replaces the level's {field.name}")
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"replaces the level's {field.name}")
 
 
-def _folder(words: argparse.Namespace) -> Listing:
+def _folder(words: argparse.Namespace, out: Path) -> Listing:
     return list_folder(words.dir)
 
 
-def _list(words: argparse.Namespace) -> Listing:
+def _list(words: argparse.Namespace, out: Path) -> Listing:
     pairs = dict(word.partition("=")[::2] for word in words.columns.split(",") if word)
     if wrong := [name for name, column in pairs.items() if name not in COLUMNS or not column]:
-        raise UserError(f"--columns {words.columns}: {', '.join(wrong)} is not understood; write {'=...,'.join(COLUMNS)}=...")
+        raise UserError(f"--columns: {', '.join(wrong)} is not understood; write some of {'=...,'.join(COLUMNS)}=...")
     return list_csv(words.csv, words.root, pairs)
 
 
-def _synthetic(words: argparse.Namespace) -> Listing:
-    if not 2 <= words.classes <= len(MOTIONS):
-        raise UserError(f"--classes {words.classes} must lie between 2 and {len(MOTIONS)}")
-    if words.videos < 2 * words.classes:
-        raise UserError(f"--videos {words.videos} is too few for {words.classes} classes; at least {2 * words.classes} are needed")
-    out = Path(words.out).expanduser().absolute()
-    _check_replaceable(out)
+def _synthetic(words: argparse.Namespace, out: Path) -> Listing:
+    """Render beside the old videos, then replace them; without their manifest, so that a stop in between leaves no mixture."""
+    difficulty = _check_synthetic(words, out)
     fresh = out / ".videos.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        render_folder(fresh, words.videos, words.classes, words.seed, _difficulty(words), words.processes)
+        render_folder(fresh, words.videos, words.classes, words.seed, difficulty, words.processes)
+        for name in (MANIFEST, LABELS):
+            (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "videos", ignore_errors=True)
         fresh.rename(out / "videos")
     finally:
@@ -98,15 +116,24 @@ def _synthetic(words: argparse.Namespace) -> Listing:
     return replace(list_folder(out / "videos"), source="synthetic")
 
 
-def _check_replaceable(out: Path) -> None:
-    """Only videos of our own making are replaced."""
-    if (out / "videos").exists() and ((out / MANIFEST).exists() is False or read_manifest(out / MANIFEST).source != "synthetic"):
+def _check_synthetic(words: argparse.Namespace, out: Path) -> Difficulty:
+    if not 2 <= words.classes <= len(MOTIONS):
+        raise UserError(f"--classes {words.classes} must lie between 2 and {len(MOTIONS)}")
+    each = words.videos // words.classes
+    train = each - max(1, round_half_up(parse_share(words.test, "--test") * each))
+    wanted = labels_per_class(words.labeled, max(train, 1))
+    if wanted > train:
+        raise UserError(
+            f"--videos {words.videos} gives {train} train videos a class, --labeled {words.labeled} needs {wanted}; "
+            f"raise --videos or lower --labeled"
+        )
+    if (out / "videos").exists() and not (out / "videos" / MARK).exists():
         raise UserError(f"{out / 'videos'} exists and was not made by this command; choose another OUT")
-
-
-def _difficulty(words: argparse.Namespace) -> Difficulty:
     given = {f.name: getattr(words, f.name) for f in dataclasses.fields(Difficulty) if getattr(words, f.name) is not None}
-    return replace(Difficulty.at(words.difficulty), **given)
+    try:
+        return replace(Difficulty.at(words.difficulty), **given)
+    except ValueError as error:
+        raise UserError(f"difficulty: {error}") from None
 
 
 SOURCES = {"folder": _folder, "list": _list, "synthetic": _synthetic}
@@ -127,24 +154,23 @@ def _unusable(manifest: Manifest) -> list[str]:
     rows = [row for row in manifest.table.select(["uri", "status", "reason"]).to_pylist() if row["status"] != "ok"]
     if not rows:
         return []
-    more = [f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
     head = f"{len(rows)} of {len(manifest.table)} files cannot be used:"
-    return [head, *(f"  {row['uri']}: {row['status']}, {row['reason']}" for row in rows[:SHOWN]), *more]
+    return [head, *(f"  {line}" for line in first_few([f"{row['uri']}: {row['status']}, {row['reason']}" for row in rows]))]
 
 
 def _counts(manifest: Manifest, labels: LabelSubset) -> list[str]:
-    names, labeled = manifest.table["class"].to_pylist(), set(labels.rows.tolist())
+    """A table of classes by split; only its sums beyond 30 classes."""
+    names = manifest.table["class"].to_pylist()
     counts = {split: Counter(names[row] for row in manifest.rows(split)) for split in SPLITS}
-    counts = {split: count for split, count in counts.items() if count or split != "val"}
-    marked = Counter(names[row] for row in labeled)
-    classes: list[str | None] = [*manifest.classes, *([None] if None in counts["train"] else [])]
+    columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split != "val"}
+    columns["labeled"] = Counter(names[row] for row in labels.rows)
+    classes: list[str | None] = [*manifest.classes, *([None] if any(None in count for count in columns.values()) else [])]
     shown = classes if len(classes) <= 30 else []
-    width = max(len(str(name or "unknown")) for name in [*shown, "all", "class"])
-    lines = [f"{'class':{width}}" + "".join(f"{split:>8}" for split in counts) + f"{'labeled':>9}"]
+    width = max(len(name or "unknown") for name in [*shown, f"{len(classes)} classes"])
+    lines = [f"{'class':{width}}" + "".join(f"{column:>9}" for column in columns)]
     for name in shown:
-        lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:8}" for count in counts.values()) + f"{marked[name]:9}")
-    total = "".join(f"{count.total():8}" for count in counts.values()) + f"{marked.total():9}"
-    return [*lines, f"{'all':{width}}{total}" + (f"  ({len(classes)} classes)" if not shown else "")]
+        lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:9}" for count in columns.values()))
+    return [*lines, f"{f'{len(classes)} classes':{width}}" + "".join(f"{count.total():9}" for count in columns.values())]
 
 
 if __name__ == "__main__":

@@ -70,10 +70,12 @@ def format_name(container: Any) -> str:
 
 def video_stream(container: Any) -> Any:
     """The first video stream that is no cover picture. Raises UnusableError when there is none that can be decoded."""
+    if not container.streams:
+        raise UnusableError("truncated", "begins like a video, but holds no streams")
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         kinds = sorted({"cover picture" if s.type == "video" else s.type for s in container.streams})
-        raise UnusableError("no_video_stream", f"holds only {' and '.join(kinds)}" if kinds else "holds no streams")
+        raise UnusableError("no_video_stream", f"holds only {' and '.join(kinds)}")
     if streams[0].codec_context is None:
         raise UnusableError("unsupported_codec", "this FFmpeg has no decoder for its video stream")
     return streams[0]

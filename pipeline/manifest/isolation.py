@@ -123,7 +123,7 @@ def _take(worker: _Worker, timeout_seconds: float) -> Any:
         worker.process.join()
         code = worker.process.exitcode
         _stop(worker)
-        return Lost(f"the decoder crashed ({_signal_name(-code)})" if code < 0 else f"the process ended with exit code {code}")
+        return Lost(f"the process crashed ({_signal_name(-code)})" if code < 0 else f"the process ended with exit code {code}")
     if isinstance(result, _Raised):
         raise result.error
     return result

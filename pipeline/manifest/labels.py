@@ -42,6 +42,11 @@ def seeded_order(ids: Sequence[str], seed: int, purpose: str) -> list[int]:
     return sorted(range(len(ids)), key=keys.__getitem__)
 
 
+def round_half_up(number: float) -> int:
+    """2.5 is 3: Python's own ``round`` makes it 2 and 3.5 4."""
+    return int(number + 0.5)
+
+
 def parse_share(spec: str, option: str) -> float:
     """``"25%"`` as 0.25. Raises UserError naming ``option``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", spec.strip())
@@ -58,7 +63,7 @@ def labels_per_class(spec: str, available: int) -> int:
         return int(match[1])
     if "/" in spec:
         raise UserError(f"--labeled {spec!r} is not understood; write 10% or 4/class")
-    return max(1, int(parse_share(spec, "--labeled") * available + 0.5))
+    return max(1, round_half_up(parse_share(spec, "--labeled") * available))
 
 
 def draw_labels(manifest: Manifest, spec: str, seed: int) -> LabelSubset:

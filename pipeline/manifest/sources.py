@@ -150,8 +150,8 @@ def _check_files(file: str | Path, listing: Listing) -> None:
         raise UserError(f"list {file} names URIs, only local files can be probed:", first_few(remote))
     missing = [uri for uri in listing.uris if not os.path.isfile(locate(listing.root, uri))]
     if missing:
-        files = "files" if len(missing) > 1 else "file"
-        raise UserError(f"list {file} names {len(missing)} {files} that do not exist below {listing.root}:", first_few(missing))
+        what = "1 file that does" if len(missing) == 1 else f"{len(missing)} files that do"
+        raise UserError(f"list {file} names {what} not exist below {listing.root}:", first_few(missing))
 
 
 def _checked(listing: Listing) -> Listing:

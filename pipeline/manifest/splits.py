@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from pipeline.errors import UserError
-from pipeline.manifest.labels import seeded_order
+from pipeline.manifest.labels import round_half_up, seeded_order
 from pipeline.manifest.schema import Split
 
 
@@ -33,7 +33,7 @@ def draw_splits(
 
 
 def _fill(order: Sequence[str], sizes: dict[str, Counter[str]], totals: Counter[str], share: float) -> set[str]:
-    room = Counter({name: max(1, int(share * total + 0.5)) for name, total in totals.items()})
+    room = Counter({name: max(1, round_half_up(share * total)) for name, total in totals.items()})
     chosen: set[str] = set()
     for unit in order:
         if sizes[unit] and all(count <= room[name] for name, count in sizes[unit].items()):

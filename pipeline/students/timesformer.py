@@ -65,8 +65,8 @@ class TimeSformer(nn.Module):
         return torch.unflatten(tokens[:, 0], 0, patches_NLPD.shape[:2]).mean(dim=1)
 
     def _initialize(self) -> None:
-        """Xavier, as the first ViT's: timm's 0.02 fits width 768 only. At width 64 it kept 8 motion classes at chance for
-        400 steps of SGD, where Xavier reached 46 %. Embeddings and tokens 0.02, and a head near 0: confidence starts at chance."""
+        """Xavier, as the first ViT's, because timm's 0.02 fits width 768 only; embeddings and tokens 0.02; a head near 0,
+        so that confidence starts at chance."""
         self.apply(_initialize_linear)
         nn.init.trunc_normal_(self.patches.weight, std=self.patches.weight[0].numel() ** -0.5)
         for parameter in (self.cls_token, self.position_embedding, *([self.time_embedding] if self.has_time else [])):

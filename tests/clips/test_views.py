@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.clips.views import APPEARANCE, MEAN, STD, center_views, strong_views, view_seeds, weak_views
+from pipeline.config import ViewsSection
+
+ViewFunction = Callable[[torch.Tensor, list[int], ViewsSection, int], torch.Tensor]
+BOTH = pytest.mark.parametrize("make", [weak_views, strong_views])
+
+
+def _clips(videos: int = 6, frames: int = 4, size: int = 20) -> torch.Tensor:
+    """Smooth random pictures that change from frame to frame."""
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(videos * frames, 3, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    return (smooth * 255).byte().permute(0, 2, 3, 1).unflatten(0, (videos, frames)).contiguous()
+
+
+def _section(**strong: Any) -> ViewsSection:
+    return ViewsSection.model_validate({"strong": strong})
+
+
+def _seeds(number: int = 6, view: str = "primary/weak") -> list[int]:
+    return view_seeds(0, range(number), [1], view)
+
+
+def test_seeds_of_all_rows_slots_views_and_runs_differ() -> None:
+    views = ("primary/weak", "primary/strong", "auxiliary/weak", "auxiliary/strong")
+    seeds = [seed for run in (0, 1) for view in views for seed in view_seeds(run, range(50), range(6), view)]
+    assert len(set(seeds)) == len(seeds) == 2 * 4 * 50 * 6
+    assert view_seeds(0, [7, 9], [1, 2], "primary/weak")[3] == view_seeds(0, [9], [2], "primary/weak")[0]
+
+
+def test_seeds_are_the_same_on_every_machine() -> None:
+    assert view_seeds(5, [7], [2], "primary/weak") == [5160404388321672254]
+
+
+@BOTH
+def test_views_have_the_students_shape(make: ViewFunction) -> None:
+    views = make(_clips(), _seeds(), ViewsSection(), 16)
+    assert views.shape == (6, 3, 4, 16, 16)
+    assert views.dtype == torch.float32
+    assert views.is_contiguous()
+    assert torch.isfinite(views).all()
+
+
+@BOTH
+def test_a_view_is_the_same_alone_and_in_a_batch(make: ViewFunction) -> None:
+    clips, seeds = _clips(), _seeds()
+    together = make(clips, seeds, _section(ops=4), 16)
+    for number in range(len(clips)):
+        alone = make(clips[number : number + 1], seeds[number : number + 1], _section(ops=4), 16)
+        assert torch.equal(alone[0], together[number])
+
+
+@BOTH
+def test_other_seeds_give_other_views(make: ViewFunction) -> None:
+    clips = _clips(1).expand(6, -1, -1, -1, -1)
+    views = make(clips, _seeds(), ViewsSection(), 16)
+    assert all(not torch.equal(one, other) for one, other in pairwise(views))
+
+
+@BOTH
+def test_clips_are_left_as_they_were(make: ViewFunction) -> None:
+    clips = _clips()
+    before = clips.clone()
+    make(clips, _seeds(), ViewsSection(), 16)
+    assert torch.equal(clips, before)
+
+
+@BOTH
+def test_identical_frames_stay_identical(make: ViewFunction) -> None:
+    clips = _clips(40)[:, :1].expand(-1, 4, -1, -1, -1)
+    views = make(clips, _seeds(40), _section(ops=4, magnitude=1.0), 16)
+    assert torch.equal(views, views[:, :, :1].expand_as(views))
+
+
+@pytest.mark.parametrize("name", sorted(APPEARANCE))
+def test_an_operation_does_the_same_to_a_color_in_whatever_frame(name: str) -> None:
+    """A clip of two different frames, then their order exchanged: the result is exchanged too."""
+    first, second = _clips(1, 2).permute(0, 1, 4, 2, 3)[0].float() / 255
+    one = APPEARANCE[name](torch.stack([first, second]), 0.7)
+    other = APPEARANCE[name](torch.stack([second, first]), 0.7)
+    assert torch.allclose(one, other.flip(0), atol=1e-6)
+    assert name == "identity" or not torch.allclose(one[0], first, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["contrast", "autocontrast", "equalize"])
+def test_operations_that_measure_keep_a_darker_frame_darker(name: str) -> None:
+    """Measured frame by frame, a fade would disappear: a frame and its dark copy would be stretched to the same."""
+    bright = _clips(1, 1)[0].permute(0, 3, 1, 2).float() / 255
+    changed = APPEARANCE[name](torch.cat([bright, 0.4 * bright]), 0.7)
+    assert changed[1].mean() < 0.7 * changed[0].mean()
+
+
+def _ramp(frames: int = 2, size: int = 32) -> torch.Tensor:
+    """Brightness grows from left to right."""
+    ramp = torch.arange(size) * 255 // (size - 1)
+    return ramp.byte()[None, None, None, :, None].expand(1, frames, size, size, 3).contiguous()
+
+
+@BOTH
+@pytest.mark.parametrize(("flip", "share"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5)])
+def test_flip_is_a_probability(make: ViewFunction, flip: float, share: float) -> None:
+    section = ViewsSection.model_validate({"weak": {"flip": flip}, "strong": {"ops": 0, "cutout": 0.0}})
+    views = make(_ramp().expand(200, -1, -1, -1, -1), _seeds(200), section, 8)
+    flipped = (views[..., -1] < views[..., 0]).flatten(1).all(dim=1).float().mean()
+    assert abs(float(flipped) - share) <= (0.1 if share == 0.5 else 0.0)
+
+
+def test_strong_geometry_leaves_the_direction_alone() -> None:
+    section = ViewsSection.model_validate({"weak": {"flip": 0.0}, "strong": {"ops": 2, "magnitude": 1.0, "cutout": 0.0}})
+    centers = strong_views(_ramp().expand(100, -1, -1, -1, -1), _seeds(100), section, 9)[:, 0, 0, 4]
+    inside = centers.abs() > 1e-6  # what lies outside the window takes the mean
+    rising = torch.stack([row[keep][-1] > row[keep][0] for row, keep in zip(centers, inside, strict=True)])
+    assert rising.float().mean() > 0.85  # solarize turns some round
+
+
+def test_crops_have_the_scales_asked_for() -> None:
+    """On a ramp, the width of a view is the difference of its sides' brightness."""
+    section = ViewsSection.model_validate({"weak": {"min_scale": 0.5, "flip": 0.0}})
+    views = weak_views(_ramp(1, 64).expand(300, -1, -1, -1, -1), _seeds(300), section, 16) * STD + MEAN
+    scales = (views[:, 0, 0, 8, -1] - views[:, 0, 0, 8, 0]).numpy() * 63 / 64 * 16 / 15
+    assert 0.49 < scales.min() < 0.53
+    assert 0.97 < scales.max() < 1.01
+    assert abs(scales.mean() - 0.75) < 0.03
+
+
+def test_without_operations_and_cutout_strong_views_are_weak_views() -> None:
+    section = _section(ops=0, cutout=0.0)
+    assert torch.equal(strong_views(_clips(), _seeds(), section, 16), weak_views(_clips(), _seeds(), section, 16))
+
+
+def test_cutout_erases_one_square_in_all_frames() -> None:
+    clips = torch.full((50, 3, 20, 20, 3), 255, dtype=torch.uint8)
+    views = strong_views(clips, _seeds(50), _section(ops=0, cutout=0.5), 20)
+    erased = views == 0
+    assert torch.equal(erased, erased[:, :1, :1].expand_as(erased))
+    areas = [int(mask.any(0).sum() * mask.any(1).sum()) for mask in erased[:, 0, 0]]
+    assert areas == erased[:, 0, 0].sum(dim=(1, 2)).tolist()
+    assert 30 < max(areas) <= 100
+
+
+def test_center_views_resize_and_normalize() -> None:
+    clips = _clips(2, size=16)
+    views = center_views(clips, 16) * STD + MEAN
+    assert torch.allclose(views, clips.permute(0, 4, 1, 2, 3) / 255, atol=1e-6)
+    halved = center_views(clips, 8) * STD + MEAN
+    pooled = torch.nn.functional.avg_pool2d((clips / 255).permute(0, 1, 4, 2, 3).flatten(0, 2), 2)
+    assert torch.allclose(halved.transpose(1, 2).flatten(0, 2), pooled, atol=1e-6)
+
+
+def test_center_views_take_the_center_of_the_longer_side() -> None:
+    clips = _clips(1, size=16)
+    wide = torch.cat([torch.zeros_like(clips)[:, :, :, :4], clips, torch.zeros_like(clips)[:, :, :, :4]], dim=3)
+    assert torch.allclose(center_views(wide, 16), center_views(clips, 16), atol=1e-5)
+
+
+def test_views_do_not_touch_the_global_generators() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    strong_views(_clips(), _seeds(), ViewsSection(), 16)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1])

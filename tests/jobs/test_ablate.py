@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from jobs import ablate
+from jobs.command import run
+from pipeline.config import load_config
+from pipeline.studies.ablation import plan_trials, read_study
+
+WORDS = ["train.steps=4", "train.checkpoint_every=2"]
+
+
+def command(tiny: Path, tmp_path: Path, study: str, *words: str) -> int:
+    return run(ablate.main, [study, "--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *WORDS, *words])
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    path = tmp_path / "two.yaml"
+    path.write_text("question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 2]}\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(ablate.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
+    study = read_study(path)
+    trials = plan_trials(study, load_config(), seeds=2)
+    cells = 1
+    for values in study.grid.values():
+        cells *= len(values)
+    assert len(trials) == 2 * cells
+    assert len({trial.config.run_folder for trial in trials}) == len(trials)
+    assert {trial.config.run.seed for trial in trials} == {0, 1}
+
+
+def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path, str(two), "--seeds", "2", "--dry-run") == 0
+    assert capsys.readouterr().out.count("missing") == 4
+    assert command(tiny, tmp_path, str(two)) == 0
+    text = capsys.readouterr().out
+    assert "Does contrast matter?" in text
+    assert "2 of 2 trials" in text
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("two/*/metrics.jsonl")}
+    assert len(stamps) == 2
+
+    assert command(tiny, tmp_path, str(two), "--seeds", "2") == 0
+    text = capsys.readouterr().out
+    assert "2 of 4 trials are done, 2 to run" in text
+    assert "mean ± sd (n)" in text
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    rows = list(csv.DictReader((tmp_path / "two" / "table.csv").open(encoding="utf-8")))
+    assert [row["method.contrast_weight"] for row in rows] == ["0", "2"]
+    assert all(row["n"] == "2" and row["mean_sd"] for row in rows)
+    assert "<svg" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+
+
+def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path, "contrast_wieght") == 2
+    assert "did you mean contrast_weight?" in capsys.readouterr().err
+    bad = tmp_path / "bad.yaml"
+    for text, message in (
+        ("grid: [", "cannot be read"),
+        ("grid: {}", "question and grid"),
+        ("question: q\ngrid: {train.steps: 3}", "list of values"),
+        ("question: q\ngrid: {trian.steps: [3]}", "did you mean train"),
+        ("question: q\ngrid: {train.steps: [-3, 3]}", "greater than or equal to 1"),
+    ):
+        bad.write_text(text, encoding="utf-8")
+        assert command(tiny, tmp_path, str(bad)) == 2
+        assert message in capsys.readouterr().err
+    assert command(tiny, tmp_path, "threshold", "--seeds", "0") == 2
+    assert not list(tmp_path.glob("*/*/metrics.jsonl"))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_trials_at_once_on_two_cpus(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray Tune over real TorchTrainers: neither trial may take the CPU that the other's decoders need."""
+    assert command(tiny, tmp_path, str(two), "scale.workers=1") == 0
+    assert "2 of 2 trials" in capsys.readouterr().out
+    for weight in (0, 2):
+        folder = tmp_path / "two" / f"contrast_weight-{weight}_seed-0"
+        assert (folder / "evaluation.json").is_file()
+        assert (folder / "checkpoint_000004").is_dir()

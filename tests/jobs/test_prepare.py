@@ -1,0 +1,145 @@
+"""The prepare command: what it writes, what it says, and what it refuses without writing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import prepare
+from jobs.command import DONE, USER_ERROR, run
+from pipeline.manifest.labels import read_labels
+from pipeline.manifest.schema import read_manifest
+from tests.videos import write_numbers
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of six small videos."""
+    root = tmp_path_factory.mktemp("videos")
+    video = write_numbers(root / "a" / "0.mp4", frames=8, size=(32, 32))
+    for name in ("a", "b"):
+        (root / name).mkdir(exist_ok=True)
+        for number in range(6):
+            if (root / name / f"{number}.mp4") != video:
+                shutil.copy(video, root / name / f"{number}.mp4")
+    return root
+
+
+@pytest.fixture
+def videos(originals: Path, tmp_path: Path) -> Path:
+    shutil.copytree(originals, tmp_path / "videos")
+    return tmp_path / "videos"
+
+
+def call(*words: str | Path) -> int:
+    return run(prepare.main, [*map(str, words), "--processes", "1"])
+
+
+def test_folder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (videos / "b" / "notes.txt").write_text("no video", encoding="utf-8")
+    assert call("folder", videos, tmp_path / "out", "--labeled", "2/class", "--test", "34%") == DONE
+    manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
+    labels = read_labels(tmp_path / "out" / "labels.parquet", manifest)
+    assert (manifest.root, manifest.source, manifest.classes) == (str(videos), "folder", ("a", "b"))
+    assert len(manifest.table) == 13 and len(labels.ids) == 4
+    assert len(manifest.rows("train")) == 8 and len(manifest.rows("test")) == 4
+    assert all(os.path.isfile(manifest.location(row)) for row in range(13))
+    assert set(manifest.table["decoder"].to_pylist()) == {"decord", "pyav"}
+    out, err = capsys.readouterr()
+    assert "1 of 13 files cannot be used:\n  b/notes.txt: not_a_video, " in out
+    assert "2 classes" in out and f"manifest {manifest.fingerprint}" in out and f"labels   {labels.fingerprint}" in out
+    assert f"python -m jobs.train data.manifest={tmp_path / 'out' / 'manifest.parquet'}" in out
+    assert "probed 13/13" in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.parquet", "manifest.parquet"]
+
+
+def test_the_same_videos_elsewhere_have_the_same_fingerprints(videos: Path, tmp_path: Path) -> None:
+    call("folder", videos, tmp_path / "one")
+    videos.rename(tmp_path / "moved")
+    call("folder", tmp_path / "moved", tmp_path / "two")
+    manifests = [read_manifest(tmp_path / name / "manifest.parquet") for name in ("one", "two")]
+    subsets = [read_labels(Path(manifest.path).parent / "labels.parquet", manifest) for manifest in manifests]
+    assert manifests[0].fingerprint == manifests[1].fingerprint and manifests[0].root != manifests[1].root
+    assert subsets[0].fingerprint == subsets[1].fingerprint and subsets[0].spec == "10%"
+
+
+def test_list(videos: Path, tmp_path: Path) -> None:
+    lines = [f"{name}/{i}.mp4,{name if i else ''},{i // 2}" for name in ("a", "b") for i in range(6)]
+    (tmp_path / "list.csv").write_text("\n".join(["file,action,scene", *lines]), encoding="utf-8")
+    words = ["--root", videos, "--columns", "path=file,label=action,group=scene", "--test", "40%"]
+    assert call("list", tmp_path / "list.csv", tmp_path / "out", *words) == DONE
+    rows = read_manifest(tmp_path / "out" / "manifest.parquet").table.to_pylist()
+    assert len({(row["group"], row["split"]) for row in rows}) == 3  # every group in one split
+    assert {row["split"] for row in rows} == {"train", "test"}
+    assert [row["id"] for row in rows if row["label"] == -1] == ["a/0.mp4", "b/0.mp4"]
+    assert [row["class"] for row in rows if row["label"] == -1] == [None, None]
+
+
+def test_again_replaces_both_files(videos: Path, tmp_path: Path) -> None:
+    call("folder", videos, tmp_path / "out")
+    before = read_manifest(tmp_path / "out" / "manifest.parquet")
+    (videos / "a" / "5.mp4").unlink()
+    assert call("folder", videos, tmp_path / "out", "--seed", "1") == DONE
+    after = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert after.fingerprint != before.fingerprint and len(after.table) == 11
+    assert read_labels(tmp_path / "out" / "labels.parquet", after).seed == 1
+
+
+def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("folder", videos, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert call("folder", videos, tmp_path / "out", "--labeled", "9/class") == USER_ERROR
+    assert "class a has 4 usable train videos, 9 are needed" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["folder", "none", "out"], "folder not found"),
+        (["folder", "videos", "out", "--labeled", "many"], "--labeled 'many' is not understood"),
+        (["folder", "videos", "out", "--test", "0%"], "--test '0%' is not understood"),
+        (["folder", "videos", "out", "--test", "95%"], "at most 90%"),
+        (["folder", "videos", "out", "--seed", "-1"], "--seed -1"),
+        (["folder", "videos", "out", "--timeout", "0"], "--timeout 0"),
+        (["folder", "videos", "videos/a/0.mp4"], "is a file; OUT must be a folder"),
+        (["folder", "empty", "out"], "class folders without a file"),
+        (["folder", "junk", "out"], "none of the 2 files"),
+        (["list", "none.csv", "out", "--root", "videos"], "list not found"),
+        (["list", "none.csv", "out", "--root", "videos", "--columns", "file=x"], "--columns: file is not understood"),
+        (["synthetic", "out", "--classes", "99"], "--classes 99 must lie between 2 and 12"),
+        (["synthetic", "out", "--videos", "16"], "needs 4; raise --videos"),
+        (["synthetic", "out", "--noise", "-1"], "difficulty: noise must not be negative"),
+        (["synthetic", "videos/.."], "was not made by this command"),
+    ],
+)
+@pytest.mark.usefixtures("videos")
+def test_mistakes(
+    tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty/a", "empty/b", "junk/a", "junk/b"):
+        Path(name).mkdir(parents=True)
+    for name in ("empty/a/x.mp4", "junk/a/x.mp4", "junk/b/y.mp4"):
+        Path(name).write_bytes(b"junk")
+    before = sorted(tmp_path.rglob("*"))
+    assert call(*words) == USER_ERROR
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["synthetic", str(tmp_path), "--classes", "2", "--videos", "8", "--labeled", "1/class", "--objects", "1"]
+    assert call(*words) == DONE
+    first = read_manifest(tmp_path / "manifest.parquet")
+    assert (first.source, first.root, first.classes) == ("synthetic", str(tmp_path / "videos"), ("drift_left", "drift_right"))
+    assert set(first.table["status"].to_pylist()) == {"ok"} and set(first.table["decoder"].to_pylist()) == {"decord"}
+    assert len(first.rows("train")) == 6 and len(first.rows("test")) == 2
+    assert call(*words) == DONE  # its own videos are replaced, and come out the same
+    assert read_manifest(tmp_path / "manifest.parquet").fingerprint == first.fingerprint
+    assert call(*words, "--videos", "6") == DONE
+    assert len(read_manifest(tmp_path / "manifest.parquet").table) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet", "manifest.parquet", "videos"]

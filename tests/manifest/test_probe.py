@@ -1,0 +1,178 @@
+"""Probing real files: numbers, refusals, and the choice of the decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import pytest
+
+from pipeline.manifest.frames import decode_frames, read_index
+from pipeline.manifest.probe import Probe, probe_file, probe_files
+from tests.videos import read_number, write_numbers
+
+ODD = {  # name -> status, decoder, frames, frames per second, size, what the reason says
+    "SOURCE.md": ("not_a_video", "pyav", 0, 0, (0, 0), "no known video format"),
+    "audio_first.mp4": ("ok", "decord", 90, 30, (426, 240), None),
+    "audio_only.m4a": ("no_video_stream", "pyav", 0, 0, (0, 0), "holds only audio"),
+    "audio_only.mp4": ("no_video_stream", "pyav", 0, 0, (0, 0), "holds only audio"),
+    "av1.mp4": ("ok", "pyav", 60, 30, (320, 180), None),
+    "cover.jpg": ("not_a_video", "pyav", 0, 0, (0, 0), "a picture"),
+    "gifanim.gif": ("ok", "pyav", 20, 10, (160, 120), None),
+    "h264.flv": ("ok", "pyav", 150, 30, (426, 240), None),
+    "h264.ts": ("ok", "pyav", 150, 30, (426, 240), None),
+    "h264_closed_b3.mp4": ("ok", "decord", 150, 30, (426, 240), None),
+    "h264_editlist.mp4": ("ok", "pyav", 79, 30, (426, 240), None),
+    "h264_frag.mp4": ("ok", "decord", 150, 30, (426, 240), None),
+    "h264_noidx.avi": ("ok", "pyav", 150, 30, (426, 240), None),
+    "h264_opengop.ts": ("ok", "pyav", 150, 30, (426, 240), None),
+    "h264_opengop_b3.mp4": ("ok", "pyav", 150, 30, (426, 240), None),
+    "h264_rot90.mp4": ("ok", "decord", 150, 30, (240, 426), None),
+    "h264_start5.mkv": ("ok", "decord", 150, 30, (426, 240), None),
+    "h264_vfr.mkv": ("ok", "decord", 90, 17.918, (426, 240), None),
+    "h264_vfr.mp4": ("ok", "decord", 90, 17.918, (426, 240), None),
+    "hevc_opengop.mp4": ("ok", "pyav", 150, 30, (426, 240), None),
+    "mpeg1.mpg": ("ok", "pyav", 127, 25, (352, 240), None),
+    "mpeg2.mpg": ("ok", "pyav", 127, 25, (352, 240), None),
+    "oneframe.mp4": ("too_short", "pyav", 0, 0, (0, 0), "1 frame"),
+    "portrait.mp4": ("ok", "decord", 90, 30, (180, 320), None),
+    "raw.h264": ("ok", "pyav", 150, 30, (426, 240), None),
+    "reschange.ts": ("undecodable", "pyav", 0, 0, (0, 0), "the frame size changes"),
+    "vp9.webm": ("ok", "decord", 150, 30, (426, 240), None),
+    "wmv_msmpeg4.wmv": ("ok", "pyav", 150, 30, (320, 240), None),
+    "xvid_b2.avi": ("ok", "pyav", 148, 30, (320, 240), None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files(shared_data: Path, name: str) -> None:
+    probe = probe_file(str(shared_data / "odd" / name))
+    status, decoder, frames, fps, size, reason = ODD[name]
+    assert (probe.status, probe.decoder, probe.frames, (probe.width, probe.height)) == (status, decoder, frames, size)
+    assert probe.fps == pytest.approx(fps, rel=1e-3)
+    assert probe.variable_fps == ("vfr" in name)
+    assert reason is None if probe.reason is None else reason in probe.reason
+    assert probe.bytes == (shared_data / "odd" / name).stat().st_size
+
+
+OPEN_GOP = ("h264_opengop_b3.mp4", "hevc_opengop.mp4")
+LEFT_TO_DECORD = ("h264_closed_b3.mp4", "h264_frag.mp4", "h264_rot90.mp4", "h264_vfr.mkv", "h263.3gp", "mjpeg.avi", "vp9.webm")
+
+
+def test_decord_is_exact_where_it_is_chosen_and_wrong_where_it_is_not(shared_data: Path) -> None:
+    wrong = {name: wrong_frames(shared_data / "odd" / name) for name in (*OPEN_GOP, *LEFT_TO_DECORD)}
+    assert all(wrong[name] > 0 for name in OPEN_GOP), wrong  # so this test can fail
+    assert not any(wrong[name] for name in LEFT_TO_DECORD), wrong
+    assert all(probe_file(str(shared_data / "odd" / name)).decoder == "decord" for name in LEFT_TO_DECORD)
+
+
+def wrong_frames(path: Path) -> int:
+    """How many of some frames, each sought with a new reader, resemble another frame of the file clearly more."""
+    index = read_index(str(path))
+    every = np.stack([f[::4, ::4].astype(np.int16) for f in decode_frames(str(path), index, range(len(index.times)))])
+    places = {len(every) // 3, len(every) - 1, *(key + step for key in index.keys[1:3] for step in (-1, 1))}
+    wrong = 0
+    for place in places:
+        frame = decord.VideoReader(str(path), num_threads=1)[place].asnumpy()[::4, ::4].astype(np.int16)
+        distance = np.abs(every - frame).mean((1, 2, 3))
+        wrong += bool(distance[place] > distance.min() + 0.3)
+    return wrong
+
+
+def test_numbers_of_a_plain_file(tmp_path: Path) -> None:
+    path = write_numbers(tmp_path / "v.mp4", frames=40, fps="24000/1001", size=(96, 160))
+    probe = probe_file(str(path), with_hash=True)
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    assert probe == Probe(40, probe.fps, False, probe.duration, 96, 160, "h264", len(data), digest, "decord")
+    assert probe.fps == pytest.approx(24000 / 1001)
+    assert probe.duration == pytest.approx(40 * 1001 / 24000)
+    assert probe_file(str(path)).hash is None
+
+
+def test_variable_rate(tmp_path: Path) -> None:
+    steps = [40 * i for i in range(15)] + [600 + 200 * i for i in range(15)]
+    probe = probe_file(str(write_numbers(tmp_path / "v.mp4", frames=30, steps=steps)))
+    assert probe.status == "ok" and probe.variable_fps
+    assert probe.fps == pytest.approx(29 / 3.4, rel=1e-3)
+
+
+def test_frames_are_decoded_exactly_across_key_frames(tmp_path: Path) -> None:
+    path = str(write_numbers(tmp_path / "v.mp4", frames=60, gop=10))
+    index = read_index(path)
+    assert index.keys == (0, 10, 20, 30, 40, 50)
+    places = [0, 9, 10, 11, 35, 36, 59]
+    assert [read_number(frame) for frame in decode_frames(path, index, places)] == places
+
+
+def test_missing_empty_and_texts(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "notes.txt").write_text("not a video\n" * 50, encoding="utf-8")
+    (tmp_path / "zeros.mp4").write_bytes(bytes(5000))
+    names = ("none.mp4", "empty.mp4", "notes.txt", "zeros.mp4", ".")
+    probes = [probe_file(str(tmp_path / name)) for name in names]
+    assert [probe.status for probe in probes] == ["missing", "empty", "not_a_video", "not_a_video", "not_a_video"]
+    assert all(probe.reason for probe in probes)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_cut_off_mp4(tmp_path: Path, share: float) -> None:
+    """Whether the index lies at the end (and is lost) or at the start."""
+    late, early = write_numbers(tmp_path / "late.mp4"), tmp_path / "early.mp4"
+    with av.open(str(late)) as source, av.open(str(early), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    assert probe_file(str(early)).frames == 50
+    for path in (late, early):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * share)])
+        probe = probe_file(str(path))
+        assert probe.status == "truncated" and probe.reason, probe
+
+
+def test_damaged_pictures_are_found_or_at_least_change_nothing_else(tmp_path: Path) -> None:
+    data = bytearray(write_numbers(tmp_path / "v.mp4").read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    (tmp_path / "bad.mp4").write_bytes(data)
+    good, bad = probe_file(str(tmp_path / "v.mp4"), True), probe_file(str(tmp_path / "bad.mp4"), True)
+    assert bad.status != "ok" or (bad.frames == good.frames and bad.hash != good.hash)
+
+
+def test_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        sound = container.add_stream("aac", rate=8000)
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base = 8000, Fraction(1, 8000)
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    probe = probe_file(str(path))
+    assert (probe.status, probe.reason) == ("no_video_stream", "holds only audio and cover picture")
+
+
+def test_many_files_in_processes_keep_their_order(tmp_path: Path) -> None:
+    paths = [write_numbers(tmp_path / f"{frames}.mp4", frames=frames, size=(64, 64)) for frames in (5, 30, 10, 20)]
+    (tmp_path / "bad.mp4").write_bytes(b"bad")
+    probes = probe_files([str(path) for path in [*paths[:2], tmp_path / "bad.mp4", *paths[2:]]], processes=2)
+    assert [probe.frames for probe in probes] == [5, 30, 0, 10, 20]
+    assert probes[2].status == "not_a_video"
+
+
+def test_time_limit(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")  # refused without being opened
+    path = write_numbers(tmp_path / "v.mp4")
+    assert probe_files([str(tmp_path / "pipe.mp4"), str(path)], 1)[0].reason == "not a file"
+    late = probe_files([str(path)], 1, timeout_seconds=1e-3)[0]
+    assert (late.status, late.reason) == ("undecodable", "no result after 0.001 s")

@@ -1,0 +1,119 @@
+"""The manifest file: order, fingerprint, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.manifest import schema
+from pipeline.manifest.schema import KEY, SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
+from tests.manifest.tables import BROKEN, GOOD, make_table
+
+CLASSES = ("a", "b")
+TABLE = make_table({"a": 7, "b": 5})
+
+
+def change(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
+    place = SCHEMA.get_field_index(column)
+    values = table[column].to_pylist()
+    values[row] = value
+    return table.set_column(place, SCHEMA.field(place), pa.array(values, SCHEMA.field(place).type))
+
+
+@given(st.permutations(range(len(TABLE))))
+def test_fingerprint_ignores_order(order: list[int]) -> None:
+    assert fingerprint(TABLE.take(order), CLASSES) == fingerprint(TABLE, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("split", "test"), ("label", 1), ("group", "g"), ("frames", 51), ("fps", 25.1), ("hash", "x"), ("decoder", "pyav")],
+)
+def test_fingerprint_sees_content(column: str, value: object) -> None:
+    assert fingerprint(change(TABLE, column, 3, value), CLASSES) != fingerprint(TABLE, CLASSES)
+
+
+def test_fingerprint_sees_classes_but_not_place() -> None:
+    assert fingerprint(TABLE, ("b", "a")) != fingerprint(TABLE, CLASSES)
+    assert fingerprint(change(TABLE, "uri", 0, "s3://elsewhere/0.mp4"), CLASSES) == fingerprint(TABLE, CLASSES)
+
+
+def test_written_and_read_again_in_order_of_ids(tmp_path: Path) -> None:
+    written = write_manifest(TABLE.take(list(range(len(TABLE)))[::-1]), tmp_path / "m.parquet", CLASSES, "/videos", "folder")
+    read = read_manifest(tmp_path / "m.parquet")
+    assert read == written
+    assert read.table["id"].to_pylist() == sorted(TABLE["id"].to_pylist())
+    assert (read.classes, read.root, read.source) == (CLASSES, "/videos", "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
+
+
+def test_root_can_be_replaced_and_is_not_in_the_fingerprint(tmp_path: Path) -> None:
+    first = write_manifest(TABLE, tmp_path / "m.parquet", CLASSES, "/videos", "folder")
+    second = write_manifest(TABLE, tmp_path / "n.parquet", CLASSES, "/elsewhere", "folder")
+    assert first.fingerprint == second.fingerprint
+    assert first.location(0) == "/videos/a/0.mp4"
+    assert read_manifest(tmp_path / "m.parquet", root="/moved/here").location(0) == "/moved/here/a/0.mp4"
+    assert read_manifest(tmp_path / "m.parquet", root="s3://bucket/videos/").location(0) == "s3://bucket/videos/a/0.mp4"
+
+
+def test_absolute_uris_stay(tmp_path: Path) -> None:
+    table = change(change(TABLE, "uri", 0, "/far/0.mp4"), "uri", 1, "s3://bucket/1.mp4")
+    manifest = write_manifest(table, tmp_path / "m.parquet", CLASSES, "/videos", "list")
+    assert [manifest.location(row) for row in (0, 1)] == ["/far/0.mp4", "s3://bucket/1.mp4"]
+
+
+def test_rows_are_usable_rows_of_a_split(tmp_path: Path) -> None:
+    table = change(make_table({"a": 4, "b": 1}, probes=[GOOD, BROKEN, GOOD, GOOD, GOOD]), "split", 3, "test")
+    manifest = write_manifest(table, tmp_path / "m.parquet", CLASSES, "/videos", "folder")
+    np.testing.assert_array_equal(manifest.rows("train"), [0, 2, 4])
+    np.testing.assert_array_equal(manifest.rows("test"), [3])
+    assert manifest.rows("val").dtype == np.int64 and len(manifest.rows("val")) == 0
+
+
+def rewrite(path: Path, table: pa.Table, **facts: object) -> None:
+    stored = json.loads(pq.read_schema(path).metadata[KEY])
+    pq.write_table(table.replace_schema_metadata({KEY: json.dumps({**stored, **facts}).encode()}), path)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifest(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_refuses_missing_foreign_and_broken_files(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    assert "not found" in refused(path) and "jobs.prepare" in refused(path)
+    path.write_text("path,label\n", encoding="utf-8")
+    assert "not a readable Parquet file" in refused(path)
+    pq.write_table(pa.table({"x": [1]}), path)
+    assert "none that jobs.prepare wrote" in refused(path)
+
+
+def test_refuses_newer_version_other_columns_and_edits(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    manifest: Manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder")
+    rewrite(path, manifest.table, version=schema.VERSION + 1)
+    assert f"has version {schema.VERSION + 1}" in refused(path)
+    rewrite(path, manifest.table.drop_columns(["fps"]), version=schema.VERSION)
+    assert "its columns are id, uri" in refused(path)
+    rewrite(path, change(manifest.table, "label", 0, 1))
+    assert "was changed after it was written" in refused(path)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder")
+    with pytest.raises(AssertionError, match="unique"):
+        write_manifest(pa.concat_tables([TABLE, TABLE]), path, CLASSES, "/videos", "folder")
+    assert read_manifest(path) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]

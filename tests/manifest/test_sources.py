@@ -1,0 +1,141 @@
+"""Class folders and lists: what is understood and what is refused, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.manifest.sources import list_csv, list_folder, with_splits
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "run/b.mp4", "run/a.mp4", "jump/deep/c.avi", "jump/.hidden", ".git/config", "README.md")
+    listing = list_folder(tmp_path)
+    assert listing.uris == ("jump/deep/c.avi", "run/a.mp4", "run/b.mp4")
+    assert listing.labels == ("jump", "run", "run")
+    assert (listing.classes, listing.splits, listing.root) == (("jump", "run"), None, str(tmp_path))
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/run/c.mp4", "val/run/d.mp4")
+    listing = list_folder(tmp_path)
+    assert dict(zip(listing.uris, listing.splits or (), strict=True)) == {
+        "train/run/a.mp4": "train",
+        "train/jump/b.mp4": "train",
+        "test/run/c.mp4": "test",
+        "val/run/d.mp4": "val",
+    }
+
+
+def test_val_is_test_where_there_is_no_test(tmp_path: Path) -> None:
+    listing = list_folder(touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4"))
+    assert listing.splits == ("train", "train", "test") and "val is used as test" in listing.notes[0]
+
+
+def test_train_alone_gets_a_drawn_test(tmp_path: Path) -> None:
+    names = [f"train/{name}/{i}.mp4" for name in ("a", "b") for i in range(4)]
+    listing = list_folder(touch(tmp_path, *names))
+    assert listing.splits is None and "one is drawn from train" in listing.notes[0]
+    assert (with_splits(listing, 0.25, 0).splits or ()).count("test") == 2
+
+
+def test_folders_with_the_names_of_splits_among_classes_are_classes(tmp_path: Path) -> None:
+    assert list_folder(touch(tmp_path, "train/a.mp4", "ship/b.mp4")).classes == ("ship", "train")
+
+
+def refused_folder(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list_folder(root)
+    return str(caught.value)
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    assert refused_folder(tmp_path / "none") == f"folder not found: {tmp_path / 'none'}"
+    touch(tmp_path, "flat/a.mp4", "one/run/a.mp4", "half/run/a.mp4", "split/train/a.mp4", "split/test/b/c.mp4")
+    assert "is not a folder" in refused_folder(tmp_path / "flat" / "a.mp4")
+    assert "holds no class folders" in refused_folder(tmp_path / "flat")
+    assert "at least 2 classes are needed, found run" in refused_folder(tmp_path / "one")
+    assert f"{tmp_path / 'split' / 'train'} holds no class folders" in refused_folder(tmp_path / "split")
+    (tmp_path / "half" / "jump").mkdir()
+    assert f"  - {tmp_path / 'half' / 'jump'}" in refused_folder(tmp_path / "half")
+
+
+def test_list(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b/b.mp4", "c d.mp4", "e.mp4")
+    text = '\ufeffpath,label,group,split\na.mp4,run,g1,train\n"b/b.mp4",jump,,Training\nc d.mp4,run,g2,val\n\ne.mp4,,g3,test\n'
+    listing = list_csv(write(tmp_path / "list.csv", text), tmp_path)
+    assert listing.uris == ("a.mp4", "b/b.mp4", "c d.mp4", "e.mp4")
+    assert listing.labels == ("run", "jump", "run", None)
+    assert listing.groups == ("g1", None, "g2", "g3")
+    assert listing.splits == ("train", "train", "val", "test")
+    assert (listing.classes, listing.notes) == (("jump", "run"), ())
+
+
+def test_list_with_mapped_columns_and_other_delimiters(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    for delimiter in ",;\t":
+        text = f"id{delimiter}file{delimiter}action\n1{delimiter}a.mp4{delimiter}run\n2{delimiter}b.mp4{delimiter}jump\n"
+        listing = list_csv(write(tmp_path / "list.csv", text), tmp_path, {"path": "file", "label": "action"})
+        assert (listing.uris, listing.labels, listing.splits) == (("a.mp4", "b.mp4"), ("run", "jump"), None)
+
+
+def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    names = [f"{i}.mp4" for i in range(12)]
+    touch(tmp_path, *names)
+    text = "path,label\n" + "".join(f"{i}.mp4,{i}\n" for i in reversed(range(12)))
+    assert list_csv(write(tmp_path / "list.csv", text), tmp_path).classes == tuple(str(i) for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no videos"),
+        ("path,label\n", "holds no videos"),
+        ("file,label\na.mp4,x\n", "has no column path; it has file, label"),
+        ("path,label\na.mp4,x\nb.mp4\n", "line 3 has not as many fields"),
+        ("path,label\na.mp4,x,y\nb.mp4,y\n", "line 2 has not as many fields"),
+        ("path,label\na.mp4,x\nb.mp4,x\n", "at least 2 classes"),
+        ("path,label\na.mp4,x\na.mp4,y\n", "listed more than once:\n  - a.mp4"),
+        ("path,label\na.mp4,x\nc.mp4,y\n", "names 1 file that does not exist"),
+        ("path,label\na.mp4,x\nhttps://host/b.mp4,y\n", "only local files"),
+        ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "unknown split 'dev'"),
+        ("path,label,group,split\na.mp4,x,g,train\nb.mp4,y,g,test\n", "group g: b.mp4 in test, a.mp4 in train"),
+    ],
+)
+def test_list_errors(tmp_path: Path, text: str, message: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(UserError) as caught:
+        list_csv(write(tmp_path / "list.csv", text), tmp_path)
+    assert message in str(caught.value)
+
+
+def test_missing_files_are_listed_up_to_20(tmp_path: Path) -> None:
+    text = "path,label\n" + "".join(f"{i:02d}.mp4,{i % 2}\n" for i in range(25))
+    with pytest.raises(UserError) as caught:
+        list_csv(write(tmp_path / "list.csv", text), tmp_path)
+    assert "names 25 files that do not exist" in str(caught.value)
+    assert "19.mp4" in str(caught.value) and "20.mp4" not in str(caught.value) and "and 5 more" in str(caught.value)
+
+
+def test_unreadable_lists(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="list not found"):
+        list_csv(tmp_path / "none.csv", tmp_path)
+    (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
+    with pytest.raises(UserError, match="cannot be read as UTF-8"):
+        list_csv(tmp_path / "list.csv", tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        list_csv(tmp_path / "list.csv", tmp_path / "none")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.clips.batch import Batch
+from pipeline.clips.views import strong_views, view_seeds, weak_views
+from pipeline.config import Config, MethodSection, parse_config
+from pipeline.methods import LossWeights, loss_weights, make_views
+
+
+def _config() -> Config:
+    clip = {"frames": 2, "size": 8}
+    return parse_config({"data": {"decode_size": 16}, "primary": {"clip": clip}, "auxiliary": {
+        "clip": {**clip, "size": 16, "frames": 4}, "network": {"patch": 8}}})  # fmt: skip
+
+
+def _batch(rows: int = 2, slots: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+
+    def clips(frames: int) -> torch.Tensor:
+        return torch.randint(0, 256, (rows, slots, frames, 16, 16, 3), generator=generator, dtype=torch.uint8)
+
+    numbers = torch.arange(rows * slots).view(rows, slots)
+    return Batch(torch.arange(40, 40 + rows), numbers, numbers % 5, clips(2), clips(4))
+
+
+def test_weights_wait_for_the_supervised_steps_and_then_rise() -> None:
+    section = MethodSection(supervised_steps=3, ramp_steps=3, pseudo_label_weight=2.0, contrast_weight=4.0)
+    gammas = [loss_weights(section, step).pseudo_label for step in range(8)]
+    assert gammas == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [loss_weights(section, step).contrast for step in range(8)] == [2 * gamma for gamma in gammas]
+
+
+def test_weights_without_warm_up_are_the_papers_from_the_first_step() -> None:
+    assert loss_weights(MethodSection(), 0) == LossWeights(2.0, 2.0)
+
+
+def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> None:
+    assert not loss_weights(MethodSection(name="supervised"), 100).use_unlabeled
+    assert not loss_weights(MethodSection(pseudo_label_weight=0, contrast_weight=0), 100).use_unlabeled
+    assert loss_weights(MethodSection(pseudo_label_weight=0), 100).use_unlabeled
+
+
+def test_views_have_each_students_shape() -> None:
+    views = make_views(_batch(), _config(), 0, "cpu")
+    assert views.weak is not None and views.strong is not None and views.hidden_labels is not None
+    assert views.labeled["primary"].shape == (2, 3, 2, 8, 8)
+    assert views.labeled["auxiliary"].shape == (2, 3, 4, 16, 16)
+    for kind in (views.weak, views.strong):
+        assert kind["primary"].shape == (4, 3, 2, 8, 8)
+        assert kind["auxiliary"].shape == (4, 3, 4, 16, 16)
+
+
+def test_slot_0_is_labeled_and_the_others_keep_their_labels_hidden() -> None:
+    views = make_views(_batch(), _config(), 0, "cpu")
+    assert views.labels.tolist() == [0, 3]
+    assert views.hidden_labels is not None
+    assert views.hidden_labels.tolist() == [1, 2, 4, 0]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_no_unlabeled_views_where_none_are_wanted_or_there(slots: int) -> None:
+    views = make_views(_batch(slots=slots), _config(), 0, "cpu", unlabeled=slots == 1)
+    assert views.weak is None and views.strong is None and views.hidden_labels is None
+
+
+def test_each_view_is_seeded_by_run_row_slot_student_and_kind() -> None:
+    batch, config = _batch(), _config()
+    views = make_views(batch, config, 9, "cpu")
+    assert views.weak is not None and views.strong is not None
+    clip = batch.auxiliary[1, 2][None]
+    weak = weak_views(clip, view_seeds(9, [41], [2], "auxiliary/weak"), config.views, 16)
+    strong = strong_views(clip, view_seeds(9, [41], [2], "auxiliary/strong"), config.views, 16)
+    assert torch.equal(views.weak["auxiliary"][3], weak[0])
+    assert torch.equal(views.strong["auxiliary"][3], strong[0])
+
+
+def test_views_do_not_depend_on_the_number_of_workers() -> None:
+    whole, config = _batch(), _config()
+    share = Batch(whole.rows[1:], whole.videos[1:], whole.labels[1:], whole.primary[1:], whole.auxiliary[1:])
+    all_views, views = make_views(whole, config, 0, "cpu"), make_views(share, config, 0, "cpu")
+    assert all_views.strong is not None and views.strong is not None
+    assert torch.equal(all_views.strong["primary"][2:], views.strong["primary"])
+    assert torch.equal(all_views.labeled["primary"][1:], views.labeled["primary"])

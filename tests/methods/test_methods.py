@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Config, parse_config
+from pipeline.errors import UserError
+from pipeline.methods import LossWeights, Views, build_method
+from pipeline.methods.losses import contrast_loss, pseudo_label_loss, pseudo_labels, supervised_loss
+from pipeline.methods.monitors import mask_monitors, student_monitors
+
+FULL = LossWeights(2.0, 2.0)
+
+
+def _config(norm: str = "group", **method: Any) -> Config:
+    clip = {"frames": 2, "size": 16}
+    return parse_config({
+        "data": {"decode_size": 16},
+        "primary": {"network": {"depth": 10, "width": 8, "norm": norm}, "clip": clip},
+        "auxiliary": {"network": {"width": 16, "depth": 2, "heads": 2, "patch": 8}, "clip": clip},
+        "method": {"confidence_threshold": 0.0, **method},
+    })  # fmt: skip
+
+
+def _method(norm: str = "group", **method: Any) -> nn.Module:
+    """Weights that start at 0 are drawn, so that every path carries gradient."""
+    torch.manual_seed(0)
+    built = build_method(_config(norm, **method), 5)
+    for name, parameter in built.named_parameters():
+        if name.endswith("weight") and not parameter.any():
+            nn.init.uniform_(parameter, 0.5, 1)
+        elif name.endswith("head.weight"):
+            nn.init.normal_(parameter, std=0.1)
+    return built
+
+
+def _views(labeled: int = 3, unlabeled: int = 6, size: int = 16) -> Views:
+    generator = torch.Generator().manual_seed(1)
+
+    def clips(number: int) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(number, 3, 2, size, size, generator=generator) for name in ("primary", "auxiliary")}
+
+    return Views(clips(labeled), torch.arange(labeled) % 5, clips(unlabeled), clips(unlabeled), torch.arange(unlabeled) % 5)
+
+
+def _without_gradient(method: nn.Module) -> list[str]:
+    return [name for name, parameter in method.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+
+
+def _gradient(loss: torch.Tensor, student: nn.Module) -> float:
+    found = torch.autograd.grad(loss, list(student.parameters()), retain_graph=True, allow_unused=True)
+    return sum(float(part.abs().sum()) for part in found if part is not None)
+
+
+@pytest.mark.parametrize("batch_norm", ["separate", "joint"])
+def test_the_loss_is_the_weighted_sum_of_its_parts(batch_norm: str) -> None:
+    results = _method(batch_norm=batch_norm)(_views(), LossWeights(0.5, 3.0))
+    supervised = results["supervised_loss/primary"] + results["supervised_loss/auxiliary"]
+    pseudo_label = results["pseudo_label_loss/primary"] + results["pseudo_label_loss/auxiliary"]
+    assert torch.allclose(results["loss"], supervised + 0.5 * pseudo_label + 3.0 * results["contrast_loss"])
+    assert pseudo_label > 0
+    assert [name for name, value in results.items() if value.requires_grad] == ["loss"]
+    assert all(value.ndim == 0 for value in results.values())
+
+
+@pytest.mark.parametrize("batch_norm", ["separate", "joint"])
+def test_parts_equal_their_definition(batch_norm: str) -> None:
+    method, views = _method(batch_norm=batch_norm), _views()
+    assert views.weak is not None and views.strong is not None
+    weak = {name: method.students[name](views.weak[name])[0] for name in method.students}
+    threshold = float(torch.cat(list(weak.values())).softmax(1).amax(1).detach().median())
+    method.section = method.section.model_copy(update={"confidence_threshold": threshold + 1e-4})
+    results = method(views, FULL)
+    assert 0 < results["mask_rate/primary_to_auxiliary"] + results["mask_rate/auxiliary_to_primary"] < 2
+    for teacher, learner in (("primary", "auxiliary"), ("auxiliary", "primary")):
+        labels, keep = pseudo_labels(weak[teacher], threshold + 1e-4)
+        wanted = pseudo_label_loss(method.students[learner](views.strong[learner])[0], labels, keep)
+        assert torch.allclose(results[f"pseudo_label_loss/{learner}"], wanted, atol=1e-5)
+        assert results[f"mask_rate/{teacher}_to_{learner}"] == keep.float().mean()
+    wanted = contrast_loss(weak["primary"].softmax(1), weak["auxiliary"].softmax(1), 0.5)
+    assert torch.allclose(results["contrast_loss"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [FULL, LossWeights(2.0, 0.0), LossWeights(0.0, 2.0), LossWeights(0.0, 0.0)])
+@pytest.mark.parametrize("batch_norm", ["separate", "joint"])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_gradients_reach_every_parameter_in_every_step(norm: str, batch_norm: str, weights: LossWeights) -> None:
+    method = _method(norm, batch_norm=batch_norm)
+    method(_views(), weights)["loss"].backward()
+    assert _without_gradient(method) == []
+
+
+def test_gradients_reach_every_parameter_when_no_label_is_kept() -> None:
+    method = _method(confidence_threshold=1.0)
+    results = method(_views(), FULL)
+    results["loss"].backward()
+    assert results["mask_rate/primary_to_auxiliary"] == 0
+    assert _without_gradient(method) == []
+
+
+@pytest.mark.parametrize(("teacher", "learner"), [("primary", "auxiliary"), ("auxiliary", "primary")])
+def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str) -> None:
+    method, views = _method(), _views()
+    assert views.weak is not None and views.strong is not None
+    weak = {name: method.students[name](views.weak[name]) for name in method.students}
+    strong = {name: method.students[name](views.strong[name]) for name in method.students}
+    found, _ = method._pseudo_label_losses(weak, strong, views.hidden_labels)
+    loss = found[f"pseudo_label_loss/{learner}"]
+    assert _gradient(loss, method.students[learner]) > 0
+    assert _gradient(loss, method.students[teacher]) == 0
+
+
+def test_weak_views_get_gradient_from_the_contrast_and_nothing_else() -> None:
+    for weights, reached in ((LossWeights(2.0, 0.0), False), (LossWeights(0.0, 2.0), True)):
+        views = _views()
+        assert views.weak is not None
+        leaves = {name: clips.requires_grad_() for name, clips in views.weak.items()}
+        _method()(replace(views, weak=leaves), weights)["loss"].backward()
+        for clips in leaves.values():
+            assert (clips.grad is not None and bool(clips.grad.any())) == reached
+
+
+@pytest.mark.parametrize("name", ["supervised", "actnetformer"])
+def test_without_unlabeled_losses_actnetformer_is_the_supervised_baseline(name: str) -> None:
+    views, method = _views(), _method(name=name)
+    results = method(views, LossWeights(0.0, 0.0))
+    wanted = sum(supervised_loss(method.students[part](views.labeled[part])[0], views.labels) for part in method.students)
+    assert torch.equal(results["loss"], torch.as_tensor(wanted))
+    assert set(results) == {"loss", "supervised_loss/primary", "supervised_loss/auxiliary"}
+
+
+def test_the_baseline_and_actnetformer_start_from_the_same_weights() -> None:
+    torch.manual_seed(0)
+    one = build_method(_config(name="supervised"), 5)
+    torch.manual_seed(0)
+    other = build_method(_config(name="actnetformer"), 5)
+    assert list(one.state_dict()) == list(other.state_dict())
+    assert all(torch.equal(first, second) for first, second in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_results_have_the_names_of_the_metrics() -> None:
+    directions = ("primary_to_auxiliary", "auxiliary_to_primary")
+    students = ("primary", "auxiliary")
+    wanted = {"loss", "contrast_loss", "agreement", "alignment/same", "alignment/different"}
+    wanted |= {f"{part}/{name}" for part in ("supervised_loss", "pseudo_label_loss", "weak_accuracy") for name in students}
+    wanted |= {f"{part}/{way}" for part in ("mask_rate", "kept", "kept_correct") for way in directions}
+    assert set(_method()(_views(), FULL)) == wanted
+
+
+def test_separate_passes_do_not_mix_and_a_joint_one_does() -> None:
+    """With BatchNorm, the labeled loss depends on the strong views only when they pass together."""
+    for batch_norm, mixed in (("separate", False), ("joint", True)):
+        losses = []
+        for factor in (1.0, 5.0):
+            views = _views()
+            assert views.strong is not None
+            strong = {name: factor * clips for name, clips in views.strong.items()}
+            results = _method("batch", batch_norm=batch_norm)(replace(views, strong=strong), FULL)
+            losses.append(float(results["supervised_loss/primary"]))
+        assert (losses[0] != losses[1]) == mixed
+
+
+def test_strong_views_leave_the_running_statistics_alone() -> None:
+    means = []
+    for factor in (1.0, 5.0):
+        method, views = _method("batch"), _views()
+        assert views.strong is not None
+        method(replace(views, strong={name: factor * clips for name, clips in views.strong.items()}), FULL)
+        means.append(method.students["primary"].stem[1].running_mean.clone())
+        assert method.students["primary"].stem[1].momentum == 0.1
+    assert torch.equal(*means)
+    assert means[0].any()
+
+
+def test_embeddings_need_one_width() -> None:
+    with pytest.raises(UserError, match="contrast_features=embeddings"):
+        build_method(_config(contrast_features="embeddings"), 5)
+
+
+def test_embeddings_of_one_width_are_contrasted() -> None:
+    config = _config(contrast_features="embeddings").model_dump()
+    config["auxiliary"]["network"]["width"] = 64
+    torch.manual_seed(0)
+    method, views = build_method(parse_config(config), 5), _views()
+    assert views.weak is not None
+    features = [method.students[name](views.weak[name])[1] for name in ("primary", "auxiliary")]
+    assert torch.allclose(method(views, FULL)["contrast_loss"], contrast_loss(features[0], features[1], 0.5), atol=1e-5)
+
+
+def test_mask_counts_leave_unknown_labels_out() -> None:
+    labels, keep = torch.tensor([1, 2, 3, 0]), torch.tensor([True, True, True, False])
+    counts = mask_monitors("x", labels, keep, torch.tensor([1, 0, -1, 0]))
+    assert {name: float(value) for name, value in counts.items()} == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
+
+
+def test_student_monitors_count_known_labels() -> None:
+    logits = {"primary": torch.eye(4), "auxiliary": torch.eye(4).roll(1, 0)[[0, 1, 2, 3]]}
+    hidden = torch.tensor([0, 1, 0, -1])
+    found = student_monitors(logits, logits, hidden)
+    assert float(found["weak_accuracy/primary"]) == pytest.approx(2 / 3)
+    assert float(found["agreement"]) == 0
+    assert torch.isnan(student_monitors(logits, logits, torch.full((4,), -1))["weak_accuracy/primary"])
