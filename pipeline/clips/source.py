@@ -37,10 +37,13 @@ class Source:
     """Primary's and auxiliary's."""
     size: int
     """data.decode_size."""
+    first_unlabeled_row: int = 0
+    """Rows before it belong to method.supervised_steps: their unlabeled slots are planned but neither decoded nor used."""
 
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
 
+        Slots that are not used hold video and label -1 and blank clips.
         ``quarantined`` [B] holds a JSON list of the row's failed videos. ``pool`` decodes videos in parallel threads.
         """
         planned, moments = self.plan.videos(rows), self.plan.moments(rows)
@@ -52,11 +55,12 @@ class Source:
         slots = list((pool.map if pool else map)(lambda job: self._slot(*job), jobs))
         shape = planned.shape
         videos = np.array([slot.video for slot in slots], dtype=np.int64).reshape(shape)
+        labels = np.where(videos < 0, -1, self.columns["label"][videos]).astype(np.int64)
         failures = np.array([json.dumps(slot.failures) for slot in slots], dtype=object).reshape(shape)
         return {
             "row": np.asarray(rows, dtype=np.int64),
             "video": videos,
-            "label": self.columns["label"][videos].astype(np.int64),
+            "label": labels,
             "primary": _stack([slot.clips[0] for slot in slots], shape),
             "auxiliary": _stack([slot.clips[1] for slot in slots], shape),
             "quarantined": np.array([_join(row) for row in failures]),
@@ -64,14 +68,13 @@ class Source:
 
     def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
         """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed."""
-        blank = tuple(np.zeros((clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
         clips, reasons = [], []
         for video, moment, window in zip(videos, moments, windows, strict=True):
             try:
                 clips.append(self.clip(int(video), float(moment), float(window)))
                 reasons.append("")
             except DecodeError as error:
-                clips.append(blank)
+                clips.append(self._blank)
                 reasons.append(str(error) or "unknown")
         return {
             "video": np.asarray(videos, dtype=np.int64),
@@ -101,9 +104,15 @@ class Source:
             decoder=str(columns["decoder"][row]),
         )
 
+    @property
+    def _blank(self) -> tuple[UInt8s, ...]:
+        return tuple(np.zeros((clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
+
     def _slot(self, row: int, slot: int, planned: int, moment: Floats) -> _Slot:
         """The planned video's clips, or those of the plan's first candidate that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
+        if slot > 0 and row < self.first_unlabeled_row:
+            return _Slot(-1, self._blank, failures)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()
         for video in itertools.chain([planned], candidates):
@@ -141,9 +150,15 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
     )
-    return Source(
-        manifest, video_columns(manifest), plan, (config.primary.clip, config.auxiliary.clip), config.data.decode_size
-    ), labels
+    source = Source(
+        manifest=manifest,
+        columns=video_columns(manifest),
+        plan=plan,
+        clips=(config.primary.clip, config.auxiliary.clip),
+        size=config.data.decode_size,
+        first_unlabeled_row=config.method.supervised_steps * config.data.labeled_per_step,
+    )
+    return source, labels
 
 
 def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:
