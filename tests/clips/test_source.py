@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.clips.source import Source, failures_of, open_source
+from pipeline.clips.stream import local_batches, steps_per_block, to_batch
+from pipeline.config import load_config
+
+
+@pytest.fixture(scope="module")
+def config_words(tiny):  # type: ignore[no-untyped-def]
+    return tiny / "tiny.yaml"
+
+
+def source(path: object, *words: str) -> Source:
+    return open_source(load_config(path, words))[0]  # type: ignore[arg-type]
+
+
+def test_rows_are_the_same_bytes_alone_and_together(config_words: object) -> None:
+    one = source(config_words)
+    together = one.rows(np.arange(3, 7))
+    for place, row in enumerate(range(3, 7)):
+        alone = one.rows(np.array([row]))
+        assert all(np.array_equal(alone[name][0], together[name][place]) for name in together)
+    assert together["primary"].shape == (4, 3, 4, 40, 40, 3)
+    assert together["primary"].dtype == np.uint8
+    assert np.array_equal(together["video"], one.plan.videos(np.arange(3, 7)))
+    assert failures_of(together) == ()
+
+
+def test_labels_are_the_manifests(config_words: object) -> None:
+    one = source(config_words)
+    columns = one.rows(np.arange(4))
+    names = np.array(one.manifest.classes)[columns["label"]]
+    for video, name in zip(columns["video"].ravel(), names.ravel(), strict=True):
+        assert f"/{name}/" in one.manifest.location(int(video))
+
+
+def test_supervised_steps_decode_labeled_videos_only(config_words: object) -> None:
+    plain, late = source(config_words), source(config_words, "method.supervised_steps=2")
+    before, after = late.rows(np.arange(4)), late.rows(np.arange(4, 6))
+    assert (before["video"][:, 1:] == -1).all()
+    assert (before["label"][:, 1:] == -1).all()
+    assert not before["primary"][:, 1:].any()
+    assert np.array_equal(before["primary"][:, 0], plain.rows(np.arange(4))["primary"][:, 0])
+    assert np.array_equal(after["auxiliary"], plain.rows(np.arange(4, 6))["auxiliary"])
+
+
+def test_local_batches_walk_the_plan_from_any_step(config_words: object) -> None:
+    config = load_config(config_words, ["train.steps=6"])  # type: ignore[arg-type]
+    one = open_source(config)[0]
+    batches = list(local_batches(one, config, 2))
+    assert [batch.rows.tolist() for batch in batches] == [[4, 5], [6, 7], [8, 9], [10, 11]]
+    whole = to_batch(one.rows(np.array([4, 5])))
+    assert batches[0].primary.equal(whole.primary)
+
+
+def test_blocks_hold_the_clips_that_were_asked_for(config_words: object) -> None:
+    one = source(config_words)  # a step is 2 rows of 3 videos
+    assert steps_per_block(one, workers=1, clips_per_block=12) == 2
+    assert steps_per_block(one, workers=2, clips_per_block=12) == 4
+    assert steps_per_block(one, workers=2, clips_per_block=1) == 1
