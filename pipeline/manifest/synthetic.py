@@ -242,8 +242,12 @@ def _expose(rng: np.random.Generator, frame: Floats, noise: float) -> NDArray[np
 
 
 def write_video(path: Path, frames_THWC: NDArray[np.uint8], rate: Fraction, **options: str) -> None:
-    """Encode RGB frames as H.264 in the container of the path's suffix; even width and height."""
-    settings = {"crf": "20", "preset": "veryfast", "g": "24", "threads": "1", **options}
+    """Encode RGB frames as H.264 in the container of the path's suffix; even width and height.
+
+    Without x264's macroblock tree, which reads memory that it did not write: with it 5 of 10 videos had other bytes in
+    every process, without it none in 5 repeats.
+    """
+    settings = {"crf": "20", "preset": "veryfast", "g": "24", "threads": "1", "x264-params": "mbtree=0", **options}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options=settings)
         stream.height, stream.width = frames_THWC.shape[1:3]

@@ -110,7 +110,7 @@ def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: py
         (["folder", "junk", "out"], "none of the 2 files"),
         (["list", "none.csv", "out", "--root", "videos"], "list not found"),
         (["list", "none.csv", "out", "--root", "videos", "--columns", "file=x"], "--columns: file is not understood"),
-        (["synthetic", "out", "--classes", "99"], "--classes 99 must lie between 2 and 12"),
+        (["synthetic", "out", "--classes", "99"], "--classes 99 must lie between 2 and 16"),
         (["synthetic", "out", "--videos", "16"], "needs 4; raise --videos"),
         (["synthetic", "out", "--noise", "-1"], "difficulty: noise must not be negative"),
         (["synthetic", "videos/.."], "was not made by this command"),
