@@ -115,7 +115,11 @@ NORMS: dict[str, Norm] = {"batch": _batch_norm, "group": _group_norm}
 
 
 def _initialize(module: nn.Module) -> None:
-    """He initialization by outgoing channels, and a head near 0 (SlowFast's 0.01), so that confidence starts at chance."""
+    """He initialization by outgoing channels, and a head near 0 (SlowFast's 0.01), so that confidence starts at chance.
+
+    Not SlowFast's last norms at 0: time is mixed in the residual branches only, which that shuts at the start. It kept depth
+    10, width 16 at chance on motion for 200 steps (11 %; 41 % without; 1 seed).
+    """
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
