@@ -141,11 +141,11 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
     """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them."""
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     labels = read_labels(config.labels_path, manifest)
-    train = manifest.rows("train")
+    train = manifest.training_rows()
     labeled = np.asarray(labels.rows, dtype=np.int64)
     plan = Plan(
         labeled=labeled[np.isin(labeled, train)],
-        unlabeled=np.setdiff1d(train, labeled),
+        unlabeled=np.setdiff1d(train, np.union1d(labeled, labels.held_out)),
         unlabeled_per_labeled=config.unlabeled_per_labeled,
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,

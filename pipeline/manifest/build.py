@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
+from pipeline.manifest.parquet import move_table, remove_table
 from pipeline.manifest.probe import Probe, probe_files
 from pipeline.manifest.schema import SCHEMA, Manifest, locate, write_manifest
-from pipeline.manifest.sources import Listing, first_few, with_splits
+from pipeline.manifest.sources import Listing, with_splits
 
 MANIFEST, LABELS = "manifest.parquet", "labels.parquet"
 
@@ -35,14 +35,14 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
     place = {name: label for label, name in enumerate(listing.classes)}
     count = len(listing.uris)
     columns: dict[str, Sequence[object]] = {
-        "id": listing.uris,
+        "id": listing.ids or listing.uris,
         "uri": listing.uris,
         "split": listing.splits,
         "class": listing.labels,
         "label": [place[name] if name is not None else -1 for name in listing.labels],
         "group": listing.groups,
-        "start": [None] * count,
-        "end": [None] * count,
+        "start": listing.starts or [None] * count,
+        "end": listing.ends or [None] * count,
         **{field.name: [getattr(probe, field.name) for probe in probes] for field in fields(Probe)},
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
@@ -60,7 +60,9 @@ def probe_listing(
     return probes
 
 
-def build(listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw) -> tuple[Manifest, LabelSubset]:
+def build(
+    listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw, parts: bool | None = None
+) -> tuple[Manifest, LabelSubset]:
     """Split, draw labels, and write ``folder/manifest.parquet`` and ``folder/labels.parquet``.
 
     Both are complete under temporary names before either replaces an older one; should the machine stop between the two
@@ -68,14 +70,14 @@ def build(listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw) -
     """
     table = build_table(with_splits(listing, draw.test_share, draw.seed), probes)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (MANIFEST, LABELS)}
+    fresh = {name: folder / f".fresh-{name}" for name in (MANIFEST, LABELS)}
     try:
-        manifest = write_manifest(table, temporary[MANIFEST], listing.classes, listing.root, listing.source)
+        manifest = write_manifest(table, fresh[MANIFEST], listing.classes, listing.root, listing.source, parts)
         labels = draw_labels(manifest, draw.labeled, draw.seed)
-        write_labels(labels, temporary[LABELS])
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
+        write_labels(labels, manifest, fresh[LABELS])
+        for name, path in fresh.items():
+            move_table(path, folder / name)
     finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        for path in fresh.values():
+            remove_table(path)
     return replace(manifest, path=str(folder / MANIFEST)), labels

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.manifest import schema
-from pipeline.manifest.schema import KEY, SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
+from pipeline.manifest.parquet import KEY, VERSION
+from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
 from tests.manifest.tables import BROKEN, GOOD, make_table
 
 CLASSES = ("a", "b")
@@ -102,9 +102,9 @@ def test_refuses_missing_foreign_and_broken_files(tmp_path: Path) -> None:
 def test_refuses_newer_version_other_columns_and_edits(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     manifest: Manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder")
-    rewrite(path, manifest.table, version=schema.VERSION + 1)
-    assert f"has version {schema.VERSION + 1}" in refused(path)
-    rewrite(path, manifest.table.drop_columns(["fps"]), version=schema.VERSION)
+    rewrite(path, manifest.table, version=VERSION + 1)
+    assert f"has version {VERSION + 1}" in refused(path)
+    rewrite(path, manifest.table.drop_columns(["fps"]), version=VERSION)
     assert "its columns are id, uri" in refused(path)
     rewrite(path, change(manifest.table, "label", 0, 1))
     assert "was changed after it was written" in refused(path)

@@ -1,0 +1,99 @@
+"""Reading list files and looking for videos: one listing of a folder instead of a question for every file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import UserError
+
+
+def open_root(folder: str | Path, option: str = "folder") -> str:
+    """Absolute path of a readable folder; URIs pass. Raises UserError."""
+    if "://" in str(folder):
+        return str(folder).rstrip("/")
+    root = Path(folder).expanduser().absolute()
+    if not root.exists():
+        raise UserError(f"{option} not found: {root}")
+    if not root.is_dir():
+        raise UserError(f"{option}: {root} is not a folder")
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise UserError(f"{option} {root} cannot be read: {error.strerror}") from None
+    return str(root)
+
+
+def read_lines(file: str | Path) -> list[tuple[int, str]]:
+    """Lines of a UTF-8 text that are not blank, with their numbers from 1. Raises UserError."""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"list not found: {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list {file} cannot be read as UTF-8 text: {error}") from None
+    # not splitlines(): it also cuts at characters that may stand in a name
+    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def find_folder(given: str | None, root: str, names: Sequence[str], option: str) -> Path:
+    """The folder of list files: the given one, or the first of ``names`` in the root or beside it. Raises UserError."""
+    if given is not None:
+        return Path(open_root(given, option))
+    places = [Path(base, name) for name in names for base in (root, os.path.dirname(root))]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise UserError(f"no {names[0]} in {root} or beside it; say with {option} DIR where the list files are")
+    return found
+
+
+def find_files(root: str, uris: Sequence[str]) -> list[str | None]:
+    """Where each listed file is, None where it is missing; another suffix (.mp4 for .avi) will do if the listed one is absent.
+
+    URIs, and everything below a root that is one, are taken as listed: whether they are there is found when they are opened.
+    """
+    folders: dict[str, dict[str, str]] = {}
+    found: list[str | None] = []
+    for uri in uris:
+        if "://" in uri or "://" in root:
+            found.append(uri)
+            continue
+        folder, _, name = uri.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _names(os.path.join(root, folder) if folder or not uri.startswith("/") else "/")
+        names = folders[folder]
+        here = names.get(name) or names.get(PurePosixPath(name).stem)
+        found.append(None if here is None else f"{folder}/{here}" if folder or uri.startswith("/") else here)
+    return found
+
+
+def _names(folder: str) -> dict[str, str]:
+    """Names in a folder, by themselves and by their stems."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
+    return {PurePosixPath(name).stem: name for name in names} | {name: name for name in names}
+
+
+def files_below(root: str, folder: str = "") -> list[str]:
+    """Files below ``root/folder`` at any depth, relative to the root, sorted by folder; hidden ones are left out."""
+    found = []
+    for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = Path(path).relative_to(root).as_posix()
+        prefix = "" if base == "." else f"{base}/"
+        found += [prefix + name for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def subfolders(folder: str | Path) -> list[str]:
+    """Names of folders, sorted; hidden ones are left out."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"folder {error.filename} cannot be read: {error.strerror}")
