@@ -34,7 +34,7 @@ class _Clip:
 
     @property
     def id(self) -> str:
-        return f"{self.video}_{round(self.start):06d}_{round(self.end):06d}"
+        return f"{self.video}_{int(self.start):06d}_{int(self.end):06d}"
 
 
 def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
