@@ -95,7 +95,7 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
     if name in ("ucf101", "hmdb51", "ssv2"):
         source.add_argument("--lists", metavar="DIR", help="folder of the list files, unless it lies in DIR or beside it")
     if name == "kinetics":
-        source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists, train and val or test")
+        source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists")
     if name == "list":
         source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
         source.add_argument(

@@ -235,6 +235,9 @@ class TrainSection(Section):
 class EvaluationSection(Section):
     """Test protocol: clips x crops per video, scores averaged. Relatives use 10 x 3; the paper is silent."""
 
+    split: Literal["test", "validation"] = "test"
+    """What a run is evaluated on. ``validation``: the labeled videos that ``jobs.label --hold-out`` kept from training, or the
+    manifest's val split where none were; choose knobs on it, so that test stays unseen."""
     clips: int = Field(10, ge=1)
     """Clips per video, evenly spaced in time."""
     crops: Literal[1, 3] = 3

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Source:
     """Primary's and auxiliary's."""
     size: int
     """data.decode_size."""
+    held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Manifest rows of labeled training videos that are validated on."""
     first_unlabeled_row: int = 0
     """Rows before it belong to method.supervised_steps: their unlabeled slots are planned but neither decoded nor used."""
 
@@ -86,6 +88,16 @@ class Source:
     def clip(self, video: int, moment: float, window: float) -> tuple[UInt8s, ...]:
         """Both students' clips of one video, as uint8 [T, H, W, 3]. Raises DecodeError."""
         return decode_clips(self.video(video), moment, window, self.clips, self.size)
+
+    def evaluated(self, split: str) -> Ints:
+        """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
+        rows = self.manifest.rows("test") if split == "test" else self.held_out
+        if split == "validation" and len(rows) == 0:
+            rows = self.manifest.rows("val")
+        if len(rows) == 0:
+            remedy = "keep some with jobs.label --hold-out 10%" if split == "validation" else "nothing to evaluate"
+            raise UserError(f"{self.manifest.path} has no usable video to evaluate in split {split!r}: {remedy}")
+        return rows
 
     def video(self, row: int) -> Video:
         """The decoder's view of a manifest row."""
@@ -156,6 +168,7 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         plan=plan,
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
+        held_out=labels.held_out,
         first_unlabeled_row=config.method.supervised_steps * config.data.labeled_per_step,
     )
     return source, labels

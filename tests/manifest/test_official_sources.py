@@ -85,6 +85,13 @@ def test_ucf101_files_may_have_another_suffix_and_keep_their_ids(ucf: Path) -> N
     assert listing.uris[0].endswith("g08_c01.mp4") and (listing.ids or ())[0].endswith("g08_c01.avi")
 
 
+def test_ucf101_of_another_spelling(ucf: Path) -> None:
+    for path in list(ucf.rglob("v_HandStand*")):
+        path.rename(path.with_name(path.name.replace("HandStand", "Handstand")))
+    listing = list_ucf101(ucf)
+    assert listing.notes == () and f"{STAND}/v_HandstandPushups_g08_c01.avi" in listing.uris
+
+
 def test_ucf101_missing_files_are_counted(ucf: Path) -> None:
     next(ucf.rglob("*_g08_c02.avi")).unlink()
     listing = list_ucf101(ucf)

@@ -37,20 +37,24 @@ def read_lines(file: str | Path) -> list[tuple[int, str]]:
     return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
-def find_folder(given: str | None, root: str, names: Sequence[str], option: str) -> Path:
-    """The folder of list files: the given one, or the first of ``names`` in the root or beside it. Raises UserError."""
+def find_folder(given: str | None, root: str, names: Sequence[str], sign: str) -> Path:
+    """The folder of list files: the given one, or the first of ``names`` in the root or beside it that holds a ``sign``."""
     if given is not None:
-        return Path(open_root(given, option))
-    places = [Path(base, name) for name in names for base in (root, os.path.dirname(root))]
-    found = next((place for place in places if place.is_dir()), None)
+        return Path(open_root(given, "--lists"))
+    places = [] if "://" in root else [Path(base, name) for name in names for base in (root, os.path.dirname(root))]
+    found = next((place for place in places if any(place.glob(sign))), None)
     if found is None:
-        raise UserError(f"no {names[0]} in {root} or beside it; say with {option} DIR where the list files are")
+        raise UserError(f"no {sign} in {root} or in {names[0]} there or beside it; say with --lists DIR where the lists are")
     return found
 
 
-def find_files(root: str, uris: Sequence[str]) -> list[str | None]:
-    """Where each listed file is, None where it is missing; another suffix (.mp4 for .avi) will do if the listed one is absent.
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
 
+
+def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> list[str | None]:
+    """Where each listed file is, None where it is missing; another video suffix will do where the listed one is absent.
+
+    ``ignore_case`` is for lists whose spelling is known to differ from the files'.
     URIs, and everything below a root that is one, are taken as listed: whether they are there is found when they are opened.
     """
     folders: dict[str, dict[str, str]] = {}
@@ -63,20 +67,23 @@ def find_files(root: str, uris: Sequence[str]) -> list[str | None]:
         if folder not in folders:
             folders[folder] = _names(os.path.join(root, folder) if folder or not uri.startswith("/") else "/")
         names = folders[folder]
-        here = names.get(name) or names.get(PurePosixPath(name).stem)
+        stem = PurePosixPath(name).stem
+        here = names.get(name) or names.get(f"{stem}.*") or (names.get(f"{stem.casefold()}.?") if ignore_case else None)
         found.append(None if here is None else f"{folder}/{here}" if folder or uri.startswith("/") else here)
     return found
 
 
 def _names(folder: str) -> dict[str, str]:
-    """Names in a folder, by themselves and by their stems."""
+    """Names in a folder by themselves, videos also as ``stem.*`` and in small letters as ``stem.?``."""
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
-    return {PurePosixPath(name).stem: name for name in names} | {name: name for name in names}
+    stems = {name: PurePosixPath(name).stem for name in names if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES}
+    loose = {f"{stem.casefold()}.?": name for name, stem in stems.items()}
+    return loose | {f"{stem}.*": name for name, stem in stems.items()} | {name: name for name in names}
 
 
 def files_below(root: str, folder: str = "") -> list[str]:

@@ -23,7 +23,7 @@ USES: dict[str, Split] = {"1": "train", "2": "test", "0": "unlabeled"}
 def list_hmdb51(folder: str | Path, lists: str | None = None, fold: int = 1) -> Listing:
     """One of the three official splits. Raises UserError for lines that do not fit and files that disagree."""
     root = open_root(folder)
-    where = find_folder(lists, root, FOLDERS, "--lists")
+    where = find_folder(lists, root, FOLDERS, "*_test_split*.txt")
     ending = f"_test_split{fold}.txt"
     files = sorted(where.glob(f"*{ending}"))
     if not files:

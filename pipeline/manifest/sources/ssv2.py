@@ -28,7 +28,7 @@ def list_ssv2(folder: str | Path, lists: str | None = None) -> Listing:
     Raises UserError for entries that do not fit, templates that labels.json lacks, and lists that disagree.
     """
     root = open_root(folder)
-    where = find_folder(lists, root, FOLDERS, "--lists")
+    where = find_folder(lists, root, FOLDERS, "*labels.json")
     classes = _classes(where)
     rows: list[tuple[str, str, Split, str]] = []
     mistakes: list[str] = []

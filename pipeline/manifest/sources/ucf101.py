@@ -25,7 +25,7 @@ def list_ucf101(folder: str | Path, lists: str | None = None, fold: int = 1) -> 
     Raises UserError for lines that do not fit, a class index that is not the folder's class, and lists that disagree.
     """
     root = open_root(folder)
-    where = find_folder(lists, root, FOLDERS, "--lists")
+    where = find_folder(lists, root, FOLDERS, "classInd.txt")
     classes = _read_classes(where / "classInd.txt")
     rows: list[tuple[str, str, Split, str]] = []
     mistakes: list[str] = []
@@ -39,7 +39,7 @@ def list_ucf101(folder: str | Path, lists: str | None = None, fold: int = 1) -> 
     refuse(mistakes, str(where))
     agree([(uri, split, place) for uri, _, split, place in rows], f"the lists in {where}")
     uris, labels, splits, _ = zip(*rows, strict=True)
-    found = find_files(root, uris)
+    found = find_files(root, uris, ignore_case=True)  # HandstandPushups holds v_HandStandPushups or v_HandstandPushups
     notes = missing_note(root, splits, [uri is not None for uri in found], str(where))
     groups = tuple(match[1] if (match := GROUP.match(Path(uri).stem)) else None for uri in uris)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
