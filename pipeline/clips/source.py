@@ -101,20 +101,7 @@ class Source:
 
     def video(self, row: int) -> Video:
         """The decoder's view of a manifest row."""
-        columns = self.columns
-        start = columns["start"][row]
-        end = columns["end"][row]
-        return Video(
-            location=self.manifest.location(row),
-            frames=int(columns["frames"][row]),
-            fps=float(columns["fps"][row]),
-            variable_fps=bool(columns["variable_fps"][row]),
-            width=int(columns["width"][row]),
-            height=int(columns["height"][row]),
-            start=0.0 if np.isnan(start) else float(start),
-            end=float(columns["duration"][row]) if np.isnan(end) else float(end),
-            decoder=str(columns["decoder"][row]),
-        )
+        return video_at(self.manifest, self.columns, row)
 
     @property
     def _blank(self) -> tuple[UInt8s, ...]:
@@ -183,6 +170,23 @@ def video_columns(manifest: Manifest) -> Columns:
     """The manifest's columns that decoding needs, as arrays indexed by manifest row."""
     names = ("start", "end", "frames", "fps", "variable_fps", "duration", "width", "height", "decoder", "label")
     return {name: manifest.table.column(name).to_numpy() for name in names}
+
+
+def video_at(manifest: Manifest, columns: Columns, row: int) -> Video:
+    """The decoder's view of a manifest row; ``columns`` are ``video_columns`` of the manifest."""
+    start = columns["start"][row]
+    end = columns["end"][row]
+    return Video(
+        location=manifest.location(row),
+        frames=int(columns["frames"][row]),
+        fps=float(columns["fps"][row]),
+        variable_fps=bool(columns["variable_fps"][row]),
+        width=int(columns["width"][row]),
+        height=int(columns["height"][row]),
+        start=0.0 if np.isnan(start) else float(start),
+        end=float(columns["duration"][row]) if np.isnan(end) else float(end),
+        decoder=str(columns["decoder"][row]),
+    )
 
 
 def _join(texts: Iterable[str]) -> str:
