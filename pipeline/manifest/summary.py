@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +56,7 @@ def summarize(manifest: Manifest) -> Summary:
     broken = table.filter(pc.not_equal(table["status"], "ok"))
     counted: Counter[tuple[str | None, str]] = Counter()
     for part, key in ((usable, "split"), (broken, "status")):
-        for row in part.group_by(["class", key]).aggregate([([], "count_all")]).to_pylist():
+        for row in _counted(part, ["class", key]):
             counted[row["class"], row[key]] = row["count_all"]
     present = {column for _, column in counted}
     columns = [split for split in SPLITS if split in present] + sorted(present - set(SPLITS))
@@ -70,14 +71,25 @@ def summarize(manifest: Manifest) -> Summary:
 def _histograms(usable: pa.Table) -> list[Histogram]:
     if not len(usable):
         return []
-    column = {name: usable[name].to_numpy() for name in ("duration", "fps", "width", "height", "codec")}
-    sizes = Counter(zip(column["width"].tolist(), column["height"].tolist(), strict=True))
+    sizes = _counted(usable, ["width", "height"])
     return [
-        _binned("duration in seconds", column["duration"]),
-        _kinds("frames per second", Counter(f"{fps:.5g}" for fps in column["fps"].tolist())),
-        _kinds("width x height", Counter({f"{w} x {h}": count for (w, h), count in sizes.items()})),
-        _kinds("codec", Counter(map(str, column["codec"].tolist()))),
+        _binned("duration in seconds", usable["duration"].to_numpy()),
+        _kinds("frames per second", _summed((f"{row['fps']:.5g}", row["count_all"]) for row in _counted(usable, ["fps"]))),
+        _kinds("width x height", Counter({f"{row['width']} x {row['height']}": row["count_all"] for row in sizes})),
+        _kinds("codec", Counter({str(row["codec"]): row["count_all"] for row in _counted(usable, ["codec"])})),
     ]
+
+
+def _summed(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for name, count in pairs:  # rates that look alike are one
+        counts[name] += count
+    return counts
+
+
+def _counted(table: pa.Table, columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.group_by(columns).aggregate([([], "count_all")]).to_pylist()
+    return rows
 
 
 def _binned(title: str, values: NDArray[np.float64]) -> Histogram:

@@ -7,6 +7,7 @@ import pytest
 
 from jobs import bench
 from jobs.command import run
+from pipeline.manifest.scale import measure_sizes
 
 
 @pytest.mark.ray
@@ -26,3 +27,25 @@ def test_stream_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFi
 def test_too_short_a_run_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["stream", "--steps", "3", "--config", str(tiny / "tiny.yaml")]) == 2
     assert "at least 8" in capsys.readouterr().err
+
+
+def test_manifest_prints_a_column_for_every_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["manifest", "--rows", "4000,8000", "--json"]) == 0
+    small, large = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["sizes"]
+    assert (small["rows"], large["rows"]) == (4000, 8000)
+    stages = {"generate", "split", "table", "write", "fingerprint", "label", "open", "summarize"}
+    assert stages < set(small) and small["peak_mb"] > 50
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_million_rows_take_less_than_one_and_a_half_gigabytes_and_ten_times_the_time_of_a_tenth() -> None:
+    small, large = measure_sizes([100_000, 1_000_000])
+    assert large["peak_mb"] < 1500
+    assert large["seconds"] < 20 * small["seconds"]  # 10, and slack for a busy machine
+
+
+@pytest.mark.parametrize("rows", ["many", "100", "10000,"])
+def test_sizes_that_cannot_be_measured(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["manifest", "--rows", rows]) == 2
+    assert f"--rows {rows}" in capsys.readouterr().err

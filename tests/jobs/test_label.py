@@ -141,6 +141,18 @@ def test_videossl(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "note: classes without a label: HandstandPushups" in out
 
 
+def test_a_few_wrong_numbers_are_counted_and_the_manifests_class_is_used(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the published lists of HMDB51."""
+    names = [f"Archery/v_Archery_g{g:02d}_c{i:02d}.avi {int((g, i) == (8, 2))}" for g in range(4, 9) for i in range(3)]
+    names += [f"Biking/v_Biking_g{g:02d}_c{i:02d}.avi 1" for g in range(4, 8) for i in range(3)]
+    (tmp_path / "train.csv").write_text("\n".join(names), encoding="utf-8")
+    assert counts(call(manifest, "--import", "svformer", tmp_path / "train.csv")) == [15, 12, 0]
+    out = capsys.readouterr().out
+    assert "note: 1 of 27 lines of" in out and "train.csv:15: label 1 is Biking elsewhere and Archery here" in out
+
+
 def test_plain_list(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("v_Archery_g05_c01\nD:\\x\\Biking\\v_Biking_g05_c00.avi\n", encoding="utf-8")
     assert len(call(manifest, "--import", "list", tmp_path / "mine.txt").ids) == 2
@@ -155,7 +167,7 @@ def test_plain_list(manifest: Manifest, tmp_path: Path) -> None:
         (
             "svformer",
             "v_Archery_g05_c01.avi 0\nv_Biking_g05_c00.avi 0\n",
-            "list.txt:2: label 0 is Archery before and Biking here",
+            "list.txt:2: label 0 is Archery elsewhere and Biking here",
         ),
         ("list", "Biking/v_Biking_g03_c00.avi\n", "none of its 1 videos can be used"),
         ("list", "\n", "names no videos"),
