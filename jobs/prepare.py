@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from pipeline.manifest.chance import parse_share, round_half_up
 from pipeline.manifest.labels import LabelSubset, labels_per_class
 from pipeline.manifest.motions import MOTIONS
 from pipeline.manifest.parquet import remove_table
-from pipeline.manifest.probe import ProbeOptions, probe_files
+from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.sources import (
     Listing,
@@ -32,6 +33,9 @@ from pipeline.manifest.sources import (
 )
 from pipeline.manifest.sources.lists import DELIMITERS, ListOptions, parse_columns
 from pipeline.manifest.synthetic import MARK, Difficulty, render_folder
+
+ENOUGH_FOR_RAY = 1000
+"""Files for which joining a cluster, which takes 5-10 s, is worth while."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest, labels = build(listing, probes, out, draw, words.parts or None)
     print(summary(manifest, labels, listing.notes))
     return DONE
+
+
+def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
+    """Processes of this machine, or the tasks of a cluster: one that RAY_ADDRESS names, or --ray starts here."""
+    on_ray = words.ray if words.ray is not None else "RAY_ADDRESS" in os.environ and files >= ENOUGH_FOR_RAY
+    if not on_ray:
+        return partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
+    from pipeline.cluster import connect  # Ray takes seconds to import
+    from pipeline.manifest.parallel import probe_on_ray
+
+    connect()
+    return partial(probe_on_ray, timeout_seconds=words.timeout)
 
 
 def _check(words: argparse.Namespace) -> None:
@@ -136,6 +152,11 @@ def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
         choices=["auto", "decord", "pyav"],
         default="auto",
         help="auto: decord where it is exact for a file, PyAV elsewhere; decord: refuse files for which it is not",
+    )
+    parser.add_argument(
+        "--ray",
+        action=argparse.BooleanOptionalAction,
+        help=f"probe by tasks of a Ray cluster (default: if RAY_ADDRESS names one and there are {ENOUGH_FOR_RAY} files)",
     )
     parser.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, to find damage later")
     parser.add_argument("--parts", action="store_true", help="write folders of parts, as is done above a million rows anyway")

@@ -204,12 +204,13 @@ def _connect(scheme: str, authority: str) -> tuple[fs.FileSystem, str]:
 
 def _connect_s3(bucket: str) -> fs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    elsewhere = any(name.startswith("AWS_ENDPOINT_URL") for name in os.environ)
-    if region is None and not elsewhere:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if region is None and endpoint is None:
         region = fs.resolve_s3_region(bucket)
     # one attempt each: the pauses and the message between attempts are ours
     return fs.S3FileSystem(
         region=region,
+        endpoint_override=endpoint,
         request_timeout=REQUEST_SECONDS,
         connect_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.clips.guard import guard
 from pipeline.clips.plan import Plan
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
+from pipeline.manifest.isolation import Limits
 from pipeline.manifest.labels import LabelSubset, read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 
@@ -41,6 +43,8 @@ class Source:
     """Manifest rows of labeled training videos that are validated on."""
     first_unlabeled_row: int = 0
     """Rows before it belong to method.supervised_steps: their unlabeled slots are planned but neither decoded nor used."""
+    limits: Limits | None = None
+    """Of a decoder process for one video; None: videos are decoded in this process."""
 
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
@@ -87,7 +91,8 @@ class Source:
 
     def clip(self, video: int, moment: float, window: float) -> tuple[UInt8s, ...]:
         """Both students' clips of one video, as uint8 [T, H, W, 3]. Raises DecodeError."""
-        return decode_clips(self.video(video), moment, window, self.clips, self.size)
+        decode = decode_clips if self.limits is None else guard(self.limits).decode
+        return decode(self.video(video), moment, window, self.clips, self.size)
 
     def evaluated(self, split: str) -> Ints:
         """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
@@ -157,8 +162,15 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         size=config.data.decode_size,
         held_out=labels.held_out,
         first_unlabeled_row=config.method.supervised_steps * config.data.labeled_per_step,
+        limits=_limits(config),
     )
     return source, labels
+
+
+def _limits(config: Config) -> Limits | None:
+    if not config.data.isolate_decoder:
+        return None
+    return Limits(config.data.video_timeout_seconds, round(config.data.decoder_memory_mb * 2**20))
 
 
 def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:

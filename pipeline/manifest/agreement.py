@@ -18,6 +18,8 @@ try:
 except ImportError:  # it has no wheels for ARM: PyAV decodes everything there
     decord = None
 
+__all__ = ["decord", "decord_agrees", "decord_disagrees", "places_to_compare"]
+
 MAX_DIFFERENCE = 6.0
 """Largest mean absolute difference, of 255, between two decoders' versions of one frame; conversions differ by 0-2."""
 CLEARLY = 0.3

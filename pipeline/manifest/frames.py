@@ -7,6 +7,7 @@ it, and transport streams cannot be sought exactly, so there frames are counted 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,7 +166,7 @@ def _nal_types(codec: str, data: bytes, extradata: bytes) -> set[int]:
 def _has_leading(order: Sequence[int], keys: Sequence[int]) -> bool:
     """Whether a frame that is stored after a key frame is shown before it: an open GOP."""
     edges = [*keys, len(order)]
-    return any(min(order[a:b]) < order[a] for a, b in zip(edges, edges[1:], strict=False))
+    return any(min(order[a:b]) < order[a] for a, b in itertools.pairwise(edges))
 
 
 def count_frames(container: Any, stream: Any) -> tuple[FrameIndex, set[tuple[int, int]], tuple[int, ...]]:

@@ -36,7 +36,7 @@ class Limits:
 
     seconds: float = 120.0
     memory_bytes: int = 4 * 2**30
-    """Of a process beyond what it shares; the process is replaced when it has more after an item, and stopped during one."""
+    """Of a process beyond what it shares; with more after an item it is replaced, with twice as much during one stopped."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Lost:
     """Stands for the result of an item whose process crashed or was stopped."""
 
     reason: str
-    crashed: bool = field(default=False, compare=False)
-    """Of itself, so that another attempt may be worth its price."""
+    doubtful: bool = field(default=False, compare=False)
+    """It may not have been the item's fault, so that another attempt in a fresh process is worth its price."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Child:
     """
 
     def __init__(self, function: Callable[..., Any], limits: Limits) -> None:
-        self.function, self.limits = function, limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: _Pipe
+        self._shared: mmap.mmap
+        self.function, self.limits = function, limits
         _children.add(self)
 
     def call(self, *arguments: Any) -> Any:
@@ -101,11 +103,18 @@ class Child:
             return 0
         return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
 
-    def stop(self) -> None:
-        """End the process, now. Another call starts another one."""
+    def kill(self) -> None:
+        """End a call that another thread waits for: it gets Lost."""
         if self._process is not None:
             self._process.kill()
-            self._end()
+
+    def stop(self) -> None:
+        """End the process, now. Another call starts another one."""
+        self.kill()
+        self._end()
+
+    def __del__(self) -> None:
+        self.stop()
 
     def _start(self) -> None:
         here, there = os.pipe(), os.pipe()
@@ -135,14 +144,14 @@ class Child:
         while not self._pipe.poll(max(0.0, min(LOOK_SECONDS, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 return Lost(f"no result after {seconds:g} s")
-            if (used := self.memory()) > self.limits.memory_bytes:
-                return Lost(f"{used / 2**20:.0f} MB of memory, {self.limits.memory_bytes / 2**20:.0f} are allowed")
+            if self.memory() > 2 * self.limits.memory_bytes:
+                return Lost(f"more than {2 * self.limits.memory_bytes / 2**20:.0f} MB of memory", doubtful=True)
         try:
             return self._pipe.receive()
         except (EOFError, OSError):
             code = self._process.wait()
             how = f"crashed ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
-            return Lost(f"the process {how}", crashed=True)
+            return Lost(f"the process {how}", doubtful=True)
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -216,8 +225,7 @@ def map_isolated(
     finally:
         stopped.set()
         for child in children:
-            if child._process is not None:
-                child._process.kill()  # its thread notices
+            child.kill()  # its thread notices
         while any(thread.is_alive() for thread in threads):
             with contextlib.suppress(queue.Empty):
                 done.get(timeout=0.01)

@@ -96,7 +96,7 @@ def locate(root: str, uri: str) -> str:
 
 
 def fingerprint(table: pa.Table, classes: Sequence[str]) -> str:
-    """16 hexadecimal digits over the classes and every column but ``uri``, ``reason`` and ``stamp``, whatever the order of rows.
+    """16 hexadecimal digits over classes and all columns but ``uri``, ``reason`` and ``stamp``, whatever the order of rows.
 
     The bytes that are hashed are defined here and not by a library: little-endian numbers with 0 for null, a byte a row that
     says what is null, and strings as UTF-8 with their lengths. Each of them is one stream over the rows sorted by id, so the
