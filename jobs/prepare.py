@@ -20,6 +20,7 @@ from pipeline.manifest.labels import LabelSubset, labels_per_class
 from pipeline.manifest.motions import MOTIONS
 from pipeline.manifest.parquet import remove_table
 from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.resize import probe_copies, resize_all, resized
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.sources import (
     Listing,
@@ -36,6 +37,8 @@ from pipeline.manifest.synthetic import MARK, Difficulty, render_folder
 
 ENOUGH_FOR_RAY = 1000
 """Files for which joining a cluster, which takes 5-10 s, is worth while."""
+RESIZE_TIMES_TIMEOUT = 5
+"""Encoding a file may take so many times --timeout."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(words.out).expanduser().absolute()
     listing = SOURCES[words.source](words, out)
     options = ProbeOptions(words.probe, words.decoder, words.hash)
-    probes = probe_listing(
-        listing, options, out, partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
-    )
+    prober = _prober(words, len(listing.uris))
+    probes = probe_listing(listing, options, out, prober)
+    if words.resize:
+        copy = partial(resize_all, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
+        listing, probes = resized(listing, probes, out / f"resized-{words.resize}", words.resize, copy)
+        probes = probe_copies(listing, probes, options, out, prober)
     draw = Draw(words.labeled, parse_share(words.test, "--test"), words.seed)
     manifest, labels = build(listing, probes, out, draw, words.parts or None)
     print(summary(manifest, labels, listing.notes))
@@ -71,6 +77,8 @@ def _check(words: argparse.Namespace) -> None:
     labels_per_class(words.labeled, 1)
     if parse_share(words.test, "--test") > 0.9:
         raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
+    if words.resize is not None and words.resize < 16:
+        raise UserError(f"--resize {words.resize} must be at least 16 pixels")
     if words.seed < 0:
         raise UserError(f"--seed {words.seed} must not be negative")
     if words.processes is not None and words.processes < 1:
@@ -152,6 +160,12 @@ def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
         choices=["auto", "decord", "pyav"],
         default="auto",
         help="auto: decord where it is exact for a file, PyAV elsewhere; decord: refuse files for which it is not",
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        metavar="SIDE",
+        help="copy the usable videos to OUT/resized-SIDE with this short side, without sound, and describe the copies",
     )
     parser.add_argument(
         "--ray",
