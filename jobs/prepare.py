@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jobs.command import DONE, run
@@ -17,6 +18,7 @@ from pipeline.manifest.chance import parse_share, round_half_up
 from pipeline.manifest.labels import LabelSubset, labels_per_class
 from pipeline.manifest.motions import MOTIONS
 from pipeline.manifest.parquet import remove_table
+from pipeline.manifest.probe import ProbeOptions, probe_files
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.sources import (
     Listing,
@@ -38,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(words)
     out = Path(words.out).expanduser().absolute()
     listing = SOURCES[words.source](words, out)
-    probes = probe_listing(listing, words.processes, words.timeout, words.hash)
+    options = ProbeOptions(words.probe, words.decoder, words.hash)
+    probes = probe_listing(
+        listing, options, out, partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
+    )
     draw = Draw(words.labeled, parse_share(words.test, "--test"), words.seed)
     manifest, labels = build(listing, probes, out, draw, words.parts or None)
     print(summary(manifest, labels, listing.notes))
@@ -98,9 +103,7 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
         source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists")
     if name == "list":
         source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
-        source.add_argument(
-            "--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1"
-        )
+        source.add_argument("--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1")
         source.add_argument("--delimiter", metavar="CHAR", help=f"{', '.join(DELIMITERS)} or a character (default: detected)")
         source.add_argument("--classes", metavar="FILE", help="class names in the order of the labels, one a line")
     if name in ("list", "frames"):
@@ -122,6 +125,18 @@ def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of splits, labels and synthetic videos (default: %(default)s)")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one file (default: %(default)g)")
+    parser.add_argument(
+        "--probe",
+        choices=["quick", "full"],
+        default="quick",
+        help="quick: decode the first, middle and last frame and some around key frames; full: every frame",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=["auto", "decord", "pyav"],
+        default="auto",
+        help="auto: decord where it is exact for a file, PyAV elsewhere; decord: refuse files for which it is not",
+    )
     parser.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, to find damage later")
     parser.add_argument("--parts", action="store_true", help="write folders of parts, as is done above a million rows anyway")
 

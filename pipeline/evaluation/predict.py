@@ -97,9 +97,7 @@ def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple
     return list(scores.iter_batches(batch_size=None, batch_format="numpy"))
 
 
-def evaluate(
-    source: Source, config: Config, weights: Path, step: int, resources: Resources | None
-) -> dict[str, Any]:
+def evaluate(source: Source, config: Config, weights: Path, step: int, resources: Resources | None) -> dict[str, Any]:
     """Write predictions.parquet and evaluation.json into the run folder; returns the latter's content."""
     split = config.evaluation.split
     videos = source.evaluated(split)

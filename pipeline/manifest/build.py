@@ -11,8 +11,8 @@ import pyarrow as pa
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
 from pipeline.manifest.parquet import move_table, remove_table
-from pipeline.manifest.probe import Probe, probe_files
-from pipeline.manifest.schema import SCHEMA, Manifest, locate, write_manifest
+from pipeline.manifest.probe import Known, Probe, ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.schema import SCHEMA, Manifest, locate, read_manifest, write_manifest
 from pipeline.manifest.sources import Listing, with_splits
 
 MANIFEST, LABELS = "manifest.parquet", "labels.parquet"
@@ -49,15 +49,41 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
 
 
 def probe_listing(
-    listing: Listing, processes: int | None = None, timeout_seconds: float = 120.0, with_hash: bool = False
+    listing: Listing,
+    options: ProbeOptions | None = None,
+    before: Path | None = None,
+    probe: ProbeFiles = probe_files,
 ) -> list[Probe]:
-    """Probe every file of a listing. Raises UserError when none is usable."""
+    """Probe every file of a listing that is new or changed since the manifest in the folder ``before``.
+
+    ``probe`` does it: processes here, or Ray. Raises UserError when no file is usable.
+    """
+    options = replace(options or ProbeOptions(), frame_rate=listing.frame_rate)
     paths = [locate(listing.root, uri) for uri in listing.uris]
-    probes = probe_files(paths, processes, timeout_seconds, with_hash)
-    if not any(probe.status == "ok" for probe in probes):
-        reasons = [f"{uri}: {probe.status}, {probe.reason}" for uri, probe in zip(listing.uris, probes, strict=True)]
+    probes = probe(paths, options, earlier_probes(before))
+    if not any(found.status == "ok" for found in probes):
+        reasons = [f"{uri}: {found.status}, {found.reason}" for uri, found in zip(listing.uris, probes, strict=True)]
         raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", first_few(reasons))
     return probes
+
+
+def earlier_probes(folder: Path | None) -> Known:
+    """What the manifest in a folder says of a location; nothing where there is none that can be read."""
+    try:
+        manifest = read_manifest(folder / MANIFEST) if folder else None
+    except UserError:
+        manifest = None
+    if manifest is None:
+        return lambda location: None
+    names = [field.name for field in fields(Probe)]
+    columns = [manifest.table[name] for name in names]
+    rows = {locate(manifest.root, uri.as_py()): row for row, uri in enumerate(manifest.table["uri"])}
+
+    def known(location: str) -> Probe | None:
+        row = rows.get(location)
+        return None if row is None else Probe(*(column[row].as_py() for column in columns))
+
+    return known
 
 
 def build(

@@ -24,7 +24,7 @@ Split = Literal["train", "unlabeled", "test", "val"]
 Status = Literal[
     "ok", "missing", "empty", "not_a_video", "no_video_stream", "truncated", "undecodable", "too_short", "unsupported_codec"
 ]
-Decoder = Literal["decord", "pyav"]
+Decoder = Literal["decord", "pyav", "frames"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _FIELDS: list[pa.Field[Any]] = [
@@ -48,9 +48,12 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("decoder", pa.string()),  # who decodes this file exactly
     pa.field("status", pa.string()),
     pa.field("reason", pa.string()),  # why it is not ok
+    pa.field(
+        "stamp", pa.string()
+    ),  # of the file's last change and of how it was probed: a later probe skips what has not changed
 ]
 SCHEMA = pa.schema(_FIELDS)
-NOT_CONTENT = ("uri", "reason")  # a place and a message: the same data elsewhere has the same fingerprint
+NOT_CONTENT = ("uri", "reason", "stamp")  # a place, a message and a time: the same data elsewhere has the same fingerprint
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def locate(root: str, uri: str) -> str:
 
 
 def fingerprint(table: pa.Table, classes: Sequence[str]) -> str:
-    """16 hexadecimal digits over the classes and every column but ``uri`` and ``reason``, whatever the order of rows.
+    """16 hexadecimal digits over the classes and every column but ``uri``, ``reason`` and ``stamp``, whatever the order of rows.
 
     The bytes that are hashed are defined here and not by a library: little-endian numbers with 0 for null, a byte a row that
     says what is null, and strings as UTF-8 with their lengths. Each of them is one stream over the rows sorted by id, so the

@@ -1,8 +1,8 @@
 """``ucf101``: class folders and the official ``ucfTrainTestlist`` (Soomro, Zamir & Shah, 2012), as the site ships them.
 
-    classInd.txt      1 ApplyEyeMakeup
-    trainlist01.txt   ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
-    testlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
+classInd.txt      1 ApplyEyeMakeup
+trainlist01.txt   ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
+testlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
 """
 
 from __future__ import annotations
