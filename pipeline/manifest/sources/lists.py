@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.schema import Split
+from pipeline.manifest.schema import Split, locate
 from pipeline.manifest.sources.files import find_files, open_root, read_lines
 from pipeline.manifest.sources.frames import image_patterns
 from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, outside, refuse
@@ -237,8 +238,7 @@ def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | N
     found: list[str | None] = []
     torn: list[str] = []
     for row in rows:
-        names = [Path(name).name for name in _images(root, row.path)]
-        series = image_patterns(names, options.frame_pattern)
+        series = image_patterns(_images(root, row.path), options.frame_pattern)
         torn += [f"{row.path}: {' and '.join(series)}"] if len(series) > 1 else []
         found.append(f"{row.path}/{series[0]}" if series else None)
     if torn:
@@ -247,5 +247,7 @@ def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | N
 
 
 def _images(root: str, folder: str) -> list[str]:
-    place = Path(root, folder)
-    return [entry.name for entry in place.iterdir()] if place.is_dir() else []
+    try:
+        return storage.names(locate(root, folder))
+    except OSError:
+        return []
