@@ -135,7 +135,8 @@ def files_below(folder: str) -> list[str]:
     def ask() -> list[str]:
         store, path = _store(folder)
         found = store.get_file_info(fs.FileSelector(path, recursive=True))
-        return sorted(info.path[len(path.rstrip("/")) + 1 :] for info in found if info.type == fs.FileType.File)
+        skip = len(path.strip("/")) + 1  # some stores answer with a slash before the path, some without
+        return sorted(info.path.lstrip("/")[skip:] for info in found if info.type == fs.FileType.File)
 
     return retried(ask, folder)
 
