@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -143,6 +144,14 @@ def test_unreadable_lists(tmp_path: Path) -> None:
         list_csv(tmp_path / "list.csv", tmp_path)
     with pytest.raises(UserError, match="--root not found"):
         list_csv(tmp_path / "list.csv", tmp_path / "none")
+
+
+def test_a_root_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # taking the permission away would not stop root
+    assert refused_folder(tmp_path) == f"folder {tmp_path} cannot be read: Permission denied"
 
 
 def test_class_folders_in_an_object_store() -> None:
