@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import storage
@@ -76,7 +76,7 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
     rows: list[_Row] = []
     for word in files:
         split, file = _split_of(str(word), several=len(files) > 1)
-        rows += _read(file, options, classes, split, mistakes)
+        rows += [_below(root, row) for row in _read(file, options, classes, split, mistakes)]
     names = " and ".join(map(str, files))
     refuse(mistakes, f"list {names}")
     if len(files) > 1:
@@ -85,7 +85,8 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
         raise UserError(f"only some of the lists {names} say train, val or test; write train=FILE for every one")
     found = _find(root, rows, options)
     splits = tuple(row.split for row in rows if row.split is not None)
-    notes = missing_note(root, [row.split or "of all" for row in rows], [uri is not None for uri in found], f"list {names}")
+    parts = [row.split or "without split" for row in rows]
+    notes = missing_note(root, parts, [uri is not None for uri in found], f"list {names}")
     return checked(Listing(
         root=root,
         source="list",
@@ -230,6 +231,11 @@ def _row(fields: Mapping[str, str], classes: dict[str, str] | None, split: Split
     if not 0 <= (start or 0) < (float("inf") if end is None else end):
         raise ValueError(f"start {start} and end {end} are no time range")
     return _Row(path, label, fields.get("group") or None, split, start, end, place)
+
+
+def _below(root: str, row: _Row) -> _Row:
+    """An absolute path below the root as a relative one, so that ids do not change when the root moves."""
+    return replace(row, path=row.path[len(root) + 1 :]) if row.path.startswith(f"{root}/") else row
 
 
 def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | None]:
