@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--import {kind} is not known; write {', '.join(LINES)}, and then the file")
         subset, notes = import_labels(manifest, kind, file, words.seed, hold_out)
     else:
-        spec = f"{words.per_class}/class" if words.per_class is not None else words.fraction
-        subset = draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested))
+        option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
+        subset = draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option))
     write_labels(subset, manifest, out)
     print(summary(manifest, subset, out, notes))
     return DONE

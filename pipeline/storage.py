@@ -118,6 +118,29 @@ def names(folder: str) -> list[str]:
     return retried(ask, folder)
 
 
+def folders(folder: str) -> list[str]:
+    """Names of the folders in a remote folder, sorted. Raises FileNotFoundError or OSError."""
+
+    def ask() -> list[str]:
+        store, path = _store(folder)
+        found = store.get_file_info(fs.FileSelector(path))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    return retried(ask, folder)
+
+
+def files_below(folder: str) -> list[str]:
+    """Files in a remote folder at any depth, relative to it, sorted. Raises FileNotFoundError or OSError."""
+
+    def ask() -> list[str]:
+        store, path = _store(folder)
+        found = store.get_file_info(fs.FileSelector(path, recursive=True))
+        skip = len(path.strip("/")) + 1  # some stores answer with a slash before the path, some without
+        return sorted(info.path.lstrip("/")[skip:] for info in found if info.type == fs.FileType.File)
+
+    return retried(ask, folder)
+
+
 def retried(action: Callable[[], T], location: str) -> T:
     """``action()``, tried again after OSErrors. Raises FileNotFoundError or OSError that names the location."""
     pause = FIRST_PAUSE_SECONDS

@@ -86,6 +86,30 @@ def earlier_probes(folder: Path | None) -> Known:
     return known
 
 
+def joined_groups(groups: Sequence[str | None], probes: Sequence[Probe]) -> tuple[str | None, ...]:
+    """Groups joined where files have the same content, so that a drawn split puts copies of a video on one side."""
+    places: dict[str, list[int]] = {}
+    for place, probe in enumerate(probes):
+        if probe.hash is not None:
+            places.setdefault(probe.hash, []).append(place)
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while name in leader:
+            name = leader[name]
+        return name
+
+    joined = list(groups)
+    for digest, copies in places.items():
+        if len(copies) > 1:
+            names = sorted({find(group) for place in copies if (group := joined[place]) is not None})
+            first = names[0] if names else f"content {digest[:16]}"
+            leader |= dict.fromkeys(names[1:], first)
+            for place in copies:
+                joined[place] = first
+    return tuple(find(group) if group is not None else None for group in joined)
+
+
 def build(
     listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw, parts: bool | None = None
 ) -> tuple[Manifest, LabelSubset]:
@@ -94,7 +118,9 @@ def build(
     Both are complete under temporary names before either replaces an older one; should the machine stop between the two
     replacements, ``read_labels`` refuses the pair. Raises UserError, with nothing written, when a class has too few videos.
     """
-    table = build_table(with_splits(listing, draw.test_share, draw.seed), probes)
+    if listing.splits is None:
+        listing = with_splits(replace(listing, groups=joined_groups(listing.groups, probes)), draw.test_share, draw.seed)
+    table = build_table(listing, probes)
     folder.mkdir(parents=True, exist_ok=True)
     fresh = {name: folder / f".fresh-{name}" for name in (MANIFEST, LABELS)}
     try:

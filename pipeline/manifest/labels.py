@@ -45,15 +45,15 @@ class LabelSubset:
     """Rows of labeled training videos that are validated on and never learned from, ascending."""
 
 
-def labels_per_class(spec: str, available: int) -> int:
+def labels_per_class(spec: str, available: int, option: str = "--labeled") -> int:
     """How many of a class's videos are labeled: a share is rounded half up and at least 1; ``n/class`` may exceed them."""
     if match := re.fullmatch(r"(\d+)\s*/\s*class", spec.strip()):
         if int(match[1]) < 1:
-            raise UserError(f"--labeled {spec!r}: at least 1/class is needed")
+            raise UserError(f"{option} {spec!r}: at least 1/class is needed")
         return int(match[1])
     if "/" in spec:
-        raise UserError(f"--labeled {spec!r} is not understood; write 10% or 4/class")
-    return max(1, round_half_up(parse_share(spec, "--labeled") * available))
+        raise UserError(f"{option} {spec!r} is not understood; write 10% or 4/class")
+    return max(1, round_half_up(parse_share(spec, option) * available))
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class DrawOptions:
     """0..1 of the labeled videos of each class that become the validation set."""
     nested: bool = True
     """Smaller subsets of one seed lie inside larger ones; else every spec is drawn independently."""
+    option: str = "--labeled"
+    """Command-line option that gave the spec, for messages."""
 
 
 def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions | None = None) -> LabelSubset:
@@ -78,18 +80,19 @@ def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions |
     label = np.asarray(manifest.table["label"].to_numpy())[train]
     order = np.argsort(label, kind="stable")
     edges = np.searchsorted(label[order], np.arange(len(manifest.classes) + 1))
-    equal = labels_per_class(spec, edges[-1] - edges[0]) / max(len(manifest.classes), 1)
+    equal = labels_per_class(spec, edges[-1] - edges[0], options.option) / max(len(manifest.classes), 1)
     purpose = "labels" if options.nested else f"labels {spec}"
     chosen: list[int] = []
     short: list[str] = []
     for place, name in enumerate(manifest.classes):
         rows = train[order[edges[place] : edges[place + 1]]]
-        wanted = max(1, round_half_up(equal)) if options.balanced and "%" in spec else labels_per_class(spec, len(rows))
+        evenly = options.balanced and "%" in spec
+        wanted = max(1, round_half_up(equal)) if evenly else labels_per_class(spec, len(rows), options.option)
         if len(rows) < wanted:
             short.append(f"class {name} has {len(rows)} usable train videos, {wanted} are needed")
         chosen += [int(rows[i]) for i in seeded_order(_texts(manifest, "id", rows), seed, purpose)[:wanted]]
     if short:
-        what = f"--labeled {spec} cannot be drawn; add videos, lower --labeled or --test, or drop the class:"
+        what = f"{options.option} {spec} cannot be drawn; add videos, ask for fewer labels, or drop the class:"
         raise UserError(what, first_few(short))
     words = [spec, *(["balanced"] if options.balanced else []), *([] if options.nested else ["drawn alone"])]
     return make_subset(manifest, np.sort(np.asarray(chosen, np.int64)), ", ".join(words), seed, options.hold_out)

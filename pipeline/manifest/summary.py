@@ -32,7 +32,7 @@ class Summary:
     """All of it, as plain values for text and page."""
 
     columns: tuple[str, ...]
-    """Splits of usable videos that occur, then statuses of those that are not."""
+    """Splits of usable videos that occur, then statuses and splits of those that are not: ``missing, train``."""
     counts: tuple[tuple[str, tuple[int, ...]], ...]
     """(class, count in each column), in the order of the labels; the unknown class last."""
     histograms: tuple[Histogram, ...]
@@ -55,14 +55,14 @@ def summarize(manifest: Manifest) -> Summary:
     usable = table.filter(pc.equal(table["status"], "ok"))
     broken = table.filter(pc.not_equal(table["status"], "ok"))
     counted: Counter[tuple[str | None, str]] = Counter()
-    for part, key in ((usable, "split"), (broken, "status")):
-        for row in _counted(part, ["class", key]):
-            counted[row["class"], row[key]] = row["count_all"]
+    for row in _counted(usable, ["class", "split"]):
+        counted[row["class"], row["split"]] = row["count_all"]
+    for row in _counted(broken, ["class", "split", "status"]):
+        counted[row["class"], f"{row['status'].replace('_', ' ')}, {row['split']}"] = row["count_all"]
     present = {column for _, column in counted}
     columns = [split for split in SPLITS if split in present] + sorted(present - set(SPLITS))
     names: list[str | None] = [*manifest.classes, *([None] if any(name is None for name, _ in counted) else [])]
     counts = [(name or "unknown", tuple(counted[name, column] for column in columns)) for name in names]
-    columns = [column if column in SPLITS else column.replace("_", " ") for column in columns]
     bad = tuple(zip(*(broken[name].to_pylist() for name in ("uri", "status", "reason")), strict=True))
     hashed = table.num_rows - table["hash"].null_count
     return Summary(tuple(columns), tuple(counts), tuple(_histograms(usable)), tuple(_duplicates(manifest)), hashed, bad)

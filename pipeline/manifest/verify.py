@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.manifest.isolation import num_cores
 from pipeline.manifest.progress import progress
@@ -31,12 +32,12 @@ def verify(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _changed(location: str, digest: str, size: int) -> str | None:
     try:
-        with open(location, "rb") as file:
+        with storage.open_file(location) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                 return None
             now = file.seek(0, 2)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"cannot be read: {error}"
     return f"changed, {now} bytes instead of {size}" if now != size else "changed, at the same size"

@@ -206,7 +206,7 @@ def test_the_same_group_in_train_and_test_is_refused(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--fraction", "ten"], "'ten' is not understood"),
+        (["--fraction", "ten"], "--fraction 'ten' is not understood"),
         (["--per-class", "0"], "at least 1/class"),
         (["--per-class", "99"], "class Archery has 18 usable train videos, 99 are needed"),
         (["--per-class", "2", "--seed", "-1"], "--seed -1"),

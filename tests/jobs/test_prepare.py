@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.labels import read_labels
 from pipeline.manifest.schema import read_manifest
-from tests.videos import write_numbers
+from tests.videos import number_frame, write_numbers
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,26 @@ def test_pyslowfast_lists(videos: Path, tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
     assert manifest.classes == ("walk", "run") and len(manifest.rows("test")) == 4
     assert manifest.location(0) == str(videos / "a" / "0.mp4")
+
+
+def test_frame_folders(tmp_path: Path) -> None:
+    """Real images, by class folders and by a list of mmaction2's format."""
+    for number in range(8):
+        folder = tmp_path / "frames" / "ab"[number % 2] / f"v{number}"
+        folder.mkdir(parents=True)
+        for frame in range(1, 6):
+            Image.fromarray(number_frame(frame, 64, 48)).save(folder / f"img_{frame:05d}.jpg")
+    assert call("frames", tmp_path / "frames", tmp_path / "one", "--fps", "10", "--labeled", "1/class") == DONE
+    manifest = read_manifest(tmp_path / "one" / "manifest.parquet")
+    row = manifest.table.slice(0, 1).to_pylist()[0]
+    assert (row["id"], row["uri"], row["status"]) == ("a/v0", "a/v0/img_%05d.jpg", "ok")
+    assert (row["frames"], row["fps"], row["duration"], row["width"], row["height"]) == (5, 10, 0.5, 64, 48)
+    lines = [f"{'ab'[n % 2]}/v{n} 5 {n % 2}" for n in range(8)]
+    (tmp_path / "train.txt").write_text("\n".join(lines), encoding="utf-8")
+    words = ["--root", tmp_path / "frames", "--fps", "10", "--labeled", "1/class"]
+    assert call("list", tmp_path / "train.txt", tmp_path / "two", *words) == DONE
+    other = read_manifest(tmp_path / "two" / "manifest.parquet")
+    assert other.table.select(["id", "uri", "frames"]) == manifest.table.select(["id", "uri", "frames"])
 
 
 def test_again_replaces_both_files(videos: Path, tmp_path: Path) -> None:

@@ -49,8 +49,10 @@ def test_path_and_label(root: Path, delimiter: str) -> None:
 
 
 def test_absolute_paths(root: Path) -> None:
-    listing = read(root, f"{root}/a.mp4 0\n{root}/d e.mp4 1\n")
-    assert listing.uris == (f"{root}/a.mp4", f"{root}/d e.mp4") and listing.notes == ()
+    """Those below the root become relative, so that the ids are the same wherever the root is; others stay."""
+    (root.parent / "far.mp4").touch()
+    listing = read(root, f"{root}/a.mp4 0\n{root.parent}/far.mp4 1\n")
+    assert listing.uris == listing.ids == ("a.mp4", f"{root.parent}/far.mp4") and listing.notes == ()
 
 
 def test_paths_that_are_uris_are_taken_as_listed(root: Path) -> None:

@@ -101,11 +101,11 @@ import pyarrow as pa
 from pipeline.manifest import parquet
 parquet.ROWS_PER_PART = 500
 path, number = sys.argv[1], int(sys.argv[2])
-print("ready", flush=True)
 while True:
     number += 1
     table = pa.table({"number": pa.array([number] * 5000), "row": pa.array(range(5000))})
     parquet.write_table(table, path, {"version": parquet.VERSION, "number": number}, parts=bool(number % 3))
+    print("written", flush=True)
 """
 
 
@@ -116,13 +116,10 @@ def test_killed_at_any_moment_the_old_table_or_the_new_one_is_there(tmp_path: Pa
     for _ in range(12):
         command = [sys.executable, "-c", WRITER, str(path), str(last)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout and writer.stdout.readline() == b"ready\n"
-            time.sleep(0.05 + 0.3 * random_.random())
+            assert writer.stdout and writer.stdout.readline() == b"written\n"
+            time.sleep(0.2 * random_.random())
             writer.send_signal(signal.SIGKILL)
-        assert path.exists() or not last
-        if path.exists():
-            table, facts = read_table(path, "table", "")
-            assert facts["number"] >= last and len(table) == 5000
-            assert pc.unique(table["number"]).to_pylist() == [facts["number"]]
-            last = facts["number"]
-    assert last > 12, "the writer wrote nothing, so nothing was tested"
+        table, facts = read_table(path, "table", "")
+        assert facts["number"] > last and len(table) == 5000
+        assert pc.unique(table["number"]).to_pylist() == [facts["number"]]
+        last = facts["number"]

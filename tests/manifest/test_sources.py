@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.errors import UserError
@@ -142,3 +144,33 @@ def test_unreadable_lists(tmp_path: Path) -> None:
         list_csv(tmp_path / "list.csv", tmp_path)
     with pytest.raises(UserError, match="--root not found"):
         list_csv(tmp_path / "list.csv", tmp_path / "none")
+
+
+def test_a_root_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # taking the permission away would not stop root
+    assert refused_folder(tmp_path) == f"folder {tmp_path} cannot be read: Permission denied"
+
+
+def test_class_folders_in_an_object_store() -> None:
+    """``memory://`` is a store of fsspec, so the way is that of every URI."""
+    store = fsspec.filesystem("memory")
+    for name in ("run/b.mp4", "run/a.mp4", "jump/deep/c.mp4", "jump/.hidden"):
+        store.pipe(f"/bucket/videos/{name}", b"x")
+    try:
+        listing = list_folder("memory://bucket/videos/")
+        assert (listing.root, listing.classes) == ("memory://bucket/videos", ("jump", "run"))
+        assert listing.uris == ("jump/deep/c.mp4", "run/a.mp4", "run/b.mp4")
+        with pytest.raises(UserError, match=r"folder memory://bucket/none cannot be read"):
+            list_folder("memory://bucket/none")
+        with pytest.raises(UserError, match=r"no library reads nosuch://"):
+            list_folder("nosuch://bucket/x")
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def test_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:
+    listing = list_folder(f"file://{touch(tmp_path, 'run/a.mp4', 'jump/b.mp4')}")
+    assert (listing.root, listing.uris) == (str(tmp_path), ("jump/b.mp4", "run/a.mp4"))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from pipeline import storage
 from pipeline.errors import UserError
 
 
 def open_root(folder: str | Path, option: str = "folder") -> str:
     """Absolute path of a readable folder; URIs pass. Raises UserError."""
-    if "://" in str(folder):
+    if storage.is_remote(str(folder)):
         return str(folder).rstrip("/")
-    root = Path(folder).expanduser().absolute()
+    root = Path(storage.local_path(str(folder))).expanduser().absolute()
     if not root.exists():
         raise UserError(f"{option} not found: {root}")
     if not root.is_dir():
@@ -88,6 +89,9 @@ def _names(folder: str) -> dict[str, str]:
 
 def files_below(root: str, folder: str = "") -> list[str]:
     """Files below ``root/folder`` at any depth, relative to the root, sorted by folder; hidden ones are left out."""
+    if storage.is_remote(root):
+        names = _remote(storage.files_below, f"{root}/{folder}".rstrip("/"))
+        return [f"{folder}/{name}" if folder else name for name in names if not f"/{name}".count("/.")]
     found = []
     for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -97,9 +101,18 @@ def files_below(root: str, folder: str = "") -> list[str]:
     return found
 
 
-def subfolders(folder: str | Path) -> list[str]:
+def subfolders(folder: str) -> list[str]:
     """Names of folders, sorted; hidden ones are left out."""
+    if storage.is_remote(folder):
+        return [name for name in _remote(storage.folders, folder) if not name.startswith(".")]
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _remote(ask: Callable[[str], list[str]], folder: str) -> list[str]:
+    try:
+        return ask(folder)
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error}") from None
 
 
 def _unreadable(error: OSError) -> None:

@@ -16,7 +16,7 @@ from pipeline.manifest.schema import Split
 from pipeline.manifest.sources.files import find_files, find_folder, open_root, read_lines
 from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, refuse
 
-FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "annotations", ".")
+FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "annotations", "splits", ".")
 USES: dict[str, Split] = {"1": "train", "2": "test", "0": "unlabeled"}
 
 

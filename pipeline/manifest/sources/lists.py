@@ -13,11 +13,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.schema import Split
+from pipeline.manifest.schema import Split, locate
 from pipeline.manifest.sources.files import find_files, open_root, read_lines
 from pipeline.manifest.sources.frames import image_patterns
 from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, outside, refuse
@@ -75,7 +76,7 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
     rows: list[_Row] = []
     for word in files:
         split, file = _split_of(str(word), several=len(files) > 1)
-        rows += _read(file, options, classes, split, mistakes)
+        rows += [_below(root, row) for row in _read(file, options, classes, split, mistakes)]
     names = " and ".join(map(str, files))
     refuse(mistakes, f"list {names}")
     if len(files) > 1:
@@ -84,7 +85,8 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
         raise UserError(f"only some of the lists {names} say train, val or test; write train=FILE for every one")
     found = _find(root, rows, options)
     splits = tuple(row.split for row in rows if row.split is not None)
-    notes = missing_note(root, [row.split or "of all" for row in rows], [uri is not None for uri in found], f"list {names}")
+    parts = [row.split or "without split" for row in rows]
+    notes = missing_note(root, parts, [uri is not None for uri in found], f"list {names}")
     return checked(Listing(
         root=root,
         source="list",
@@ -231,14 +233,18 @@ def _row(fields: Mapping[str, str], classes: dict[str, str] | None, split: Split
     return _Row(path, label, fields.get("group") or None, split, start, end, place)
 
 
+def _below(root: str, row: _Row) -> _Row:
+    """An absolute path below the root as a relative one, so that ids do not change when the root moves."""
+    return replace(row, path=row.path[len(root) + 1 :]) if row.path.startswith(f"{root}/") else row
+
+
 def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | None]:
     if options.frame_rate is None:
         return find_files(root, [row.path for row in rows])
     found: list[str | None] = []
     torn: list[str] = []
     for row in rows:
-        names = [Path(name).name for name in _images(root, row.path)]
-        series = image_patterns(names, options.frame_pattern)
+        series = image_patterns(_images(root, row.path), options.frame_pattern)
         torn += [f"{row.path}: {' and '.join(series)}"] if len(series) > 1 else []
         found.append(f"{row.path}/{series[0]}" if series else None)
     if torn:
@@ -247,5 +253,7 @@ def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | N
 
 
 def _images(root: str, folder: str) -> list[str]:
-    place = Path(root, folder)
-    return [entry.name for entry in place.iterdir()] if place.is_dir() else []
+    try:
+        return storage.names(locate(root, folder))
+    except OSError:
+        return []
