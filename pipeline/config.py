@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -42,11 +43,11 @@ class DataSection(Section):
     """Which videos, which of them are labeled, and how many go into one optimizer step."""
 
     manifest: str = "data/manifest.parquet"
-    """Parquet manifest written by ``jobs.prepare``."""
+    """Parquet manifest written by ``jobs.prepare``: a path or a URI (s3://, gs://, hdfs://, ...)."""
     labels: str | None = None
     """Parquet label subset; by default ``labels.parquet`` beside the manifest."""
     root: str | None = None
-    """Folder that relative video paths start from; by default the one stored in the manifest."""
+    """Folder or URI that relative video paths start from; by default the one stored in the manifest."""
     labeled_per_step: int = Field(8, ge=1)
     """B, labeled videos in one optimizer step over all workers: the global batch, independent of their number."""
     unlabeled_per_labeled: int = Field(5, ge=0)
@@ -307,7 +308,7 @@ class Config(Section):
     @property
     def labels_path(self) -> str:
         """Path of the label subset."""
-        return self.data.labels or str(Path(self.data.manifest).parent / "labels.parquet")
+        return self.data.labels or posixpath.join(posixpath.dirname(self.data.manifest), "labels.parquet")
 
     @property
     def run_folder(self) -> Path:

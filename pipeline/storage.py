@@ -154,7 +154,7 @@ def retried(action: Callable[[], T], location: str) -> T:
             if attempt >= (ATTEMPTS_MISSING if missing else ATTEMPTS):
                 kind = FileNotFoundError if missing else OSError
                 text = "no such file" if missing else _first_line(error)
-                raise kind(f"{location}: {text} (tried {attempt} times)") from None
+                raise kind(f"{location}: tried {attempt} times: {text}") from None
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")

@@ -10,10 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import prepare
 from pipeline import storage
 from pipeline.clips.decode import Video, decode_clips
-from pipeline.config import ClipSection
+from pipeline.clips.source import open_source
+from pipeline.clips.stream import local_batches
+from pipeline.config import ClipSection, load_config
+from pipeline.errors import UserError
 from pipeline.manifest.probe import probe_file, probe_files
+from pipeline.manifest.schema import read_manifest
+from tests.conftest import TINY
 from tests.object_store import ObjectStore
 from tests.videos import write_numbers
 
@@ -62,7 +68,7 @@ def test_busy_answers_are_asked_again(s3: ObjectStore) -> None:
 def test_a_store_that_stays_busy_is_named_with_the_file(s3: ObjectStore) -> None:
     s3.put("clips/always.bin", b"content")
     s3.failures["always.bin"] = 10_000
-    with pytest.raises(OSError, match=rf"^s3://clips/always.bin: .*\(tried {storage.ATTEMPTS} times\)$"):
+    with pytest.raises(OSError, match=rf"^s3://clips/always.bin: tried {storage.ATTEMPTS} times: ."):
         storage.read_bytes("s3://clips/always.bin")
     assert 10_000 - s3.failures["always.bin"] >= storage.ATTEMPTS
 
@@ -80,10 +86,10 @@ def test_a_slow_answer_is_given_up_and_asked_again(s3: ObjectStore, monkeypatch:
 
 
 def test_a_missing_object_is_asked_for_twice_and_named(s3: ObjectStore) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^s3://clips/none.mp4: no such file \(tried 2 times\)$"):
+    with pytest.raises(FileNotFoundError, match=r"^s3://clips/none.mp4: tried 2 times: no such file$"):
         storage.read_bytes("s3://clips/none.mp4")
     probe = probe_file("s3://clips/none.mp4")
-    assert (probe.status, probe.reason) == ("missing", "s3://clips/none.mp4: no such file (tried 2 times)")
+    assert (probe.status, probe.reason) == ("missing", "s3://clips/none.mp4: tried 2 times: no such file")
 
 
 def test_unknown_schemes_are_named() -> None:
@@ -122,3 +128,33 @@ def test_large_objects_are_read_in_ranges(s3: ObjectStore, tmp_path: Path, monke
     one = Video("s3://clips/large.mp4", 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
     local = Video(str(path), 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
     assert np.array_equal(*(decode_clips(video, 0.4, 0.5, [SLOW], 48)[0] for video in (one, local)))
+
+
+def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, tmp_path: Path) -> None:
+    """Uploaded as they are; the root is moved by a knob, and one video lost since is replaced and recorded."""
+    for name in ("a", "b"):
+        for number in range(4):
+            write_numbers(tmp_path / "videos" / name / f"{number}.mp4", frames=12, size=(48, 48))
+    words = ["folder", str(tmp_path / "videos"), str(tmp_path), "--labeled", "1/class", "--processes", "1"]
+    assert prepare.main(words) == 0
+    for path in [*tmp_path.rglob("*.mp4"), *tmp_path.glob("*.parquet")]:
+        s3.put(f"clips/run/{path.relative_to(tmp_path)}", path.read_bytes())
+    s3.failures.update({"manifest.parquet": 1, "0.mp4": 3, "1.mp4": 2})
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder=tmp_path), encoding="utf-8")
+    remote = [
+        "data.manifest=s3://clips/run/manifest.parquet",
+        "data.root=s3://clips/run/videos",
+        "data.max_quarantined_share=1",
+    ]
+    config = load_config(tmp_path / "tiny.yaml", [*remote, "train.steps=6"])
+    assert config.labels_path == "s3://clips/run/labels.parquet"
+    source, labels = open_source(config)
+    assert len(labels.ids) == 2 and source.manifest.location(0) == "s3://clips/run/videos/a/0.mp4"
+    lost = source.manifest.location(int(source.plan.unlabeled[0]))
+    s3.failures[lost.rpartition("videos/")[2]] = 10_000
+    batches = list(local_batches(source, config, 0))
+    records = [record for batch in batches for record in batch.quarantined]
+    assert len(batches) == 6 and {record["uri"] for record in records} == {lost}
+    assert {"tried 5 times: " in str(record["reason"]) for record in records} == {True}, records[0]
+    with pytest.raises(UserError, match=r"manifest not found: s3://clips/none\.parquet"):
+        read_manifest("s3://clips/none.parquet")

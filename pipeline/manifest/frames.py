@@ -28,8 +28,11 @@ STILL = {"image2", "tty", "lrc"}
 NALS = {"h264": {5}, "hevc": set(range(16, 22))}
 """Types of the NAL units that decoding may begin at: IDR; IRAP, after which only leading pictures are lost. A packet that
 is merely marked as a key frame may be a recovery point of H.264, whose pictures may refer to what lies before it."""
-FRESH_KEYS = {"av1", "vp9", "mpeg4", "h263", "mpeg1video", "mpeg2video", "mjpeg", "prores", "png"}
-"""Codecs every key frame of which ends all references to what lies before it, for frames that are shown after it."""
+INTRA = {"mjpeg", "prores", "png"}
+"""Codecs without references."""
+PICTURES = {"mpeg4": b"\0\0\1\xb6", "mpeg1video": b"\0\0\1\0", "mpeg2video": b"\0\0\1\0"}
+"""Start codes of the pictures."""
+KNOWN = {*NALS, *INTRA, *PICTURES, "vp9", "av1"}
 
 
 class UnusableError(Exception):
@@ -124,7 +127,7 @@ def index_packets(container: Any, stream: Any) -> FrameIndex | None:
     nothing that is shown before it, for decoders drop such frames. Raises UnusableError for fewer frames than promised.
     """
     codec = codec_name(stream)
-    if format_name(container) not in INDEXED or (codec not in NALS and codec not in FRESH_KEYS):
+    if format_name(container) not in INDEXED or codec not in KNOWN:
         return None
     packets = [packet for packet in container.demux(stream) if packet.size]
     if stream.frames > len(packets):
@@ -133,8 +136,11 @@ def index_packets(container: Any, stream: Any) -> FrameIndex | None:
     position = {time: place for place, time in enumerate(order)}
     if not packets or None in position or len(position) < len(order):
         return None
+    if codec == "mpeg4" and any(bytes(packet).count(PICTURES[codec]) != 1 for packet in packets):
+        return None  # B-frames packed as for AVI
+    extradata = stream.codec_context.extradata or b""
     marked = [place for place, packet in enumerate(packets) if packet.is_keyframe]
-    starts = tuple(place for place in marked if _is_start(codec, packets[place], stream.codec_context.extradata))
+    starts = tuple(place for place in marked if _is_start(codec, bytes(packets[place]), extradata))
     if starts[:1] != (0,) or min(order) < order[0]:
         return None
     shown = sorted(packet.pts for packet in packets if not packet.is_discard)
@@ -145,8 +151,18 @@ def index_packets(container: Any, stream: Any) -> FrameIndex | None:
     return FrameIndex(times, keys, tuple(shown), order, starts, simple, position)
 
 
-def _is_start(codec: str, packet: Any, extradata: bytes | None) -> bool:
-    return codec in FRESH_KEYS or bool(_nal_types(codec, bytes(packet), extradata or b"") & NALS[codec])
+def _is_start(codec: str, data: bytes, extradata: bytes) -> bool:
+    """Whether the packet itself says that it refers to nothing before it: a file's marks may be missing or wrong."""
+    if codec in NALS:
+        return bool(_nal_types(codec, data, extradata) & NALS[codec])
+    if codec == "vp9":  # not a repeated frame, and a key frame, in profiles 0 to 2
+        return data[0] & 0b1100 == 0
+    if codec == "av1":  # begins with a sequence header, perhaps after a temporal delimiter of 2 bytes
+        return 1 in (data[0] >> 3 & 15, data[2] >> 3 & 15 if data[:2] == b"\x12\0" else 0)
+    if codec in PICTURES:
+        head = data.partition(PICTURES[codec])[2][:2]
+        return bool(head) and (head[0] >> 6 == 0 if codec == "mpeg4" else head[-1] >> 3 & 7 == 1)
+    return codec in INTRA
 
 
 def _nal_types(codec: str, data: bytes, extradata: bytes) -> set[int]:
@@ -191,6 +207,8 @@ def _rising(told: Sequence[float | None], stream: Any) -> NDArray[np.float64]:
     if None in told or len(told) < 2:
         return np.arange(len(told)) / float(stream.guessed_rate or stream.average_rate or 25)
     times = np.array(told, np.float64)
+    if times.min() == times.max():
+        return _rising([None, *told[1:]], stream)
     if (np.diff(times) > 0).all():
         return np.asarray(times - times[0])
     # B-frames in AVI: the right times in a wrong order; a header's rate may count fields

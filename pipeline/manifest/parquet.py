@@ -6,6 +6,7 @@ parts at once; pyarrow, DuckDB and pandas follow it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import storage
 from pipeline.errors import UserError
 
 VERSION = 2
@@ -71,11 +73,10 @@ def remove_table(path: str | Path) -> None:
 
 def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
     """A table of this project and its facts. Raises UserError when it is missing or is something else."""
-    files = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(path)]
-    if not files or not files[0].is_file():
-        raise UserError(f"{what} not found: {path}; {remedy}")
     try:
-        tables = [pq.ParquetFile(file).read() for file in files]
+        tables = [pq.ParquetFile(file).read() for file in _open(str(path))]
+    except FileNotFoundError:
+        raise UserError(f"{what} not found: {path}; {remedy}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{what} {path} is not a readable Parquet file ({str(error).splitlines()[0]}); {remedy}") from None
     stored = {(table.schema.metadata or {}).get(KEY) for table in tables}
@@ -88,6 +89,22 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     if told["version"] < VERSION:
         raise UserError(f"{what} {path} has version {told['version']}; this program reads {VERSION}; {remedy}")
     return pa.concat_tables(tables).replace_schema_metadata(None), told
+
+
+def _open(location: str) -> list[Path | io.BytesIO]:
+    """The file, or its parts; remote ones in memory. Raises FileNotFoundError."""
+    if storage.is_remote(location):
+        try:
+            storage.facts(location)
+            return [io.BytesIO(storage.read_bytes(location))]
+        except IsADirectoryError:
+            names = [name for name in storage.names(location) if name.endswith(".parquet")]
+            return [io.BytesIO(storage.read_bytes(f"{location}/{name}")) for name in names]
+    path = Path(storage.local_path(location))
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(location)
+    return [*files]
 
 
 def _link(folder: Path, target: Path) -> None:

@@ -8,13 +8,25 @@ import time
 from typing import Any
 
 from pipeline.clips import decode, guard
+from pipeline.manifest import probe
 
 hoard: list[bytes] = []
 decode_clips = decode.decode_clips
 
 
 def decode_or_misbehave(video: decode.Video, *rest: Any) -> Any:
-    name = os.path.basename(video.location)
+    """In the place of ``decode_clips``."""
+    _misbehave(os.path.basename(video.location))
+    return decode_clips(video, *rest)
+
+
+def probe_or_misbehave(item: probe.Item) -> probe.Probe:
+    """In the place of ``probe_again``."""
+    _misbehave(os.path.basename(item[0]))
+    return probe.probe_file(*item[:2])
+
+
+def _misbehave(name: str) -> None:
     if name.startswith("hang"):
         time.sleep(600)
     if name.startswith("segfault"):
@@ -26,7 +38,6 @@ def decode_or_misbehave(video: decode.Video, *rest: Any) -> Any:
     while name.startswith("eat"):
         hoard.append(os.urandom(2**20) * 50)
         time.sleep(0.01)
-    return decode_clips(video, *rest)
 
 
 def install() -> None:

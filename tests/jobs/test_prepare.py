@@ -11,8 +11,10 @@ from PIL import Image
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
+from pipeline.manifest import probe
 from pipeline.manifest.labels import read_labels
 from pipeline.manifest.schema import read_manifest
+from tests.clips import misbehaving
 from tests.videos import number_frame, write_numbers
 
 
@@ -227,3 +229,42 @@ def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*words, "--videos", "6") == DONE
     assert len(read_manifest(tmp_path / "manifest.parquet").table) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet", "manifest.parquet", "videos"]
+
+
+def test_only_what_changed_is_probed_again(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by the access times that the kernel would set: an unchanged file is damaged without its time and size changing."""
+    call("folder", videos, tmp_path / "out")
+    first = read_manifest(tmp_path / "out" / "manifest.parquet")
+    for name in ("0.mp4", "1.mp4"):
+        status = (videos / "a" / name).stat()
+        (videos / "a" / name).write_bytes(bytes(status.st_size))
+        os.utime(videos / "a" / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(videos / "a" / "1.mp4")
+    (videos / "b" / "0.mp4").unlink()
+    call("folder", videos, tmp_path / "out")
+    second = read_manifest(tmp_path / "out" / "manifest.parquet")
+    status = dict(zip(second.table["id"].to_pylist(), second.table["status"].to_pylist(), strict=True))
+    assert len(status) == len(first.table) - 1 and status["a/0.mp4"] == "ok" and status["a/1.mp4"] == "not_a_video"
+    call("folder", videos, tmp_path / "out", "--probe", "full")  # another look is another probe
+    assert read_manifest(tmp_path / "out" / "manifest.parquet").table["status"].to_pylist()[0] == "not_a_video"
+
+
+def test_a_decoder_may_be_forced(videos: Path, tmp_path: Path) -> None:
+    call("folder", videos, tmp_path / "out", "--decoder", "pyav")
+    assert set(read_manifest(tmp_path / "out" / "manifest.parquet").table["decoder"].to_pylist()) == {"pyav"}
+
+
+def test_a_video_that_crashes_the_decoder_is_named(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (videos / "a" / "5.mp4").rename(videos / "a" / "segfault.mp4")
+    (videos / "b" / "5.mp4").rename(videos / "b" / "hang.mp4")
+    monkeypatch.setattr(probe, "probe_again", misbehaving.probe_or_misbehave)
+    assert call("folder", videos, tmp_path / "out", "--timeout", "4", "--labeled", "1/class") == DONE
+    rows = {row["id"]: row for row in read_manifest(tmp_path / "out" / "manifest.parquet").table.to_pylist()}
+    bad = {name: (row["status"], row["reason"]) for name, row in rows.items() if row["status"] != "ok"}
+    assert bad == {
+        "a/segfault.mp4": ("undecodable", "the process crashed (SIGSEGV)"),
+        "b/hang.mp4": ("undecodable", "no result after 4 s"),
+    }
+    assert "a/segfault.mp4: undecodable, the process crashed (SIGSEGV)" in capsys.readouterr().out

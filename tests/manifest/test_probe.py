@@ -12,7 +12,7 @@ import decord
 import numpy as np
 import pytest
 
-from pipeline.manifest.probe import Probe, ProbeOptions, probe_file, probe_files
+from pipeline.manifest.probe import Depth, Probe, ProbeOptions, probe_file, probe_files
 from pipeline.manifest.window import decode_frames
 from tests.manifest.reference import read_index
 from tests.videos import read_number, write_numbers
@@ -46,13 +46,27 @@ ODD = {  # name -> status, decoder, frames, frames per second, size, what the re
     "reschange.ts": ("undecodable", "pyav", 0, 0, (0, 0), "the frame size changes"),
     "vp9.webm": ("ok", "decord", 150, 30, (426, 240), None),
     "wmv_msmpeg4.wmv": ("ok", "pyav", 150, 30, (320, 240), None),
+    "h263.3gp": ("ok", "decord", 150, 30, (352, 288), None),
+    "h264_10bit.mp4": ("ok", "decord", 90, 30, (426, 240), None),
+    "h264_444_322x242.mp4": ("ok", "decord", 90, 30, (322, 242), None),
+    "h264_intra.mp4": ("ok", "decord", 150, 30, (426, 240), None),
+    "h264_longgop.mp4": ("ok", "decord", 150, 30, (426, 240), None),
+    "h264_odd_321x241.mp4": ("ok", "decord", 90, 30, (321, 241), None),
+    "interlaced.mp4": ("ok", "decord", 30, 15, (426, 240), None),
+    "mjpeg.avi": ("ok", "decord", 150, 30, (320, 240), None),
+    "sar43.mp4": ("ok", "decord", 90, 30, (426, 240), None),
     "xvid_b2.avi": ("ok", "pyav", 148, 30, (320, 240), None),
 }
 
 
+def test_the_table_is_complete(shared_data: Path) -> None:
+    assert sorted(ODD) == sorted(path.name for path in (shared_data / "odd").iterdir())
+
+
+@pytest.mark.parametrize("depth", ["quick", "full"])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_files(shared_data: Path, name: str) -> None:
-    probe = probe_file(str(shared_data / "odd" / name))
+def test_odd_files(shared_data: Path, name: str, depth: Depth) -> None:
+    probe = probe_file(str(shared_data / "odd" / name), ProbeOptions(depth))
     status, decoder, frames, fps, size, reason = ODD[name]
     assert (probe.status, probe.decoder, probe.frames, (probe.width, probe.height)) == (status, decoder, frames, size)
     assert probe.fps == pytest.approx(fps, rel=1e-3)
@@ -180,3 +194,37 @@ def test_time_limit(tmp_path: Path) -> None:
     assert probe_files([str(tmp_path / "pipe.mp4"), str(path)], processes=1)[0].reason == "not a file"
     late = probe_files([str(path)], processes=1, timeout_seconds=1e-3)[0]
     assert (late.status, late.reason) == ("undecodable", "no result after 0.001 s")
+
+
+def test_a_forced_decoder_is_refused_where_it_is_not_exact(shared_data: Path) -> None:
+    probes = {name: probe_file(str(shared_data / "odd" / name), ProbeOptions(decoder="decord")) for name in ODD}
+    for name, (status, decoder, *_) in ODD.items():
+        assert probes[name].status == ("undecodable" if (status, decoder) == ("ok", "pyav") else status), name
+    reasons = {name: probes[name].reason for name in ("h264.ts", "h264_opengop_b3.mp4", "av1.mp4", "xvid_b2.avi")}
+    assert "format mpegts" in str(reasons["h264.ts"]) and "open GOP" in str(reasons["h264_opengop_b3.mp4"])
+    assert all("decord is not exact for it" in str(reason) for reason in reasons.values())
+
+
+def test_every_frame_is_decoded_on_request(tmp_path: Path) -> None:
+    """A packet in the middle of a GOP that no sample touches is emptied: only the full probe can see it."""
+    path, bad = write_numbers(tmp_path / "v.mkv", frames=90, gop=30), tmp_path / "bad.mkv"
+    with av.open(str(path)) as source, av.open(str(bad), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if number == 15:
+                packet.update(bytes(packet.size)) if hasattr(packet, "update") else None
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    quick, full = probe_file(str(bad)), probe_file(str(bad), ProbeOptions("full"))
+    assert quick.status == "ok"
+    assert full.status == "undecodable" and "does not decode" in str(full.reason)
+
+
+def test_a_codec_that_this_ffmpeg_lacks(tmp_path: Path) -> None:
+    """An MP4 whose sample description names a codec that nobody knows."""
+    data = write_numbers(tmp_path / "v.mp4").read_bytes()
+    path = tmp_path / "unknown.mp4"
+    path.write_bytes(data.replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
+    probe = probe_file(str(path))
+    assert (probe.status, probe.reason) == ("unsupported_codec", "this FFmpeg has no decoder for its video stream")
