@@ -1,7 +1,8 @@
 """Decoding where it can do no harm: in child processes with a time and a memory limit, kept from clip to clip.
 
 A decoder that hangs, crashes or leaks costs its process, not the decode task: Ray would start that task again for ever,
-on the same video. Clips come back by shared memory, so that a clip costs one copy more.
+on the same video. Clips come back by shared memory and are copied from there to their place in the block, so that the
+way costs one copy in the child.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import cache
+
+import numpy as np
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
 from pipeline.config import ClipSection
@@ -27,8 +30,10 @@ class Guard:
         self._lost: dict[Video, str] = {}
         self._lock = threading.Lock()
 
-    def decode(self, video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
-        """``decode_clips`` in a child. Raises DecodeError, also for a hang, a crash and too much memory.
+    def decode(
+        self, video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int, out: Sequence[UInt8s]
+    ) -> None:
+        """``decode_clips`` in a child, into ``out``. Raises DecodeError, also for a hang, a crash and too much memory.
 
         A crash is believed when it happens twice: the first may have been the kernel's choice on a machine without memory, or
         the memory that videos before it had leaked.
@@ -46,7 +51,8 @@ class Guard:
                 if len(self._lost) < MAX_KNOWN:
                     self._lost[video] = f"decoder: {result.reason}"
                 raise DecodeError(f"decoder: {result.reason}")
-            return tuple(clip.copy() for clip in result)  # the child writes its next clips where these are
+            for array, clip in zip(out, result, strict=True):
+                np.copyto(array, clip)
         finally:
             with self._lock:
                 self._idle.append(child)

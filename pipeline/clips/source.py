@@ -23,6 +23,8 @@ from pipeline.manifest.labels import LabelSubset, read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 
 Columns = dict[str, npt.NDArray[Any]]
+Clips = tuple[UInt8s, UInt8s]
+"""Primary's and auxiliary's."""
 MAX_SUBSTITUTES = 32
 """Candidates for a slot before the run stops."""
 
@@ -53,13 +55,14 @@ class Source:
         ``quarantined`` [B] holds a JSON list of the row's failed videos. ``pool`` decodes videos in parallel threads.
         """
         planned, moments = self.plan.videos(rows), self.plan.moments(rows)
+        shape = planned.shape
+        primary, auxiliary = self._blank(*shape)
         jobs = [
-            (int(row), slot, int(planned[b, slot]), moments[b, slot])
+            (int(row), slot, int(planned[b, slot]), moments[b, slot], (primary[b, slot], auxiliary[b, slot]))
             for b, row in enumerate(rows)
             for slot in range(self.plan.slots)
         ]
         slots = list((pool.map if pool else map)(lambda job: self._slot(*job), jobs))
-        shape = planned.shape
         videos = np.array([slot.video for slot in slots], dtype=np.int64).reshape(shape)
         labels = np.where(videos < 0, -1, self.columns["label"][videos]).astype(np.int64)
         failures = np.array([json.dumps(slot.failures) for slot in slots], dtype=object).reshape(shape)
@@ -67,32 +70,36 @@ class Source:
             "row": np.asarray(rows, dtype=np.int64),
             "video": videos,
             "label": labels,
-            "primary": _stack([slot.clips[0] for slot in slots], shape),
-            "auxiliary": _stack([slot.clips[1] for slot in slots], shape),
+            "primary": primary,
+            "auxiliary": auxiliary,
             "quarantined": np.array([_join(row) for row in failures]),
         }
 
     def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
         """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed."""
-        clips, reasons = [], []
-        for video, moment, window in zip(videos, moments, windows, strict=True):
+        primary, auxiliary = self._blank(len(videos))
+        reasons = []
+        for place, (video, moment, window) in enumerate(zip(videos, moments, windows, strict=True)):
             try:
-                clips.append(self.clip(int(video), float(moment), float(window)))
+                self.clip(int(video), float(moment), float(window), (primary[place], auxiliary[place]))
                 reasons.append("")
             except DecodeError as error:
-                clips.append(self._blank)
                 reasons.append(str(error) or "unknown")
         return {
             "video": np.asarray(videos, dtype=np.int64),
-            "primary": np.stack([clip[0] for clip in clips]),
-            "auxiliary": np.stack([clip[1] for clip in clips]),
+            "primary": primary,
+            "auxiliary": auxiliary,
             "reason": np.array(reasons),
         }
 
-    def clip(self, video: int, moment: float, window: float) -> tuple[UInt8s, ...]:
-        """Both students' clips of one video, as uint8 [T, H, W, 3]. Raises DecodeError."""
-        decode = decode_clips if self.limits is None else guard(self.limits).decode
-        return decode(self.video(video), moment, window, self.clips, self.size)
+    def clip(self, video: int, moment: float, window: float, out: Clips) -> None:
+        """Both students' clips of one video, into uint8 [T, H, W, 3] each. Raises DecodeError, with ``out`` untouched."""
+        words = (self.video(video), moment, window, self.clips, self.size)
+        if self.limits is not None:
+            guard(self.limits).decode(*words, out)
+        else:
+            for array, clip in zip(out, decode_clips(*words), strict=True):
+                np.copyto(array, clip)
 
     def evaluated(self, split: str) -> Ints:
         """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
@@ -108,15 +115,16 @@ class Source:
         """The decoder's view of a manifest row."""
         return video_at(self.manifest, self.columns, row)
 
-    @property
-    def _blank(self) -> tuple[UInt8s, ...]:
-        return tuple(np.zeros((clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
+    def _blank(self, *shape: int) -> Clips:
+        """Zeros of shape [..., T, H, W, 3] for each student: memory that the system gives when it is written to."""
+        one, other = (np.zeros((*shape, clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
+        return one, other
 
-    def _slot(self, row: int, slot: int, planned: int, moment: Floats) -> _Slot:
-        """The planned video's clips, or those of the plan's first candidate that decodes; failures are recorded."""
+    def _slot(self, row: int, slot: int, planned: int, moment: Floats, out: Clips) -> _Slot:
+        """Decode into ``out`` the planned video's clips, or those of its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         if slot > 0 and row < self.first_unlabeled_row:
-            return _Slot(-1, self._blank, failures)
+            return _Slot(-1, failures)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()
         for video in itertools.chain([planned], candidates):
@@ -125,7 +133,8 @@ class Source:
             if failures:
                 failures[-1]["replaced_by"] = video
             try:
-                return _Slot(video, self.clip(video, *moment), failures)
+                self.clip(video, float(moment[0]), float(moment[1]), out)
+                return _Slot(video, failures)
             except DecodeError as error:
                 tried.add(video)
                 uri = self.manifest.location(video)
@@ -137,7 +146,6 @@ class Source:
 @dataclass(frozen=True)
 class _Slot:
     video: int
-    clips: tuple[UInt8s, ...]
     failures: list[dict[str, object]]
 
 
@@ -203,7 +211,3 @@ def video_at(manifest: Manifest, columns: Columns, row: int) -> Video:
 
 def _join(texts: Iterable[str]) -> str:
     return json.dumps([record for text in texts for record in json.loads(text)])
-
-
-def _stack(clips: list[UInt8s], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    return np.stack(clips).reshape(*shape, *clips[0].shape)

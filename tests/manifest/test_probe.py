@@ -206,19 +206,19 @@ def test_a_forced_decoder_is_refused_where_it_is_not_exact(shared_data: Path) ->
 
 
 def test_every_frame_is_decoded_on_request(tmp_path: Path) -> None:
-    """A packet in the middle of a GOP that no sample touches is emptied: only the full probe can see it."""
-    path, bad = write_numbers(tmp_path / "v.mkv", frames=90, gop=30), tmp_path / "bad.mkv"
+    """A packet in a GOP that no sample touches is zeroed: only the full probe can see it."""
+    path, bad = write_numbers(tmp_path / "v.mkv", frames=200, gop=10), tmp_path / "bad.mkv"
     with av.open(str(path)) as source, av.open(str(bad), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
-            if number == 15:
-                packet.update(bytes(packet.size)) if hasattr(packet, "update") else None
+            if number == 75:
+                packet.update(bytes(packet.size))
             if packet.size:
                 packet.stream = stream
                 target.mux(packet)
     quick, full = probe_file(str(bad)), probe_file(str(bad), ProbeOptions("full"))
     assert quick.status == "ok"
-    assert full.status == "undecodable" and "does not decode" in str(full.reason)
+    assert full.status == "undecodable"
 
 
 def test_a_codec_that_this_ffmpeg_lacks(tmp_path: Path) -> None:
