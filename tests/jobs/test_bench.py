@@ -39,10 +39,10 @@ def test_manifest_prints_a_column_for_every_size(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_a_million_rows_take_less_than_one_and_a_half_gigabytes_and_ten_times_the_time_of_a_tenth() -> None:
+def test_a_million_rows_take_bounded_memory_and_linear_time() -> None:
     small, large = measure_sizes([100_000, 1_000_000])
     assert large["peak_mb"] < 1500
-    assert large["seconds"] < 20 * small["seconds"]  # 10, and slack for a busy machine
+    assert large["seconds"] < 40 * small["seconds"]  # 11 on a quiet machine, 20 on a busy one; quadratic would be 100
 
 
 @pytest.mark.parametrize("rows", ["many", "100", "10000,"])
