@@ -121,7 +121,7 @@ class Source:
         return one, other
 
     def _slot(self, row: int, slot: int, planned: int, moment: Floats, out: Clips) -> _Slot:
-        """Decode into ``out`` the planned video's clips, or those of its first substitute that decodes; failures are recorded."""
+        """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         if slot > 0 and row < self.first_unlabeled_row:
             return _Slot(-1, failures)
