@@ -194,21 +194,27 @@ def count_frames(container: Any, stream: Any) -> tuple[FrameIndex, set[tuple[int
     keys: list[int] = []
     sizes: set[tuple[int, int]] = set()
     seen: list[int] = []
+    lasting = 0.0  # seconds that a frame says it lasts: a raw stream tells no other rate
     for place, frame in enumerate(container.decode(stream)):
         told.append(frame.time)
         seen.append(frame.pts)
+        lasting = lasting or float((frame.duration or 0) * (frame.time_base or 0))
         sizes.add((frame.width, frame.height))
         if frame.key_frame:
             keys.append(place)
-    return FrameIndex(_rising(told, stream), tuple(keys)), sizes, tuple(seen)
+    return (
+        FrameIndex(_rising(told, lasting or 1 / float(stream.guessed_rate or stream.average_rate or 25)), tuple(keys)),
+        sizes,
+        tuple(seen),
+    )
 
 
-def _rising(told: Sequence[float | None], stream: Any) -> NDArray[np.float64]:
+def _rising(told: Sequence[float | None], lasting: float) -> NDArray[np.float64]:
     if None in told or len(told) < 2:
-        return np.arange(len(told)) / float(stream.guessed_rate or stream.average_rate or 25)
+        return np.arange(len(told), dtype=np.float64) * lasting
     times = np.array(told, np.float64)
     if times.min() == times.max():
-        return _rising([None, *told[1:]], stream)
+        return np.arange(len(told), dtype=np.float64) * lasting
     if (np.diff(times) > 0).all():
         return np.asarray(times - times[0])
     # B-frames in AVI: the right times in a wrong order; a header's rate may count fields

@@ -15,12 +15,14 @@ from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import SCHEMA
 
 CHUNK = 64
-"""Files of one task: half a minute, so that progress moves and Ray's cost of 20-70 ms a task does not count."""
+"""Least files of one task: some seconds, so that progress moves and Ray's cost of 20-70 ms a task does not count."""
+MAX_TASKS = 4000
+"""Longer listings get larger chunks: Ray's driver needs some milliseconds for a block before anything starts."""
 COLUMNS = pa.schema([("place", pa.int64()), *((field.name, SCHEMA.field(field.name).type) for field in fields(Probe))])
 
 
 def probe_on_ray(
-    locations: Sequence[str], options: ProbeOptions, known: Known, timeout_seconds: float = 120.0, chunk: int = CHUNK
+    locations: Sequence[str], options: ProbeOptions, known: Known, timeout_seconds: float = 120.0, chunk: int | None = None
 ) -> list[Probe]:
     """``probe_files`` by the tasks of a connected cluster, each on one CPU with one process of its own for the decoders."""
     reference = ray.put(options)  # once in the object store
@@ -33,6 +35,7 @@ def probe_on_ray(
         return _table(batch["place"].to_pylist(), [found[place] for place in range(len(items))])
 
     work = Work(locations, options, known)
+    chunk = chunk or max(CHUNK, -(-len(work) // MAX_TASKS))
     blocks = [_block(work, range(start, min(start + chunk, len(work)))) for start in range(0, len(work), chunk)]
     data = ray.data.from_blocks(blocks).map_batches(probe, batch_size=None, batch_format="pyarrow", num_cpus=1)
     probes: dict[int, Probe] = {}

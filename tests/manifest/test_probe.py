@@ -228,3 +228,12 @@ def test_a_codec_that_this_ffmpeg_lacks(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
     probe = probe_file(str(path))
     assert (probe.status, probe.reason) == ("unsupported_codec", "this FFmpeg has no decoder for its video stream")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".flv", ".h264"])
+@pytest.mark.parametrize("fps", ["12", "30000/1001", "60"])
+def test_the_rate_is_the_encoders(tmp_path: Path, suffix: str, fps: str) -> None:
+    """Headers of raw streams count fields, those of transport streams nothing at all."""
+    probe = probe_file(str(write_numbers(tmp_path / f"v{suffix}", frames=40, fps=fps, size=(64, 64))))
+    assert probe.status == "ok" and not probe.variable_fps and probe.frames == 40
+    assert probe.fps == pytest.approx(float(Fraction(fps)), rel=2e-3)
