@@ -140,9 +140,14 @@ class Child:
     def _receive(self, seconds: float) -> Any:
         """What the process sends next, or Lost."""
         assert self._process is not None
-        deadline = time.monotonic() + seconds
-        while not self._pipe.poll(max(0.0, min(LOOK_SECONDS, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
+        waited = 0.0
+        while True:
+            begun = time.monotonic()
+            if self._pipe.poll(max(0.0, min(LOOK_SECONDS, seconds - waited))):
+                break
+            # time in which this process was stopped too (a frozen container, a laptop asleep) is not the child's fault
+            waited += min(time.monotonic() - begun, 2 * LOOK_SECONDS)
+            if waited >= seconds:
                 return Lost(f"no result after {seconds:g} s")
             if self.memory() > 2 * self.limits.memory_bytes:
                 return Lost(f"more than {2 * self.limits.memory_bytes / 2**20:.0f} MB of memory", doubtful=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.isolation import Lost, map_isolated
+from pipeline.manifest.isolation import Child, Limits, Lost, map_isolated
 
 
 def act(word: str) -> str:
@@ -52,3 +54,28 @@ def test_exceptions_arrive_here() -> None:
 
 def test_nothing_to_do() -> None:
     assert list(map_isolated(act, [])) == []
+
+
+def test_a_frozen_machine_is_no_hang() -> None:
+    """This process and its child are stopped for longer than the time limit, as by a container's freezer."""
+    code = "import sys; from tests.manifest.test_isolation import linger; linger()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(4)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "slept 1.0\n"
+
+
+def linger() -> None:
+    child = Child(nap, Limits(seconds=3.0))
+    child.call(0.0)
+    print("begun", flush=True)
+    print(child.call(1.0), flush=True)
+
+
+def nap(seconds: float) -> str:
+    until = time.process_time() + seconds  # of work: sleep would be over when the machine goes on
+    while time.process_time() < until:
+        pass
+    return f"slept {seconds}"
