@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as appearance
 
+from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.seeds import hash64
 from pipeline.config import StrongSection, ViewsSection, WeakSection
-
-MEAN, STD = 0.45, 0.225
-"""Of all channels, as SlowFast's; what lies outside the window and erased squares take the mean, 0 after normalization."""
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import STUDENTS, LossWeights, Views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Setup, Views
 from pipeline.methods.losses import supervised_loss
 
 
 class Supervised(nn.Module):
     """L = Ls_Z + Ls_A."""
 
-    def __init__(self, students: nn.ModuleDict) -> None:
+    TERMS = ()
+
+    def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__()
         self.students = students
 

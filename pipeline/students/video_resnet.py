@@ -17,6 +17,7 @@ class VideoResNet(nn.Module):
     def __init__(self, section: VideoResNetSection, num_classes: int) -> None:
         super().__init__()
         self.per_frame = False
+        self.arch = section.arch
         self.network = NETWORKS[section.arch](weights=None)
         self.num_features = int(self.network.fc.in_features)
         self.network.fc = nn.Identity()

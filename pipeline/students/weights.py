@@ -49,11 +49,12 @@ def _load(student: nn.Module, found: Tensors, theirs: Tensors) -> None:
     wanted = [name for name in own if not name.startswith(("head.", "projection.")) and "num_batches_tracked" not in name]
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise UserError(f"{len(missing)} of {len(wanted)} tensors are missing, the first: {missing[0]}; is this the same network?")
+        count = f"{len(missing)} of {len(wanted)}"
+        raise UserError(f"{count} tensors are missing, the first: {missing[0]}; is this the same network?")
     unlike = [name for name in found if name in own and found[name].shape != own[name].shape]
     if unlike:
-        shapes = f"{list(found[unlike[0]].shape)}, the student's is {list(own[unlike[0]].shape)}"
-        raise UserError(f"{len(unlike)} tensors have another shape, the first: {unlike[0]} is {shapes}; compare width and depth")
+        shapes = f"{unlike[0]} is {list(found[unlike[0]].shape)}, the student's is {list(own[unlike[0]].shape)}"
+        raise UserError(f"{len(unlike)} tensors have another shape, the first: {shapes}; compare width and depth")
     foreign = [name for name in found if name not in own]
     if foreign:
         raise UserError(f"{len(foreign)} tensors have no place in the student, the first: {foreign[0]}; compare depth and norm")
@@ -66,8 +67,7 @@ def _read(where: str, student: nn.Module) -> Tensors:
         if kind == "timm":
             return dict(timm.create_model(name, pretrained=True).state_dict())
         if kind == "torchvision":
-            arch = "r2plus1d_18" if any(".conv1.0.3" in key for key in student.state_dict()) else "r3d_18"
-            return dict(get_model(arch, weights=name).state_dict())
+            return dict(get_model(str(getattr(student, "arch", "r3d_18")), weights=name).state_dict())
     except Exception as error:  # unknown names, no network, no disk: many types, all the user's or the network's
         text = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"cannot be had: {text[0]}; download the weights and give the file") from None
@@ -78,7 +78,8 @@ def _read_file(path: Path) -> Tensors:
     if not path.is_file():
         raise UserError("there is no such file")
     try:
-        tree: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        is_safe = path.suffix == ".safetensors"
+        tree: Any = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, SafetensorError, EOFError, ModuleNotFoundError) as error:
         raise UserError(f"cannot be read: {str(error).splitlines()[0]}") from None
     except Exception as error:  # pickle's own; what torch refuses to unpickle among them
@@ -168,7 +169,7 @@ def _slow_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
 
 
 def _timesformer_names(student: nn.Module, theirs: Tensors) -> Names:
-    """Keys of timm's ViTs, whose attention then starts the temporal one too (the authors' code), or of TimeSformer's authors."""
+    """Keys of timm's ViTs, whose attention then starts the temporal one too (the authors' code), or of the authors."""
     assert isinstance(student, TimeSformer)
     yield "patches", "patch_embed.proj"
     yield "cls_token", "cls_token"

@@ -67,7 +67,7 @@ def prepare(config: Config) -> Prepared:
         "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
     }
     with torch.random.fork_rng():
-        students = build_method(config, len(classes)).students
+        students: Any = build_method(config, len(classes), *source.plan.sizes).students
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
     check_run(config, prints)
     return Prepared(run, source, facts)

@@ -27,7 +27,8 @@ MOMENTS = {"r3d_18": 1, "r2plus1d_18": 1}
 
 def student(name: str) -> Student:
     torch.manual_seed(0)
-    built = build_student(PrimarySection.model_validate({"network": SMALL[name]}).network, ClipSection(frames=4, fps=8, size=32), 5)
+    network = PrimarySection.model_validate({"network": SMALL[name]}).network
+    built = build_student(network, ClipSection(frames=4, fps=8, size=32), 5)
     for block in built.modules():
         if isinstance(block, DividedBlock):  # starts at 0, where what lies before it gets no gradient yet
             nn.init.normal_(block.temporal_fc.weight, std=0.1)

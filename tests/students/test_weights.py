@@ -163,7 +163,8 @@ def test_the_key_orders_have_the_names_of_the_public_files() -> None:
     """Of SLOW_8x8_R50.pkl / .pyth and slow_r50, as their repositories' modules spell them."""
     section = SlowResNetSection(depth=50, width=8)
     names = list(SlowResNet(section, 5).state_dict())
-    for sample in ("s2.pathway0_res0.branch1.weight", "s4.pathway0_res5.branch2.a_bn.running_var", "s5.pathway0_res2.branch2.c.weight"):
+    for sample in ("s2.pathway0_res0.branch1.weight", "s4.pathway0_res5.branch2.a_bn.running_var",
+                   "s5.pathway0_res2.branch2.c.weight"):  # fmt: skip
         assert sample in {slowfast_keys(name) for name in names}
     for sample in ("blocks.1.res_blocks.0.branch1_conv.weight", "blocks.4.res_blocks.2.branch2.conv_c.weight",
                    "blocks.3.res_blocks.5.branch2.norm_a.running_var", "blocks.2.res_blocks.0.branch1_norm.bias"):  # fmt: skip
@@ -282,5 +283,5 @@ def test_timms_names_go_to_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names_are_told() -> None:
-    with pytest.raises(UserError, match="timm:nonsense: cannot be had: .*nonsense"):
+    with pytest.raises(UserError, match=r"timm:nonsense: cannot be had: .*nonsense"):
         load_weights(timesformer(), "timm:nonsense", "x")
