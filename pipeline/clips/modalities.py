@@ -1,14 +1,16 @@
 """What networks see beside RGB, each as 3 channels made of a view's frames, [N, C, T, H, W] to the same shape.
 
-Made of the view and not of the decoded clip, so that a strong view's distortion is in its derived modality too (choice; MvPL and
-LTG do not say). T frames have T - 1 differences: the last one is repeated.
+Made of the view and not of the decoded clip, so that a strong view's distortion is in its derived modality too (choice; MvPL
+and LTG do not say). T frames have T - 1 differences: the last one is repeated.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.clips.normalization import MEAN, STD
@@ -21,8 +23,9 @@ FULL_FLOW = 1 / 16
 
 def derive(views_NCTHW: torch.Tensor, modality: Modality) -> torch.Tensor:
     """The modality of normalized RGB views."""
-    makers = {"rgb": lambda views: views, "temporal_gradient": temporal_gradient, "optical_flow": optical_flow}
-    return makers[modality](views_NCTHW)
+    if modality == "rgb":
+        return views_NCTHW
+    return {"temporal_gradient": temporal_gradient, "optical_flow": optical_flow}[modality](views_NCTHW)
 
 
 def temporal_gradient(views_NCTHW: torch.Tensor) -> torch.Tensor:
@@ -47,12 +50,13 @@ def optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
     return channels.to(views_NCTHW.device, views_NCTHW.dtype).contiguous()
 
 
-def _clip_flow(frames_THW: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """[T, H, W, 2] in pixels. Smaller than 12 pixels DIS has no scale to start from: such views are refused by OpenCV."""
+def _clip_flow(frames_THW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """[T, H, W, 2] in pixels."""
     try:
         import cv2
     except ImportError:
         raise UserError("optical_flow needs OpenCV: pip install 'actnetformer[flow]', or choose temporal_gradient") from None
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    flows = [dis.calc(one, other, None) for one, other in zip(frames_THW[:-1], frames_THW[1:], strict=True)]
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    nothing: Any = None  # no flow to start from
+    flows = [dis.calc(one, other, nothing) for one, other in pairwise(frames_THW)]
     return np.stack([*flows, flows[-1]])

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as appearance
 
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.seeds import hash64
-from pipeline.config import StrongSection, ViewsSection, WeakSection
+from pipeline.clips.seeds import Ints, hash64
+from pipeline.config import StrongSection, TimeSection, ViewsSection, WeakSection
+from pipeline.errors import UserError
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -30,7 +31,7 @@ def view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) 
 def weak_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
     """Scale jitter, crop, flip of uint8 clips -> normalized float32 [N, C, T, size, size]."""
     maps = [_crop(_generator(seed), section.weak) for seed in seeds]
-    return _channels_first(_sample(clips_NTHWC, maps, size))
+    return _channels_first(_sample(_retime(clips_NTHWC, seeds, section.weak.time), maps, size))
 
 
 def strong_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
@@ -41,7 +42,8 @@ def strong_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: Views
     generators = [_generator(seed) for seed in seeds]
     crops = [_crop(generator, section.weak) for generator in generators]
     operations = [_draw_operations(generator, section.strong) for generator in generators]
-    centered_NTCHW = _sample(clips_NTHWC, [_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
+    retimed_NTHWC = _retime(clips_NTHWC, seeds, section.strong.time)
+    centered_NTCHW = _sample(retimed_NTHWC, [_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
     for number, generator in enumerate(generators):
         _apply_appearance(centered_NTCHW[number], operations[number])
         _cutout(centered_NTCHW[number], generator, section.strong.cutout)
@@ -65,7 +67,33 @@ def _crop(generator: np.random.Generator, section: WeakSection) -> Matrix:
     scale = generator.uniform(section.min_scale, 1)
     x, y = generator.uniform(-1, 1, 2) * (1 - scale)
     mirror = -1 if generator.random() < section.flip else 1
-    return np.array([[mirror * scale, 0, x], [0, scale, y]])
+    width = height = scale
+    if section.max_aspect > 1:  # the longer side stays: a random resized crop within the window
+        aspect = np.exp(generator.uniform(-1, 1) * np.log(section.max_aspect))
+        width, height = scale * min(1, aspect), scale * min(1, 1 / aspect)
+    return np.array([[mirror * width, 0, x], [0, height, y]])
+
+
+def _retime(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: TimeSection) -> torch.Tensor:
+    """Each clip with frames chosen by ``frame_order``; the clips themselves where nothing is switched on."""
+    if section == TimeSection():
+        return clips_NTHWC
+    # a generator of its own: switching time on leaves all else of a view as it was
+    orders = [frame_order(_generator(int(hash64(seed, "time"))), section, clips_NTHWC.shape[1]) for seed in seeds]
+    rows = torch.arange(len(seeds), device=clips_NTHWC.device)[:, None]
+    return clips_NTHWC[rows, torch.from_numpy(np.stack(orders)).to(clips_NTHWC.device)]
+
+
+def frame_order(generator: np.random.Generator, section: TimeSection, frames: int) -> Ints:
+    """[T] which frame is shown when: slowed down around the middle, warped, reversed, in this order."""
+    speed = generator.uniform(section.slowest, 1)
+    kept = generator.choice(section.warp) if section.warp else frames
+    places = np.sort(generator.permutation(frames)[:kept])
+    backward = generator.random() < section.reverse
+    middle = (frames - 1) / 2
+    order = np.rint(middle + (np.arange(frames) - middle) * speed).astype(np.int64)
+    order = order[places[np.abs(np.arange(frames)[:, None] - places).argmin(axis=1)]]
+    return order[::-1].copy() if backward else order
 
 
 def _sample(clips_NTHWC: torch.Tensor, maps: Sequence[Matrix], size: int) -> torch.Tensor:
@@ -161,9 +189,27 @@ APPEARANCE: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 Operation = tuple[str, float]
 
 
+OPERATIONS = (*APPEARANCE, *GEOMETRIC)
+"""All names; ``views.strong.without`` takes some out."""
+
+
+def check_views(section: ViewsSection) -> None:
+    """Raises UserError for operations that do not exist, and when none is left."""
+    unknown = [name for name in section.strong.without if name not in OPERATIONS]
+    if unknown:
+        raise UserError(f"views.strong.without: there is no {', '.join(unknown)}, only {', '.join(OPERATIONS)}")
+    if section.strong.ops and not _names(section.strong):
+        raise UserError("views.strong: no operation is left to draw from; set views.strong.ops=0 for none")
+
+
+def _names(section: StrongSection) -> list[str]:
+    names = [*(APPEARANCE if section.appearance else ()), *(GEOMETRIC if section.geometric else ())]
+    return [name for name in names if name not in section.without]
+
+
 def _draw_operations(generator: np.random.Generator, section: StrongSection) -> list[Operation]:
-    names = [*APPEARANCE, *(GEOMETRIC if section.geometric else ())]
-    chosen = generator.integers(len(names), size=section.ops)
+    names = _names(section)
+    chosen = generator.integers(max(1, len(names)), size=section.ops)
     strengths = generator.uniform(-section.magnitude, section.magnitude, section.ops)
     return [(names[index], float(strength)) for index, strength in zip(chosen, strengths, strict=True)]
 

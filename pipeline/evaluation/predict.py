@@ -40,9 +40,10 @@ class Scorer:
         if threads:
             torch.set_num_threads(threads)
         self.students = build_students(self.config, num_classes)
-        stored = {key.removeprefix("students."): value for key, value in load_file(weights).items() if key.startswith("students.")}
-        # what a method adds to a student for training only
-        self.students.load_state_dict({key: value for key, value in stored.items() if ".projection." not in key})
+        stored = {key.partition("."): value for key, value in load_file(weights).items()}
+        # without projection heads, label statistics and teachers, which are for training only
+        kept = {key: value for (room, _, key), value in stored.items() if room == "students" and ".projection." not in key}
+        self.students.load_state_dict(kept)
         self.students.to(self.device).eval()
 
     @torch.inference_mode()

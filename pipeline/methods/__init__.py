@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from typing import cast
 
 from torch import nn
 
@@ -12,17 +14,20 @@ from pipeline.methods import inputs
 from pipeline.methods.actnetformer import ActNetFormer
 from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
-from pipeline.methods.inputs import STUDENTS, LossWeights, Setup, Views, make_views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views, make_views
 from pipeline.methods.ltg import LTG
 from pipeline.methods.mvpl import MvPL
 from pipeline.methods.supervised import Supervised
 from pipeline.methods.svformer import SVFormer
 from pipeline.methods.tcl import TCL
-from pipeline.students import build_student, load_weights
+from pipeline.students import Student, build_student, load_weights
 
-__all__ = ["METHODS", "STUDENTS", "LossWeights", "Setup", "Views", "build_method", "build_students", "loss_weights", "make_views"]
+__all__ = [
+    "METHODS", "STUDENTS", "LossWeights", "Method", "Setup", "Views",
+    "build_method", "build_students", "loss_weights", "make_views",
+]  # fmt: skip
 
-METHODS: dict[str, type[nn.Module]] = {
+METHODS: dict[str, Callable[[nn.ModuleDict, Setup], Method]] = {
     "supervised": Supervised,
     "fixmatch": FixMatch,
     "cmpl": CMPL,
@@ -32,8 +37,7 @@ METHODS: dict[str, type[nn.Module]] = {
     "svformer": SVFormer,
     "actnetformer": ActNetFormer,
 }
-"""Each is made from (students, setup), names in ``TERMS`` the fields of ``LossWeights`` that it uses, and has
-``forward(views, weights)``, which returns a dict: ``loss`` with gradient, all else detached scalars."""
+"""By ``method.name``."""
 
 
 def build_students(config: Config, num_classes: int) -> nn.ModuleDict:
@@ -42,7 +46,7 @@ def build_students(config: Config, num_classes: int) -> nn.ModuleDict:
     return nn.ModuleDict({name: build_student(part.network, part.clip, num_classes) for name, part in sections.items()})
 
 
-def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0) -> nn.Module:
+def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0) -> Method:
     """The method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
 
     ``num_videos`` (manifest rows up to the last that is trained) and ``num_unlabeled`` size what label policies remember.
@@ -53,7 +57,7 @@ def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unla
     students = build_students(config, num_classes)
     for name in STUDENTS:
         if where := getattr(config, name).network.weights:
-            load_weights(students[name], where, f"{name}.network.weights")
+            load_weights(cast(Student, students[name]), where, f"{name}.network.weights")
     return kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
 
 
@@ -62,7 +66,7 @@ def loss_weights(section: MethodSection, step: int) -> LossWeights:
     return inputs.loss_weights(section, step, getattr(_method(section.name), "TERMS", ()))
 
 
-def _method(name: str) -> type[nn.Module]:
+def _method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.methods.features import ContrastFeatures, zero_of
-from pipeline.methods.inputs import LossWeights, Setup, Views
+from pipeline.methods.inputs import LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.methods.losses import contrast_loss
 from pipeline.methods.monitors import alignment_monitors, student_monitors
@@ -18,14 +18,14 @@ from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms
 from pipeline.methods.passes import pass_views
 
 
-class ActNetFormer(nn.Module):
+class ActNetFormer(Method):
     """L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca."""
 
     TERMS = ("pseudo_label", "contrast")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__()
-        self.students, self.section = students, setup.method
+        super().__init__(students)
+        self.section = setup.method
         self.features = ContrastFeatures(students, setup)
         self.labels = PseudoLabels(students, setup, source="other")
 

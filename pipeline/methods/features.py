@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,38 +22,41 @@ class ContrastFeatures(nn.Module):
         super().__init__()
         section = setup.method
         self.kind, self.frames = section.contrast_features, section.contrast_level == "frame"
-        widths = {name: students[name].num_features for name in STUDENTS}
+        networks: dict[str, Any] = dict(students.items())
+        widths = {name: networks[name].num_features for name in STUDENTS}
         if self.kind == "embeddings" and len(set(widths.values())) > 1:
             raise UserError(
                 f"method.contrast_features=embeddings needs students of one feature width, but they have {widths}; "
                 "use probabilities or projection, or change the networks' widths"
             )
         for name, width in widths.items():
-            students[name].per_frame = self.frames
+            networks[name].per_frame = self.frames
             if self.kind == "projection":
-                students[name].projection = _projection(width, section.projection_width)
+                networks[name].projection = _projection(width, section.projection_width)
         self.clips = {name: getattr(setup.config, name).clip for name in STUDENTS}
 
     def forward(self, students: nn.ModuleDict, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Features by student, the moments of a video side by side."""
+        networks: dict[str, Any] = dict(students.items())
         logits = {name: said[0] for name, said in outputs.items()}
         features = {name: said[1] for name, said in outputs.items()}
         if self.frames:
-            pairs = paired_moments(*(self.clips[name] for name in STUDENTS), *(features[name].shape[1] for name in STUDENTS))
+            counts = (features[name].shape[1] for name in STUDENTS)
+            pairs = paired_moments(*(self.clips[name] for name in STUDENTS), *counts)
             features = {name: features[name][:, pair].flatten(0, 1) for name, pair in zip(STUDENTS, pairs, strict=True)}
             if self.kind == "probabilities":
-                logits = {name: students[name].head(features[name]) for name in features}
+                logits = {name: networks[name].head(features[name]) for name in features}
         if self.kind == "projection":
-            return {name: students[name].projection(features[name]) for name in features}
+            return {name: networks[name].projection(features[name]) for name in features}
         if self.kind == "probabilities":
             return {name: logits[name].float().softmax(dim=1) for name in logits}
         return features
 
 
-def zero_of(students: nn.ModuleDict) -> torch.Tensor | int:
-    """0 with a zero gradient to projection heads: DDP waits for a gradient of every parameter, in steps without contrast too."""
-    heads = [student.projection for student in students.values() if hasattr(student, "projection")]
-    return sum(0 * parameter.sum() for head in heads for parameter in head.parameters())
+def zero_of(students: nn.ModuleDict) -> torch.Tensor | float:
+    """0 with a zero gradient to projection heads: DDP waits for every parameter's, in steps without contrast too."""
+    heads: list[Any] = [student.projection for student in students.values() if hasattr(student, "projection")]
+    return sum((0 * parameter.sum() for head in heads for parameter in head.parameters()), start=0.0)
 
 
 def paired_moments(primary: ClipSection, auxiliary: ClipSection, primary_count: int, auxiliary_count: int) -> tuple[Ints, Ints]:

@@ -5,25 +5,27 @@ It is about one network: here each student is one, for itself, so that a run giv
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import LossWeights, Setup, Views
+from pipeline.methods.inputs import LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels, Source
 from pipeline.methods.monitors import student_monitors
 from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
 from pipeline.methods.passes import pass_views
 
 
-class FixMatch(nn.Module):
+class FixMatch(Method):
     """L = Ls + gamma Lu for each student."""
 
-    TERMS: tuple[str, ...] = ("pseudo_label",)
-    SOURCE: Source = "self"
+    TERMS = ("pseudo_label",)
+    SOURCE: ClassVar[Source] = "self"
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__()
-        self.students, self.section = students, setup.method
+        super().__init__(students)
+        self.section = setup.method
         self.labels = PseudoLabels(students, setup, self.SOURCE)
 
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:

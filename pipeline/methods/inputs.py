@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import ClassVar
 
 import torch
+from torch import nn
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.modalities import derive
@@ -36,6 +38,20 @@ class Views:
     """[U] int64, -1 where unknown: for monitors, never for a loss."""
     videos: torch.Tensor | None = None
     """[U] int64, manifest rows of the unlabeled videos: what FlexMatch's table is indexed by."""
+
+
+class Method(nn.Module):
+    """What every method is: made from (students, setup); ``forward(views, weights)`` returns a dict of scalars, ``loss`` with
+    gradient and all else without."""
+
+    TERMS: ClassVar[tuple[str, ...]] = ()
+    """The fields of ``LossWeights`` that it uses."""
+    students: nn.ModuleDict
+    """``primary`` and ``auxiliary``, with their projection heads if any."""
+
+    def __init__(self, students: nn.ModuleDict) -> None:
+        super().__init__()
+        self.students = students
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class PseudoLabels(nn.Module):
         for name, teacher in self.teachers.items():
             for mine, its in zip(teacher.parameters(), students[name].parameters(), strict=True):
                 mine.lerp_(its, 1 - self.section.ema_decay)
-            for mine, its in zip(teacher.buffers(), students[name].buffers(), strict=True):
-                mine.copy_(its)
+            for kept, its_own in zip(teacher.buffers(), students[name].buffers(), strict=True):
+                kept.copy_(its_own)
 
     @torch.no_grad()
     def say(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.methods.features import ContrastFeatures, zero_of
-from pipeline.methods.inputs import LossWeights, Setup, Views
+from pipeline.methods.inputs import LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.methods.losses import alignment_loss, contrast_loss
 from pipeline.methods.monitors import alignment_monitors, student_monitors
@@ -19,14 +19,14 @@ from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms
 from pipeline.methods.passes import pass_views
 
 
-class LTG(nn.Module):
+class LTG(Method):
     """L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lcontrast + alignment_weight (1 - cos(Z, stop-gradient A))."""
 
     TERMS = ("pseudo_label", "contrast", "alignment")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__()
-        self.students, self.section = students, setup.method
+        super().__init__(students)
+        self.section = setup.method
         self.features = ContrastFeatures(students, setup)
         self.labels = PseudoLabels(students, setup, source="mean")
 

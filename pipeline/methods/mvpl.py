@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from pipeline.clips.modalities import Modality, derive
-from pipeline.methods.inputs import STUDENTS, LossWeights, Outputs, Setup, Views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Outputs, Setup, Views
 from pipeline.methods.labels import Labels, PseudoLabels
 from pipeline.methods.monitors import Monitors, student_monitors
 from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
 from pipeline.methods.passes import frozen_statistics
 
 
-class MvPL(nn.Module):
+class MvPL(Method):
     """L = mean over modalities of (Ls + gamma Lu), for each student; labels from the mean of the modalities' softmax."""
 
     TERMS = ("pseudo_label",)
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__()
-        self.students, self.section = students, setup.method
+        super().__init__(students)
+        self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="self")
 
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
@@ -38,7 +38,8 @@ class MvPL(nn.Module):
         with torch.no_grad():
             weak = {kind: self._see(views.weak, kind) for kind in self.section.modalities}
             labels = self._label(weak, views)
-        pseudo_label, masks = {}, {}
+        pseudo_label: dict[Modality, Monitors] = {}
+        masks: Monitors = {}
         for kind in self.section.modalities:
             pseudo_label[kind], masks = pseudo_label_terms(self._see(views.strong, kind, True), labels, views.hidden_labels)
         loss = total(supervised) + weights.pseudo_label * total(_mean(pseudo_label))
@@ -51,7 +52,9 @@ class MvPL(nn.Module):
         for kind in self.section.modalities:
             seen = {name: derive(views.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
             said.append(self.labels.say(weak[kind], seen))
-        return self.labels({name: torch.stack([p[name] for p in said]).mean(dim=0) for name in STUDENTS}, views)
+        mean = {name: torch.stack([p[name] for p in said]).mean(dim=0) for name in STUDENTS}
+        found: dict[str, Labels] = self.labels(mean, views)
+        return found
 
     def _see(self, clips: dict[str, torch.Tensor], kind: Modality, strong: bool = False) -> Outputs:
         outputs: Outputs = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import STUDENTS, LossWeights, Setup, Views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.methods.losses import consistency_loss
 from pipeline.methods.monitors import student_monitors
@@ -17,14 +17,14 @@ from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms
 from pipeline.methods.passes import frozen_statistics, pass_views
 
 
-class SVFormer(nn.Module):
+class SVFormer(Method):
     """L = Ls + gamma Lu + mix_weight Lmix for each student."""
 
     TERMS = ("pseudo_label", "mix")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__()
-        self.students, self.section = students, setup.method
+        super().__init__(students)
+        self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="ema")
 
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:

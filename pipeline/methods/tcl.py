@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import STUDENTS, LossWeights, Setup, Views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.methods.losses import contrast_loss, group_contrast_loss
 from pipeline.methods.monitors import student_monitors
@@ -18,14 +18,14 @@ from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms
 from pipeline.methods.passes import pass_views
 
 
-class TCL(nn.Module):
+class TCL(Method):
     """L = Ls + beta Lic + group_contrast_weight Lgc + gamma Lu for each student."""
 
     TERMS = ("contrast", "group_contrast", "pseudo_label")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__()
-        self.students, self.section = students, setup.method
+        super().__init__(students)
+        self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="self")
 
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:

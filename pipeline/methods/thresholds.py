@@ -16,21 +16,34 @@ from pipeline.methods.workers import gather
 class LabelPolicy(nn.Module):
     """Probabilities of one labeler's weak views -> the same after alignment, and the weight 0..1 of each clip's label."""
 
+    predicted: torch.Tensor
+    """[K] running mean of p, for alignment."""
+    target: torch.Tensor
+    """[K] what it should be."""
+    last_label: torch.Tensor
+    """[V] int32, FlexMatch: each video's last confident class or -1, by manifest row."""
+    class_confidence: torch.Tensor
+    """[K] running mean of p, FreeMatch."""
+    confidence: torch.Tensor
+    """Running mean of c, FreeMatch and SoftMatch."""
+    variance: torch.Tensor
+    """Running variance of c, SoftMatch."""
+
     def __init__(self, section: LabelSection, threshold: float, num_classes: int, num_videos: int, num_unlabeled: int) -> None:
         super().__init__()
         self.section, self.threshold, self.num_unlabeled = section, threshold, num_unlabeled
         uniform = torch.full((num_classes,), 1 / num_classes)
         if section.distribution_alignment != "off":
-            self.register_buffer("predicted", uniform.clone())  # running mean of p
+            self.register_buffer("predicted", uniform.clone())
             self.register_buffer("target", uniform.clone())
         if section.thresholds == "flexmatch":
-            self.register_buffer("last_label", torch.full((num_videos,), -1, dtype=torch.int32))  # by manifest row
+            self.register_buffer("last_label", torch.full((num_videos,), -1, dtype=torch.int32))
         if section.thresholds == "freematch":
-            self.register_buffer("class_confidence", uniform.clone())  # running mean of p
+            self.register_buffer("class_confidence", uniform.clone())
         if section.thresholds in ("freematch", "softmatch"):
-            self.register_buffer("confidence", torch.tensor(1 / num_classes))  # running mean of c
+            self.register_buffer("confidence", torch.tensor(1 / num_classes))
         if section.thresholds == "softmatch":
-            self.register_buffer("variance", torch.tensor(1.0))  # running variance of c
+            self.register_buffer("variance", torch.tensor(1.0))
 
     @torch.no_grad()
     def forward(
@@ -79,7 +92,7 @@ class LabelPolicy(nn.Module):
         c_G = gather(c)
         self._follow("confidence", c_G.mean())
         self._follow("variance", c_G.var() if len(c_G) > 1 else torch.zeros_like(self.variance))
-        return softmatch_weights(c, self.confidence, self.variance), self.confidence.expand_as(c)
+        return softmatch_weights(c, self.confidence, self.variance), self.confidence.repeat(len(c))
 
     def _follow(self, name: str, value: torch.Tensor) -> None:
         buffer = getattr(self, name)

@@ -205,7 +205,8 @@ def test_mask_counts_leave_unknown_labels_out() -> None:
 
 def test_weighted_labels_count_by_their_weight() -> None:
     classes = torch.tensor([1, 2])
-    counts = label_monitors(Labels("x", classes, classes, torch.tensor([0.5, 0.25]), torch.tensor([0.9, 0.7])), torch.tensor([1, 0]))
+    labels = Labels("x", classes, classes, torch.tensor([0.5, 0.25]), torch.tensor([0.9, 0.7]))
+    counts = label_monitors(labels, torch.tensor([1, 0]))
     assert {name: round(float(value), 6) for name, value in counts.items()} == {
         "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "threshold/x": 0.8}  # fmt: skip
 

@@ -61,7 +61,7 @@ def batch_of(step: int, rows: int = 4, unlabeled: int = 2) -> Batch:
 def trained(config: Config, steps: int = 30) -> tuple[nn.Module, list[dict[str, float]]]:
     """The method after ``steps`` steps from seed 0, and every step's results."""
     torch.manual_seed(0)
-    method = build_method(config, CLASSES)
+    method = build_method(config, CLASSES, VIDEOS, VIDEOS // 2)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
