@@ -6,6 +6,8 @@ and LTG do not say). T frames have T - 1 differences: the last one is repeated.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,6 +21,12 @@ from pipeline.errors import UserError
 Modality = Literal["rgb", "temporal_gradient", "optical_flow"]
 FULL_FLOW = 1 / 16
 """Motion per frame, as a share of the view's side, that becomes 1. Choice: such values have a spread like RGB's."""
+
+
+def check_modalities(names: Sequence[Modality]) -> None:
+    """Raises UserError if one of them needs what is not installed: before a run starts, not at its first view."""
+    if "optical_flow" in names and importlib.util.find_spec("cv2") is None:
+        raise UserError("optical_flow needs OpenCV: pip install 'actnetformer[flow]', or choose temporal_gradient")
 
 
 def derive(views_NCTHW: torch.Tensor, modality: Modality) -> torch.Tensor:
@@ -39,7 +47,7 @@ def temporal_gradient(views_NCTHW: torch.Tensor) -> torch.Tensor:
 def optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
     """Motion to the next frame by DIS (Kroeger et al., ECCV 2016): x, y and length, in units of ``FULL_FLOW``.
 
-    On the CPU, by OpenCV, whatever device the views are on. Raises UserError where OpenCV is not installed.
+    On the CPU, by OpenCV, whatever device the views are on.
     """
     if views_NCTHW.shape[2] == 1:
         return torch.zeros_like(views_NCTHW)
@@ -52,10 +60,8 @@ def optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
 
 def _clip_flow(frames_THW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """[T, H, W, 2] in pixels."""
-    try:
-        import cv2
-    except ImportError:
-        raise UserError("optical_flow needs OpenCV: pip install 'actnetformer[flow]', or choose temporal_gradient") from None
+    import cv2  # an optional extra
+
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     nothing: Any = None  # no flow to start from
     flows = [dis.calc(one, other, nothing) for one, other in pairwise(frames_THW)]

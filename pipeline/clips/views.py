@@ -93,7 +93,8 @@ def frame_order(generator: np.random.Generator, section: TimeSection, frames: in
     middle = (frames - 1) / 2
     order = np.rint(middle + (np.arange(frames) - middle) * speed).astype(np.int64)
     order = order[places[np.abs(np.arange(frames)[:, None] - places).argmin(axis=1)]]
-    return order[::-1].copy() if backward else order
+    shown: Ints = order[::-1].copy() if backward else order
+    return shown
 
 
 def _sample(clips_NTHWC: torch.Tensor, maps: Sequence[Matrix], size: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import cast
 
 from torch import nn
 
+from pipeline.clips.modalities import check_modalities
 from pipeline.config import Config, MethodSection
 from pipeline.errors import UserError
 from pipeline.methods import inputs
@@ -54,6 +55,8 @@ def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unla
     EMA teachers. Raises UserError for an unknown name, weights that cannot be loaded, and features that cannot be compared.
     """
     kind = _method(config.method.name)
+    seen = [getattr(config, name).clip.modality for name in STUDENTS]
+    check_modalities([*seen, *(config.method.modalities if kind is MvPL else ())])
     students = build_students(config, num_classes)
     for name in STUDENTS:
         if where := getattr(config, name).network.weights:

@@ -58,6 +58,8 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     config = run.config
     torch.manual_seed(config.run.seed)
     method = build_method(config, run.num_classes, *run.plan.sizes)
+    if config.train.channels_last:
+        method = method.to(memory_format=torch.channels_last_3d)
     wrapped = worker.wrap(method)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())

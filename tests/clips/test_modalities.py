@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import builtins
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.clips.modalities import FULL_FLOW, derive, optical_flow, temporal_gradient
+from pipeline.clips.modalities import FULL_FLOW, check_modalities, derive, optical_flow, temporal_gradient
 from pipeline.errors import UserError
 
 
@@ -49,13 +49,8 @@ def test_rgb_is_itself() -> None:
 
 
 def test_without_opencv_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "cv2":
-            raise ImportError(name)
-        return found(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    check_modalities(["rgb", "temporal_gradient", "optical_flow"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_modalities(["rgb", "temporal_gradient"])
     with pytest.raises(UserError, match=r"pip install 'actnetformer\[flow\]'"):
-        optical_flow(_moving(1, 0))
+        check_modalities(["rgb", "optical_flow"])
