@@ -324,3 +324,16 @@ def test_label_statistics_and_teachers_come_back_from_a_checkpoint(name: str, po
         torch.manual_seed(0)  # which tubes are mixed
         found.append({key: float(value.detach()) for key, value in each(views_of(config, 4), FULL).items()})
     assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------------------------------ the zero-mask failure
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_moving_thresholds_let_labels_flow_where_a_fixed_one_does_not(policy: str) -> None:
+    """Students that stay below the threshold, as a transformer from scratch does for its first hundreds of steps."""
+    config = config_of("actnetformer", {"thresholds": policy, "momentum": 0.9}, confidence_threshold=0.999)
+    _, lines = trained(config, 8)
+    for direction in ("primary_to_auxiliary", "auxiliary_to_primary"):
+        rates = [line[f"mask_rate/{direction}"] for line in lines]
+        assert (max(rates) == 0) if policy == "fixed" else (min(rates) > 0)
