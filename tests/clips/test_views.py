@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.clips.normalization import MEAN, STD
+from pipeline.clips.operations import APPEARANCE, GEOMETRIC, OPERATIONS
 from pipeline.clips.views import (
-    APPEARANCE,
-    OPERATIONS,
+    _draw_operations,
     center_views,
     check_views,
     frame_order,
@@ -267,16 +267,12 @@ def test_aspect_makes_crops_oblong_within_the_window(make: ViewFunction) -> None
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_can_be_left_out(name: str) -> None:
-    from pipeline.clips.views import _draw_operations
-
     section = StrongSection(ops=3, without=(name,))
     drawn = {used for seed in range(200) for used, _ in _draw_operations(np.random.default_rng(seed), section)}
     assert drawn == set(OPERATIONS) - {name}
 
 
 def test_kinds_of_operations_can_be_left_out() -> None:
-    from pipeline.clips.views import GEOMETRIC, _draw_operations
-
     for section, wanted in (
         (StrongSection(ops=3, appearance=False), set(GEOMETRIC)),
         (StrongSection(ops=3, geometric=False), set(APPEARANCE)),
