@@ -10,6 +10,8 @@ from jobs.command import USER_ERROR, run
 
 COMMANDS = {
     "prepare": "videos -> Parquet manifest and label subset",
+    "label": "manifest -> label subset: drawn, or imported from a published list",
+    "inspect": "manifest -> counts, duplicates, damaged files, contact sheets; the views of a training step",
     "train": "manifest -> trained and evaluated run (the same command again continues it)",
     "evaluate": "run -> predictions and accuracy on the test split",
     "report": "runs -> table and one self-contained HTML page",

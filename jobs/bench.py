@@ -1,4 +1,4 @@
-"""``python -m jobs.bench stream|views --json``: speed, as ratios against a stated floor measured in the same run."""
+"""``python -m jobs.bench stream|views|manifest``: speed against a floor measured in the same run, or growth with size."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pipeline.clips.views import center_views, strong_views, weak_views
 from pipeline.cluster import connect
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.manifest.scale import measure_sizes
 
 PROCESSES = 2
 """Of the floor, and consumers of the stream."""
@@ -33,16 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its figures; with ``--json`` one JSON object comes last on standard output."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument(
-        "what",
-        choices=["stream", "views"],
-        help="stream: Ray Data stream over two plain processes that only decode; views: each kind of view on random clips",
-    )
+        "what", choices=["stream", "views", "manifest"],
+        help="stream: Ray Data stream over two plain processes that only decode; views: each kind of view on random clips; "
+        "manifest: time and memory by --rows",
+    )  # fmt: skip
+    arguments.add_argument("--rows", default="10000,100000,1000000", metavar="N,N", help="sizes (default: %(default)s)")
     arguments.add_argument("--config", metavar="FILE")
     arguments.add_argument("--steps", type=int, default=48, help="optimizer steps' worth of videos in one repeat")
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_intermixed_args(argv)
+    if options.what == "manifest":
+        return bench_manifest(options.rows, options.json)
     config = load_config(options.config, options.overrides).with_absolute_paths()
     if options.what == "views":
         figures = bench_views(config, options.repeats)
@@ -53,6 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         for name, value in figures.items():
             print(f"{name:28} {value}")
+    return DONE
+
+
+def bench_manifest(rows: str, as_json: bool) -> int:
+    """Seconds of every stage and peak memory at each size, of generated manifests."""
+    if not all(word.isdecimal() for word in rows.split(",")):
+        raise UserError(f"--rows {rows}: write sizes with commas between, for example 10000,100000")
+    measured = measure_sizes([int(word) for word in rows.split(",")])
+    if as_json:
+        print(json.dumps({"sizes": measured}))
+        return DONE
+    for name in measured[0]:
+        print(f"{name:12}" + "".join(f"{result[name]:12,}" for result in measured))
     return DONE
 
 

@@ -21,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     arguments.add_argument("run_folder", type=Path)
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments.add_argument("--split", default="test", help="split of the manifest (default: test)")
     options = arguments.parse_intermixed_args(argv)
     folder = options.run_folder.resolve()
     foreign = [word for word in options.overrides if not word.startswith(("evaluation.", "scale.", "data.root="))]
@@ -41,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         connect()
         resources = check_cluster(config)
     step = checkpoint.read_facts(newest)["step"]
-    summary = evaluate(source, config, newest / "model.safetensors", step, resources, options.split)
+    summary = evaluate(source, config, newest / "model.safetensors", step, resources)
     for name in ("primary", "auxiliary", "mean"):
         print(f"{name:10} {summary[name]['top1']:.1%}")
-    print(f"{summary['videos']} {options.split} videos, step {step}; predictions: {folder / 'predictions.parquet'}")
+    print(f"{summary['videos']} {config.evaluation.split} videos, step {step}; predictions: {folder / 'predictions.parquet'}")
     return DONE
 
 

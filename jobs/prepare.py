@@ -1,35 +1,75 @@
-"""Videos -> OUT/manifest.parquet and OUT/labels.parquet: ``python -m jobs.prepare folder|list|synthetic ...``."""
+"""Videos -> OUT/manifest.parquet and OUT/labels.parquet: ``python -m jobs.prepare SOURCE ...``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jobs.command import DONE, run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.manifest.build import LABELS, MANIFEST, Draw, build, probe_listing
-from pipeline.manifest.labels import LabelSubset, labels_per_class, parse_share, round_half_up
+from pipeline.manifest.chance import parse_share, round_half_up
+from pipeline.manifest.labels import LabelSubset, labels_per_class
 from pipeline.manifest.motions import MOTIONS
+from pipeline.manifest.parquet import remove_table
+from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.resize import probe_copies, resize_all, resized
 from pipeline.manifest.schema import SPLITS, Manifest
-from pipeline.manifest.sources import COLUMNS, Listing, first_few, list_csv, list_folder
+from pipeline.manifest.sources import (
+    Listing,
+    list_files,
+    list_folder,
+    list_frames,
+    list_hmdb51,
+    list_kinetics,
+    list_ssv2,
+    list_ucf101,
+)
+from pipeline.manifest.sources.lists import DELIMITERS, ListOptions, parse_columns
 from pipeline.manifest.synthetic import MARK, Difficulty, render_folder
+
+ENOUGH_FOR_RAY = 1000
+"""Files for which joining a cluster, which takes 5-10 s, is worth while."""
+RESIZE_TIMES_TIMEOUT = 5
+"""Encoding a file may take so many times --timeout."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the three sources; all share probe, split, label subset and writing."""
+    """Run one of the sources; all share probe, split, label subset and writing."""
     words = _parser().parse_args(argv)
     _check(words)
     out = Path(words.out).expanduser().absolute()
     listing = SOURCES[words.source](words, out)
-    probes = probe_listing(listing, words.processes, words.timeout, words.hash)
-    manifest, labels = build(listing, probes, out, Draw(words.labeled, parse_share(words.test, "--test"), words.seed))
+    options = ProbeOptions(words.probe, words.decoder, words.hash)
+    prober = _prober(words, len(listing.uris))
+    probes = probe_listing(listing, options, out, prober)
+    if words.resize:
+        copy = partial(resize_all, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
+        listing, probes = resized(listing, probes, out / f"resized-{words.resize}", words.resize, copy)
+        probes = probe_copies(listing, probes, options, out, prober)
+    draw = Draw(words.labeled, parse_share(words.test, "--test"), words.seed)
+    manifest, labels = build(listing, probes, out, draw, words.parts or None)
     print(summary(manifest, labels, listing.notes))
     return DONE
+
+
+def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
+    """Processes of this machine, or the tasks of a cluster: one that RAY_ADDRESS names, or --ray starts here."""
+    on_ray = words.ray if words.ray is not None else "RAY_ADDRESS" in os.environ and files >= ENOUGH_FOR_RAY
+    if not on_ray:
+        return partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
+    from pipeline.cluster import connect  # Ray takes seconds to import
+    from pipeline.manifest.parallel import probe_on_ray
+
+    connect()
+    return partial(probe_on_ray, timeout_seconds=words.timeout)
 
 
 def _check(words: argparse.Namespace) -> None:
@@ -37,31 +77,66 @@ def _check(words: argparse.Namespace) -> None:
     labels_per_class(words.labeled, 1)
     if parse_share(words.test, "--test") > 0.9:
         raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
+    if words.resize is not None and words.resize < 16:
+        raise UserError(f"--resize {words.resize} must be at least 16 pixels")
     if words.seed < 0:
         raise UserError(f"--seed {words.seed} must not be negative")
     if words.processes is not None and words.processes < 1:
         raise UserError(f"--processes {words.processes} must be at least 1")
+    if getattr(words, "fps", None) is not None and words.fps <= 0:
+        raise UserError(f"--fps {words.fps:g} must be above 0")
     if words.timeout <= 0:
         raise UserError(f"--timeout {words.timeout:g} must be above 0 seconds")
     if Path(words.out).exists() and not Path(words.out).is_dir():
         raise UserError(f"{words.out} is a file; OUT must be a folder")
 
 
+HELP = {
+    "ucf101": "UCF-101: class folders and the official train and test lists",
+    "hmdb51": "HMDB51: class folders and the official 70/30 split files",
+    "kinetics": "Kinetics-400, -600 or -700: clips at any depth and the CSV lists with time ranges",
+    "ssv2": "Something-Something v2: ID.webm files and the JSON lists",
+    "folder": "class folders of videos, with or without train/ and test/ above them",
+    "frames": "class folders of folders of numbered images, with or without train/ and test/ above them",
+    "list": "text lists: 'path label', 'path frames label', or a header with path,label,group,split,start,end",
+    "synthetic": "made-up actions that only motion tells apart, rendered into OUT/videos",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    folder = sources.add_parser("folder", help="class folders of videos, with or without train/ and test/ above them")
-    folder.add_argument("dir", metavar="DIR", help="folder of class folders")
-    listed = sources.add_parser("list", help="a CSV file with the columns path,label and perhaps group,split")
-    listed.add_argument("csv", metavar="CSV")
-    synthetic = sources.add_parser("synthetic", help="made-up actions that only motion tells apart, rendered into OUT/videos")
-    for source in (folder, listed, synthetic):
+    for name, text in HELP.items():
+        source = sources.add_parser(name, help=text, description=text)
+        if name == "list":
+            source.add_argument("files", nargs="+", metavar="FILE", help="one list, or several as train=FILE test=FILE")
+        elif name != "synthetic":
+            source.add_argument("dir", metavar="DIR", help="folder of the videos, or a URI where lists name them")
         source.add_argument("out", metavar="OUT", help="folder for manifest.parquet and labels.parquet")
-        _add_common(source, labeled="4/class" if source is synthetic else "10%")
-    listed.add_argument("--root", required=True, metavar="DIR", help="folder that the paths start from")
-    listed.add_argument("--columns", default="", metavar="path=...,label=...", help="names of the file's columns")
-    _add_synthetic(synthetic)
+        _add_common(source, labeled="4/class" if name == "synthetic" else "10%")
+        _add_source(source, name)
     return parser
+
+
+def _add_source(source: argparse.ArgumentParser, name: str) -> None:
+    if name in ("ucf101", "hmdb51"):
+        source.add_argument("--fold", type=int, default=1, choices=[1, 2, 3], help="official split (default: %(default)s)")
+    if name in ("ucf101", "hmdb51", "ssv2"):
+        source.add_argument("--lists", metavar="DIR", help="folder of the list files, unless it lies in DIR or beside it")
+    if name == "kinetics":
+        source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists")
+    if name == "list":
+        source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
+        source.add_argument("--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1")
+        source.add_argument("--delimiter", metavar="CHAR", help=f"{', '.join(DELIMITERS)} or a character (default: detected)")
+        source.add_argument("--classes", metavar="FILE", help="class names in the order of the labels, one a line")
+    if name in ("list", "frames"):
+        source.add_argument(
+            "--fps", type=float, required=name == "frames", help="frames per second of frame folders, which do not say it"
+        )
+        source.add_argument("--frame-pattern", metavar="img_%%05d.jpg", help="images of a frame folder (default: found out)")
+    if name == "synthetic":
+        _add_synthetic(source)
 
 
 def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
@@ -74,7 +149,31 @@ def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of splits, labels and synthetic videos (default: %(default)s)")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one file (default: %(default)g)")
+    parser.add_argument(
+        "--probe",
+        choices=["quick", "full"],
+        default="quick",
+        help="quick: decode the first, middle and last frame and some around key frames; full: every frame",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=["auto", "decord", "pyav"],
+        default="auto",
+        help="auto: decord where it is exact for a file, PyAV elsewhere; decord: refuse files for which it is not",
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        metavar="SIDE",
+        help="copy the usable videos to OUT/resized-SIDE with this short side, without sound, and describe the copies",
+    )
+    parser.add_argument(
+        "--ray",
+        action=argparse.BooleanOptionalAction,
+        help=f"probe by tasks of a Ray cluster (default: if RAY_ADDRESS names one and there are {ENOUGH_FOR_RAY} files)",
+    )
     parser.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, to find damage later")
+    parser.add_argument("--parts", action="store_true", help="write folders of parts, as is done above a million rows anyway")
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
@@ -89,15 +188,10 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"replaces the level's {field.name}")
 
 
-def _folder(words: argparse.Namespace, out: Path) -> Listing:
-    return list_folder(words.dir)
-
-
 def _list(words: argparse.Namespace, out: Path) -> Listing:
-    pairs = dict(word.partition("=")[::2] for word in words.columns.split(",") if word)
-    if wrong := [name for name, column in pairs.items() if name not in COLUMNS or not column]:
-        raise UserError(f"--columns: {', '.join(wrong)} is not understood; write some of {'=...,'.join(COLUMNS)}=...")
-    return list_csv(words.csv, words.root, pairs)
+    columns = parse_columns(words.columns)
+    options = ListOptions(words.root, columns, words.delimiter, words.classes, words.fps, words.frame_pattern)
+    return list_files(words.files, options)
 
 
 def _synthetic(words: argparse.Namespace, out: Path) -> Listing:
@@ -108,7 +202,7 @@ def _synthetic(words: argparse.Namespace, out: Path) -> Listing:
     try:
         render_folder(fresh, words.videos, words.classes, words.seed, difficulty, words.processes)
         for name in (MANIFEST, LABELS):
-            (out / name).unlink(missing_ok=True)
+            remove_table(out / name)
         shutil.rmtree(out / "videos", ignore_errors=True)
         fresh.rename(out / "videos")
     finally:
@@ -136,7 +230,16 @@ def _check_synthetic(words: argparse.Namespace, out: Path) -> Difficulty:
         raise UserError(f"difficulty: {error}") from None
 
 
-SOURCES = {"folder": _folder, "list": _list, "synthetic": _synthetic}
+SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
+    "ucf101": lambda words, out: list_ucf101(words.dir, words.lists, words.fold),
+    "hmdb51": lambda words, out: list_hmdb51(words.dir, words.lists, words.fold),
+    "kinetics": lambda words, out: list_kinetics(words.dir, words.lists),
+    "ssv2": lambda words, out: list_ssv2(words.dir, words.lists),
+    "folder": lambda words, out: list_folder(words.dir),
+    "frames": lambda words, out: list_frames(words.dir, words.fps, words.frame_pattern),
+    "list": _list,
+    "synthetic": _synthetic,
+}
 
 
 def summary(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
@@ -162,15 +265,16 @@ def _counts(manifest: Manifest, labels: LabelSubset) -> list[str]:
     """A table of classes by split; only its sums beyond 30 classes."""
     names = manifest.table["class"].to_pylist()
     counts = {split: Counter(names[row] for row in manifest.rows(split)) for split in SPLITS}
-    columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split != "val"}
+    always = ("train", "test")
+    columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split in always}
     columns["labeled"] = Counter(names[row] for row in labels.rows)
     classes: list[str | None] = [*manifest.classes, *([None] if any(None in count for count in columns.values()) else [])]
     shown = classes if len(classes) <= 30 else []
     width = max(len(name or "unknown") for name in [*shown, f"{len(classes)} classes"])
-    lines = [f"{'class':{width}}" + "".join(f"{column:>9}" for column in columns)]
+    lines = [f"{'class':{width}}" + "".join(f"{column:>10}" for column in columns)]
     for name in shown:
-        lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:9}" for count in columns.values()))
-    return [*lines, f"{f'{len(classes)} classes':{width}}" + "".join(f"{count.total():9}" for count in columns.values())]
+        lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:10}" for count in columns.values()))
+    return [*lines, f"{f'{len(classes)} classes':{width}}" + "".join(f"{count.total():10}" for count in columns.values())]
 
 
 if __name__ == "__main__":

@@ -57,8 +57,15 @@ class DataSection(Section):
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
     max_quarantined_share: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
-    decode_timeout_seconds: float = Field(60.0, gt=0)
-    """The run stops with a message when no batch arrives for this long, first batch excepted (ten times that)."""
+    isolate_decoder: bool = True
+    """Decode in child processes, so that a decoder that hangs, crashes or leaks costs one video and not the run."""
+    video_timeout_seconds: float = Field(30.0, gt=0)
+    """A decoder that needs longer for one video is stopped, and the video replaced; needs ``isolate_decoder``."""
+    decoder_memory_mb: float = Field(2048.0, ge=256)
+    """A decoder process that has more MiB for itself after a video is replaced by a fresh one; twice as many stop it."""
+    decode_timeout_seconds: float = Field(300.0, gt=0)
+    """The run stops with a message when no batch arrives for this long, first batch excepted (ten times that). Several times
+    ``video_timeout_seconds``, for a block may hold several videos that hang."""
 
 
 class ClipSection(Section):
@@ -376,6 +383,9 @@ class TrainSection(Section):
 class EvaluationSection(Section):
     """Test protocol: clips x crops per video, scores averaged. Relatives use 10 x 3; the paper is silent."""
 
+    split: Literal["test", "validation"] = "test"
+    """What a run is evaluated on. ``validation``: the labeled videos that ``jobs.label --hold-out`` kept from training, or the
+    manifest's val split where none were; choose knobs on it, so that test stays unseen."""
     clips: int = Field(10, ge=1)
     """Clips per video, evenly spaced in time."""
     crops: Literal[1, 3] = 3
@@ -451,7 +461,17 @@ class Config(Section):
             mode="json",
             exclude={
                 "run": {"name", "storage_path"},
-                "data": {"manifest", "labels", "root", "clips_per_block", "max_quarantined_share", "decode_timeout_seconds"},
+                "data": {
+                    "manifest",
+                    "labels",
+                    "root",
+                    "clips_per_block",
+                    "max_quarantined_share",
+                    "decode_timeout_seconds",
+                    "isolate_decoder",
+                    "video_timeout_seconds",
+                    "decoder_memory_mb",
+                },
                 "train": {"log_every", "checkpoint_every", "keep_checkpoints", "max_failures"},
                 "evaluation": True,
                 "scale": True,

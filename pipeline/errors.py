@@ -16,5 +16,15 @@ class UserError(ValueError):
         super().__init__("\n".join([message, *(f"  - {detail}" for detail in details)]))
 
 
+SHOWN = 20
+"""How many of many mistakes a message lists."""
+
+
+def first_few(texts: Sequence[str]) -> list[str]:
+    """The first 20 and how many more there are, as ``details`` of a UserError."""
+    more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+    return [*texts[:SHOWN], *more]
+
+
 class RunFailed(RuntimeError):
     """A run ended after its restarts were used up; the text is the cause. Commands print it and exit with code 1."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import av
-import decord
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import storage
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
+from pipeline.manifest import still
+from pipeline.manifest.agreement import decord
+from pipeline.manifest.frames import FrameIndex, first_line, index_packets, open_container, video_stream
+from pipeline.manifest.window import read_frames, upright
 
 UInt8s = npt.NDArray[np.uint8]
-
-decord.logging.set_level(decord.logging.FATAL)  # damaged files are reported by us, once, with their name
 
 
 class DecodeError(Exception):
@@ -37,7 +39,7 @@ class Video:
     """Seconds; 0 unless the source cuts the video."""
     end: float
     decoder: str
-    """``decord``, or ``pyav`` where the probe found decord's frame times wrong."""
+    """``decord``; ``pyav`` where the probe found decord's frames wrong; ``frames`` for numbered images."""
 
 
 def decode_clips(video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
@@ -48,13 +50,12 @@ def decode_clips(video: Video, moment: float, window: float, clips: Sequence[Cli
     """
     width, height = scaled_size(video.width, video.height, size)
     times = clip_times(moment, video.start, video.end, clips)
-    read = _read_decord if video.decoder == "decord" else _read_pyav
     try:
-        frames_NHWC, starts, wanted = read(video, times, width, height)
+        frames_NHWC, starts, wanted = READERS[video.decoder](video, times, width, height)
     except DecodeError:
         raise
     except Exception as error:  # decord and FFmpeg raise many types; all mean that this file failed
-        raise DecodeError(f"{type(error).__name__}: {_first_line(error)}") from None
+        raise DecodeError(f"{type(error).__name__}: {first_line(error)}") from None
     left, top = round(window * (width - size)), round(window * (height - size))
     square = frames_NHWC[:, top : top + size, left : left + size]
     if square.shape[1:] != (size, size, 3):
@@ -68,14 +69,23 @@ def scaled_size(width: int, height: int, size: int) -> tuple[int, int]:
     return max(size, round(width * scale)), max(size, round(height * scale))
 
 
+Frames = tuple[UInt8s, Floats, Ints]
+"""[N, H, W, 3] frames, [n] start times of all frames in seconds, and [N] which of them these are."""
+
+
 def _union(times: Sequence[Floats], starts: Floats) -> Ints:
     return np.unique(np.concatenate([frame_indices(t, starts) for t in times]))
 
 
-def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int) -> tuple[UInt8s, Floats, Ints]:
-    reader = decord.VideoReader(video.location, width=width, height=height, num_threads=1)
-    if len(reader) != video.frames:
-        raise DecodeError(f"{len(reader)} frames, the manifest says {video.frames}: has the file changed?")
+def _check_count(found: int, video: Video) -> None:
+    if found != video.frames:
+        raise DecodeError(f"{found} frames, the manifest says {video.frames}: has the file changed?")
+
+
+def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
+    source = storage.for_decoder(video.location)
+    reader = decord.VideoReader(source, width=width, height=height, num_threads=1)
+    _check_count(len(reader), video)
     if video.variable_fps:
         starts = np.asarray(reader.get_frame_timestamp(range(video.frames)), dtype=np.float64)[:, 0]
         starts = starts - starts[0]
@@ -85,31 +95,44 @@ def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int)
     return reader.get_batch(wanted).asnumpy(), starts, wanted
 
 
-def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -> tuple[UInt8s, Floats, Ints]:
-    """Decode from the first frame on: exact for every container, at the cost of the frames before the clip."""
+def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
+    """By seeking where that is proven exact, else from the first frame on."""
+    source = storage.for_decoder(video.location)
+    with open_container(source) as container:
+        index = index_packets(container, video_stream(container))
+    if index is not None:
+        _check_count(len(index.times), video)
+    elif video.variable_fps:
+        return _read_told(source, video, times, width, height)
+    starts = index.times if index and video.variable_fps else constant_rate(video.frames, video.fps)
+    wanted = _union(times, starts)
+    index = index or FrameIndex(starts, ())
+    found = read_frames(source, index, wanted.tolist(), lambda frame: upright(frame, width, height))
+    return np.stack([found[place] for place in wanted.tolist()]), starts, wanted
+
+
+def _read_told(source: str | io.BufferedIOBase, video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
+    """Decode from the first frame on, by the times that the frames tell."""
     last = max(float(t.max()) for t in times)
     kept: list[UInt8s] = []
-    starts: list[float] = []  # seconds since the first frame
-    first = 0.0
-    with av.open(video.location) as container:
-        for number, frame in enumerate(container.decode(video=0)):
-            seconds = number / video.fps if frame.pts is None else float(frame.time)
-            first = seconds if number == 0 else first
-            starts.append(seconds - first)
-            kept.append(_upright(frame, width, height))
-            if starts[-1] > last:
+    told: list[float] = []
+    with open_container(source) as container:
+        for frame in container.decode(video_stream(container)):
+            told.append(float(frame.time))
+            kept.append(upright(frame, width, height))
+            if told[-1] - told[0] > last:
                 break
     if not kept:
         raise DecodeError("no frame decodes")
-    return np.stack(kept), np.asarray(starts), np.arange(len(kept))
+    return np.stack(kept), np.asarray(told) - told[0], np.arange(len(kept))
 
 
-def _upright(frame: av.VideoFrame, width: int, height: int) -> UInt8s:
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    size = (height, width) if turns % 2 else (width, height)
-    return np.ascontiguousarray(np.rot90(frame.reformat(*size, format="rgb24").to_ndarray(), turns))
+def _read_images(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
+    names = still.images(video.location)
+    _check_count(len(names), video)
+    starts = constant_rate(video.frames, video.fps)
+    wanted = _union(times, starts)
+    return np.stack([still.read_image(names[place], width, height) for place in wanted.tolist()]), starts, wanted
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else "no message")[:200]
+READERS = {"decord": _read_decord, "pyav": _read_pyav, "frames": _read_images}

@@ -6,17 +6,19 @@ import itertools
 import json
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.clips.guard import guard
 from pipeline.clips.plan import Plan
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
+from pipeline.manifest.isolation import Limits
 from pipeline.manifest.labels import LabelSubset, read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 
@@ -37,8 +39,12 @@ class Source:
     """Primary's and auxiliary's."""
     size: int
     """data.decode_size."""
+    held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Manifest rows of labeled training videos that are validated on."""
     first_unlabeled_row: int = 0
     """Rows before it belong to method.supervised_steps: their unlabeled slots are planned but neither decoded nor used."""
+    limits: Limits | None = None
+    """Of a decoder process for one video; None: videos are decoded in this process."""
 
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
@@ -85,24 +91,22 @@ class Source:
 
     def clip(self, video: int, moment: float, window: float) -> tuple[UInt8s, ...]:
         """Both students' clips of one video, as uint8 [T, H, W, 3]. Raises DecodeError."""
-        return decode_clips(self.video(video), moment, window, self.clips, self.size)
+        decode = decode_clips if self.limits is None else guard(self.limits).decode
+        return decode(self.video(video), moment, window, self.clips, self.size)
+
+    def evaluated(self, split: str) -> Ints:
+        """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
+        rows = self.manifest.rows("test") if split == "test" else self.held_out
+        if split == "validation" and len(rows) == 0:
+            rows = self.manifest.rows("val")
+        if len(rows) == 0:
+            remedy = "keep some with jobs.label --hold-out 10%" if split == "validation" else "nothing to evaluate"
+            raise UserError(f"{self.manifest.path} has no usable video to evaluate in split {split!r}: {remedy}")
+        return rows
 
     def video(self, row: int) -> Video:
         """The decoder's view of a manifest row."""
-        columns = self.columns
-        start = columns["start"][row]
-        end = columns["end"][row]
-        return Video(
-            location=self.manifest.location(row),
-            frames=int(columns["frames"][row]),
-            fps=float(columns["fps"][row]),
-            variable_fps=bool(columns["variable_fps"][row]),
-            width=int(columns["width"][row]),
-            height=int(columns["height"][row]),
-            start=0.0 if np.isnan(start) else float(start),
-            end=float(columns["duration"][row]) if np.isnan(end) else float(end),
-            decoder=str(columns["decoder"][row]),
-        )
+        return video_at(self.manifest, self.columns, row)
 
     @property
     def _blank(self) -> tuple[UInt8s, ...]:
@@ -141,11 +145,11 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
     """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them."""
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     labels = read_labels(config.labels_path, manifest)
-    train = manifest.rows("train")
+    train = manifest.training_rows()
     labeled = np.asarray(labels.rows, dtype=np.int64)
     plan = Plan(
         labeled=labeled[np.isin(labeled, train)],
-        unlabeled=np.setdiff1d(train, labeled),
+        unlabeled=np.setdiff1d(train, np.union1d(labeled, labels.held_out)),
         unlabeled_per_labeled=config.unlabeled_per_labeled,
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
@@ -156,9 +160,17 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         plan=plan,
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
+        held_out=labels.held_out,
         first_unlabeled_row=config.method.supervised_steps * config.data.labeled_per_step,
+        limits=_limits(config),
     )
     return source, labels
+
+
+def _limits(config: Config) -> Limits | None:
+    if not config.data.isolate_decoder:
+        return None
+    return Limits(config.data.video_timeout_seconds, round(config.data.decoder_memory_mb * 2**20))
 
 
 def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:
@@ -170,6 +182,23 @@ def video_columns(manifest: Manifest) -> Columns:
     """The manifest's columns that decoding needs, as arrays indexed by manifest row."""
     names = ("start", "end", "frames", "fps", "variable_fps", "duration", "width", "height", "decoder", "label")
     return {name: manifest.table.column(name).to_numpy() for name in names}
+
+
+def video_at(manifest: Manifest, columns: Columns, row: int) -> Video:
+    """The decoder's view of a manifest row; ``columns`` are ``video_columns`` of the manifest."""
+    start = columns["start"][row]
+    end = columns["end"][row]
+    return Video(
+        location=manifest.location(row),
+        frames=int(columns["frames"][row]),
+        fps=float(columns["fps"][row]),
+        variable_fps=bool(columns["variable_fps"][row]),
+        width=int(columns["width"][row]),
+        height=int(columns["height"][row]),
+        start=0.0 if np.isnan(start) else float(start),
+        end=float(columns["duration"][row]) if np.isnan(end) else float(end),
+        decoder=str(columns["decoder"][row]),
+    )
 
 
 def _join(texts: Iterable[str]) -> str:

@@ -101,13 +101,10 @@ def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple
     return list(scores.iter_batches(batch_size=None, batch_format="numpy"))
 
 
-def evaluate(
-    source: Source, config: Config, weights: Path, step: int, resources: Resources | None, split: str = "test"
-) -> dict[str, Any]:
+def evaluate(source: Source, config: Config, weights: Path, step: int, resources: Resources | None) -> dict[str, Any]:
     """Write predictions.parquet and evaluation.json into the run folder; returns the latter's content."""
-    videos = source.manifest.rows(split)
-    if len(videos) == 0:
-        raise UserError(f"{config.data.manifest} has no usable video in split {split!r}: nothing to evaluate")
+    split = config.evaluation.split
+    videos = source.evaluated(split)
     columns = predict(source, config, weights, videos, resources)
     usable = columns["reason"] == ""
     if not usable.any():

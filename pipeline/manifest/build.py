@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
-from pipeline.manifest.probe import Probe, probe_files
-from pipeline.manifest.schema import SCHEMA, Manifest, locate, write_manifest
-from pipeline.manifest.sources import Listing, first_few, with_splits
+from pipeline.manifest.parquet import move_table, remove_table
+from pipeline.manifest.probe import Known, Probe, ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.schema import SCHEMA, Manifest, locate, read_manifest, write_manifest
+from pipeline.manifest.sources import Listing, with_splits
 
 MANIFEST, LABELS = "manifest.parquet", "labels.parquet"
 
@@ -35,47 +35,101 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
     place = {name: label for label, name in enumerate(listing.classes)}
     count = len(listing.uris)
     columns: dict[str, Sequence[object]] = {
-        "id": listing.uris,
+        "id": listing.ids or listing.uris,
         "uri": listing.uris,
         "split": listing.splits,
         "class": listing.labels,
         "label": [place[name] if name is not None else -1 for name in listing.labels],
         "group": listing.groups,
-        "start": [None] * count,
-        "end": [None] * count,
+        "start": listing.starts or [None] * count,
+        "end": listing.ends or [None] * count,
         **{field.name: [getattr(probe, field.name) for probe in probes] for field in fields(Probe)},
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 def probe_listing(
-    listing: Listing, processes: int | None = None, timeout_seconds: float = 120.0, with_hash: bool = False
+    listing: Listing,
+    options: ProbeOptions | None = None,
+    before: Path | None = None,
+    probe: ProbeFiles = probe_files,
 ) -> list[Probe]:
-    """Probe every file of a listing. Raises UserError when none is usable."""
+    """Probe every file of a listing that is new or changed since the manifest in the folder ``before``.
+
+    ``probe`` does it: processes here, or Ray. Raises UserError when no file is usable.
+    """
+    options = replace(options or ProbeOptions(), frame_rate=listing.frame_rate)
     paths = [locate(listing.root, uri) for uri in listing.uris]
-    probes = probe_files(paths, processes, timeout_seconds, with_hash)
-    if not any(probe.status == "ok" for probe in probes):
-        reasons = [f"{uri}: {probe.status}, {probe.reason}" for uri, probe in zip(listing.uris, probes, strict=True)]
+    probes = probe(paths, options, earlier_probes(before))
+    if not any(found.status == "ok" for found in probes):
+        reasons = [f"{uri}: {found.status}, {found.reason}" for uri, found in zip(listing.uris, probes, strict=True)]
         raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", first_few(reasons))
     return probes
 
 
-def build(listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw) -> tuple[Manifest, LabelSubset]:
+def earlier_probes(folder: Path | None) -> Known:
+    """What the manifest in a folder says of a location; nothing where there is none that can be read."""
+    try:
+        manifest = read_manifest(folder / MANIFEST) if folder else None
+    except UserError:
+        manifest = None
+    if manifest is None:
+        return lambda location: None
+    names = [field.name for field in fields(Probe)]
+    columns = [manifest.table[name] for name in names]
+    rows = {locate(manifest.root, uri.as_py()): row for row, uri in enumerate(manifest.table["uri"])}
+
+    def known(location: str) -> Probe | None:
+        row = rows.get(location)
+        return None if row is None else Probe(*(column[row].as_py() for column in columns))
+
+    return known
+
+
+def joined_groups(groups: Sequence[str | None], probes: Sequence[Probe]) -> tuple[str | None, ...]:
+    """Groups joined where files have the same content, so that a drawn split puts copies of a video on one side."""
+    places: dict[str, list[int]] = {}
+    for place, probe in enumerate(probes):
+        if probe.hash is not None:
+            places.setdefault(probe.hash, []).append(place)
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while name in leader:
+            name = leader[name]
+        return name
+
+    joined = list(groups)
+    for digest, copies in places.items():
+        if len(copies) > 1:
+            names = sorted({find(group) for place in copies if (group := joined[place]) is not None})
+            first = names[0] if names else f"content {digest[:16]}"
+            leader |= dict.fromkeys(names[1:], first)
+            for place in copies:
+                joined[place] = first
+    return tuple(find(group) if group is not None else None for group in joined)
+
+
+def build(
+    listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw, parts: bool | None = None
+) -> tuple[Manifest, LabelSubset]:
     """Split, draw labels, and write ``folder/manifest.parquet`` and ``folder/labels.parquet``.
 
     Both are complete under temporary names before either replaces an older one; should the machine stop between the two
     replacements, ``read_labels`` refuses the pair. Raises UserError, with nothing written, when a class has too few videos.
     """
-    table = build_table(with_splits(listing, draw.test_share, draw.seed), probes)
+    if listing.splits is None:
+        listing = with_splits(replace(listing, groups=joined_groups(listing.groups, probes)), draw.test_share, draw.seed)
+    table = build_table(listing, probes)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (MANIFEST, LABELS)}
+    fresh = {name: folder / f".fresh-{name}" for name in (MANIFEST, LABELS)}
     try:
-        manifest = write_manifest(table, temporary[MANIFEST], listing.classes, listing.root, listing.source)
+        manifest = write_manifest(table, fresh[MANIFEST], listing.classes, listing.root, listing.source, parts)
         labels = draw_labels(manifest, draw.labeled, draw.seed)
-        write_labels(labels, temporary[LABELS])
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
+        write_labels(labels, manifest, fresh[LABELS])
+        for name, path in fresh.items():
+            move_table(path, folder / name)
     finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        for path in fresh.values():
+            remove_table(path)
     return replace(manifest, path=str(folder / MANIFEST)), labels

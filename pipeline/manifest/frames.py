@@ -1,4 +1,4 @@
-"""Exact access to a file's frames by PyAV: what the packets say, where to seek, and the pixels of single frames.
+"""What a video file holds, by PyAV: its stream, its frames in order of presentation, and where decoding may begin.
 
 Formats differ in what can be believed. MP4 and Matroska tell every frame's time in their packets; AVI packets lie about
 it, and transport streams cannot be sought exactly, so there frames are counted by decoding from the start.
@@ -6,8 +6,10 @@ it, and transport streams cannot be sought exactly, so there frames are counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import av
@@ -16,10 +18,18 @@ from numpy.typing import NDArray
 
 from pipeline.manifest.schema import Status
 
+Input = str | io.BufferedIOBase
+"""A local path, or a seekable file."""
+
 INDEXED = {"mov", "matroska"}
 """Formats whose packets tell the times of the frames."""
 STILL = {"image2", "tty", "lrc"}
 """Formats that FFmpeg opens though they hold a picture or a text."""
+NALS = {"h264": {5}, "hevc": set(range(16, 22))}
+"""Types of the NAL units that decoding may begin at: IDR; IRAP, after which only leading pictures are lost. A packet that
+is merely marked as a key frame may be a recovery point of H.264, whose pictures may refer to what lies before it."""
+FRESH_KEYS = {"av1", "vp9", "mpeg4", "h263", "mpeg1video", "mpeg2video", "mjpeg", "prores", "png"}
+"""Codecs every key frame of which ends all references to what lies before it, for frames that are shown after it."""
 
 
 class UnusableError(Exception):
@@ -36,24 +46,33 @@ class FrameIndex:
 
     times: NDArray[np.float64]
     """[n] seconds from the first frame."""
-    pts: tuple[int, ...]
-    """[n] timestamps; empty where frames were counted."""
     keys: tuple[int, ...]
-    """Places of key frames, ascending; none where frames were counted."""
-    codec: str
-    format: str
-    simple: bool
-    """No edit list discards packets, and no frame that is shown before a key frame follows it in the file (open GOP)."""
+    """Places of key frames, ascending."""
+    pts: tuple[int, ...] = ()
+    """[n] timestamps, ascending; empty where frames were counted."""
+    order: tuple[int, ...] = ()
+    """Timestamps of all packets in the file's order, those that an edit list discards included; empty where counted."""
+    starts: tuple[int, ...] = ()
+    """Places in ``order`` from which decoding gives every frame that is shown later, ascending; the first is 0."""
+    simple: bool = True
+    """Every key frame is such a start, none has frames that are shown before it and stored after it, nothing is discarded."""
+    position: dict[int, int] = field(default_factory=dict, repr=False)
+    """Timestamp -> place in ``order``."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether frames can only be found by counting from the start."""
+        return not self.pts
 
 
-def open_container(path: str) -> Any:
+def open_container(source: Input) -> Any:
     """The opened file. Raises UnusableError for what is no video."""
+    if not isinstance(source, str):
+        source.seek(0)
     try:
-        container = av.open(path)
+        container = av.open(source)
     except av.FFmpegError as error:
-        with open(path, "rb") as file:
-            head = file.read(16)
-        if b"ftyp" in head or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF"):
+        if _begins_like_video(source):
             raise UnusableError("truncated", f"begins like a video, but the rest is missing ({first_line(error)})") from None
         raise UnusableError("not_a_video", "no known video format") from None
     name = format_name(container)
@@ -61,6 +80,16 @@ def open_container(path: str) -> Any:
         container.close()
         raise UnusableError("not_a_video", f"a picture or a text ({name})")
     return container
+
+
+def _begins_like_video(source: Input) -> bool:
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            head = file.read(16)
+    else:
+        source.seek(0)
+        head = source.read(16)
+    return b"ftyp" in head or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF")
 
 
 def format_name(container: Any) -> str:
@@ -76,42 +105,89 @@ def video_stream(container: Any) -> Any:
     if not streams:
         kinds = sorted({"cover picture" if s.type == "video" else s.type for s in container.streams})
         raise UnusableError("no_video_stream", f"holds only {' and '.join(kinds)}")
-    if streams[0].codec_context is None:
+    stream = streams[0]
+    if stream.codec_context is None:
         raise UnusableError("unsupported_codec", "this FFmpeg has no decoder for its video stream")
-    return streams[0]
+    stream.codec_context.thread_count = 1  # cores are shared out between videos
+    return stream
 
 
-def read_index(path: str) -> FrameIndex:
-    """Count and times of all frames. Raises UnusableError, or av.FFmpegError for damage that stops the reading."""
-    with open_container(path) as container:
-        stream = video_stream(container)
-        codec, name = stream.codec_context.codec.canonical_name, format_name(container)
-        if name not in INDEXED:
-            return FrameIndex(_count_frames(container, stream), (), (), codec, name, True)
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        if stream.frames > len(packets):
-            raise UnusableError("truncated", f"{len(packets)} frames of the {stream.frames} that its header promises")
-        shown = sorted((p.pts, p.is_keyframe) for p in packets if not p.is_discard and p.pts is not None)
-        pts = tuple(time for time, _ in shown)
-        times = np.array([float((time - pts[0]) * stream.time_base) for time in pts])
-        keys = tuple(place for place, (_, key) in enumerate(shown) if key)
-        simple = len(shown) == len(packets) and not _has_leading(packets)
-        return FrameIndex(times, pts, keys, codec, name, simple)
+def codec_name(stream: Any) -> str:
+    """FFmpeg's name of the codec, whichever of its decoders is used."""
+    return str(stream.codec_context.codec.canonical_name)
 
 
-def _has_leading(packets: Sequence[Any]) -> bool:
-    key = None
-    for packet in packets:
-        if packet.is_keyframe:
-            key = packet.pts
-        elif key is not None and packet.pts is not None and packet.pts < key:
-            return True
-    return False
+def index_packets(container: Any, stream: Any) -> FrameIndex | None:
+    """Frames as the packets tell them, without decoding; None where they cannot be believed and frames must be counted.
+
+    Believed are the formats of ``INDEXED`` whose packets all have times of their own, and which begin with a key frame and
+    nothing that is shown before it, for decoders drop such frames. Raises UnusableError for fewer frames than promised.
+    """
+    codec = codec_name(stream)
+    if format_name(container) not in INDEXED or (codec not in NALS and codec not in FRESH_KEYS):
+        return None
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    if stream.frames > len(packets):
+        raise UnusableError("truncated", f"{len(packets)} frames of the {stream.frames} that its header promises")
+    order = tuple(packet.pts for packet in packets)
+    position = {time: place for place, time in enumerate(order)}
+    if not packets or None in position or len(position) < len(order):
+        return None
+    marked = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+    starts = tuple(place for place in marked if _is_start(codec, packets[place], stream.codec_context.extradata))
+    if starts[:1] != (0,) or min(order) < order[0]:
+        return None
+    shown = sorted(packet.pts for packet in packets if not packet.is_discard)
+    places = {time: place for place, time in enumerate(shown)}
+    times = np.array([float((time - shown[0]) * stream.time_base) for time in shown])
+    keys = tuple(sorted(places[order[place]] for place in marked if order[place] in places))
+    simple = len(shown) == len(order) and starts == tuple(marked) and not _has_leading(order, marked)
+    return FrameIndex(times, keys, tuple(shown), order, starts, simple, position)
 
 
-def _count_frames(container: Any, stream: Any) -> NDArray[np.float64]:
-    """[n] seconds of the frames that decode; by number and rate where the file's own times do not rise."""
-    told = [frame.time for frame in container.decode(stream)]
+def _is_start(codec: str, packet: Any, extradata: bytes | None) -> bool:
+    return codec in FRESH_KEYS or bool(_nal_types(codec, bytes(packet), extradata or b"") & NALS[codec])
+
+
+def _nal_types(codec: str, data: bytes, extradata: bytes) -> set[int]:
+    """Types of a packet's NAL units, which have lengths (ISO/IEC 14496-15) or start codes before them."""
+    heads = []
+    if extradata[:1] == b"\x01":
+        width = 1 + (extradata[21 if codec == "hevc" else 4] & 3)
+        place = 0
+        while place + width < len(data):
+            heads.append(data[place + width])
+            place += width + int.from_bytes(data[place : place + width], "big")
+    else:
+        heads = [part[0] for part in data.split(b"\0\0\1")[1:] if part]
+    return {head >> 1 & 63 if codec == "hevc" else head & 31 for head in heads}
+
+
+def _has_leading(order: Sequence[int], keys: Sequence[int]) -> bool:
+    """Whether a frame that is stored after a key frame is shown before it: an open GOP."""
+    edges = [*keys, len(order)]
+    return any(min(order[a:b]) < order[a] for a, b in itertools.pairwise(edges))
+
+
+def count_frames(container: Any, stream: Any) -> tuple[FrameIndex, set[tuple[int, int]], tuple[int, ...]]:
+    """Decode everything: an index without timestamps, the sizes of the frames, and their timestamps.
+
+    Times are by number and rate where the file's own do not rise.
+    """
+    told: list[float | None] = []
+    keys: list[int] = []
+    sizes: set[tuple[int, int]] = set()
+    seen: list[int] = []
+    for place, frame in enumerate(container.decode(stream)):
+        told.append(frame.time)
+        seen.append(frame.pts)
+        sizes.add((frame.width, frame.height))
+        if frame.key_frame:
+            keys.append(place)
+    return FrameIndex(_rising(told, stream), tuple(keys)), sizes, tuple(seen)
+
+
+def _rising(told: Sequence[float | None], stream: Any) -> NDArray[np.float64]:
     if None in told or len(told) < 2:
         return np.arange(len(told)) / float(stream.guessed_rate or stream.average_rate or 25)
     times = np.array(told, np.float64)
@@ -119,47 +195,6 @@ def _count_frames(container: Any, stream: Any) -> NDArray[np.float64]:
         return np.asarray(times - times[0])
     # B-frames in AVI: the right times in a wrong order; a header's rate may count fields
     return np.asarray(np.arange(len(times)) * np.median(np.diff(np.unique(times))))
-
-
-def decode_frames(path: str, index: FrameIndex, places: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Upright RGB frames [H, W, 3] at ascending places. Raises UnusableError when one does not decode."""
-    try:
-        found = _by_time(path, index, places) if index.pts else _by_number(path, places)
-    except av.FFmpegError as error:
-        raise UnusableError("undecodable", first_line(error)) from None
-    if lost := [place for place in places if place not in found]:
-        raise UnusableError("undecodable", f"frame {lost[0]} of {len(index.times)} does not decode")
-    return [found[place] for place in places]
-
-
-def _by_number(path: str, places: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-    with open_container(path) as container:
-        frames = enumerate(container.decode(video_stream(container)))
-        return {place: _upright(frame) for place, frame in frames if place in places}
-
-
-def _by_time(path: str, index: FrameIndex, places: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-    """Decode on from place to place, and seek only where a key frame lies between."""
-    found: dict[int, NDArray[np.uint8]] = {}
-    with open_container(path) as container:
-        stream = video_stream(container)
-        frames: Iterator[Any] = container.decode(stream)
-        at = -1
-        for place in places:
-            key = max((key for key in index.keys if key <= place), default=0)
-            if key > at + 1:
-                container.seek(index.pts[key], stream=stream)
-                frames = container.decode(stream)
-            match = next((f for f in frames if f.pts is not None and f.pts >= index.pts[place]), None)
-            if match is not None and match.pts == index.pts[place]:
-                found[place] = _upright(match)
-            at = place
-    return found
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    image = frame.to_ndarray(format="rgb24")
-    return np.asarray(np.rot90(image, round((getattr(frame, "rotation", 0) or 0) / 90) % 4))
 
 
 def first_line(error: BaseException) -> str:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.manifest.schema import VERSION, Manifest, read_table, write_table
+from pipeline.errors import UserError, first_few
+from pipeline.manifest.chance import parse_share, round_half_up, seeded_order
+from pipeline.manifest.leaks import check_leaks
+from pipeline.manifest.parquet import VERSION, read_table, write_table
+from pipeline.manifest.schema import Manifest
+from pipeline.manifest.splits import draw_part
+
+Rows = NDArray[np.int64]
+
+
+def _none() -> Rows:
+    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -23,79 +33,107 @@ class LabelSubset:
 
     ids: tuple[str, ...]
     """Ascending, as ``rows``."""
-    rows: NDArray[np.int64]
-    """Rows of the manifest, ascending."""
+    rows: Rows
+    """Rows of the manifest whose labels are learned from, ascending."""
     spec: str
-    """As given: ``10%`` or ``4/class``."""
+    """How they were chosen: ``10%``, ``4/class``, ``10% balanced``, ``svformer train.csv``."""
     seed: int
     fingerprint: str
-    """16 hexadecimal digits over the chosen ids and their classes, nothing else."""
+    """16 hexadecimal digits over the chosen ids, their classes and what is held out, nothing else."""
     manifest_fingerprint: str
+    held_out: Rows = field(default_factory=_none)
+    """Rows of labeled training videos that are validated on and never learned from, ascending."""
 
 
-def seeded_order(ids: Sequence[str], seed: int, purpose: str) -> list[int]:
-    """A shuffle that is the same on every machine: places of ``ids``, by the hash of (purpose, seed, id).
-
-    It does not depend on the order of ``ids``, and dropping some leaves the order of the others.
-    """
-    keys = [hashlib.sha256(f"{purpose}\0{seed}\0{text}".encode()).digest() for text in ids]
-    return sorted(range(len(ids)), key=keys.__getitem__)
-
-
-def round_half_up(number: float) -> int:
-    """2.5 is 3: Python's own ``round`` makes it 2 and 3.5 4."""
-    return int(number + 0.5)
-
-
-def parse_share(spec: str, option: str) -> float:
-    """``"25%"`` as 0.25. Raises UserError naming ``option``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", spec.strip())
-    if not match or not 0 < float(match[1]) <= 100:
-        raise UserError(f"{option} {spec!r} is not understood; write a share above 0% and up to 100%, for example 10%")
-    return float(match[1]) / 100
-
-
-def labels_per_class(spec: str, available: int) -> int:
+def labels_per_class(spec: str, available: int, option: str = "--labeled") -> int:
     """How many of a class's videos are labeled: a share is rounded half up and at least 1; ``n/class`` may exceed them."""
     if match := re.fullmatch(r"(\d+)\s*/\s*class", spec.strip()):
         if int(match[1]) < 1:
-            raise UserError(f"--labeled {spec!r}: at least 1/class is needed")
+            raise UserError(f"{option} {spec!r}: at least 1/class is needed")
         return int(match[1])
     if "/" in spec:
-        raise UserError(f"--labeled {spec!r} is not understood; write 10% or 4/class")
-    return max(1, round_half_up(parse_share(spec, "--labeled") * available))
+        raise UserError(f"{option} {spec!r} is not understood; write 10% or 4/class")
+    return max(1, round_half_up(parse_share(spec, option) * available))
 
 
-def draw_labels(manifest: Manifest, spec: str, seed: int) -> LabelSubset:
+@dataclass(frozen=True)
+class DrawOptions:
+    """How labels are drawn beyond their number."""
+
+    balanced: bool = False
+    """A share is of all train videos and the same number from every class, instead of the same share of every class."""
+    hold_out: float = 0.0
+    """0..1 of the labeled videos of each class that become the validation set."""
+    nested: bool = True
+    """Smaller subsets of one seed lie inside larger ones; else every spec is drawn independently."""
+    option: str = "--labeled"
+    """Command-line option that gave the spec, for messages."""
+
+
+def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions | None = None) -> LabelSubset:
     """Choose labeled videos among usable train videos of known class, per class, by hashed order.
 
-    With one seed a smaller subset lies inside a larger one. Raises UserError naming every class with too few videos.
+    Raises UserError naming every class with too few videos, and for leaks between what is learned from and tested on.
     """
-    label = np.asarray(manifest.table["label"].to_numpy())
+    options = options or DrawOptions()
     train = manifest.rows("train")
+    label = np.asarray(manifest.table["label"].to_numpy())[train]
+    order = np.argsort(label, kind="stable")
+    edges = np.searchsorted(label[order], np.arange(len(manifest.classes) + 1))
+    equal = labels_per_class(spec, edges[-1] - edges[0], options.option) / max(len(manifest.classes), 1)
+    purpose = "labels" if options.nested else f"labels {spec}"
     chosen: list[int] = []
     short: list[str] = []
     for place, name in enumerate(manifest.classes):
-        rows = train[label[train] == place]
-        wanted = labels_per_class(spec, len(rows))
+        rows = train[order[edges[place] : edges[place + 1]]]
+        evenly = options.balanced and "%" in spec
+        wanted = max(1, round_half_up(equal)) if evenly else labels_per_class(spec, len(rows), options.option)
         if len(rows) < wanted:
             short.append(f"class {name} has {len(rows)} usable train videos, {wanted} are needed")
-        ids = [str(text) for text in manifest.table["id"].take(pa.array(rows, pa.int64())).to_pylist()]
-        chosen += [int(rows[i]) for i in seeded_order(ids, seed, "labels")[:wanted]]
+        chosen += [int(rows[i]) for i in seeded_order(_texts(manifest, "id", rows), seed, purpose)[:wanted]]
     if short:
-        raise UserError(f"--labeled {spec} cannot be drawn; add videos, lower --labeled or --test, or drop the class:", short)
-    return _subset(manifest, np.sort(np.asarray(chosen, np.int64)), spec, seed)
+        what = f"{options.option} {spec} cannot be drawn; add videos, ask for fewer labels, or drop the class:"
+        raise UserError(what, first_few(short))
+    words = [spec, *(["balanced"] if options.balanced else []), *([] if options.nested else ["drawn alone"])]
+    return make_subset(manifest, np.sort(np.asarray(chosen, np.int64)), ", ".join(words), seed, options.hold_out)
 
 
-def _subset(manifest: Manifest, rows: NDArray[np.int64], spec: str, seed: int) -> LabelSubset:
-    part = manifest.table.select(["id", "class"]).take(pa.array(rows, pa.int64()))
-    ids = tuple(str(text) for text in part["id"].to_pylist())
-    content = json.dumps([VERSION, ids, part["class"].to_pylist()]).encode()
-    return LabelSubset(ids, rows, spec, seed, hashlib.sha256(content).hexdigest()[:16], manifest.fingerprint)
+def make_subset(manifest: Manifest, rows: Rows, spec: str, seed: int, hold_out: float = 0.0) -> LabelSubset:
+    """A subset of given rows, of which ``hold_out`` of every class is kept for validation, by whole groups.
+
+    Raises UserError naming every class of which nothing can be held out, and for leaks.
+    """
+    held = hold_out_rows(manifest, rows, hold_out, seed) if hold_out else _none()
+    rest = np.setdiff1d(rows, held)
+    check_leaks(manifest, rest, held)
+    return _subset(manifest, rest, held, spec + (f", {100 * hold_out:g}% held out" if hold_out else ""), seed)
 
 
-def write_labels(subset: LabelSubset, path: str | Path) -> None:
-    """Write the subset as Parquet, replaced as a whole or not at all."""
+def hold_out_rows(manifest: Manifest, rows: Rows, share: float, seed: int) -> Rows:
+    """A share of every class among labeled rows, at least 1 and not all. Raises UserError where a class has one group only."""
+    classes = _texts(manifest, "class", rows)
+    groups = manifest.table["group"].take(pa.array(rows, pa.int64())).to_pylist()
+    held = draw_part(_texts(manifest, "id", rows), classes, groups, share, seed, "hold out")
+    lost = sorted(set(classes) - {classes[place] for place in held})
+    if lost:
+        what = "--hold-out needs two labeled videos of different groups in every class; label more, or leave it away:"
+        raise UserError(what, first_few([f"class {name}" for name in lost]))
+    return rows[np.asarray(held, np.int64)]
+
+
+def _texts(manifest: Manifest, column: str, rows: Rows) -> list[str]:
+    return [str(text) for text in manifest.table[column].take(pa.array(rows, pa.int64())).to_pylist()]
+
+
+def _subset(manifest: Manifest, rows: Rows, held: Rows, spec: str, seed: int) -> LabelSubset:
+    ids = tuple(_texts(manifest, "id", rows))
+    content = [VERSION, ids, _texts(manifest, "class", rows), _texts(manifest, "id", held)]
+    print_ = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return LabelSubset(ids, rows, spec, seed, print_, manifest.fingerprint, held)
+
+
+def write_labels(subset: LabelSubset, manifest: Manifest, path: str | Path) -> None:
+    """Write the subset as Parquet (id, class, held_out), replaced as a whole or not at all."""
     facts = {
         "version": VERSION,
         "spec": subset.spec,
@@ -103,12 +141,14 @@ def write_labels(subset: LabelSubset, path: str | Path) -> None:
         "fingerprint": subset.fingerprint,
         "manifest_fingerprint": subset.manifest_fingerprint,
     }
-    write_table(pa.table({"id": pa.array(subset.ids, pa.string())}), path, facts)
+    rows = np.sort(np.concatenate([subset.rows, subset.held_out]))
+    table = manifest.table.select(["id", "class"]).take(pa.array(rows, pa.int64()))
+    write_table(table.append_column("held_out", pa.array(np.isin(rows, subset.held_out))), path, facts)
 
 
 def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:
-    """Read a subset of this manifest. Raises UserError when it was drawn from another one."""
-    remedy = "draw one with python -m jobs.prepare"
+    """Read a subset of this manifest. Raises UserError when it was drawn from another one, or was edited."""
+    remedy = "draw one with python -m jobs.label"
     table, facts = read_table(path, "label subset", remedy)
     if "manifest_fingerprint" not in facts:
         raise UserError(f"{path} is not a label subset; {remedy}")
@@ -117,9 +157,12 @@ def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:
             f"label subset {path} was drawn from another manifest ({facts['manifest_fingerprint']}) "
             f"than {manifest.path} ({manifest.fingerprint}); {remedy}"
         )
-    place = {name: row for row, name in enumerate(manifest.table["id"].to_pylist())}
-    rows = np.sort(np.asarray([place[name] for name in table["id"].to_pylist()], np.int64))
-    subset = _subset(manifest, rows, facts["spec"], facts["seed"])
+    changed = UserError(f"label subset {path} was changed after it was written; {remedy}")
+    places = pc.index_in(table["id"], value_set=manifest.table["id"])
+    if places.null_count:
+        raise changed
+    rows, held = np.asarray(places, np.int64), np.asarray(table["held_out"])
+    subset = _subset(manifest, np.sort(rows[~held]), np.sort(rows[held]), facts["spec"], facts["seed"])
     if subset.fingerprint != facts["fingerprint"]:
-        raise UserError(f"label subset {path} was changed after it was written; {remedy}")
+        raise changed
     return subset

@@ -6,30 +6,55 @@ So a file is left to it only if its packets are simple, its count and times agre
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-import os
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.manifest.frames import INDEXED, FrameIndex, UnusableError, decode_frames, first_line, read_index
+from pipeline import storage
+from pipeline.manifest import still
+from pipeline.manifest.agreement import decord_agrees, decord_disagrees, places_to_compare
+from pipeline.manifest.frames import (
+    INDEXED,
+    FrameIndex,
+    Input,
+    UnusableError,
+    codec_name,
+    count_frames,
+    first_line,
+    format_name,
+    index_packets,
+    open_container,
+    video_stream,
+)
 from pipeline.manifest.isolation import Lost, map_isolated
 from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import Decoder, Status
+from pipeline.manifest.window import UInt8s, decode_frames
 
-try:
-    import decord
+Depth = Literal["quick", "full"]
+Choice = Literal["auto", "decord", "pyav"]
+VERSION = 1
+"""Raised when a probe may find something else than before in the same file."""
 
-    decord.logging.set_level(decord.logging.FATAL)
-except ImportError:  # it has no wheels for ARM: PyAV decodes everything there
-    decord = None
 
-MAX_DIFFERENCE = 6.0
-"""Largest mean absolute difference, of 255, between two decoders' versions of one frame; conversions differ by 0-2."""
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How closely files are looked at."""
+
+    depth: Depth = "quick"
+    """quick: the first, middle and last frame and some around key frames; full: every frame."""
+    decoder: Choice = "auto"
+    """auto: decord where it is exact, PyAV elsewhere; decord: files for which it is not exact are refused."""
+    hash: bool = False
+    """Store the SHA-256 of every file."""
+    frame_rate: float | None = None
+    """Frames per second of frame folders."""
 
 
 @dataclass(frozen=True)
@@ -48,96 +73,182 @@ class Probe:
     decoder: Decoder = "pyav"
     status: Status = "ok"
     reason: str | None = None
+    stamp: str | None = None
+    """Of the file's last change and of how it was probed."""
+
+
+Known = Callable[[str], Probe | None]
+"""Location -> what an earlier probe found."""
+ProbeFiles = Callable[[Sequence[str], ProbeOptions, Known], list[Probe]]
+"""Locations -> probes, in this order."""
+
+
+class Work(Sequence["Item"]):
+    """What there is to probe, item by item."""
+
+    def __init__(self, locations: Sequence[str], options: ProbeOptions, known: Known) -> None:
+        self.locations, self.options, self.known = locations, options, known
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    def __getitem__(self, place: Any) -> Any:
+        location = self.locations[place]
+        return location, self.options, self.known(location)
+
+
+Item = tuple[str, ProbeOptions, Probe | None]
+"""Location, options, and what an earlier probe found."""
 
 
 def probe_files(
-    paths: Sequence[str], processes: int | None = None, timeout_seconds: float = 120.0, with_hash: bool = False
+    locations: Sequence[str],
+    options: ProbeOptions | None = None,
+    known: Known = lambda location: None,
+    processes: int | None = None,
+    timeout_seconds: float = 120.0,
 ) -> list[Probe]:
-    """Probe local files in worker processes; a file that crashes or hangs its process is undecodable, the rest goes on."""
+    """Probe files in worker processes; a file that crashes or hangs its process is undecodable, the rest goes on.
+
+    ``known``: what an earlier probe found; files whose stamp is the same are not opened again.
+    """
+    work = Work(locations, options or ProbeOptions(), known)
     probes: dict[int, Probe] = {}
-    work = map_isolated(_probe_item, [(path, with_hash) for path in paths], processes, timeout_seconds)
-    for place, result in progress(work, len(paths), "probed"):
-        if isinstance(result, Lost):
-            result = Probe(bytes=os.path.getsize(paths[place]), status="undecodable", reason=result.reason)
+    for place, result in progress(probe_isolated(work, processes, timeout_seconds), len(work), "probed"):
         probes[place] = result
-    return [probes[place] for place in range(len(paths))]
+    return [probes[place] for place in range(len(work))]
 
 
-def _probe_item(item: tuple[str, bool]) -> Probe:
-    return probe_file(*item)
+def probe_isolated(
+    items: Sequence[Item], processes: int | None = None, timeout_seconds: float = 120.0
+) -> Iterator[tuple[int, Probe]]:
+    """(index, probe) in order of completion. The one function of local probing and of Ray's tasks."""
+    for place, result in map_isolated(probe_again, items, processes, timeout_seconds):
+        yield place, _lost(items[place][0], result) if isinstance(result, Lost) else result
 
 
-def probe_file(path: str, with_hash: bool = False) -> Probe:
-    """Probe one local file. Never raises for what is in the file: ``status`` and ``reason`` say it."""
-    size = 0
+def probe_again(item: Item) -> Probe:
+    """The earlier probe if the file is unchanged and was looked at in the same way, else a new one."""
+    location, options, before = item
+    if before is not None and before.stamp is not None:
+        with contextlib.suppress(OSError):
+            facts = still.facts(location) if still.is_pattern(location) else storage.facts(location)
+            if (facts.bytes, stamp(facts, options)) == (before.bytes, before.stamp):
+                return before
+    return probe_file(location, options)
+
+
+def stamp(facts: storage.Facts, options: ProbeOptions) -> str:
+    """Of the file's last change and of how it was probed."""
+    return " ".join([facts.changed, *(str(part) for part in (VERSION, *dataclasses.astuple(options)))])
+
+
+def _lost(location: str, result: Lost) -> Probe:
+    """A crash, a hang or a leak: the reason says which. Without a stamp, so that the next probe tries again."""
     try:
-        size = _size(path)
-        return _probe_video(path, size, _hash(path) if with_hash else None)
+        size = storage.facts(location).bytes
+    except OSError:
+        size = 0
+    return Probe(bytes=size, status="undecodable", reason=result.reason)
+
+
+def probe_file(location: str, options: ProbeOptions | None = None) -> Probe:
+    """Probe one file. Never raises for what is in the file: ``status`` and ``reason`` say it."""
+    options = options or ProbeOptions()
+    found = Probe()
+    try:
+        if still.is_pattern(location):
+            facts = _facts(location, still.facts)
+            found = Probe(bytes=facts.bytes, stamp=stamp(facts, options))
+            return _probe_images(location, found, options)
+        facts = _facts(location, storage.facts)
+        found = Probe(bytes=facts.bytes, stamp=stamp(facts, options))
+        if facts.bytes == 0:
+            raise UnusableError("empty", "0 bytes")
+        with_hash = replace(found, hash=_hash(location) if options.hash else None)
+        return _probe_video(storage.for_decoder(location), with_hash, options)
     except UnusableError as error:
-        return Probe(bytes=size, status=error.status, reason=str(error))
+        return replace(found, status=error.status, reason=str(error))
     except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
-        return Probe(bytes=size, status="undecodable", reason=f"{type(error).__name__}: {first_line(error)}")
+        return replace(found, status="undecodable", reason=f"{type(error).__name__}: {first_line(error)}", stamp=None)
 
 
-def _size(path: str) -> int:
+def _facts(location: str, ask: Callable[[str], storage.Facts]) -> storage.Facts:
     try:
-        facts = os.stat(path)
-    except FileNotFoundError:
-        raise UnusableError("missing", "no such file") from None
-    if not stat.S_ISREG(facts.st_mode):
-        raise UnusableError("not_a_video", "not a file")
-    if facts.st_size == 0:
-        raise UnusableError("empty", "0 bytes")
-    return facts.st_size
+        return ask(location)
+    except FileNotFoundError as error:
+        raise UnusableError("missing", str(error) if storage.is_remote(location) else "no such file") from None
+    except IsADirectoryError:
+        raise UnusableError("not_a_video", "not a file") from None
 
 
-def _hash(path: str) -> str:
-    with open(path, "rb") as file:
+def _hash(location: str) -> str:
+    with storage.open_file(location) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _probe_video(path: str, size: int, digest: str | None) -> Probe:
-    index = read_index(path)
+def _probe_video(source: Input, found: Probe, options: ProbeOptions) -> Probe:
+    index, size, codec, name = _read(source, options.depth)
     count = len(index.times)
     if count < 2:
         raise UnusableError("too_short", f"{count} frame{'s' * (count != 1)}, at least 2 are needed to see a motion")
     if index.times[-1] <= 0:
         raise UnusableError("undecodable", "all frames have the same time")
-    places = _sample(index)
-    frames = decode_frames(path, index, places)
-    if len({frame.shape for frame in frames}) > 1:
-        sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames})
-        raise UnusableError("undecodable", f"the frame size changes within the file: {' and '.join(sizes)}")
+    candidate = options.decoder != "pyav" and index.simple and name in {*INDEXED, "avi"} and not storage.is_large(source)
+    wanted = places_to_compare(index) if candidate or not index.counted else [0]
+    frames = dict(zip(wanted, decode_frames(source, index, wanted), strict=True))
+    height, width = _one_size(frames.values(), size)
+    agrees = candidate and decord_agrees(source, index, frames, options.depth == "full")
+    if options.decoder == "decord" and not agrees:
+        raise UnusableError("undecodable", f"decord is not exact for it ({decord_disagrees(source, index, name)}); pyav is")
     fps = float((count - 1) / index.times[-1])
     variable = bool(np.abs(index.times * fps - np.arange(count)).max() > 0.5)
-    height, width = frames[0].shape[:2]
-    decoder: Decoder = "decord" if _decord_agrees(path, index, places, frames) else "pyav"
-    return Probe(count, fps, variable, count / fps, width, height, index.codec, size, digest, decoder)
+    decoder: Decoder = "decord" if agrees else "pyav"
+    return replace(
+        found, frames=count, fps=fps, variable_fps=variable, duration=count / fps, width=width, height=height, codec=codec,
+        decoder=decoder,
+    )  # fmt: skip
 
 
-def _sample(index: FrameIndex) -> list[int]:
-    """First, middle and last frame, and those around a key frame in the middle, where seeking goes wrong first."""
-    count = len(index.times)
-    inner = [key for key in index.keys if 0 < key < count - 2]
-    near = [inner[len(inner) // 2] + step for step in (-1, 0, 1)] if inner else []
-    return sorted({0, count // 2, count - 1, *near})
+def _read(source: Input, depth: Depth) -> tuple[FrameIndex, set[tuple[int, int]], str, str]:
+    """Index, sizes of frames where they were decoded, codec and format."""
+    with open_container(source) as container:
+        stream = video_stream(container)
+        codec, name = codec_name(stream), format_name(container)
+        index = index_packets(container, stream)
+    if index is not None and depth == "quick":
+        return index, set(), codec, name
+    with open_container(source) as container:
+        counted, sizes, seen = count_frames(container, video_stream(container))
+    if index is None:
+        return counted, sizes, codec, name
+    if seen != index.pts:
+        lost = next((place for place, pair in enumerate(zip(seen, index.pts, strict=False)) if pair[0] != pair[1]), len(seen))
+        raise UnusableError("undecodable", f"frame {lost} of {len(index.pts)} does not decode")
+    return index, sizes, codec, name
 
 
-def _decord_agrees(path: str, index: FrameIndex, places: Sequence[int], frames: Sequence[NDArray[np.uint8]]) -> bool:
-    if decord is None or not index.simple or index.format not in {*INDEXED, "avi"}:
-        return False
-    try:
-        reader = decord.VideoReader(path, num_threads=1)
-        if len(reader) != len(index.times):
-            return False
-        times = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
-        if np.abs(times - times[0] - index.times).max() > 0.25 * index.times[-1] / len(times):
-            return False
-        seen = reader.get_batch(list(places)).asnumpy()
-    except Exception:  # decord raises types of its own; whatever it is, PyAV has read this file
-        return False
-    return all(_same(mine, other) for mine, other in zip(seen, frames, strict=True))
+def _one_size(frames: Iterable[UInt8s], sizes: set[tuple[int, int]]) -> tuple[int, int]:
+    """Height and width of the upright frames. Raises UnusableError if the size changes."""
+    shapes = {frame.shape[:2] for frame in frames}
+    names = sizes if len(sizes) > 1 else {(width, height) for height, width in shapes}
+    if len(names) > 1:
+        text = " and ".join(f"{width}x{height}" for width, height in sorted(names))
+        raise UnusableError("undecodable", f"the frame size changes within the file: {text}")
+    return next(iter(shapes))
 
 
-def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    return one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= MAX_DIFFERENCE
+def _probe_images(pattern: str, found: Probe, options: ProbeOptions) -> Probe:
+    """Count and size of numbered images, some or all of which are decoded."""
+    if options.frame_rate is None:
+        raise UnusableError("undecodable", "images do not say their frame rate: give --fps")
+    names = still.images(pattern)
+    if len(names) < 2:
+        raise UnusableError("too_short", "1 frame, at least 2 are needed to see a motion")
+    places = range(len(names)) if options.depth == "full" else sorted({0, len(names) // 2, len(names) - 1})
+    height, width = _one_size((still.read_image(names[place]) for place in places), set())
+    codec = names[0].rpartition(".")[2].lower().replace("jpg", "jpeg")
+    return replace(
+        found, frames=len(names), fps=options.frame_rate, duration=len(names) / options.frame_rate, width=width, height=height,
+        codec=codec, decoder="frames",
+    )  # fmt: skip

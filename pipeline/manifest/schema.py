@@ -6,31 +6,31 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.manifest.parquet import VERSION, read_table, write_table
 
-VERSION = 1
-KEY = b"actnetformer"
-
-Split = Literal["train", "test", "val"]
+Split = Literal["train", "unlabeled", "test", "val"]
 Status = Literal[
     "ok", "missing", "empty", "not_a_video", "no_video_stream", "truncated", "undecodable", "too_short", "unsupported_codec"
 ]
-Decoder = Literal["decord", "pyav"]
+Decoder = Literal["decord", "pyav", "frames"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("id", pa.string()),  # unique; by default the path relative to the root, so it survives a move
     pa.field("uri", pa.string()),  # relative to the root with forward slashes, or absolute, or a URI
-    pa.field("split", pa.string()),
+    pa.field("split", pa.string()),  # train, test, val, or unlabeled: learned from, but never among the labeled drawn
     pa.field("class", pa.string()),  # null where unknown
     pa.field("label", pa.int32()),  # place of the class among the classes, -1 where unknown
     pa.field("group", pa.string()),  # videos of one recording; a group never straddles train and test; null: alone
@@ -48,9 +48,12 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("decoder", pa.string()),  # who decodes this file exactly
     pa.field("status", pa.string()),
     pa.field("reason", pa.string()),  # why it is not ok
+    pa.field(
+        "stamp", pa.string()
+    ),  # of the file's last change and of how it was probed: a later probe skips what has not changed
 ]
 SCHEMA = pa.schema(_FIELDS)
-NOT_CONTENT = ("uri", "reason")  # a place and a message: the same data elsewhere has the same fingerprint
+NOT_CONTENT = ("uri", "reason", "stamp")  # a place, a message and a time: the same data elsewhere has the same fingerprint
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,21 @@ class Manifest:
     root: str
     """Folder or URI that relative ``uri``s start from."""
     source: str
-    """How it was made: folder, list, synthetic."""
+    """How it was made: ``ucf101 split 1``, folder, list, synthetic."""
     fingerprint: str
     """16 hexadecimal digits over what is in the videos and how they are split, not over where they lie."""
     path: str
-    """The Parquet file."""
+    """The Parquet file, or the folder of its parts."""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Usable rows of a split, ascending."""
         assert split in SPLITS, split
-        usable = _column(self.table, "status") == "ok"
-        return np.flatnonzero(usable & (_column(self.table, "split") == split)).astype(np.int64)
+        wanted = pc.and_(pc.equal(self.table["status"], "ok"), pc.equal(self.table["split"], split))
+        return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
+
+    def training_rows(self) -> NDArray[np.int64]:
+        """Usable rows to learn from, ascending: train and unlabeled."""
+        return np.sort(np.concatenate([self.rows("train"), self.rows("unlabeled")]))
 
     def location(self, row: int) -> str:
         """Absolute path or URI of a row's video."""
@@ -88,25 +95,62 @@ def locate(root: str, uri: str) -> str:
     return f"{root.rstrip('/')}/{uri}" if "://" in root else os.path.join(root, *uri.split("/"))
 
 
-def _column(table: pa.Table, name: str) -> NDArray[np.object_]:
-    return np.asarray(table[name].to_pylist(), dtype=object)
+def fingerprint(table: pa.Table, classes: Sequence[str]) -> str:
+    """16 hexadecimal digits over classes and all columns but ``uri``, ``reason`` and ``stamp``, whatever the order of rows.
+
+    The bytes that are hashed are defined here and not by a library: little-endian numbers with 0 for null, a byte a row that
+    says what is null, and strings as UTF-8 with their lengths. Each of them is one stream over the rows sorted by id, so the
+    result does not depend on how the table is cut into parts, and memory is that of one slice.
+    """
+    ordered = sorted_by_id(table)
+    digests = {(name, kind): hashlib.sha256() for name in SCHEMA.names if name not in NOT_CONTENT for kind in STREAMS}
+    for start in range(0, ordered.num_rows, SLICE):
+        part = ordered.slice(start, SLICE)
+        for name in SCHEMA.names:
+            if name not in NOT_CONTENT:
+                for kind, content in zip(STREAMS, _streams(part[name].combine_chunks()), strict=True):
+                    digests[name, kind].update(content)
+    words = [VERSION, list(classes), ordered.num_rows, {f"{n} {kind}": d.hexdigest() for (n, kind), d in digests.items()}]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
-def fingerprint(table: pa.Table, classes: tuple[str, ...]) -> str:
-    """Hash of the classes and of every column but ``uri`` and ``reason``, whatever the order of rows."""
-    ordered = table.sort_by("id")
-    digest = hashlib.sha256(json.dumps([VERSION, list(classes)]).encode())
-    for name in SCHEMA.names:
-        if name not in NOT_CONTENT:
-            digest.update(json.dumps([name, ordered[name].to_pylist()]).encode())
-    return digest.hexdigest()[:16]
+STREAMS = ("nulls", "lengths", "values")
+SLICE = 2**16
 
 
-def write_manifest(table: pa.Table, path: str | Path, classes: tuple[str, ...], root: str, source: str) -> Manifest:
-    """Sort, stamp and write a table that has the columns of ``SCHEMA``; the file is replaced as a whole or not at all."""
-    ordered = table.select(SCHEMA.names).cast(SCHEMA).sort_by("id")
-    ids = ordered["id"].to_pylist()
-    assert len(set(ids)) == len(ids), "ids must be unique"
+def _streams(column: pa.Array) -> tuple[bytes, bytes, Any]:
+    """What is null, how long the strings are, and the values."""
+    nulls = np.asarray(pc.is_null(column)).astype(np.uint8).tobytes()
+    if pa.types.is_string(column.type):
+        texts = pc.fill_null(column, "")
+        _, places, content = texts.buffers()
+        edges = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        values = content[edges[0] : edges[-1]] if content else b""
+        return nulls, np.diff(edges).astype("<i4").tobytes(), values
+    if pa.types.is_boolean(column.type):
+        return nulls, b"", np.asarray(pc.fill_null(column, False)).astype(np.uint8).tobytes()
+    kind = "<f8" if pa.types.is_floating(column.type) else "<i8"
+    return nulls, b"", (np.asarray(pc.fill_null(column, 0)).astype(kind) + 0).tobytes()  # + 0: no negative zero
+
+
+def sorted_by_id(table: pa.Table) -> pa.Table:
+    """The table in the order of its ids, itself where it is so already."""
+    ids = table["id"]
+    if len(ids) < 2 or pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
+        return table
+    return table.sort_by("id")
+
+
+def write_manifest(
+    table: pa.Table, path: str | Path, classes: Sequence[str], root: str, source: str, parts: bool | None = None
+) -> Manifest:
+    """Sort, stamp and write a table that has the columns of ``SCHEMA``; replaced as a whole or not at all.
+
+    ``parts`` makes it a folder of row-group-sized files; None: where it has more than a million rows.
+    """
+    ordered = sorted_by_id(table.select(SCHEMA.names).cast(SCHEMA))
+    ids = ordered["id"]
+    assert len(ids) < 2 or pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py(), "ids must be unique"
     stamp = fingerprint(ordered, classes)
     facts = {
         "version": VERSION,
@@ -114,41 +158,10 @@ def write_manifest(table: pa.Table, path: str | Path, classes: tuple[str, ...], 
         "root": root,
         "source": source,
         "fingerprint": stamp,
-        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__},
+        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "av": version("av")},
     }
-    write_table(ordered, path, facts)
-    return Manifest(_bare(ordered), classes, root, source, stamp, str(path))
-
-
-def write_table(table: pa.Table, path: str | Path, facts: dict[str, Any]) -> None:
-    """Write a Parquet file with ``facts`` as JSON under the key ``actnetformer``, under a temporary name first."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table.replace_schema_metadata({KEY: json.dumps(facts).encode()}), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
-    """A Parquet file of this project and its facts. Raises UserError when it is missing or is something else."""
-    if not Path(path).is_file():
-        raise UserError(f"{what} not found: {path}; {remedy}")
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{what} {path} is not a readable Parquet file ({str(error).splitlines()[0]}); {remedy}") from None
-    stored = (table.schema.metadata or {}).get(KEY)
-    if stored is None:
-        raise UserError(f"{what} {path} is a Parquet file, but none that jobs.prepare wrote; {remedy}")
-    facts = json.loads(stored)
-    if facts["version"] > VERSION:
-        raise UserError(f"{what} {path} has version {facts['version']}; this program reads up to {VERSION}: update it")
-    return _bare(table), facts
-
-
-def _bare(table: pa.Table) -> pa.Table:
-    return table.replace_schema_metadata(None)
+    write_table(ordered, path, facts, parts)
+    return Manifest(ordered.replace_schema_metadata(None), tuple(classes), root, source, stamp, str(path))
 
 
 def read_manifest(path: str | Path, root: str | None = None) -> Manifest:
@@ -160,4 +173,4 @@ def read_manifest(path: str | Path, root: str | None = None) -> Manifest:
     classes = tuple(facts["classes"])
     if fingerprint(table, classes) != facts["fingerprint"]:
         raise UserError(f"manifest {path} was changed after it was written; {remedy}")
-    return Manifest(table.sort_by("id"), classes, root or facts["root"], facts["source"], facts["fingerprint"], str(path))
+    return Manifest(sorted_by_id(table), classes, root or facts["root"], facts["source"], facts["fingerprint"], str(path))

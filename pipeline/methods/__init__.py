@@ -11,11 +11,10 @@ from torch import nn
 from pipeline.clips.modalities import check_modalities
 from pipeline.config import Config, MethodSection
 from pipeline.errors import UserError
-from pipeline.methods import inputs
 from pipeline.methods.actnetformer import ActNetFormer
 from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
-from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views, make_views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views, make_views, term_weights
 from pipeline.methods.ltg import LTG
 from pipeline.methods.mvpl import MvPL
 from pipeline.methods.supervised import Supervised
@@ -66,7 +65,7 @@ def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unla
 
 def loss_weights(section: MethodSection, step: int) -> LossWeights:
     """Weights of the method's own terms at a step; all others are 0."""
-    return inputs.loss_weights(section, step, getattr(_method(section.name), "TERMS", ()))
+    return term_weights(section, step, getattr(_method(section.name), "TERMS", ()))
 
 
 def _method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:

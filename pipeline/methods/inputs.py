@@ -98,9 +98,9 @@ class LossWeights:
         return self.contrast > 0 or self.group_contrast > 0 or self.alignment > 0
 
 
-def loss_weights(section: MethodSection, step: int, terms: Sequence[str] | None = None) -> LossWeights:
-    """Weights at a step (from 0): zero for ``supervised_steps`` and the term's ``start`` more, then rising linearly over its
-    ``ramp``, or ``ramp_steps``. ``terms`` are those that the method has; by default all that are named here."""
+def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
+    """Weights of a method's terms at a step (from 0), all others 0: zero for ``supervised_steps`` and the term's ``start``
+    more, then rising linearly over its ``ramp``, or ``ramp_steps``."""
 
     def weight(term: str) -> float:
         since = step - section.supervised_steps - getattr(section.start, term)
@@ -108,7 +108,7 @@ def loss_weights(section: MethodSection, step: int, terms: Sequence[str] | None 
         share = min(1.0, (since + 1) / ((section.ramp_steps if ramp is None else ramp) + 1))
         return share * getattr(section, f"{term}_weight") if since >= 0 else 0.0
 
-    return LossWeights(**{term: weight(term) for term in ([f.name for f in fields(LossWeights)] if terms is None else terms)})
+    return LossWeights(**{term: weight(term) for term in terms})
 
 
 def make_views(batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True) -> Views:

@@ -87,6 +87,9 @@ def caveats(groups: Sequence[Group]) -> list[str]:
     sizes = sorted({run.evaluation["videos"] for group in groups for run in group.runs if run.evaluation.get("videos")})
     if len(sizes) > 1:
         notes.append(f"The runs were tested on different numbers of videos: {', '.join(map(str, sizes))}.")
+    runs = [run for group in groups for run in group.runs]
+    if held := [run.name for run in runs if run.evaluation.get("split", "test") != "test"]:
+        notes.append(f"Evaluated on validation videos, wherever this page says test: {', '.join(held)}.")
     if sizes and sizes[0] < 1000:
         notes.append(f"With {sizes[0]} test videos, one video more or less is {100 / sizes[0]:.1f} points.")
     for group in groups:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import UserError
 from pipeline.studies import page, setting
 from pipeline.studies.comparison import BASELINE, Group, group_runs
 from pipeline.studies.curves import PANELS, curves
+from pipeline.studies.html import render_page, write_page
 from pipeline.studies.plots import LARGEST_LABELED, NUM_COLORS, confusion_svg, panel_svg
 from pipeline.studies.runs import Run, read_runs
 from pipeline.studies.samples import samples
@@ -55,24 +53,13 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     runs = read_runs(folders)
     path = _target(runs, out)
     groups = group_runs(runs)
-    html = render(groups)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(html, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from None
+    write_page(render(groups), path, "--out")
     return Report(path, as_text(sections(groups)))
 
 
 def render(groups: Sequence[Group]) -> str:
     """The page as one string; the same runs give the same bytes."""
-    loader = PackageLoader("pipeline.studies")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.j2").render(_context(groups))
+    return render_page("report.html.j2", _context(groups))
 
 
 def _target(runs: Sequence[Run], out: str | Path | None) -> Path:

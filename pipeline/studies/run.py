@@ -47,5 +47,6 @@ def evaluated(prepared: Prepared) -> dict[str, Any] | None:
     if not prepared.finished or not path.is_file():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {"step": config.train.steps, "clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": "test"}
+    protocol = config.evaluation
+    wanted = {"step": config.train.steps, "clips": protocol.clips, "crops": protocol.crops, "split": protocol.split}
     return summary if all(summary.get(key) == value for key, value in wanted.items()) else None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,11 +10,11 @@ from fractions import Fraction
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import predicted_classes
 from pipeline.manifest.schema import Manifest, read_manifest
+from pipeline.studies.html import image_uri
 from pipeline.studies.runs import Predictions, Run
 
 STUDENTS = ("primary", "auxiliary")
@@ -130,17 +128,11 @@ def _frames(manifest: Manifest, row: int | None) -> tuple[tuple[str, ...], str]:
         return (), "the manifest no longer lists this video"
     times = (manifest.table["start"][row].as_py(), manifest.table["end"][row].as_py())
     try:
-        return tuple(map(_data_uri, decode_thumbnails(manifest.location(row), *times))), ""
+        return tuple(image_uri(image, QUALITY) for image in decode_thumbnails(manifest.location(row), *times)), ""
     except FileNotFoundError:
         return (), "the video file is gone"
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         return (), f"the video cannot be decoded: {error}"
-
-
-def _data_uri(image: NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _manifest(run: Run) -> tuple[Manifest | None, str]:

@@ -27,8 +27,9 @@ def as_text(parts: Sequence[Sequence[Row]]) -> str:
     rows = [HEADER, *(row for part in parts for row in part)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     head = [_line(HEADER, widths), "  ".join("-" * width for width in widths)]
-    return "\n\n".join("\n".join([*(head if index == 0 else ()), *(_line(row, widths) for row in part)])
-                       for index, part in enumerate(parts))
+    return "\n\n".join(
+        "\n".join([*(head if index == 0 else ()), *(_line(row, widths) for row in part)]) for index, part in enumerate(parts)
+    )
 
 
 def labels_text(run: Run) -> str:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pipeline.clips.source import Source, failures_of, open_source
 from pipeline.clips.stream import local_batches, steps_per_block, to_batch
 from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
+from pipeline.manifest.schema import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,15 @@ def test_blocks_hold_the_clips_that_were_asked_for(config_words: object) -> None
     assert steps_per_block(one, workers=1, clips_per_block=12) == 2
     assert steps_per_block(one, workers=2, clips_per_block=12) == 4
     assert steps_per_block(one, workers=2, clips_per_block=1) == 1
+
+
+def test_held_out_videos_are_validated_on_and_never_trained(tiny: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny / "manifest.parquet")
+    write_labels(draw_labels(manifest, "4/class", 0, DrawOptions(hold_out=0.25)), manifest, tmp_path / "l.parquet")
+    whole, part = source(tiny / "tiny.yaml"), source(tiny / "tiny.yaml", f"data.labels={tmp_path / 'l.parquet'}")
+    held = part.evaluated("validation")
+    assert len(held) == 4 and set(held) | set(part.plan.labeled) == set(whole.plan.labeled)
+    assert set(part.plan.unlabeled) == set(whole.plan.unlabeled)
+    np.testing.assert_array_equal(part.evaluated("test"), manifest.rows("test"))
+    with pytest.raises(UserError, match=r"no usable video to evaluate in split 'validation'.*--hold-out"):
+        whole.evaluated("validation")

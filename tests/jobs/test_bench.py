@@ -7,6 +7,7 @@ import pytest
 
 from jobs import bench
 from jobs.command import run
+from pipeline.manifest.scale import measure_sizes
 
 
 @pytest.mark.ray
@@ -36,3 +37,25 @@ def test_views_are_measured_in_the_units_of_the_floor(tiny: Path, capsys: pytest
     assert shares["floor, resize alone"] == 1
     assert all(value > 0 for value in times.values())
     assert shares["strong"] == pytest.approx(times["strong"] / times["floor, resize alone"], rel=0.05)
+
+
+def test_manifest_prints_a_column_for_every_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["manifest", "--rows", "4000,8000", "--json"]) == 0
+    small, large = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["sizes"]
+    assert (small["rows"], large["rows"]) == (4000, 8000)
+    stages = {"generate", "split", "table", "write", "fingerprint", "label", "open", "summarize"}
+    assert stages < set(small) and small["peak_mb"] > 50
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_million_rows_take_bounded_memory_and_linear_time() -> None:
+    small, large = measure_sizes([100_000, 1_000_000])
+    assert large["peak_mb"] < 1500
+    assert large["seconds"] < 40 * small["seconds"]  # 11 on a quiet machine, 20 on a busy one; quadratic would be 100
+
+
+@pytest.mark.parametrize("rows", ["many", "100", "10000,"])
+def test_sizes_that_cannot_be_measured(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["manifest", "--rows", rows]) == 2
+    assert f"--rows {rows}" in capsys.readouterr().err

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.labels import read_labels
 from pipeline.manifest.schema import read_manifest
-from tests.videos import write_numbers
+from tests.videos import number_frame, write_numbers
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,82 @@ def test_list(videos: Path, tmp_path: Path) -> None:
     assert [row["class"] for row in rows if row["label"] == -1] == [None, None]
 
 
+def test_ucf101_as_it_is_shipped(originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real files in the official layout, from the lists to a manifest in parts; one file is missing."""
+    root, lists = tmp_path / "UCF-101", tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n2 Biking\n", encoding="utf-8")
+    parts: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
+    for number, name in enumerate(("Archery", "Biking"), start=1):
+        (root / name).mkdir(parents=True)
+        for group in range(1, 6):
+            uri = f"{name}/v_{name}_g{group:02d}_c01.avi"
+            shutil.copy(originals / "a" / "0.mp4", root / uri)
+            parts["testlist01.txt" if group < 3 else "trainlist01.txt"].append(uri + (f" {number}" if group > 2 else ""))
+    for file, lines in parts.items():
+        (lists / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root / "Biking" / "v_Biking_g04_c01.avi").unlink()
+    assert call("ucf101", root, tmp_path / "out", "--labeled", "1/class", "--parts") == DONE
+    manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert (tmp_path / "out" / "manifest.parquet" / "part-00000.parquet").is_file()
+    assert (manifest.source, manifest.classes, len(manifest.table)) == ("ucf101 split 1", ("Archery", "Biking"), 10)
+    assert len(manifest.rows("train")) == 5 and len(manifest.rows("test")) == 4
+    assert manifest.table["group"][0].as_py() == "v_Archery_g01"
+    assert len(read_labels(tmp_path / "out" / "labels.parquet", manifest).ids) == 2
+    out = capsys.readouterr().out
+    assert "Biking/v_Biking_g04_c01.avi: missing, no such file" in out and "note: 1 of 10 files are missing" in out
+    assert call("ucf101", root, tmp_path / "out", "--labeled", "1/class") == DONE  # a file again, and no part is left
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.parquet", "manifest.parquet"]
+    assert read_manifest(tmp_path / "out" / "manifest.parquet").fingerprint == manifest.fingerprint
+
+
+def test_kinetics_with_time_ranges(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (videos / "a" / "0.mp4").rename(videos / "a" / "yt1_000002_000012.mp4")
+    header = "label,youtube_id,time_start,time_end,split\n"
+    text = header + "a,yt1,2,12,train\na,1,0,5,train\nb,2,0,5,train\nb,gone,0,10,train\n"
+    (tmp_path / "train.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "val.csv").write_text(header + "a,3,0.1,0.2,val\nb,4,0,5,val\n", encoding="utf-8")
+    words = ["--lists", tmp_path / "train.csv", tmp_path / "val.csv", "--labeled", "1/class"]
+    assert call("kinetics", videos, tmp_path / "out", *words) == DONE
+    rows = {row["id"]: row for row in read_manifest(tmp_path / "out" / "manifest.parquet").table.to_pylist()}
+    assert rows["gone_000000_000010"]["status"] == "missing" and rows["yt1_000002_000012"]["start"] is None
+    assert (rows["3_000000_000000"]["start"], rows["3_000000_000000"]["end"]) == (0.1, 0.2)
+    out = capsys.readouterr().out
+    assert "note: 1 of 6 files are missing below" in out and "note: there is no test split: val is used as test" in out
+
+
+def test_pyslowfast_lists(videos: Path, tmp_path: Path) -> None:
+    for split, numbers in (("train", range(4)), ("test", range(4, 6))):
+        lines = [f"{videos}/{name}/{n}.mp4 {'ab'.index(name)}" for name in "ab" for n in numbers]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "names.txt").write_text("walk\nrun\n", encoding="utf-8")
+    words = ["--root", videos, "--classes", tmp_path / "names.txt", "--labeled", "1/class"]
+    assert call("list", tmp_path / "train.csv", tmp_path / "test.csv", tmp_path / "out", *words) == DONE
+    manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert manifest.classes == ("walk", "run") and len(manifest.rows("test")) == 4
+    assert manifest.location(0) == str(videos / "a" / "0.mp4")
+
+
+def test_frame_folders(tmp_path: Path) -> None:
+    """Real images, by class folders and by a list of mmaction2's format."""
+    for number in range(8):
+        folder = tmp_path / "frames" / "ab"[number % 2] / f"v{number}"
+        folder.mkdir(parents=True)
+        for frame in range(1, 6):
+            Image.fromarray(number_frame(frame, 64, 48)).save(folder / f"img_{frame:05d}.jpg")
+    assert call("frames", tmp_path / "frames", tmp_path / "one", "--fps", "10", "--labeled", "1/class") == DONE
+    manifest = read_manifest(tmp_path / "one" / "manifest.parquet")
+    row = manifest.table.slice(0, 1).to_pylist()[0]
+    assert (row["id"], row["uri"], row["status"]) == ("a/v0", "a/v0/img_%05d.jpg", "ok")
+    assert (row["frames"], row["fps"], row["duration"], row["width"], row["height"]) == (5, 10, 0.5, 64, 48)
+    lines = [f"{'ab'[n % 2]}/v{n} 5 {n % 2}" for n in range(8)]
+    (tmp_path / "train.txt").write_text("\n".join(lines), encoding="utf-8")
+    words = ["--root", tmp_path / "frames", "--fps", "10", "--labeled", "1/class"]
+    assert call("list", tmp_path / "train.txt", tmp_path / "two", *words) == DONE
+    other = read_manifest(tmp_path / "two" / "manifest.parquet")
+    assert other.table.select(["id", "uri", "frames"]) == manifest.table.select(["id", "uri", "frames"])
+
+
 def test_again_replaces_both_files(videos: Path, tmp_path: Path) -> None:
     call("folder", videos, tmp_path / "out")
     before = read_manifest(tmp_path / "out" / "manifest.parquet")
@@ -109,6 +186,13 @@ def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: py
         (["folder", "empty", "out"], "class folders without a file"),
         (["folder", "junk", "out"], "none of the 2 files"),
         (["list", "none.csv", "out", "--root", "videos"], "list not found"),
+        (["list", "none.csv", "out", "--root", "none"], "--root not found"),
+        (["ucf101", "videos", "out"], "no classInd.txt in"),
+        (["hmdb51", "videos", "out", "--lists", "none"], "--lists not found"),
+        (["kinetics", "videos", "out", "--lists", "none.csv"], "list not found"),
+        (["ssv2", "videos", "out", "--lists", "videos"], "list not found"),
+        (["frames", "videos", "out", "--fps", "25"], "without a folder of numbered images"),
+        (["frames", "videos", "out", "--fps", "0"], "--fps 0"),
         (["list", "none.csv", "out", "--root", "videos", "--columns", "file=x"], "--columns: file is not understood"),
         (["synthetic", "out", "--classes", "99"], "--classes 99 must lie between 2 and 16"),
         (["synthetic", "out", "--videos", "16"], "needs 4; raise --videos"),

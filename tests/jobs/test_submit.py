@@ -124,8 +124,16 @@ def test_only_the_code_is_uploaded(repository: Path, tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     kept = {"pipeline/config.py", "pipeline/data/keep.py", "jobs/configs/demo.yaml", "pyproject.toml"}
-    left = {"data/video.mp4", "runs/a/checkpoint/model", ".venv/bin/python", ".git/HEAD", "tests/test_x.py",
-            ".mypy_cache/a.json", "pipeline/__pycache__/config.pyc", "actnetformer.egg-info/PKG-INFO"}
+    left = {
+        "data/video.mp4",
+        "runs/a/checkpoint/model",
+        ".venv/bin/python",
+        ".git/HEAD",
+        "tests/test_x.py",
+        ".mypy_cache/a.json",
+        "pipeline/__pycache__/config.pyc",
+        "actnetformer.egg-info/PKG-INFO",
+    }
     for name in kept | left:
         (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "project" / name).write_text(name, encoding="utf-8")
@@ -150,8 +158,14 @@ def _free_ports(count: int) -> list[int]:
 
 def _environment(token_file: Path) -> Environment:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{PYTHON_FOLDER}{os.pathsep}{os.environ['PATH']}", "HOME": str(token_file.parent)}
+    return {
+        **kept,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{PYTHON_FOLDER}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(token_file.parent),
+    }
 
 
 def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
@@ -187,11 +201,24 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Enviro
     environment, log = _environment(folder / "token"), folder / "log"
     gcs, dashboard, client, agent = _free_ports(4)
     temp = tempfile.mkdtemp(prefix="ray")  # short, because the path of a socket has at most 107 characters
-    command = [f"{PYTHON_FOLDER}/ray", "start", "--head", "--block", "--num-cpus=1", "--num-gpus=0",
-               "--object-store-memory=100000000",
-               "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
-               f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={temp}",
-               "--min-worker-port=0", "--max-worker-port=0"]
+    command = [
+        f"{PYTHON_FOLDER}/ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=1",
+        "--num-gpus=0",
+        "--object-store-memory=100000000",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        f"--port={gcs}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--temp-dir={temp}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True)
     try:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.manifest.labels import draw_labels, labels_per_class, parse_share, read_labels, seeded_order, write_labels
+from pipeline.manifest.chance import parse_share, seeded_order
+from pipeline.manifest.labels import draw_labels, labels_per_class, read_labels, write_labels
 from pipeline.manifest.schema import Manifest, fingerprint, write_manifest
 from tests.manifest.tables import BROKEN, GOOD, make_table
 
@@ -100,18 +101,19 @@ def test_good_specs() -> None:
 def test_written_and_read_again(tmp_path: Path) -> None:
     manifest = in_memory({"a": 9, "b": 9})
     subset = draw_labels(manifest, "20%", 3)
-    write_labels(subset, tmp_path / "l.parquet")
+    write_labels(subset, manifest, tmp_path / "l.parquet")
     read = read_labels(tmp_path / "l.parquet", manifest)
     np.testing.assert_array_equal(read.rows, subset.rows)
-    assert replace(read, rows=subset.rows) == subset
+    assert replace(read, rows=subset.rows, held_out=subset.held_out) == subset
     assert read.manifest_fingerprint == manifest.fingerprint
 
 
 def test_refuses_labels_of_another_manifest(tmp_path: Path) -> None:
-    write_labels(draw_labels(in_memory({"a": 9, "b": 9}), "20%", 3), tmp_path / "l.parquet")
+    drawn_from = in_memory({"a": 9, "b": 9})
+    write_labels(draw_labels(drawn_from, "20%", 3), drawn_from, tmp_path / "l.parquet")
     with pytest.raises(UserError, match="drawn from another manifest"):
         read_labels(tmp_path / "l.parquet", in_memory({"a": 9, "b": 8}))
-    with pytest.raises(UserError, match=r"label subset not found.*jobs\.prepare"):
+    with pytest.raises(UserError, match=r"label subset not found.*jobs\.label"):
         read_labels(tmp_path / "none.parquet", in_memory({"a": 9, "b": 8}))
 
 

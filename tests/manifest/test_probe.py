@@ -12,8 +12,9 @@ import decord
 import numpy as np
 import pytest
 
-from pipeline.manifest.frames import decode_frames, read_index
-from pipeline.manifest.probe import Probe, probe_file, probe_files
+from pipeline.manifest.probe import Probe, ProbeOptions, probe_file, probe_files
+from pipeline.manifest.window import decode_frames
+from tests.manifest.reference import read_index
 from tests.videos import read_number, write_numbers
 
 ODD = {  # name -> status, decoder, frames, frames per second, size, what the reason says
@@ -86,10 +87,10 @@ def wrong_frames(path: Path) -> int:
 
 def test_numbers_of_a_plain_file(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "v.mp4", frames=40, fps="24000/1001", size=(96, 160))
-    probe = probe_file(str(path), with_hash=True)
+    probe = probe_file(str(path), ProbeOptions(hash=True))
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    assert probe == Probe(40, probe.fps, False, probe.duration, 96, 160, "h264", len(data), digest, "decord")
+    assert probe == Probe(40, probe.fps, False, probe.duration, 96, 160, "h264", len(data), digest, "decord", stamp=probe.stamp)
     assert probe.fps == pytest.approx(24000 / 1001)
     assert probe.duration == pytest.approx(40 * 1001 / 24000)
     assert probe_file(str(path)).hash is None
@@ -142,7 +143,10 @@ def test_damaged_pictures_are_found_or_at_least_change_nothing_else(tmp_path: Pa
     data = bytearray(write_numbers(tmp_path / "v.mp4").read_bytes())
     data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
     (tmp_path / "bad.mp4").write_bytes(data)
-    good, bad = probe_file(str(tmp_path / "v.mp4"), True), probe_file(str(tmp_path / "bad.mp4"), True)
+    good, bad = (
+        probe_file(str(tmp_path / "v.mp4"), ProbeOptions(hash=True)),
+        probe_file(str(tmp_path / "bad.mp4"), ProbeOptions(hash=True)),
+    )
     assert bad.status != "ok" or (bad.frames == good.frames and bad.hash != good.hash)
 
 
@@ -173,6 +177,6 @@ def test_many_files_in_processes_keep_their_order(tmp_path: Path) -> None:
 def test_time_limit(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")  # refused without being opened
     path = write_numbers(tmp_path / "v.mp4")
-    assert probe_files([str(tmp_path / "pipe.mp4"), str(path)], 1)[0].reason == "not a file"
-    late = probe_files([str(path)], 1, timeout_seconds=1e-3)[0]
+    assert probe_files([str(tmp_path / "pipe.mp4"), str(path)], processes=1)[0].reason == "not a file"
+    late = probe_files([str(path)], processes=1, timeout_seconds=1e-3)[0]
     assert (late.status, late.reason) == ("undecodable", "no result after 0.001 s")

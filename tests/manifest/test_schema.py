@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.manifest import schema
-from pipeline.manifest.schema import KEY, SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
+from pipeline.manifest.parquet import KEY, VERSION
+from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
 from tests.manifest.tables import BROKEN, GOOD, make_table
 
 CLASSES = ("a", "b")
@@ -31,6 +33,18 @@ def change(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
 @given(st.permutations(range(len(TABLE))))
 def test_fingerprint_ignores_order(order: list[int]) -> None:
     assert fingerprint(TABLE.take(order), CLASSES) == fingerprint(TABLE, CLASSES)
+
+
+def test_fingerprint_is_the_same_on_every_platform_and_library_version() -> None:
+    # written down once: a change here refuses every manifest and label subset that was written before
+    assert fingerprint(TABLE, CLASSES) == "bb80529b05fdc27e"
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 12])
+def test_fingerprint_ignores_how_a_table_is_cut(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "SLICE", chunks)
+    cut = pa.concat_tables([TABLE.slice(start, chunks) for start in range(0, len(TABLE), chunks)])
+    assert fingerprint(cut, CLASSES) == "bb80529b05fdc27e"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +92,12 @@ def test_rows_are_usable_rows_of_a_split(tmp_path: Path) -> None:
     assert manifest.rows("val").dtype == np.int64 and len(manifest.rows("val")) == 0
 
 
+def test_the_readme_describes_every_column(repository: Path) -> None:
+    section = (repository / "README.md").read_text(encoding="utf-8").split("## The manifest\n")[1].split("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)] == SCHEMA.names
+
+
 def rewrite(path: Path, table: pa.Table, **facts: object) -> None:
     stored = json.loads(pq.read_schema(path).metadata[KEY])
     pq.write_table(table.replace_schema_metadata({KEY: json.dumps({**stored, **facts}).encode()}), path)
@@ -102,9 +122,9 @@ def test_refuses_missing_foreign_and_broken_files(tmp_path: Path) -> None:
 def test_refuses_newer_version_other_columns_and_edits(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     manifest: Manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder")
-    rewrite(path, manifest.table, version=schema.VERSION + 1)
-    assert f"has version {schema.VERSION + 1}" in refused(path)
-    rewrite(path, manifest.table.drop_columns(["fps"]), version=schema.VERSION)
+    rewrite(path, manifest.table, version=VERSION + 1)
+    assert f"has version {VERSION + 1}" in refused(path)
+    rewrite(path, manifest.table.drop_columns(["fps"]), version=VERSION)
     assert "its columns are id, uri" in refused(path)
     rewrite(path, change(manifest.table, "label", 0, 1))
     assert "was changed after it was written" in refused(path)

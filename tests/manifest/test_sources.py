@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.sources import list_csv, list_folder, with_splits
+from pipeline.manifest.sources import Listing, list_files, list_folder, with_splits
+from pipeline.manifest.sources.lists import ListOptions
+
+
+def list_csv(file: Path, root: Path, columns: dict[str, str] | None = None) -> Listing:
+    return list_files([file], ListOptions(str(root), columns))
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -106,13 +113,12 @@ def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
         ("", "holds no videos"),
         ("path,label\n", "holds no videos"),
         ("file,label\na.mp4,x\n", "has no column path; it has file, label"),
-        ("path,label\na.mp4,x\nb.mp4\n", "line 3 has not as many fields"),
-        ("path,label\na.mp4,x,y\nb.mp4,y\n", "line 2 has not as many fields"),
+        ("path,label\na.mp4,x\nb.mp4\n", "list.csv:3: 1 fields, the header has 2"),
+        ("path,label\na.mp4,x,y\nb.mp4,y\n", "list.csv:2: 3 fields, the header has 2"),
         ("path,label\na.mp4,x\nb.mp4,x\n", "at least 2 classes"),
         ("path,label\na.mp4,x\na.mp4,y\n", "listed more than once:\n  - a.mp4"),
-        ("path,label\na.mp4,x\nc.mp4,y\n", "names 1 file that does not exist"),
-        ("path,label\na.mp4,x\nhttps://host/b.mp4,y\n", "only local files"),
-        ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "unknown split 'dev'"),
+        ("path,label\nc.mp4,x\nd.mp4,y\n", "none of the 2 files"),
+        ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "list.csv:3: unknown split 'dev'"),
         ("path,label,group,split\na.mp4,x,g,train\nb.mp4,y,g,test\n", "group g: b.mp4 in test, a.mp4 in train"),
     ],
 )
@@ -123,12 +129,11 @@ def test_list_errors(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_missing_files_are_listed_up_to_20(tmp_path: Path) -> None:
-    text = "path,label\n" + "".join(f"{i:02d}.mp4,{i % 2}\n" for i in range(25))
-    with pytest.raises(UserError) as caught:
-        list_csv(write(tmp_path / "list.csv", text), tmp_path)
-    assert "names 25 files that do not exist" in str(caught.value)
-    assert "19.mp4" in str(caught.value) and "20.mp4" not in str(caught.value) and "and 5 more" in str(caught.value)
+def test_missing_files_are_counted_and_stay_listed(tmp_path: Path) -> None:
+    text = "path,label,split\n" + "".join(f"{i}.mp4,{i % 2},{'test' if i > 5 else 'train'}\n" for i in range(9))
+    listing = list_csv(write(tmp_path / "list.csv", text), touch(tmp_path, "0.mp4", "1.mp4", "7.mp4", "8.mp4"))
+    assert len(listing.uris) == 9
+    assert listing.notes == (f"5 of 9 files are missing below {tmp_path} (1 test, 4 train); they stay listed, and unused",)
 
 
 def test_unreadable_lists(tmp_path: Path) -> None:
@@ -137,5 +142,35 @@ def test_unreadable_lists(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     with pytest.raises(UserError, match="cannot be read as UTF-8"):
         list_csv(tmp_path / "list.csv", tmp_path)
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="--root not found"):
         list_csv(tmp_path / "list.csv", tmp_path / "none")
+
+
+def test_a_root_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # taking the permission away would not stop root
+    assert refused_folder(tmp_path) == f"folder {tmp_path} cannot be read: Permission denied"
+
+
+def test_class_folders_in_an_object_store() -> None:
+    """``memory://`` is a store of fsspec, so the way is that of every URI."""
+    store = fsspec.filesystem("memory")
+    for name in ("run/b.mp4", "run/a.mp4", "jump/deep/c.mp4", "jump/.hidden"):
+        store.pipe(f"/bucket/videos/{name}", b"x")
+    try:
+        listing = list_folder("memory://bucket/videos/")
+        assert (listing.root, listing.classes) == ("memory://bucket/videos", ("jump", "run"))
+        assert listing.uris == ("jump/deep/c.mp4", "run/a.mp4", "run/b.mp4")
+        with pytest.raises(UserError, match=r"folder memory://bucket/none cannot be read"):
+            list_folder("memory://bucket/none")
+        with pytest.raises(UserError, match=r"no library reads nosuch://"):
+            list_folder("nosuch://bucket/x")
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def test_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:
+    listing = list_folder(f"file://{touch(tmp_path, 'run/a.mp4', 'jump/b.mp4')}")
+    assert (listing.root, listing.uris) == (str(tmp_path), ("jump/b.mp4", "run/a.mp4"))

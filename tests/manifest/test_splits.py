@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.manifest.build import joined_groups
+from pipeline.manifest.probe import Probe
 from pipeline.manifest.schema import Split
 from pipeline.manifest.splits import check_groups, draw_splits
 
@@ -60,6 +62,15 @@ def test_order_does_not_matter(videos: list[tuple[str, int]], data: st.DataObjec
 def test_videos_of_unknown_class_stay_in_train() -> None:
     splits = draw_splits(["a0", "a1", "u0", "u1"], ["a", "a", None, None], [None] * 4, 0.5, 0)
     assert splits[2:] == ["train", "train"] and sorted(splits[:2]) == ["test", "train"]
+
+
+def test_copies_of_a_video_join_their_groups() -> None:
+    hashes = ["x", "x", "y", "z", "z", None, None, "w", "w"]
+    probes = [Probe(hash=digest) for digest in hashes]
+    groups = ["g1", "g2", "g2", None, None, "g1", None, None, "g3"]
+    assert joined_groups(groups, probes) == ("g1", "g1", "g1", "content z", "content z", "g1", None, "g3", "g3")
+    chain = joined_groups(["a", "b", "b", "c"], [Probe(hash=digest) for digest in ("1", "1", "2", "2")])
+    assert chain == ("a", "a", "a", "a")
 
 
 def test_torn_groups_are_named() -> None:

@@ -1,0 +1,72 @@
+"""Look at data: ``python -m jobs.inspect MANIFEST [--verify] [--html PAGE]``, or ``clips --config FILE --step N``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command import DONE, FAILED, run
+from pipeline.clips.source import open_source
+from pipeline.config import load_config
+from pipeline.errors import UserError, first_few
+from pipeline.manifest.schema import Manifest, read_manifest
+from pipeline.manifest.summary import as_text, summarize
+from pipeline.manifest.verify import verify
+from pipeline.studies.contact_sheet import write_contact_sheet
+from pipeline.studies.step_views import write_step
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Inspect a manifest, or the clips of one training step where the first word is ``clips``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _clips(words[1:]) if words[:1] == ["clips"] else _manifest(words)
+
+
+def _manifest(argv: Sequence[str]) -> int:
+    """Print what is in a manifest. Exit code 1 where ``--verify`` finds a changed file."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.inspect", description=__doc__)
+    parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
+    parser.add_argument("--root", metavar="DIR", help="where the videos are now, if they moved")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare it with its stored hash")
+    parser.add_argument("--html", metavar="PAGE", type=Path, help="write a page with contact sheets and the unusable files")
+    parser.add_argument("--per-class", type=int, default=6, metavar="N", help="videos on a contact sheet (default: 6)")
+    options = parser.parse_args(argv)
+    if options.per_class < 1:
+        raise UserError(f"--per-class {options.per_class} must be at least 1")
+    manifest = read_manifest(options.manifest, options.root)
+    summary = summarize(manifest)
+    print(as_text(manifest, summary))
+    changed = _verify(manifest) if options.verify else None
+    if options.html:
+        write_contact_sheet(manifest, summary, options.html, options.per_class, changed)
+        print(f"\npage {options.html}")
+    return FAILED if changed else DONE
+
+
+def _verify(manifest: Manifest) -> list[tuple[str, str]]:
+    changed = verify(manifest)
+    print(f"\n{len(changed)} files are not what they were when the manifest was written" + (":" if changed else ""))
+    for line in first_few([f"{uri}: {problem}" for uri, problem in changed]):
+        print(f"  {line}")
+    return changed
+
+
+def _clips(argv: Sequence[str]) -> int:
+    """Write a page with the views of one step."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.inspect clips", description="the views of a training step")
+    parser.add_argument("--config", metavar="FILE", help="of the run; config.yaml of its folder will do")
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 0")
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="default: NAME-step-N.html in the current folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(argv)
+    config = load_config(options.config, options.overrides)
+    out = options.out or Path(f"{config.run.name}-step-{options.step}.html")
+    write_step(config, open_source(config)[0], options.step, out)
+    print(f"page {out}")
+    return DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,83 @@
+"""Which training videos keep their label: ``python -m jobs.label MANIFEST --fraction 10% --seed 0 [--hold-out 10%]``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jobs.command import DONE, run
+from pipeline.errors import UserError
+from pipeline.manifest.chance import parse_share
+from pipeline.manifest.labels import DrawOptions, LabelSubset, draw_labels, write_labels
+from pipeline.manifest.published import LINES, import_labels
+from pipeline.manifest.schema import Manifest, read_manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw or import a subset and write it; without ``--out`` beside the manifest, where a run looks for it."""
+    words = _parser().parse_args(argv)
+    if words.seed < 0:
+        raise UserError(f"--seed {words.seed} must not be negative")
+    hold_out = parse_share(words.hold_out, "--hold-out") if words.hold_out else 0.0
+    if hold_out > 0.5:
+        raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
+    manifest = read_manifest(words.manifest)
+    out = Path(words.out) if words.out else Path(words.manifest).absolute().parent / "labels.parquet"
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out} must name a file in a folder that exists")
+    notes: list[str] = []
+    if words.import_:
+        kind, file = words.import_
+        if kind not in LINES:
+            raise UserError(f"--import {kind} is not known; write {', '.join(LINES)}, and then the file")
+        subset, notes = import_labels(manifest, kind, file, words.seed, hold_out)
+    else:
+        option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
+        subset = draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option))
+    write_labels(subset, manifest, out)
+    print(summary(manifest, subset, out, notes))
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.label", description=__doc__)
+    parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--per-class", type=int, metavar="N", help="videos of every class")
+    how.add_argument("--fraction", metavar="10%%", help="share of the train videos, at least one of every class")
+    how.add_argument(
+        "--import", nargs=2, dest="import_", metavar=(f"{'|'.join(LINES)}", "FILE"), help="a published list, by any path prefix"
+    )
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument("--balanced", action="store_true", help="the fraction is spread evenly: as many from every class")
+    share.add_argument(
+        "--proportional", dest="balanced", action="store_false", help="the fraction is taken of every class (default)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subset everywhere (default: 0)")
+    parser.add_argument("--hold-out", metavar="10%%", help="share of the labeled videos of every class kept for validation")
+    parser.add_argument(
+        "--nested", action=argparse.BooleanOptionalAction, default=True,
+        help="1%% of a seed is part of its 5%%; --no-nested draws every size independently (default: nested)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="default: labels.parquet beside the manifest")
+    return parser
+
+
+def summary(manifest: Manifest, subset: LabelSubset, out: Path, notes: Sequence[str]) -> str:
+    """What was chosen, and how a run is told of it."""
+    label = np.asarray(manifest.table["label"].to_numpy())
+    counts = np.bincount(label[subset.rows], minlength=len(manifest.classes))
+    pool = len(manifest.training_rows()) - len(subset.rows) - len(subset.held_out)
+    lines = [f"note: {note}" for note in notes]
+    each = f"{counts.min()} to {counts.max()} of each of {len(manifest.classes)} classes"
+    lines += [f"labeled    {len(subset.rows)} videos, {each}"]
+    lines += [f"held out   {len(subset.held_out)} videos for evaluation.split=validation"] if len(subset.held_out) else []
+    lines += [f"unlabeled  {pool} videos", f"labels {subset.fingerprint}  {out}  ({subset.spec}, seed {subset.seed})"]
+    return "\n".join([*lines, f"next     python -m jobs.train data.manifest={manifest.path} data.labels={out}"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

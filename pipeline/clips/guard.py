@@ -1,0 +1,58 @@
+"""Decoding where it can do no harm: in child processes with a time and a memory limit, kept from clip to clip.
+
+A decoder that hangs, crashes or leaks costs its process, not the decode task: Ray would start that task again for ever,
+on the same video. Clips come back by shared memory, so that a clip costs one copy more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.config import ClipSection
+from pipeline.manifest.isolation import Child, Limits, Lost
+
+MAX_KNOWN = 10_000
+"""Videos that are remembered as lost."""
+
+
+class Guard:
+    """As many decoding processes as threads call at once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._idle: list[Child] = []
+        self._lost: dict[Video, str] = {}
+        self._lock = threading.Lock()
+
+    def decode(self, video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
+        """``decode_clips`` in a child. Raises DecodeError, also for a hang, a crash and too much memory.
+
+        A crash is believed when it happens twice: the first may have been the kernel's choice on a machine without memory, or
+        the memory that videos before it had leaked.
+        Such videos are remembered, so that a hang costs its time limit once in a process and not once an epoch.
+        """
+        if video in self._lost:
+            raise DecodeError(self._lost[video])
+        with self._lock:
+            child = self._idle.pop() if self._idle else Child(decode_clips, self.limits)
+        try:
+            result = child.call(video, moment, window, clips, size)
+            if isinstance(result, Lost) and result.doubtful:
+                result = child.call(video, moment, window, clips, size)
+            if isinstance(result, Lost):
+                if len(self._lost) < MAX_KNOWN:
+                    self._lost[video] = f"decoder: {result.reason}"
+                raise DecodeError(f"decoder: {result.reason}")
+            return tuple(clip.copy() for clip in result)  # the child writes its next clips where these are
+        finally:
+            with self._lock:
+                self._idle.append(child)
+
+
+@cache
+def guard(limits: Limits) -> Guard:
+    """This process's guard: its children live from block to block."""
+    return Guard(limits)

@@ -1,0 +1,145 @@
+"""Label subsets that others published, matched to a manifest by the ends of their paths.
+
+    svformer   list_ucf_1/train.csv                       /any/prefix/ucf101/videos/Archery/v_Archery_g18_c07.avi 2
+    videossl   ucf101_train_5_percent_labeled_..txt       Archery/v_Archery_g18_c07 120 2     (path, frames, label)
+               kinetics400_train_1_percent_labeled_..txt  pumping_fist/HfrG-Bt1bko_000012_000022.mp4 256
+    list       one path a line, with or without a label
+
+Their numbers for classes are not ours: SVFormer's 100 % list of UCF-101 counts from 1, its 1 % list from 0. And some are
+wrong: in the 40 % lists of HMDB51 by both, 54 of 2,094 clips carry the number of a sister class (climb and climb_stairs, kick
+and kick_ball, sword and sword_exercise). So classes come from the manifest, and contradictions are counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError, first_few
+from pipeline.manifest.labels import LabelSubset, make_subset
+from pipeline.manifest.schema import Manifest
+from pipeline.manifest.sources.files import read_lines
+from pipeline.manifest.sources.listing import refuse
+
+LINES = {
+    "svformer": re.compile(r"(?P<path>\S.*?)[\s,]+(?P<label>\d+)"),
+    "videossl": re.compile(r"(?P<path>\S.*?)(?:\s+\d+)?\s+(?P<label>\d+)"),
+    "list": re.compile(r"(?P<path>\S.*?)(?:[\s,;]+(?P<label>\d+))?"),
+}
+"""A line of each format."""
+MAX_CONTRADICTIONS = 0.1
+"""Share of lines whose number may stand for another class than it mostly does."""
+SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: str
+    label: str | None
+    place: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return _parts(self.path)
+
+
+def import_labels(
+    manifest: Manifest, kind: str, file: str | Path, seed: int = 0, hold_out: float = 0.0
+) -> tuple[LabelSubset, list[str]]:
+    """The subset that a published list names, and notes on videos of it that are missing or broken here.
+
+    Raises UserError for malformed lines, videos that the manifest lacks or that fit two of its rows, videos of test or of
+    unknown class, and numbers that contradict the manifest's classes in more than a tenth of the lines.
+    """
+    entries = _read(kind, Path(file))
+    rows = _match(manifest, entries, str(file))
+    table = manifest.table.select(["split", "class", "status"]).take(rows).to_pydict()
+    notes = _check(entries, table["split"], table["class"], str(file))
+    usable = np.asarray(table["status"], dtype=object) == "ok"
+    if not usable.any():
+        raise UserError(f"{file}: none of its {len(rows)} videos can be used")
+    lost = [entry.path for entry, fine in zip(entries, usable, strict=True) if not fine]
+    notes += [f"{len(lost)} of {len(entries)} videos of {file} cannot be used here, the first: {lost[0]}"] if lost else []
+    unlabeled = sorted(set(manifest.classes) - set(np.asarray(table["class"], dtype=object)[usable]))
+    notes += [f"classes without a label: {', '.join(first_few(unlabeled))}"] if unlabeled else []
+    chosen = np.unique(np.asarray(rows, np.int64)[usable])
+    return make_subset(manifest, chosen, f"{kind} {Path(file).parent.name}/{Path(file).name}", seed, hold_out), notes
+
+
+def _read(kind: str, file: Path) -> list[_Entry]:
+    entries: list[_Entry] = []
+    mistakes: list[str] = []
+    for number, line in read_lines(file):
+        match = LINES[kind].fullmatch(line.strip())
+        if match:
+            entries.append(_Entry(match["path"].strip("\"'"), match["label"], f"{file}:{number}"))
+        else:
+            mistakes.append(f"{file}:{number}: not a line of a {kind} list: {line!r}")
+    refuse(mistakes, f"list {file}")
+    if not entries:
+        raise UserError(f"list {file} names no videos")
+    return entries
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """From the name without suffix up to the root; spaces and underscores are the same, as in names of classes."""
+    return tuple(reversed(SUFFIX.sub("", path.replace("\\", "/")).replace(" ", "_").split("/")))
+
+
+def _match(manifest: Manifest, entries: Sequence[_Entry], file: str) -> list[int]:
+    """A row for every entry: the one whose path shares the longest end with it."""
+    wanted = {entry.parts[0].casefold() for entry in entries}
+    rows: dict[str, list[tuple[int, tuple[str, ...]]]] = defaultdict(list)
+    for row, name in enumerate(manifest.table["id"].to_pylist()):
+        parts = _parts(name)
+        if parts[0].casefold() in wanted:  # HandStandPushups is HandstandPushups in some lists
+            rows[parts[0].casefold()].append((row, parts))
+    found: list[int] = []
+    lost: list[str] = []
+    torn: list[str] = []
+    for entry in entries:
+        fits = [((entry.parts[0] == p[0], _common(entry.parts, p)), row) for row, p in rows[entry.parts[0].casefold()]]
+        best = [row for length, row in fits if length == max(fits)[0]]
+        lost += [] if best else [f"{entry.place}: {entry.path}"]
+        torn += [f"{entry.place}: {entry.path}"] if len(best) > 1 else []
+        found += best[:1]
+    if lost:
+        raise UserError(f"{len(lost)} of {len(entries)} videos of {file} are not in {manifest.path}:", first_few(lost))
+    if torn:
+        raise UserError(f"videos of {file} fit several in {manifest.path}; write more of their paths:", first_few(torn))
+    return found
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _check(entries: Sequence[_Entry], splits: Sequence[str], classes: Sequence[str | None], file: str) -> list[str]:
+    """Notes on contradictions, of which a few are the list's; many mean another data set or another order of files."""
+    problems: list[str] = []
+    meanings: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for entry, split, name in zip(entries, splits, classes, strict=True):
+        if split not in ("train", "unlabeled"):
+            problems.append(f"{entry.place}: {entry.path} is a {split} video")
+        if name is None:
+            problems.append(f"{entry.place}: the class of {entry.path} is unknown")
+        else:
+            meanings[entry.label][name] += 1
+    if problems:
+        raise UserError(f"list {file} does not fit the manifest:", first_few(problems))
+    usual = {label: counts.most_common(1)[0][0] for label, counts in meanings.items()}
+    wrong = [
+        f"{entry.place}: label {entry.label} is {usual[entry.label]} elsewhere and {name} here"
+        for entry, name in zip(entries, classes, strict=True)
+        if entry.label is not None and usual[entry.label] != name
+    ]
+    if len(wrong) > MAX_CONTRADICTIONS * len(entries):
+        raise UserError(f"list {file} does not fit the manifest's classes:", first_few(wrong))
+    count = f"{len(wrong)} of {len(entries)} lines of {file} give another class than the manifest, whose is used"
+    return [f"{count}; the first: {wrong[0]}"] if wrong else []

@@ -1,0 +1,119 @@
+"""Reading list files and looking for videos: one listing of a folder instead of a question for every file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+def open_root(folder: str | Path, option: str = "folder") -> str:
+    """Absolute path of a readable folder; URIs pass. Raises UserError."""
+    if storage.is_remote(str(folder)):
+        return str(folder).rstrip("/")
+    root = Path(storage.local_path(str(folder))).expanduser().absolute()
+    if not root.exists():
+        raise UserError(f"{option} not found: {root}")
+    if not root.is_dir():
+        raise UserError(f"{option}: {root} is not a folder")
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise UserError(f"{option} {root} cannot be read: {error.strerror}") from None
+    return str(root)
+
+
+def read_lines(file: str | Path) -> list[tuple[int, str]]:
+    """Lines of a UTF-8 text that are not blank, with their numbers from 1. Raises UserError."""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"list not found: {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list {file} cannot be read as UTF-8 text: {error}") from None
+    # not splitlines(): it also cuts at characters that may stand in a name
+    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def find_folder(given: str | None, root: str, names: Sequence[str], sign: str) -> Path:
+    """The folder of list files: the given one, or the first of ``names`` in the root or beside it that holds a ``sign``."""
+    if given is not None:
+        return Path(open_root(given, "--lists"))
+    places = [] if "://" in root else [Path(base, name) for name in names for base in (root, os.path.dirname(root))]
+    found = next((place for place in places if any(place.glob(sign))), None)
+    if found is None:
+        raise UserError(f"no {sign} in {root} or in {names[0]} there or beside it; say with --lists DIR where the lists are")
+    return found
+
+
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
+
+
+def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> list[str | None]:
+    """Where each listed file is, None where it is missing; another video suffix will do where the listed one is absent.
+
+    ``ignore_case`` is for lists whose spelling is known to differ from the files'.
+    URIs, and everything below a root that is one, are taken as listed: whether they are there is found when they are opened.
+    """
+    folders: dict[str, dict[str, str]] = {}
+    found: list[str | None] = []
+    for uri in uris:
+        if "://" in uri or "://" in root:
+            found.append(uri)
+            continue
+        folder, _, name = uri.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _names(os.path.join(root, folder) if folder or not uri.startswith("/") else "/")
+        names = folders[folder]
+        stem = PurePosixPath(name).stem
+        here = names.get(name) or names.get(f"{stem}.*") or (names.get(f"{stem.casefold()}.?") if ignore_case else None)
+        found.append(None if here is None else f"{folder}/{here}" if folder or uri.startswith("/") else here)
+    return found
+
+
+def _names(folder: str) -> dict[str, str]:
+    """Names in a folder by themselves, videos also as ``stem.*`` and in small letters as ``stem.?``."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
+    stems = {name: PurePosixPath(name).stem for name in names if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES}
+    loose = {f"{stem.casefold()}.?": name for name, stem in stems.items()}
+    return loose | {f"{stem}.*": name for name, stem in stems.items()} | {name: name for name in names}
+
+
+def files_below(root: str, folder: str = "") -> list[str]:
+    """Files below ``root/folder`` at any depth, relative to the root, sorted by folder; hidden ones are left out."""
+    if storage.is_remote(root):
+        names = _remote(storage.files_below, f"{root}/{folder}".rstrip("/"))
+        return [f"{folder}/{name}" if folder else name for name in names if not f"/{name}".count("/.")]
+    found = []
+    for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = Path(path).relative_to(root).as_posix()
+        prefix = "" if base == "." else f"{base}/"
+        found += [prefix + name for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def subfolders(folder: str) -> list[str]:
+    """Names of folders, sorted; hidden ones are left out."""
+    if storage.is_remote(folder):
+        return [name for name in _remote(storage.folders, folder) if not name.startswith(".")]
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _remote(ask: Callable[[str], list[str]], folder: str) -> list[str]:
+    try:
+        return ask(folder)
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error}") from None
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"folder {error.filename} cannot be read: {error.strerror}")

@@ -1,0 +1,129 @@
+"""``kinetics``: the CSV lists of Kinetics-400, -600 and -700 and whatever of their clips was downloaded.
+
+    label,youtube_id,time_start,time_end,split[,is_cc]
+    "air drumming",_dbcJuKJQNs,40,50,val,0
+
+Clips are looked for by name at any depth below the folder: cut ones as ``ID_START_END.mp4`` with six digits, or whole
+videos as ``ID.mp4``, of which the listed seconds are used.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import UserError
+from pipeline.manifest.schema import Split
+from pipeline.manifest.sources.files import files_below, open_root, read_lines
+from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, refuse
+
+NEEDED = ("youtube_id", "time_start", "time_end")
+
+
+@dataclass(frozen=True)
+class _Clip:
+    video: str
+    start: float
+    end: float
+    label: str | None
+    split: Split
+    place: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.video}_{int(self.start):06d}_{int(self.end):06d}"
+
+
+def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
+    """All clips of the lists; those that were never downloaded are listed as missing. Labels follow the sorted class names.
+
+    Raises UserError for lines that do not fit, lists that disagree, and when not one clip is there.
+    """
+    root = open_root(folder)
+    mistakes: list[str] = []
+    clips = [clip for file in lists for clip in _read(Path(file), mistakes)]
+    refuse(mistakes, " and ".join(map(str, lists)))
+    agree([(clip.id, (clip.label, clip.split), clip.place) for clip in clips], "the lists")
+    known = [clip for clip in clips if clip.label is not None or clip.split != "test"]
+    notes = [f"{len(clips) - len(known)} test clips have no label and are left out"] if len(known) < len(clips) else []
+    files = _files(root)
+    found = [_find(files, clip) for clip in known]
+    notes += missing_note(root, [clip.split for clip in known], [uri is not None for uri in found], "the lists")
+    whole = [uri is not None and PurePosixPath(uri).stem == clip.video for uri, clip in zip(found, known, strict=True)]
+    groups, torn = _groups(known)
+    notes += [f"{torn} recordings lie in two splits of the official lists, which are kept as they are"] if torn else []
+    return checked(Listing(
+        root=root,
+        source=f"kinetics {len({clip.label for clip in known} - {None})} classes",
+        uris=tuple(uri or f"{clip.id}.mp4" for uri, clip in zip(found, known, strict=True)),
+        labels=tuple(clip.label for clip in known),
+        groups=groups,
+        splits=tuple(clip.split for clip in known),
+        notes=tuple(notes),
+        ids=tuple(clip.id for clip in known),
+        starts=tuple(clip.start if cut else None for clip, cut in zip(known, whole, strict=True)),
+        ends=tuple(clip.end if cut else None for clip, cut in zip(known, whole, strict=True)),
+    ))  # fmt: skip
+
+
+def _read(file: Path, mistakes: list[str]) -> Iterator[_Clip]:
+    lines = read_lines(file)
+    header = [name.strip().lower() for name in next(csv.reader([lines[0][1]]))] if lines else []
+    if lost := [name for name in NEEDED if name not in header]:
+        raise UserError(f"{file} has no column {', '.join(lost)}; expected label,youtube_id,time_start,time_end,split")
+    words = Path(file).stem.lower().replace("-", "_").split("_")
+    by_name = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+    if "split" not in header and by_name is None:
+        raise UserError(f"{file} has no column split, and its name does not say train, val or test")
+    for number, line in lines[1:]:
+        try:
+            fields = next(csv.reader([line]))
+            if len(fields) != len(header):
+                raise ValueError(f"{len(fields)} fields, the header has {len(header)}")
+            yield _clip(dict(zip(header, map(str.strip, fields), strict=True)), by_name, f"{file}:{number}")
+        except (ValueError, csv.Error) as error:
+            mistakes.append(f"{file}:{number}: {error}")
+
+
+def _clip(row: dict[str, str], by_name: Split | None, place: str) -> _Clip:
+    start, end = float(row["time_start"]), float(row["time_end"])
+    if not 0 <= start < end:
+        raise ValueError(f"time_start {start:g} and time_end {end:g} are no time range")
+    if not row["youtube_id"]:
+        raise ValueError("youtube_id is empty")
+    split = by_name if "split" not in row else SPLIT_NAMES.get(row["split"].lower())
+    if split is None:
+        raise ValueError(f"unknown split {row['split']!r}")
+    label = row.get("label") or None
+    if label is None and split != "test":
+        raise ValueError("the label is empty")
+    return _Clip(row["youtube_id"], start, end, label, split, place)
+
+
+def _files(root: str) -> dict[str, list[str]]:
+    """Name without suffix -> files of that name."""
+    found: dict[str, list[str]] = {}
+    for uri in files_below(root):
+        found.setdefault(PurePosixPath(uri).stem, []).append(uri)
+    return found
+
+
+def _find(files: dict[str, list[str]], clip: _Clip) -> str | None:
+    """The clip's file; of several the one whose folders name its split and class."""
+    candidates = files.get(clip.id) or files.get(clip.video) or []
+    signs = {clip.split, clip.label, (clip.label or "").replace(" ", "_")}
+    return max(candidates, key=lambda uri: len(signs.intersection(uri.split("/")[:-1])), default=None)
+
+
+def _groups(clips: Sequence[_Clip]) -> tuple[tuple[str | None, ...], int]:
+    """A recording is a group where several clips are of it, all in one split; and how many lie in two."""
+    counts = Counter(clip.video for clip in clips)
+    splits: dict[str, set[str]] = {}
+    for clip in clips:
+        if counts[clip.video] > 1:
+            splits.setdefault(clip.video, set()).add(clip.split)
+    torn = {video for video, where in splits.items() if len(where) > 1}
+    return tuple(clip.video if clip.video in splits and clip.video not in torn else None for clip in clips), len(torn)

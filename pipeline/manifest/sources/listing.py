@@ -1,0 +1,146 @@
+"""What every source returns: the files of a data set before they are opened, and the checks that all sources share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.errors import UserError, first_few
+from pipeline.manifest.schema import Split
+from pipeline.manifest.splits import check_groups, draw_splits
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "unlabel": "unlabeled",
+    "unlabeled": "unlabeled",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a data set before they are opened; the sequences run in parallel."""
+
+    root: str
+    """Folder or URI that relative uris start from."""
+    source: str
+    """Name and version, for example ``ucf101 split 1``."""
+    uris: tuple[str, ...]
+    """Relative to the root, with forward slashes, or absolute, or URIs. Of a frame folder: FFmpeg's pattern of its images,
+    for example ``run/v1/img_%05d.jpg``."""
+    labels: tuple[str | None, ...]
+    """Class names; None where unknown."""
+    groups: tuple[str | None, ...]
+    """Videos of one recording or person; None: alone."""
+    splits: tuple[Split, ...] | None
+    """None: to be drawn."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the source was read."""
+    ids: tuple[str, ...] | None = None
+    """Unique names that survive a move; None: the uris."""
+    starts: tuple[float | None, ...] | None = None
+    """Seconds in the file where the video begins; None: at the beginning, in all or in one."""
+    ends: tuple[float | None, ...] | None = None
+    """Seconds in the file where the video ends."""
+    class_list: tuple[str, ...] | None = None
+    """All classes in the order of their labels, where the source has such a list."""
+    frame_rate: float | None = None
+    """Frames per second of frame folders, which do not say it themselves; None: these are video files."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The source's own order; else sorted by name, or as numbers where all of them are."""
+        if self.class_list is not None:
+            return self.class_list
+        names = {name for name in self.labels if name is not None}
+        return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+
+
+def checked(listing: Listing) -> Listing:
+    """The listing, with val as test where there is no test split. Raises UserError for what no data set may have.
+
+    That is: a video twice, a name that is not UTF-8, a group in two splits, fewer than two classes.
+    """
+    twice = [name for name, count in Counter(listing.ids or listing.uris).items() if count > 1]
+    if twice:
+        raise UserError("videos are listed more than once:", first_few(twice))
+    unwritable = [repr(uri) for uri in listing.uris if not uri.isprintable() and _not_utf8(uri)]
+    if unwritable:
+        raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(unwritable))
+    if len(listing.classes) < 2:
+        raise UserError(f"at least 2 classes are needed, found {', '.join(listing.classes) or 'none'} in {listing.root}")
+    if listing.splits is not None:
+        check_groups(listing.uris, listing.groups, listing.splits)
+    return _with_test(listing)
+
+
+def _not_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _with_test(listing: Listing) -> Listing:
+    """A data set that comes with train and val only is tested on val."""
+    if listing.splits is None or "test" in listing.splits:
+        return listing
+    if "val" in listing.splits:
+        splits: tuple[Split, ...] = tuple("test" if split == "val" else split for split in listing.splits)
+        return replace(listing, splits=splits, notes=(*listing.notes, "there is no test split: val is used as test"))
+    note = "there is no test split: one is drawn from train"
+    if "unlabeled" in listing.splits:
+        raise UserError("there is no test split, and none can be drawn where a part is unlabeled: name the test videos too")
+    return replace(listing, splits=None, notes=(*listing.notes, note))
+
+
+def with_splits(listing: Listing, test_share: float, seed: int) -> Listing:
+    """The listing with a drawn test split, unless it has one."""
+    if listing.splits is not None:
+        return listing
+    drawn = draw_splits(listing.ids or listing.uris, listing.labels, listing.groups, test_share, seed)
+    return replace(listing, splits=tuple(drawn))
+
+
+def refuse(mistakes: Sequence[str], what: str) -> None:
+    """Raises UserError with the first 20 mistakes and how many more there are, if there is one."""
+    if mistakes:
+        count = "1 line that" if len(mistakes) == 1 else f"{len(mistakes)} lines that"
+        raise UserError(f"{what} has {count} cannot be used:", first_few(mistakes))
+
+
+def agree(rows: Iterable[tuple[str, object, str]], what: str) -> None:
+    """Raises UserError naming what is said twice in different ways; rows are (name, what is said of it, where)."""
+    said: dict[str, tuple[object, str]] = {}
+    torn = []
+    for name, saying, place in rows:
+        old, old_place = said.setdefault(name, (saying, place))
+        if old != saying:
+            torn.append(f"{name}: {old} in {old_place}, {saying} in {place}")
+    if torn:
+        raise UserError(f"{what} disagree:", first_few(torn))
+
+
+def missing_note(root: str, splits: Sequence[str], found: Sequence[bool], what: str) -> tuple[str, ...]:
+    """A note that counts files that are not there, by split. Raises UserError when none is."""
+    lost = Counter(split for split, here in zip(splits, found, strict=True) if not here)
+    if not lost:
+        return ()
+    if lost.total() == len(found):
+        raise UserError(f"none of the {len(found)} files that {what} names lies below {root}; is this the right folder?")
+    parts = ", ".join(f"{count} {split}" for split, count in sorted(lost.items()))
+    return (f"{lost.total()} of {len(found)} files are missing below {root} ({parts}); they stay listed, and unused",)
+
+
+def outside(label: str, classes: Mapping[str, str]) -> str:
+    """Words for a label that is not in the class list."""
+    keys = list(classes)
+    return f"class {label} is outside the class list ({len(keys)} classes, {keys[0]} to {keys[-1]})"

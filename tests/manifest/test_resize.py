@@ -1,0 +1,110 @@
+"""Smaller copies: the same frames at the same times, nothing written over, and an interrupted run that goes on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import prepare
+from jobs.command import DONE, USER_ERROR, run
+from pipeline.manifest.probe import probe_file
+from pipeline.manifest.resize import Copy, copy_names, resize, resize_all
+from pipeline.manifest.schema import read_manifest
+from tests.manifest.reference import every_frame, read_index
+from tests.videos import number_frame, read_number, write_numbers
+
+
+def test_frames_and_times_are_kept(tmp_path: Path) -> None:
+    steps = np.cumsum([0] + [40, 40, 120] * 9).tolist()
+    source = write_numbers(tmp_path / "v.mkv", frames=len(steps), size=(320, 192), steps=steps)
+    probe = probe_file(str(source))
+    copy = Copy(str(source), str(tmp_path / "copies" / "v.mp4"), 96, probe.fps, probe.variable_fps)
+    assert resize(copy) == ""
+    small = probe_file(copy.target)
+    assert (small.status, small.frames, small.width, small.height, small.decoder) == ("ok", 28, 160, 96, "decord")
+    assert small.variable_fps and small.duration == pytest.approx(probe.duration, abs=1e-3)
+    assert [read_number(frame) for frame in every_frame(copy.target)] == list(range(28))
+    np.testing.assert_allclose(read_index(copy.target).times, np.array(steps) / 1000, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["h264_rot90.mp4", "xvid_b2.avi", "h264_editlist.mp4", "audio_first.mp4", "h264.ts"])
+def test_odd_files_become_plain_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
+    source = str(shared_data / "odd" / name)
+    probe = probe_file(source)
+    assert resize(Copy(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)) == ""
+    small = probe_file(str(tmp_path / "v.mp4"))
+    assert (small.status, small.decoder, small.frames, small.codec) == ("ok", "decord", probe.frames, "h264")
+    assert min(small.width, small.height) == 120 and (small.width > small.height) == (probe.width > probe.height)
+    assert small.duration == pytest.approx(probe.duration, rel=1e-3)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert len(container.streams) == 1
+    for one, other in zip(every_frame(str(tmp_path / "v.mp4"), 64, 64), every_frame(source, 64, 64), strict=True):
+        assert np.abs(one.astype(int) - other).mean() < 12
+
+
+def test_small_videos_are_not_enlarged_and_complete_copies_stay(tmp_path: Path) -> None:
+    source = write_numbers(tmp_path / "v.mp4", frames=5, size=(64, 48))
+    copies = [Copy(str(source), str(tmp_path / "out" / "v.mp4"), 256, 25.0, False)]
+    assert resize_all(copies, processes=1) == {}
+    small = probe_file(copies[0].target)
+    assert (small.width, small.height) == (64, 48)
+    before = os.stat(copies[0].target).st_mtime_ns
+    assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == before
+    os.utime(source)  # a newer original is copied again
+    assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns > before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["v.mp4"]
+
+
+def test_a_damaged_original_leaves_no_copy(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"bad" * 100)
+    copies = [Copy(str(tmp_path / "bad.mp4"), str(tmp_path / "out" / "bad.mp4"), 64, 25.0, False)]
+    assert "no known video format" in resize_all(copies, processes=1)[0]
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_names_of_copies_stay_apart() -> None:
+    assert copy_names(["a/x.avi", "a/x.mkv", "b/y.avi", "/abs/z.avi", "s3://c/w.webm", "../v"]) == [
+        "a/x.avi.mp4", "a/x.mkv.mp4", "b/y.mp4", "abs/z.mp4", "s3/c/w.mp4", "v.mp4",
+    ]  # fmt: skip
+
+
+def test_prepare_writes_the_manifest_of_the_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        for number in range(3):
+            write_numbers(tmp_path / "videos" / name / f"{number}.avi", frames=6, size=(128, 96))
+    (tmp_path / "videos" / "a" / "bad.avi").write_bytes(b"bad")
+    words = ["folder", str(tmp_path / "videos"), str(tmp_path / "out"), "--labeled", "1/class", "--resize", "64"]
+    assert run(prepare.main, words) == DONE
+    manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
+    rows = {row["id"]: row for row in manifest.table.to_pylist()}
+    assert manifest.root == str(tmp_path / "out" / "resized-64") and len(rows) == 7
+    assert (rows["a/0.avi"]["uri"], rows["a/0.avi"]["height"], rows["a/0.avi"]["codec"]) == ("a/0.mp4", 64, "h264")
+    assert rows["a/bad.avi"]["status"] == "not_a_video"
+    assert "resized 6/6" in capsys.readouterr().err
+
+
+def test_originals_are_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        for number in range(3):
+            write_numbers(tmp_path / "resized-64" / name / f"{number}.mp4", frames=4, size=(128, 96))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")}
+    words = ["folder", str(tmp_path / "resized-64"), str(tmp_path), "--labeled", "1/class", "--resize", "64"]
+    assert run(prepare.main, words) == USER_ERROR
+    assert "would write over the original" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")} == before
+
+
+def test_numbered_images_become_videos(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / "v").mkdir(exist_ok=True)
+        Image.fromarray(number_frame(number, 160, 96)).save(tmp_path / "v" / f"img_{number + 1:05d}.jpg")
+    copy = Copy(str(tmp_path / "v" / "img_%05d.jpg"), str(tmp_path / "v.mp4"), 48, 12.5, False)
+    assert resize(copy) == ""
+    small = probe_file(copy.target)
+    assert (small.status, small.frames, small.width, small.height, small.fps) == ("ok", 6, 80, 48, pytest.approx(12.5))
+    assert [read_number(frame) for frame in every_frame(copy.target)] == list(range(6))

@@ -1,0 +1,83 @@
+"""Numbered images as videos: found by their pattern, probed, and decoded by time like any other."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.clips.decode import DecodeError, Video, decode_clips
+from pipeline.clips.sampling import clip_times
+from pipeline.config import ClipSection
+from pipeline.manifest.probe import Probe, ProbeOptions, probe_again, probe_file
+from pipeline.manifest.still import images, is_pattern
+from tests.videos import number_frame, read_number
+
+OPTIONS = ProbeOptions(frame_rate=12.5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(30):
+        Image.fromarray(number_frame(number, 160, 160)).save(tmp_path / f"img_{number + 1:05d}.jpg", quality=95)
+    Image.fromarray(number_frame(99, 20, 20)).save(tmp_path / "flow_00001.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("v/img_%05d.jpg", True),
+        ("v/%d.png", True),
+        ("v/100%%d.mp4", False),
+        ("v%05d/x.mp4", False),
+        ("s3://b/v/%06d.jpg", True),
+    ],
+)
+def test_patterns(location: str, expected: bool) -> None:
+    assert is_pattern(location) == expected
+
+
+def test_images_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (2, 10, 1):
+        (tmp_path / f"{number}.jpg").touch()
+    assert [os.path.basename(name) for name in images(str(tmp_path / "%d.jpg"))] == ["1.jpg", "2.jpg", "10.jpg"]
+
+
+def test_probe(folder: Path) -> None:
+    pattern = str(folder / "img_%05d.jpg")
+    probe = probe_file(pattern, OPTIONS)
+    size = sum(path.stat().st_size for path in folder.glob("img_*"))
+    assert probe == Probe(30, 12.5, False, 2.4, 160, 160, "jpeg", size, None, "frames", stamp=probe.stamp)
+    told = Probe(**(vars(probe) | {"frames": 999}))
+    assert probe_again((pattern, OPTIONS, told)).frames == 999
+    os.utime(folder / "img_00030.jpg")
+    assert probe_again((pattern, OPTIONS, told)).frames == 30
+
+
+def test_what_is_wrong_is_said(folder: Path) -> None:
+    pattern = str(folder / "img_%05d.jpg")
+    assert "give --fps" in str(probe_file(pattern).reason)
+    assert probe_file(str(folder / "none_%05d.jpg"), OPTIONS).status == "missing"
+    assert probe_file(str(folder / "flow_%05d.jpg"), OPTIONS).status == "too_short"
+    (folder / "img_00007.jpg").write_bytes(b"bad")
+    assert probe_file(pattern, OPTIONS).status == "ok"
+    full = probe_file(pattern, ProbeOptions(depth="full", frame_rate=12.5))
+    assert full.status == "undecodable" and "img_00007.jpg" in str(full.reason)
+    Image.fromarray(number_frame(15, 80, 80)).save(folder / "img_00016.jpg")
+    assert "the frame size changes" in str(probe_file(pattern, OPTIONS).reason)
+
+
+def test_decoding(folder: Path) -> None:
+    video = Video(str(folder / "img_%05d.jpg"), 30, 12.5, False, 160, 160, 0.0, 2.4, "frames")
+    clip = ClipSection(frames=8, fps=8, size=16)
+    (frames,) = decode_clips(video, 0.3, 0.5, [clip], 64)
+    wanted = np.floor(clip_times(0.3, 0, 2.4, [clip])[0] * 12.5 + 1e-4).astype(int).tolist()
+    assert frames.shape == (8, 64, 64, 3) and [read_number(frame) for frame in frames] == wanted
+    (folder / "img_00030.jpg").unlink()
+    images.cache_clear()
+    with pytest.raises(DecodeError, match="29 frames, the manifest says 30"):
+        decode_clips(video, 0.3, 0.5, [clip], 64)

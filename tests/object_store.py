@@ -1,0 +1,84 @@
+"""A real S3 server on loopback, and a proxy before it that is as bad as real stores on a bad day."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+import urllib.parse
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+
+
+class ObjectStore:
+    """``failures``: how many requests for a path that contains the key are still to be answered 503; ``delays``: seconds."""
+
+    def __init__(self) -> None:
+        self.failures: Counter[str] = Counter()
+        self.delays: dict[str, float] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.server.start()
+        self.backend = self.server.get_host_and_port()
+        self.proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.proxy.daemon_threads = True
+        threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{self.proxy.server_address[1]}"
+
+    def put(self, path: str, content: bytes = b"") -> None:
+        """Store an object, or make a bucket of a path without a slash."""
+        connection = http.client.HTTPConnection(*self.backend)
+        connection.request("PUT", urllib.parse.quote(f"/{path}"), content, {"Authorization": SIGNED})
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        connection.close()
+
+    def stop(self) -> None:
+        """End both servers."""
+        self.proxy.shutdown()
+        self.proxy.server_close()
+        self.server.stop()
+
+
+def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            store.requests.append((self.command, self.path))
+            for key, seconds in store.delays.items():
+                time.sleep(seconds if key in self.path else 0)
+            for key, left in store.failures.items():
+                if key in self.path and left > 0:
+                    store.failures[key] -= 1
+                    return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>reduce your rate</Message></Error>")
+            connection = http.client.HTTPConnection(*store.backend)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            self._answer(answer.status, dict(answer.getheaders()), answer.read())
+            connection.close()
+            return None
+
+        do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+        def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+            self.send_response(status)
+            length = headers.get("Content-Length", str(len(content))) if self.command == "HEAD" else str(len(content))
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    return Handler

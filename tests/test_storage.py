@@ -1,0 +1,124 @@
+"""Files in an S3 store that is busy, slow, or lacks them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.clips.decode import Video, decode_clips
+from pipeline.config import ClipSection
+from pipeline.manifest.probe import probe_file, probe_files
+from tests.object_store import ObjectStore
+from tests.videos import write_numbers
+
+SLOW = ClipSection(frames=8, fps=8, size=16)
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    store = ObjectStore()
+    store.put("clips")
+    yield store
+    store.stop()
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
+    storage._connect.cache_clear()
+    yield server
+    server.failures.clear()
+    server.delays.clear()
+    server.requests.clear()
+    storage._connect.cache_clear()
+
+
+def test_size_content_and_names(s3: ObjectStore) -> None:
+    s3.put("clips/a b/one.bin", bytes(range(256)) * 100)
+    facts = storage.facts("s3://clips/a b/one.bin")
+    assert facts.bytes == 25_600 and abs(int(facts.changed) / 1e9 - time.time()) < 100
+    assert storage.read_bytes("s3://clips/a b/one.bin") == bytes(range(256)) * 100
+    assert storage.names("s3://clips/a b") == ["one.bin"]
+    with storage.open_file("s3://clips/a b/one.bin") as file:
+        assert (file.seek(-10, os.SEEK_END), file.read()) == (25_590, bytes(range(246, 256)))
+
+
+def test_busy_answers_are_asked_again(s3: ObjectStore) -> None:
+    s3.put("clips/busy.bin", b"content")
+    s3.failures["busy.bin"] = storage.ATTEMPTS - 1
+    assert storage.read_bytes("s3://clips/busy.bin") == b"content"
+    assert s3.failures["busy.bin"] == 0
+
+
+def test_a_store_that_stays_busy_is_named_with_the_file(s3: ObjectStore) -> None:
+    s3.put("clips/always.bin", b"content")
+    s3.failures["always.bin"] = 10_000
+    with pytest.raises(OSError, match=rf"^s3://clips/always.bin: .*\(tried {storage.ATTEMPTS} times\)$"):
+        storage.read_bytes("s3://clips/always.bin")
+    assert 10_000 - s3.failures["always.bin"] >= storage.ATTEMPTS
+
+
+def test_a_slow_answer_is_given_up_and_asked_again(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.5)
+    s3.put("clips/slow.bin", b"content")
+    s3.delays["slow.bin"] = 30.0
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"slow\.bin"):
+        storage.facts("s3://clips/slow.bin")
+    assert time.monotonic() - start < 25
+    s3.delays["slow.bin"] = 0.1
+    assert storage.read_bytes("s3://clips/slow.bin") == b"content"
+
+
+def test_a_missing_object_is_asked_for_twice_and_named(s3: ObjectStore) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^s3://clips/none.mp4: no such file \(tried 2 times\)$"):
+        storage.read_bytes("s3://clips/none.mp4")
+    probe = probe_file("s3://clips/none.mp4")
+    assert (probe.status, probe.reason) == ("missing", "s3://clips/none.mp4: no such file (tried 2 times)")
+
+
+def test_unknown_schemes_are_named() -> None:
+    with pytest.raises(OSError, match="no library reads nowhere://"):
+        storage.read_bytes("nowhere://x/y.mp4")
+
+
+def test_file_uris_are_local_paths(tmp_path: Path) -> None:
+    path = write_numbers(tmp_path / "n.mp4")
+    assert storage.facts(path.as_uri()) == storage.facts(str(path))
+    assert probe_file(path.as_uri()).status == "ok"
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_the_same_probe_and_pixels_as_from_disk(s3: ObjectStore, tmp_path: Path, decoder: str) -> None:
+    path = write_numbers(tmp_path / "n.mp4")
+    s3.put("clips/n.mp4", path.read_bytes())
+    s3.failures["n.mp4"] = 1
+    here, there = probe_file(str(path)), probe_files(["s3://clips/n.mp4"])[0]
+    assert here.__dict__ | {"stamp": 0} == there.__dict__ | {"stamp": 0} and there.decoder == "decord"
+    both = [
+        decode_clips(Video(location, 50, 25.0, False, 160, 96, 0.0, 2.0, decoder), 0.4, 0.5, [SLOW], 48)[0]
+        for location in (str(path), "s3://clips/n.mp4")
+    ]
+    assert np.array_equal(*both)
+
+
+def test_large_objects_are_read_in_ranges(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_numbers(tmp_path / "n.mp4")
+    s3.put("clips/large.mp4", path.read_bytes())
+    monkeypatch.setattr(storage, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(storage, "RANGE_BYTES", 2000)
+    s3.failures["large.mp4"] = 2
+    probe = probe_file("s3://clips/large.mp4")
+    assert (probe.status, probe.frames, probe.decoder) == ("ok", 50, "pyav")
+    one = Video("s3://clips/large.mp4", 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
+    local = Video(str(path), 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
+    assert np.array_equal(*(decode_clips(video, 0.4, 0.5, [SLOW], 48)[0] for video in (one, local)))
