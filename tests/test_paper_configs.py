@@ -71,7 +71,7 @@ def test_every_method_builds_in_every_setting(name: str, method: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", ["actnetformer", "mvpl", "svformer"])  # a minute and more each; the others have no more parts
+@pytest.mark.parametrize("method", ["actnetformer", "mvpl", "svformer"])  # a minute each
 def test_one_step_at_full_size(method: str) -> None:
     """Both students at 224 pixels, one labeled and two unlabeled videos: the loss is finite and every gradient is there."""
     config = config_of("ucf101_1pct", f"method.name={method}", "primary.network.norm=group")
