@@ -1,4 +1,4 @@
-"""``python -m jobs.bench stream|manifest --json``: speed against a floor measured in the same run, or growth with size."""
+"""``python -m jobs.bench stream|views|manifest``: speed against a floor measured in the same run, or growth with size."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
 import ray.data
+import torch
 
 from jobs.command import DONE, run
+from pipeline.clips.modalities import Modality, check_modalities, derive
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import ray_stream, steps_per_block
+from pipeline.clips.views import center_views, strong_views, weak_views
 from pipeline.cluster import connect
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -31,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its figures; with ``--json`` one JSON object comes last on standard output."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument(
-        "what", choices=["stream", "manifest"],
-        help="stream: Ray Data stream over two plain processes that only decode; manifest: time and memory by --rows",
+        "what", choices=["stream", "views", "manifest"],
+        help="stream: Ray Data stream over two plain processes that only decode; views: each kind of view on random clips; "
+        "manifest: time and memory by --rows",
     )  # fmt: skip
     arguments.add_argument("--rows", default="10000,100000,1000000", metavar="N,N", help="sizes (default: %(default)s)")
     arguments.add_argument("--config", metavar="FILE")
@@ -44,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.what == "manifest":
         return bench_manifest(options.rows, options.json)
     config = load_config(options.config, options.overrides).with_absolute_paths()
-    figures = bench_stream(config, options.steps, options.repeats)
+    if options.what == "views":
+        figures = bench_views(config, options.repeats)
+    else:
+        figures = bench_stream(config, options.steps, options.repeats)
     if options.json:
         print(json.dumps(figures))
     else:
@@ -96,6 +104,56 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "clips_per_block": steps_per_block(source, PROCESSES, config.data.clips_per_block)
         * source.plan.rows_per_step // PROCESSES * source.plan.slots,
     }  # fmt: skip
+
+
+VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
+    "weak": ("weak", {}, "rgb"),
+    "strong": ("strong", {}, "rgb"),
+    "strong, geometry alone": ("strong", {"appearance": False, "cutout": 0.0}, "rgb"),
+    "strong, appearance alone": ("strong", {"geometric": False, "cutout": 0.0}, "rgb"),
+    "strong, cutout alone": ("strong", {"ops": 0}, "rgb"),
+    "weak and temporal gradient": ("weak", {}, "temporal_gradient"),
+    "weak and optical flow": ("weak", {}, "optical_flow"),
+}
+"""Kind of view, what of ``views.strong`` is changed, and the modality made of it."""
+VIEW_CLIPS = 32
+
+
+def bench_views(config: Config, repeats: int) -> dict[str, Any]:
+    """Milliseconds per clip of the primary, median over repeats, on the GPU if there is one; and each as a multiple of the
+    floor, which is resizing the clip and nothing else."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip, size = config.primary.clip, config.data.decode_size
+    clips = torch.randint(0, 256, (VIEW_CLIPS, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
+    seeds = list(range(VIEW_CLIPS))
+    makers = {"weak": weak_views, "strong": strong_views}
+
+    def view(kind: str, strong: dict[str, Any], modality: Modality) -> torch.Tensor:
+        section = config.views.model_copy(update={"strong": config.views.strong.model_copy(update=strong)})
+        return derive(makers[kind](clips, seeds, section, clip.size), modality)
+
+    check_modalities([modality for _, _, modality in VIEWS.values()])
+    work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: center_views(clips, clip.size)}
+    work |= {name: partial(view, *parts) for name, parts in VIEWS.items()}
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):  # the first one warms up
+        for name, make in work.items():
+            start = time.perf_counter()
+            make()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                times[name].append(1000 * (time.perf_counter() - start) / VIEW_CLIPS)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    floor = medians["floor, resize alone"]
+    return {
+        "milliseconds_per_clip": {name: round(value, 3) for name, value in medians.items()},
+        "times_floor": {name: round(value / floor, 2) for name, value in medians.items()},
+        "clip": f"{clip.frames} frames of {size} to {clip.size} pixels, {VIEW_CLIPS} at once",
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "n": repeats,
+    }
 
 
 def stream_rate(source: Source, config: Config, steps: int, cpus: float) -> tuple[float, float]:

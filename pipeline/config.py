@@ -78,6 +78,9 @@ class ClipSection(Section):
     """Frames per second of video time, whatever the file's own rate: primary lower, auxiliary higher."""
     size: int = Field(224, ge=8)
     """Side of the square clip that the student sees, in pixels."""
+    modality: Literal["rgb", "temporal_gradient", "optical_flow"] = "rgb"
+    """What is made of the frames before the student sees them, in training and evaluation: LTG's second student sees
+    ``temporal_gradient``, differences of neighboring frames. ``optical_flow`` needs OpenCV (``pip install .[flow]``)."""
 
 
 class SlowResNetSection(Section):
@@ -88,10 +91,16 @@ class SlowResNetSection(Section):
     """Layers. 50 is the paper's; 10, 18 and 34 use basic blocks, the others bottlenecks; 10, 14 and 26 have fewer blocks."""
     width: int = Field(64, ge=4)
     """Channels of the stem; 64 is ResNet's."""
+    temporal_kernel: Literal[1, 3, 5] = 3
+    """Frames under a kernel in res4 and res5: 3 is the paper's, 1 makes a network that looks at single frames."""
     norm: Literal["batch", "group"] = "batch"
     """Normalization. ``group`` (8 channels a group) has no statistics across clips, so results do not depend on workers."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the classifier. Choice."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
+    ``timm:resnet50.a1_in1k``, downloaded, inflated in time) or a file (.safetensors, .pt, .pth, .pyth) with the keys of
+    timm, SlowFast, PyTorchVideo, or this project. None, random, is the paper's."""
 
 
 class TimeSformerSection(Section):
@@ -114,9 +123,26 @@ class TimeSformerSection(Section):
     """Dropout before the classifier. Choice."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth rate of the last block, rising linearly from 0. Choice."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
+    ``timm:deit_small_patch16_224.fb_in1k``, downloaded) or a file (.safetensors, .pt, .pth, .pyth) with the keys of timm, the
+    TimeSformer authors, or this project. Embeddings are interpolated to the clip. None, random, is the paper's."""
 
 
-Network = Annotated[SlowResNetSection | TimeSformerSection, Field(discriminator="arch")]
+class VideoResNetSection(Section):
+    """3-D ResNets of torchvision, for the relatives: LTG's are ``r3d_18``, CMPL's auxiliary is a narrower one."""
+
+    arch: Literal["r3d_18", "r2plus1d_18"] = "r3d_18"
+    """3-D kernels (33.2 M parameters), or 2-D in space and 1-D in time (31.3 M)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier. Choice."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
+    ``torchvision:KINETICS400_V1``, downloaded) or a file with torchvision's or this project's keys. None: random."""
+
+
+ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18")
+Network = Annotated[SlowResNetSection | TimeSformerSection | VideoResNetSection, Field(discriminator="arch")]
 
 
 def _with_arch(tree: Any, arch: str) -> Any:
@@ -167,11 +193,70 @@ class AuxiliarySection(Section):
         return _with_arch(tree, "timesformer")
 
 
-class MethodSection(Section):
-    """The loss L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca."""
+class LabelSection(Section):
+    """Label policy: whose prediction on weak views labels a student's strong views, and how much each label counts."""
 
-    name: Literal["supervised", "actnetformer"] = "actnetformer"
-    """``supervised`` uses labeled clips only; ``actnetformer`` adds cross pseudo-labels and contrast."""
+    source: Literal["other", "self", "mean", "ema"] | None = None
+    """Who labels: the ``other`` student (cross pseudo-labels), the student ``self``, the softmax of both students' ``mean``
+    logits, or an ``ema`` of the student's own weights. None is the method's own: other for actnetformer and cmpl, self for
+    fixmatch, mvpl and tcl, mean for ltg, ema for svformer."""
+    hard: bool = True
+    """Whether the label is the most probable class (every paper here), or the probabilities themselves."""
+    temperature: float = Field(1.0, gt=0)
+    """Of soft labels: below 1 sharpens them."""
+    thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = "fixed"
+    """Which labels count: confidence over ``confidence_threshold`` (fixed, FixMatch); over a class's share of it that rises
+    with the class's labels so far (flexmatch); over running confidence, per class (freematch); or a weight that falls off
+    below the running confidence (softmatch)."""
+    distribution_alignment: Literal["off", "uniform", "labeled"] = "off"
+    """Before all else: probabilities times target over running mean, normalized (ReMixMatch). The target is ``uniform``
+    (SoftMatch's) or the class distribution of the ``labeled`` clips."""
+    primary_threshold: float | None = Field(None, ge=0, le=1)
+    """Confidence threshold of labels that the primary gives; None: ``confidence_threshold``."""
+    auxiliary_threshold: float | None = Field(None, ge=0, le=1)
+    """Confidence threshold of labels that the auxiliary gives: a transformer from scratch is confident later."""
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Of the policies' running means, a step. FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Of the weights of ``ema`` teachers, a step (SVFormer: 0.99)."""
+
+
+class StartSection(Section):
+    """Steps after ``supervised_steps`` at which each loss begins to count."""
+
+    pseudo_label: int = Field(0, ge=0)
+    """Of gamma. TCL's third stage, pseudo-labels after contrast, is a start later than contrast's."""
+    contrast: int = Field(0, ge=0)
+    """Of beta."""
+    group_contrast: int = Field(0, ge=0)
+    """Of TCL's contrast of pseudo-classes."""
+    alignment: int = Field(0, ge=0)
+    """Of LTG's alignment."""
+    mix: int = Field(0, ge=0)
+    """Of SVFormer's mixed clips."""
+
+
+class RampSection(Section):
+    """Steps over which each loss rises linearly from 0 after its start; None: ``ramp_steps``."""
+
+    pseudo_label: int | None = Field(None, ge=0)
+    """Of gamma."""
+    contrast: int | None = Field(None, ge=0)
+    """Of beta."""
+    group_contrast: int | None = Field(None, ge=0)
+    """Of TCL's contrast of pseudo-classes."""
+    alignment: int | None = Field(None, ge=0)
+    """Of LTG's alignment."""
+    mix: int | None = Field(None, ge=0)
+    """Of SVFormer's mixed clips."""
+
+
+class MethodSection(Section):
+    """The loss: L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca for ActNetFormer; other methods have other terms."""
+
+    name: str = "actnetformer"
+    """A name of ``pipeline.methods.METHODS``: supervised, fixmatch, cmpl, mvpl, tcl, ltg, svformer or actnetformer. Every
+    method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
     confidence_threshold: float = Field(0.8, ge=0, le=1)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8)."""
     pseudo_label_weight: float = Field(2.0, ge=0)
@@ -180,16 +265,61 @@ class MethodSection(Section):
     """beta, weight of the contrastive loss (paper: 2)."""
     contrast_temperature: float = Field(0.5, gt=0)
     """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5. Choice: 0.5."""
-    contrast_features: Literal["probabilities", "embeddings"] = "probabilities"
-    """What is aligned: softmax vectors (as TCL; fits the paper's parameter count) or the pooled features of equal width."""
+    contrast_features: Literal["probabilities", "embeddings", "projection"] = "probabilities"
+    """What is aligned: softmax vectors (as TCL; fits the paper's parameter count), the pooled features of equal width, or
+    their ``projection`` by a small network of each student's (as LTG)."""
+    contrast_negatives: Literal["both", "cross"] = "both"
+    """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
+    contrast_level: Literal["video", "frame"] = "video"
+    """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
+    nearest in time; other frames of the same video are then no negatives. The paper leaves it open: choice."""
+    projection_width: int = Field(128, ge=2)
+    """Outputs of the projection networks. Choice: SimCLR's and LTG's 128."""
+    group_contrast_weight: float = Field(1.0, ge=0)
+    """TCL: weight of the contrast between mean predictions of each pseudo-class (paper: equal to the instances')."""
+    alignment_weight: float = Field(1.0, ge=0)
+    """LTG: weight of 1 - cosine of the primary's to the auxiliary's features (paper: 1)."""
+    mix_weight: float = Field(2.0, ge=0)
+    """SVFormer: weight of the squared error on clips mixed in tubes of patches. Choice: its pseudo-labels' weight."""
+    mix_patch: int = Field(16, ge=1)
+    """SVFormer: side in pixels of a tube; the transformer's patch, so that whole tokens are mixed."""
+    mix_concentration: float = Field(10.0, gt=0)
+    """SVFormer: alpha of the Beta(alpha, alpha) that the mixed share is drawn from (paper: 10)."""
+    mix_consistency: Literal["mse", "kl"] = "mse"
+    """SVFormer: squared error between probabilities (paper), or Kullback-Leibler divergence."""
+    modalities: tuple[Literal["rgb", "temporal_gradient", "optical_flow"], ...] = ("rgb", "temporal_gradient")
+    """MvPL: what the shared network sees, rgb first, which is what it is tested on. The paper has all three; flow is left
+    out because OpenCV on the CPU costs more than the students here (``pip install .[flow]``)."""
     supervised_steps: int = Field(0, ge=0)
     """Steps with the supervised loss only, before unlabeled videos count. Choice; FixMatch's video relatives use a warm-up."""
     ramp_steps: int = Field(0, ge=0)
     """Steps over which gamma and beta rise linearly from 0 after ``supervised_steps``. Choice."""
+    start: StartSection = StartSection()
+    ramp: RampSection = RampSection()
+    labels: LabelSection = LabelSection()
     batch_norm: Literal["separate", "joint"] = "separate"
     """Whether labeled, weak and strong clips go through a student as three batches, each with BatchNorm statistics of its
     own, or concatenated as one. Choice: in a prototype one joint batch took the primary from 47 to 19 % at equal
     supervised signal; not measured with today's students yet."""
+
+    @model_validator(mode="after")
+    def _rgb_first(self) -> MethodSection:
+        if self.modalities[:1] != ("rgb",) or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError("modalities must begin with rgb, which the network is tested on, and name each once")
+        return self
+
+
+class TimeSection(Section):
+    """Random changes of a view in time, by choosing among its decoded frames; all off by default (choice)."""
+
+    reverse: float = Field(0.0, ge=0, le=1)
+    """Probability to play the clip backward. Use 0 where direction is the class."""
+    warp: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """SVFormer's temporal warp: how many frames are kept, drawn from these; each lost one shows its nearest kept one.
+    SVFormer: [2, 4, 8] of 8. Empty: off."""
+    slowest: float = Field(1.0, gt=0, le=1)
+    """Least playing speed, drawn uniformly up to 1, around the clip's middle, frames repeated. Faster than 1 would need
+    frames that were not decoded: decode at a higher ``clip.fps`` instead."""
 
 
 class WeakSection(Section):
@@ -197,8 +327,11 @@ class WeakSection(Section):
 
     min_scale: float = Field(0.7, gt=0, le=1)
     """Least side of the crop as a share of the decoded window; drawn uniformly up to 1."""
+    max_aspect: float = Field(1.0, ge=1, le=4)
+    """Largest ratio of the crop's sides: 1 is short-side jitter with square crops; 4/3 makes it a random resized crop."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip. Use 0 where direction is the class."""
+    time: TimeSection = TimeSection()
 
 
 class StrongSection(Section):
@@ -210,8 +343,13 @@ class StrongSection(Section):
     """Strength of each operation, as a share of RandAugment's full range; drawn uniformly below it."""
     geometric: bool = True
     """Whether rotate, shear and translate are among the operations."""
+    appearance: bool = True
+    """Whether color, brightness, contrast, sharpness and the like are among the operations."""
+    without: tuple[str, ...] = ()
+    """Operations to leave out, by name (see ``pipeline.clips.operations.OPERATIONS``), to study each alone."""
     cutout: float = Field(0.5, ge=0, le=1)
     """Largest side of the erased square, as a share of the clip's size; 0 turns it off."""
+    time: TimeSection = TimeSection()
 
 
 class ViewsSection(Section):
@@ -444,7 +582,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _explain(detail: Any) -> str:
     # a union adds its tag (the arch) to the location; it is no key
-    parts = [str(part) for part in detail["loc"] if part not in ("slow_resnet", "timesformer")]
+    parts = [str(part) for part in detail["loc"] if part not in ARCHS]
     key = ".".join(parts)
     if detail["type"] == "extra_forbidden":
         keys = all_keys()

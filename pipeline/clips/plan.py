@@ -45,6 +45,11 @@ class Plan:
         """S = 1 + mu."""
         return 1 + self.unlabeled_per_labeled
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """One more than the largest manifest row that is trained unlabeled, and the number of unlabeled videos."""
+        return (int(self.unlabeled.max()) + 1, len(self.unlabeled)) if len(self.unlabeled) else (0, 0)
+
     def videos(self, rows: npt.ArrayLike) -> Ints:
         """[B] run rows -> [B, S] manifest rows; slot 0 is labeled."""
         rows = np.asarray(rows, dtype=np.int64)

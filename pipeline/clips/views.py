@@ -7,21 +7,18 @@ Coordinates run from -1 to 1 over a window, as in ``torch.nn.functional.grid_sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2 import functional as appearance
 
-from pipeline.clips.seeds import hash64
-from pipeline.config import StrongSection, ViewsSection, WeakSection
-
-MEAN, STD = 0.45, 0.225
-"""Of all channels, as SlowFast's; what lies outside the window and erased squares take the mean, 0 after normalization."""
-
-Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+from pipeline.clips.normalization import MEAN, STD
+from pipeline.clips.operations import APPEARANCE, GEOMETRIC, OPERATIONS, Matrix
+from pipeline.clips.seeds import Ints, hash64
+from pipeline.config import StrongSection, TimeSection, ViewsSection, WeakSection
+from pipeline.errors import UserError
 
 
 def view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) -> list[int]:
@@ -32,7 +29,7 @@ def view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) 
 def weak_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
     """Scale jitter, crop, flip of uint8 clips -> normalized float32 [N, C, T, size, size]."""
     maps = [_crop(_generator(seed), section.weak) for seed in seeds]
-    return _channels_first(_sample(clips_NTHWC, maps, size))
+    return _channels_first(_sample(_retime(clips_NTHWC, seeds, section.weak.time), maps, size))
 
 
 def strong_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int) -> torch.Tensor:
@@ -43,7 +40,8 @@ def strong_views(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: Views
     generators = [_generator(seed) for seed in seeds]
     crops = [_crop(generator, section.weak) for generator in generators]
     operations = [_draw_operations(generator, section.strong) for generator in generators]
-    centered_NTCHW = _sample(clips_NTHWC, [_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
+    retimed_NTHWC = _retime(clips_NTHWC, seeds, section.strong.time)
+    centered_NTCHW = _sample(retimed_NTHWC, [_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
     for number, generator in enumerate(generators):
         _apply_appearance(centered_NTCHW[number], operations[number])
         _cutout(centered_NTCHW[number], generator, section.strong.cutout)
@@ -67,7 +65,34 @@ def _crop(generator: np.random.Generator, section: WeakSection) -> Matrix:
     scale = generator.uniform(section.min_scale, 1)
     x, y = generator.uniform(-1, 1, 2) * (1 - scale)
     mirror = -1 if generator.random() < section.flip else 1
-    return np.array([[mirror * scale, 0, x], [0, scale, y]])
+    width = height = scale
+    if section.max_aspect > 1:  # the longer side stays: a random resized crop within the window
+        aspect = np.exp(generator.uniform(-1, 1) * np.log(section.max_aspect))
+        width, height = scale * min(1, aspect), scale * min(1, 1 / aspect)
+    return np.array([[mirror * width, 0, x], [0, height, y]])
+
+
+def _retime(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: TimeSection) -> torch.Tensor:
+    """Each clip with frames chosen by ``frame_order``; the clips themselves where nothing is switched on."""
+    if section == TimeSection():
+        return clips_NTHWC
+    # a generator of its own: switching time on leaves all else of a view as it was
+    orders = [frame_order(_generator(int(hash64(seed, "time"))), section, clips_NTHWC.shape[1]) for seed in seeds]
+    rows = torch.arange(len(seeds), device=clips_NTHWC.device)[:, None]
+    return clips_NTHWC[rows, torch.from_numpy(np.stack(orders)).to(clips_NTHWC.device)]
+
+
+def frame_order(generator: np.random.Generator, section: TimeSection, frames: int) -> Ints:
+    """[T] which frame is shown when: slowed down around the middle, warped, reversed, in this order."""
+    speed = generator.uniform(section.slowest, 1)
+    kept = generator.choice(section.warp) if section.warp else frames
+    places = np.sort(generator.permutation(frames)[:kept])
+    backward = generator.random() < section.reverse
+    middle = (frames - 1) / 2
+    order = np.rint(middle + (np.arange(frames) - middle) * speed).astype(np.int64)
+    order = order[places[np.abs(np.arange(frames)[:, None] - places).argmin(axis=1)]]
+    shown: Ints = order[::-1].copy() if backward else order
+    return shown
 
 
 def _sample(clips_NTHWC: torch.Tensor, maps: Sequence[Matrix], size: int) -> torch.Tensor:
@@ -87,85 +112,27 @@ def _channels_first(centered_NTCHW: torch.Tensor) -> torch.Tensor:
     return centered_NTCHW.transpose(1, 2).div(STD).contiguous()
 
 
-def _rotate(share: float) -> Matrix:
-    angle = np.deg2rad(30 * share)
-    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-
-
-def _shear_x(share: float) -> Matrix:
-    return np.array([[1, 0.3 * share, 0], [0, 1, 0], [0, 0, 1]])
-
-
-def _shear_y(share: float) -> Matrix:
-    return _shear_x(share).T
-
-
-def _translate_x(share: float) -> Matrix:
-    return np.array([[1, 0, 0.9 * share], [0, 1, 0], [0, 0, 1]])
-
-
-def _translate_y(share: float) -> Matrix:
-    return np.array([[1, 0, 0], [0, 1, 0.9 * share], [0, 0, 1]])
-
-
-def _identity(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-    return clip_TCHW
-
-
-def _brightness(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-    changed: torch.Tensor = appearance.adjust_brightness(clip_TCHW, 1 + 0.9 * share)
-    return changed
-
-
-def _color(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-    changed: torch.Tensor = appearance.adjust_saturation(clip_TCHW, 1 + 0.9 * share)
-    return changed
-
-
-def _sharpness(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-    changed: torch.Tensor = appearance.adjust_sharpness(clip_TCHW, 1 + 0.9 * share)
-    return changed
-
-
-def _solarize(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-    changed: torch.Tensor = appearance.solarize(clip_TCHW, 1 - abs(share))
-    return changed
-
-
-def _posterize(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-    changed: torch.Tensor = appearance.posterize(clip_TCHW, 8 - round(4 * abs(share)))
-    return changed
-
-
-def _whole_clip(operation: Callable[[torch.Tensor, float], torch.Tensor]) -> Callable[[torch.Tensor, float], torch.Tensor]:
-    """For operations that measure the image: measure the clip, or frames would be changed differently."""
-
-    def apply(clip_TCHW: torch.Tensor, share: float) -> torch.Tensor:
-        tall_CHW = clip_TCHW.transpose(0, 1).flatten(1, 2)
-        return torch.unflatten(operation(tall_CHW, share), 1, (len(clip_TCHW), -1)).transpose(0, 1)
-
-    return apply
-
-
-GEOMETRIC: dict[str, Callable[[float], Matrix]] = {
-    "rotate": _rotate, "shear_x": _shear_x, "shear_y": _shear_y, "translate_x": _translate_x, "translate_y": _translate_y,
-}  # fmt: skip
-"""Operation -> [3, 3] map for a strength in -1..1; full strength is torchvision's RandAugment's (30 degrees, 0.3, 45 %)."""
-APPEARANCE: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
-    "identity": _identity, "brightness": _brightness, "color": _color, "sharpness": _sharpness,
-    "solarize": _solarize, "posterize": _posterize,
-    "contrast": _whole_clip(lambda clip, share: appearance.adjust_contrast(clip, 1 + 0.9 * share)),
-    "autocontrast": _whole_clip(lambda clip, share: appearance.autocontrast(clip)),
-    "equalize": _whole_clip(lambda clip, share: appearance.equalize(clip)),
-}  # fmt: skip
-"""Operation -> function of a clip [T, C, H, W] in 0..1 and a strength in -1..1."""
-
 Operation = tuple[str, float]
+"""Name and strength."""
+
+
+def check_views(section: ViewsSection) -> None:
+    """Raises UserError for operations that do not exist, and when none is left."""
+    unknown = [name for name in section.strong.without if name not in OPERATIONS]
+    if unknown:
+        raise UserError(f"views.strong.without: there is no {', '.join(unknown)}, only {', '.join(OPERATIONS)}")
+    if section.strong.ops and not _names(section.strong):
+        raise UserError("views.strong: no operation is left to draw from; set views.strong.ops=0 for none")
+
+
+def _names(section: StrongSection) -> list[str]:
+    names = [*(APPEARANCE if section.appearance else ()), *(GEOMETRIC if section.geometric else ())]
+    return [name for name in names if name not in section.without]
 
 
 def _draw_operations(generator: np.random.Generator, section: StrongSection) -> list[Operation]:
-    names = [*APPEARANCE, *(GEOMETRIC if section.geometric else ())]
-    chosen = generator.integers(len(names), size=section.ops)
+    names = _names(section)
+    chosen = generator.integers(max(1, len(names)), size=section.ops)
     strengths = generator.uniform(-section.magnitude, section.magnitude, section.ops)
     return [(names[index], float(strength)) for index, strength in zip(chosen, strengths, strict=True)]
 

@@ -18,6 +18,7 @@ import ray.data
 import torch
 from safetensors.torch import load_file
 
+from pipeline.clips.modalities import derive
 from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.clips.views import center_views
@@ -25,8 +26,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
 from pipeline.evaluation.protocol import average_views, view_grid
-from pipeline.methods import build_method
-from pipeline.methods.inputs import STUDENTS
+from pipeline.methods import STUDENTS, build_students
 from pipeline.resources import Resources
 from pipeline.run_folder import write_text
 
@@ -39,9 +39,12 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if threads:
             torch.set_num_threads(threads)
-        method = build_method(self.config, num_classes)
-        method.load_state_dict(load_file(weights))
-        self.students = method.to(self.device).eval().students
+        self.students = build_students(self.config, num_classes)
+        stored = {key.partition("."): value for key, value in load_file(weights).items()}
+        # without projection heads, label statistics and teachers, which are for training only
+        kept = {key: value for (room, _, key), value in stored.items() if room == "students" and ".projection." not in key}
+        self.students.load_state_dict(kept)
+        self.students.to(self.device).eval()
 
     @torch.inference_mode()
     def __call__(self, columns: Columns) -> Columns:
@@ -49,7 +52,8 @@ class Scorer:
         scores = {}
         for name in STUDENTS:
             clips = torch.from_numpy(np.array(columns[name])).to(self.device)
-            logits_NK, _ = self.students[name](center_views(clips, getattr(self.config, name).clip.size))
+            clip = getattr(self.config, name).clip
+            logits_NK, _ = self.students[name](derive(center_views(clips, clip.size), clip.modality))
             scores[name] = logits_NK.float().softmax(dim=1).cpu().numpy()
         return {"video": columns["video"], "reason": columns["reason"], **scores}
 

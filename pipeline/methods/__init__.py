@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable
+from typing import cast
+
 from torch import nn
 
-from pipeline.config import Config
+from pipeline.clips.modalities import check_modalities
+from pipeline.config import Config, MethodSection
 from pipeline.errors import UserError
 from pipeline.methods.actnetformer import ActNetFormer
-from pipeline.methods.inputs import STUDENTS, LossWeights, Views, loss_weights, make_views
+from pipeline.methods.cmpl import CMPL
+from pipeline.methods.fixmatch import FixMatch
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views, make_views, term_weights
+from pipeline.methods.ltg import LTG
+from pipeline.methods.mvpl import MvPL
 from pipeline.methods.supervised import Supervised
-from pipeline.students import build_student
+from pipeline.methods.svformer import SVFormer
+from pipeline.methods.tcl import TCL
+from pipeline.students import Student, build_student, load_weights
 
-__all__ = ["STUDENTS", "LossWeights", "Views", "build_method", "loss_weights", "make_views"]
+__all__ = [
+    "METHODS", "STUDENTS", "LossWeights", "Method", "Setup", "Views",
+    "build_method", "build_students", "loss_weights", "make_views",
+]  # fmt: skip
+
+METHODS: dict[str, Callable[[nn.ModuleDict, Setup], Method]] = {
+    "supervised": Supervised,
+    "fixmatch": FixMatch,
+    "cmpl": CMPL,
+    "mvpl": MvPL,
+    "tcl": TCL,
+    "ltg": LTG,
+    "svformer": SVFormer,
+    "actnetformer": ActNetFormer,
+}
+"""By ``method.name``."""
 
 
-def build_method(config: Config, num_classes: int) -> Supervised | ActNetFormer:
+def build_students(config: Config, num_classes: int) -> nn.ModuleDict:
+    """Both students at random weights, from torch's seed; ``primary`` first."""
+    sections = {name: getattr(config, name) for name in STUDENTS}
+    return nn.ModuleDict({name: build_student(part.network, part.clip, num_classes) for name, part in sections.items()})
+
+
+def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0) -> Method:
     """The method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
 
-    ``forward(views, weights)`` returns a dict: ``loss`` with gradient, all else detached scalars. It holds no parameters
-    but the students', so it is what DDP wraps and what a checkpoint stores. Raises UserError when the contrast's features
-    have two widths.
+    ``num_videos`` (manifest rows up to the last that is trained) and ``num_unlabeled`` size what label policies remember.
+    The method is what DDP wraps and what a checkpoint stores: students, their projection heads if any, label statistics,
+    EMA teachers. Raises UserError for an unknown name, weights that cannot be loaded, and features that cannot be compared.
     """
-    sections = {name: getattr(config, name) for name in STUDENTS}
-    built = {name: build_student(part.network, part.clip, num_classes) for name, part in sections.items()}
-    students = nn.ModuleDict(built)
-    if config.method.name == "supervised":
-        return Supervised(students)
-    widths = {name: student.num_features for name, student in built.items()}
-    if config.method.contrast_features == "embeddings" and len(set(widths.values())) > 1:
-        raise UserError(
-            f"method.contrast_features=embeddings needs students of one feature width, but they have {widths}; "
-            "use probabilities, or change the networks' widths"
-        )
-    return ActNetFormer(students, config.method)
+    kind = _method(config.method.name)
+    seen = [getattr(config, name).clip.modality for name in STUDENTS]
+    check_modalities([*seen, *(config.method.modalities if kind is MvPL else ())])
+    students = build_students(config, num_classes)
+    for name in STUDENTS:
+        if where := getattr(config, name).network.weights:
+            load_weights(cast(Student, students[name]), where, f"{name}.network.weights")
+    return kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
+
+
+def loss_weights(section: MethodSection, step: int) -> LossWeights:
+    """Weights of the method's own terms at a step; all others are 0."""
+    return term_weights(section, step, getattr(_method(section.name), "TERMS", ()))
+
+
+def _method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"method.name: there is no {name}, only {', '.join(METHODS)}{hint}")
+    return METHODS[name]

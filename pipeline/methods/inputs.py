@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import ClassVar
 
 import torch
+from torch import nn
 
 from pipeline.clips.batch import Batch
+from pipeline.clips.modalities import derive
 from pipeline.clips.views import strong_views, view_seeds, weak_views
-from pipeline.config import Config, MethodSection, ViewsSection
+from pipeline.config import ClipSection, Config, MethodSection, ViewsSection
 
 STUDENTS = ("primary", "auxiliary")
+Outputs = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Logits [N, K] and features [N, D] by student."""
 
 ViewFunction = Callable[[torch.Tensor, Sequence[int], ViewsSection, int], torch.Tensor]
 
@@ -31,30 +36,79 @@ class Views:
     """Strong views of the same videos in the same order."""
     hidden_labels: torch.Tensor | None = None
     """[U] int64, -1 where unknown: for monitors, never for a loss."""
+    videos: torch.Tensor | None = None
+    """[U] int64, manifest rows of the unlabeled videos: what FlexMatch's table is indexed by."""
+
+
+class Method(nn.Module):
+    """What every method is: made from (students, setup); ``forward(views, weights)`` returns a dict of scalars, ``loss`` with
+    gradient and all else without."""
+
+    TERMS: ClassVar[tuple[str, ...]] = ()
+    """The fields of ``LossWeights`` that it uses."""
+    students: nn.ModuleDict
+    """``primary`` and ``auxiliary``, with their projection heads if any."""
+
+    def __init__(self, students: nn.ModuleDict) -> None:
+        super().__init__()
+        self.students = students
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What methods are built from, beside the students."""
+
+    config: Config
+    num_classes: int
+    """K."""
+    num_videos: int = 0
+    """Rows of the manifest, or one more than the largest row that is trained."""
+    num_unlabeled: int = 0
+    """Unlabeled videos of the plan."""
+
+    @property
+    def method(self) -> MethodSection:
+        """The method's knobs."""
+        return self.config.method
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of one step; (0, 0) means that unlabeled videos do not count and need no views."""
+    """Weights of one step's losses on unlabeled videos; all 0 means that these do not count and need no views."""
 
-    pseudo_label: float
+    pseudo_label: float = 0.0
     """gamma_t."""
-    contrast: float
+    contrast: float = 0.0
     """beta_t."""
+    group_contrast: float = 0.0
+    """Of TCL's groups."""
+    alignment: float = 0.0
+    """Of LTG's alignment."""
+    mix: float = 0.0
+    """Of SVFormer's mixed clips."""
 
     @property
     def use_unlabeled(self) -> bool:
         """Whether any loss of unlabeled videos counts."""
-        return self.pseudo_label > 0 or self.contrast > 0
+        return any(getattr(self, field.name) > 0 for field in fields(self))
+
+    @property
+    def weak_gradient(self) -> bool:
+        """Whether a loss that counts compares features of weak views: pseudo-labels need no gradient there."""
+        return self.contrast > 0 or self.group_contrast > 0 or self.alignment > 0
 
 
-def loss_weights(section: MethodSection, step: int) -> LossWeights:
-    """gamma and beta at a step (from 0): zero for ``supervised_steps``, then rising linearly over ``ramp_steps``."""
-    since = step - section.supervised_steps
-    if section.name == "supervised" or since < 0:
-        return LossWeights(0.0, 0.0)
-    share = min(1.0, (since + 1) / (section.ramp_steps + 1))
-    return LossWeights(share * section.pseudo_label_weight, share * section.contrast_weight)
+def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
+    """Weights of a method's terms at a step (from 0), all others 0: zero for ``supervised_steps`` and the term's ``start``
+    more, then rising linearly over its ``ramp``, or ``ramp_steps``."""
+
+    def weight(term: str) -> float:
+        since = step - section.supervised_steps - getattr(section.start, term)
+        ramp = getattr(section.ramp, term)
+        share = min(1.0, (since + 1) / ((section.ramp_steps if ramp is None else ramp) + 1))
+        return share * getattr(section, f"{term}_weight") if since >= 0 else 0.0
+
+    return LossWeights(**{term: weight(term) for term in terms})
 
 
 def make_views(batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True) -> Views:
@@ -65,14 +119,15 @@ def make_views(batch: Batch, config: Config, seed: int, device: torch.device | s
     view of any run can be made again.
     """
     make = partial(_views, batch, config, seed, torch.device(device))
-    weak = strong = hidden = None
+    weak = strong = hidden = videos = None
     if unlabeled and batch.labels.shape[1] > 1:
         slots = range(1, batch.labels.shape[1])
         weak = {name: make(weak_views, "weak", name, slots) for name in STUDENTS}
         strong = {name: make(strong_views, "strong", name, slots) for name in STUDENTS}
         hidden = batch.labels[:, 1:].flatten().to(device)
+        videos = batch.videos[:, 1:].flatten().to(device)
     labeled = {name: make(weak_views, "labeled", name, range(1)) for name in STUDENTS}
-    return Views(labeled, batch.labels[:, 0].to(device), weak, strong, hidden)
+    return Views(labeled, batch.labels[:, 0].to(device), weak, strong, hidden, videos)
 
 
 def _views(
@@ -81,4 +136,5 @@ def _views(
     clips_BSTHWC: torch.Tensor = getattr(batch, student)
     seeds = view_seeds(seed, batch.rows.numpy(), list(slots), f"{student}/{kind}")
     clips_NTHWC = clips_BSTHWC[:, slots.start : slots.stop].to(device, non_blocking=True).flatten(0, 1)
-    return make(clips_NTHWC, seeds, config.views, getattr(config, student).clip.size)
+    clip: ClipSection = getattr(config, student).clip
+    return derive(make(clips_NTHWC, seeds, config.views, clip.size), clip.modality)

@@ -1,15 +1,17 @@
-"""The loss terms and monitors, as pure functions on one worker's tensors.
+"""The loss terms, as pure functions on one worker's tensors.
 
-Shape letters beyond batch.py's: U unlabeled videos of one worker, G unlabeled videos of all workers together.
+Shape letters beyond batch.py's: U unlabeled videos of one worker, G unlabeled videos of all workers together, M features
+of one worker (U, or U times moments).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+
+from pipeline.methods.workers import gather_with_gradient, rank
 
 
 def supervised_loss(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
@@ -17,63 +19,82 @@ def supervised_loss(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Te
     return F.cross_entropy(logits_BK.float(), labels_B)
 
 
-def pseudo_labels(weak_logits_UK: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a student's weak views say, without gradient: labels [U] int64, and keep [U] bool where softmax >= threshold."""
-    confidence_U, labels_U = weak_logits_UK.detach().float().softmax(dim=1).max(dim=1)
-    return labels_U, confidence_U >= threshold
+def pseudo_label_loss(strong_logits_UK: torch.Tensor, labels: torch.Tensor, weights_U: torch.Tensor) -> torch.Tensor:
+    """Lu: cross-entropy with labels [U] int64 or [U, K] probabilities, each clip by its weight (bool or 0..1), divided by
+    the number of all clips (FixMatch eq. 4), so that the mask is a weight too."""
+    return (F.cross_entropy(strong_logits_UK.float(), labels, reduction="none") * weights_U).mean()
 
 
-def pseudo_label_loss(strong_logits_UK: torch.Tensor, labels_U: torch.Tensor, keep_U: torch.Tensor) -> torch.Tensor:
-    """Lu: cross-entropy of kept clips, divided by the number of all (FixMatch eq. 4), so that the mask is a weight too."""
-    return (F.cross_entropy(strong_logits_UK.float(), labels_U, reduction="none") * keep_U).mean()
-
-
-def contrast_loss(primary_UD: torch.Tensor, auxiliary_UD: torch.Tensor, temperature: float) -> torch.Tensor:
+def contrast_loss(
+    primary_MD: torch.Tensor,
+    auxiliary_MD: torch.Tensor,
+    temperature: float,
+    negatives: Literal["both", "cross"] = "both",
+    moments: int = 1,
+) -> torch.Tensor:
     """Lca: NT-Xent (Chen et al., 2020) between the two students' features of the same videos.
 
     The positive of a feature is the other student's of the same video; negatives are all other videos in both students
-    (the paper's figure), over all workers, with gradient; mean over the 2 U anchors of this worker. DDP's mean over
-    workers then equals the loss of one worker with all videos.
+    (the paper's figure), or in the other student only (``cross``, LTG), over all workers, with gradient; mean over the 2 M
+    anchors of this worker. DDP's mean over workers then equals the loss of one worker with all videos. With ``moments``
+    features of each video, side by side, a positive is the same moment, and other moments of a video count in no way.
     """
-    own_U2D = torch.stack([_normalize(primary_UD), _normalize(auxiliary_UD)], dim=1)
-    all_G2D, first = _gather(own_U2D)
-    videos, others = len(own_U2D), len(all_G2D)
-    similarity = own_U2D.transpose(0, 1).flatten(0, 1) @ all_G2D.transpose(0, 1).flatten(0, 1).T / temperature
-    own = torch.arange(first, first + videos, device=similarity.device)
-    itself = F.one_hot(torch.cat([own, own + others]), 2 * others).bool()
-    return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), torch.cat([own + others, own]))
+    own_M2D = torch.stack([_normalize(primary_MD), _normalize(auxiliary_MD)], dim=1)
+    all_G2D = gather_with_gradient(own_M2D)
+    count, total, device = len(own_M2D), len(all_G2D), own_M2D.device
+    similarity = own_M2D.transpose(0, 1).flatten(0, 1) @ all_G2D.transpose(0, 1).flatten(0, 1).T / temperature
+    own = torch.arange(rank() * count, (rank() + 1) * count, device=device)
+    partners = torch.cat([own + total, own])
+    columns = torch.arange(2 * total, device=device)
+    videos = columns % total // moments
+    ignored = (videos == (own.repeat(2) // moments)[:, None]) & (columns != partners[:, None])
+    if negatives == "cross":
+        ignored |= (columns // total) == (torch.arange(2 * count, device=device) // count)[:, None]
+    return F.cross_entropy(similarity.masked_fill(ignored, float("-inf")), partners)
 
 
-def alignment(primary_UD: torch.Tensor, auxiliary_UD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def group_contrast_loss(fast_UK: torch.Tensor, slow_UK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """TCL's group contrast: NT-Xent between the mean softmax vectors of each pseudo-class (argmax) in two views.
+
+    Over all workers, with gradient; a class that is not found in both views has no group. 0 with a zero gradient when less
+    than two classes are left, since one group has nothing to differ from.
+    """
+    fast_GK, slow_GK = gather_with_gradient(torch.stack([fast_UK.float(), slow_UK.float()], dim=1)).unbind(dim=1)
+    means, sizes = zip(*(_group_means(view_GK) for view_GK in (fast_GK, slow_GK)), strict=True)
+    shared = (sizes[0] > 0) & (sizes[1] > 0)
+    if int(shared.sum()) < 2:
+        return 0 * (fast_GK.sum() + slow_GK.sum())
+    features = torch.cat([_normalize(mean[shared]) for mean in means])
+    similarity = (features @ features.T / temperature).fill_diagonal_(float("-inf"))
+    return F.cross_entropy(similarity, torch.arange(len(features), device=features.device).roll(len(features) // 2))
+
+
+def _group_means(view_GK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[K, K] mean of the rows whose argmax is each class, and their numbers [K]."""
+    groups_GK = F.one_hot(view_GK.argmax(dim=1), view_GK.shape[1]).to(view_GK.dtype)
+    sizes_K = groups_GK.sum(dim=0)
+    return groups_GK.T @ view_GK / sizes_K.clamp(min=1)[:, None], sizes_K
+
+
+def consistency_loss(logits_UK: torch.Tensor, targets_UK: torch.Tensor, kind: Literal["mse", "kl"]) -> torch.Tensor:
+    """Mean over clips of the squared distance between softmax vectors (summed over classes), or of KL(target || softmax)."""
+    if kind == "mse":
+        return (logits_UK.float().softmax(dim=1) - targets_UK).square().sum(dim=1).mean()
+    return F.kl_div(logits_UK.float().log_softmax(dim=1), targets_UK, reduction="batchmean")
+
+
+def alignment_loss(features_MD: torch.Tensor, target_MD: torch.Tensor) -> torch.Tensor:
+    """LTG: mean of 1 - cosine, without gradient to the target."""
+    return (1 - (_normalize(features_MD) * _normalize(target_MD.detach())).sum(dim=1)).mean()
+
+
+def alignment(primary_MD: torch.Tensor, auxiliary_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cosine between the students' features of the same video, and of different videos of this worker; no gradient."""
-    cosine_UU = _normalize(primary_UD.detach()) @ _normalize(auxiliary_UD.detach()).T
-    same = cosine_UU.diagonal().mean()
-    pairs = max(1, cosine_UU.numel() - len(cosine_UU))
-    return same, (cosine_UU.sum() - cosine_UU.diagonal().sum()) / pairs
+    cosine_MM = _normalize(primary_MD.detach()) @ _normalize(auxiliary_MD.detach()).T
+    same = cosine_MM.diagonal().mean()
+    pairs = max(1, cosine_MM.numel() - len(cosine_MM))
+    return same, (cosine_MM.sum() - cosine_MM.diagonal().sum()) / pairs
 
 
 def _normalize(features: torch.Tensor) -> torch.Tensor:
-    return F.normalize(features.float(), dim=1)
-
-
-def _gather(features: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Features of all workers in order of rank, and where this worker's begin. Every worker must hold equally many."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return features, 0
-    return _Gather.apply(features), dist.get_rank() * len(features)
-
-
-class _Gather(torch.autograd.Function):
-    """All-gather whose gradient is the sum over workers; torch.distributed.nn's own is deprecated since torch 2.14."""
-
-    @staticmethod
-    def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, features.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)

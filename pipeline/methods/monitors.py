@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.methods.inputs import Outputs
+from pipeline.methods.labels import Labels
 from pipeline.methods.losses import alignment
 
 Monitors = dict[str, torch.Tensor]
 
 
-def mask_monitors(direction: str, labels_U: torch.Tensor, keep_U: torch.Tensor, hidden_U: torch.Tensor) -> Monitors:
-    """``mask_rate``, and as counts ``kept`` (clips kept whose hidden label is known) and ``kept_correct`` among them."""
-    known_U = keep_U & (hidden_U >= 0)
-    return {
-        f"mask_rate/{direction}": keep_U.float().mean(),
-        f"kept/{direction}": known_U.float().sum(),
-        f"kept_correct/{direction}": (known_U & (labels_U == hidden_U)).float().sum(),
+def label_monitors(labels: Labels, hidden_U: torch.Tensor) -> Monitors:
+    """``mask_rate``, the mean weight, and as sums ``kept`` (weights of clips whose hidden label is known) and
+    ``kept_correct`` among them, so that accuracy stays exact over steps and workers; ``threshold`` where it moves."""
+    known_U = labels.weights * (hidden_U >= 0)
+    found = {
+        f"mask_rate/{labels.direction}": labels.weights.mean(),
+        f"kept/{labels.direction}": known_U.sum(),
+        f"kept_correct/{labels.direction}": (known_U * (labels.classes == hidden_U)).sum(),
     }
+    if labels.thresholds is None:
+        return found
+    return {**found, f"threshold/{labels.direction}": labels.thresholds.mean()}
 
 
-def student_monitors(
-    weak_logits: dict[str, torch.Tensor], features: dict[str, torch.Tensor], hidden_U: torch.Tensor
-) -> Monitors:
+def student_monitors(weak: Outputs, hidden_U: torch.Tensor) -> Monitors:
     """Of the weak views: ``weak_accuracy`` of each student (nan when no hidden label is known), ``agreement`` of their
-    classes, and ``alignment`` of their contrast features."""
-    classes = {name: logits_UK.detach().argmax(dim=1) for name, logits_UK in weak_logits.items()}
+    classes."""
+    classes = {name: said[0].detach().argmax(dim=1) for name, said in weak.items()}
     known = (hidden_U >= 0).float().sum()
     found = {f"weak_accuracy/{name}": (classes_U == hidden_U).float().sum() / known for name, classes_U in classes.items()}
+    return {**found, "agreement": (classes["primary"] == classes["auxiliary"]).float().mean()}
+
+
+def alignment_monitors(features: dict[str, torch.Tensor]) -> Monitors:
+    """``alignment`` of the students' contrast features: mean cosine of the same and of different videos."""
     same, different = alignment(features["primary"], features["auxiliary"])
-    agreement = (classes["primary"] == classes["auxiliary"]).float().mean()
-    return {**found, "agreement": agreement, "alignment/same": same, "alignment/different": different}
+    return {"alignment/same": same, "alignment/different": different}

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import STUDENTS, LossWeights, Views
+from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
 from pipeline.methods.losses import supervised_loss
 
 
-class Supervised(nn.Module):
+class Supervised(Method):
     """L = Ls_Z + Ls_A."""
 
-    def __init__(self, students: nn.ModuleDict) -> None:
-        super().__init__()
-        self.students = students
+    def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
+        super().__init__(students)
 
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
         """``loss``, with gradient, and ``supervised_loss/{student}``, without."""

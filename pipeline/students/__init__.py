@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from pipeline.config import ClipSection, Network, SlowResNetSection
+from pipeline.config import ClipSection, Network, SlowResNetSection, TimeSformerSection
 from pipeline.students.slow_resnet import SlowResNet
 from pipeline.students.timesformer import TimeSformer
+from pipeline.students.video_resnet import VideoResNet
+from pipeline.students.weights import load_weights
+
+Student = SlowResNet | TimeSformer | VideoResNet
+
+__all__ = ["SlowResNet", "Student", "TimeSformer", "VideoResNet", "build_student", "load_weights"]
 
 
-def build_student(network: Network, clip: ClipSection, num_classes: int) -> SlowResNet | TimeSformer:
-    """A new student with weights from torch's seed, which the caller sets; ``num_features`` is its D.
+def build_student(network: Network, clip: ClipSection, num_classes: int) -> Student:
+    """A new student with weights from torch's seed, which the caller sets; ``load_weights`` replaces them.
 
     ``forward(clips_NCTHW)`` takes float clips of ``clip``'s shape, normalized as ``pipeline.clips.views`` does, and
-    returns ``(logits_NK, features_ND)``.
+    returns ``(logits_NK, features_ND)``. ``num_features`` is its D, ``head`` its classifier; ``per_frame`` makes it return
+    features [N, L, D] of L moments, evenly spaced over the clip.
     """
     if isinstance(network, SlowResNetSection):
         return SlowResNet(network, num_classes)
-    return TimeSformer(network, clip, num_classes)
+    if isinstance(network, TimeSformerSection):
+        return TimeSformer(network, clip, num_classes)
+    return VideoResNet(network, num_classes)

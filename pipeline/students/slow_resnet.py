@@ -21,7 +21,7 @@ BLOCKS = {
 }  # fmt: skip
 """Residual blocks in res2, res3, res4, res5 by depth."""
 BASIC_DEPTHS = (10, 18, 34)
-TEMPORAL_KERNELS = (1, 1, 3, 3)
+TEMPORAL_STAGES = (False, False, True, True)
 
 
 class SlowResNet(nn.Module):
@@ -30,13 +30,14 @@ class SlowResNet(nn.Module):
     def __init__(self, section: SlowResNetSection, num_classes: int) -> None:
         super().__init__()
         norm, width = NORMS[section.norm], section.width
+        self.per_frame = False
         kind = BasicBlock if section.depth in BASIC_DEPTHS else Bottleneck
         self.stem = nn.Sequential(_conv(3, width, (1, 7, 7), stride=2), norm(width), nn.ReLU(inplace=True))
         self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         stages: list[BasicBlock | Bottleneck] = []
         channels = width
-        for stage, (blocks, kernel) in enumerate(zip(BLOCKS[section.depth], TEMPORAL_KERNELS, strict=True)):
-            inner = width * 2**stage
+        for stage, (blocks, temporal) in enumerate(zip(BLOCKS[section.depth], TEMPORAL_STAGES, strict=True)):
+            inner, kernel = width * 2**stage, section.temporal_kernel if temporal else 1
             for number in range(blocks):
                 stride = 2 if stage > 0 and number == 0 else 1
                 stages.append(kind(channels, inner, kernel, stride, norm))
@@ -48,10 +49,12 @@ class SlowResNet(nn.Module):
         self.apply(_initialize)
 
     def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized clips -> logits [N, K] and features [N, D], the mean over time and space before dropout and head."""
+        """Normalized clips -> logits [N, K] and features [N, D], the mean over time and space before dropout and head;
+        with ``per_frame`` features [N, T, D], the mean over space."""
         maps = self.blocks(self.pool(self.stem(clips_NCTHW)))
         features_ND = maps.mean(dim=(2, 3, 4))
-        return self.head(self.dropout(features_ND)), features_ND
+        logits_NK = self.head(self.dropout(features_ND))
+        return logits_NK, maps.mean(dim=(3, 4)).transpose(1, 2) if self.per_frame else features_ND
 
 
 class Bottleneck(nn.Module):

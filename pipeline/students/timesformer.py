@@ -5,7 +5,10 @@ Shape letters beyond batch.py's: L tubelets in time (frames / tubelet), P patche
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from timm.layers.norm import LayerNorm
@@ -22,6 +25,7 @@ class TimeSformer(nn.Module):
         super().__init__()
         width, tube = section.width, (section.tubelet, section.patch, section.patch)
         self.attention = section.attention
+        self.per_frame = False
         self.num_features = width
         self.patches = nn.Conv3d(3, width, kernel_size=tube, stride=tube)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -29,7 +33,7 @@ class TimeSformer(nn.Module):
         self.has_time = section.attention != "space"  # frames that never meet need no embedding of time
         if self.has_time:
             self.time_embedding = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
-        rates = torch.linspace(0, section.drop_path, section.depth).tolist()
+        rates = [section.drop_path * number / max(1, section.depth - 1) for number in range(section.depth)]
         block = DividedBlock if section.attention == "divided" else _vit_block
         self.blocks = nn.ModuleList(block(width, section.heads, rate) for rate in rates)
         self.norm = LayerNorm(width)
@@ -38,31 +42,39 @@ class TimeSformer(nn.Module):
         self._initialize()
 
     def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized clips -> logits [N, K] and features [N, D], the normalized cls token before dropout and head."""
-        patches_NLPD = self.patches(clips_NCTHW).flatten(3).permute(0, 2, 3, 1) + self.position_embedding[:, None, 1:]
+        """Normalized clips -> logits [N, K] and features [N, D], the normalized cls token before dropout and head; with
+        ``per_frame`` features [N, L, D], the mean of each frame's normalized patches. Clips of another length or size than
+        the student was made for get interpolated embeddings."""
+        maps_NDLHW = self.patches(clips_NCTHW)
+        patches_NLPD = maps_NDLHW.flatten(3).permute(0, 2, 3, 1)
+        position = resize_position(self.position_embedding, maps_NDLHW.shape[3], maps_NDLHW.shape[4])
+        patches_NLPD = patches_NLPD + position[:, None, 1:]
         if self.has_time:
-            patches_NLPD = patches_NLPD + self.time_embedding[:, :, None]
-        cls_N1D = (self.cls_token + self.position_embedding[:, :1]).expand(len(patches_NLPD), -1, -1)
+            patches_NLPD = patches_NLPD + resize_time(self.time_embedding, patches_NLPD.shape[1])[:, :, None]
+        cls_N1D = (self.cls_token + position[:, :1]).expand(len(patches_NLPD), -1, -1)
         encode = {"divided": self._divided, "joint": self._joint, "space": self._space}[self.attention]
-        features_ND = self.norm(encode(cls_N1D, patches_NLPD))
-        return self.head(self.dropout(features_ND)), features_ND
+        cls_ND, seen_NLPD = encode(cls_N1D, patches_NLPD)
+        features_ND = self.norm(cls_ND)
+        logits_NK = self.head(self.dropout(features_ND))
+        return logits_NK, self.norm(seen_NLPD).mean(dim=2) if self.per_frame else features_ND
 
-    def _divided(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+    def _divided(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for block in self.blocks:
             cls_N1D, patches_NLPD = block(cls_N1D, patches_NLPD)
-        return cls_N1D[:, 0]
+        return cls_N1D[:, 0], patches_NLPD
 
-    def _joint(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+    def _joint(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.cat([cls_N1D, patches_NLPD.flatten(1, 2)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return tokens[:, 0]
+        return tokens[:, 0], tokens[:, 1:].unflatten(1, patches_NLPD.shape[1:3])
 
-    def _space(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+    def _space(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = _frames_with_cls(cls_N1D, patches_NLPD)
         for block in self.blocks:
             tokens = block(tokens)
-        return torch.unflatten(tokens[:, 0], 0, patches_NLPD.shape[:2]).mean(dim=1)
+        tokens = torch.unflatten(tokens, 0, patches_NLPD.shape[:2])
+        return tokens[:, :, 0].mean(dim=1), tokens[:, :, 1:]
 
     def _initialize(self) -> None:
         """Xavier, as the first ViT's, because timm's 0.02 fits width 768 only; embeddings and tokens 0.02; a head near 0,
@@ -100,6 +112,23 @@ class DividedBlock(nn.Module):
         tokens = tokens + torch.cat([seen[:, :, :1].mean(dim=1), seen[:, :, 1:].flatten(1, 2)], dim=1)
         tokens = tokens + space.drop_path2(space.mlp(space.norm2(tokens)))
         return tokens[:, :1], tokens[:, 1:].view_as(patches_NLPD)
+
+
+def resize_position(embedding: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[1, 1 + P, D] of a square grid -> [1, 1 + height * width, D], bicubic (DeiT); the cls token's is kept."""
+    side = math.isqrt(embedding.shape[1] - 1)
+    if (height, width) == (side, side):
+        return embedding
+    grid = embedding[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resize_time(embedding: torch.Tensor, length: int) -> torch.Tensor:
+    """[1, L, D] -> [1, length, D], linear; the authors take the nearest, which gives neighboring frames one embedding."""
+    if length == embedding.shape[1]:
+        return embedding
+    return F.interpolate(embedding.transpose(1, 2), size=length, mode="linear", align_corners=False).transpose(1, 2)
 
 
 def _frames_with_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:

@@ -30,36 +30,45 @@ from pipeline.training.fit import prepare
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the grid that answers it."""
+    """A question and the cells that answer it: all combinations of a grid, or named cases."""
 
     name: str
     question: str
-    grid: Mapping[str, Sequence[Any]]
-    """Values of each dotted configuration key; trials are all combinations."""
+    cells: Mapping[str, Mapping[str, Any]]
+    """By name, the dotted configuration keys that each changes."""
+    is_grid: bool
+    """Whether all cells change the same keys, which then are the table's columns."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One cell of the grid with one seed."""
+    """One cell with one seed."""
 
-    values: Mapping[str, Any]
+    cell: str
     seed: int
     config: Config
     """Complete; its run folder lies in the study's folder."""
 
 
 def read_study(path: Path) -> Study:
-    """Read a study's YAML. Raises UserError naming file and field."""
+    """Read a study's YAML: ``question``, and ``grid`` (values of each key; cells are all combinations) or ``cases`` (keys
+    and values by name, where one choice needs several keys). Raises UserError naming file and field."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"study {path} cannot be read: {error}") from None
-    if not isinstance(tree, dict) or set(tree) != {"question", "grid"}:
-        raise UserError(f"study {path} needs exactly the fields question and grid")
-    grid = tree["grid"]
+    if not isinstance(tree, dict) or set(tree) not in ({"question", "grid"}, {"question", "cases"}):
+        raise UserError(f"study {path} needs exactly the fields question and grid, or question and cases")
+    question, grid, cases = str(tree["question"]), tree.get("grid"), tree.get("cases")
+    if "cases" in tree:
+        if not isinstance(cases, dict) or not cases or not all(isinstance(values, dict) for values in cases.values()):
+            raise UserError(f"study {path}: cases must give a mapping of configuration keys to values for each name")
+        return Study(path.stem, question, cases, is_grid=False)
     if not isinstance(grid, dict) or not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"study {path}: grid must give a list of values for each configuration key")
-    return Study(path.stem, str(tree["question"]), grid)
+    cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
+    names = ["_".join(f"{key.split('.')[-1]}-{value}" for key, value in cell.items()) for cell in cells]
+    return Study(path.stem, question, dict(zip(names, cells, strict=True)), is_grid=True)
 
 
 def plan_trials(study: Study, base: Config, seeds: int) -> list[Trial]:
@@ -67,12 +76,10 @@ def plan_trials(study: Study, base: Config, seeds: int) -> list[Trial]:
     folder = f"{base.run.storage_path}/{study.name}"
     trials = []
     for seed in range(base.run.seed, base.run.seed + seeds):
-        for cell in itertools.product(*study.grid.values()):
-            values = dict(zip(study.grid, cell, strict=True))
-            words = [f"{key}={value}" for key, value in values.items()]
-            name = "_".join([*(f"{key.split('.')[-1]}-{value}" for key, value in values.items()), f"seed-{seed}"])
-            words += [f"run.storage_path={folder}", f"run.name={name}", f"run.seed={seed}"]
-            trials.append(Trial(values, seed, override(base.model_dump(mode="json"), words, source=f"study {study.name}")))
+        for cell, values in study.cells.items():
+            words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+            words += [f"run.storage_path={folder}", f"run.name={cell}_seed-{seed}", f"run.seed={seed}"]
+            trials.append(Trial(cell, seed, override(base.model_dump(mode="json"), words, source=f"study {study.name}")))
     return trials
 
 
@@ -126,11 +133,10 @@ def _one_after_another(missing: Sequence[Trial]) -> list[str]:
 def write_csv(path: Path, study: Study, trials: Sequence[Trial]) -> None:
     """One line per cell: its values, then mean and sd of the top-1 over seeds, in percent, and their number."""
     lines = []
-    for cell in itertools.product(*study.grid.values()):
-        values = dict(zip(study.grid, cell, strict=True))
-        folders = [trial.config.run_folder for trial in trials if trial.values == values]
+    for cell, values in study.cells.items():
+        folders = [trial.config.run_folder for trial in trials if trial.cell == cell]
         summaries = [json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) for folder in folders]
-        line: dict[str, Any] = {**values, "n": len(summaries)}
+        line: dict[str, Any] = {**(values if study.is_grid else {"case": cell}), "n": len(summaries)}
         for view in ("primary", "auxiliary", "mean"):
             top1 = [100 * summary[view]["top1"] for summary in summaries]
             line[view] = round(statistics.mean(top1), 3) if top1 else ""

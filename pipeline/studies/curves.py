@@ -24,7 +24,7 @@ class Panel:
     title: str
     unit: str
     lines: tuple[tuple[str, str], ...]
-    """(role, key in metrics.jsonl); the role is empty where there is one line only."""
+    """(role, key in metrics.jsonl); the role is empty where there is one line only. Every second one is dashed."""
     scale: float = 1.0
     """Factor from the file's unit to the shown one."""
     limits: tuple[float | None, float | None] = (0, None)
@@ -36,7 +36,14 @@ def _students(key: str) -> tuple[tuple[str, str], ...]:
 
 
 def _directions(key: str) -> tuple[tuple[str, str], ...]:
-    return (("primary →\nauxiliary", f"{key}/primary_to_auxiliary"), ("auxiliary →\nprimary", f"{key}/auxiliary_to_primary"))
+    """Who labels whom, by the run's label source; a run has one source, so one pair of lines."""
+    sources = {
+        "primary →\nauxiliary": "primary_to_auxiliary", "auxiliary →\nprimary": "auxiliary_to_primary",
+        "auxiliary →\nitself": "auxiliary_to_auxiliary", "primary →\nitself": "primary_to_primary",
+        "mean →\nauxiliary": "mean_to_auxiliary", "mean →\nprimary": "mean_to_primary",
+        "its average →\nauxiliary": "auxiliary_ema_to_auxiliary", "its average →\nprimary": "primary_ema_to_primary",
+    }  # fmt: skip
+    return tuple((role, f"{key}/{direction}") for role, direction in sources.items())
 
 
 PANELS = (
@@ -44,8 +51,13 @@ PANELS = (
     Panel("Supervised loss", "cross-entropy, nats", _students("supervised_loss")),
     Panel("Pseudo-label loss", "cross-entropy, nats", _students("pseudo_label_loss")),
     Panel("Contrast loss", "nats", (("", "contrast_loss"),), limits=(None, None)),
+    Panel("Contrast of fast and slow", "nats", _students("contrast_loss"), limits=(None, None)),
+    Panel("Contrast of pseudo-classes", "nats", _students("group_contrast_loss"), limits=(None, None)),
+    Panel("Alignment loss", "1 - cosine", (("", "alignment_loss"),)),
+    Panel("Loss of mixed clips", "squared error", _students("mix_loss")),
     Panel("Pseudo-labels kept", "% of unlabeled clips", _directions("mask_rate"), 100, (0, 100)),
     Panel("Pseudo-labels right", "% of those kept", _directions("pseudo_label_accuracy"), 100, (0, 100)),
+    Panel("Threshold, where it moves", "% confidence", _directions("threshold"), 100, (0, 100)),
     Panel("Accuracy on weak views", "% of unlabeled clips", _students("weak_accuracy"), 100, (0, 100)),
     Panel("Agreement of the students", "% of unlabeled clips", (("", "agreement"),), 100, (0, 100)),
     Panel("Alignment of the students", "mean cosine", (("same video", "alignment/same"), ("different", "alignment/different")),
@@ -78,7 +90,7 @@ def curves(panel: Panel, groups: Sequence[Group]) -> list[Curve]:
         for number, (role, key) in enumerate(panel.lines):
             seeds = [points for run in group.runs if (points := _points(run, key, panel.scale)) is not None]
             if seeds:
-                found.append(Curve(index, role, number > 0, tuple(map(thin, seeds)), thin(_mean(seeds))))
+                found.append(Curve(index, role, number % 2 == 1, tuple(map(thin, seeds)), thin(_mean(seeds))))
     return found
 
 

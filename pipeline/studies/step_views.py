@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source
 from pipeline.clips.stream import to_batch
-from pipeline.clips.views import MEAN, STD
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.methods.inputs import STUDENTS, Views, loss_weights, make_views
+from pipeline.methods import STUDENTS, Views, loss_weights, make_views
 from pipeline.studies.html import image_uri, render_page, write_page
 
 HEIGHT, QUALITY = 96, 85

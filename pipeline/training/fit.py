@@ -20,6 +20,7 @@ from torch import nn
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import local_batches, ray_stream, shard_batches
+from pipeline.clips.views import check_views
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, UserError
 from pipeline.methods import build_method
@@ -66,8 +67,9 @@ def prepare(config: Config) -> Prepared:
         "labels": {"spec": labels.spec, "seed": labels.seed, "fingerprint": labels.fingerprint, "count": len(labels.ids)},
         "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
     }
+    check_views(config.views)
     with torch.random.fork_rng():
-        students = build_method(config, len(classes)).students
+        students: Any = build_method(config, len(classes), *source.plan.sizes).students
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
     check_run(config, prints)
     return Prepared(run, source, facts)

@@ -15,8 +15,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, worker_rows
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
-from pipeline.methods import build_method
-from pipeline.methods.inputs import STUDENTS, loss_weights, make_views
+from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.metrics import MetricLog
@@ -58,7 +57,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     """
     config = run.config
     torch.manual_seed(config.run.seed)
-    method = build_method(config, run.num_classes)
+    method = build_method(config, run.num_classes, *run.plan.sizes)
     if config.train.channels_last:
         method = method.to(memory_format=torch.channels_last_3d)
     wrapped = worker.wrap(method)

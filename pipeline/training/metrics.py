@@ -99,11 +99,12 @@ class MetricLog:
         total, step = self.config.train.steps, int(record["step"])
         left = (time.perf_counter() - self._begun) / max(1, step - self._begun_step) * (total - step)
         parts = [f"step {step}/{total}", f"loss {record['loss']:.3f}"]
-        for short, direction in (("Z>A", "primary_to_auxiliary"), ("A>Z", "auxiliary_to_primary")):
-            if f"mask_rate/{direction}" in record:
-                accuracy = record.get(f"pseudo_label_accuracy/{direction}")
-                right = "" if accuracy is None else f" {accuracy:.0%} right"
-                parts.append(f"{short} {record[f'mask_rate/{direction}']:.0%} kept{right}")
+        for name in sorted((name for name in record if name.startswith("mask_rate/")), reverse=True):
+            direction = name.partition("/")[2]
+            accuracy = record.get(f"pseudo_label_accuracy/{direction}")
+            right = "" if accuracy is None else f" {accuracy:.0%} right"
+            short = direction.replace("primary", "Z").replace("auxiliary", "A").replace("_to_", ">")
+            parts.append(f"{short} {record[name]:.0%} kept{right}")
         wait = record["seconds/data"] / max(record["seconds/step"], 1e-9)
         parts += [f"{record['clips_per_second']:.0f} videos/s", f"data wait {wait:.0%}"]
         if self.quarantined:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -8,8 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.clips.views import APPEARANCE, MEAN, STD, center_views, strong_views, view_seeds, weak_views
-from pipeline.config import ViewsSection
+from pipeline.clips.normalization import MEAN, STD
+from pipeline.clips.operations import APPEARANCE, GEOMETRIC, OPERATIONS
+from pipeline.clips.views import (
+    _draw_operations,
+    center_views,
+    check_views,
+    frame_order,
+    strong_views,
+    view_seeds,
+    weak_views,
+)
+from pipeline.config import StrongSection, TimeSection, ViewsSection
+from pipeline.errors import UserError
 
 ViewFunction = Callable[[torch.Tensor, list[int], ViewsSection, int], torch.Tensor]
 BOTH = pytest.mark.parametrize("make", [weak_views, strong_views])
@@ -170,3 +182,108 @@ def test_views_do_not_touch_the_global_generators() -> None:
     strong_views(_clips(), _seeds(), ViewsSection(), 16)
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])
+
+
+# --------------------------------------------------------------------------------------------------------------- time
+
+
+def _counting(frames: int = 8) -> torch.Tensor:
+    """[1, T, 16, 16, 3], every pixel the number of its frame times 20."""
+    return (torch.arange(frames) * 20).byte()[None, :, None, None, None].expand(1, frames, 16, 16, 3).contiguous()
+
+
+def _shown(make: ViewFunction, seed: int, **time: Any) -> list[int]:
+    """Numbers of the frames that a view shows."""
+    section = ViewsSection.model_validate({"weak": {"time": time}, "strong": {"time": time, "ops": 0, "cutout": 0.0}})
+    views = make(_counting(), [seed], section, 16)
+    return [round(float(value) * 255 / 20) for value in views[0, 0, :, 8, 8] * STD + MEAN]
+
+
+@BOTH
+def test_time_is_left_alone_by_default(make: ViewFunction) -> None:
+    assert _shown(make, 1) == list(range(8))
+
+
+@BOTH
+def test_reverse_is_a_probability(make: ViewFunction) -> None:
+    assert _shown(make, 1, reverse=1.0) == list(range(8))[::-1]
+    shown = [_shown(make, seed, reverse=0.5) for seed in range(60)]
+    assert {tuple(order) for order in shown} == {tuple(range(8)), tuple(range(7, -1, -1))}
+    assert 15 < sum(order[0] == 7 for order in shown) < 45
+
+
+@BOTH
+def test_warp_keeps_some_frames_and_shows_the_nearest_kept_one(make: ViewFunction) -> None:
+    kept: Counter[int] = Counter()
+    for seed in range(60):
+        order = _shown(make, seed, warp=[2, 4, 8])
+        places = sorted(set(order))
+        kept[len(places)] += 1
+        assert all(abs(frame - moment) == min(abs(place - moment) for place in places) for moment, frame in enumerate(order))
+        assert order == sorted(order)
+        assert all(order[place] == place for place in places)
+    assert set(kept) == {2, 4, 8}
+    assert min(kept.values()) > 8
+
+
+@BOTH
+def test_slower_clips_stay_around_the_middle(make: ViewFunction) -> None:
+    for seed in range(30):
+        order = _shown(make, seed, slowest=0.25)
+        assert order == sorted(order)
+        assert all(one + other == 7 for one, other in zip(order, order[::-1], strict=True))
+    assert len({tuple(_shown(make, seed, slowest=0.25)) for seed in range(30)}) > 3
+
+
+@BOTH
+def test_time_changes_nothing_else_of_a_view(make: ViewFunction) -> None:
+    clips = _clips()
+    plain = make(clips, _seeds(), ViewsSection(), 16)
+    section = ViewsSection.model_validate({kind: {"time": {"reverse": 1.0}} for kind in ("weak", "strong")})
+    backward = make(clips.flip(1), _seeds(), section, 16)
+    assert torch.equal(backward, plain)
+
+
+def test_more_kept_frames_than_there_are_keep_all() -> None:
+    order = frame_order(np.random.default_rng(0), TimeSection(warp=(8,)), 4)
+    assert order.tolist() == [0, 1, 2, 3]
+
+
+@BOTH
+def test_aspect_makes_crops_oblong_within_the_window(make: ViewFunction) -> None:
+    """On ramps along x and y, the spans of a view are the sides of its crop."""
+    size = 64
+    ramp = (torch.arange(size) * 255 // (size - 1)).byte()
+    across = ramp[None, :].expand(size, size)
+    clips = torch.stack([across, across.T, across], dim=-1)[None, None].expand(100, 1, -1, -1, -1)
+    weak = {"min_scale": 0.5, "flip": 0.0, "max_aspect": 2.0}
+    section = ViewsSection.model_validate({"weak": weak, "strong": {"ops": 0, "cutout": 0.0}})
+    views = make(clips, _seeds(100), section, 16) * STD + MEAN
+    ratios = (views[:, 0, 0, 8, -1] - views[:, 0, 0, 8, 0]) / (views[:, 1, 0, -1, 8] - views[:, 1, 0, 0, 8])
+    assert 0.48 < ratios.min() < 0.6
+    assert 1.7 < ratios.max() < 2.1
+    assert abs(float(ratios.log().mean())) < 0.12
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_can_be_left_out(name: str) -> None:
+    section = StrongSection(ops=3, without=(name,))
+    drawn = {used for seed in range(200) for used, _ in _draw_operations(np.random.default_rng(seed), section)}
+    assert drawn == set(OPERATIONS) - {name}
+
+
+def test_kinds_of_operations_can_be_left_out() -> None:
+    for section, wanted in (
+        (StrongSection(ops=3, appearance=False), set(GEOMETRIC)),
+        (StrongSection(ops=3, geometric=False), set(APPEARANCE)),
+    ):
+        drawn = {used for seed in range(200) for used, _ in _draw_operations(np.random.default_rng(seed), section)}
+        assert drawn == wanted
+
+
+def test_operations_that_do_not_exist_are_told() -> None:
+    with pytest.raises(UserError, match="there is no rotat, only identity, brightness"):
+        check_views(_section(without=["rotat"]))
+    with pytest.raises(UserError, match="no operation is left"):
+        check_views(_section(appearance=False, geometric=False))
+    check_views(_section(appearance=False, geometric=False, ops=0))

@@ -28,10 +28,7 @@ def two(tmp_path: Path) -> Path:
 def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
     study = read_study(path)
     trials = plan_trials(study, load_config(), seeds=2)
-    cells = 1
-    for values in study.grid.values():
-        cells *= len(values)
-    assert len(trials) == 2 * cells
+    assert len(trials) == 2 * len(study.cells)
     assert len({trial.config.run_folder for trial in trials}) == len(trials)
     assert {trial.config.run.seed for trial in trials} == {0, 1}
 
@@ -64,6 +61,8 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text, message in (
         ("grid: [", "cannot be read"),
         ("grid: {}", "question and grid"),
+        ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
+        ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
         ("question: q\ngrid: {train.steps: 3}", "list of values"),
         ("question: q\ngrid: {trian.steps: [3]}", "did you mean train"),
         ("question: q\ngrid: {train.steps: [-3, 3]}", "greater than or equal to 1"),

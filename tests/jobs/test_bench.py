@@ -29,6 +29,16 @@ def test_too_short_a_run_is_refused(tiny: Path, capsys: pytest.CaptureFixture[st
     assert "at least 8" in capsys.readouterr().err
 
 
+def test_views_are_measured_in_the_units_of_the_floor(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["views", "--json", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    times, shares = figures["milliseconds_per_clip"], figures["times_floor"]
+    assert set(times) == {"floor, resize alone", *bench.VIEWS}
+    assert shares["floor, resize alone"] == 1
+    assert all(value > 0 for value in times.values())
+    assert shares["strong"] == pytest.approx(times["strong"] / times["floor, resize alone"], rel=0.05)
+
+
 def test_manifest_prints_a_column_for_every_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["manifest", "--rows", "4000,8000", "--json"]) == 0
     small, large = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["sizes"]

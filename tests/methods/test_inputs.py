@@ -36,6 +36,17 @@ def test_weights_without_warm_up_are_the_papers_from_the_first_step() -> None:
     assert loss_weights(MethodSection(), 0) == LossWeights(2.0, 2.0)
 
 
+def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
+    section = MethodSection.model_validate({
+        "name": "tcl", "supervised_steps": 2, "ramp_steps": 1, "contrast_weight": 4.0, "pseudo_label_weight": 3.0,
+        "start": {"pseudo_label": 3}, "ramp": {"contrast": 3}})  # fmt: skip
+    weights = [loss_weights(section, step) for step in range(8)]
+    assert [weight.contrast for weight in weights] == [0, 0, 1, 2, 3, 4, 4, 4]
+    assert [weight.group_contrast for weight in weights] == [0, 0, 0.5, 1, 1, 1, 1, 1]
+    assert [weight.pseudo_label for weight in weights] == [0, 0, 0, 0, 0, 1.5, 3, 3]
+    assert all(weight.mix == weight.alignment == 0 for weight in weights)
+
+
 def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> None:
     assert not loss_weights(MethodSection(name="supervised"), 100).use_unlabeled
     assert not loss_weights(MethodSection(pseudo_label_weight=0, contrast_weight=0), 100).use_unlabeled

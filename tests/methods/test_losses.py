@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.methods.losses import alignment, contrast_loss, pseudo_label_loss, pseudo_labels, supervised_loss
+from pipeline.methods.losses import (
+    alignment,
+    alignment_loss,
+    consistency_loss,
+    contrast_loss,
+    group_contrast_loss,
+    pseudo_label_loss,
+    supervised_loss,
+)
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,17 +34,6 @@ def test_supervised_loss_is_the_mean_negative_log_likelihood() -> None:
     logits, labels = _draw(5, 3), torch.tensor([0, 2, 1, 1, 0])
     wanted = -sum(math.log(_softmax(row)[label]) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)) / 5
     assert float(supervised_loss(logits, labels)) == pytest.approx(wanted, rel=1e-6)
-
-
-def test_pseudo_labels_keep_what_reaches_the_threshold() -> None:
-    # confidences 0.8, 0.9, 0.52
-    logits = torch.tensor([[0.0, math.log(4)], [math.log(9), 0.0], [0.0, 0.1]], requires_grad=True)
-    labels, keep = pseudo_labels(logits, 0.79)
-    assert labels.tolist() == [1, 0, 1]
-    assert keep.tolist() == [True, True, False]
-    assert pseudo_labels(logits, 0.85)[1].tolist() == [False, True, False]
-    assert pseudo_labels(logits, 0.0)[1].all()
-    assert not labels.requires_grad and not keep.requires_grad
 
 
 def test_pseudo_label_loss_divides_by_all_clips() -> None:
@@ -55,24 +54,35 @@ def _cosine(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
 
 
-def _slow_contrast(primary: torch.Tensor, auxiliary: torch.Tensor, temperature: float) -> float:
-    """NT-Xent written out: for each of the 2U anchors, its partner against all other 2U - 1 features."""
-    features, videos = [*primary.tolist(), *auxiliary.tolist()], len(primary)
-    total = 0.0
-    for anchor in range(2 * videos):
-        partner = (anchor + videos) % (2 * videos)
-        others = [index for index in range(2 * videos) if index != anchor]
-        weights = {index: math.exp(_cosine(features[anchor], features[index]) / temperature) for index in others}
-        total -= math.log(weights[partner] / sum(weights.values()))
-    return total / (2 * videos)
+def _slow_contrast(
+    primary: torch.Tensor, auxiliary: torch.Tensor, temperature: float, negatives: str = "both", moments: int = 1
+) -> float:
+    """NT-Xent written out: for each anchor, its partner against the features that count as negatives."""
+    sides = {"primary": primary.tolist(), "auxiliary": auxiliary.tolist()}
+    total, count = 0.0, len(primary)
+    for side, other in (("primary", "auxiliary"), ("auxiliary", "primary")):
+        for anchor in range(count):
+
+            def weight(where: str, index: int, side: str = side, anchor: int = anchor) -> float:
+                return math.exp(_cosine(sides[side][anchor], sides[where][index]) / temperature)
+
+            strangers = [index for index in range(count) if index // moments != anchor // moments]
+            repelling = sum(weight(other, index) for index in strangers)
+            if negatives == "both":
+                repelling += sum(weight(side, index) for index in strangers)
+            total -= math.log(weight(other, anchor) / (weight(other, anchor) + repelling))
+    return total / (2 * count)
 
 
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("moments", [1, 2, 3])
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("videos", [1, 2, 7])
-def test_contrast_loss_equals_the_double_loop(videos: int, temperature: float) -> None:
-    primary, auxiliary = _draw(videos, 4), _draw(videos, 4, seed=1)
-    wanted = _slow_contrast(primary, auxiliary, temperature)
-    assert float(contrast_loss(primary, auxiliary, temperature)) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+def test_contrast_loss_equals_the_double_loop(videos: int, temperature: float, moments: int, negatives: Any) -> None:
+    primary, auxiliary = _draw(videos * moments, 4), _draw(videos * moments, 4, seed=1)
+    wanted = _slow_contrast(primary, auxiliary, temperature, negatives, moments)
+    found = contrast_loss(primary, auxiliary, temperature, negatives, moments)
+    assert float(found) == pytest.approx(wanted, rel=1e-10, abs=1e-12)
 
 
 def test_contrast_loss_is_symmetric_and_sees_directions_only() -> None:
@@ -104,31 +114,104 @@ def test_alignment_is_the_mean_cosine_of_same_and_of_different_videos() -> None:
     assert not same.requires_grad
 
 
+def _slow_groups(fast: list[list[float]], slow: list[list[float]], temperature: float) -> float:
+    """TCL's group contrast written out over dictionaries of mean vectors."""
+    views = []
+    for view in (fast, slow):
+        groups: dict[int, list[list[float]]] = {}
+        for row in view:
+            groups.setdefault(row.index(max(row)), []).append(row)
+        views.append({k: [sum(column) / len(rows) for column in zip(*rows, strict=True)] for k, rows in groups.items()})
+    shared = sorted(set(views[0]) & set(views[1]))
+    total = 0.0
+    for one, other in ((0, 1), (1, 0)):
+        for k in shared:
+            anchor, partner = views[one][k], views[other][k]
+            everyone = [views[v][c] for v in (0, 1) for c in shared if not (v == one and c == k)]
+            weights = sum(math.exp(_cosine(anchor, feature) / temperature) for feature in everyone)
+            total -= math.log(math.exp(_cosine(anchor, partner) / temperature) / weights)
+    return total / (2 * len(shared))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_group_contrast_equals_the_one_over_dictionaries(seed: int) -> None:
+    fast, slow = _draw(12, 4, seed=seed).softmax(1), _draw(12, 4, seed=seed + 50).softmax(1)
+    wanted = _slow_groups(fast.tolist(), slow.tolist(), 0.5)
+    assert float(group_contrast_loss(fast, slow, 0.5)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_one_group_has_nothing_to_differ_from() -> None:
+    fast = torch.eye(4)[[1, 1]].requires_grad_()
+    loss = group_contrast_loss(fast, torch.eye(4)[[1, 2]], 0.5)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert fast.grad is not None and not fast.grad.any()
+
+
+def test_consistency_is_the_squared_distance_or_the_divergence() -> None:
+    logits, targets = _draw(3, 4), _draw(3, 4, seed=1).softmax(1)
+    pairs = [(_softmax(row), target) for row, target in zip(logits.tolist(), targets.tolist(), strict=True)]
+    squares = sum(sum((p - t) ** 2 for p, t in zip(*pair, strict=True)) for pair in pairs) / 3
+    divergence = sum(sum(t * math.log(t / p) for p, t in zip(*pair, strict=True)) for pair in pairs) / 3
+    assert float(consistency_loss(logits, targets, "mse")) == pytest.approx(squares, rel=1e-5)
+    assert float(consistency_loss(logits, targets, "kl")) == pytest.approx(divergence, rel=1e-4)
+    assert float(consistency_loss(targets.log(), targets, "kl")) == pytest.approx(0, abs=1e-6)
+
+
+def test_alignment_loss_moves_the_first_only() -> None:
+    one, other = _draw(3, 4).requires_grad_(), _draw(3, 4, seed=1).requires_grad_()
+    loss = alignment_loss(one, other)
+    loss.backward()
+    wanted = sum(1 - _cosine(a, b) for a, b in zip(one.tolist(), other.tolist(), strict=True)) / 3
+    assert float(loss.detach()) == pytest.approx(wanted)
+    assert one.grad is not None and one.grad.any()
+    assert other.grad is None
+
+
+def test_soft_labels_are_a_cross_entropy_with_probabilities() -> None:
+    logits, targets = _draw(2, 3), _draw(2, 3, seed=1).softmax(1)
+    rows = zip(logits.tolist(), targets.tolist(), strict=True)
+    values = [-sum(t * math.log(p) for t, p in zip(target, _softmax(row), strict=True)) for row, target in rows]
+    found = pseudo_label_loss(logits, targets.float(), torch.tensor([1.0, 0.25]))
+    assert float(found) == pytest.approx((values[0] + 0.25 * values[1]) / 2, rel=1e-5)
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "contrast": lambda one, other: contrast_loss(one, other, 0.5),
+    "cross": lambda one, other: contrast_loss(one, other, 0.5, "cross"),
+    "moments": lambda one, other: contrast_loss(one, other, 0.5, moments=3),
+    "groups": lambda one, other: group_contrast_loss(one.softmax(1), other.softmax(1), 0.5),
+}
+"""What depends on all workers' features."""
+
+
 def _two_workers(rank: int, meeting: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    primary, auxiliary = _draw(6, 4).requires_grad_(), _draw(6, 4, seed=1).requires_grad_()
-    mine = slice(3 * rank, 3 * rank + 3)
-    loss = contrast_loss(primary[mine], auxiliary[mine], 0.5)
-    loss.backward()
-    torch.save((loss.detach(), primary.grad, auxiliary.grad), f"{results}/{rank}.pt")
+    for name, function in LOSSES.items():
+        primary, auxiliary = _draw(12, 4).requires_grad_(), _draw(12, 4, seed=1).requires_grad_()
+        mine = slice(6 * rank, 6 * rank + 6)
+        loss = function(primary[mine], auxiliary[mine])
+        loss.backward()
+        torch.save((loss.detach(), primary.grad, auxiliary.grad), f"{results}/{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_workers_have_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
+def test_two_workers_have_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
     """Mean over workers, as DDP takes it, of loss and gradients == one worker with all videos."""
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_two_workers, args=(rank, str(tmp_path / "meeting"), str(tmp_path))) for rank in (0, 1)]
     for worker in workers:
         worker.start()
-    primary, auxiliary = _draw(6, 4).requires_grad_(), _draw(6, 4, seed=1).requires_grad_()
-    loss = contrast_loss(primary, auxiliary, 0.5)
-    loss.backward()
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    means = [(one + other) / 2 for one, other in zip(*parts, strict=True)]
-    for mean, wanted in zip(means, (loss, primary.grad, auxiliary.grad), strict=True):
-        assert wanted is not None
-        assert torch.allclose(mean, wanted.detach(), rtol=1e-5, atol=1e-7)
+    for name, function in LOSSES.items():
+        primary, auxiliary = _draw(12, 4).requires_grad_(), _draw(12, 4, seed=1).requires_grad_()
+        loss = function(primary, auxiliary)
+        loss.backward()
+        parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
+        means = [(one + other) / 2 for one, other in zip(*parts, strict=True)]
+        for mean, wanted in zip(means, (loss, primary.grad, auxiliary.grad), strict=True):
+            assert wanted is not None
+            assert torch.allclose(mean, wanted.detach(), rtol=1e-5, atol=1e-7), name

@@ -10,8 +10,10 @@ from torch import nn
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import LossWeights, Views, build_method
-from pipeline.methods.losses import contrast_loss, pseudo_label_loss, pseudo_labels, supervised_loss
-from pipeline.methods.monitors import mask_monitors, student_monitors
+from pipeline.methods.labels import Labels
+from pipeline.methods.losses import contrast_loss, pseudo_label_loss, supervised_loss
+from pipeline.methods.monitors import label_monitors, student_monitors
+from pipeline.methods.parts import pseudo_label_terms
 
 FULL = LossWeights(2.0, 2.0)
 
@@ -44,7 +46,8 @@ def _views(labeled: int = 3, unlabeled: int = 6, size: int = 16) -> Views:
     def clips(number: int) -> dict[str, torch.Tensor]:
         return {name: torch.randn(number, 3, 2, size, size, generator=generator) for name in ("primary", "auxiliary")}
 
-    return Views(clips(labeled), torch.arange(labeled) % 5, clips(unlabeled), clips(unlabeled), torch.arange(unlabeled) % 5)
+    numbers = torch.arange(unlabeled)
+    return Views(clips(labeled), torch.arange(labeled) % 5, clips(unlabeled), clips(unlabeled), numbers % 5, numbers)
 
 
 def _without_gradient(method: nn.Module) -> list[str]:
@@ -73,11 +76,12 @@ def test_parts_equal_their_definition(batch_norm: str) -> None:
     assert views.weak is not None and views.strong is not None
     weak = {name: method.students[name](views.weak[name])[0] for name in method.students}
     threshold = float(torch.cat(list(weak.values())).softmax(1).amax(1).detach().median())
-    method.section = method.section.model_copy(update={"confidence_threshold": threshold + 1e-4})
+    method = _method(batch_norm=batch_norm, confidence_threshold=threshold + 1e-4)
     results = method(views, FULL)
     assert 0 < results["mask_rate/primary_to_auxiliary"] + results["mask_rate/auxiliary_to_primary"] < 2
     for teacher, learner in (("primary", "auxiliary"), ("auxiliary", "primary")):
-        labels, keep = pseudo_labels(weak[teacher], threshold + 1e-4)
+        confidence, labels = weak[teacher].detach().softmax(1).max(1)
+        keep = confidence >= threshold + 1e-4
         wanted = pseudo_label_loss(method.students[learner](views.strong[learner])[0], labels, keep)
         assert torch.allclose(results[f"pseudo_label_loss/{learner}"], wanted, atol=1e-5)
         assert results[f"mask_rate/{teacher}_to_{learner}"] == keep.float().mean()
@@ -108,7 +112,8 @@ def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str) 
     assert views.weak is not None and views.strong is not None
     weak = {name: method.students[name](views.weak[name]) for name in method.students}
     strong = {name: method.students[name](views.strong[name]) for name in method.students}
-    found, _ = method._pseudo_label_losses(weak, strong, views.hidden_labels)
+    labels = method.labels(method.labels.say(weak, views.weak), views)
+    found, _ = pseudo_label_terms(strong, labels, views.hidden_labels)
     loss = found[f"pseudo_label_loss/{learner}"]
     assert _gradient(loss, method.students[learner]) > 0
     assert _gradient(loss, method.students[teacher]) == 0
@@ -192,15 +197,24 @@ def test_embeddings_of_one_width_are_contrasted() -> None:
 
 
 def test_mask_counts_leave_unknown_labels_out() -> None:
-    labels, keep = torch.tensor([1, 2, 3, 0]), torch.tensor([True, True, True, False])
-    counts = mask_monitors("x", labels, keep, torch.tensor([1, 0, -1, 0]))
+    classes, keep = torch.tensor([1, 2, 3, 0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    labels = Labels("x", classes, classes, keep)
+    counts = label_monitors(labels, torch.tensor([1, 0, -1, 0]))
     assert {name: float(value) for name, value in counts.items()} == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
 
 
+def test_weighted_labels_count_by_their_weight() -> None:
+    classes = torch.tensor([1, 2])
+    labels = Labels("x", classes, classes, torch.tensor([0.5, 0.25]), torch.tensor([0.9, 0.7]))
+    counts = label_monitors(labels, torch.tensor([1, 0]))
+    assert {name: round(float(value), 6) for name, value in counts.items()} == {
+        "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "threshold/x": 0.8}  # fmt: skip
+
+
 def test_student_monitors_count_known_labels() -> None:
-    logits = {"primary": torch.eye(4), "auxiliary": torch.eye(4).roll(1, 0)[[0, 1, 2, 3]]}
-    hidden = torch.tensor([0, 1, 0, -1])
-    found = student_monitors(logits, logits, hidden)
+    logits = {"primary": torch.eye(4), "auxiliary": torch.eye(4).roll(1, 0)}
+    weak = {name: (value, value) for name, value in logits.items()}
+    found = student_monitors(weak, torch.tensor([0, 1, 0, -1]))
     assert float(found["weak_accuracy/primary"]) == pytest.approx(2 / 3)
     assert float(found["agreement"]) == 0
-    assert torch.isnan(student_monitors(logits, logits, torch.full((4,), -1))["weak_accuracy/primary"])
+    assert torch.isnan(student_monitors(weak, torch.full((4,), -1))["weak_accuracy/primary"])

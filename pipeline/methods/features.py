@@ -1,0 +1,78 @@
+"""What the contrast compares: softmax vectors, pooled features, or their projections; of clips or of moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.clips.seeds import Ints
+from pipeline.config import ClipSection
+from pipeline.errors import UserError
+from pipeline.methods.inputs import STUDENTS, Outputs, Setup
+
+
+class ContrastFeatures(nn.Module):
+    """Features [M, D] by student from outputs, M = U videos times ``moments``; projection heads live in the students, as
+    ``projection``, so that each is trained, clipped and stored with its student."""
+
+    def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
+        super().__init__()
+        section = setup.method
+        self.kind, self.frames = section.contrast_features, section.contrast_level == "frame"
+        networks: dict[str, Any] = dict(students.items())
+        widths = {name: networks[name].num_features for name in STUDENTS}
+        if self.kind == "embeddings" and len(set(widths.values())) > 1:
+            raise UserError(
+                f"method.contrast_features=embeddings needs students of one feature width, but they have {widths}; "
+                "use probabilities or projection, or change the networks' widths"
+            )
+        for name, width in widths.items():
+            networks[name].per_frame = self.frames
+            if self.kind == "projection":
+                networks[name].projection = _projection(width, section.projection_width)
+        self.clips = {name: getattr(setup.config, name).clip for name in STUDENTS}
+
+    def forward(self, students: nn.ModuleDict, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """Features by student, the moments of a video side by side."""
+        networks: dict[str, Any] = dict(students.items())
+        logits = {name: said[0] for name, said in outputs.items()}
+        features = {name: said[1] for name, said in outputs.items()}
+        if self.frames:
+            counts = (features[name].shape[1] for name in STUDENTS)
+            pairs = paired_moments(*(self.clips[name] for name in STUDENTS), *counts)
+            features = {name: features[name][:, pair].flatten(0, 1) for name, pair in zip(STUDENTS, pairs, strict=True)}
+            if self.kind == "probabilities":
+                logits = {name: networks[name].head(features[name]) for name in features}
+        if self.kind == "projection":
+            return {name: networks[name].projection(features[name]) for name in features}
+        if self.kind == "probabilities":
+            return {name: logits[name].float().softmax(dim=1) for name in logits}
+        return features
+
+
+def zero_of(students: nn.ModuleDict) -> torch.Tensor | float:
+    """0 with a zero gradient to projection heads: DDP waits for every parameter's, in steps without contrast too."""
+    heads: list[Any] = [student.projection for student in students.values() if hasattr(student, "projection")]
+    return sum((0 * parameter.sum() for head in heads for parameter in head.parameters()), start=0.0)
+
+
+def paired_moments(primary: ClipSection, auxiliary: ClipSection, primary_count: int, auxiliary_count: int) -> tuple[Ints, Ints]:
+    """Indices of the primary's and auxiliary's moments that are nearest in time: each of the coarser student's moments that
+    lies within the other's clip, once. Both clips are centered on the same instant."""
+    times = []
+    for clip, count in ((primary, primary_count), (auxiliary, auxiliary_count)):
+        times.append(((np.arange(count) + 0.5) / count - 0.5) * clip.frames / clip.fps)
+    spans = [primary.frames / primary.fps / primary_count, auxiliary.frames / auxiliary.fps / auxiliary_count]
+    coarse, fine = (0, 1) if spans[0] >= spans[1] else (1, 0)
+    distance = np.abs(times[coarse][:, None] - times[fine][None])
+    inside = distance.min(axis=1) <= spans[coarse] / 2 + 1e-9
+    found = {coarse: np.flatnonzero(inside), fine: distance.argmin(axis=1)[inside]}
+    return np.asarray(found[0], dtype=np.int64), np.asarray(found[1], dtype=np.int64)
+
+
+def _projection(width: int, outputs: int) -> nn.Sequential:
+    """SimCLR's two layers; no norm, whose statistics would differ between workers."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, outputs))

@@ -1,0 +1,35 @@
+"""What every method's forward is put together from: the supervised and pseudo-label terms with their monitors."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.methods import losses
+from pipeline.methods.inputs import STUDENTS, Outputs
+from pipeline.methods.labels import Labels
+from pipeline.methods.monitors import Monitors, label_monitors
+
+
+def supervised_terms(labeled: Outputs, labels_B: torch.Tensor) -> Monitors:
+    """``supervised_loss/{student}`` with gradient."""
+    return {f"supervised_loss/{name}": losses.supervised_loss(labeled[name][0], labels_B) for name in STUDENTS}
+
+
+def pseudo_label_terms(strong: Outputs, labels: dict[str, Labels], hidden_U: torch.Tensor) -> tuple[Monitors, Monitors]:
+    """``pseudo_label_loss/{learner}`` with gradient into the learner only, and what is watched of the labels."""
+    terms: Monitors = {}
+    watched: Monitors = {}
+    for learner, found in labels.items():
+        terms[f"pseudo_label_loss/{learner}"] = losses.pseudo_label_loss(strong[learner][0], found.targets, found.weights)
+        watched |= label_monitors(found, hidden_U)
+    return terms, watched
+
+
+def total(terms: Monitors) -> torch.Tensor:
+    """Sum of terms."""
+    return torch.stack(list(terms.values())).sum()
+
+
+def results(loss: torch.Tensor, *parts: Monitors) -> Monitors:
+    """``loss`` with gradient, all else without: what a method returns."""
+    return {"loss": loss, **{key: value.detach() for part in parts for key, value in part.items()}}

@@ -1,0 +1,59 @@
+"""What students say to the views of a step, with care for gradients and for BatchNorm's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pipeline.methods.inputs import STUDENTS, LossWeights, Outputs, Views
+
+Said = tuple[torch.Tensor, torch.Tensor]
+
+
+def pass_views(
+    students: nn.ModuleDict, views: Views, weights: LossWeights, batch_norm: Literal["separate", "joint"]
+) -> tuple[Outputs, Outputs, Outputs]:
+    """Outputs of both students for labeled, weak and strong views; nothing for the last two when they do not count."""
+    if not weights.use_unlabeled or views.weak is None or views.strong is None:
+        return {name: students[name](views.labeled[name]) for name in STUDENTS}, {}, {}
+    passes = {"separate": _separate, "joint": _joint}[batch_norm]
+    kinds = (views.labeled, views.weak, views.strong)
+    triples = [passes(students[name], [kind[name] for kind in kinds], weights) for name in STUDENTS]
+    labeled, weak, strong = (dict(zip(STUDENTS, outputs, strict=True)) for outputs in zip(*triples, strict=True))
+    return labeled, weak, strong
+
+
+def _joint(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Said]:
+    logits, features = student(torch.cat(views))
+    sizes = [len(view) for view in views]
+    return list(zip(logits.split(sizes), features.split(sizes), strict=True))
+
+
+def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Said]:
+    """Three passes. Weak views need a gradient for what compares features only. Strong views do not look like test clips,
+    so they leave BatchNorm's running statistics alone."""
+    labeled, weak, strong = views
+    outputs = [student(labeled)]
+    with torch.set_grad_enabled(weights.weak_gradient):
+        outputs.append(student(weak))
+    with torch.set_grad_enabled(weights.pseudo_label > 0), frozen_statistics(student):
+        outputs.append(student(strong))
+    return outputs
+
+
+@contextmanager
+def frozen_statistics(student: nn.Module) -> Iterator[None]:
+    """BatchNorm normalizes by the batch as ever but does not update its running statistics."""
+    norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,124 @@
+"""Which pseudo-labels count, and how much: threshold policies and distribution alignment, as statistics and pure functions.
+
+p is a softmax vector, c its largest value, k its class. What a policy remembers is a few buffers, the same on all workers,
+because each is computed from all workers' predictions, and part of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.config import LabelSection
+from pipeline.methods.workers import gather
+
+
+class LabelPolicy(nn.Module):
+    """Probabilities of one labeler's weak views -> the same after alignment, and the weight 0..1 of each clip's label."""
+
+    predicted: torch.Tensor
+    """[K] running mean of p, for alignment."""
+    target: torch.Tensor
+    """[K] what it should be."""
+    last_label: torch.Tensor
+    """[V] int32, FlexMatch: each video's last confident class or -1, by manifest row."""
+    class_confidence: torch.Tensor
+    """[K] running mean of p, FreeMatch."""
+    confidence: torch.Tensor
+    """Running mean of c, FreeMatch and SoftMatch."""
+    variance: torch.Tensor
+    """Running variance of c, SoftMatch."""
+
+    def __init__(self, section: LabelSection, threshold: float, num_classes: int, num_videos: int, num_unlabeled: int) -> None:
+        super().__init__()
+        self.section, self.threshold, self.num_unlabeled = section, threshold, num_unlabeled
+        uniform = torch.full((num_classes,), 1 / num_classes)
+        if section.distribution_alignment != "off":
+            self.register_buffer("predicted", uniform.clone())
+            self.register_buffer("target", uniform.clone())
+        if section.thresholds == "flexmatch":
+            self.register_buffer("last_label", torch.full((num_videos,), -1, dtype=torch.int32))
+        if section.thresholds == "freematch":
+            self.register_buffer("class_confidence", uniform.clone())
+        if section.thresholds in ("freematch", "softmatch"):
+            self.register_buffer("confidence", torch.tensor(1 / num_classes))
+        if section.thresholds == "softmatch":
+            self.register_buffer("variance", torch.tensor(1.0))
+
+    @torch.no_grad()
+    def forward(
+        self, weak_UK: torch.Tensor, videos_U: torch.Tensor, labels_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(p [U, K], weights [U], thresholds [U] that c was measured against), after this step's statistics."""
+        p_UK = weak_UK
+        if self.section.distribution_alignment != "off":
+            self._follow("predicted", gather(p_UK).mean(dim=0))
+            if self.section.distribution_alignment == "labeled":
+                counts = torch.bincount(gather(labels_B), minlength=p_UK.shape[1])
+                self._follow("target", counts / counts.sum())
+            p_UK = align(p_UK, self.predicted, self.target)
+        confidence_U, classes_U = p_UK.max(dim=1)
+        policies = {
+            "fixed": self._fixed, "flexmatch": self._flexmatch, "freematch": self._freematch, "softmatch": self._softmatch,
+        }  # fmt: skip
+        weights_U, thresholds_U = policies[self.section.thresholds](p_UK, confidence_U, classes_U, videos_U)
+        return p_UK, weights_U, thresholds_U
+
+    def _fixed(
+        self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return (c >= self.threshold).float(), torch.full_like(c, self.threshold)
+
+    def _flexmatch(
+        self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        thresholds = self.threshold * flexmatch_share(self.last_label, p.shape[1], self.num_unlabeled)[k]
+        videos_G, c_G, k_G = gather(videos), gather(c), gather(k)
+        sure = c_G >= self.threshold
+        self.last_label[videos_G[sure]] = k_G[sure].to(torch.int32)
+        return (c >= thresholds).float(), thresholds
+
+    def _freematch(
+        self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self._follow("confidence", gather(c).mean())
+        self._follow("class_confidence", gather(p).mean(dim=0))
+        thresholds = (self.confidence * self.class_confidence / self.class_confidence.max())[k]
+        return (c >= thresholds).float(), thresholds
+
+    def _softmatch(
+        self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        c_G = gather(c)
+        self._follow("confidence", c_G.mean())
+        self._follow("variance", c_G.var() if len(c_G) > 1 else torch.zeros_like(self.variance))
+        return softmatch_weights(c, self.confidence, self.variance), self.confidence.repeat(len(c))
+
+    def _follow(self, name: str, value: torch.Tensor) -> None:
+        buffer = getattr(self, name)
+        buffer.mul_(self.section.momentum).add_(value, alpha=1 - self.section.momentum)
+
+
+def align(p_UK: torch.Tensor, predicted_K: torch.Tensor, target_K: torch.Tensor) -> torch.Tensor:
+    """p * target / predicted, normalized (ReMixMatch, Berthelot et al. 2020). The label comes from it too, as there;
+    SoftMatch's code aligns for the weights only (choice)."""
+    raw = p_UK * (target_K / predicted_K.clamp(min=1e-6))
+    return raw / raw.sum(dim=1, keepdim=True)
+
+
+def flexmatch_share(last_label_V: torch.Tensor, num_classes: int, num_unlabeled: int) -> torch.Tensor:
+    """[K] share b / (2 - b) of the threshold (FlexMatch, Zhang et al. 2021, eqs. 6, 7, 10, 11).
+
+    b is a class's number of confident videos over the largest such number, or over the number of videos never confident
+    while that is larger (threshold warm-up). ``last_label`` [V] holds each video's last confident label or -1.
+    """
+    counts = torch.bincount(last_label_V[last_label_V >= 0].long(), minlength=num_classes)
+    unused = num_unlabeled - counts.sum()
+    b = counts / torch.maximum(counts.max(), unused).clamp(min=1)
+    return b / (2 - b)
+
+
+def softmatch_weights(c_U: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """1 from the mean on, below it exp(-(c - mean)^2 / (2 variance / 4)) (SoftMatch, Chen et al. 2023, n = 2 deviations)."""
+    below = (c_U - mean).clamp(max=0)
+    return torch.exp(-below.square() / (2 * variance.clamp(min=1e-12) / 4))
