@@ -51,9 +51,9 @@ def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             store.requests.append((self.command, self.path))
-            for key, seconds in store.delays.items():
+            for key, seconds in list(store.delays.items()):  # a request of an earlier test may still wait
                 time.sleep(seconds if key in self.path else 0)
-            for key, left in store.failures.items():
+            for key, left in list(store.failures.items()):
                 if key in self.path and left > 0:
                     store.failures[key] -= 1
                     return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>reduce your rate</Message></Error>")
