@@ -13,6 +13,7 @@ import pytest
 from jobs import prepare
 from pipeline import storage
 from pipeline.clips.decode import Video, decode_clips
+from pipeline.clips.guard import guard
 from pipeline.clips.source import open_source
 from pipeline.clips.stream import local_batches
 from pipeline.config import ClipSection, load_config
@@ -147,6 +148,7 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, 
         "data.max_quarantined_share=1",
     ]
     config = load_config(tmp_path / "tiny.yaml", [*remote, "train.steps=6"])
+    guard.cache_clear()  # decoding processes of earlier tests have their environment, which names no store
     assert config.labels_path == "s3://clips/run/labels.parquet"
     source, labels = open_source(config)
     assert len(labels.ids) == 2 and source.manifest.location(0) == "s3://clips/run/videos/a/0.mp4"
