@@ -13,9 +13,9 @@ from torch import nn
 from pipeline.methods.features import ContrastFeatures, zero_of
 from pipeline.methods.inputs import LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels
-from pipeline.methods.losses import alignment_loss, contrast_loss
+from pipeline.methods.losses import alignment_loss
 from pipeline.methods.monitors import alignment_monitors, student_monitors
-from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
+from pipeline.methods.parts import contrast_term, pseudo_label_terms, results, supervised_terms, total
 from pipeline.methods.passes import pass_views
 
 
@@ -40,10 +40,7 @@ class LTG(Method):
         labels = self.labels(self.labels.say(weak, views.weak), views)
         pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
         features = self.features(self.students, weak)
-        contrast = contrast_loss(
-            features["primary"], features["auxiliary"], self.section.contrast_temperature,
-            self.section.contrast_negatives, moments=len(features["primary"]) // len(views.hidden_labels),
-        )  # fmt: skip
+        contrast = contrast_term(features, self.section, len(views.hidden_labels))
         aligned = alignment_loss(features["primary"], features["auxiliary"])
         loss = total(supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned + zero_of(self.students)

@@ -1,9 +1,10 @@
-"""What every method's forward is put together from: the supervised and pseudo-label terms with their monitors."""
+"""What every method's forward is put together from: the supervised, pseudo-label and contrast terms."""
 
 from __future__ import annotations
 
 import torch
 
+from pipeline.config import MethodSection
 from pipeline.methods import losses
 from pipeline.methods.inputs import STUDENTS, Outputs
 from pipeline.methods.labels import Labels
@@ -23,6 +24,14 @@ def pseudo_label_terms(strong: Outputs, labels: dict[str, Labels], hidden_U: tor
         terms[f"pseudo_label_loss/{learner}"] = losses.pseudo_label_loss(strong[learner][0], found.targets, found.weights)
         watched |= label_monitors(found, hidden_U)
     return terms, watched
+
+
+def contrast_term(features: dict[str, torch.Tensor], section: MethodSection, videos: int) -> torch.Tensor:
+    """Contrast between both students' features [videos * moments, D], as the configuration wants it."""
+    one, other = features["primary"], features["auxiliary"]
+    return losses.contrast_loss(
+        one, other, section.contrast_temperature, section.contrast_negatives, moments=len(one) // videos
+    )  # fmt: skip
 
 
 def total(terms: Monitors) -> torch.Tensor:

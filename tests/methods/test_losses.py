@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.methods.losses import (
     pseudo_label_loss,
     supervised_loss,
 )
+from tests.processes import run_two
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -199,13 +199,7 @@ def _two_workers(rank: int, meeting: str, results: str) -> None:
 
 def test_two_workers_have_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
     """Mean over workers, as DDP takes it, of loss and gradients == one worker with all videos."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_two_workers, args=(rank, str(tmp_path / "meeting"), str(tmp_path))) for rank in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    run_two(_two_workers, tmp_path)
     for name, function in LOSSES.items():
         primary, auxiliary = _draw(12, 4).requires_grad_(), _draw(12, 4, seed=1).requires_grad_()
         loss = function(primary, auxiliary)

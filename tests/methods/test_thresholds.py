@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from pipeline.config import LabelSection
 from pipeline.methods.thresholds import LabelPolicy, align, flexmatch_share, softmatch_weights
+from tests.processes import run_two
 
 VIDEOS, CLASSES = 40, 4
 POLICIES = ("fixed", "flexmatch", "freematch", "softmatch")
@@ -156,13 +156,7 @@ def _two_workers(rank: int, meeting: str, results: str) -> None:
 
 
 def test_two_workers_remember_what_one_does(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_two_workers, args=(rank, str(tmp_path / "meeting"), str(tmp_path))) for rank in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    run_two(_two_workers, tmp_path)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for name in POLICIES:
         tested = policy(thresholds=name, distribution_alignment="labeled", momentum=0.8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
 from pipeline.training.optim import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
+from tests.processes import run_two
 
 STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,13 +64,7 @@ def _worker(rank: int, meeting: str, results: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(rank, str(folder / "meeting"), str(folder))) for rank in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(110)
-        assert worker.exitcode == 0
+    run_two(_worker, folder, seconds=110)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
 
 
