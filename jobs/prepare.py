@@ -14,12 +14,14 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.build import LABELS, MANIFEST, Draw, build, probe_listing
+from pipeline.manifest.build import LABELS, Draw, build, probe_listing
 from pipeline.manifest.chance import parse_share, round_half_up
 from pipeline.manifest.labels import LabelSubset, labels_per_class
+from pipeline.manifest.memory import MANIFEST, forget
 from pipeline.manifest.motions import MOTIONS
 from pipeline.manifest.parquet import remove_table
 from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.reserve import reserved
 from pipeline.manifest.resize import probe_copies, resize_all, resized
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.sources import (
@@ -46,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(argv)
     _check(words)
     out = Path(words.out).expanduser().absolute()
+    with reserved(out):
+        _prepare(words, out)
+    return DONE
+
+
+def _prepare(words: argparse.Namespace, out: Path) -> None:
     listing = SOURCES[words.source](words, out)
     options = ProbeOptions(words.probe, words.decoder, words.hash)
     prober = _prober(words, len(listing.uris))
@@ -56,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         probes = probe_copies(listing, probes, options, out, prober)
     draw = Draw(words.labeled, parse_share(words.test, "--test"), words.seed)
     manifest, labels = build(listing, probes, out, draw, words.parts or None)
+    if not words.resize:  # else only the notes know what was found in the originals
+        forget(out)
     print(summary(manifest, labels, listing.notes))
-    return DONE
 
 
 def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
@@ -87,6 +96,8 @@ def _check(words: argparse.Namespace) -> None:
         raise UserError(f"--fps {words.fps:g} must be above 0")
     if words.timeout <= 0:
         raise UserError(f"--timeout {words.timeout:g} must be above 0 seconds")
+    if "://" in words.out:
+        raise UserError(f"{words.out} is a URI; OUT must be a folder, from which the two files can be uploaded anywhere")
     if Path(words.out).exists() and not Path(words.out).is_dir():
         raise UserError(f"{words.out} is a file; OUT must be a folder")
 

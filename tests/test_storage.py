@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_the_same_probe_and_pixels_as_from_disk(s3: ObjectStore, tmp_path: Path,
     s3.put("clips/n.mp4", path.read_bytes())
     s3.failures["n.mp4"] = 1
     here, there = probe_file(str(path)), probe_files(["s3://clips/n.mp4"])[0]
-    assert here.__dict__ | {"stamp": 0} == there.__dict__ | {"stamp": 0} and there.decoder == "decord"
+    assert replace(here, stamp=None) == replace(there, stamp=None) and there.decoder == "decord"
     both = [
         decode_clips(Video(location, 50, 25.0, False, 160, 96, 0.0, 2.0, decoder), 0.4, 0.5, [SLOW], 48)[0]
         for location in (str(path), "s3://clips/n.mp4")

@@ -17,6 +17,7 @@ from pipeline.manifest.schema import SPLITS, Manifest
 BINS = 8
 TOP = 8
 """Bars of a histogram; kinds of sizes, rates and codecs that are told apart."""
+COUNTED = ["class", "split", "duration", "fps", "width", "height", "codec"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Summary:
 def summarize(manifest: Manifest) -> Summary:
     """Counts and histograms of a manifest."""
     table = manifest.table
-    usable = table.filter(pc.equal(table["status"], "ok"))
-    broken = table.filter(pc.not_equal(table["status"], "ok"))
+    # only the columns that are needed: a filtered copy of all of them is 300 MB of a million rows
+    usable = table.select(COUNTED).filter(pc.equal(table["status"], "ok"))
+    broken = table.select(["class", "split", "uri", "status", "reason"]).filter(pc.not_equal(table["status"], "ok"))
     counted: Counter[tuple[str | None, str]] = Counter()
     for row in _counted(usable, ["class", "split"]):
         counted[row["class"], row["split"]] = row["count_all"]

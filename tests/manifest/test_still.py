@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_probe(folder: Path) -> None:
     probe = probe_file(pattern, OPTIONS)
     size = sum(path.stat().st_size for path in folder.glob("img_*"))
     assert probe == Probe(30, 12.5, False, 2.4, 160, 160, "jpeg", size, None, "frames", stamp=probe.stamp)
-    told = Probe(**(vars(probe) | {"frames": 999}))
+    told = replace(probe, frames=999)
     assert probe_again((pattern, OPTIONS, told)).frames == 999
     os.utime(folder / "img_00030.jpg")
     assert probe_again((pattern, OPTIONS, told)).frames == 30

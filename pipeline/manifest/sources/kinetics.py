@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
 from pipeline.manifest.sources.files import files_below, open_root, read_lines
-from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, refuse
+from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, refuse, some
 
 NEEDED = ("youtube_id", "time_start", "time_end")
 
@@ -44,8 +44,9 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
     """
     root = open_root(folder)
     mistakes: list[str] = []
-    clips = [clip for file in lists for clip in _read(Path(file), mistakes)]
+    clips = [clip for file in lists for clip in _read(str(file), mistakes)]
     refuse(mistakes, " and ".join(map(str, lists)))
+    some(clips, " and ".join(map(str, lists)))
     agree([(clip.id, (clip.label, clip.split), clip.place) for clip in clips], "the lists")
     known = [clip for clip in clips if clip.label is not None or clip.split != "test"]
     notes = [f"{len(clips) - len(known)} test clips have no label and are left out"] if len(known) < len(clips) else []
@@ -69,12 +70,12 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
     ))  # fmt: skip
 
 
-def _read(file: Path, mistakes: list[str]) -> Iterator[_Clip]:
+def _read(file: str, mistakes: list[str]) -> Iterator[_Clip]:
     lines = read_lines(file)
     header = [name.strip().lower() for name in next(csv.reader([lines[0][1]]))] if lines else []
     if lost := [name for name in NEEDED if name not in header]:
         raise UserError(f"{file} has no column {', '.join(lost)}; expected label,youtube_id,time_start,time_end,split")
-    words = Path(file).stem.lower().replace("-", "_").split("_")
+    words = PurePosixPath(file).stem.lower().replace("-", "_").split("_")
     by_name = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
     if "split" not in header and by_name is None:
         raise UserError(f"{file} has no column split, and its name does not say train, val or test")

@@ -117,6 +117,12 @@ def refuse(mistakes: Sequence[str], what: str) -> None:
         raise UserError(f"{what} has {count} cannot be used:", first_few(mistakes))
 
 
+def some(rows: Sequence[object], what: str) -> None:
+    """Raises UserError where lists are there and name no video."""
+    if not rows:
+        raise UserError(f"{what} names no videos: the lists are empty")
+
+
 def agree(rows: Iterable[tuple[str, object, str]], what: str) -> None:
     """Raises UserError naming what is said twice in different ways; rows are (name, what is said of it, where)."""
     said: dict[str, tuple[object, str]] = {}

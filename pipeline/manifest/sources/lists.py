@@ -111,12 +111,12 @@ def parse_columns(words: str) -> dict[str, str]:
     return pairs
 
 
-def _split_of(word: str, several: bool) -> tuple[Split | None, Path]:
+def _split_of(word: str, several: bool) -> tuple[Split | None, str]:
     name, equals, path = word.partition("=")
     if equals and name.lower() in SPLIT_NAMES:
-        return SPLIT_NAMES[name.lower()], Path(path)
+        return SPLIT_NAMES[name.lower()], path
     words = re.split(r"[^a-z]+", Path(word).stem.lower())
-    return next((SPLIT_NAMES[part] for part in words if part in SPLIT_NAMES), None) if several else None, Path(word)
+    return next((SPLIT_NAMES[part] for part in words if part in SPLIT_NAMES), None) if several else None, word
 
 
 def _read_classes(file: str) -> dict[str, str]:
@@ -135,7 +135,7 @@ def _read_classes(file: str) -> dict[str, str]:
 
 
 def _read(
-    file: Path, options: ListOptions, classes: dict[str, str] | None, split: Split | None, mistakes: list[str]
+    file: str, options: ListOptions, classes: dict[str, str] | None, split: Split | None, mistakes: list[str]
 ) -> list[_Row]:
     lines = read_lines(file)
     delimiter = DELIMITERS.get(options.delimiter or "", options.delimiter) or _detect([line for _, line in lines[:200]])
@@ -173,7 +173,7 @@ def _header(line: str, delimiter: str, given: Mapping[str, str]) -> list[str] | 
     return names if known.intersection(names) or any(not column.isdecimal() for column in given.values()) else None
 
 
-def _named(file: Path, header: list[str], given: Mapping[str, str]) -> dict[str, int]:
+def _named(file: str, header: list[str], given: Mapping[str, str]) -> dict[str, int]:
     """Column -> place, of a list with a header."""
     names = {name: given.get(name, name) for name in COLUMNS}
     needed = [names[name] for name in COLUMNS if name in ("path", "label") or name in given]
