@@ -3,7 +3,8 @@
     brush_hair_test_split1.txt   April_09_brush_hair_u_nm_np1_ba_goo_0.avi 1
 
 1 is train, 2 is test, and 0 is unused: those clips become unlabeled training videos (1,666 in split 1, so that the
-training pool counts 5,236). Their class is known here and stays hidden from every draw of labels.
+training pool counts 5,236). Their class is known here and stays hidden from every draw of labels. Clips of a class from the
+same video are a group, but for the 177 videos that split 1 itself has on both sides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
 from pipeline.manifest.sources.files import find_files, find_folder, names_like, open_root, read_lines
-from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, refuse, some
+from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, recordings, refuse, some
 
 FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "annotations", "splits", ".")
 USES: dict[str, Split] = {"1": "train", "2": "test", "0": "unlabeled"}
@@ -45,5 +46,11 @@ def list_hmdb51(folder: str | Path, lists: str | None = None, fold: int = 1) -> 
     notes = missing_note(root, splits, [uri is not None for uri in found], where)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
     classes = tuple(sorted(set(labels)))
-    groups = (None,) * len(uris)
-    return checked(Listing(root, f"hmdb51 split {fold}", at, labels, groups, splits, notes, ids=uris, class_list=classes))
+    groups, torn = recordings([_recording(uri, name) for uri, name in zip(uris, labels, strict=True)], splits)
+    source, notes = f"hmdb51 split {fold}", (*notes, *torn)
+    return checked(Listing(root, source, at, labels, groups, splits, notes, ids=uris, class_list=classes))
+
+
+def _recording(uri: str, name: str) -> str:
+    """``brush_hair/April_09`` of the file above: the clips of a class from one video, be it a film."""
+    return uri.rpartition(f"_{name}_")[0] or uri

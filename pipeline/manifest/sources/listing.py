@@ -110,6 +110,17 @@ def with_splits(listing: Listing, test_share: float, seed: int) -> Listing:
     return replace(listing, splits=tuple(drawn))
 
 
+def recordings(names: Sequence[str], splits: Sequence[Split]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
+    """Groups: a recording where several clips are of it, all on one side; and a note on those that official lists tear."""
+    counts = Counter(names)
+    sides: dict[str, set[Split]] = {}
+    for name, split in zip(names, splits, strict=True):
+        sides.setdefault(name, set()).add("train" if split == "unlabeled" else split)
+    torn = {name for name, where in sides.items() if len(where) > 1}
+    notes = (f"{len(torn)} recordings lie in two splits of the official lists, which are kept as they are",) if torn else ()
+    return tuple(name if counts[name] > 1 and name not in torn else None for name in names), notes
+
+
 def refuse(mistakes: Sequence[str], what: str) -> None:
     """Raises UserError with the first 20 mistakes and how many more there are, if there is one."""
     if mistakes:
