@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold_out = parse_share(words.hold_out, "--hold-out") if words.hold_out else 0.0
     if hold_out > 0.5:
         raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
-    out = _out(words.manifest, words.out)
     manifest = read_manifest(words.manifest)
+    out = _out(words.manifest, words.out)
     notes: list[str] = []
     if words.import_:
         kind, file = words.import_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import shutil
 from collections import Counter
@@ -92,10 +93,10 @@ def _check(words: argparse.Namespace) -> None:
         raise UserError(f"--seed {words.seed} must not be negative")
     if words.processes is not None and words.processes < 1:
         raise UserError(f"--processes {words.processes} must be at least 1")
-    if getattr(words, "fps", None) is not None and words.fps <= 0:
-        raise UserError(f"--fps {words.fps:g} must be above 0")
-    if words.timeout <= 0:
-        raise UserError(f"--timeout {words.timeout:g} must be above 0 seconds")
+    if getattr(words, "fps", None) is not None and not 0 < words.fps < math.inf:
+        raise UserError(f"--fps {words.fps:g} must be a number above 0")
+    if not 0 < words.timeout < math.inf:
+        raise UserError(f"--timeout {words.timeout:g} must be a number of seconds above 0")
     if "://" in words.out:
         raise UserError(f"{words.out} is a URI; OUT must be a folder, from which the two files can be uploaded anywhere")
     if Path(words.out).exists() and not Path(words.out).is_dir():

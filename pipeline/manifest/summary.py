@@ -33,7 +33,7 @@ class Summary:
     """All of it, as plain values for text and page."""
 
     columns: tuple[str, ...]
-    """Splits of usable videos that occur, then statuses and splits of those that are not: ``missing, train``."""
+    """Splits of usable videos that occur, then statuses and splits of those that are not: ``missing (train)``."""
     counts: tuple[tuple[str, tuple[int, ...]], ...]
     """(class, count in each column), in the order of the labels; the unknown class last."""
     histograms: tuple[Histogram, ...]
@@ -60,7 +60,7 @@ def summarize(manifest: Manifest) -> Summary:
     for row in _counted(usable, ["class", "split"]):
         counted[row["class"], row["split"]] = row["count_all"]
     for row in _counted(broken, ["class", "split", "status"]):
-        counted[row["class"], f"{row['status'].replace('_', ' ')}, {row['split']}"] = row["count_all"]
+        counted[row["class"], f"{row['status'].replace('_', ' ')} ({row['split']})"] = row["count_all"]
     present = {column for _, column in counted}
     columns = [split for split in SPLITS if split in present] + sorted(present - set(SPLITS))
     names: list[str | None] = [*manifest.classes, *([None] if any(name is None for name, _ in counted) else [])]

@@ -141,9 +141,13 @@ def agree(rows: Iterable[tuple[str, object, str]], what: str) -> None:
     for name, saying, place in rows:
         old, old_place = said.setdefault(name, (saying, place))
         if old != saying:
-            torn.append(f"{name}: {old} in {old_place}, {saying} in {place}")
+            torn.append(f"{name}: {_words(old)} in {old_place}, {_words(saying)} in {place}")
     if torn:
         raise UserError(f"{what} disagree:", first_few(torn))
+
+
+def _words(saying: object) -> str:
+    return " ".join(str(part) for part in saying if part is not None) if isinstance(saying, tuple) else str(saying)
 
 
 def missing_note(root: str, splits: Sequence[str], found: Sequence[bool], what: str) -> tuple[str, ...]:
