@@ -85,21 +85,32 @@ def deal(first_step: int, last_step: int, rows_per_step: int, workers: int, step
     """Blocks of run rows for steps first_step .. last_step - 1, in the order in which they are dealt to the workers.
 
     Block n goes to worker n mod ``workers`` and holds that worker's consecutive share of ``steps_per_block`` steps, so
-    every worker meets its rows of step s at its s-th batch and all blocks of one deal are equally long.
+    every worker meets its rows of step s at its s-th batch and all blocks of one deal are equally long: where the workers
+    do not divide the rows, -1 stands for the row that a smaller share lacks.
     """
-    assert rows_per_step % workers == 0
-    share = rows_per_step // workers
+    share = largest_share(rows_per_step, workers)
     blocks = []
     for start in range(first_step, last_step, steps_per_block):
         steps = np.arange(start, min(start + steps_per_block, last_step))
         for worker in range(workers):
-            blocks.append(worker_rows(steps, rows_per_step, worker, workers).reshape(-1))
-    assert all(len(block) % share == 0 for block in blocks)
+            rows = worker_rows(steps, rows_per_step, worker, workers)
+            blocks.append(np.pad(rows, ((0, 0), (0, share - rows.shape[1])), constant_values=-1).reshape(-1))
     return blocks
 
 
 def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
     """[steps] -> [steps, share]: the run rows that one worker trains at each step."""
-    share = rows_per_step // workers
-    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + worker * share
-    return np.asarray(starts + np.arange(share))
+    counts = shares(rows_per_step, workers)
+    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
+    return np.asarray(starts + np.arange(counts[worker]))
+
+
+def shares(rows_per_step: int, workers: int) -> list[int]:
+    """Rows of a step for each worker: equal, or the first ones have one more. Any number of workers up to the rows will do."""
+    assert 1 <= workers <= rows_per_step
+    return [rows_per_step // workers + (worker < rows_per_step % workers) for worker in range(workers)]
+
+
+def largest_share(rows_per_step: int, workers: int) -> int:
+    """Rows of a step that the first worker has; the others have as many or one less."""
+    return shares(rows_per_step, workers)[0]

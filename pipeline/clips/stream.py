@@ -18,7 +18,7 @@ import ray.data
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import deal, worker_rows
+from pipeline.clips.plan import deal, largest_share, worker_rows
 from pipeline.clips.source import Columns, Source, failures_of
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -30,7 +30,7 @@ class NoBatch(RuntimeError):
 
 def steps_per_block(source: Source, workers: int, clips_per_block: int) -> int:
     """Steps whose share for one worker goes into a block, so that a block decodes ``clips_per_block`` videos at least."""
-    share = source.plan.rows_per_step // workers * source.plan.slots
+    share = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     return -(-clips_per_block // share)
 
 
@@ -100,7 +100,10 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
 
 
 def to_batch(columns: Columns, pin: bool = False) -> Batch:
-    """Columns of ``Source.rows`` as tensors; one copy, into pinned memory if the device wants it."""
+    """Columns of ``Source.rows`` as tensors, without rows that stand for none; one copy, into pinned memory if wanted."""
+    there = columns["row"] >= 0
+    if not there.all():
+        columns = {name: column[there] for name, column in columns.items()}
 
     def tensor(name: str) -> torch.Tensor:
         # blocks are read-only views of the object store: copied, so that they can be released

@@ -14,11 +14,12 @@ from torch import nn
 
 from pipeline import run_store
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Plan, worker_rows
+from pipeline.clips.plan import Plan, shares, worker_rows
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.errors import RunFailed
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
+from pipeline.methods.workers import set_shares
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.metrics import MetricLog
@@ -70,6 +71,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     """
     config = run.config
     torch.manual_seed(config.run.seed)
+    set_shares(shares(run.plan.rows_per_step, worker.world))
     method = build_method(config, run.num_classes, *run.plan.sizes)
     if config.train.channels_last:
         method = method.to(memory_format=torch.channels_last_3d)
@@ -89,7 +91,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             waited = time.perf_counter() - waiting
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
-            results = _step(wrapped, state, batch, config, worker)
+            results = _step(wrapped, state, batch, config, worker, worker_weight(run.plan, worker))
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
             log.add(results, waited, batch)
@@ -130,9 +132,9 @@ def _check_finite(line: dict[str, Any]) -> None:
 
 
 def _step(
-    wrapped: nn.Module, state: checkpoint.TrainState, batch: Batch, config: Config, worker: Worker
+    wrapped: nn.Module, state: checkpoint.TrainState, batch: Batch, config: Config, worker: Worker, weight: float
 ) -> dict[str, torch.Tensor]:
-    """One optimizer step of both students."""
+    """One optimizer step of both students; ``weight`` as of ``worker_weight``."""
     torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, worker.rank) >> 1))
     weights = loss_weights(config.method, state.step)
     views = make_views(batch, config, config.run.seed, worker.device, unlabeled=weights.use_unlabeled)
@@ -141,13 +143,20 @@ def _step(
         results: dict[str, torch.Tensor] = wrapped(views, weights)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    results["loss"].backward()
+    (weight * results["loss"]).backward()
     for name, optimizer in state.optimizers.items():
         section = getattr(config, name).optimizer
         set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
         results[f"gradient_norm/{name}"] = clip_gradient(state.students[name], section.clip_gradient_norm)
         optimizer.step()
-    return {name: value.detach() for name, value in results.items()}
+    # kept/ and kept_correct/ are sums over clips, all else are means over the worker's clips
+    return {name: (1 if name.startswith("kept") else weight) * value.detach() for name, value in results.items()}
+
+
+def worker_weight(plan: Plan, worker: Worker) -> float:
+    """Rows of this worker over the mean of all: with it the mean over workers, which DDP takes, is the mean over rows."""
+    rows = shares(plan.rows_per_step, worker.world)
+    return rows[worker.rank] * worker.world / plan.rows_per_step
 
 
 def _check_rows(batch: Batch, plan: Plan, step: int, worker: Worker) -> None:

@@ -34,6 +34,7 @@ from torch import nn
 
 from pipeline import run_store, storage
 from pipeline.clips.batch import Batch
+from pipeline.clips.plan import largest_share
 from pipeline.clips.stream import ray_stream, shard_batches
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
@@ -233,7 +234,7 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
     torch.set_num_threads(config.scale.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    share = run.plan.rows_per_step // world
+    share = largest_share(run.plan.rows_per_step, world)
 
     def batches(_first_step: int) -> Iterator[Batch]:
         return shard_batches(ray.train.get_dataset_shard("train"), share, device, config.data.decode_timeout_seconds)
