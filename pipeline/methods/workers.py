@@ -68,4 +68,5 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.split(ctx.counts)[dist.get_rank()]
+        own: torch.Tensor = total.split(ctx.counts)[dist.get_rank()]
+        return own
