@@ -21,6 +21,7 @@ from pipeline.training import checkpoint
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
+from pipeline.training.scores import ScoreLog
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
+    scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     while state.step < config.train.steps:
         waiting = time.perf_counter()
@@ -74,11 +76,12 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
         results = _step(wrapped, state, batch, config, worker)
         state.step += 1
         state.next_row = state.step * run.plan.rows_per_step
-        log.add(results, waited, batch)
+        log.add(scores.take(state.step, results, batch), waited, batch)
         due = state.step % config.train.checkpoint_every == 0 or state.step == config.train.steps
         if due or state.step % config.train.log_every == 0:
             log.write(state.step)
         if due:
+            scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
             _checkpoint(state, run, worker)
             worker.report({"step": state.step, **log.latest})
     return log.latest
