@@ -92,7 +92,9 @@ def read_given(folders: Sequence[str | Path]) -> Given:
     paths = [path for path in paths if not (path.is_file() and path.suffix in (".html", ".md", ".csv", ".tex"))]
     wrong = [complaint for path in paths if (complaint := _why_nothing(path))]
     if wrong or not paths:
-        expected = f"expected a folder with one of {', '.join(RUN_FILES)}, as written by python -m jobs.train, or a folder of them"
+        expected = (
+            f"expected a folder with one of {', '.join(RUN_FILES)}, as written by python -m jobs.train, or a folder of them"
+        )
         raise UserError(f"no run to report on; {expected}:", wrong or [f"{folder}: an earlier report" for folder in folders])
     studies = [read_study(path) for path in paths if not is_run(path)]
     inside = {study.folder: _runs_in(study) for study in studies}
@@ -128,14 +130,16 @@ def read_study(folder: Path) -> Study:
 def _not_done(study: Study) -> Iterable[str]:
     """Sentences on planned trials that gave no result."""
     planned, counts = len(study.trials), study.counts
-    if open_ones := counts["waiting"] + counts["running"]:
+    parts = [f"{counts[state]} {word}" for state, word in (("running", "under way"), ("waiting", "not begun")) if counts[state]]
+    if parts:
         how = f" {study.command} continues it." if study.command else ""
-        yield f"{open_ones} of {planned} trials: {counts['running']} under way, {counts['waiting']} not begun.{how}"
+        yield f"{counts['waiting'] + counts['running']} of {planned} trials: {', '.join(parts)}.{how}"
     for trial in study.trials:
         if trial.state == "failed":
             yield f"Trial {trial.number} failed" + (f": {trial.message}" if trial.message else ".")
-        if trial.state == "complete" and trial.folder is not None and not trial.folder.is_dir():
-            yield f"Trial {trial.number} is complete, but its run folder {trial.folder.name} is gone."
+    gone = [str(t.number) for t in study.trials if t.state == "complete" and t.folder is not None and not t.folder.is_dir()]
+    if gone:
+        yield f"Run folders of complete trials that are not there: {', '.join(gone)}."
 
 
 def _runs_in(study: Study) -> list[Path]:

@@ -48,8 +48,8 @@ class Said:
 
     def part(self, kept: NDArray[np.bool_]) -> Said:
         """Some of the clips."""
-        both = (self.classes, self.confidence)
-        classes, confidence = ({name: values[kept] for name, values in part.items()} for part in both)
+        classes = {name: values[kept] for name, values in self.classes.items()}
+        confidence = {name: values[kept] for name, values in self.confidence.items()}
         return Said(self.steps[kept], self.videos[kept], self.labels[kept], classes, confidence, self.num_classes)
 
 
@@ -88,7 +88,8 @@ class Tally:
 def share(part: Any, whole: Any) -> Floats:
     """part / whole, NaN where whole is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    found: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return found
 
 
 def read_said(folder: Path) -> tuple[Said | None, list[str]]:
@@ -106,12 +107,14 @@ def read_said(folder: Path) -> tuple[Said | None, list[str]]:
 
 def join(parts: Sequence[Said]) -> Said:
     """Several as one; a video keeps its number."""
-    classes, confidence = (
-        {name: np.concatenate([getattr(part, field)[name] for part in parts]) for name in LABELERS}
-        for field in ("classes", "confidence")
+    return Said(
+        steps=np.concatenate([part.steps for part in parts]),
+        videos=np.concatenate([part.videos for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        classes={name: np.concatenate([part.classes[name] for part in parts]) for name in LABELERS},
+        confidence={name: np.concatenate([part.confidence[name] for part in parts]) for name in LABELERS},
+        num_classes=max(part.num_classes for part in parts),
     )
-    columns = (np.concatenate([getattr(part, field) for part in parts]) for field in ("steps", "videos", "labels"))
-    return Said(*columns, classes, confidence, max(part.num_classes for part in parts))
 
 
 def _reduce(table: pa.Table) -> Said:

@@ -97,22 +97,21 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Of training the logged steps, without starting, evaluation, and steps that a restart repeated; None without lines."""
-        return sum(self._per_line("seconds/step", 1.0)) if self.lines else None
+        return sum(self._seconds()) if self.lines else None
 
     @property
     def clips(self) -> float | None:
         """Videos that the logged steps trained on, each time anew; None where it was not logged."""
         rates = [line.get("clips_per_second") for line in self.lines]
-        if not rates or None in rates:
+        if not self.lines or None in rates:
             return None
-        seconds = self._per_line("seconds/step", 1.0)
-        return sum(rate * time for rate, time in zip(rates, seconds, strict=True) if rate is not None)
+        return float(sum(rate * time for rate, time in zip(rates, self._seconds(), strict=True) if rate is not None))
 
-    def _per_line(self, key: str, default: float) -> list[float]:
-        """A mean per step, times the steps since the line before."""
+    def _seconds(self) -> list[float]:
+        """Of each line: the mean per step, times the steps since the line before."""
         steps = [0, *(int(line["step"]) for line in self.lines)]
         spans = [after - before for before, after in pairwise(steps)]
-        return [span * float(line.get(key) or default) for span, line in zip(spans, self.lines, strict=True)]
+        return [span * float(line.get("seconds/step") or 0.0) for span, line in zip(spans, self.lines, strict=True)]
 
     def top1(self, view: str) -> float | None:
         """Top-1 in percent of one of ``VIEWS``, None before the evaluation."""

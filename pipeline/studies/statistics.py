@@ -111,23 +111,27 @@ def mean_squares(values_SN: Matrix) -> tuple[float, float, float]:
 
 
 def degrees_of_freedom(values_SN: Matrix) -> int:
-    """Satterthwaite's, rounded down, of the variance of the mean; N - 1 with one seed; with two 1, because the formula, which
-    has to guess from them how much seeds differ, called 9 % of equal settings different (docs/report.md)."""
+    """Satterthwaite's of the variance of the mean, rounded down, at least S - 1; N - 1 with one seed.
+
+    With two seeds it is 1: the formula, which has to guess from two how much seeds differ, called up to 11 % of equal settings
+    different (docs/report.md).
+    """
     seeds, videos = values_SN.shape
     if seeds <= 2:
         return videos - 1 if seeds == 1 else 1
     by_seed, by_video, rest = mean_squares(values_SN)
     spread = by_seed**2 / (seeds - 1) + by_video**2 / (videos - 1) + rest**2 / ((seeds - 1) * (videos - 1))
     whole = max(by_seed - rest, 0.0) + by_video
-    return max(1, int(whole**2 / spread)) if spread else videos - 1
+    freedom: float = whole**2 / spread if spread else videos - 1
+    return max(seeds - 1, int(freedom))
 
 
 def mcnemar(differences_N: Matrix) -> float:
     """Exact two-sided sign test of -1, 0, 1: McNemar's, of two classifiers on the same videos."""
     ahead, behind = int((differences_N > 0).sum()), int((differences_N < 0).sum())
     few, many = min(ahead, behind), ahead + behind
-    tail = sum(math.comb(many, k) for k in range(few + 1)) / 2**many
-    return min(1.0, 2 * tail)
+    ways: int = sum(math.comb(many, k) for k in range(few + 1))
+    return min(1.0, 2 * ways / (1 << many))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -147,8 +151,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def verdict(difference: Estimate, p: float | None) -> str:
     """In words what a difference from the baseline says, by its adjusted p."""
     if difference.seeds == 1:
-        told = "" if p is None or p > ALPHA else f"; these two runs differ (p {p_text(p)}), the settings may not"
-        return f"one seed: cannot be told from another seed's luck{told}"
+        return "one seed: not distinguishable" if p is None or p > ALPHA else "one seed: the runs differ, the settings may not"
     if p is None or p > ALPHA:
         return f"not distinguishable at n = {difference.seeds}"
     return f"{'better' if difference.mean > 0 else 'worse'} (n = {difference.seeds})"
