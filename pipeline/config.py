@@ -382,6 +382,9 @@ class TrainSection(Section):
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
+    save_scores_every: int = Field(10, ge=0)
+    """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
+    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints; the last step always makes one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -518,6 +521,7 @@ class Config(Section):
                 },
                 "train": {
                     "log_every",
+                    "save_scores_every",
                     "checkpoint_every",
                     "keep_checkpoints",
                     "keep_best",
