@@ -35,4 +35,4 @@ def check_cluster(config: Config, concurrent: int = 1) -> Resources:
     totals = ray.cluster_resources()
     # a little is left for the drivers of the runs, which Tune starts as tasks
     cpus = totals.get("CPU", 0.0) / concurrent - (0.02 if concurrent > 1 else 0.0)
-    return fit_resources(config, cpus, totals.get("GPU", 0.0) // concurrent)
+    return fit_resources(config, cpus, totals.get("GPU", 0.0) / concurrent)

@@ -23,6 +23,8 @@ class Resources:
     cpus_per_worker: float
     cpus_per_decoder: float
     gpu: bool
+    gpus_per_worker: float
+    """A fraction where trials share a GPU; 0 without."""
 
     @property
     def decoders(self) -> str:
@@ -42,9 +44,10 @@ def fit_resources(config: Config, cpus: float, gpus: float) -> Resources:
         raise UserError(
             f"scale.workers={workers} does not divide data.labeled_per_step={share}, the global batch: use one of {divisors}"
         )
-    if scale.gpu and gpus < workers:
-        raise UserError(f"scale.gpu=true needs {workers} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
-    gpu = gpus >= workers if scale.gpu is None else scale.gpu
+    wanted = workers * scale.gpus_per_worker
+    if scale.gpu and gpus < wanted:
+        raise UserError(f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
+    gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / 2 / workers))
     rest = cpus - workers * per_worker
     per_decoder = scale.cpus_per_decoder or _floor(min(1.0, rest / 2))
@@ -55,7 +58,7 @@ def fit_resources(config: Config, cpus: float, gpus: float) -> Resources:
             f"({workers} x {per_worker:g} + {per_decoder:g}): lower scale.workers, scale.cpus_per_worker or "
             "scale.cpus_per_decoder, or add CPUs; scale.workers=0 needs no cluster"
         )
-    return Resources(workers, per_worker, per_decoder, gpu)
+    return Resources(workers, per_worker, per_decoder, gpu, scale.gpus_per_worker if gpu else 0.0)
 
 
 def _floor(cpus: float) -> float:

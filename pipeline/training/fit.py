@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,10 +40,19 @@ class Prepared:
     """What facts.json will say beside versions and fingerprints."""
 
     @property
+    def step(self) -> int:
+        """The step of the newest whole checkpoint, 0 without one."""
+        newest, _ = checkpoint.newest(self.run.folder)
+        return 0 if newest is None else int(checkpoint.read_facts(newest)["step"])
+
+    @property
     def finished(self) -> bool:
         """Whether the newest whole checkpoint is the last one."""
-        newest, _ = checkpoint.newest(self.run.folder)
-        return newest is not None and checkpoint.read_facts(newest)["step"] >= self.run.config.train.steps
+        return self.step >= self.run.config.train.steps
+
+    def up_to(self, step: int) -> Prepared:
+        """The same run, to be stopped at ``step``; it goes on from there to the same bits."""
+        return replace(self, run=replace(self.run, until=step))
 
     def open(self) -> None:
         """Make the run folder: the first thing that is written, after everything was checked."""
@@ -82,7 +91,12 @@ def fit_here(prepared: Prepared) -> dict[str, Any]:
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
     worker = Worker(rank=0, world=1, device=device, wrap=lambda method: method.to(device), report=lambda metrics: None)
-    return train(prepared.run, partial(local_batches, prepared.source, config), worker)
+    return train(prepared.run, partial(local_batches, prepared.source, ends_at(config, prepared.run.end)), worker)
+
+
+def ends_at(config: Config, step: int) -> Config:
+    """For streams of a run that stops on its way: nothing after ``step`` is decoded."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": step})})
 
 
 def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
@@ -92,13 +106,13 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
     options = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"config": config.model_dump(mode="json")},
-        datasets={"train": partial(_stream_from_newest, config.model_dump(mode="json"), resources)},
+        train_loop_config={"config": config.model_dump(mode="json"), "until": prepared.run.until},
+        datasets={"train": partial(_stream_from_newest, ends_at(config, prepared.run.end).model_dump(mode="json"), resources)},
         dataset_config=DataConfig(execution_options=options),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.gpu else {})},
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
         ),
         run_config=RunConfig(
             name=config.run.name,
@@ -142,7 +156,7 @@ def _stream_from_newest(tree: dict[str, Any], resources: Resources) -> ray.data.
 
 def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    run, _ = _open(loop_config["config"])
+    run = replace(_open(loop_config["config"])[0], until=loop_config["until"])
     context = ray.train.get_context()
     world, device = context.get_world_size(), get_device()
     assert isinstance(device, torch.device)

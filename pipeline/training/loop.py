@@ -47,10 +47,17 @@ class Run:
     """Videos in the plan: the base of data.max_quarantined_share."""
     prints: Fingerprints
     folder: Path
+    until: int | None = None
+    """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
+
+    @property
+    def end(self) -> int:
+        """The step after which ``train`` returns."""
+        return self.config.train.steps if self.until is None else min(self.until, self.config.train.steps)
 
 
 def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -> dict[str, Any]:
-    """Train from the newest checkpoint to the last step; returns the last line of metrics.
+    """Train from the newest checkpoint to ``run.end``; returns the last line of metrics.
 
     ``batches(step)`` yields this worker's batches from that step on. What random numbers torch draws in a step (dropout)
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
@@ -66,7 +73,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     stream = batches(state.step)
-    while state.step < config.train.steps:
+    while state.step < run.end:
         waiting = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - waiting
@@ -75,7 +82,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
         state.step += 1
         state.next_row = state.step * run.plan.rows_per_step
         log.add(results, waited, batch)
-        due = state.step % config.train.checkpoint_every == 0 or state.step == config.train.steps
+        due = state.step % config.train.checkpoint_every == 0 or state.step == run.end
         if due or state.step % config.train.log_every == 0:
             log.write(state.step)
         if due:
