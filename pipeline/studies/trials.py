@@ -116,12 +116,19 @@ def _here(source: Source, budget: Budget) -> None:
             for step in job.stops:
                 if time.monotonic() >= deadline:
                     return
-                if not source.scored(job, step, advance(prepare(job.config), step)):
+                scores = advance(prepare(job.config), step)
+                _say(job, step, scores)
+                if not source.scored(job, step, scores):
                     break
             error = None
         except (UserError, RunFailed) as failure:
             error = str(failure)
         source.ended(job, error)
+
+
+def _say(job: Job, step: int, scores: Mapping[str, float]) -> None:
+    accuracies = "  ".join(f"{view} {scores[view]:.1%}" for view in ("primary", "auxiliary", "mean"))
+    print(f"{job.name} at step {step}/{job.config.train.steps}: {job.config.evaluation.split} top-1 {accuracies}", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ Ray Tune
@@ -214,8 +221,10 @@ class _Bridge:
         error = result.get("error")
         # Tune has flattened what was reported
         scores = {key.removeprefix("scores/"): value for key, value in result.items() if key.startswith("scores/")}
-        if error is None and self.source.scored(self.jobs[trial_id], result["step"], scores) and not result["last"]:
-            return True
+        if error is None:
+            _say(self.jobs[trial_id], result["step"], scores)
+            if self.source.scored(self.jobs[trial_id], result["step"], scores) and not result["last"]:
+                return True
         self.ended(trial_id, error)
         return False
 
