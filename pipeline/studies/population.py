@@ -1,6 +1,7 @@
 """Population-based training (Jaderberg et al., 2017): members train side by side; the worst copy the best and change a little.
 
-At every interval the lowest quarter of the members by validation accuracy each copy a member of the highest quarter - both
+At every interval the lowest quarter of the members by validation accuracy (ties: by the mean probability of the true
+class, for small validation sets tie often) each copy a member of the highest quarter - both
 students, both optimizers, label statistics - and perturb its knobs. A copy is a run folder of its own that starts from the
 copied checkpoint and records its lineage, because a run's configuration must be what it was trained with.
 
@@ -16,7 +17,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -40,6 +41,9 @@ FREE_METHOD = (
     "labels.momentum", "labels.ema_decay",
 )  # fmt: skip
 """Knobs that may change in the middle of a run: none of them decides shapes, videos or schedules."""
+Score: TypeAlias = tuple[float, float]
+"""Top-1 and mean probability of the true class, 0..1."""
+FAILED: Score = (-math.inf, -math.inf)
 QUARTER = 0.25
 RESAMPLE = 0.25
 """Chance of a knob to be drawn anew instead of perturbed."""
@@ -92,9 +96,9 @@ def first_members(space: Space, size: int, seed: int) -> list[Member]:
     ]  # fmt: skip
 
 
-def exploit(members: Sequence[Member], scores: Mapping[int, float], step: int, space: Space, seed: int) -> list[Member]:
-    """The population after the decision at ``step``: ``scores`` by member, -inf for one that failed."""
-    ranked = sorted(members, key=lambda member: (-scores[member.number], member.number))
+def exploit(members: Sequence[Member], scores: Mapping[int, Score], step: int, space: Space, seed: int) -> list[Member]:
+    """The population after the decision at ``step``; ``scores`` by member. Who is no better is not copied."""
+    ranked = sorted(sorted(members, key=lambda member: member.number), key=lambda member: scores[member.number], reverse=True)
     quarter = max(1, int(len(members) * QUARTER))
     top, bottom = ranked[:quarter], {member.number for member in ranked[len(members) - quarter :]}
     after = []
@@ -154,7 +158,7 @@ class Population:
             after = exploit(members, known, step, self.space, self.base.run.seed) if step < steps else members
             self._record(members, after, step, known)
             members = after
-        return sorted(members, key=lambda member: -(self._score(member, steps) or 0.0)), problems
+        return sorted(members, key=lambda member: self._score(member, steps) or FAILED, reverse=True), problems
 
     def _train(self, members: Sequence[Member], step: int, budget: Budget) -> list[str]:
         """Bring all members to the step; what went wrong, a line each."""
@@ -165,25 +169,25 @@ class Population:
             run_jobs(generation, self.base, budget)
         return generation.problems
 
-    def _scores(self, members: Sequence[Member], step: int, failed: Collection[str]) -> dict[int, float] | None:
-        """By member, -inf for failed runs; None where one is neither scored nor failed."""
+    def _scores(self, members: Sequence[Member], step: int, failed: Collection[str]) -> dict[int, Score] | None:
+        """By member; None where one is neither scored nor failed."""
         scores = {member.number: self._score(member, step) for member in members}
         if any(scores[member.number] is None and member.run not in failed for member in members):
             return None
-        return {number: -math.inf if score is None else score for number, score in scores.items()}
+        return {number: score or FAILED for number, score in scores.items()}
 
-    def _decided(self, step: int) -> dict[int, float] | None:
+    def _decided(self, step: int) -> dict[int, Score] | None:
         """The scores that an earlier command decided on at this step: a member that failed then has failed for good."""
         decisions = self._decisions().get(str(step))
         if decisions is None:
             return None
-        return {line["member"]: -math.inf if line["score"] is None else line["score"] for line in decisions}
+        return {line["member"]: FAILED if line["score"] is None else tuple(line["score"]) for line in decisions}
 
     def _decisions(self) -> dict[str, Any]:
         path = Path(self.base.run.storage_path) / FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def score(self, member: Member) -> float | None:
+    def score(self, member: Member) -> Score | None:
         """Its score at the end of its run."""
         return self._score(member, self.base.train.steps)
 
@@ -195,9 +199,10 @@ class Population:
     def _job(self, member: Member, step: int) -> Job:
         return Job(self.config(member), (step,))
 
-    def _score(self, member: Member, step: int) -> float | None:
+    def _score(self, member: Member, step: int) -> Score | None:
         lines = read_scores(self.config(member).run_folder)
-        return next((line[self.metric] for line in lines if line["step"] == step), None)
+        found = (line for line in lines if line["step"] == step)
+        return next(((line[self.metric], line[f"probability/{self.metric}"]) for line in found), None)
 
     def _fork(self, member: Member) -> None:
         """Start a copy from its parent's checkpoint; the parent has not moved on yet, for all are made before any trains."""
@@ -214,7 +219,7 @@ class Population:
         except checkpoint.DamagedCheckpoint as error:
             raise UserError(f"{member.run} cannot start from {member.parent.run}: {error}") from None
 
-    def _record(self, before: Sequence[Member], after: Sequence[Member], step: int, scores: Mapping[int, float]) -> None:
+    def _record(self, before: Sequence[Member], after: Sequence[Member], step: int, scores: Mapping[int, Score]) -> None:
         """What ended goes into the study: members that were replaced as pruned, at the last step all as complete."""
         last = step == self.base.train.steps
         told = {trial.user_attrs.get("run") for trial in runs(self.study)}
@@ -222,11 +227,11 @@ class Population:
             if old.run in told or (old is new and not last):
                 continue
             score = scores[old.number]
-            state = TrialState.FAIL if score == -math.inf else TrialState.COMPLETE if last else TrialState.PRUNED
+            state = TrialState.FAIL if score == FAILED else TrialState.COMPLETE if last else TrialState.PRUNED
             folder = self.config(old).run_folder
             self.study.add_trial(create_trial(
                 state=state,
-                value=score if state == TrialState.COMPLETE else None,
+                value=score[0] if state == TrialState.COMPLETE else None,
                 params=dict(old.params),
                 distributions=dict(self.space.distributions),
                 intermediate_values={line["step"]: line[self.metric] for line in read_scores(folder)},
@@ -235,7 +240,7 @@ class Population:
         decisions = self._decisions()
         decisions[str(step)] = [
             {"member": old.number, "run": old.run,
-             "score": None if scores[old.number] == -math.inf else scores[old.number],
+             "score": None if scores[old.number] == FAILED else list(scores[old.number]),
              "copies": None if old is new or new.parent is None else new.parent.run,
              "next": new.run, "params": dict(new.params)}
             for old, new in zip(before, after, strict=True)

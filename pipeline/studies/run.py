@@ -14,6 +14,7 @@ from pipeline.run_folder import read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here, fit_on_ray
 
+VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
 """File of a run folder: a line for each step at which ``advance`` stopped."""
 
@@ -32,7 +33,8 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
 
 
 def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, float]:
-    """Train up to ``step`` and score the configured split there: top-1 of each view, 0..1, and seconds of training so far.
+    """Train up to ``step`` and score the configured split there: top-1 of each view, 0..1, the mean
+    probability of the true class (probability/VIEW), and seconds of training so far.
 
     The run goes on from there as if it had not stopped. At the last step this is ``complete``. What was scored before is
     read from the run folder's scores.jsonl. Raises UserError.
@@ -42,7 +44,8 @@ def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, flo
     known = next((line for line in read_scores(folder) if line["step"] == step), None)
     if last or known is None:
         summary = complete(prepared, concurrent) if last else _score_at(prepared.up_to(step), concurrent)
-        known = {"step": step, **{view: summary[view]["top1"] for view in ("primary", "auxiliary", "mean")}}
+        known = {"step": step, **{view: summary[view]["top1"] for view in VIEWS}}
+        known |= {f"probability/{view}": summary[view].get("true_probability") or 0.0 for view in VIEWS}
         known["seconds"] = training_seconds(folder, step)
         lines = [line for line in read_scores(folder) if line["step"] != step]
         write_text(folder / SCORES, "".join(json.dumps(line) + "\n" for line in [*lines, known]))
@@ -90,7 +93,7 @@ def evaluated(prepared: Prepared) -> dict[str, Any] | None:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Lines of scores.jsonl: ``step``, top-1 of ``primary``, ``auxiliary`` and ``mean``, ``seconds``."""
+    """Lines of scores.jsonl: ``step``, and what ``advance`` returned there."""
     path = folder / SCORES
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 

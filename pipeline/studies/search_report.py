@@ -103,7 +103,7 @@ def member_lines(population: Population, members: Sequence[Member]) -> list[str]
     scored = [(member, score) for member in members if (score := population.score(member)) is not None]
     if not scored:
         return ["no member has come to its end yet"]
-    lines = [f"{member.run}  {_value('accuracy', score)}" for member, score in scored[:SHOWN]]
+    lines = [f"{member.run}  {_value('accuracy', score[0])}" for member, score in scored[:SHOWN]]
     lines.append(f"the knobs of {scored[0][0].run} over its training:")
     for part in scored[0][0].lineage:
         until = part["until"] or population.base.train.steps

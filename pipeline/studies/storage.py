@@ -41,8 +41,10 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         local = parsed.get_backend_name() == "sqlite"
         if local and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        # two searches at once: a writer waits for the other one's commit
-        options: dict[str, Any] = {"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True}
+        # a search asks a few times a minute, so a connection is opened for each time: none is ever stale or left open
+        options: dict[str, Any] = {"poolclass": sqlalchemy.pool.NullPool}
+        if local:  # two searches at once: a writer waits for the other one's commit
+            options["connect_args"] = {"timeout": 60}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ModuleNotFoundError as error:
         raise UserError(f"--storage needs the Python package {error.name}; {POSTGRESQL}") from None
@@ -56,7 +58,9 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         raise UserError(f"the database {hidden(url)} does not answer as a storage of searches: {reason}") from None
 
 
-def open_study(url: str, name: str, directions: Sequence[Literal["maximize", "minimize"]], setting: Mapping[str, Any]) -> optuna.Study:
+def open_study(
+    url: str, name: str, directions: Sequence[Literal["maximize", "minimize"]], setting: Mapping[str, Any]
+) -> optuna.Study:
     """The study of this name, new or continued. Raises UserError where it was made for something else, naming what differs."""
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=name, directions=[*directions], load_if_exists=True)
@@ -68,7 +72,8 @@ def open_study(url: str, name: str, directions: Sequence[Literal["maximize", "mi
     keys = [key for key in sorted({*old, *now}) if old.get(key) != now.get(key)]
     differing = [f"{key}: the study has {old.get(key)!r}, now {now.get(key)!r}" for key in keys]
     if differing:
-        what = f"the study {name} in {hidden(url)} is for another setting; choose another --name (and --warm-start {name}):"
+        remedy = f"choose another --name (and --warm-start {name}):"
+        what = f"the study {name} in {hidden(url)} is for another setting; {remedy}"
         raise UserError(what, differing)
     return study
 
