@@ -56,6 +56,9 @@ class DataSection(Section):
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
+    blocks_ahead: int = Field(4, ge=1)
+    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, the
+    tasks that run, and two blocks in each worker's hands are all of the stream's memory. A few ride out a slow video."""
     max_quarantined_share: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
     isolate_decoder: bool = True
@@ -409,6 +412,10 @@ class ScaleSection(Section):
     """GPUs reserved for a worker that gets one: 0.25 lets four trials share a GPU whose memory holds them."""
     cpus_per_decoder: float | None = Field(None, gt=0)
     """CPUs reserved for a decode task; by default 1, or a fraction on small machines."""
+    decode_labels: dict[str, str] = {}
+    """Labels of the nodes that decode, as given to ``ray start --labels``, e.g. ``{role: decode}``; empty: any node."""
+    train_labels: dict[str, str] = {}
+    """Labels of the nodes that train workers run on, e.g. ``{role: train}``; empty: any."""
     torch_threads: int | None = Field(None, ge=1)
     """Threads of torch in each worker; by default the machine's cores shared among its workers."""
     start_timeout_seconds: float = Field(180.0, gt=0)
@@ -470,6 +477,7 @@ class Config(Section):
                     "labels",
                     "root",
                     "clips_per_block",
+                    "blocks_ahead",
                     "max_quarantined_share",
                     "decode_timeout_seconds",
                     "isolate_decoder",

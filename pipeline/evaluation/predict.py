@@ -94,7 +94,7 @@ def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=resources.workers),
             num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker,
+            num_gpus=resources.worker.get("GPU", 0),
         )
     )
     scores.context.execution_options.preserve_order = True  # so that sums of scores are the same bits every time

@@ -112,7 +112,8 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+            resources_per_worker=resources.worker,
+            label_selector=resources.train_labels or None,
         ),
         run_config=RunConfig(
             name=config.run.name,
@@ -151,7 +152,7 @@ def _stream_from_newest(tree: dict[str, Any], resources: Resources) -> ray.data.
     run, source = _open(tree)
     newest, _ = checkpoint.newest(run.folder)
     first_step = checkpoint.read_facts(newest)["step"] if newest else 0
-    return ray_stream(source, run.config, first_step, resources.workers, resources.cpus_per_decoder)
+    return ray_stream(source, run.config, first_step, resources)
 
 
 def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import Plan, deal, worker_rows
+from pipeline.clips.plan import Deal, Plan, worker_rows
 from pipeline.errors import UserError
 
 
@@ -65,7 +65,9 @@ def test_dealt_blocks_give_each_worker_its_rows_in_order(
     plan: Plan, first: int, steps: int, workers: int, block: int, share: int
 ) -> None:
     rows_per_step = workers * share
-    blocks = deal(first, first + steps, rows_per_step, workers, block)
+    deal = Deal(first, first + steps, rows_per_step, workers, block)
+    blocks = [deal.rows(number).reshape(-1) for number in range(deal.blocks)]
+    assert {len(rows) % share for rows in blocks} == {0} and len({len(rows) for rows in blocks[:-workers]}) <= 1
     for worker in range(workers):
         received = np.concatenate(blocks[worker::workers])
         assert np.array_equal(
@@ -74,10 +76,26 @@ def test_dealt_blocks_give_each_worker_its_rows_in_order(
     assert sorted(np.concatenate(blocks)) == list(range(first * rows_per_step, (first + steps) * rows_per_step))
 
 
-@given(cut=st.integers(1, 19), before=st.sampled_from([1, 2, 4]), after=st.sampled_from([1, 2, 4]))
-def test_windows_join_without_seam_when_workers_change(cut: int, before: int, after: int) -> None:
-    rows = np.concatenate([*deal(0, cut, 4, before, 3), *deal(cut, 20, 4, after, 2)])
-    assert sorted(rows) == list(range(80))
+@given(
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    workers=st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=7, max_size=7),
+    blocks=st.lists(st.integers(1, 50), min_size=7, max_size=7),
+)
+def test_windows_join_without_seam_when_workers_change(cuts: list[int], workers: list[int], blocks: list[int]) -> None:
+    """Stops and restarts at any step, with any number of workers and any block size, train the plan's rows, each once."""
+    edges = sorted([0, 40, *cuts])
+    rows: list[int] = []
+    for first, last, count, block in zip(edges, edges[1:], workers, blocks, strict=False):
+        deal = Deal(first, last, 12, count, block)
+        assert deal.blocks % count == 0
+        rows += [int(row) for number in range(deal.blocks) for row in deal.rows(number).reshape(-1)]
+        assert sorted(rows) == list(range(last * 12))
+
+
+def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:
+    deal = Deal(0, 10**9, 512, 256, 10)
+    assert deal.blocks == 256 * 10**8
+    assert deal.rows(deal.blocks - 1)[-1].tolist() == [10**9 * 512 - 2, 10**9 * 512 - 1]
 
 
 def test_substitutes_come_from_the_same_pool_and_repeat() -> None:
