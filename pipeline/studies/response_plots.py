@@ -140,7 +140,8 @@ def rows_svg(groups: Sequence[Group], found: Sequence[Difference], view: str, pr
         axes.set_ylim(len(rows) - 0.55, -0.65)
         axes.yaxis.set_major_locator(NullLocator())
         zero = [0.0] if found else []
-        ends = zero + [end for _, value, seeds in rows for end in (value.low, value.high, value.mean, *seeds) if end is not None]
+        found_ends = (end for _, value, seeds in rows for end in (value.low, value.high, value.mean, *seeds))
+        ends = zero + [end for end in found_ends if end is not None]
         span = max(max(ends) - min(ends), 4.0)
         axes.set_xlim(min(ends) - 0.06 * span, max(ends) + 0.06 * span)
         return as_svg(figure, f"{'Differences' if found else 'Accuracy'} of the {view}", prefix)

@@ -63,10 +63,17 @@ class Run:
     folder: Path
     store: str | None = None
     """Where the folder is copied to, if it lies on object storage."""
+    until: int | None = None
+    """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
+
+    @property
+    def end(self) -> int:
+        """The step after which ``train`` returns."""
+        return self.config.train.steps if self.until is None else min(self.until, self.config.train.steps)
 
 
 def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -> dict[str, Any]:
-    """Train from the newest checkpoint to the last step; returns the last line of metrics.
+    """Train from the newest checkpoint to ``run.end``; returns the last line of metrics.
 
     ``batches(step)`` yields this worker's batches from that step on. What random numbers torch draws in a step (dropout)
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
@@ -87,7 +94,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     with Writer(run.folder, run.store, config.train, active=worker.rank == 0) as writer:
-        while state.step < config.train.steps:
+        while state.step < run.end:
             worker.progress.at(state.step, "data")
             waiting = time.perf_counter()
             batch = next(stream)
@@ -108,7 +115,7 @@ def _after_step(
 ) -> None:
     """Metrics and checkpoints that are due. Raises what ``worker.stop`` says, once a checkpoint is written."""
     train = run.config.train
-    due = state.step % train.checkpoint_every == 0 or state.step == train.steps
+    due = state.step % train.checkpoint_every == 0 or state.step == run.end
     if due or state.step % train.log_every == 0:
         log.write(state.step)
         _check_finite(log.latest)
