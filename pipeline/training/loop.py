@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
@@ -56,6 +57,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
     """
     config = run.config
+    keep_freed_memory()
     torch.manual_seed(config.run.seed)
     method = build_method(config, run.num_classes, *run.plan.sizes)
     if config.train.channels_last:
