@@ -18,6 +18,7 @@ COMMANDS = {
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
     "submit": "any of these commands on a Ray cluster",
     "bench": "speed, as ratios against a stated floor",
+    "chaos": "does a run survive kills at random moments?",
 }
 
 

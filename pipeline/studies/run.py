@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline import run_store
 from pipeline.cluster import check_cluster, connect
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate
 from pipeline.resources import Resources
 from pipeline.training import checkpoint
-from pipeline.training.fit import Prepared, fit_here, fit_on_ray
+from pipeline.training.fit import Prepared, fit_here
+from pipeline.training.ray_fit import fit_on_ray
 
 
 def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
@@ -25,11 +27,14 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     prepared.open()
     if not prepared.finished:
         _ = fit_here(prepared) if resources is None else fit_on_ray(prepared, resources)
-    newest, problems = checkpoint.newest(prepared.run.folder)
+    newest, problems = checkpoint.newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
     step = checkpoint.read_facts(newest)["step"]
-    return evaluate(prepared.source, prepared.run.config, newest / "model.safetensors", step, resources)
+    summary = evaluate(prepared.source, prepared.run.config, newest / "model.safetensors", step, resources)
+    if prepared.run.store is not None:
+        run_store.push_files(prepared.run.folder, prepared.run.store)
+    return summary
 
 
 def reserve(prepared: Prepared, concurrent: int = 1) -> Resources | None:
