@@ -23,6 +23,7 @@ from pipeline.methods.monitors import SCORES
 from pipeline.methods.workers import set_shares
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
@@ -79,6 +80,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
     """
     config = run.config
+    keep_freed_memory()
     torch.manual_seed(config.run.seed)
     set_shares(shares(run.plan.rows_per_step, worker.world))
     method = build_method(config, run.num_classes, *run.plan.sizes)
