@@ -233,6 +233,8 @@ class LabelSection(Section):
 class StartSection(Section):
     """Steps after ``supervised_steps`` at which each loss begins to count."""
 
+    supervised: int = Field(0, ge=0)
+    """Of the supervised losses, from the run's first step: above 0 only unlabeled videos count until then."""
     pseudo_label: int = Field(0, ge=0)
     """Of gamma. TCL's third stage, pseudo-labels after contrast, is a start later than contrast's."""
     contrast: int = Field(0, ge=0)
@@ -248,6 +250,8 @@ class StartSection(Section):
 class RampSection(Section):
     """Steps over which each loss rises linearly from 0 after its start; None: ``ramp_steps``."""
 
+    supervised: int = Field(0, ge=0)
+    """Of the supervised losses."""
     pseudo_label: int | None = Field(None, ge=0)
     """Of gamma."""
     contrast: int | None = Field(None, ge=0)
@@ -268,6 +272,8 @@ class MethodSection(Section):
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
     confidence_threshold: float = Field(0.8, ge=0, le=1)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8)."""
+    supervised_weight: float = Field(1.0, ge=0)
+    """Weight of the supervised losses (every paper: 1)."""
     pseudo_label_weight: float = Field(2.0, ge=0)
     """gamma, weight of the pseudo-label losses (paper: 2)."""
     contrast_weight: float = Field(2.0, ge=0)
@@ -283,9 +289,10 @@ class MethodSection(Section):
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
     nearest in time; other frames of the same video are then no negatives. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
-    """Outputs of the projection networks. Choice: SimCLR's and LTG's 128."""
+    """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
     group_contrast_weight: float = Field(1.0, ge=0)
-    """TCL: weight of the contrast between mean predictions of each pseudo-class (paper: equal to the instances')."""
+    """TCL: weight of the contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of
+    ``contrast_weight``)."""
     alignment_weight: float = Field(1.0, ge=0)
     """LTG: weight of 1 - cosine of the primary's to the auxiliary's features (paper: 1)."""
     mix_weight: float = Field(2.0, ge=0)

@@ -21,4 +21,5 @@ class Supervised(Method):
             f"supervised_loss/{name}": supervised_loss(self.students[name](views.labeled[name])[0], views.labels)
             for name in STUDENTS
         }
-        return {"loss": torch.stack(list(losses.values())).sum(), **{key: part.detach() for key, part in losses.items()}}
+        loss = weights.supervised * torch.stack(list(losses.values())).sum()
+        return {"loss": loss, **{key: part.detach() for key, part in losses.items()}}
