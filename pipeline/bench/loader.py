@@ -121,7 +121,8 @@ class PerViewDataset(Dataset[dict[str, list[torch.Tensor]]]):
     def _view(
         self, video: Video, moment: float, clip: ClipSection, strong: bool, generator: np.random.Generator
     ) -> torch.Tensor:
-        reader = decord.VideoReader(video.location, num_threads=1)
+        # the file's own size is given because decord fails on widths such as 72 without
+        reader = decord.VideoReader(video.location, width=video.width, height=video.height, num_threads=1)
         (times,) = clip_times(moment, video.start, video.end, [clip])
         wanted = frame_indices(times, constant_rate(len(reader), video.fps))
         frames = [Image.fromarray(frame) for frame in reader.get_batch(wanted).asnumpy()]
