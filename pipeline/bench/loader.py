@@ -121,8 +121,9 @@ class PerViewDataset(Dataset[dict[str, list[torch.Tensor]]]):
     def _view(
         self, video: Video, moment: float, clip: ClipSection, strong: bool, generator: np.random.Generator
     ) -> torch.Tensor:
-        # the file's own size is given because decord fails on widths such as 72 without
-        reader = decord.VideoReader(video.location, width=video.width, height=video.height, num_threads=1)
+        # at the file's own size decord fails on widths such as 72 of the synthetic videos, whose rows it pads
+        width = -(-video.width // 32) * 32
+        reader = decord.VideoReader(video.location, width=width, height=video.height, num_threads=1)
         (times,) = clip_times(moment, video.start, video.end, [clip])
         wanted = frame_indices(times, constant_rate(len(reader), video.fps))
         frames = [Image.fromarray(frame) for frame in reader.get_batch(wanted).asnumpy()]
