@@ -60,6 +60,12 @@ class DataSection(Section):
     """mu, unlabeled videos for each labeled one. The paper's ratio is 1:5. Methods without unlabeled data use 0."""
     decode_size: int = Field(256, ge=16)
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
+    moments: Literal["shared", "own"] = "shared"
+    """Whether both students' clips of a video are centered on the same moment, or each lies at a random one of its own, so
+    that the contrast compares different times. The paper's figure shows one clip: shared is choice."""
+    match: Literal["count", "span"] = "count"
+    """``count``: each clip has its ``clip.frames``, so that a higher ``clip.fps`` sees fewer seconds. ``span``: the auxiliary's
+    ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps."""
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
     blocks_ahead: int = Field(4, ge=1)
@@ -199,6 +205,8 @@ class AuxiliarySection(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_arch(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("clip"), dict):
+            tree = {**tree, "clip": {"fps": 16.0, **tree["clip"]}}  # clip.frames=16 alone keeps this student's rate
         return _with_arch(tree, "timesformer")
 
 
@@ -469,6 +477,20 @@ class Config(Section):
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
     scale: ScaleSection = ScaleSection()
+
+    @model_validator(mode="after")
+    def _spans_match(self) -> Config:
+        if self.data.match == "span":
+            slow, fast = self.primary.clip, self.auxiliary.clip
+            frames = slow.frames / slow.fps * fast.fps
+            if abs(frames - round(frames)) > 1e-6 or frames < 1:
+                raise ValueError(
+                    f"data.match=span: {slow.frames} frames at primary.clip.fps={slow.fps:g} are {frames:g} frames at "
+                    f"auxiliary.clip.fps={fast.fps:g}, which is no whole number"
+                )
+            clip = fast.model_copy(update={"frames": round(frames)})
+            object.__setattr__(self, "auxiliary", self.auxiliary.model_copy(update={"clip": clip}))
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
