@@ -413,6 +413,9 @@ class TrainSection(Section):
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
+    save_scores_every: int = Field(10, ge=0)
+    """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
+    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints; the last step always makes one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -496,7 +499,10 @@ class ScaleSection(Section):
     gpu: bool | None = None
     """Whether each worker gets a GPU; by default if the cluster has one for each."""
     cpus_per_worker: float | None = Field(None, gt=0)
-    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines."""
+    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines. A trial with ``workers: 0`` that runs
+    beside others is one worker."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """GPUs reserved for a worker that gets one: 0.25 lets four trials share a GPU whose memory holds them."""
     cpus_per_decoder: float | None = Field(None, gt=0)
     """CPUs reserved for a decode task; by default 1, or a fraction on small machines."""
     decode_labels: dict[str, str] = {}
@@ -593,6 +599,7 @@ class Config(Section):
                 },
                 "train": {
                     "log_every",
+                    "save_scores_every",
                     "checkpoint_every",
                     "keep_checkpoints",
                     "keep_best",

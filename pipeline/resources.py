@@ -28,6 +28,13 @@ class Resources:
     train_labels: dict[str, str] = field(default_factory=dict)
     decode_labels: dict[str, str] = field(default_factory=dict)
     """Of the nodes that may train and decode; empty: all."""
+    gpus_per_worker: float = 1.0
+    """A fraction where trials share a GPU."""
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": self.gpus_per_worker} if self.gpu else {})}
 
     @property
     def decoders(self) -> str:
@@ -68,7 +75,7 @@ def fit_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Res
     cpus = sum(node.cpus for node in train) / concurrent - (0.02 if concurrent > 1 else 0.0)
     apart = not any(node in train for node in decode)
     decode_cpus = sum(node.cpus for node in decode) / concurrent if apart else None
-    return fit_resources(config, cpus, sum(node.gpus for node in train) // concurrent, decode_cpus)
+    return fit_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus)
 
 
 def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float | None = None) -> Resources:
@@ -84,11 +91,12 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
             f"scale.workers={workers} is more than data.labeled_per_step={config.data.labeled_per_step}, the global batch in "
             "rows: a worker would have none"
         )
-    if scale.gpu and gpus < least:
-        raise UserError(f"scale.gpu=true needs {least} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
-    gpu = gpus >= least if scale.gpu is None else scale.gpu
+    wanted = least * scale.gpus_per_worker
+    if scale.gpu and gpus < wanted:
+        raise UserError(f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
+    gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     if scale.min_workers is not None:
-        workers = _room(config, cpus, gpus if gpu else None)
+        workers = _room(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
     per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / (2 if decode_cpus is None else 1) / workers))
     left = cpus - workers * per_worker
     rest = left if decode_cpus is None else decode_cpus
@@ -101,7 +109,8 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
             f"({workers} x {per_worker:g} + {per_decoder:g}): lower scale.workers, scale.cpus_per_worker or "
             "scale.cpus_per_decoder, or add CPUs; scale.workers=0 needs no cluster"
         )
-    return Resources(workers, per_worker, per_decoder, gpu, dict(scale.train_labels), dict(scale.decode_labels))
+    labels = dict(scale.train_labels), dict(scale.decode_labels)
+    return Resources(workers, per_worker, per_decoder, gpu, *labels, scale.gpus_per_worker)
 
 
 def _room(config: Config, cpus: float, gpus: float | None) -> int:

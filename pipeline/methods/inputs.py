@@ -48,7 +48,7 @@ class Views:
 
 class Method(nn.Module):
     """What every method is: made from (students, setup); ``forward(views, weights)`` returns a dict of scalars, ``loss`` with
-    gradient and all else without."""
+    gradient and all else without; beside them ``scores/{student}`` [U, K], of weak views, if it has some."""
 
     TERMS: ClassVar[tuple[str, ...]] = ()
     """The fields of ``LossWeights`` that it uses."""

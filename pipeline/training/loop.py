@@ -25,6 +25,7 @@ from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.equipment import equip
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer
+from pipeline.training.scores import ScoreLog
 from pipeline.training.step import Place, take_step
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
@@ -62,10 +63,17 @@ class Run:
     folder: Path
     store: str | None = None
     """Where the folder is copied to, if it lies on object storage."""
+    until: int | None = None
+    """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
+
+    @property
+    def end(self) -> int:
+        """The step after which ``train`` returns."""
+        return self.config.train.steps if self.until is None else min(self.until, self.config.train.steps)
 
 
 def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -> dict[str, Any]:
-    """Train from the newest checkpoint to the last step; returns the last line of metrics.
+    """Train from the newest checkpoint to ``run.end``; returns the last line of metrics.
 
     ``batches(step)`` yields this worker's batches from that step on. What random numbers torch draws in a step (dropout)
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
@@ -85,10 +93,11 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     log.quarantined = worker.first(log.quarantined)
     log.restore(state.unwritten, worker.device)
+    scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     place = Place(worker.rank, worker.device, worker_weight(run.plan, worker))
     with Writer(run.folder, run.store, config.train, active=worker.rank == 0) as writer:
-        while state.step < config.train.steps:
+        while state.step < run.end:
             worker.progress.at(state.step, "data")
             waiting = time.perf_counter()
             batch = next(stream)
@@ -98,16 +107,18 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             results = take_step(wrapped, state, batch, config, place)
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
-            log.add(results, waited, batch)
-            _after_step(state, run, worker, log, writer)
+            log.add(scores.take(state.step, results, batch), waited, batch)
+            _after_step(state, run, worker, log, scores, writer)
         worker.progress.at(state.step, "checkpoint")
     return log.latest
 
 
-def _after_step(state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog, writer: Writer) -> None:
+def _after_step(
+    state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog, scores: ScoreLog, writer: Writer
+) -> None:
     """Metrics and checkpoints that are due. Raises what ``worker.stop`` says, once a checkpoint is written."""
     train = run.config.train
-    due = state.step % train.checkpoint_every == 0 or state.step == train.steps
+    due = state.step % train.checkpoint_every == 0 or state.step == run.end
     if due or state.step % train.log_every == 0:
         log.write(state.step)
         _check_finite(log.latest)
@@ -115,12 +126,14 @@ def _after_step(state: checkpoint.TrainState, run: Run, worker: Worker, log: Met
     worker.progress.at(state.step, "checkpoint")
     if due:
         state.unwritten = {}
+        scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
         writer.save(state)
         worker.report({"step": state.step, **log.latest})
     stop = worker.stop(state.step)
     if stop is not None:
         state.unwritten = log.unwritten()
         if not due:
+            scores.write(state.step)
             writer.save(state)
         writer.wait()
         raise stop

@@ -13,6 +13,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.methods import LossWeights, loss_weights, make_views
+from pipeline.methods.monitors import SCORES
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.equipment import follow
 from pipeline.training.optim import clip_gradient, set_lr
@@ -36,7 +37,7 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, pla
     """Gradients of the batch, in ``train.accumulation`` parts, and an update of both students.
 
     Returns means over the worker's clips times the worker's weight, so that their mean over workers is that over clips; what
-    begins with ``kept`` are sums. Nothing here waits for the device, and workers meet only in DDP's buckets and where a loss
+    begins with ``kept`` are sums, ``scores/`` are rows of a record. Nothing here waits for the device, and workers meet only in DDP's buckets and where a loss
     needs all workers' features.
     """
     torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, place.rank) >> 1))
@@ -114,10 +115,12 @@ def _update(state: TrainState, config: Config) -> Results:
 
 
 def _together(found: list[Results], share: float) -> Results:
-    """Results of all parts: sums of what is a sum, weighted means of all else."""
+    """Results of all parts: rows of the record of scores one after the other, sums of sums, weighted means of all else."""
     total: Results = {}
-    for results in found:
-        for name, value in results.items():
-            counted = value if name.startswith("kept") else share * value
-            total[name] = total[name] + counted if name in total else counted
+    for name in found[0]:
+        values = [results[name] for results in found]
+        if name.startswith(f"{SCORES}/"):
+            total[name] = torch.cat(values)
+        else:
+            total[name] = torch.stack(values).sum(dim=0) * (1 if name.startswith("kept") else share)
     return total
