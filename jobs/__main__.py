@@ -14,7 +14,8 @@ COMMANDS = {
     "inspect": "manifest -> counts, duplicates, damaged files, contact sheets; the views of a training step",
     "train": "manifest -> trained and evaluated run (the same command again continues it)",
     "evaluate": "run -> predictions and accuracy on the test split",
-    "report": "runs -> table and one self-contained HTML page",
+    "report": "runs, ablations, searches -> tables and one self-contained HTML page",
+    "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
     "submit": "any of these commands on a Ray cluster",
     "bench": "speed, as ratios against a stated floor",
@@ -23,7 +24,7 @@ COMMANDS = {
 
 def main() -> int:
     """Dispatch to ``jobs.COMMAND``."""
-    usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(usage)
         return 0 if len(sys.argv) > 1 else USER_ERROR

@@ -123,7 +123,7 @@ def degrees_of_freedom(values_SN: Matrix) -> int:
     spread = by_seed**2 / (seeds - 1) + by_video**2 / (videos - 1) + rest**2 / ((seeds - 1) * (videos - 1))
     whole = max(by_seed - rest, 0.0) + by_video
     freedom: float = whole**2 / spread if spread else videos - 1
-    return max(seeds - 1, int(freedom))
+    return int(max(seeds - 1, freedom))
 
 
 def mcnemar(differences_N: Matrix) -> float:

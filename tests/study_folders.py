@@ -1,0 +1,86 @@
+"""Folders of studies as they lie after a night: an ablation that is not done, a map of two rates, a search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.manifest.schema import Manifest
+
+SaveRun = Callable[..., Path]
+SIGNATURE = {
+    "name": "zero mask", "since_step": 120, "until_step": None, "message": "The primary keeps no <label> for 100 steps.",
+    "knobs": ["method.confidence_threshold", "method.labels.thresholds"],
+}  # fmt: skip
+
+
+def write_study(folder: Path, lines: list[dict[str, Any]], **about: Any) -> Path:
+    """study.json and trials.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text(json.dumps({"name": folder.name, **about}))
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write_weights(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
+    """Contrast weight 0, 1, 2, 4 x 3 seeds; the last run is waiting, one raised a signature."""
+    folder, lines = parent / "contrast_weight", []
+    for number, (seed, weight) in enumerate((seed, weight) for seed in range(3) for weight in (0, 1, 2, 4)):
+        name, done = f"contrast_weight-{weight}_seed-{seed}", number < 11
+        if done:
+            words = (f"method.contrast_weight={weight}", f"run.name={name}")
+            save_run(folder, manifest, seed=seed, margin=4.0 if weight == 1 else 0.2 * weight, overrides=words)
+        lines.append({
+            "number": number, "state": "complete" if done else "waiting", "values": {}, "seconds": 60.0 if done else None,
+            "params": {"method.contrast_weight": weight, "run.seed": seed}, "run_folder": name,
+        })  # fmt: skip
+    (folder / "contrast_weight-4_seed-1" / "signatures.json").write_text(json.dumps([SIGNATURE]))
+    command = "python -m jobs.ablate contrast_weight --config c.yaml --seeds 3"
+    baseline = {"method.contrast_weight": 0}
+    return write_study(
+        folder, lines, kind="ablation", question="How much contrast helps?", baseline=baseline, command=command
+    )
+
+
+def write_rates(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
+    """Frame rates 4, 8, 16 x 16, 32, one seed, no trials.jsonl."""
+    folder = parent / "frame_rate"
+    for primary in (4, 8, 16):
+        for auxiliary in (16, 32):
+            words = (f"primary.clip.fps={primary}", f"auxiliary.clip.fps={auxiliary}", f"run.name=fps-{primary}-{auxiliary}")
+            save_run(folder, manifest, margin=1 + primary / 16, overrides=words)
+    return folder
+
+
+def search_lines(trials: int = 30) -> list[dict[str, Any]]:
+    """Trials whose value has its best at a learning rate of 0.06 and does not depend on the threshold; one failed, one runs."""
+    generator, lines = np.random.default_rng(0), []
+    for number in range(trials):
+        rate, threshold = 10 ** generator.uniform(-3, 0), generator.uniform(0.5, 0.95)
+        source = str(generator.choice(["other", "self", "mean"]))
+        value = 0.75 - 0.12 * (np.log10(rate) + 1.2) ** 2 + 0.02 * generator.normal()
+        state = {13: "failed", trials - 1: "running"}.get(number, "complete" if number % 3 else "pruned")
+        judged = state in ("complete", "pruned")
+        lines.append({
+            "number": number, "state": state, "seconds": 100.0 + number, "run_folder": f"trial-{number:04d}",
+            "params": {"primary.optimizer.lr": rate, "method.confidence_threshold": threshold, "method.labels.source": source},
+            "values": {"mean": value if judged else None, "seconds": 400 - 5.0 * number if judged else None},
+            **({"message": "worker 0: the loss is not finite"} if state == "failed" else {}),
+        })  # fmt: skip
+    return lines
+
+
+def write_search(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
+    """``search_lines`` with run folders of the first twelve."""
+    folder, lines = parent / "rates", search_lines()
+    for line in lines[:12]:
+        words = (*(f"{key}={value}" for key, value in line["params"].items()), f"run.name={line['run_folder']}")
+        save_run(folder, manifest, margin=1.0, overrides=(*words, "evaluation.split=validation"))
+    objectives = [{"name": "mean", "direction": "maximize"}, {"name": "seconds", "direction": "minimize"}]
+    space = {"primary.optimizer.lr": {"low": 1e-3, "high": 1, "log": True}}
+    return write_study(folder, lines, kind="search", question="Which rate is best?", objectives=objectives, space=space,
+                       command="python -m jobs.search --config c.yaml --space s.yaml")  # fmt: skip
