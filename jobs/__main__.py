@@ -17,8 +17,10 @@ COMMANDS = {
     "report": "runs, ablations, searches -> tables and one self-contained HTML page",
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
+    "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",
     "bench": "speed, as ratios against a stated floor",
+    "chaos": "does a run survive kills at random moments?",
 }
 
 

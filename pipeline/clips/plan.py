@@ -81,25 +81,52 @@ def _cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
     return np.asarray(pool[permute(places, len(pool), seed, name, epochs)])
 
 
-def deal(first_step: int, last_step: int, rows_per_step: int, workers: int, steps_per_block: int) -> list[Ints]:
-    """Blocks of run rows for steps first_step .. last_step - 1, in the order in which they are dealt to the workers.
+@dataclass(frozen=True)
+class Deal:
+    """How the rows of steps ``first_step`` .. ``last_step`` - 1 are cut into blocks, by arithmetic: nothing is listed.
 
-    Block n goes to worker n mod ``workers`` and holds that worker's consecutive share of ``steps_per_block`` steps, so
-    every worker meets its rows of step s at its s-th batch and all blocks of one deal are equally long.
+    Block n goes to worker n mod ``workers`` and holds that worker's share of ``steps_per_block`` consecutive steps, so every
+    worker meets its rows of step s at its s-th batch. Only the last blocks may hold fewer steps, those of all workers alike.
     """
-    assert rows_per_step % workers == 0
-    share = rows_per_step // workers
-    blocks = []
-    for start in range(first_step, last_step, steps_per_block):
-        steps = np.arange(start, min(start + steps_per_block, last_step))
-        for worker in range(workers):
-            blocks.append(worker_rows(steps, rows_per_step, worker, workers).reshape(-1))
-    assert all(len(block) % share == 0 for block in blocks)
-    return blocks
+
+    first_step: int
+    last_step: int
+    rows_per_step: int
+    workers: int
+    steps_per_block: int
+
+    @property
+    def share(self) -> int:
+        """Places of one worker in a step: the largest worker's rows."""
+        return largest_share(self.rows_per_step, self.workers)
+
+    @property
+    def blocks(self) -> int:
+        """Their number, a multiple of the workers'."""
+        return self.workers * max(0, -(-(self.last_step - self.first_step) // self.steps_per_block))
+
+    def rows(self, block: int) -> Ints:
+        """[steps, share]: run rows of a block; where the workers do not divide the rows, -1 stands for the row that a smaller
+        share lacks, so that all workers' blocks are equally long."""
+        start = self.first_step + block // self.workers * self.steps_per_block
+        steps = np.arange(start, min(start + self.steps_per_block, self.last_step))
+        rows = worker_rows(steps, self.rows_per_step, block % self.workers, self.workers)
+        return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 
 
 def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
     """[steps] -> [steps, share]: the run rows that one worker trains at each step."""
-    share = rows_per_step // workers
-    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + worker * share
-    return np.asarray(starts + np.arange(share))
+    counts = shares(rows_per_step, workers)
+    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
+    return np.asarray(starts + np.arange(counts[worker]))
+
+
+def shares(rows_per_step: int, workers: int) -> list[int]:
+    """Rows of a step for each worker: equal, or the first ones have one more. Any number of workers up to the rows will do."""
+    assert 1 <= workers <= rows_per_step
+    return [rows_per_step // workers + (worker < rows_per_step % workers) for worker in range(workers)]
+
+
+def largest_share(rows_per_step: int, workers: int) -> int:
+    """Rows of a step that the first worker has; the others have as many or one less."""
+    return shares(rows_per_step, workers)[0]

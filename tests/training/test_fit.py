@@ -84,5 +84,5 @@ def test_what_does_not_fit_is_said_before_anything_starts(
     words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "scale.workers=2"]
     assert run(train.main, [*words, "scale.cpus_per_worker=1"]) == 2
     assert "the cluster has 2 CPUs" in capsys.readouterr().err
-    assert run(train.main, [*words, "data.labeled_per_step=3"]) == 2
-    assert "does not divide data.labeled_per_step=3" in capsys.readouterr().err
+    assert run(train.main, [*words, "data.labeled_per_step=1"]) == 2
+    assert "scale.workers=2 is more than data.labeled_per_step=1" in capsys.readouterr().err
