@@ -10,45 +10,67 @@ import pytest
 
 from pipeline.studies.folders import read_given, read_study
 from pipeline.studies.runs import read_run
-from tests.study_folders import search_lines, write_study
+from tests.study_folders import search_trials, write_population, write_search, write_study, write_trials
 
 
-def test_a_study_names_its_runs_in_the_order_of_its_trials(tmp_path: Path, make_run: Any) -> None:
+def test_a_study_names_its_runs_in_the_order_of_its_trials(make_run: Any) -> None:
     folders = [make_run(seed=seed) for seed in (0, 1, 2)]
-    study = folders[0].parent
-    lines = [{"number": n, "state": "complete", "params": {}, "values": {}, "seconds": 1, "run_folder": folders[k].name}
-             for n, k in enumerate((2, 0))]  # fmt: skip
-    write_study(study, lines, kind="ablation", question="q")
+    lines = [{"run": folders[k].name, "cell": "a", "seed": k, "values": {}} for k in (2, 0)]
+    study = write_study(folders[0].parent, lines, question="q")
     given = read_given([study, folders[1]])
     assert [run.folder for run in given.runs] == [folders[2], folders[0], folders[1]]
     assert given.study_of(given.runs[0]) is given.studies[0] and given.studies[0].question == "q"
+    assert given.studies[0].missing == ()
 
 
-def test_the_last_line_of_a_trial_counts_and_a_half_written_one_waits(tmp_path: Path) -> None:
-    first = {"number": 4, "state": "running", "params": {"a": 1}, "values": {"mean": None}, "run_folder": "four"}
-    study = write_study(tmp_path, [first, {**first, "state": "complete", "values": {"mean": 0.5}}], kind="search")
-    with (study / "trials.jsonl").open("a") as file:
-        file.write('{"state": "no number"}\n{"number": 5, "sta')
-    found = read_study(study)
-    (trial,) = found.trials
-    assert (trial.number, trial.state, trial.values, trial.folder) == (4, "complete", {"mean": 0.5}, tmp_path / "four")
-    assert any("1 of 4 lines of trials.jsonl" in sentence for sentence in found.missing)
-    assert any("Run folders of complete trials that are not there: 4." in sentence for sentence in found.missing)
+def test_an_ablation_knows_what_is_done_under_way_and_not_begun(make_run: Any) -> None:
+    folders = [make_run(seed=seed) for seed in (0, 1)]
+    (folders[1] / "evaluation.json").unlink()
+    names = [*(folder.name for folder in folders), "later"]
+    lines = [{"run": name, "cell": "a", "seed": place, "values": {}} for place, name in enumerate(names)]
+    found = read_study(write_study(folders[0].parent, lines, command="python -m jobs.ablate a"))
+    assert [trial.state for trial in found.trials] == ["complete", "running", "waiting"]
+    assert found.missing == ("2 of 3 trials: 1 under way or cut off, 1 not begun. python -m jobs.ablate a continues it.",)
 
 
-def test_what_was_planned_and_not_done_is_said(tmp_path: Path) -> None:
-    study = read_study(write_study(tmp_path, search_lines(), kind="search", command="python -m jobs.search"))
+def test_what_a_search_planned_and_did_not_do_is_said(tmp_path: Path) -> None:
+    study = read_study(write_trials(tmp_path, search_trials(), planned=40, command="python -m jobs.search"))
     assert study.is_search and study.counts == {"complete": 18, "pruned": 10, "failed": 1, "running": 1}
-    assert "1 of 30 trials: 1 under way. python -m jobs.search continues it." in study.missing
+    assert "11 of 40 trials: 1 under way or cut off, 10 not begun. python -m jobs.search continues it." in study.missing
     assert "Trial 13 failed: worker 0: the loss is not finite" in study.missing
+    assert any("Run folders of complete trials that are not there: 1, 2, 4" in sentence for sentence in study.missing)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", '{"objectives": [3], "baseline": 2, "space": []}'])
-def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, content: str) -> None:
-    (tmp_path / "study.json").write_text(content)
+def test_a_killed_search_is_read_from_its_run_folders(tmp_path: Path, manifest: Any, write_run: Any) -> None:
+    """trials.json is as the search before left it, or not there at all."""
+    folder = write_search(tmp_path, manifest, write_run)
+    (folder / "trial-00003" / "scores.jsonl").write_text('{"step": 4, "mean": 0.25, "seconds": 7.5}\n{"step": 8, "me')
+    (folder / "trials.json").unlink()
+    study = read_study(folder)
+    assert [trial.number for trial in study.trials] == list(range(12)) and study.counts == {"running": 12}
+    fourth, wanted = study.trials[3], search_trials()[3]["params"]
+    assert fourth.params == wanted and fourth.values == {"accuracy": 0.25} and fourth.seconds == 7.5
+
+
+def test_a_population_has_the_knobs_of_its_whole_way(tmp_path: Path) -> None:
+    study = read_study(write_population(tmp_path))
+    spans = [[(part.first, part.last) for part in trial.lineage] for trial in study.trials]
+    assert spans == [[(0, None)], [(0, 100), (100, None)]]
+
+
+@pytest.mark.parametrize("name", ["study.json", "search.json"])
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"objectives": 3, "space": 2, "trials": 7}'])
+def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
     study = read_study(tmp_path)
-    assert study.name == tmp_path.name and study.baseline is None and study.space == {}
-    assert bool(study.missing) == (not content.endswith("[]}"))
+    assert study.name == tmp_path.name and study.trials == () and study.space == {}
+    assert study.missing[0].startswith(name)
+
+
+def test_damaged_trials_are_told_not_fatal(tmp_path: Path) -> None:
+    write_trials(tmp_path, [])
+    (tmp_path / "trials.json").write_text("[{")
+    assert read_study(tmp_path).missing[0].startswith("trials.json cannot be read")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"since_step": 3}]'])
