@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed, Stopped, UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Call a command's ``main``; UserError and RunFailed become one message on stderr and exit code 2 or 1."""
+    """Call a command's ``main``; UserError and RunFailed become one message on stderr and exit code 2 or 1, Stopped one
+    and 130 or 143."""
     try:
         return main(argv)
     except UserError as error:
@@ -20,6 +21,9 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
+    except Stopped as stop:
+        print(f"{stop.signal_name}: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -10,7 +10,9 @@ import copy
 import difflib
 import hashlib
 import json
+import os
 import posixpath
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -19,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline import storage
 from pipeline.errors import UserError
 
 
@@ -34,7 +37,10 @@ class RunSection(Section):
     name: str = Field("actnetformer", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is ``storage_path/name``. The same name again continues the run."""
     storage_path: str = "runs"
-    """Folder that holds run folders. On several nodes it must be shared between them."""
+    """Folder that holds run folders: on several nodes one that they share, or a URI of object storage (s3://, gs://, ...)."""
+    staging_path: str | None = None
+    """Local folder where runs on object storage are put together between two checkpoints; by default in the system's
+    temporary folder. Needs room for ``train.keep_checkpoints`` and one more."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Everything random is derived from (seed, step, video, view)."""
 
@@ -376,12 +382,21 @@ class TrainSection(Section):
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
+    save_scores_every: int = Field(10, ge=0)
+    """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
+    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints; the last step always makes one."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints that are kept."""
+    """Newest checkpoints that are kept."""
+    keep_best: int = Field(0, ge=0)
+    """Checkpoints that are kept beside them because both students' mean accuracy on held-out videos (``jobs.label --hold-out``)
+    is best. With 0 nothing is held against them, which costs nothing; otherwise each checkpoint waits for one view of each."""
     max_failures: int = Field(3, ge=0)
-    """Times that Ray restarts the workers after one of them died."""
+    """Failures without a new checkpoint after which the run stops; each new checkpoint sets the count to 0."""
+    step_timeout_seconds: float | None = Field(600.0, gt=0)
+    """The run stops with a message when a step, its collectives or a checkpoint need longer (the first step: ten times that).
+    null: never, for breakpoints."""
 
 
 class EvaluationSection(Section):
@@ -403,6 +418,11 @@ class ScaleSection(Section):
 
     workers: int = Field(1, ge=0)
     """Train workers; 0 runs the same loop in the calling process, without Ray."""
+    min_workers: int | None = Field(None, ge=1)
+    """Elastic: the run starts and goes on with any number of workers from this one to ``workers``, as the cluster has them.
+    By default ``workers``: it waits for all."""
+    resize_seconds: float = Field(60.0, gt=0)
+    """Elastic: time between two looks whether more workers could join; they begin at the newest checkpoint."""
     gpu: bool | None = None
     """Whether each worker gets a GPU; by default if the cluster has one for each."""
     cpus_per_worker: float | None = Field(None, gt=0)
@@ -420,6 +440,14 @@ class ScaleSection(Section):
     """Threads of torch in each worker; by default the machine's cores shared among its workers."""
     start_timeout_seconds: float = Field(180.0, gt=0)
     """Time limit for the workers to start, with a message when it passes."""
+    stop_seconds: float = Field(25.0, gt=0)
+    """After SIGTERM or Ctrl-C: time for the workers to end their step and write a checkpoint. Kubernetes kills after 30 s."""
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> ScaleSection:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
+        return self
 
 
 class Config(Section):
@@ -463,15 +491,25 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """``storage_path/name``."""
-        return Path(self.run.storage_path).expanduser().resolve() / self.run.name
+        """``storage_path/name``; for a URI the local folder where it is put together (see ``pipeline.run_store``)."""
+        if not storage.is_remote(self.run.storage_path):
+            return Path(storage.local_path(self.run.storage_path)).expanduser().resolve() / self.run.name
+        staging = self.run.staging_path or os.path.join(tempfile.gettempdir(), f"actnetformer-{os.getuid()}")
+        place = hashlib.sha256(self.run.storage_path.rstrip("/").encode()).hexdigest()[:16]
+        return Path(staging).expanduser().resolve() / place / self.run.name
+
+    @property
+    def run_store(self) -> str | None:
+        """URI of the run folder where it lies on object storage, else None."""
+        place = self.run.storage_path.rstrip("/")
+        return f"{place}/{self.run.name}" if storage.is_remote(place) else None
 
     def result_knobs(self) -> dict[str, Any]:
         """The knobs that determine the trained weights: not names and places, not scale, logging or evaluation."""
         return self.model_dump(
             mode="json",
             exclude={
-                "run": {"name", "storage_path"},
+                "run": {"name", "storage_path", "staging_path"},
                 "data": {
                     "manifest",
                     "labels",
@@ -484,7 +522,15 @@ class Config(Section):
                     "video_timeout_seconds",
                     "decoder_memory_mb",
                 },
-                "train": {"log_every", "checkpoint_every", "keep_checkpoints", "max_failures"},
+                "train": {
+                    "log_every",
+                    "save_scores_every",
+                    "checkpoint_every",
+                    "keep_checkpoints",
+                    "keep_best",
+                    "max_failures",
+                    "step_timeout_seconds",
+                },
                 "evaluation": True,
                 "scale": True,
             },
@@ -498,10 +544,11 @@ class Config(Section):
         """The same with local paths made absolute, for processes that run in other folders."""
         data = {"manifest": _absolute(self.data.manifest), "labels": _absolute(self.labels_path)}
         root = {"root": _absolute(self.data.root)} if self.data.root else {}
+        staging = {"staging_path": _absolute(self.run.staging_path)} if self.run.staging_path else {}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update={**data, **root}),
-                "run": self.run.model_copy(update={"storage_path": _absolute(self.run.storage_path)}),
+                "run": self.run.model_copy(update={"storage_path": _absolute(self.run.storage_path), **staging}),
             }
         )
 

@@ -1,7 +1,8 @@
-"""The one exception that users see: what they did, where, and the remedy."""
+"""What users see when something is wrong: what they did, where, and the remedy; or why a run ended."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
@@ -27,4 +28,24 @@ def first_few(texts: Sequence[str]) -> list[str]:
 
 
 class RunFailed(RuntimeError):
-    """A run ended after its restarts were used up; the text is the cause. Commands print it and exit with code 1."""
+    """A run ended and would end so again, or its restarts were used up; the text is the cause. Commands print it and exit
+    with code 1."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop by a signal and did. Commands print the text and exit with 128 + the signal's number, as a
+    shell tells it: 130 for Ctrl-C (SIGINT), 143 for SIGTERM. The same command continues the run."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number."""
+        return 128 + self.number
+
+    @property
+    def signal_name(self) -> str:
+        """As in ``kill -l``, for example SIGTERM."""
+        return signal.Signals(self.number).name

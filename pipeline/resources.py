@@ -21,6 +21,7 @@ class Resources:
     """What one run reserves."""
 
     workers: int
+    """Train workers; of an elastic run, as many as the cluster has room for now."""
     cpus_per_worker: float
     cpus_per_decoder: float
     gpu: bool
@@ -84,16 +85,18 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
     machines of their own.
     """
     scale, workers = config.scale, config.scale.workers
-    share = config.data.labeled_per_step
-    if share % workers:
-        divisors = [n for n in range(1, share + 1) if share % n == 0]
+    least = scale.min_workers or workers
+    if workers > config.data.labeled_per_step:
         raise UserError(
-            f"scale.workers={workers} does not divide data.labeled_per_step={share}, the global batch: use one of {divisors}"
+            f"scale.workers={workers} is more than data.labeled_per_step={config.data.labeled_per_step}, the global batch in "
+            "rows: a worker would have none"
         )
-    wanted = workers * scale.gpus_per_worker
+    wanted = least * scale.gpus_per_worker
     if scale.gpu and gpus < wanted:
         raise UserError(f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
     gpu = gpus >= wanted if scale.gpu is None else scale.gpu
+    if scale.min_workers is not None:
+        workers = _room(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
     per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / (2 if decode_cpus is None else 1) / workers))
     left = cpus - workers * per_worker
     rest = left if decode_cpus is None else decode_cpus
@@ -108,6 +111,17 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
         )
     labels = dict(scale.train_labels), dict(scale.decode_labels)
     return Resources(workers, per_worker, per_decoder, gpu, *labels, scale.gpus_per_worker)
+
+
+def _room(config: Config, cpus: float, gpus: float | None) -> int:
+    """Workers of an elastic run, of those it allows, that the cluster has room for now."""
+    scale = config.scale
+    fitting = scale.workers
+    if gpus is not None:
+        fitting = min(fitting, int(gpus))
+    if scale.cpus_per_worker is not None:
+        fitting = min(fitting, int((cpus - (scale.cpus_per_decoder or LEAST_CPUS)) / scale.cpus_per_worker + 1e-6))
+    return max(fitting, scale.min_workers or 1)
 
 
 def _floor(cpus: float) -> float:

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pyarrow import fs
@@ -32,6 +33,8 @@ WHOLE_BYTES = 64 * 2**20
 """Larger remote files are read in ranges by decoders that can, smaller ones in one request into memory."""
 RANGE_BYTES = 2 * 2**20
 """Of one request of such a range."""
+PART_BYTES = 16 * 2**20
+"""Of a copy between a store and the disk, at once in memory."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,55 @@ def read_bytes(location: str) -> bytes:
             return bytes(file.read())
 
     return retried(read, location)
+
+
+def write_bytes(location: str, content: bytes) -> None:
+    """Replace a remote file by ``content``, whole or not at all. Raises OSError that names it."""
+
+    def write() -> None:
+        store, path = _store(location)
+        with store.open_output_stream(path) as file:  # a store shows the object when the stream is closed, not before
+            file.write(content)
+
+    retried(write, location)
+
+
+def upload(path: Path, location: str) -> None:
+    """Copy a local file to a remote one, whole or not at all. Raises OSError that names it."""
+
+    def write() -> None:
+        store, target = _store(location)
+        with path.open("rb") as source, store.open_output_stream(target) as file:
+            while part := source.read(PART_BYTES):
+                file.write(part)
+
+    retried(write, location)
+
+
+def download(location: str, path: Path) -> None:
+    """Copy a remote file to a local one. Raises FileNotFoundError or OSError that names the remote one."""
+
+    def read() -> None:
+        store, source = _store(location)
+        with store.open_input_stream(source) as stream, path.open("wb") as file:
+            while part := stream.read(PART_BYTES):
+                file.write(part)
+
+    retried(read, location)
+
+
+def delete(location: str) -> None:
+    """Delete a remote file or folder, if it is there. Raises OSError that names it."""
+
+    def remove() -> None:
+        store, path = _store(location)
+        (info,) = store.get_file_info([path])
+        if info.type == fs.FileType.Directory:
+            store.delete_dir(path)
+        elif info.type != fs.FileType.NotFound:
+            store.delete_file(path)
+
+    retried(remove, location)
 
 
 def open_file(location: str) -> io.BufferedIOBase:

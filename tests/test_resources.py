@@ -40,6 +40,19 @@ def test_what_is_missing_is_said() -> None:
         fit("scale.workers=2", "scale.gpu=true", gpus=1)
 
 
-def test_workers_must_divide_the_global_batch() -> None:
-    with pytest.raises(UserError, match=r"scale\.workers=3 does not divide data\.labeled_per_step=8.*\[1, 2, 4, 8\]"):
-        fit("scale.workers=3", cpus=16)
+def test_workers_without_a_row_are_refused() -> None:
+    assert fit("scale.workers=3", cpus=16).workers == 3  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"scale\.workers=9 is more than data\.labeled_per_step=8"):
+        fit("scale.workers=9", cpus=32)
+
+
+def test_an_elastic_run_starts_with_what_there_is() -> None:
+    elastic = ["scale.workers=4", "scale.min_workers=2", "scale.cpus_per_worker=1", "scale.cpus_per_decoder=0.5"]
+    assert [fit(*elastic, cpus=cpus).workers for cpus in (2.5, 3.5, 4, 9)] == [2, 3, 3, 4]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"2 train workers and at least one decode task need 2\.5"):
+        fit(*elastic, cpus=2)
+    assert fit(*elastic[:2], "scale.gpu=true", cpus=8, gpus=3).workers == 3  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"needs 2 GPUs for scale.workers=4, the cluster has 1"):
+        fit(*elastic[:2], "scale.gpu=true", cpus=8, gpus=1)
+    with pytest.raises(UserError, match=r"min_workers=5 is more than workers=4"):
+        fit("scale.workers=4", "scale.min_workers=5")

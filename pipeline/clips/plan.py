@@ -95,13 +95,10 @@ class Deal:
     workers: int
     steps_per_block: int
 
-    def __post_init__(self) -> None:
-        assert self.rows_per_step % self.workers == 0
-
     @property
     def share(self) -> int:
-        """Rows of one worker in a step."""
-        return self.rows_per_step // self.workers
+        """Places of one worker in a step: the largest worker's rows."""
+        return largest_share(self.rows_per_step, self.workers)
 
     @property
     def blocks(self) -> int:
@@ -109,14 +106,27 @@ class Deal:
         return self.workers * max(0, -(-(self.last_step - self.first_step) // self.steps_per_block))
 
     def rows(self, block: int) -> Ints:
-        """[steps, share]: run rows of a block."""
+        """[steps, share]: run rows of a block; where the workers do not divide the rows, -1 stands for the row that a smaller
+        share lacks, so that all workers' blocks are equally long."""
         start = self.first_step + block // self.workers * self.steps_per_block
         steps = np.arange(start, min(start + self.steps_per_block, self.last_step))
-        return worker_rows(steps, self.rows_per_step, block % self.workers, self.workers)
+        rows = worker_rows(steps, self.rows_per_step, block % self.workers, self.workers)
+        return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 
 
 def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
     """[steps] -> [steps, share]: the run rows that one worker trains at each step."""
-    share = rows_per_step // workers
-    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + worker * share
-    return np.asarray(starts + np.arange(share))
+    counts = shares(rows_per_step, workers)
+    starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
+    return np.asarray(starts + np.arange(counts[worker]))
+
+
+def shares(rows_per_step: int, workers: int) -> list[int]:
+    """Rows of a step for each worker: equal, or the first ones have one more. Any number of workers up to the rows will do."""
+    assert 1 <= workers <= rows_per_step
+    return [rows_per_step // workers + (worker < rows_per_step % workers) for worker in range(workers)]
+
+
+def largest_share(rows_per_step: int, workers: int) -> int:
+    """Rows of a step that the first worker has; the others have as many or one less."""
+    return shares(rows_per_step, workers)[0]

@@ -52,11 +52,11 @@ class Source:
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
 
-        Slots that are not used hold video and label -1 and blank clips.
+        Slots that are not used hold video and label -1 and blank clips, and so does a row -1, which stands for none.
         ``quarantined`` [B] holds a JSON list of the row's failed videos, ``seconds`` [B] the time that decoding took.
         ``pool`` decodes videos in parallel threads.
         """
-        planned, moments = self.plan.videos(rows), self.plan.moments(rows)
+        planned, moments = self.plan.videos(np.maximum(rows, 0)), self.plan.moments(np.maximum(rows, 0))
         shape = planned.shape
         primary, auxiliary = self._blank(*shape)
         jobs = [
@@ -127,7 +127,7 @@ class Source:
         """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         begun = time.perf_counter()
-        if slot > 0 and row < self.first_unlabeled_row:
+        if row < 0 or (slot > 0 and row < self.first_unlabeled_row):
             return _Slot(-1, failures, 0.0)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()

@@ -22,7 +22,7 @@ import ray.data
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Deal, worker_rows
+from pipeline.clips.plan import Deal, largest_share, worker_rows
 from pipeline.clips.pressure import bound
 from pipeline.clips.source import Columns, Source, failures_of
 from pipeline.config import Config
@@ -41,7 +41,7 @@ class NoBatch(RuntimeError):
 
 def make_deal(source: Source, config: Config, first_step: int, workers: int) -> Deal:
     """The blocks of all steps from ``first_step`` on, each of ``data.clips_per_block`` videos at least."""
-    clips = source.plan.rows_per_step // workers * source.plan.slots
+    clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     steps_per_block = -(-config.data.clips_per_block // clips)
     return Deal(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
 
@@ -140,7 +140,10 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
 
 
 def to_batch(columns: Columns, pin: bool = False) -> Batch:
-    """Columns of ``Source.rows`` as tensors; one copy, into pinned memory if the device wants it."""
+    """Columns of ``Source.rows`` as tensors, without rows that stand for none; one copy, into pinned memory if wanted."""
+    there = columns["row"] >= 0
+    if not there.all():
+        columns = {name: column[there] for name, column in columns.items()}
 
     def tensor(name: str) -> torch.Tensor:
         # blocks are read-only views of the object store: copied, so that they can be released

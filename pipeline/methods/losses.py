@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from pipeline.methods.workers import gather_with_gradient, rank
+from pipeline.methods.workers import gather_with_gradient, rank, sizes
 
 
 def supervised_loss(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,8 @@ def contrast_loss(
     all_G2D = gather_with_gradient(own_M2D)
     count, total, device = len(own_M2D), len(all_G2D), own_M2D.device
     similarity = own_M2D.transpose(0, 1).flatten(0, 1) @ all_G2D.transpose(0, 1).flatten(0, 1).T / temperature
-    own = torch.arange(rank() * count, (rank() + 1) * count, device=device)
+    first = sum(sizes(count)[: rank()])
+    own = torch.arange(first, first + count, device=device)
     partners = torch.cat([own + total, own])
     columns = torch.arange(2 * total, device=device)
     videos = columns % total // moments

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline import run_store
 from pipeline.cluster import check_cluster, connect
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, score
 from pipeline.resources import Resources
 from pipeline.run_folder import read_metrics, write_text
 from pipeline.training import checkpoint
-from pipeline.training.fit import Prepared, fit_here, fit_on_ray
+from pipeline.training.fit import Prepared, fit_here
+from pipeline.training.ray_fit import fit_on_ray
 
 VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
@@ -29,7 +31,10 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
         return summary
     resources = reserve(prepared, concurrent)
     weights, step = _train(prepared, resources)
-    return evaluate(prepared.source, prepared.run.config, weights, step, resources)
+    summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
+    if prepared.run.store is not None:
+        run_store.push_files(prepared.run.folder, prepared.run.store)
+    return summary
 
 
 def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, float]:
@@ -66,7 +71,7 @@ def _train(prepared: Prepared, resources: Resources | None) -> tuple[Path, int]:
     prepared.open()
     if prepared.step < prepared.run.end:
         _ = fit_here(prepared) if resources is None else fit_on_ray(prepared, resources)
-    newest, problems = checkpoint.newest(prepared.run.folder)
+    newest, problems = checkpoint.newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
     return newest / "model.safetensors", checkpoint.read_facts(newest)["step"]

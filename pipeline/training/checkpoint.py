@@ -1,14 +1,15 @@
 """Checkpoints: folders that are whole or absent, verified by checksum on load, read without pickle.
 
     checkpoint_000100/
-        model.safetensors       method.state_dict(): both students
+        model.safetensors       method.state_dict(): both students, heads, teachers, label statistics
         optimizer.safetensors   tensors of both optimizers' states, as student/parameter number/name
-        state.json              step, next plan row, fingerprints, other optimizer state, sha256 of the files beside it
+        state.json              step, next plan row, fingerprints, scaler, held-out scores, the unwritten part of a line of
+                                metrics, the rest of the optimizers' states, sha256 of the files beside it
 
 Learning rates and random numbers are functions of (seed, step), so there is nothing of them to save. A checkpoint is
 written into a folder of another name, synchronized to disk and renamed, so a kill at any instruction leaves either a whole
 checkpoint or a leftover that ``prune`` removes. Ray is not asked to keep them: it commits a reported checkpoint up to 2 s
-late, which loses it in a crash.
+late, which loses it in a crash. ``writer.py`` does this beside the training.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from pipeline import run_store
 
 FILES = ("model.safetensors", "optimizer.safetensors")
 
@@ -35,7 +38,7 @@ class TrainState:
     """All that a run is at one step."""
 
     method: nn.Module
-    """What is stored: it holds both students."""
+    """What is stored: it holds both students, and what the method remembers."""
     students: nn.ModuleDict
     """The same students, by name."""
     optimizers: Mapping[str, torch.optim.Optimizer]
@@ -46,28 +49,62 @@ class TrainState:
     """Optimizer steps done."""
     next_row: int = 0
     """First run row that was not trained yet."""
+    scaler: Any = None
+    """Of fp16's gradients: whatever has ``state_dict`` and ``load_state_dict``, or None."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """Held-out score of each checkpoint's step so far."""
+    unwritten: dict[str, Any] = field(default_factory=dict)
+    """Sums of the steps since the last line of metrics: empty unless the run stops between two lines."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state on the host, which the training no longer touches."""
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+    """state.json, less the checksums."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"checkpoint_{self.facts['step']:06d}"
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint folder that is not what was written; the text names the file."""
 
 
-def save(state: TrainState, run_folder: Path) -> Path:
-    """Write ``checkpoint_<step>`` atomically and return its path."""
-    target = run_folder / f"checkpoint_{state.step:06d}"
-    scratch = run_folder / f".{target.name}.{uuid.uuid4().hex}"
-    scratch.mkdir(parents=True)
+def snapshot(state: TrainState) -> Snapshot:
+    """A copy of all of it: after this the training may go on."""
     tensors, rest = _pack_optimizers(state.optimizers)
-    save_file({name: value.contiguous() for name, value in state.method.state_dict().items()}, scratch / FILES[0])
-    save_file(tensors, scratch / FILES[1])
     facts = {
         "step": state.step,
         "next_row": state.next_row,
         "fingerprints": dict(state.fingerprints),
+        "scores": {str(step): score for step, score in state.scores.items()},
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "unwritten": dict(state.unwritten),
         "optimizers": rest,
-        "sha256": {name: _sha256(scratch / name) for name in FILES},
     }
-    (scratch / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return Snapshot(_to_host(state.method.state_dict()), _to_host(tensors), facts)
+
+
+def save(state: TrainState, run_folder: Path) -> Path:
+    """Write ``checkpoint_<step>`` atomically and return its path."""
+    return write(snapshot(state), run_folder)
+
+
+def write(shot: Snapshot, run_folder: Path) -> Path:
+    """Write a snapshot atomically and return its path."""
+    target = run_folder / shot.name
+    scratch = run_folder / f".{target.name}.{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
+    for name, tensors in zip(FILES, (shot.model, shot.optimizer), strict=True):
+        save_file(tensors, scratch / name)
+    facts = {**shot.facts, "sha256": {name: _sha256(scratch / name) for name in FILES}}
+    (scratch / run_store.COMMIT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
         _sync(path)
     if target.exists():  # a resumed run came by again: the same state, or the damaged one that was skipped
@@ -102,49 +139,94 @@ def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) ->
 
 def load(state: TrainState, checkpoint: Path) -> None:
     """Restore ``state`` in place. Raises DamagedCheckpoint; ValueError for a checkpoint of another run."""
-    facts = read_facts(checkpoint)
-    for name, digest in facts["sha256"].items():
-        if not (checkpoint / name).is_file() or _sha256(checkpoint / name) != digest:
-            raise DamagedCheckpoint(f"{checkpoint / name} is missing or damaged")
+    facts = verify(checkpoint)
     if facts["fingerprints"] != dict(state.fingerprints):
         raise ValueError(f"{checkpoint} belongs to another configuration: {facts['fingerprints']}, not {state.fingerprints}")
     state.method.load_state_dict(load_file(checkpoint / FILES[0]))
     _unpack_optimizers(state.optimizers, load_file(checkpoint / FILES[1]), facts["optimizers"])
+    if state.scaler is not None and facts["scaler"] is not None:
+        state.scaler.load_state_dict(facts["scaler"])
     state.step, state.next_row = facts["step"], facts["next_row"]
+    state.scores = {int(step): score for step, score in facts["scores"].items()}
+    state.unwritten = facts["unwritten"]
 
 
-def newest(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what is wrong with newer ones (a line each, naming the file)."""
+def newest(run_folder: Path, store: str | None = None) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and what is wrong with newer ones (a line each, naming the file).
+
+    With ``store``, where the run folder lies on object storage, it is the store's, copied into ``run_folder``. Raises OSError
+    when the store does not answer.
+    """
     problems: list[str] = []
-    for checkpoint in sorted(run_folder.glob("checkpoint_*"), reverse=True):
+    for checkpoint in _candidates(run_folder, store):
         try:
-            facts = read_facts(checkpoint)
-            for name, digest in facts["sha256"].items():
-                if not (checkpoint / name).is_file() or _sha256(checkpoint / name) != digest:
-                    raise DamagedCheckpoint(f"{checkpoint / name} is missing or damaged")
+            verify(checkpoint)
             return checkpoint, problems
         except DamagedCheckpoint as error:
             problems.append(str(error))
     return None, problems
 
 
-def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """The content of state.json. Raises DamagedCheckpoint."""
-    try:
-        facts: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is missing or damaged") from None
-    if set(facts.get("sha256", ())) != set(FILES):
-        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} names no checksums")
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The content of state.json, after all checksums were compared. Raises DamagedCheckpoint."""
+    facts = read_facts(checkpoint)
+    for name, digest in facts["sha256"].items():
+        if not (checkpoint / name).is_file() or _sha256(checkpoint / name) != digest:
+            raise DamagedCheckpoint(f"{checkpoint / name} is missing or damaged")
     return facts
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and leftovers of interrupted writes."""
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """The content of state.json. Raises DamagedCheckpoint."""
+    try:
+        facts: dict[str, Any] = json.loads((checkpoint / run_store.COMMIT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DamagedCheckpoint(f"{checkpoint / run_store.COMMIT} is missing or damaged") from None
+    if set(facts.get("sha256", ())) != set(FILES):
+        raise DamagedCheckpoint(f"{checkpoint / run_store.COMMIT} names no checksums")
+    return facts
+
+
+def prune(run_folder: Path, step: int, keep: int, best: Mapping[int, float] = {}, keep_best: int = 0) -> None:
+    """Delete checkpoints that ``kept`` does not name, and leftovers of interrupted writes."""
     for leftover in run_folder.glob(".checkpoint_*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for old in sorted(run_folder.glob("checkpoint_*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = {step_of(path.name): path for path in run_folder.glob("checkpoint_*")}
+    wanted = kept(found, step, keep, best, keep_best)
+    for number, path in found.items():
+        if number not in wanted:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def kept(steps: Iterable[int], step: int, keep: int, scores: Mapping[int, float] = {}, keep_best: int = 0) -> set[int]:
+    """Which of these steps' checkpoints stay at ``step``: the newest ``keep``, and the ``keep_best`` of the best score (the
+    earlier among equals). Later ones than ``step`` do not: they were found damaged, and come again."""
+    past = sorted(number for number in steps if number <= step)
+    scored = sorted((number for number in past if number in scores), key=lambda number: (-scores[number], number))
+    return {*past[-keep:], *scored[:keep_best]}
+
+
+def step_of(name: str) -> int:
+    """checkpoint_000100 -> 100, and -1 for what is no checkpoint's name."""
+    number = name.rpartition("_")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _candidates(run_folder: Path, store: str | None) -> Iterator[Path]:
+    """Checkpoints, newest first."""
+    if store is None:
+        yield from sorted(run_folder.glob("checkpoint_*"), key=lambda path: step_of(path.name), reverse=True)
+        return
+    for name in run_store.checkpoints(store):
+        yield run_store.pull_checkpoint(store, name, run_folder)
+
+
+def _to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies, one for each name: safetensors refuses tensors that share memory."""
+    copies = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in tensors.items()}
+    for name, value in tensors.items():
+        copies[name].copy_(value.detach())
+    return copies
 
 
 def _pack_optimizers(optimizers: Mapping[str, torch.optim.Optimizer]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -155,7 +237,7 @@ def _pack_optimizers(optimizers: Mapping[str, torch.optim.Optimizer]) -> tuple[d
             for name, value in values.items():
                 key = f"{student}/{number}/{name}"
                 if isinstance(value, torch.Tensor):
-                    tensors[key] = value.contiguous()
+                    tensors[key] = value
                 else:
                     rest[key] = value
     return tensors, rest

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline import run_store
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Plan, worker_rows
+from pipeline.clips.plan import Plan, shares, worker_rows
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
+from pipeline.errors import RunFailed
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
+from pipeline.methods.monitors import SCORES
+from pipeline.methods.workers import set_shares
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
+from pipeline.training.scores import ScoreLog
+from pipeline.training.watch import Progress
+from pipeline.training.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,12 @@ class Worker:
     """Moves the method to the device and makes it distributed."""
     report: Callable[[dict[str, Any]], None]
     """Called by all workers together at every checkpoint with the latest metrics."""
+    first: Callable[[Any], Any] = lambda value: value
+    """What the first worker was given; called by all together."""
+    stop: Callable[[int], Exception | None] = lambda step: None
+    """Asked by all workers after each step: what to raise, on all of them in the same step, once a checkpoint is written."""
+    progress: Progress = field(default_factory=Progress)
+    """Of this worker, for whoever watches it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class Run:
     """Videos in the plan: the base of data.max_quarantined_share."""
     prints: Fingerprints
     folder: Path
+    store: str | None = None
+    """Where the folder is copied to, if it lies on object storage."""
     until: int | None = None
     """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
 
@@ -63,7 +80,9 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
     """
     config = run.config
+    keep_freed_memory()
     torch.manual_seed(config.run.seed)
+    set_shares(shares(run.plan.rows_per_step, worker.world))
     method = build_method(config, run.num_classes, *run.plan.sizes)
     if config.train.channels_last:
         method = method.to(memory_format=torch.channels_last_3d)
@@ -72,29 +91,66 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
+    log.quarantined = worker.first(log.quarantined)
+    log.restore(state.unwritten, worker.device)
+    scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
-    while state.step < run.end:
-        waiting = time.perf_counter()
-        batch = next(stream)
-        waited = time.perf_counter() - waiting
-        _check_rows(batch, run.plan, state.step, worker)
-        results = _step(wrapped, state, batch, config, worker)
-        state.step += 1
-        state.next_row = state.step * run.plan.rows_per_step
-        log.add(results, waited, batch)
-        due = state.step % config.train.checkpoint_every == 0 or state.step == run.end
-        if due or state.step % config.train.log_every == 0:
-            log.write(state.step)
-        if due:
-            _checkpoint(state, run, worker)
-            worker.report({"step": state.step, **log.latest})
+    with Writer(run.folder, run.store, config.train, active=worker.rank == 0) as writer:
+        while state.step < run.end:
+            worker.progress.at(state.step, "data")
+            waiting = time.perf_counter()
+            batch = next(stream)
+            waited = time.perf_counter() - waiting
+            _check_rows(batch, run.plan, state.step, worker)
+            worker.progress.at(state.step, "step")
+            results = _step(wrapped, state, batch, config, worker, worker_weight(run.plan, worker))
+            state.step += 1
+            state.next_row = state.step * run.plan.rows_per_step
+            log.add(scores.take(state.step, results, batch), waited, batch)
+            _after_step(state, run, worker, log, scores, writer)
+        worker.progress.at(state.step, "checkpoint")
     return log.latest
 
 
+def _after_step(
+    state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog, scores: ScoreLog, writer: Writer
+) -> None:
+    """Metrics and checkpoints that are due. Raises what ``worker.stop`` says, once a checkpoint is written."""
+    train = run.config.train
+    due = state.step % train.checkpoint_every == 0 or state.step == run.end
+    if due or state.step % train.log_every == 0:
+        log.write(state.step)
+        _check_finite(log.latest)
+        writer.check()
+    worker.progress.at(state.step, "checkpoint")
+    if due:
+        state.unwritten = {}
+        scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
+        writer.save(state)
+        worker.report({"step": state.step, **log.latest})
+    stop = worker.stop(state.step)
+    if stop is not None:
+        state.unwritten = log.unwritten()
+        if not due:
+            scores.write(state.step)
+            writer.save(state)
+        writer.wait()
+        raise stop
+
+
+def _check_finite(line: dict[str, Any]) -> None:
+    if not math.isfinite(line["loss"]):
+        raise RunFailed(
+            f"the loss is {line['loss']} at step {line['step']} (mean since the line before); that would happen again, so "
+            "the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr, set "
+            "clip_gradient_norm, or train in fp32, under another run.name"
+        )
+
+
 def _step(
-    wrapped: nn.Module, state: checkpoint.TrainState, batch: Batch, config: Config, worker: Worker
+    wrapped: nn.Module, state: checkpoint.TrainState, batch: Batch, config: Config, worker: Worker, weight: float
 ) -> dict[str, torch.Tensor]:
-    """One optimizer step of both students."""
+    """One optimizer step of both students; ``weight`` as of ``worker_weight``."""
     torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, worker.rank) >> 1))
     weights = loss_weights(config.method, state.step)
     views = make_views(batch, config, config.run.seed, worker.device, unlabeled=weights.use_unlabeled)
@@ -103,13 +159,21 @@ def _step(
         results: dict[str, torch.Tensor] = wrapped(views, weights)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    results["loss"].backward()
+    (weight * results["loss"]).backward()
     for name, optimizer in state.optimizers.items():
         section = getattr(config, name).optimizer
         set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
         results[f"gradient_norm/{name}"] = clip_gradient(state.students[name], section.clip_gradient_norm)
         optimizer.step()
-    return {name: value.detach() for name, value in results.items()}
+    # kept/ and kept_correct/ are sums over clips, scores/ are rows of a record, all else are means over the worker's clips
+    as_they_are = ("kept", f"{SCORES}/")
+    return {name: value.detach() * (1 if name.startswith(as_they_are) else weight) for name, value in results.items()}
+
+
+def worker_weight(plan: Plan, worker: Worker) -> float:
+    """Rows of this worker over the mean of all: with it the mean over workers, which DDP takes, is the mean over rows."""
+    rows = shares(plan.rows_per_step, worker.world)
+    return rows[worker.rank] * worker.world / plan.rows_per_step
 
 
 def _check_rows(batch: Batch, plan: Plan, step: int, worker: Worker) -> None:
@@ -120,8 +184,14 @@ def _check_rows(batch: Batch, plan: Plan, step: int, worker: Worker) -> None:
 
 
 def _resume(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
-    newest, problems = checkpoint.newest(run.folder)
+    """Load the newest whole checkpoint: the first worker says which, so that all take the same one."""
+    if worker.rank == 0 and run.store is not None:
+        run_store.pull_files(run.store, run.folder)
+    found = checkpoint.newest(run.folder, run.store) if worker.rank == 0 else None
+    newest, problems = worker.first(found)
     if newest is not None:
+        if run.store is not None:
+            run_store.pull_checkpoint(run.store, newest.name, run.folder)
         checkpoint.load(state, newest)
     if worker.rank == 0:
         for problem in problems:
@@ -129,9 +199,3 @@ def _resume(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
         rewind(run.folder, state.step, state.next_row)
         if newest is not None:
             print(f"continuing at step {state.step} of {run.config.train.steps}, from {newest.name}", flush=True)
-
-
-def _checkpoint(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
-    if worker.rank == 0:
-        checkpoint.save(state, run.folder)
-        checkpoint.prune(run.folder, run.config.train.keep_checkpoints)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ class MetricLog:
             print(self._line(record), flush=True)
         self._sums, self._counts, self._steps, self._waited, self._start = {}, {}, 0, 0.0, time.perf_counter()
         self._check_quarantine()
+
+    def unwritten(self) -> dict[str, Any]:
+        """What the next line would lose if the run stopped here: called by all workers together, empty after a line."""
+        if not self._steps:
+            return {}
+        totals = self._over_workers({name: float(value) for name, value in self._sums.items()})
+        means = {name: total / self.world for name, total in totals.items()}
+        return {"steps": self._steps, "sums": means, "counts": dict(self._counts)}
+
+    def restore(self, unwritten: Mapping[str, Any], device: torch.device) -> None:
+        """Go on with a line that ``unwritten`` was taken from, on however many workers."""
+        if unwritten:
+            self._steps, self._counts = unwritten["steps"], dict(unwritten["counts"])
+            self._sums = {name: torch.tensor(value, device=device) for name, value in unwritten["sums"].items()}
 
     def _over_workers(self, sums: dict[str, float]) -> dict[str, float]:
         """Sum over workers; also gathers their newly quarantined videos, which are rare, when there are any."""

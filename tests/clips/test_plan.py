@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import Deal, Plan, worker_rows
+from pipeline.clips.plan import Deal, Plan, largest_share, shares, worker_rows
 from pipeline.errors import UserError
 
 
@@ -59,26 +59,28 @@ def test_a_row_does_not_depend_on_the_rows_around_it(plan: Plan, rows: list[int]
     steps=st.integers(1, 30),
     workers=st.integers(1, 4),
     block=st.integers(1, 9),
-    share=st.integers(1, 4),
+    more=st.integers(0, 7),
 )
 def test_dealt_blocks_give_each_worker_its_rows_in_order(
-    plan: Plan, first: int, steps: int, workers: int, block: int, share: int
+    plan: Plan, first: int, steps: int, workers: int, block: int, more: int
 ) -> None:
-    rows_per_step = workers * share
+    rows_per_step = workers + more
     deal = Deal(first, first + steps, rows_per_step, workers, block)
     blocks = [deal.rows(number).reshape(-1) for number in range(deal.blocks)]
-    assert {len(rows) % share for rows in blocks} == {0} and len({len(rows) for rows in blocks[:-workers]}) <= 1
+    share = largest_share(rows_per_step, workers)
+    for turn in range(0, len(blocks), workers):
+        assert len({len(block) for block in blocks[turn : turn + workers]}) == 1  # as streaming_split wants them
     for worker in range(workers):
-        received = np.concatenate(blocks[worker::workers])
-        assert np.array_equal(
-            received, worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers).reshape(-1)
-        )
-    assert sorted(np.concatenate(blocks)) == list(range(first * rows_per_step, (first + steps) * rows_per_step))
+        batches = np.concatenate(blocks[worker::workers]).reshape(steps, share)
+        wanted = worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers)
+        assert [batch[batch >= 0].tolist() for batch in batches] == wanted.tolist()
+    dealt = np.concatenate(blocks)
+    assert sorted(dealt[dealt >= 0]) == list(range(first * rows_per_step, (first + steps) * rows_per_step))
 
 
 @given(
     cuts=st.lists(st.integers(0, 40), max_size=6),
-    workers=st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=7, max_size=7),
+    workers=st.lists(st.integers(1, 12), min_size=7, max_size=7),
     blocks=st.lists(st.integers(1, 50), min_size=7, max_size=7),
 )
 def test_windows_join_without_seam_when_workers_change(cuts: list[int], workers: list[int], blocks: list[int]) -> None:
@@ -88,7 +90,7 @@ def test_windows_join_without_seam_when_workers_change(cuts: list[int], workers:
     for first, last, count, block in zip(edges, edges[1:], workers, blocks, strict=False):
         deal = Deal(first, last, 12, count, block)
         assert deal.blocks % count == 0
-        rows += [int(row) for number in range(deal.blocks) for row in deal.rows(number).reshape(-1)]
+        rows += [int(row) for number in range(deal.blocks) for row in deal.rows(number).reshape(-1) if row >= 0]
         assert sorted(rows) == list(range(last * 12))
 
 
@@ -96,6 +98,14 @@ def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:
     deal = Deal(0, 10**9, 512, 256, 10)
     assert deal.blocks == 256 * 10**8
     assert deal.rows(deal.blocks - 1)[-1].tolist() == [10**9 * 512 - 2, 10**9 * 512 - 1]
+
+
+@given(rows=st.integers(1, 64), workers=st.integers(1, 64))
+def test_shares_differ_by_one_row_at_most(rows: int, workers: int) -> None:
+    workers = min(workers, rows)
+    counts = shares(rows, workers)
+    assert sum(counts) == rows and max(counts) - min(counts) <= 1 and min(counts) >= 1
+    assert counts == sorted(counts, reverse=True)
 
 
 def test_substitutes_come_from_the_same_pool_and_repeat() -> None:

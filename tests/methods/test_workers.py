@@ -1,4 +1,5 @@
-"""Whole methods in two DDP workers against one process: same losses, same weights, same statistics."""
+"""Whole methods in two DDP workers against one process: same losses, same weights, same statistics; with equally many rows
+for each, and with two and one."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
+from pipeline.methods.workers import set_shares
 from pipeline.training.optim import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
@@ -27,8 +29,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _train(case: str, rank: int = 0, world: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
+SHARES = {4: [2, 2], 3: [2, 1]}
+"""Rows of a step -> those of both workers."""
+Parts = dict[tuple[str, int], tuple[dict[str, torch.Tensor], list[float]]]
+
+
+def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
     name, labels = CASES[case]
+    counts = SHARES[rows] if world > 1 else [rows]
+    set_shares(counts)
+    weight = counts[rank] * world / rows
     config = config_of(name, labels, supervised_steps=1)
     torch.manual_seed(0)
     method = build_method(config, CLASSES, VIDEOS, VIDEOS // 2)
@@ -37,48 +47,50 @@ def _train(case: str, rank: int = 0, world: int = 1) -> tuple[dict[str, torch.Te
     losses = []
     for step in range(STEPS):
         torch.manual_seed(step)
-        whole, share = batch_of(step), slice(4 // world * rank, 4 // world * (rank + 1))
+        whole, share = batch_of(step), slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         names = ("rows", "videos", "labels", "primary", "auxiliary")
         batch = replace(whole, **{part: getattr(whole, part)[share] for part in names})
         weights = loss_weights(config.method, step)
         results = wrapped(make_views(batch, config, 0, "cpu", unlabeled=weights.use_unlabeled), weights)
         for optimizer in optimizers.values():
             optimizer.zero_grad()
-        results["loss"].backward()
+        (weight * results["loss"]).backward()
         for part, optimizer in optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = 0.01
             clip_gradient(method.students[part], None)
             optimizer.step()
-        losses.append(float(results["loss"].detach()))
+        losses.append(weight * float(results["loss"].detach()))
     return method.state_dict(), losses
 
 
 def _worker(rank: int, meeting: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    torch.save({case: _train(case, rank, 2) for case in CASES}, f"{results}/{rank}.pt")
+    torch.save({(case, rows): _train(case, rows, rank, 2) for case in CASES for rows in SHARES}, f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Parts]:
     folder = tmp_path_factory.mktemp("two")
     run_two(_worker, folder, seconds=110)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("rows", SHARES)
 @pytest.mark.parametrize("case", CASES)
-def test_both_workers_end_alike(case: str, two: list[dict[str, Any]]) -> None:
-    one, other = (part[case][0] for part in two)
+def test_both_workers_end_alike(case: str, rows: int, two: list[Parts]) -> None:
+    one, other = (part[case, rows][0] for part in two)
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
+@pytest.mark.parametrize("rows", SHARES)
 @pytest.mark.parametrize("case", [case for case in CASES if case != "svformer"])  # which tubes are mixed is each worker's
-def test_two_workers_train_as_one(case: str, two: list[dict[str, Any]]) -> None:
-    state, losses = _train(case)
+def test_two_workers_train_as_one(case: str, rows: int, two: list[Parts]) -> None:
+    state, losses = _train(case, rows)
     for number, loss in enumerate(losses):
-        assert sum(part[case][1][number] for part in two) / 2 == pytest.approx(loss, rel=1e-4), number
+        assert sum(part[case, rows][1][number] for part in two) / 2 == pytest.approx(loss, rel=1e-4), number
     for key, value in state.items():
-        assert torch.allclose(two[0][case][0][key].float(), value.float(), rtol=1e-3, atol=1e-4), key
+        assert torch.allclose(two[0][case, rows][0][key].float(), value.float(), rtol=1e-3, atol=1e-4), key
     assert any(".policies." in key for key in state)

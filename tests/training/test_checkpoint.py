@@ -78,14 +78,14 @@ def test_an_interrupted_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path, mo
     monkeypatch.undo()
     assert len(list(tmp_path.glob(".checkpoint_*"))) == 1
     assert checkpoint.newest(tmp_path) == (tmp_path / "checkpoint_000002", [])
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, step=2, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_000002"]
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for steps in (1, 2, 3, 4):
         checkpoint.save(state(steps=steps), tmp_path)
-        checkpoint.prune(tmp_path, keep=2)
+        checkpoint.prune(tmp_path, step=steps, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000003", "checkpoint_000004"]
 
 

@@ -167,7 +167,7 @@ def test_another_manifest_or_subset_is_refused(tiny: Path, tmp_path: Path, capsy
         (["data.manifest=/nowhere/m.parquet"], "/nowhere/m.parquet"),
         (["data.labels=/nowhere/l.parquet"], "/nowhere/l.parquet"),
         (["trian.steps=3", "scale.worker=1"], "did you mean scale.workers?"),
-        (["run.storage_path=s3://bucket/runs"], "not a URI"),
+        (["run.storage_path=nowhere://bucket/runs"], "nowhere://bucket/runs does not answer"),
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(

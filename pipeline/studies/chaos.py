@@ -1,0 +1,364 @@
+"""Kills at random moments: a run on a cluster of real raylets that loses workers, decoders, nodes and its driver, against
+the same run left alone.
+
+Everything that is killed is a process of its own, started here; what recovers is the ordinary ``jobs.train``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.run_folder import read_metrics
+from pipeline.training import checkpoint
+
+NODES = 2
+CPUS_PER_NODE = 2
+STORE_BYTES = 200_000_000
+LOOK_SECONDS = 0.05
+START_SECONDS = 300.0
+"""For a run to log its first line."""
+CLOCK = ("seconds", "clips_per_second", "memory", "eta")
+"""Beginnings of metrics that a clock or the machine determines."""
+EXITS = {"driver": -signal.SIGKILL, "terminate": 128 + signal.SIGTERM, "interrupt": 128 + signal.SIGINT}
+"""Exit codes of a driver that was killed, stopped, interrupted."""
+
+
+@dataclass
+class Kill:
+    """One row of the table."""
+
+    number: int
+    kind: str
+    step: int
+    """The last line of metrics before it."""
+    after: float
+    """Seconds after the first new line since the recovery before."""
+    recovery: float = float("nan")
+    """Seconds until a line of a later step."""
+    outcome: str = ""
+    equal: bool | None = None
+    """Whether all lines until the next kill are those of the run left alone."""
+
+
+@dataclass
+class Ring:
+    """The cluster and the run on it. ``seed`` chooses kinds and moments."""
+
+    config: Config
+    words: Sequence[str]
+    """Arguments of jobs.train, less the run's name."""
+    cluster: Cluster
+    random: random.Random
+    log: Path
+    driver: subprocess.Popen[bytes] | None = None
+    nodes: list[Any] = field(default_factory=list)
+
+    def start(self, name: str) -> None:
+        """Start the driver."""
+        command = [sys.executable, "-m", "jobs.train", *self.words, f"run.name={name}"]
+        environment = {**os.environ, "RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
+        with self.log.open("ab") as log:
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def add_node(self) -> None:
+        """One more node for workers and decoders."""
+        self.nodes.append(self.cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=STORE_BYTES))
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """metrics.jsonl of a run."""
+        return read_metrics(Path(self.config.run.storage_path) / name)
+
+
+def survive(config: Config, words: Sequence[str], kills: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run once without and as often as needed with kills, until ``kills`` were made; returns what ``jobs.chaos`` prints."""
+    folder = Path(config.run.storage_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False},
+    )
+    ring = Ring(config, words, cluster, random.Random(seed), folder / f"chaos-{seed}.log")
+    try:
+        for _ in range(NODES):
+            ring.add_node()
+        reference = f"chaos-{seed}-reference"
+        say(f"without kills: {reference}")
+        ring.start(reference)
+        assert ring.driver is not None
+        if code := ring.driver.wait():
+            raise UserError(f"the run without kills ended with exit code {code}: see {ring.log}")
+        table: list[Kill] = []
+        runs: list[dict[str, Any]] = []
+        while len(table) < kills:
+            name = f"chaos-{seed}-{len(runs) + 1}"
+            made = _round(ring, name, kills, table, say)
+            runs.append(_compare(folder / reference, folder / name, made))
+            say(f"{name}: {runs[-1]['outcome']}")
+    finally:
+        if ring.driver is not None and ring.driver.poll() is None:
+            ring.driver.kill()
+        cluster.shutdown()
+    rows = [{**asdict(kill), "recovery": round(kill.recovery, 1), "after": round(kill.after, 2)} for kill in table]
+    return {"seed": seed, "workers": config.scale.workers, "steps": config.train.steps, "kills": rows, "runs": runs}
+
+
+def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[str], None]) -> list[Kill]:
+    """One run to its end; its kills are added to ``table``."""
+    made: list[Kill] = []
+    ring.start(name)
+    _wait(ring, name, lambda: bool(ring.lines(name)), START_SECONDS)
+    while not _over(ring):
+        if len(table) >= kills:
+            _wait(ring, name, lambda: False, START_SECONDS)
+            continue
+        began, moment = time.monotonic(), ring.random.uniform(0, 6)
+        _wait(ring, name, lambda: time.monotonic() - began > moment, moment)  # noqa: B023
+        step = _last(ring.lines(name))
+        if _over(ring) or step >= ring.config.train.steps:
+            continue
+        kind = _next_kind(ring, [kill.kind for kill in table])
+        kill = Kill(len(table) + 1, kind, step, moment)
+        killed = time.monotonic()
+        kill.outcome = KINDS[kind](ring, name)
+        if not kill.outcome:  # nothing of the kind was there
+            continue
+        table.append(kill)
+        made.append(kill)
+        back = _wait(ring, name, lambda: _last(ring.lines(name)) > step, START_SECONDS)  # noqa: B023
+        kill.recovery = time.monotonic() - killed
+        kill.outcome += "" if back else ", did not come back"
+        say(f"{kill.number:3} {kind:10} at step {step:5}  back after {kill.recovery:6.1f} s  {kill.outcome}")
+    return made
+
+
+def _wait(ring: Ring, name: str, until: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came true before the time was over or the run ended. A driver that was ended is started again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if until():
+            return True
+        assert ring.driver is not None
+        code = ring.driver.poll()
+        if code == 0:
+            return until()
+        if code is not None:
+            if code not in EXITS.values():
+                raise UserError(f"{name} ended with exit code {code}: see {ring.log}")
+            ring.start(name)
+        time.sleep(LOOK_SECONDS)
+    return False
+
+
+def _over(ring: Ring) -> bool:
+    assert ring.driver is not None
+    return ring.driver.poll() == 0
+
+
+def _last(lines: Sequence[Mapping[str, Any]]) -> int:
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def _next_kind(ring: Ring, done: Sequence[str]) -> str:
+    """At random among the kinds that came least often."""
+    counts = {kind: done.count(kind) for kind in KINDS}
+    return ring.random.choice([kind for kind, count in counts.items() if count == min(counts.values())])
+
+
+# ------------------------------------------------------------------------------------------------------- the kills
+
+
+def _kill_worker(ring: Ring, name: str) -> str:
+    return _signal(ring, "RayTrainWorker", signal.SIGKILL, "a train worker was killed")
+
+
+def _freeze_worker(ring: Ring, name: str) -> str:
+    return _signal(ring, "RayTrainWorker", signal.SIGSTOP, "a train worker stood still")
+
+
+def _kill_decode_task(ring: Ring, name: str) -> str:
+    return _signal(ring, "MapBatches", signal.SIGKILL, "a decode task was killed")
+
+
+def _kill_decoder(ring: Ring, name: str) -> str:
+    return _signal(ring, "pipeline.manifest.child", signal.SIGKILL, "a decoding process was killed")
+
+
+def _take_memory(ring: Ring, name: str) -> str:
+    """No more memory for a train worker: its next large allocation fails."""
+    pids = list(_ours("RayTrainWorker"))
+    if not pids:
+        return ""
+    pid = ring.random.choice(pids)
+    try:
+        now = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (now, now))
+    except OSError:
+        return ""
+    return "a train worker got no more memory"
+
+
+def _kill_node(ring: Ring, name: str) -> str:
+    node = ring.nodes.pop(ring.random.randrange(len(ring.nodes)))
+    ring.cluster.remove_node(node, allow_graceful=False)
+    ring.add_node()
+    return "a node was lost, another came"
+
+
+def _kill_raylet(ring: Ring, name: str) -> str:
+    node = ring.nodes.pop(ring.random.randrange(len(ring.nodes)))
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    ring.add_node()
+    return "a raylet vanished, a node came"
+
+
+def _end_driver(number: int, text: str) -> Callable[[Ring, str], str]:
+    def end(ring: Ring, name: str) -> str:
+        assert ring.driver is not None
+        ring.driver.send_signal(number)
+        try:
+            code = ring.driver.wait(60)
+        except subprocess.TimeoutExpired:
+            return f"{text}, which did not end it within 60 s"
+        if code != 0:
+            ring.start(name)
+        return f"{text}, exit code {code}, started again"
+
+    return end
+
+
+def _kill_after_checkpoint(ring: Ring, name: str) -> str:
+    """Within 2 s after a checkpoint, in which Ray would not have committed it."""
+    return _at_checkpoint(ring, name, "checkpoint_*", "a train worker was killed right after a checkpoint")
+
+
+def _kill_in_checkpoint(ring: Ring, name: str) -> str:
+    return _at_checkpoint(ring, name, ".checkpoint_*", "all train workers were killed while one wrote a checkpoint")
+
+
+def _damage(ring: Ring, name: str) -> str:
+    newest, _ = checkpoint.newest(Path(ring.config.run.storage_path) / name)
+    if newest is None:
+        return ""
+    with (newest / checkpoint.FILES[0]).open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"damaged!")
+    return _signal(ring, "RayTrainWorker", signal.SIGKILL, "the newest checkpoint was damaged, a train worker killed")
+
+
+def _at_checkpoint(ring: Ring, name: str, pattern: str, text: str) -> str:
+    folder = Path(ring.config.run.storage_path) / name
+    before, deadline = set(folder.glob(pattern)), time.monotonic() + 60
+    while not set(folder.glob(pattern)) - before:
+        if _over(ring) or time.monotonic() > deadline:
+            return ""
+        time.sleep(0.001)
+    for pid in _ours("RayTrainWorker"):
+        os.kill(pid, signal.SIGKILL)
+        if pattern.startswith("checkpoint"):
+            break
+    return text
+
+
+KINDS: dict[str, Callable[[Ring, str], str]] = {
+    "worker": _kill_worker,
+    "freeze": _freeze_worker,
+    "task": _kill_decode_task,
+    "decoder": _kill_decoder,
+    "memory": _take_memory,
+    "node": _kill_node,
+    "raylet": _kill_raylet,
+    "driver": _end_driver(signal.SIGKILL, "the driver was killed"),
+    "terminate": _end_driver(signal.SIGTERM, "SIGTERM to the driver"),
+    "interrupt": _end_driver(signal.SIGINT, "Ctrl-C to the driver"),
+    "saved": _kill_after_checkpoint,
+    "saving": _kill_in_checkpoint,
+    "damage": _damage,
+}
+
+
+def _signal(ring: Ring, word: str, number: int, text: str) -> str:
+    pids = list(_ours(word))
+    if not pids:
+        return ""
+    os.kill(ring.random.choice(pids), number)
+    return text
+
+
+def _ours(word: str) -> Iterator[int]:
+    """Processes with the word in their command line that descend from this one."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if word in (folder / "cmdline").read_bytes().decode(errors="replace") and _descends(int(folder.name)):
+                yield int(folder.name)
+        except OSError:
+            continue
+
+
+def _descends(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
+    return False
+
+
+# --------------------------------------------------------------------------------------------------- the comparison
+
+
+def _compare(reference: Path, folder: Path, kills: Sequence[Kill]) -> dict[str, Any]:
+    """Lines of metrics and final weights against those of the run left alone."""
+    wanted, found = read_metrics(reference), read_metrics(folder)
+    steps = [line["step"] for line in found]
+    same_steps = steps == [line["step"] for line in wanted]
+    differences = {line["step"]: _difference(line, other) for line, other in zip(wanted, found, strict=False)}
+    for place, kill in enumerate(kills):
+        until = kills[place + 1].step if place + 1 < len(kills) else steps[-1]
+        kill.equal = same_steps and all(differences[step] == 0 for step in steps if kill.step < step <= until)
+    weights, others = (load_file(_final(path) / checkpoint.FILES[0]) for path in (reference, folder))
+    bits = weights.keys() == others.keys() and all(bool((weights[key] == others[key]).all()) for key in weights)
+    largest = max(differences.values(), default=float("nan"))
+    gaps = "no line is missing or double" if same_steps else f"LINES DIFFER: {steps}"
+    same = "the same bits" if bits else "OTHER WEIGHTS"
+    return {
+        "run": folder.name,
+        "kills": len(kills),
+        "lines": len(found),
+        "same_steps": same_steps,
+        "largest_relative_difference": largest,
+        "same_weights": bits,
+        "outcome": f"{gaps}; largest relative difference of a metric {largest:.1e}; {same} in the last checkpoint",
+    }
+
+
+def _difference(line: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Largest relative difference of two lines' values, clocks excepted; infinite if one lacks a value."""
+    names = [name for name in {*line, *other} if not name.startswith(CLOCK)]
+    if any(name not in line or name not in other for name in names):
+        return float("inf")
+    pairs = [(line[name], other[name]) for name in names]
+    numbers = [(a, b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float) and (a == a or b == b)]
+    if any(a != b for a, b in pairs if (a, b) not in numbers and a == a):
+        return float("inf")
+    return max((abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0 for a, b in numbers), default=0.0)
+
+
+def _final(folder: Path) -> Path:
+    newest, problems = checkpoint.newest(folder)
+    if newest is None:
+        raise UserError(f"{folder} holds no whole checkpoint", problems)
+    return newest

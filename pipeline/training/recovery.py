@@ -1,0 +1,108 @@
+"""After a failure: again from the newest checkpoint, or not, because it would only happen again. No Ray in here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+REPEATS = 3
+"""Failures of one and the same step that end the run."""
+COLLATERAL = re.compile(
+    r"connection closed by peer|connection reset|broken pipe|connection refused|timed out waiting|socket timeout|"
+    r"watchdog caught collective|NCCL communicator was aborted|remote process exited",
+    re.IGNORECASE,
+)
+"""What the other workers say when one has died."""
+STEP = re.compile(r"StepFailed: step (\d+)\b[^:]*: (.*)")
+
+
+class StepFailed(RuntimeError):
+    """An exception in a worker's step; raised from it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    @classmethod
+    def at(cls, step: int, worker: int, host: str, error: Exception) -> StepFailed:
+        """With the step in its text, which is all that travels to the driver."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return cls(f"step {step} in worker {worker} on {host}: {type(error).__name__}: {lines[0] if lines else ''}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one worker ended."""
+
+    worker: int
+    cause: str
+    """One line."""
+    step: int | None
+    """Where an exception was raised; None for a process that died."""
+
+    @property
+    def collateral(self) -> bool:
+        """Whether it only says that another worker is gone."""
+        return COLLATERAL.search(self.cause) is not None
+
+    @classmethod
+    def of(cls, worker: int, text: str) -> Failure:
+        """From what Ray says of a worker."""
+        found = list(STEP.finditer(text))
+        if found:
+            return cls(worker, found[-1][2].strip(), int(found[-1][1]))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return cls(worker, " | ".join(lines[-3:])[:500] or "unknown", None)
+
+
+def root_cause(failures: Sequence[Failure]) -> Failure:
+    """The one that the others follow from: a process that died, else an exception that is not about a lost connection."""
+    return min(failures, key=lambda failure: (failure.collateral, failure.step is not None, failure.worker))
+
+
+class Restarts:
+    """Counts the failures of one command: those since the last new checkpoint, and those of each step."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+        self._newest = -1
+        self._since = 0
+        self._steps: Counter[int] = Counter()
+
+    def verdict(self, newest_step: int, failures: Sequence[Failure]) -> str | None:
+        """None: start again. Otherwise why that would be useless. ``newest_step`` is the newest checkpoint's, 0 for none."""
+        cause = root_cause(failures)
+        self.total += 1
+        self._since = self._since + 1 if newest_step <= self._newest else 1
+        self._newest = max(newest_step, self._newest)
+        if cause.step is not None and not cause.collateral:
+            self._steps[cause.step] += 1
+            if self._steps[cause.step] >= REPEATS:
+                return f"step {cause.step} failed {REPEATS} times, the last time in worker {cause.worker}: {cause.cause}"
+        if self._since > self.limit:
+            return (
+                f"{self._since} failures without a new checkpoint after step {max(newest_step, 0)} "
+                f"(train.max_failures={self.limit}), the last in worker {cause.worker}: {cause.cause}"
+            )
+        return None
+
+
+def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: str | None) -> None:
+    """Add a line to failures.jsonl."""
+    cause = root_cause(failures)
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": newest_step,
+        "step": cause.step,
+        "worker": cause.worker,
+        "cause": cause.cause,
+        "workers": sorted(failure.worker for failure in failures),
+        "stopped": verdict,
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,114 @@
+"""What a worker is doing, seen from beside it: a hang ends with a message, a signal ends with a checkpoint."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+from pipeline.errors import Stopped
+
+FIRST_STEP_FACTOR = 10.0
+"""The first step waits for imports, decoders that start, compilation: it may take this many times the limit."""
+WAITS_FOR = {
+    "data": "its batch: a decoder or the storage of the videos does not answer, or no CPU is left for decode tasks",
+    "step": "the end of the step: another worker does not answer, or the device hangs",
+    "checkpoint": "the checkpoint before: its storage does not answer",
+}
+
+
+class Progress:
+    """Where a worker is: read by whoever watches it."""
+
+    def __init__(self) -> None:
+        self.step, self.phase, self.moves = 0, "data", 0
+
+    def at(self, step: int, phase: str) -> None:
+        """Say that a phase of a step begins."""
+        self.step, self.phase, self.moves = step, phase, self.moves + 1
+
+
+class Watchdog:
+    """Ends the process when it makes no progress for ``seconds``, with a message and the stack of every thread on stderr.
+
+    Only time in which this process ran counts: a frozen container or a laptop that sleeps is no hang. A thread cannot be
+    interrupted in a collective or a system call, so the process ends; Ray starts it again from the newest checkpoint.
+    """
+
+    def __init__(self, progress: Progress, seconds: float | None, end: Callable[[str], None] | None = None) -> None:
+        self.progress, self.seconds = progress, seconds
+        self._end = end or _end_process
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.seconds is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        assert self.seconds is not None
+        tick = min(1.0, self.seconds / 10)
+        moves, idle, first, last = self.progress.moves, 0.0, True, time.monotonic()
+        while not self._over.wait(tick):
+            now = time.monotonic()
+            idle, last = idle + min(now - last, 2 * tick), now
+            if self.progress.moves != moves:
+                first = first and self.progress.moves <= 3  # phases of the first step
+                moves, idle = self.progress.moves, 0.0
+            elif idle > self.seconds * (FIRST_STEP_FACTOR if first else 1.0):
+                return self._end(self._message(idle))
+        return None
+
+    def _message(self, idle: float) -> str:
+        step, phase = self.progress.step, self.progress.phase
+        return (
+            f"no progress for {idle:.0f} s (train.step_timeout_seconds) at step {step} on {platform.node()}: "
+            f"waiting for {WAITS_FOR[phase]}"
+        )
+
+
+def _end_process(message: str) -> None:
+    print(f"failed: {message}", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(1)
+
+
+class StopSign:
+    """Within it the first SIGTERM or Ctrl-C asks to stop, and the second stops at once.
+
+    Outside the main thread, where Python allows no handlers, it is never raised: a study's trials stop with their study.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that came."""
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._came) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _came(self, number: int, _frame: FrameType | None) -> None:
+        if self.number is not None:
+            raise Stopped(number, "stopped at once, without a checkpoint of the last steps; the same command continues")
+        self.number = number
+        name = signal.Signals(number).name
+        print(f"{name}: stopping with a checkpoint after this step; once more stops at once", file=sys.stderr, flush=True)

@@ -1,0 +1,78 @@
+"""Writing checkpoints beside the training: a copy on the host, then a thread; one at most is under way."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline import run_store
+from pipeline.config import TrainSection
+from pipeline.training.checkpoint import Snapshot, TrainState, kept, prune, snapshot, step_of, write
+
+
+class NotSaved(RuntimeError):
+    """A checkpoint could not be written; the text names the place and the cause. The one before is untouched."""
+
+
+class Writer:
+    """Saves states of one run. ``save`` returns as soon as the state is copied to the host.
+
+    The step after a checkpoint does not wait for the disk or the store, unless the checkpoint before is still being written:
+    there is never more than one copy of the state in memory. What went wrong is raised by the next call, whichever it is.
+    """
+
+    def __init__(self, folder: Path, store: str | None, train: TrainSection, active: bool = True) -> None:
+        """``active``: on the first worker; the others' writers do nothing."""
+        self.folder, self.store, self.train, self.active = folder, store, train, active
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Write the state, in a while. Raises NotSaved for the one before."""
+        if not self.active:
+            return
+        self.wait()
+        self._pending = self._thread.submit(self._write, snapshot(state))
+
+    def check(self) -> None:
+        """Raises NotSaved if a write has failed; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was saved is on its storage. Raises NotSaved."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Until all is written, also when the training ends by an exception, which then hides one from here."""
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def _write(self, shot: Snapshot) -> None:
+        try:
+            self._write_all(shot)
+        except Exception as error:
+            where = f"{self.store or self.folder}/{shot.name}"
+            raise NotSaved(f"{where} could not be written: {error}") from error
+
+    def _write_all(self, shot: Snapshot) -> None:
+        step, scores = shot.facts["step"], {int(step): score for step, score in shot.facts["scores"].items()}
+        policy = (step, self.train.keep_checkpoints, scores, self.train.keep_best)
+        checkpoint = write(shot, self.folder)
+        if self.store is not None:
+            run_store.push_files(self.folder, self.store)  # metrics up to this step before the checkpoint that relies on them
+            run_store.push_checkpoint(checkpoint, self.store)
+            names = run_store.checkpoints(self.store)
+            wanted = kept((step_of(name) for name in names), *policy)
+            for name in names:
+                if step_of(name) not in wanted:
+                    run_store.delete_checkpoint(self.store, name)
+        prune(self.folder, *policy)
