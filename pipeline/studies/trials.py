@@ -27,7 +27,7 @@ from pipeline.studies.claim import claimed
 from pipeline.studies.run import advance
 from pipeline.training.fit import prepare
 
-ORPHAN_SECONDS = 60.0
+ORPHAN_SECONDS = 20.0
 """How long a trial waits for one of a killed driver to leave its run folder."""
 
 
