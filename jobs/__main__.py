@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "run -> predictions and accuracy on the test split",
     "report": "runs -> table and one self-contained HTML page",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
+    "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",
     "bench": "speed, as ratios against a stated floor",
     "chaos": "does a run survive kills at random moments?",

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, FAILED, run
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.studies.ablation import Study, Trial, plan_trials, read_study, run_study, write_csv
+from pipeline.studies.ablation import Trial, draw_subsets, plan_trials, run_study, study_folder, write_csv
+from pipeline.studies.cost import estimate, state_of
 from pipeline.studies.report import write_report
+from pipeline.studies.study_file import Study, read_study
+from pipeline.studies.trials import Budget, share
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -22,27 +25,42 @@ STUDIES = Path(__file__).parent / "studies"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a study and print its table; also as CSV and HTML in the study's folder."""
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
-    arguments = argparse.ArgumentParser(prog="python -m jobs.ablate", description=__doc__)
-    arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
-    arguments.add_argument("--config", metavar="FILE", required=True)
-    arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
-    arguments.add_argument("--concurrent", type=int, default=2, help="trials at once (default: 2)")
-    arguments.add_argument("--dry-run", action="store_true", help="list the trials and what is done, and stop")
-    arguments.add_argument("overrides", nargs="*", metavar="key=value")
-    options = arguments.parse_intermixed_args(argv)
-    if options.seeds < 1 or options.concurrent < 1:
-        raise UserError("--seeds and --concurrent must be at least 1")
+    options = parser(names).parse_intermixed_args(argv)
+    if options.seeds < 1 or (options.concurrent or 1) < 1 or (options.hours or 1) <= 0:
+        raise UserError("--seeds and --concurrent must be at least 1, --hours above 0")
     study = read_study(find_study(options.study, names))
     base = load_config(options.config, options.overrides).with_absolute_paths()
     trials = plan_trials(study, base, options.seeds)
     if options.dry_run:
-        list_trials(trials)
+        draw_subsets(trials, write=False)
+        list_trials(study, trials, base, options.concurrent)
         return DONE
-    problems = run_study(study, trials, options.concurrent)
-    show(study, trials)
+    problems = run_study(study, trials, Budget(share(base, options.concurrent), options.hours))
+    left = show(study, trials)
     for problem in problems:
         print(f"failed: {problem}")
+    if left and not problems:
+        print(f"{left} trials are left: the same command continues them")
     return FAILED if problems else DONE
+
+
+def parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    arguments = argparse.ArgumentParser(prog="python -m jobs.ablate", description=__doc__)
+    arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
+    arguments.add_argument("--config", metavar="FILE", required=True)
+    arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
+    add_budget(arguments)
+    arguments.add_argument("--dry-run", action="store_true", help="list the trials, what is done and what the rest costs; stop")
+    arguments.add_argument("overrides", nargs="*", metavar="key=value")
+    return arguments
+
+
+def add_budget(arguments: argparse.ArgumentParser) -> None:
+    """The options that studies and searches share."""
+    help_text = "trials at once (default: as many as have a CPU, and a GPU, for each process)"
+    arguments.add_argument("--concurrent", type=int, metavar="N", help=help_text)
+    arguments.add_argument("--hours", type=float, metavar="H", help="stop after this time; the same command continues")
 
 
 def find_study(word: str, names: Sequence[str]) -> Path:
@@ -56,22 +74,25 @@ def find_study(word: str, names: Sequence[str]) -> Path:
     raise UserError(f"no study {word}: use one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def list_trials(trials: Sequence[Trial]) -> None:
-    """Print each trial and whether its run folder holds an evaluation."""
+def list_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent: int | None) -> None:
+    """Print each trial, how far its run is, and what the rest will cost."""
     for trial in trials:
-        done = (trial.config.run_folder / "evaluation.json").is_file()
-        print(f"{'done   ' if done else 'missing'}  {trial.config.run.name}")
+        print(f"{state_of(trial.config)!s:12} {trial.config.run.name}")
+    configs = [trial.config for trial in trials]
+    print(f"{len(trials)} trials in {study_folder(study, base)}")
+    print(estimate(configs, concurrent or 1, Path(base.run.storage_path)))
 
 
-def show(study: Study, trials: Sequence[Trial]) -> None:
-    """Print the table; write ``table.csv`` and ``report.html`` into the study's folder."""
+def show(study: Study, trials: Sequence[Trial]) -> int:
+    """Print the table; write ``table.csv`` and ``report.html`` into the study's folder. Returns how many trials are left."""
     folder = Path(trials[0].config.run.storage_path)
-    evaluated = [trial for trial in trials if (trial.config.run_folder / "evaluation.json").is_file()]
-    if not evaluated:
-        return
-    page = write_report([trial.config.run_folder for trial in evaluated], folder / "report.html")
-    write_csv(folder / "table.csv", study, evaluated)
-    print(f"{study.question}\n\n{page.table}\n\n{len(evaluated)} of {len(trials)} trials; {folder / 'table.csv'}\n{page.path}")
+    finished = [trial for trial in trials if state_of(trial.config).done]
+    if finished:
+        page = write_report([trial.config.run_folder for trial in finished], folder / "report.html")
+        write_csv(folder / "table.csv", study, finished)
+        where = f"{len(finished)} of {len(trials)} trials; {folder / 'table.csv'}\n{page.path}"
+        print(f"{study.question}\n\n{page.table}\n\n{where}")
+    return len(trials) - len(finished)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from jobs.command import DONE, run
+from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest.build import LABELS
 from pipeline.manifest.chance import parse_share
 from pipeline.manifest.labels import DrawOptions, LabelSubset, draw_labels, write_labels
 from pipeline.manifest.published import LINES, import_labels
+from pipeline.manifest.reserve import reserved
 from pipeline.manifest.schema import Manifest, read_manifest
+
+WAIT_SECONDS = 30.0
+"""For another command that writes into the folder of the labels, before it is named."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hold_out > 0.5:
         raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
     manifest = read_manifest(words.manifest)
-    out = Path(words.out) if words.out else Path(words.manifest).absolute().parent / "labels.parquet"
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out} must name a file in a folder that exists")
+    out = _out(words.manifest, words.out)
     notes: list[str] = []
     if words.import_:
         kind, file = words.import_
@@ -37,9 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
         subset = draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option))
-    write_labels(subset, manifest, out)
+    with reserved(out.parent, WAIT_SECONDS):
+        write_labels(subset, manifest, out)
     print(summary(manifest, subset, out, notes))
     return DONE
+
+
+def _out(manifest: str, given: str | None) -> Path:
+    """Where to write. Raises UserError for what is no file in a folder of this machine."""
+    if given is None and storage.is_remote(manifest):
+        raise UserError(f"{manifest} is a URI: say with --out in which file on this machine to write the labels")
+    out = Path(given) if given else Path(storage.local_path(manifest)).absolute().parent / LABELS
+    if "://" in str(given) or out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"--out {given or out} must name a file in a folder that exists on this machine")
+    return out.absolute()
 
 
 def _parser() -> argparse.ArgumentParser:

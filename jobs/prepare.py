@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import shutil
 from collections import Counter
@@ -14,12 +15,14 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.build import LABELS, MANIFEST, Draw, build, probe_listing
+from pipeline.manifest.build import LABELS, Draw, build, probe_listing
 from pipeline.manifest.chance import parse_share, round_half_up
 from pipeline.manifest.labels import LabelSubset, labels_per_class
+from pipeline.manifest.memory import MANIFEST, forget
 from pipeline.manifest.motions import MOTIONS
 from pipeline.manifest.parquet import remove_table
 from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.reserve import reserved
 from pipeline.manifest.resize import probe_copies, resize_all, resized
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.sources import (
@@ -46,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(argv)
     _check(words)
     out = Path(words.out).expanduser().absolute()
+    with reserved(out):
+        _prepare(words, out)
+    return DONE
+
+
+def _prepare(words: argparse.Namespace, out: Path) -> None:
     listing = SOURCES[words.source](words, out)
     options = ProbeOptions(words.probe, words.decoder, words.hash)
     prober = _prober(words, len(listing.uris))
@@ -56,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         probes = probe_copies(listing, probes, options, out, prober)
     draw = Draw(words.labeled, parse_share(words.test, "--test"), words.seed)
     manifest, labels = build(listing, probes, out, draw, words.parts or None)
+    if not words.resize:  # else only the notes know what was found in the originals
+        forget(out)
     print(summary(manifest, labels, listing.notes))
-    return DONE
 
 
 def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
@@ -83,10 +93,12 @@ def _check(words: argparse.Namespace) -> None:
         raise UserError(f"--seed {words.seed} must not be negative")
     if words.processes is not None and words.processes < 1:
         raise UserError(f"--processes {words.processes} must be at least 1")
-    if getattr(words, "fps", None) is not None and words.fps <= 0:
-        raise UserError(f"--fps {words.fps:g} must be above 0")
-    if words.timeout <= 0:
-        raise UserError(f"--timeout {words.timeout:g} must be above 0 seconds")
+    if getattr(words, "fps", None) is not None and not 0 < words.fps < math.inf:
+        raise UserError(f"--fps {words.fps:g} must be a number above 0")
+    if not 0 < words.timeout < math.inf:
+        raise UserError(f"--timeout {words.timeout:g} must be a number of seconds above 0")
+    if "://" in words.out:
+        raise UserError(f"{words.out} is a URI; OUT must be a folder, from which the two files can be uploaded anywhere")
     if Path(words.out).exists() and not Path(words.out).is_dir():
         raise UserError(f"{words.out} is a file; OUT must be a folder")
 

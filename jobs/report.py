@@ -1,23 +1,45 @@
-"""``python -m jobs.report RUN_FOLDER [RUN_FOLDER ...] [--out FILE]``: a table on the terminal and one HTML page."""
+"""``python -m jobs.report FOLDER [FOLDER ...]``: tables on the terminal, one HTML page, and the tables as files beside it."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
+
+import yaml
 
 from jobs.command import DONE, run
-from pipeline.studies.report import write_report
+from pipeline.config import all_keys
+from pipeline.errors import UserError
+from pipeline.studies.report import FORMATS, write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table and the page's path."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Compare runs: a table and one HTML page.")
-    parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="folder of a run, whole or partial (storage_path/name)")
-    parser.add_argument("--out", metavar="FILE", help="the page (report.html in the run's folder, or beside several runs)")
+    """Print the tables and the files' paths."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.report", description="Compare runs, ablations and searches: tables and one HTML page."
+    )
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="a run, or a folder of runs (ablation, search), whole or partial"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="the page (report.html in the run's or study's folder, or beside several)"
+    )
+    parser.add_argument("--format", dest="formats", action="append", choices=FORMATS, help="write only these (default: all)")
+    parser.add_argument("--baseline", nargs="+", metavar="KEY=VALUE", help="configuration keys of the setting to compare with")
     words = parser.parse_args(argv)
-    report = write_report(words.runs, words.out)
-    print(f"{report.table}\n\n{report.path}")
+    report = write_report(words.folders, words.out, tuple(dict.fromkeys(words.formats or FORMATS)), _baseline(words.baseline))
+    print("\n".join([report.table, "", *map(str, report.files[1:]), str(report.files[0])]))
     return DONE
+
+
+def _baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
+    if words is None:
+        return None
+    pairs = [word.partition("=") for word in words]
+    if wrong := [key for key, equals, _ in pairs if not equals or key not in all_keys()]:
+        raise UserError("--baseline wants configuration keys as key=value, for example method.contrast_weight=2:", wrong)
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import ray
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.resources import Resources, fit_resources
+from pipeline.resources import Node, Resources, fit_nodes
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours has rate and time left; Ray's rows are blocks to its reader
@@ -32,7 +32,6 @@ def connect() -> None:
 
 def check_cluster(config: Config, concurrent: int = 1) -> Resources:
     """Compare what a run needs with its share of the cluster, one of ``concurrent`` such runs. Raises UserError."""
-    totals = ray.cluster_resources()
-    # a little is left for the drivers of the runs, which Tune starts as tasks
-    cpus = totals.get("CPU", 0.0) / concurrent - (0.02 if concurrent > 1 else 0.0)
-    return fit_resources(config, cpus, totals.get("GPU", 0.0) // concurrent)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    machines = [(node["Resources"], node.get("Labels", {})) for node in alive]
+    return fit_nodes(config, [Node(r.get("CPU", 0.0), r.get("GPU", 0.0), labels) for r, labels in machines], concurrent)

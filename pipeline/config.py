@@ -62,6 +62,9 @@ class DataSection(Section):
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
+    blocks_ahead: int = Field(4, ge=1)
+    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, the
+    tasks that run, and two blocks in each worker's hands are all of the stream's memory. A few ride out a slow video."""
     max_quarantined_share: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
     isolate_decoder: bool = True
@@ -379,6 +382,9 @@ class TrainSection(Section):
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
+    save_scores_every: int = Field(10, ge=0)
+    """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
+    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints; the last step always makes one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -420,9 +426,16 @@ class ScaleSection(Section):
     gpu: bool | None = None
     """Whether each worker gets a GPU; by default if the cluster has one for each."""
     cpus_per_worker: float | None = Field(None, gt=0)
-    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines."""
+    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines. A trial with ``workers: 0`` that runs
+    beside others is one worker."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """GPUs reserved for a worker that gets one: 0.25 lets four trials share a GPU whose memory holds them."""
     cpus_per_decoder: float | None = Field(None, gt=0)
     """CPUs reserved for a decode task; by default 1, or a fraction on small machines."""
+    decode_labels: dict[str, str] = {}
+    """Labels of the nodes that decode, as given to ``ray start --labels``, e.g. ``{role: decode}``; empty: any node."""
+    train_labels: dict[str, str] = {}
+    """Labels of the nodes that train workers run on, e.g. ``{role: train}``; empty: any."""
     torch_threads: int | None = Field(None, ge=1)
     """Threads of torch in each worker; by default the machine's cores shared among its workers."""
     start_timeout_seconds: float = Field(180.0, gt=0)
@@ -502,6 +515,7 @@ class Config(Section):
                     "labels",
                     "root",
                     "clips_per_block",
+                    "blocks_ahead",
                     "max_quarantined_share",
                     "decode_timeout_seconds",
                     "isolate_decoder",
@@ -510,6 +524,7 @@ class Config(Section):
                 },
                 "train": {
                     "log_every",
+                    "save_scores_every",
                     "checkpoint_every",
                     "keep_checkpoints",
                     "keep_best",

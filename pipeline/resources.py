@@ -6,7 +6,8 @@ small machines get fractions, and what cannot fit is said.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -24,6 +25,16 @@ class Resources:
     cpus_per_worker: float
     cpus_per_decoder: float
     gpu: bool
+    train_labels: dict[str, str] = field(default_factory=dict)
+    decode_labels: dict[str, str] = field(default_factory=dict)
+    """Of the nodes that may train and decode; empty: all."""
+    gpus_per_worker: float = 1.0
+    """A fraction where trials share a GPU."""
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": self.gpus_per_worker} if self.gpu else {})}
 
     @property
     def decoders(self) -> str:
@@ -31,10 +42,47 @@ class Resources:
         return f"{self.cpus_per_decoder:g} CPU per decode task"
 
 
-def fit_resources(config: Config, cpus: float, gpus: float) -> Resources:
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster."""
+
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether it carries all of them."""
+        return all(self.labels.get(name) == value for name, value in labels.items())
+
+
+def fit_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Resources:
+    """Reservations for one of ``concurrent`` runs on these machines, by ``scale.train_labels`` and ``scale.decode_labels``.
+
+    Where no machine may do both, decode tasks have theirs for themselves. Raises UserError.
+    """
+    pools = []
+    for knob in ("train_labels", "decode_labels"):
+        labels = getattr(config.scale, knob)
+        pools.append([node for node in nodes if node.has(labels)])
+        if not pools[-1]:
+            carried = sorted({f"{name}={value}" for node in nodes for name, value in node.labels.items()})
+            raise UserError(
+                f"scale.{knob}={labels}: no node has these labels; the cluster's have {', '.join(carried) or 'none'}: "
+                "give them with `ray start --labels`"
+            )
+    train, decode = pools
+    # a little is left for the drivers of concurrent runs, which Tune starts as tasks
+    cpus = sum(node.cpus for node in train) / concurrent - (0.02 if concurrent > 1 else 0.0)
+    apart = not any(node in train for node in decode)
+    decode_cpus = sum(node.cpus for node in decode) / concurrent if apart else None
+    return fit_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus)
+
+
+def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float | None = None) -> Resources:
     """Reservations for a run on a cluster with these totals. Raises UserError naming what is missing and the remedy.
 
-    Half of the CPUs at most go to workers that do not have a GPU each; decode tasks share the rest.
+    Half of the CPUs at most go to workers that do not have a GPU each; decode tasks share the rest, or ``decode_cpus`` on
+    machines of their own.
     """
     scale, workers = config.scale, config.scale.workers
     least = scale.min_workers or workers
@@ -43,22 +91,26 @@ def fit_resources(config: Config, cpus: float, gpus: float) -> Resources:
             f"scale.workers={workers} is more than data.labeled_per_step={config.data.labeled_per_step}, the global batch in "
             "rows: a worker would have none"
         )
-    if scale.gpu and gpus < least:
-        raise UserError(f"scale.gpu=true needs {least} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
-    gpu = gpus >= least if scale.gpu is None else scale.gpu
+    wanted = least * scale.gpus_per_worker
+    if scale.gpu and gpus < wanted:
+        raise UserError(f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
+    gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     if scale.min_workers is not None:
-        workers = _room(config, cpus, gpus if gpu else None)
-    per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / 2 / workers))
-    rest = cpus - workers * per_worker
+        workers = _room(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
+    per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / (2 if decode_cpus is None else 1) / workers))
+    left = cpus - workers * per_worker
+    rest = left if decode_cpus is None else decode_cpus
     per_decoder = scale.cpus_per_decoder or _floor(min(1.0, rest / 2))
-    if min(per_worker, per_decoder) < LEAST_CPUS or rest + 1e-6 < per_decoder:
+    if min(per_worker, per_decoder) < LEAST_CPUS or left < -1e-6 or rest + 1e-6 < per_decoder:
         needed = workers * (scale.cpus_per_worker or LEAST_CPUS) + (scale.cpus_per_decoder or LEAST_CPUS)
+        apart = "" if decode_cpus is None else f" that may train and {decode_cpus:g} that may decode"
         raise UserError(
-            f"the cluster has {cpus:g} CPUs; {workers} train workers and at least one decode task need {needed:g} "
+            f"the cluster has {cpus:g} CPUs{apart}; {workers} train workers and at least one decode task need {needed:g} "
             f"({workers} x {per_worker:g} + {per_decoder:g}): lower scale.workers, scale.cpus_per_worker or "
             "scale.cpus_per_decoder, or add CPUs; scale.workers=0 needs no cluster"
         )
-    return Resources(workers, per_worker, per_decoder, gpu)
+    labels = dict(scale.train_labels), dict(scale.decode_labels)
+    return Resources(workers, per_worker, per_decoder, gpu, *labels, scale.gpus_per_worker)
 
 
 def _room(config: Config, cpus: float, gpus: float | None) -> int:

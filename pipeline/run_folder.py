@@ -4,6 +4,7 @@ storage_path/name/
     config.yaml            the whole configuration, defaults included
     facts.json             versions, host, fingerprints of config, manifest and label subset
     metrics.jsonl          a line every train.log_every steps: the means since the line before
+    scores/*.parquet       weak-view scores of unlabeled videos, a file for each checkpoint
     quarantine.parquet     videos that failed to decode, where, why, and what replaced them
     checkpoint_*/          see checkpoint.py
     predictions.parquet    class scores of every test video    evaluation.json    accuracies
@@ -163,9 +164,24 @@ def rewind(folder: Path, step: int, next_row: int) -> None:
     records = [record for record in read_metrics(folder) if record["step"] <= step]
     if (folder / "metrics.jsonl").is_file():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    for part, (_, last) in score_parts(folder).items():
+        if last > step:
+            part.unlink()
     failures = read_quarantine(folder)
     if failures:
         write_quarantine(folder, [record for record in failures if record["row"] < next_row])
+
+
+def scores_path(folder: Path, first: int, last: int) -> Path:
+    """File of the scores of steps ``first`` to ``last``, counted from 1; it may be there without a row."""
+    return folder / "scores" / f"{first:06d}-{last:06d}.parquet"
+
+
+def score_parts(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Files of saved scores in the order of training, with their first and last steps."""
+    found = {path: path.stem.partition("-") for path in (folder / "scores").glob("[0-9]*-[0-9]*.parquet")}
+    steps = {path: (int(first), int(last)) for path, (first, _, last) in found.items()}
+    return dict(sorted(steps.items(), key=lambda part: part[1]))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,3 +27,10 @@ class Batch:
     """[B, S, T, H, W, 3] uint8 RGB at the auxiliary's frame rate."""
     quarantined: tuple[dict[str, object], ...] = ()
     """Videos that failed to decode in these rows: row, slot, video, uri, reason, replaced_by."""
+    decode_seconds: float = 0.0
+    """Time that decoding these rows took, summed over clips, wherever it was done."""
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of both students' clips."""
+        return self.primary.nbytes + self.auxiliary.nbytes

@@ -81,21 +81,37 @@ def _cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
     return np.asarray(pool[permute(places, len(pool), seed, name, epochs)])
 
 
-def deal(first_step: int, last_step: int, rows_per_step: int, workers: int, steps_per_block: int) -> list[Ints]:
-    """Blocks of run rows for steps first_step .. last_step - 1, in the order in which they are dealt to the workers.
+@dataclass(frozen=True)
+class Deal:
+    """How the rows of steps ``first_step`` .. ``last_step`` - 1 are cut into blocks, by arithmetic: nothing is listed.
 
-    Block n goes to worker n mod ``workers`` and holds that worker's consecutive share of ``steps_per_block`` steps, so
-    every worker meets its rows of step s at its s-th batch and all blocks of one deal are equally long: where the workers
-    do not divide the rows, -1 stands for the row that a smaller share lacks.
+    Block n goes to worker n mod ``workers`` and holds that worker's share of ``steps_per_block`` consecutive steps, so every
+    worker meets its rows of step s at its s-th batch. Only the last blocks may hold fewer steps, those of all workers alike.
     """
-    share = largest_share(rows_per_step, workers)
-    blocks = []
-    for start in range(first_step, last_step, steps_per_block):
-        steps = np.arange(start, min(start + steps_per_block, last_step))
-        for worker in range(workers):
-            rows = worker_rows(steps, rows_per_step, worker, workers)
-            blocks.append(np.pad(rows, ((0, 0), (0, share - rows.shape[1])), constant_values=-1).reshape(-1))
-    return blocks
+
+    first_step: int
+    last_step: int
+    rows_per_step: int
+    workers: int
+    steps_per_block: int
+
+    @property
+    def share(self) -> int:
+        """Places of one worker in a step: the largest worker's rows."""
+        return largest_share(self.rows_per_step, self.workers)
+
+    @property
+    def blocks(self) -> int:
+        """Their number, a multiple of the workers'."""
+        return self.workers * max(0, -(-(self.last_step - self.first_step) // self.steps_per_block))
+
+    def rows(self, block: int) -> Ints:
+        """[steps, share]: run rows of a block; where the workers do not divide the rows, -1 stands for the row that a smaller
+        share lacks, so that all workers' blocks are equally long."""
+        start = self.first_step + block // self.workers * self.steps_per_block
+        steps = np.arange(start, min(start + self.steps_per_block, self.last_step))
+        rows = worker_rows(steps, self.rows_per_step, block % self.workers, self.workers)
+        return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 
 
 def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -52,7 +53,8 @@ class Source:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
 
         Slots that are not used hold video and label -1 and blank clips, and so does a row -1, which stands for none.
-        ``quarantined`` [B] holds a JSON list of the row's failed videos. ``pool`` decodes videos in parallel threads.
+        ``quarantined`` [B] holds a JSON list of the row's failed videos, ``seconds`` [B] the time that decoding took.
+        ``pool`` decodes videos in parallel threads.
         """
         planned, moments = self.plan.videos(np.maximum(rows, 0)), self.plan.moments(np.maximum(rows, 0))
         shape = planned.shape
@@ -73,6 +75,7 @@ class Source:
             "primary": primary,
             "auxiliary": auxiliary,
             "quarantined": np.array([_join(row) for row in failures]),
+            "seconds": np.array([slot.seconds for slot in slots]).reshape(shape).sum(axis=1),
         }
 
     def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
@@ -123,8 +126,9 @@ class Source:
     def _slot(self, row: int, slot: int, planned: int, moment: Floats, out: Clips) -> _Slot:
         """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
+        begun = time.perf_counter()
         if row < 0 or (slot > 0 and row < self.first_unlabeled_row):
-            return _Slot(-1, failures)
+            return _Slot(-1, failures, 0.0)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()
         for video in itertools.chain([planned], candidates):
@@ -134,7 +138,7 @@ class Source:
                 failures[-1]["replaced_by"] = video
             try:
                 self.clip(video, float(moment[0]), float(moment[1]), out)
-                return _Slot(video, failures)
+                return _Slot(video, failures, time.perf_counter() - begun)
             except DecodeError as error:
                 tried.add(video)
                 uri = self.manifest.location(video)
@@ -147,6 +151,7 @@ class Source:
 class _Slot:
     video: int
     failures: list[dict[str, object]]
+    seconds: float
 
 
 def open_source(config: Config) -> tuple[Source, LabelSubset]:

@@ -1,6 +1,9 @@
 """Batches for a worker: from Ray Data on a cluster, from threads in one process. The only user of Ray Data for training.
 
 Both walk the same plan and call the same ``Source.rows``; what differs is who decodes.
+
+On a cluster a block of the stream is one *row* of Ray's: a worker's share of some steps. Ray deals rows and cuts blocks between
+them, so it can neither deal a part of a block nor cut one, however large or small the blocks are.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,53 +22,80 @@ import ray.data
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import deal, largest_share, worker_rows
+from pipeline.clips.plan import Deal, largest_share, worker_rows
+from pipeline.clips.pressure import bound
 from pipeline.clips.source import Columns, Source, failures_of
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.resources import Resources
+
+TICKETS_PER_TASK = 1024
+"""Blocks announced by one task of the few that announce blocks."""
+MAX_TICKET_TASKS = 1000
+"""Ray holds what a dataset starts from in memory, and hands it over before anything starts: 20,000 took minutes."""
 
 
 class NoBatch(RuntimeError):
     """The stream stands still."""
 
 
-def steps_per_block(source: Source, workers: int, clips_per_block: int) -> int:
-    """Steps whose share for one worker goes into a block, so that a block decodes ``clips_per_block`` videos at least."""
-    share = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
-    return -(-clips_per_block // share)
+def make_deal(source: Source, config: Config, first_step: int, workers: int) -> Deal:
+    """The blocks of all steps from ``first_step`` on, each of ``data.clips_per_block`` videos at least."""
+    clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
+    steps_per_block = -(-config.data.clips_per_block // clips)
+    return Deal(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
 
 
-def ray_stream(source: Source, config: Config, first_step: int, workers: int, cpus_per_decoder: float) -> ray.data.Dataset:
+def ray_stream(source: Source, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
     """Decoded blocks of all steps from ``first_step`` on, in the order in which ``streaming_split`` deals them.
 
-    One block of run rows, made in this process, is one decode task: Ray's readers would need whole CPUs of their own and
-    put a small manifest into a single task.
+    Two maps: one task at a time hands out *tickets*, the numbers of blocks to come, and decode tasks turn one each into clips.
+    Starting takes as long for a billion blocks as for ten, and the plan is nowhere a list.
     """
-    blocks = deal(
-        first_step,
-        config.train.steps,
-        source.plan.rows_per_step,
-        workers,
-        steps_per_block(source, workers, config.data.clips_per_block),
-    )
-    reference = ray.put(source)  # once in the object store, not once per task
+    deal = make_deal(source, config, first_step, resources.workers)
+    reference = ray.put([source])  # once in the object store, not once per task
 
-    def decode(batch: dict[str, Any]) -> Columns:
-        shared: Source = ray.get(reference)
-        return shared.rows(batch["row"])
+    def decode(ticket: dict[str, Any]) -> Columns:
+        (number,) = ticket["block"]
+        rows = deal.rows(int(number))
+        columns = _shared(reference).rows(rows.reshape(-1))
+        return {name: values[None] for name, values in columns.items()}
 
-    rows = ray.data.from_blocks([pa.table({"row": pa.array(block)}) for block in blocks])
-    return rows.map_batches(decode, batch_size=None, num_cpus=cpus_per_decoder, zero_copy_batch=True)
+    each = max(TICKETS_PER_TASK, -(-deal.blocks // MAX_TICKET_TASKS))
+    starts = range(0, deal.blocks, each)
+    spans = [pa.table({"first": [start], "last": [min(start + each, deal.blocks)]}) for start in starts]
+    one = ray.data.TaskPoolStrategy(size=1)
+    tickets = ray.data.from_blocks(spans).map_batches(_tickets, batch_size=None, num_cpus=0, compute=one)
+    where = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
+    dataset = tickets.map_batches(decode, batch_size=None, zero_copy_batch=True, num_cpus=resources.cpus_per_decoder, **where)
+    bound(dataset, config.data.blocks_ahead * resources.workers)
+    return dataset
+
+
+def _tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for number in range(int(span["first"][0]), int(span["last"][0])):
+        yield {"block": np.array([number])}
+
+
+@lru_cache(maxsize=1)
+def _shared(reference: ray.ObjectRef) -> Source:
+    """This process's view of the run's source: its arrays stay in the node's shared memory."""
+    (source,) = ray.get(reference)
+    return source  # type: ignore[no-any-return]
 
 
 def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:
-    """This worker's batches from its shard of ``ray_stream``. Raises NoBatch if none arrives within ``timeout`` seconds."""
-    batches = iter(shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2))
+    """This worker's batches of ``share`` rows from its shard of ``ray_stream``, copied one step ahead.
+
+    Raises NoBatch if none arrives within ``timeout`` seconds.
+    """
+    batches = _cut(shard, share, device.type == "cuda")
     waiter = ThreadPoolExecutor(1, thread_name_prefix="batch-wait")
     limit = 10 * timeout  # workers import, actors start and the first blocks are decoded
+    coming = waiter.submit(next, batches, None)
     while True:
         try:
-            columns = waiter.submit(next, batches, None).result(timeout=limit)
+            batch = coming.result(timeout=limit)
         except ray.exceptions.RayTaskError as error:
             raise _user_error(error) or error from None
         except TimeoutError:
@@ -72,10 +103,19 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
                 f"no batch arrived within {limit:.0f} s (data.decode_timeout_seconds): a decoder hangs, the storage does not "
                 "answer, or the cluster has no CPU left for decode tasks (see `ray status`)"
             ) from None
-        if columns is None:
+        if batch is None:
             return
-        yield to_batch(columns, pin=device.type == "cuda")
+        coming = waiter.submit(next, batches, None)
+        yield batch
         limit = timeout
+
+
+def _cut(shard: ray.data.DataIterator, share: int, pin: bool) -> Iterator[Batch]:
+    """Blocks, each a single row of Ray's, cut into the batches of their steps."""
+    for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+        columns = {name: values[0] for name, values in block.items()}
+        for start in range(0, len(columns["row"]), share):
+            yield to_batch({name: values[start : start + share] for name, values in columns.items()}, pin)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
@@ -107,8 +147,10 @@ def to_batch(columns: Columns, pin: bool = False) -> Batch:
 
     def tensor(name: str) -> torch.Tensor:
         # blocks are read-only views of the object store: copied, so that they can be released
-        value = torch.from_numpy(np.array(columns[name]))
-        return value.pin_memory() if pin else value
+        value = np.asarray(columns[name])
+        copy = torch.empty(value.shape, dtype=torch.from_numpy(np.empty(0, value.dtype)).dtype, pin_memory=pin)
+        np.copyto(copy.numpy(), value)
+        return copy
 
     return Batch(
         rows=tensor("row"),
@@ -117,4 +159,5 @@ def to_batch(columns: Columns, pin: bool = False) -> Batch:
         primary=tensor("primary"),
         auxiliary=tensor("auxiliary"),
         quarantined=failures_of(columns),
+        decode_seconds=float(np.sum(columns["seconds"])),
     )

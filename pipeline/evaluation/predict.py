@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.clips.modalities import derive
-from pipeline.clips.seeds import Ints
+from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.clips.views import center_views
 from pipeline.config import Config, parse_config
@@ -94,15 +94,17 @@ def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=resources.workers),
             num_cpus=resources.cpus_per_worker,
-            num_gpus=1 if resources.gpu else 0,
+            num_gpus=resources.worker.get("GPU", 0),
         )
     )
     scores.context.execution_options.preserve_order = True  # so that sums of scores are the same bits every time
     return list(scores.iter_batches(batch_size=None, batch_format="numpy"))
 
 
-def evaluate(source: Source, config: Config, weights: Path, step: int, resources: Resources | None) -> dict[str, Any]:
-    """Write predictions.parquet and evaluation.json into the run folder; returns the latter's content."""
+def score(
+    source: Source, config: Config, weights: Path, resources: Resources | None
+) -> tuple[dict[str, Any], Ints, dict[str, Floats]]:
+    """Accuracies on the configured split; also the manifest rows that could be decoded and each view's [n, K] scores."""
     split = config.evaluation.split
     videos = source.evaluated(split)
     columns = predict(source, config, weights, videos, resources)
@@ -115,9 +117,19 @@ def evaluate(source: Source, config: Config, weights: Path, step: int, resources
     values["mean"] = (values["primary"] + values["auxiliary"]) / 2
     failed = {source.manifest.location(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
     labels = source.columns["label"][kept].astype(np.int64)
-    summary = summarize(labels, values, list(source.manifest.classes))
     protocol = {"clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split}
-    summary |= {"step": step, **protocol, "undecodable": failed}
+    summary = summarize(labels, values, list(source.manifest.classes)) | {**protocol, "undecodable": failed}
+    known = np.flatnonzero(labels >= 0)
+    for name, scores_NK in values.items():  # finer than accuracy, in which small validation sets tie
+        given = np.nan_to_num(scores_NK[known, labels[known]])
+        summary[name]["true_probability"] = float(given.mean()) if len(known) else None
+    return summary, kept, values
+
+
+def evaluate(source: Source, config: Config, weights: Path, step: int, resources: Resources | None) -> dict[str, Any]:
+    """Write predictions.parquet and evaluation.json into the run folder; returns the latter's content."""
+    summary, kept, values = score(source, config, weights, resources)
+    summary["step"] = step
     _write_predictions(config.run_folder, source, kept, values)
     write_text(config.run_folder / "evaluation.json", json.dumps(summary, indent=1))
     return summary

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
+from pipeline.manifest.memory import MANIFEST, remembered
 from pipeline.manifest.parquet import move_table, remove_table
-from pipeline.manifest.probe import Known, Probe, ProbeFiles, ProbeOptions, probe_files
-from pipeline.manifest.schema import SCHEMA, Manifest, locate, read_manifest, write_manifest
+from pipeline.manifest.probe import Probe, ProbeFiles, ProbeOptions, probe_files
+from pipeline.manifest.schema import SCHEMA, Manifest, locate, write_manifest
 from pipeline.manifest.sources import Listing, with_splits
 
-MANIFEST, LABELS = "manifest.parquet", "labels.parquet"
+LABELS = "labels.parquet"
 
 
 @dataclass(frozen=True)
@@ -33,57 +34,44 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
     """The manifest's table. Splits must be known."""
     assert listing.splits is not None
     place = {name: label for label, name in enumerate(listing.classes)}
-    count = len(listing.uris)
-    columns: dict[str, Sequence[object]] = {
+    nothing = [None] * len(listing.uris)
+    listed: dict[str, Sequence[object]] = {
         "id": listing.ids or listing.uris,
         "uri": listing.uris,
         "split": listing.splits,
         "class": listing.labels,
-        "label": [place[name] if name is not None else -1 for name in listing.labels],
         "group": listing.groups,
-        "start": listing.starts or [None] * count,
-        "end": listing.ends or [None] * count,
-        **{field.name: [getattr(probe, field.name) for probe in probes] for field in fields(Probe)},
+        "start": listing.starts or nothing,
+        "end": listing.ends or nothing,
     }
-    return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+    def column(name: str) -> Sequence[object]:
+        if name == "label":
+            return [place[label] if label is not None else -1 for label in listing.labels]
+        return listed[name] if name in listed else [getattr(probe, name) for probe in probes]
+
+    # one after the other: the lists of all of them at once would be 170 MB of a million rows
+    return pa.table([pa.array(column(field.name), field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 def probe_listing(
     listing: Listing,
     options: ProbeOptions | None = None,
-    before: Path | None = None,
+    folder: Path | None = None,
     probe: ProbeFiles = probe_files,
 ) -> list[Probe]:
-    """Probe every file of a listing that is new or changed since the manifest in the folder ``before``.
+    """Probe every file of a listing that is new or changed since the last probe into this folder.
 
     ``probe`` does it: processes here, or Ray. Raises UserError when no file is usable.
     """
     options = replace(options or ProbeOptions(), frame_rate=listing.frame_rate)
     paths = [locate(listing.root, uri) for uri in listing.uris]
-    probes = probe(paths, options, earlier_probes(before))
+    with remembered(folder) as (known, note):
+        probes = probe(paths, options, known, note)
     if not any(found.status == "ok" for found in probes):
         reasons = [f"{uri}: {found.status}, {found.reason}" for uri, found in zip(listing.uris, probes, strict=True)]
         raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", first_few(reasons))
     return probes
-
-
-def earlier_probes(folder: Path | None) -> Known:
-    """What the manifest in a folder says of a location; nothing where there is none that can be read."""
-    try:
-        manifest = read_manifest(folder / MANIFEST) if folder else None
-    except UserError:
-        manifest = None
-    if manifest is None:
-        return lambda location: None
-    names = [field.name for field in fields(Probe)]
-    columns = [manifest.table[name] for name in names]
-    rows = {locate(manifest.root, uri.as_py()): row for row, uri in enumerate(manifest.table["uri"])}
-
-    def known(location: str) -> Probe | None:
-        row = rows.get(location)
-        return None if row is None else Probe(*(column[row].as_py() for column in columns))
-
-    return known
 
 
 def joined_groups(groups: Sequence[str | None], probes: Sequence[Probe]) -> tuple[str | None, ...]:

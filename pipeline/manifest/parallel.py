@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from pipeline.manifest.probe import Known, Probe, ProbeOptions, Work, probe_isolated
+from pipeline.manifest.probe import Known, Note, Probe, ProbeOptions, Work, probe_isolated
 from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import SCHEMA
 
@@ -22,7 +22,12 @@ COLUMNS = pa.schema([("place", pa.int64()), *((field.name, SCHEMA.field(field.na
 
 
 def probe_on_ray(
-    locations: Sequence[str], options: ProbeOptions, known: Known, timeout_seconds: float = 120.0, chunk: int | None = None
+    locations: Sequence[str],
+    options: ProbeOptions,
+    known: Known,
+    note: Note = lambda location, probe: None,
+    timeout_seconds: float = 120.0,
+    chunk: int | None = None,
 ) -> list[Probe]:
     """``probe_files`` by the tasks of a connected cluster, each on one CPU with one process of its own for the decoders."""
     reference = ray.put(options)  # once in the object store
@@ -41,6 +46,7 @@ def probe_on_ray(
     probes: dict[int, Probe] = {}
     for place, found in progress(_rows(data), len(work), "probed"):
         probes[place] = found
+        note(locations[place], found)
     return [probes[place] for place in range(len(work))]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import av
 import numpy as np
 
 from pipeline import storage
-from pipeline.manifest import still
+from pipeline.manifest import content, still
 from pipeline.manifest.agreement import decord_agrees, decord_disagrees, places_to_compare
 from pipeline.manifest.frames import (
     INDEXED,
@@ -39,7 +38,7 @@ from pipeline.manifest.window import UInt8s, decode_frames
 
 Depth = Literal["quick", "full"]
 Choice = Literal["auto", "decord", "pyav"]
-VERSION = 1
+VERSION = 2
 """Raised when a probe may find something else than before in the same file."""
 
 
@@ -52,12 +51,12 @@ class ProbeOptions:
     decoder: Choice = "auto"
     """auto: decord where it is exact, PyAV elsewhere; decord: files for which it is not exact are refused."""
     hash: bool = False
-    """Store the SHA-256 of every file."""
+    """Store the SHA-256 of every video."""
     frame_rate: float | None = None
     """Frames per second of frame folders."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Probe:
     """One file's share of the manifest; numbers are 0 where it is unusable."""
 
@@ -79,7 +78,9 @@ class Probe:
 
 Known = Callable[[str], Probe | None]
 """Location -> what an earlier probe found."""
-ProbeFiles = Callable[[Sequence[str], ProbeOptions, Known], list[Probe]]
+Note = Callable[[str, Probe], None]
+"""Told of each location and what is found there, as soon as it is."""
+ProbeFiles = Callable[[Sequence[str], ProbeOptions, Known, Note], list[Probe]]
 """Locations -> probes, in this order."""
 
 
@@ -105,6 +106,7 @@ def probe_files(
     locations: Sequence[str],
     options: ProbeOptions | None = None,
     known: Known = lambda location: None,
+    note: Note = lambda location, probe: None,
     processes: int | None = None,
     timeout_seconds: float = 120.0,
 ) -> list[Probe]:
@@ -116,6 +118,7 @@ def probe_files(
     probes: dict[int, Probe] = {}
     for place, result in progress(probe_isolated(work, processes, timeout_seconds), len(work), "probed"):
         probes[place] = result
+        note(locations[place], result)
     return [probes[place] for place in range(len(work))]
 
 
@@ -132,8 +135,8 @@ def probe_again(item: Item) -> Probe:
     location, options, before = item
     if before is not None and before.stamp is not None:
         with contextlib.suppress(OSError):
-            facts = still.facts(location) if still.is_pattern(location) else storage.facts(location)
-            if (facts.bytes, stamp(facts, options)) == (before.bytes, before.stamp):
+            now = content.facts(location)
+            if (now.bytes, stamp(now, options)) == (before.bytes, before.stamp):
                 return before
     return probe_file(location, options)
 
@@ -146,7 +149,7 @@ def stamp(facts: storage.Facts, options: ProbeOptions) -> str:
 def _lost(location: str, result: Lost) -> Probe:
     """A crash, a hang or a leak: the reason says which. Without a stamp, so that the next probe tries again."""
     try:
-        size = storage.facts(location).bytes
+        size = content.facts(location).bytes
     except OSError:
         size = 0
     return Probe(bytes=size, status="undecodable", reason=result.reason)
@@ -157,15 +160,13 @@ def probe_file(location: str, options: ProbeOptions | None = None) -> Probe:
     options = options or ProbeOptions()
     found = Probe()
     try:
-        if still.is_pattern(location):
-            facts = _facts(location, still.facts)
-            found = Probe(bytes=facts.bytes, stamp=stamp(facts, options))
-            return _probe_images(location, found, options)
-        facts = _facts(location, storage.facts)
+        facts = _facts(location)
         found = Probe(bytes=facts.bytes, stamp=stamp(facts, options))
         if facts.bytes == 0:
             raise UnusableError("empty", "0 bytes")
-        with_hash = replace(found, hash=_hash(location) if options.hash else None)
+        with_hash = replace(found, hash=content.sha256(location) if options.hash else None)
+        if still.is_pattern(location):
+            return _probe_images(location, with_hash, options)
         return _probe_video(storage.for_decoder(location), with_hash, options)
     except UnusableError as error:
         return replace(found, status=error.status, reason=str(error))
@@ -173,18 +174,13 @@ def probe_file(location: str, options: ProbeOptions | None = None) -> Probe:
         return replace(found, status="undecodable", reason=f"{type(error).__name__}: {first_line(error)}", stamp=None)
 
 
-def _facts(location: str, ask: Callable[[str], storage.Facts]) -> storage.Facts:
+def _facts(location: str) -> storage.Facts:
     try:
-        return ask(location)
+        return content.facts(location)
     except FileNotFoundError as error:
         raise UnusableError("missing", str(error) if storage.is_remote(location) else "no such file") from None
     except IsADirectoryError:
         raise UnusableError("not_a_video", "not a file") from None
-
-
-def _hash(location: str) -> str:
-    with storage.open_file(location) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _probe_video(source: Input, found: Probe, options: ProbeOptions) -> Probe:

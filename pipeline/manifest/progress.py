@@ -22,9 +22,9 @@ def progress(items: Iterable[T], total: int, what: str, stream: TextIO | None = 
         if now - last >= pause and done < total:
             last = now
             left = (now - start) / done * (total - done)
-            _write(out, f"{what} {done}/{total}  {_rate(done, now - start)}  {_clock(left)} left", "")
+            _write(out, f"{what} {done}/{total}{_rate(done, now - start)}  {_clock(left)} left", "")
     seconds = time.monotonic() - start
-    _write(out, f"{what} {done}/{total}  {_rate(done, seconds)}  in {_clock(seconds)}", "\n")
+    _write(out, f"{what} {done}/{total}{_rate(done, seconds)}  in {_clock(seconds)}", "\n")
 
 
 def _write(out: TextIO, text: str, end: str) -> None:
@@ -36,7 +36,10 @@ def _write(out: TextIO, text: str, end: str) -> None:
 
 
 def _rate(done: int, seconds: float) -> str:
-    return f"{done / max(seconds, 1e-9):.1f}/s"
+    """In the unit that makes it at least 1, if one does."""
+    rate = done / max(seconds, 1e-9)
+    times, unit = next(((n, name) for n, name in ((1, "s"), (60, "min")) if rate * n >= 1), (3600, "h"))
+    return f"  {rate * times:.1f}/{unit}" if done else ""
 
 
 def _clock(seconds: float) -> str:

@@ -56,7 +56,7 @@ def import_labels(
     Raises UserError for malformed lines, videos that the manifest lacks or that fit two of its rows, videos of test or of
     unknown class, and numbers that contradict the manifest's classes in more than a tenth of the lines.
     """
-    entries = _read(kind, Path(file))
+    entries = _read(kind, str(file))
     rows = _match(manifest, entries, str(file))
     table = manifest.table.select(["split", "class", "status"]).take(rows).to_pydict()
     notes = _check(entries, table["split"], table["class"], str(file))
@@ -71,7 +71,7 @@ def import_labels(
     return make_subset(manifest, chosen, f"{kind} {Path(file).parent.name}/{Path(file).name}", seed, hold_out), notes
 
 
-def _read(kind: str, file: Path) -> list[_Entry]:
+def _read(kind: str, file: str) -> list[_Entry]:
     entries: list[_Entry] = []
     mistakes: list[str] = []
     for number, line in read_lines(file):

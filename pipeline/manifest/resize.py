@@ -17,10 +17,10 @@ import av
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import still
-from pipeline.manifest.build import earlier_probes
+from pipeline.manifest import content, still
 from pipeline.manifest.frames import first_line, open_container, video_stream
 from pipeline.manifest.isolation import Lost, map_isolated
+from pipeline.manifest.memory import remembered
 from pipeline.manifest.probe import Probe, ProbeFiles, ProbeOptions
 from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import locate
@@ -29,6 +29,8 @@ from pipeline.manifest.window import UInt8s, upright
 
 CLOCK = 90_000
 """Ticks a second of the copies."""
+COARSE_NS = 10**7
+"""File systems of removable disks keep times to 10 ms (exFAT) or 2 s (FAT), rounded down."""
 KEY_EVERY = 12
 """Frames between key frames: few frames are decoded in vain before a clip, for some 10 % more bytes. Choice."""
 OPTIONS = {"crf": "20", "preset": "veryfast", "x264-params": "open-gop=0:mbtree=0"}
@@ -71,12 +73,13 @@ def resized(
 
 
 def probe_copies(
-    listing: Listing, probes: Sequence[Probe], options: ProbeOptions, before: Path | None, probe: ProbeFiles
+    listing: Listing, probes: Sequence[Probe], options: ProbeOptions, folder: Path | None, probe: ProbeFiles
 ) -> list[Probe]:
     """Probes of the copies, and of the rest what was found in the originals."""
     places = [place for place, found in enumerate(probes) if found.status == "ok"]
     paths = [locate(listing.root, listing.uris[place]) for place in places]
-    found = dict(zip(places, probe(paths, options, earlier_probes(before)), strict=True))
+    with remembered(folder) as (known, note):
+        found = dict(zip(places, probe(paths, options, known, note), strict=True))
     return [found.get(place, old) for place, old in enumerate(probes)]
 
 
@@ -103,14 +106,16 @@ def resize_all(copies: Sequence[Copy], processes: int | None = None, timeout_sec
 
 
 def resize(copy: Copy) -> str:
-    """Make one copy, unless it is there and newer than its source. Returns why it could not be made, or nothing."""
+    """Make one copy, unless it is there and of this source. Returns why it could not be made, or nothing."""
     target = Path(copy.target)
     partial = target.with_name(f".{target.name}.part")
     try:
         if _is_done(copy):
             return ""
         target.parent.mkdir(parents=True, exist_ok=True)
+        changed = int(content.facts(copy.source).changed)
         _encode(copy, partial)
+        os.utime(partial, ns=(changed, changed))
         os.replace(partial, target)
     except Exception as error:  # FFmpeg raises many types; all mean that this video has no copy
         partial.unlink(missing_ok=True)
@@ -119,11 +124,13 @@ def resize(copy: Copy) -> str:
 
 
 def _is_done(copy: Copy) -> bool:
-    facts = still.facts(copy.source) if still.is_pattern(copy.source) else storage.facts(copy.source)
+    """Whether the copy is there and has the time of its source, whatever that is: a restored file may be older than before."""
+    source = int(content.facts(copy.source).changed)
     try:
-        return os.stat(copy.target).st_mtime_ns > int(facts.changed)
+        mine = os.stat(copy.target).st_mtime_ns
     except FileNotFoundError:
         return False
+    return mine == source or (mine % COARSE_NS == 0 and 0 <= source - mine < 2 * 10**9)
 
 
 def _encode(copy: Copy, path: Path) -> None:

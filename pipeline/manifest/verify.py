@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.manifest import content
 from pipeline.manifest.isolation import num_cores
 from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import Manifest
@@ -32,10 +31,9 @@ def verify(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _changed(location: str, digest: str, size: int) -> str | None:
     try:
-        with storage.open_file(location) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                return None
-            now = file.seek(0, 2)
+        if content.sha256(location) == digest:
+            return None
+        now = content.facts(location).bytes
     except FileNotFoundError:
         return "missing"
     except OSError as error:

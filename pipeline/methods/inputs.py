@@ -19,7 +19,7 @@ STUDENTS = ("primary", "auxiliary")
 Outputs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Logits [N, K] and features [N, D] by student."""
 
-ViewFunction = Callable[[torch.Tensor, Sequence[int], ViewsSection, int], torch.Tensor]
+ViewFunction = Callable[[torch.Tensor, Sequence[int], ViewsSection, int, torch.memory_format], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Views:
 
 class Method(nn.Module):
     """What every method is: made from (students, setup); ``forward(views, weights)`` returns a dict of scalars, ``loss`` with
-    gradient and all else without."""
+    gradient and all else without; beside them ``scores/{student}`` [U, K], of weak views, if it has some."""
 
     TERMS: ClassVar[tuple[str, ...]] = ()
     """The fields of ``LossWeights`` that it uses."""
@@ -137,4 +137,6 @@ def _views(
     seeds = view_seeds(seed, batch.rows.numpy(), list(slots), f"{student}/{kind}")
     clips_NTHWC = clips_BSTHWC[:, slots.start : slots.stop].to(device, non_blocking=True).flatten(0, 1)
     clip: ClipSection = getattr(config, student).clip
-    return derive(make(clips_NTHWC, seeds, config.views, clip.size), clip.modality)
+    # convolutions with weights in this layout would copy clips of another one twice, forward and backward
+    layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
+    return derive(make(clips_NTHWC, seeds, config.views, clip.size, layout), clip.modality)

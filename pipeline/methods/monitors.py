@@ -12,6 +12,8 @@ from pipeline.methods.labels import Labels
 from pipeline.methods.losses import alignment
 
 Monitors = dict[str, torch.Tensor]
+SCORES = "scores"
+"""First part of the keys of what is no scalar: softmax [U, K] of each student on the weak views, for the record of scores."""
 
 
 def label_monitors(labels: Labels, hidden_U: torch.Tensor) -> Monitors:
@@ -30,11 +32,12 @@ def label_monitors(labels: Labels, hidden_U: torch.Tensor) -> Monitors:
 
 def student_monitors(weak: Outputs, hidden_U: torch.Tensor) -> Monitors:
     """Of the weak views: ``weak_accuracy`` of each student (nan when no hidden label is known), ``agreement`` of their
-    classes."""
+    classes, and each student's ``scores`` [U, K], which the training loop takes out before anything is summed."""
+    scores = {f"{SCORES}/{name}": said[0].detach().float().softmax(dim=1) for name, said in weak.items()}
     classes = {name: said[0].detach().argmax(dim=1) for name, said in weak.items()}
     known = (hidden_U >= 0).float().sum()
     found = {f"weak_accuracy/{name}": (classes_U == hidden_U).float().sum() / known for name, classes_U in classes.items()}
-    return {**found, "agreement": (classes["primary"] == classes["auxiliary"]).float().mean()}
+    return {**found, **scores, "agreement": (classes["primary"] == classes["auxiliary"]).float().mean()}
 
 
 def alignment_monitors(features: dict[str, torch.Tensor]) -> Monitors:

@@ -14,6 +14,8 @@ from pipeline.studies.runs import Run
 
 MAX_POINTS = 400
 """Points of one curve: more than its pixels would only make the page heavy."""
+MAX_POINTS_OF_PANEL = 4000
+"""Points of all curves of a panel, which has 17 neighbors: 8 settings with 3 seeds would else be 5 MB."""
 Points = NDArray[np.float64]
 
 
@@ -29,6 +31,11 @@ class Panel:
     """Factor from the file's unit to the shown one."""
     limits: tuple[float | None, float | None] = (0, None)
     """Ends of the y axis; None: as the data."""
+    x_label: str = "optimizer step"
+    x_limits: tuple[float, float] | None = None
+    """Ends of the x axis; None: from 0 to the last step of all runs."""
+    mark: float | None = None
+    """Where a thin upright line is drawn."""
 
 
 def _students(key: str) -> tuple[tuple[str, str], ...]:
@@ -85,13 +92,18 @@ class Curve:
 
 def curves(panel: Panel, groups: Sequence[Group]) -> list[Curve]:
     """Every line of the panel that has at least one finite value."""
-    found = []
+    drawn = []
     for index, group in enumerate(groups):
         for number, (role, key) in enumerate(panel.lines):
             seeds = [points for run in group.runs if (points := _points(run, key, panel.scale)) is not None]
             if seeds:
-                found.append(Curve(index, role, number % 2 == 1, tuple(map(thin, seeds)), thin(_mean(seeds))))
-    return found
+                drawn.append((index, role, number % 2 == 1, seeds))
+    lines = sum(1 + len(seeds) * (len(seeds) > 1) for *_, seeds in drawn)
+    limit = max(40, min(MAX_POINTS, MAX_POINTS_OF_PANEL // max(lines, 1)))
+    return [
+        Curve(index, role, dashed, tuple(thin(points, limit) for points in seeds), thin(_mean(seeds), limit))
+        for index, role, dashed, seeds in drawn
+    ]
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> Points:

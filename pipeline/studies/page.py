@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import confusion_matrix, mean_and_sd, predicted_classes
-from pipeline.studies.comparison import BASELINE, Gain, Group, gains
+from pipeline.studies.comparison import BASELINE, Difference, Group
+from pipeline.studies.folders import Given, Study
+from pipeline.studies.response import Response
 from pipeline.studies.runs import VIEWS, Run
-from pipeline.studies.table import signed
+from pipeline.studies.statistics import ALPHA, Estimate, p_text
+from pipeline.studies.table import hours_text, signed
 
 NBSP = "\N{NO-BREAK SPACE}"
+MOST_NAMED = 3
+"""Settings that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -26,34 +31,131 @@ class Headline:
     answer: str
 
 
-def headline(groups: Sequence[Group]) -> Headline:
-    """The page's first sentences: the gain where there is a baseline, else the accuracy."""
-    found = gains(groups)
+def headline(given: Given, groups: Sequence[Group], found: Sequence[Difference]) -> Headline:
+    """The page's first sentences: the study's question, and the answer with its uncertainty."""
+    searches = [study for study in given.studies if study.is_search]
+    asked = next((study.question for study in given.studies if study.question), "") if len(given.studies) == 1 else ""
+    if not groups:
+        return Headline(
+            _title(given, groups, found), asked or "Which configuration is best?", " ".join(map(best_trial, searches))
+        )
+    answer = " ".join([_answer(groups, found), *map(best_trial, searches)])
+    return Headline(_title(given, groups, found), asked or _question(groups, found), answer.replace("n = ", f"n{NBSP}={NBSP}"))
+
+
+def _title(given: Given, groups: Sequence[Group], found: Sequence[Difference]) -> str:
+    if given.studies and all(study.kind != "runs" for study in given.studies):
+        names = [study.name.replace("_", " ").replace("-", " ") for study in given.studies]
+        title = " and ".join(names) if len(names) < 3 else f"{len(names)} studies"
+        return title[:1].upper() + title[1:]
+    if len(found) == 1:
+        return f"{found[0].group.label} against {found[0].baseline.label}"
+    return " and ".join(group.label for group in groups) if len(groups) < 3 else f"{len(groups)} settings compared"
+
+
+def _question(groups: Sequence[Group], found: Sequence[Difference]) -> str:
+    if len(found) == 1 and found[0].baseline.method == BASELINE:
+        label = found[0].group.label
+        return f"What does {label} gain over training on the labeled videos alone, with the same videos, labels and seeds?"
     if found:
-        return _gain_headline(max(found, key=lambda gain: gain.mean("mean").mean))
-    if len(groups) == 1:
-        return _single_headline(groups[0])
-    title = " and ".join(group.label for group in groups) if len(groups) < 3 else f"{len(groups)} settings compared"
+        return (
+            f"Which setting recognizes more test videos than {found[0].baseline.label}, on the same videos, labels and seeds?"
+        )
+    return "How many of the test videos are recognized?"
+
+
+def _answer(groups: Sequence[Group], found: Sequence[Difference]) -> str:
     evaluated = [group for group in groups if group.top1("mean")]
-    question = "How many of the test videos are recognized?"
     if not evaluated:
-        return Headline(title, question, "Not known yet: no run was evaluated.")
-    parts = [f"{group.label} {_percent(group, 'mean')}" for group in evaluated[:6]]
-    rest = f"; and {len(evaluated) - 6} more below" if len(evaluated) > 6 else ""
-    return Headline(title, question, f"By the mean of both students: {'; '.join(parts)}{rest}.")
-
-
-def _single_headline(group: Group) -> Headline:
-    question = "How many of the test videos are recognized?"
-    if group.top1("mean") is None:
-        return Headline(group.label, question, "Not known yet: the run was not evaluated.")
-    videos = next(run.evaluation["videos"] for run in group.runs if run.evaluation)
-    return Headline(
-        group.label,
-        question,
+        return "Not known yet: " + ("the run was not evaluated." if len(groups) == 1 else "no run was evaluated.")
+    if len(found) == 1:
+        return _single_answer(found[0])
+    if found:
+        return _study_answer(found)
+    if len(evaluated) > 1:
+        parts = [f"{group.label} {_percent(group, 'mean')}" for group in evaluated[:6]]
+        rest = f"; and {len(evaluated) - 6} more below" if len(evaluated) > 6 else ""
+        return f"By the mean of both students: {'; '.join(parts)}{rest}. They share no seed and videos, so none is compared."
+    group = evaluated[0]
+    videos = next(run.evaluation["videos"] for run in group.runs if run.evaluation.get("videos"))
+    return (
         f"{_percent(group, 'mean')} of {videos:,} by the mean of both students; "
-        f"{_percent(group, 'primary')} by the primary, {_percent(group, 'auxiliary')} by the auxiliary alone.",
+        f"{_percent(group, 'primary')} by the primary, {_percent(group, 'auxiliary')} by the auxiliary alone."
     )
+
+
+def _single_answer(one: Difference) -> str:
+    points = one.estimates["mean"]
+    spread = "" if points.sd is None else f"{NBSP}±{NBSP}{points.sd:.1f}"
+    seeds = f"{points.seeds} seed{'s' * (points.seeds > 1)}"
+    ahead = sum(value > 0 for value in one.by_seed("mean").values())
+    counted = f", ahead in {ahead} of {points.seeds}" if points.seeds > 1 else ""
+    ours, theirs = (mean_and_sd([run.top1("mean") or 0.0 for run in runs]).mean for runs in zip(*one.pairs, strict=True))
+    return (
+        f"{signed(points.mean)}{spread} percentage points of top-1 ({seeds}{counted}){_range(points)}: "
+        f"{ours:.1f}{NBSP}% against {theirs:.1f}{NBSP}% for the mean of both students. {_said(one)}"
+    )
+
+
+def _said(one: Difference) -> str:
+    text = one.verdict("mean")
+    p = (
+        f", p{NBSP}{p_text(one.adjusted['mean'])}"
+        if one.estimates["mean"].seeds > 1 and one.adjusted["mean"] is not None
+        else ""
+    )
+    return text[:1].upper() + text[1:] + f"{p}."
+
+
+def _study_answer(found: Sequence[Difference]) -> str:
+    base = _bases(found)
+    seeds = sorted({one.estimates["mean"].seeds for one in found})
+    n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
+    told = [
+        one
+        for one in found
+        if one.estimates["mean"].seeds > 1 and (one.adjusted["mean"] or 0.0) <= ALPHA and one.adjusted["mean"] is not None
+    ]
+    told.sort(key=lambda one: -one.estimates["mean"].mean)
+    better, worse = ([one for one in told if (one.estimates["mean"].mean > 0) == up] for up in (True, False))
+    parts = [f"{word} than {base}: {_named(ones)}." for word, ones in (("Better", better), ("Worse", worse[::-1])) if ones]
+    rest = len(found) - len(told)
+    if rest and seeds != [1]:
+        parts.append(f"{'The other ' if told else 'None of the '}{rest} {_plural('setting', rest)} "
+                     + (f"{'is' if rest == 1 else 'are'} not distinguishable from it at {n}." if told
+                        else f"can be told from {base}: not distinguishable at {n}."))  # fmt: skip
+    if seeds == [1]:
+        parts.append(
+            f"One seed of each of the {len(found)} settings: none can be told from {base}, another seed may differ as much."
+        )
+    if not told:
+        largest = max(found, key=lambda one: abs(one.estimates["mean"].mean))
+        parts.append(f"The largest difference is that of {_named([largest])}.")
+    return " ".join(parts)
+
+
+def _named(ones: Sequence[Difference]) -> str:
+    texts = [
+        f"{one.group.label} by {signed(one.estimates['mean'].mean)} points{_range(one.estimates['mean'])}"
+        for one in ones[:MOST_NAMED]
+    ]
+    return ", ".join(texts) + (f" and {len(ones) - MOST_NAMED} more" if len(ones) > MOST_NAMED else "")
+
+
+def _bases(found: Sequence[Difference]) -> str:
+    names = list(dict.fromkeys(one.baseline.label for one in found))
+    return names[0] if len(names) == 1 else BASELINE
+
+
+def _plural(word: str, count: int) -> str:
+    return word + "s" * (count != 1)
+
+
+def _range(points: Estimate) -> str:
+    if points.low is None or points.high is None:
+        return ""
+    over = "" if points.over == "seeds and videos" else f" over {points.over}"
+    return f" [95{NBSP}%{over}: {signed(points.low)} to {signed(points.high)}]".replace(" to ", f"{NBSP}to{NBSP}")
 
 
 def _percent(group: Group, view: str) -> str:
@@ -62,47 +164,62 @@ def _percent(group: Group, view: str) -> str:
     if value is None:
         return "unknown"
     spread = "" if value.sd is None else f"{NBSP}±{NBSP}{value.sd:.1f}"
-    return f"{value.mean:.1f}{spread}{NBSP}%" + (f" ({value.n}{NBSP}seeds)" if value.n > 1 else "")
+    return f"{value.mean:.1f}{spread}{NBSP}%" + (f" ({value.seeds}{NBSP}seeds)" if value.seeds > 1 else "")
 
 
-def _gain_headline(gain: Gain) -> Headline:
-    points = gain.mean("mean")
-    spread = "" if points.sd is None else f"{NBSP}±{NBSP}{points.sd:.1f}"
-    seeds = f"{points.n} seed{'s' * (points.n > 1)}"
-    ours, theirs = (mean_and_sd([run.top1("mean") or 0.0 for run in group.runs if run.seed in gain.by_seed]).mean
-                    for group in (gain.group, gain.baseline))  # fmt: skip
-    ahead = sum(values["mean"] > 0 for values in gain.by_seed.values())
-    counted = f", ahead in {ahead} of {points.n}" if points.n > 1 else ""
-    return Headline(
-        f"{gain.group.label} against {BASELINE}",
-        f"What does {gain.group.label} gain over training on the labeled videos alone, with the same videos, labels and seeds?",
-        f"{signed(points.mean)}{spread} percentage points of top-1 ({seeds}{counted}): "
-        f"{ours:.1f}{NBSP}% against {theirs:.1f}{NBSP}% for the mean of both students.",
+def best_trial(study: Study) -> str:
+    """What a search found, and that the best of many is luck, too."""
+    lead = study.objectives[0]
+    done = [trial for trial in study.trials if trial.state == "complete" and trial.values.get(lead.name) is not None]
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(study.counts.items()))
+    if not done:
+        return f"Of {study.name} no trial is complete yet ({counts or 'none was begun'})."
+    best = (max if lead.maximize else min)(done, key=lambda trial: trial.values[lead.name] or 0.0)
+    chosen = ", ".join(
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in best.params.items()
+        if key != "run.seed"
+    )
+    return (
+        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {best.values[lead.name]:.4g}, "
+        f"with {chosen}. "
+        "The best of many is partly luck: train it again with other seeds before it is believed."
     )
 
 
-def caveats(groups: Sequence[Group]) -> list[str]:
+def caveats(groups: Sequence[Group], found: Sequence[Difference]) -> list[str]:
     """What a careful reader would ask about the numbers."""
     notes = []
-    sizes = sorted({run.evaluation["videos"] for group in groups for run in group.runs if run.evaluation.get("videos")})
+    runs = [run for group in groups for run in group.runs]
+    sizes = sorted({run.evaluation["videos"] for run in runs if run.evaluation.get("videos")})
     if len(sizes) > 1:
         notes.append(f"The runs were tested on different numbers of videos: {', '.join(map(str, sizes))}.")
-    runs = [run for group in groups for run in group.runs]
     if held := [run.name for run in runs if run.evaluation.get("split", "test") != "test"]:
-        notes.append(f"Evaluated on validation videos, wherever this page says test: {', '.join(held)}.")
+        which = ", ".join(held) if len(held) <= MOST_NAMED else "all runs" if len(held) == len(runs) else f"{len(held)} runs"
+        notes.append(f"Evaluated on validation videos, wherever this page says test: {which}.")
     if sizes and sizes[0] < 1000:
-        notes.append(f"With {sizes[0]} test videos, one video more or less is {100 / sizes[0]:.1f} points.")
+        notes.append(f"With {sizes[0]} test videos, one video more or less is {100 / sizes[0]:.3g} points.")
     for group in groups:
         twice = [seed for seed, n in Counter(run.seed for run in group.runs).items() if n > 1]
         if twice:
             notes.append(f"{group.label}: several runs have seed {twice[0]}; they are counted as if they were independent.")
-    for gain in gains(groups):
-        notes += [f"{gain.group.label} and {BASELINE} also differ in {what}." for what in gain.differences]
-        if left := [run.name for run in gain.group.runs if run.seed not in gain.by_seed]:
-            notes.append(f"No gain for {', '.join(left)}: no evaluated {BASELINE} run has the same seed, labels and videos.")
+    notes += _caveats_of_pairs(groups, found)
     if any(group.top1("mean") for group in groups) and all(len(group.runs) == 1 for group in groups):
         notes.append("One seed of each setting: how far another seed would land is unknown.")
     return notes
+
+
+def _caveats_of_pairs(groups: Sequence[Group], found: Sequence[Difference]) -> Iterable[str]:
+    for one in found:
+        if one.baseline.method == BASELINE != one.group.method:
+            yield from (f"{one.group.label} and {BASELINE} also differ in {what}." for what in one.differences)
+        paired = [ours for ours, _ in one.pairs]
+        if left := [run.name for run in one.group.runs if all(run is not ours for ours in paired)]:
+            why = f"no evaluated {one.baseline.label} run has the same seed, labels and videos"
+            names = ", ".join(left[:MOST_NAMED]) + " and more" * (len(left) > MOST_NAMED)
+            yield f"No difference for {names}: {why}, or it is not evaluated."
+    if found and any(one.estimates["mean"].over == "seeds" for one in found):
+        yield "Not every run has its predictions.parquet: intervals are over the seeds alone and wider than they need be."
 
 
 def per_class_table(groups: Sequence[Group]) -> tuple[list[str], list[tuple[str, str, list[float | None]]]]:
@@ -160,3 +277,55 @@ def _class_accuracy(group: Group, view: str, name: str) -> float | None:
     shares = [(run.evaluation.get(view) or {}).get("per_class", {}).get(name) for run in group.runs]
     known = [100 * share for share in shares if share is not None]
     return mean_and_sd(known).mean if known else None
+
+
+def response_title(shown: Response | None, found: Sequence[Difference]) -> str:
+    """Heading of the pictures."""
+    if shown is not None and shown.kind != "rows":
+        return f"Top-1 over {' and '.join(shown.keys)}"
+    return "Differences from the baseline" if found else "Top-1 of each setting"
+
+
+def response_note(shown: Response | None, found: Sequence[Difference]) -> str:
+    """How to read the pictures."""
+    if shown is None:
+        return ""
+    if shown.kind == "curve":
+        return "Dots are means over the seeds, hollow for the baseline; lines are 95 % intervals, small rings single seeds."
+    if shown.kind == "map":
+        return "Mean ± sd (n) over the seeds; the stronger the color, the higher the mean. Color shows no significance."
+    what = "differences from the baseline in points" if found else "means"
+    return (
+        f"Dots are {what}, lines their 95 % intervals, small rings single seeds. An interval is of its own setting; which "
+        "settings differ from the baseline, corrected for their number, is said in the table."
+    )
+
+
+def signatures(runs: Sequence[Run]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of (run, failure signature, steps, what it means, knobs to turn), in the order of the runs."""
+    return [
+        (run.name, str(one["name"]), _span(one.get("since_step"), one.get("until_step")), str(one.get("message") or ""),
+         ", ".join(map(str, one.get("knobs") or ())))
+        for run in runs for one in run.signatures
+    ]  # fmt: skip
+
+
+def _span(since: object, until: object) -> str:
+    return (
+        f"{since:,} to {until:,}"
+        if isinstance(since, int) and isinstance(until, int)
+        else f"from {since}"
+        if until is None
+        else f"{since} to {until}"
+    )
+
+
+def cost(runs: Sequence[Run]) -> str:
+    """What training all runs took."""
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    clips = [run.clips for run in runs if run.clips is not None]
+    if not seconds:
+        return ""
+    amount = f" on {sum(clips):,.0f} clips" if clips else ""
+    of = "" if len(seconds) == len(runs) else f" in {len(seconds)} of them"
+    return f"{hours_text(sum(seconds) / 3600)} hours of training{amount}{of}"

@@ -1,61 +1,55 @@
-"""Plots as inline SVG whose colors are the page's CSS variables, so that one drawing fits light, dark and paper.
-
-Matplotlib draws with stand-in colors that no one chose for their looks; ``_svg`` replaces them by ``var(--...)``.
-Text stays text, identifiers are salted and prefixed, so the same data gives the same bytes.
-"""
+"""The report's line plots and confusion matrices, as inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.studies.curves import Curve, Panel
+from pipeline.studies.drawing import (
+    GLYPH_WIDTH,
+    LINE_HEIGHT,
+    MUTED,
+    NUM_COLORS,
+    RULE,
+    SERIES,
+    SIZE,
+    STYLE,
+    as_svg,
+    plain_axes,
+    spread,
+)
 
-NUM_COLORS = 8
-SERIES = [f"#0000{index + 16:02x}" for index in range(NUM_COLORS)]
-TEXT, MUTED, RULE = "#010101", "#020202", "#030303"
-VARIABLES = {TEXT: "--ink", MUTED: "--muted", RULE: "--rule"} | {color: f"--series-{i}" for i, color in enumerate(SERIES)}
-SIZE = (4.8, 2.9)
-"""Inches of a panel. The page shows a point as about a pixel, on a phone of 390 pixels too."""
-FONT_SIZE = 11.0
-LINE_HEIGHT = 1.2 * FONT_SIZE
-GLYPH_WIDTH = 0.55 * FONT_SIZE
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "actnetformer", "font.family": "sans-serif", "font.size": FONT_SIZE,
-    "text.color": TEXT, "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "xtick.major.size": 3.0,
-    "ytick.major.size": 0.0, "xtick.major.width": 0.8, "axes.linewidth": 0.8, "lines.solid_capstyle": "round",
-    "axes.unicode_minus": True, "path.simplify_threshold": 0.3,
-}  # fmt: skip
 LARGEST_LABELED = 30
 """Classes up to which a confusion matrix names its rows and writes its counts."""
 
 
 def panel_svg(panel: Panel, lines: Sequence[Curve], names: Sequence[str], last_step: float, prefix: str) -> str:
-    """One panel with its labels at the ends of the lines.
+    """One panel with its labels at the ends of the lines, if they have room: else the page's legend has to do.
 
     Args:
         panel: Title (for screen readers), unit, limits.
         lines: What to draw; at least one.
         names: Name of each group; drawn only when there are several.
-        last_step: Right end of the x axis, the same for all panels.
+        last_step: Right end of the x axis, the same for all panels, where the panel has no limits of its own.
         prefix: Unique in the page; begins every id in the SVG.
     """
     assert lines, f"{panel.title}: nothing to draw"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         labels = [_label(curve, names) for curve in lines]
+        room = 0.71 * 72 * SIZE[1]
+        cut = len(set(labels)) < len(labels)  # long names that differ only where they are cut
+        if cut or sum(LINE_HEIGHT * (1 + label.count("\n")) + 4 for label in labels) > room:
+            labels = [""] * len(labels)
         longest = max(len(part) for label in labels for part in label.split("\n"))
         margin = min(max(8 + GLYPH_WIDTH * longest, 20) / (72 * SIZE[0]), 0.45)  # at least half of the last tick's text
         axes = figure.add_axes((0.11, 0.185, 0.88 - margin, 0.71), facecolor="none")
@@ -63,7 +57,7 @@ def panel_svg(panel: Panel, lines: Sequence[Curve], names: Sequence[str], last_s
             _draw(axes, curve, several=len(names) > 1)
         _axes_style(axes, panel, last_step)
         _end_labels(axes, labels, lines, several=len(names) > 1)
-        return _svg(figure, panel.title, prefix)
+        return as_svg(figure, panel.title, prefix)
 
 
 def confusion_svg(counts: NDArray[np.int64], classes: Sequence[str], title: str, prefix: str) -> str:
@@ -80,7 +74,7 @@ def confusion_svg(counts: NDArray[np.int64], classes: Sequence[str], title: str,
         (_cells if named else _image)(axes, counts, opacity)
         _confusion_axes(axes, classes if named else [])
         axes.set(xlim=(0, num_classes), ylim=(num_classes, 0))
-        return _svg(figure, title, prefix)
+        return as_svg(figure, title, prefix)
 
 
 def _cells(axes: Axes, counts: NDArray[np.int64], opacity: NDArray[np.float64]) -> None:
@@ -123,22 +117,14 @@ def _label(curve: Curve, names: Sequence[str]) -> str:
 
 
 def _axes_style(axes: Axes, panel: Panel, last_step: float) -> None:
-    axes.set_xlim(0, last_step)
-    axes.set_xlabel("optimizer step", loc="right", labelpad=2)
-    axes.text(0, 1.03, panel.unit, transform=axes.transAxes, ha="left", va="bottom", color=MUTED)
+    plain_axes(axes, panel.x_label, panel.unit)
+    axes.set_xlim(*(panel.x_limits or (0, last_step)))
     low, high = axes.get_ylim()
     axes.set_ylim(*(given if given is not None else seen for given, seen in zip(panel.limits, (low, high), strict=True)))
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def tick_text(value: float) -> str:
-    """``0.025``, ``1,500``, with a true minus sign."""
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
+    if panel.x_limits is None:
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    if panel.mark is not None:
+        axes.axvline(panel.mark, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
 
 
 def _end_labels(axes: Axes, labels: Sequence[str], lines: Sequence[Curve], several: bool) -> None:
@@ -151,21 +137,6 @@ def _end_labels(axes: Axes, labels: Sequence[str], lines: Sequence[Curve], sever
         x_share, y_share = axes.transAxes.inverted().transform((box.x1 + 5 * dots_per_point, y))
         place: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "ha": "left", "linespacing": 1.1}
         axes.text(x_share, y_share, label, color=_color(curve, several), parse_math=False, **place)
-
-
-def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
-    """Centers near the wanted ones whose boxes do not overlap and stay in low..high if they fit at all."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    centers = list(wanted)
-    edge = low
-    for index in order:
-        centers[index] = max(wanted[index], edge + heights[index] / 2)
-        edge = centers[index] + heights[index] / 2
-    edge = max(high, low + sum(heights))
-    for index in reversed(order):
-        centers[index] = min(centers[index], edge - heights[index] / 2)
-        edge = centers[index] - heights[index] / 2
-    return centers
 
 
 def _last(curve: Curve) -> NDArray[np.float64]:
@@ -187,17 +158,3 @@ def _confusion_axes(axes: Axes, classes: Sequence[str]) -> None:
     axes.tick_params(length=0)
     axes.set_frame_on(False)
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=RULE, linewidth=1))
-
-
-def _svg(figure: Figure, title: str, prefix: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
-    width = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
-    return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(title)} style="max-width: {width * 1.25:.0f}px" ', 1)

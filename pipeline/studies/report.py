@@ -1,126 +1,297 @@
-"""Run folders -> one table and one self-contained HTML page without scripts, fonts or links to anywhere."""
+"""Run folders and studies -> one self-contained HTML page, and its tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.studies import page, setting
-from pipeline.studies.comparison import BASELINE, Group, group_runs
+from pipeline.studies import formats, page, setting
+from pipeline.studies.comparison import BASELINE, Difference, Group, choose_baseline, compare, group_runs, in_order
 from pipeline.studies.curves import PANELS, curves
-from pipeline.studies.html import render_page, write_page
-from pipeline.studies.plots import LARGEST_LABELED, NUM_COLORS, confusion_svg, panel_svg
-from pipeline.studies.runs import Run, read_runs
+from pipeline.studies.drawing import NUM_COLORS, Drawing
+from pipeline.studies.folders import Given, Trial, read_given
+from pipeline.studies.html import SORTING, render_page, script_hash, write_page, write_whole
+from pipeline.studies.label_section import label_sections
+from pipeline.studies.plots import LARGEST_LABELED, confusion_svg, panel_svg
+from pipeline.studies.response import response
+from pipeline.studies.response_plots import curve_svg, map_svg, rows_svg
+from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.samples import samples
-from pipeline.studies.table import HEADER, as_text, sections
+from pipeline.studies.search_section import search_sections, trial_groups
+from pipeline.studies.table import differences_table, runs_table, settings_table
 
+Format = Literal["html", "md", "csv", "tex"]
+FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")
 MAX_CONFUSIONS = 4
 """Confusion matrices on a page, one per setting."""
+MAX_OVERLAID = NUM_COLORS
+"""Settings whose training curves are laid over each other: as many as there are colors."""
+MAX_WHOLE_CONFIGURATIONS = 40
+"""Runs whose whole configuration is on the page, 6 KB each; of more runs it is in their folders."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the page lies, and the table for the terminal."""
+    """Where the page lies (or would), the files that were written, and what the terminal shows."""
 
     path: Path
+    files: tuple[Path, ...]
     table: str
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A titled SVG."""
+class Content:
+    """What was read and compared."""
 
-    title: str
-    svg: str
+    given: Given
+    groups: tuple[Group, ...]
+    """Settings to be compared; trials of searches are none."""
+    trials: tuple[Group, ...]
+    """Trials of searches that left a run folder, the best first."""
+    found: tuple[Difference, ...]
+    baseline: Group | None
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for group in (*self.groups, *self.trials) for run in group.runs]
+
+    @property
+    def overlaid(self) -> list[Group]:
+        """The settings whose curves are drawn: the baseline, then those with the best mean, in the page's order."""
+        whole = self.groups or self.trials
+        if len(whole) <= MAX_OVERLAID:
+            return list(whole)
+        best = sorted(whole, key=lambda g: (g is not self.baseline, -(v.mean if (v := g.top1("mean")) else -1.0)))[
+            :MAX_OVERLAID
+        ]
+        return [group for group in whole if any(group is kept for kept in best)]
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Report:
-    """Read the runs, write the page (whole or not at all), return its path and the table.
+def write_report(
+    folders: Sequence[str | Path],
+    out: str | Path | None = None,
+    wanted: Sequence[Format] = FORMATS,
+    baseline: Mapping[str, Any] | None = None,
+) -> Report:
+    """Read the runs, write each file whole or not at all, return the paths and the tables.
 
     Args:
-        folders: Run folders; what they lack is said on the page.
-        out: Path of the page; by default report.html in the run's folder, or in the common parent of several runs.
+        folders: Run folders, and folders of studies; what they lack is said on the page.
+        out: Path of the page; by default report.html in the run's or study's folder, or in the common parent of several. The
+            tables lie beside it under the same name.
+        wanted: Which files.
+        baseline: Configuration keys of the setting that all others are compared with; by default the study's own, a supervised
+            one, the one at the program's defaults, or the first.
 
     Raises:
-        UserError: a folder is no run folder, or ``out`` cannot be written.
+        UserError: a folder holds no run, no setting has the baseline's keys, or ``out`` cannot be written.
     """
-    runs = read_runs(folders)
-    path = _target(runs, out)
-    groups = group_runs(runs)
-    write_page(render(groups), path, "--out")
-    return Report(path, as_text(sections(groups)))
+    given = read_given(folders)
+    path = _target(given, out)
+    content = collect(given, baseline)
+    texts = {"html": partial(render, content, path.parent), "md": partial(_markdown, content), "tex": partial(_latex, content),
+             "csv": partial(formats.as_csv, content.groups or content.trials, content.found)}  # fmt: skip
+    files = []
+    for name in wanted:
+        file = path if name == "html" else path.with_suffix(f".{name}")
+        (write_page if name == "html" else write_whole)(texts[name](), file, "--out")
+        files.append(file)
+    return Report(path, tuple(files), _text(content))
 
 
-def render(groups: Sequence[Group]) -> str:
-    """The page as one string; the same runs give the same bytes."""
-    return render_page("report.html.j2", _context(groups))
+def collect(given: Given, baseline: Mapping[str, Any] | None = None) -> Content:
+    """Settings, their differences, and the trials of searches."""
+    searched = [run for run in given.runs if (study := given.study_of(run)) and study.is_search]
+    groups = in_order(group_runs([run for run in given.runs if all(run is not one for one in searched)]))
+    trials = trial_groups([study for study in given.studies if study.is_search], searched)
+    params = baseline or next((study.baseline for study in given.studies if study.baseline and len(given.studies) == 1), None)
+    chosen = choose_baseline(groups, params)
+    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, params)), chosen)
 
 
-def _target(runs: Sequence[Run], out: str | Path | None) -> Path:
+def render(content: Content, folder: Path) -> str:
+    """The page, which will lie in ``folder``, as one string; the same runs give the same bytes."""
+    return render_page("report.html.j2", _context(content, folder))
+
+
+def _target(given: Given, out: str | Path | None) -> Path:
     if out is None:
-        return Path(os.path.commonpath([run.folder if len(runs) == 1 else run.folder.parent for run in runs])) / "report.html"
+        inside = [run for run in given.runs if given.study_of(run) is None]
+        places = [study.folder for study in given.studies] + [
+            run.folder if len(given.runs) == 1 else run.folder.parent for run in inside
+        ]
+        return Path(os.path.commonpath(places)) / "report.html"
     path = Path(out).expanduser().resolve()
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, for example {path / 'report.html'}")
+    if path.suffix in {f".{name}" for name in FORMATS[1:]}:
+        raise UserError(f"--out {path} is the page's name: end it in .html; the tables lie beside it")
     return path
 
 
-def _context(groups: Sequence[Group]) -> dict[str, Any]:
-    runs = [run for group in groups for run in group.runs]
-    shown = _shown(groups)
-    columns, classes = page.per_class_table(groups)
+def _text(content: Content) -> str:
+    """For the terminal: runs, then settings, then the answer."""
+    parts = [formats.as_text(runs_table(content.groups or content.trials))]
+    if any(len(group.runs) > 1 for group in content.groups) or content.found:
+        parts.append(formats.as_text(settings_table(content.groups, content.found)))
+        parts.append(settings_table(content.groups, content.found).caption)
+    line = page.headline(content.given, content.groups, content.found)
+    return "\n\n".join([*parts, line.answer.replace(page.NBSP, " ")])
+
+
+def _tables(content: Content) -> list[Any]:
+    tables = [settings_table(content.groups, content.found)] if content.groups else []
+    return [
+        *tables,
+        *([differences_table(content.found)] if content.found else []),
+        runs_table(content.groups or content.trials),
+    ]
+
+
+def _markdown(content: Content) -> str:
+    line = page.headline(content.given, content.groups, content.found)
+    notes = [f"- {note}\n" for note in page.caveats(content.groups, content.found)]
+    head = f"# {line.title}\n\n{line.question}\n\n{line.answer}\n\n{''.join(notes)}\n".replace(page.NBSP, " ")
+    return head + "\n".join(map(formats.as_markdown, _tables(content)))
+
+
+def _latex(content: Content) -> str:
+    return "\n".join(map(formats.as_latex, _tables(content)))
+
+
+# -------------------------------------------------------------------------------------------------------- the page
+
+
+def _context(content: Content, folder: Path) -> dict[str, Any]:
+    groups, found, overlaid = content.groups, content.found, content.overlaid
+    judged = groups or content.trials[:1]
+    columns, classes = page.per_class_table(judged)
+    shown = _shown(judged)
     return {
-        "headline": page.headline(groups),
-        "caveats": page.caveats(groups),
-        "missing": [(run.name, run.missing) for run in runs if run.missing],
-        "header": HEADER,
-        "sections": sections(groups),
-        "groups": groups,
+        "headline": page.headline(content.given, groups, found),
+        "caveats": page.caveats(groups, found),
+        "missing": [(study.name, study.missing) for study in content.given.studies if study.missing]
+        + [(run.name, run.missing) for run in content.runs if run.missing],
+        "content": content,
+        "num_runs": len(content.runs),
+        "cost": page.cost(content.runs),
+        "settings": settings_table(groups, found) if groups else None,
+        "differences": differences_table(found) if found else None,
+        "runs": runs_table(groups or content.trials, partial(_link, folder)),
+        "responses": _responses(content),
+        "response_title": page.response_title(response(groups), found),
+        "response_note": page.response_note(response(groups), found),
+        "judged": judged,
+        "num_settings": len(groups or content.trials),
+        "searches": search_sections(content.given, partial(_trial_link, folder)),
+        "labels": label_sections(judged),
+        "overlaid": overlaid,
         "num_colors": NUM_COLORS,
-        "settings": setting.setting_table(groups),
-        "curves": _curves(groups),
+        "properties": setting.setting_table(overlaid),
+        "curves": _curves(overlaid),
         "class_columns": columns,
         "classes": classes,
         "largest_open": LARGEST_LABELED,
-        "confusions": _confusions(groups),
+        "confusions": _confusions(judged),
         "shown": shown,
         "samples": samples(shown) if shown else [],
-        "quarantined": page.quarantined(runs),
-        "runs": [(run, setting.command(run), setting.changed_keys(run), _yaml(run)) for run in runs],
+        "signatures": page.signatures(content.runs),
+        "quarantined": page.quarantined(content.runs),
+        "commands": _commands(content, folder),
+        "script": SORTING,
+        "script_hash": script_hash(SORTING),
     }
 
 
+def _link(folder: Path, run: Run) -> str:
+    return quote(os.path.relpath(run.folder, folder)) + "/"
+
+
+def _trial_link(folder: Path, trial: Trial) -> str:
+    return quote(os.path.relpath(trial.folder, folder)) + "/" if trial.folder is not None and trial.folder.is_dir() else ""
+
+
 def _shown(groups: Sequence[Group]) -> Run | None:
-    """The run whose clips are shown: the first with predictions, the baseline last."""
+    """The run whose clips are shown: the first with predictions, the supervised one last."""
     ordered = sorted(groups, key=lambda group: group.method == BASELINE)
     return next((run for group in ordered for run in group.runs if run.predictions is not None), None)
 
 
-def _curves(groups: Sequence[Group]) -> list[Figure]:
+def _responses(content: Content) -> list[Drawing]:
+    """For each way to score, the picture that fits what was varied."""
+    groups, found = content.groups, response(content.groups)
+    if found is None:
+        return []
+    if found.kind == "curve":
+        return [Drawing(view, curve_svg(found, groups, view, content.baseline, f"response-{view}")) for view in VIEWS]
+    if found.kind == "map":
+        return [Drawing(view, map_svg(found, groups, view, f"response-{view}")) for view in VIEWS]
+    return [Drawing(view, rows_svg(groups, content.found, view, f"response-{view}")) for view in VIEWS]
+
+
+def _curves(groups: Sequence[Group]) -> list[Drawing]:
     """A figure for each panel of which any run has values."""
     names = [group.label for group in groups]
     last_step = max((run.lines[-1]["step"] for group in groups for run in group.runs if run.lines), default=1)
     drawn = [(panel, curves(panel, groups)) for panel in PANELS]
     return [
-        Figure(panel.title, panel_svg(panel, lines, names, last_step, f"curve{index}"))
+        Drawing(panel.title, panel_svg(panel, lines, names, last_step, f"curve{index}"))
         for index, (panel, lines) in enumerate(drawn)
         if lines
     ]
 
 
-def _confusions(groups: Sequence[Group]) -> list[tuple[Figure, list[tuple[str, str, int, int]]]]:
+def _confusions(groups: Sequence[Group]) -> list[tuple[Drawing, list[tuple[str, str, int, int]]]]:
     found = [(group, result) for group in groups if (result := page.confusion(group))]
     return [
-        (Figure(group.label, confusion_svg(*result, f"Confusion matrix of {group.label}", f"confusion{index}")),
+        (Drawing(group.label, confusion_svg(*result, f"Confusion matrix of {group.label}", f"confusion{index}")),
          page.most_confused(*result))
         for index, (group, result) in enumerate(found[:MAX_CONFUSIONS])
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Command:
+    """How one run was made, and in what it differs."""
+
+    run: Run
+    href: str
+    command: str
+    against: str
+    """Name of the baseline, empty for itself."""
+    differing: list[tuple[str, Any, Any]]
+    """(key, value, the baseline's) of the setting."""
+    changed: list[tuple[str, Any, Any]]
+    """(key, value, default)."""
+    whole: str
+    """The configuration, unless there are too many runs."""
+
+
+def _commands(content: Content, folder: Path) -> list[Command]:
+    whole = len(content.runs) <= MAX_WHOLE_CONFIGURATIONS
+    base = content.baseline.runs[0] if content.baseline else None
+    name = content.baseline.label if content.baseline else ""
+    return [
+        Command(
+            run=run,
+            href=_link(folder, run),
+            command=setting.command(run),
+            against="" if run is base else name,
+            differing=setting.differing_keys(run, base) if base is not None else [],
+            changed=setting.changed_keys(run),
+            whole=_yaml(run) if whole else "",
+        )
+        for run in content.runs
+    ]
 
 
 def _yaml(run: Run) -> str:

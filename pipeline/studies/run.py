@@ -1,18 +1,24 @@
-"""One ordinary run from configuration to accuracies: what jobs.train does, and what every trial of a study does."""
+"""One ordinary run: to its end with its accuracies, as jobs.train does it, or to a step on its way, as searches do it."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pipeline import run_store
 from pipeline.cluster import check_cluster, connect
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import evaluate
+from pipeline.evaluation.predict import evaluate, score
 from pipeline.resources import Resources
+from pipeline.run_folder import read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here
 from pipeline.training.ray_fit import fit_on_ray
+
+VIEWS = ("primary", "auxiliary", "mean")
+SCORES = "scores.jsonl"
+"""File of a run folder: a line for each step at which ``advance`` stopped."""
 
 
 def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
@@ -24,17 +30,51 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     if summary:
         return summary
     resources = reserve(prepared, concurrent)
+    weights, step = _train(prepared, resources)
+    summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
+    if prepared.run.store is not None:
+        run_store.push_files(prepared.run.folder, prepared.run.store)
+    return summary
+
+
+def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, float]:
+    """Train up to ``step`` and score the configured split there: top-1 of each view, 0..1, the mean
+    probability of the true class (probability/VIEW), and seconds of training so far.
+
+    The run goes on from there as if it had not stopped. At the last step this is ``complete``. What was scored before is
+    read from the run folder's scores.jsonl. Raises UserError.
+    """
+    folder = prepared.run.folder
+    last = step >= prepared.run.config.train.steps
+    known = next((line for line in read_scores(folder) if line["step"] == step), None)
+    if last or known is None:
+        summary = complete(prepared, concurrent) if last else _score_at(prepared.up_to(step), concurrent)
+        known = {"step": step, **{view: summary[view]["top1"] for view in VIEWS}}
+        known |= {f"probability/{view}": summary[view].get("true_probability") or 0.0 for view in VIEWS}
+        known["seconds"] = training_seconds(folder, step)
+        lines = [line for line in read_scores(folder) if line["step"] != step]
+        write_text(folder / SCORES, "".join(json.dumps(line) + "\n" for line in [*lines, known]))
+    return {name: value for name, value in known.items() if name != "step"}
+
+
+def _score_at(prepared: Prepared, concurrent: int) -> dict[str, Any]:
+    resources = reserve(prepared, concurrent)
+    weights, reached = _train(prepared, resources)
+    if reached != prepared.run.end:
+        folder = prepared.run.folder
+        raise UserError(f"{folder} is at step {reached} and was not scored at {prepared.run.end}: delete it to run it again")
+    return score(prepared.source, prepared.run.config, weights, resources)[0]
+
+
+def _train(prepared: Prepared, resources: Resources | None) -> tuple[Path, int]:
+    """Weights at the run's end, and its step; trained unless they are there."""
     prepared.open()
-    if not prepared.finished:
+    if prepared.step < prepared.run.end:
         _ = fit_here(prepared) if resources is None else fit_on_ray(prepared, resources)
     newest, problems = checkpoint.newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
-    step = checkpoint.read_facts(newest)["step"]
-    summary = evaluate(prepared.source, prepared.run.config, newest / "model.safetensors", step, resources)
-    if prepared.run.store is not None:
-        run_store.push_files(prepared.run.folder, prepared.run.store)
-    return summary
+    return newest / "model.safetensors", checkpoint.read_facts(newest)["step"]
 
 
 def reserve(prepared: Prepared, concurrent: int = 1) -> Resources | None:
@@ -55,3 +95,19 @@ def evaluated(prepared: Prepared) -> dict[str, Any] | None:
     protocol = config.evaluation
     wanted = {"step": config.train.steps, "clips": protocol.clips, "crops": protocol.crops, "split": protocol.split}
     return summary if all(summary.get(key) == value for key, value in wanted.items()) else None
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """Lines of scores.jsonl: ``step``, and what ``advance`` returned there."""
+    path = folder / SCORES
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def training_seconds(folder: Path, step: int) -> float:
+    """Time of training up to ``step``, from metrics.jsonl: pauses, restarts and evaluations do not count."""
+    seconds, before = 0.0, 0
+    for line in read_metrics(folder):
+        if line["step"] <= step:
+            seconds += (line["step"] - before) * line["seconds/step"]
+            before = line["step"]
+    return seconds

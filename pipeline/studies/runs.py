@@ -6,11 +6,11 @@ never an exception. Only a folder that holds none of them is an error.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class Run:
     evaluation: Mapping[str, Any]
     predictions: Predictions | None
     quarantine: tuple[Mapping[str, Any], ...]
+    signatures: tuple[Mapping[str, Any], ...]
+    """Failure signatures that training raised: name, since_step, until_step, message, knobs."""
     missing: tuple[str, ...]
 
     @property
@@ -92,10 +94,34 @@ class Run:
         steps, every = self.config.get("train.steps"), self.config.get("train.log_every", 1)
         return bool(steps and self.last_step + every <= steps)
 
+    @property
+    def seconds(self) -> float | None:
+        """Of training the logged steps, without starting, evaluation, and steps that a restart repeated; None without lines."""
+        return sum(self._seconds()) if self.lines else None
+
+    @property
+    def clips(self) -> float | None:
+        """Videos that the logged steps trained on, each time anew; None where it was not logged."""
+        rates = [line.get("clips_per_second") for line in self.lines]
+        if not self.lines or None in rates:
+            return None
+        return float(sum(rate * time for rate, time in zip(rates, self._seconds(), strict=True) if rate is not None))
+
+    def _seconds(self) -> list[float]:
+        """Of each line: the mean per step, times the steps since the line before."""
+        steps = [0, *(int(line["step"]) for line in self.lines)]
+        spans = [after - before for before, after in pairwise(steps)]
+        return [span * float(line.get("seconds/step") or 0.0) for span, line in zip(spans, self.lines, strict=True)]
+
     def top1(self, view: str) -> float | None:
         """Top-1 in percent of one of ``VIEWS``, None before the evaluation."""
         share = (self.evaluation.get(view) or {}).get("top1")
         return None if share is None or not math.isfinite(share) else 100 * share
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds any file of a run."""
+    return any((path / name).is_file() for name in RUN_FILES)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,20 +130,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Each folder once, in the order given. Raises UserError naming every path that is no run folder.
-
-    ``report.html`` among the paths is skipped: an earlier report lies among the runs, so ``runs/*`` names it too.
-    """
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
-    paths = [path for path in dict.fromkeys(paths) if not (path.is_file() and path.name == "report.html")]
-    wrong = [complaint for path in paths if (complaint := _why_no_run(path))]
-    if wrong or not paths:
-        expected = f"expected a folder with one of {', '.join(RUN_FILES)}, as written by python -m jobs.train"
-        raise UserError(f"no run to report on; {expected}:", wrong or [f"{folder}: an earlier report" for folder in folders])
-    return [read_run(path) for path in paths]
 
 
 def read_run(folder: Path) -> Run:
@@ -132,24 +144,12 @@ def read_run(folder: Path) -> Run:
         evaluation=_read_evaluation(folder / "evaluation.json", predictions, missing),
         predictions=predictions,
         quarantine=_read_quarantine(folder / "quarantine.parquet", missing),
+        signatures=_read_signatures(folder / "signatures.json", missing),
         missing=(),
     )
     if run.unfinished and run.lines:
         missing.append(f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}: under way or stopped.")
     return replace(run, missing=tuple(missing))
-
-
-def _why_no_run(path: Path) -> str | None:
-    if any((path / name).is_file() for name in RUN_FILES):
-        return None
-    if not path.exists():
-        siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        return f"{path}: does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-    if not path.is_dir():
-        return f"{path}: is a file"
-    inside = sorted(child.name for child in path.iterdir() if any((child / name).is_file() for name in RUN_FILES))
-    return f"{path}: holds none of these" + (f"; its subfolders {', '.join(inside[:5])} do: name those" if inside else "")
 
 
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -226,4 +226,15 @@ def _read_quarantine(path: Path, missing: list[str]) -> tuple[Mapping[str, Any],
         return tuple(pq.read_table(path).to_pylist()) if path.is_file() else ()
     except (OSError, pa.ArrowException) as error:
         missing.append(f"quarantine.parquet cannot be read: {error}")
+        return ()
+
+
+def _read_signatures(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
+            raise ValueError("expected a list of objects with a name")
+        return tuple(found)
+    except (OSError, ValueError) as error:
+        missing.append(f"signatures.json cannot be read: {error}")
         return ()

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.studies.comparison import BASELINE, Group, manifest_fingerprint
+from pipeline.studies.comparison import setting as setting_of
 from pipeline.studies.runs import Run, flatten
 from pipeline.studies.table import labels_text, steps_text
 
@@ -32,6 +33,13 @@ def changed_keys(run: Run) -> list[tuple[str, Any, Any]]:
     except UserError:
         pass  # an architecture of another version: the usual defaults must do
     return [(key, value, defaults.get(key, "–")) for key, value in run.config.items() if value != defaults.get(key, "–")]
+
+
+def differing_keys(run: Run, base: Run) -> list[tuple[str, Any, Any]]:
+    """(key, value, the other run's value) of the setting; what one method does not use has a dash."""
+    own, other = setting_of(run), setting_of(base)
+    keys = dict.fromkeys([*own, *other])
+    return [(key, own.get(key, "–"), other.get(key, "–")) for key in keys if own.get(key, "–") != other.get(key, "–")]
 
 
 def command(run: Run) -> str:

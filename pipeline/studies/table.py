@@ -1,35 +1,232 @@
-"""The table of results: one row a run, then the settings with several seeds, then the gains. For terminal and page."""
+"""The tables of a report as plain cells, each with what it is sorted by: settings, differences, runs, trials.
+
+``formats`` writes them for the terminal, Markdown, CSV and LaTeX; the page's template has them as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pipeline.evaluation.metrics import MeanSd
-from pipeline.studies.comparison import BASELINE, Group, gains
+from pipeline.studies.comparison import Difference, Group
+from pipeline.studies.folders import Study, Trial
 from pipeline.studies.runs import VIEWS, Run
+from pipeline.studies.statistics import Estimate, p_text
 
-HEADER = ("run", "method", "labels", "steps", "seed", "primary %", "auxiliary %", "mean %")
-NUM_TEXT_COLUMNS = 3
-Row = tuple[str, ...]
-
-
-def sections(groups: Sequence[Group]) -> list[list[Row]]:
-    """Runs; mean and sd over the seeds of a setting; gains over the baseline. Without the empty ones.
-
-    Each row has the eight cells of ``HEADER``: top-1 in percent, gains in percentage points.
-    """
-    runs = [_run_row(run) for group in groups for run in group.runs]
-    return [part for part in (runs, _mean_rows(groups), _gain_rows(groups)) if part]
+DASH = "–"
+MINUS = "−"
 
 
-def as_text(parts: Sequence[Sequence[Row]]) -> str:
-    """The table for a terminal: words to the left, numbers to the right, an empty line between the parts."""
-    rows = [HEADER, *(row for part in parts for row in part)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    head = [_line(HEADER, widths), "  ".join("-" * width for width in widths)]
-    return "\n\n".join(
-        "\n".join([*(head if index == 0 else ()), *(_line(row, widths) for row in part)]) for index, part in enumerate(parts)
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and what it is sorted by: a number, a text, or None for what is unknown, which comes last."""
+
+    text: str
+    sort: float | str | None = None
+    href: str = ""
+    """A folder relative to the page."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows. The first column names the row."""
+
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    """Whether a column is set to the right."""
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str
+    """What the numbers are, one or two sentences."""
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) == len(self.numeric) for row in self.rows), "rows and columns differ"
+
+
+def settings_table(groups: Sequence[Group], found: Sequence[Difference]) -> Table:
+    """A row for each setting: how many seeds, mean +- sd of each view, the interval of their mean, and the verdict."""
+    columns = ["setting", "n", *(f"{view} %" for view in VIEWS), "95 % interval", "difference", "p (Holm)", "verdict", "hours"]
+    numeric = [False, True, *(True for _ in VIEWS), True, True, True, False, True]
+    rows = []
+    for group in groups:
+        difference = next((one for one in found if one.group is group), None)
+        hours = group_hours(group)
+        rows.append((
+            Cell(group.label, group.label), Cell(str(_evaluated(group)), _evaluated(group)),
+            *(with_sd(group.top1(view)) for view in VIEWS), interval(group.top1("mean")),
+            *_against(group, difference, found), Cell(DASH if hours is None else hours_text(hours), hours),
+        ))  # fmt: skip
+    return Table(tuple(columns), tuple(numeric), tuple(rows), caption(groups, found))
+
+
+def _against(group: Group, difference: Difference | None, found: Sequence[Difference]) -> tuple[Cell, Cell, Cell]:
+    if difference is None:
+        word = "baseline" if any(one.baseline is group for one in found) else DASH
+        return Cell(DASH), Cell(DASH), Cell(word, "")
+    points, p = difference.estimates["mean"], difference.adjusted["mean"]
+    return (
+        Cell(signed(points.mean), points.mean),
+        Cell(p_words(p), p),
+        Cell(difference.verdict("mean"), difference.verdict("mean")),
     )
+
+
+def caption(groups: Sequence[Group], found: Sequence[Difference]) -> str:
+    """What the numbers of ``settings_table`` are."""
+    videos = sorted({run.evaluation["videos"] for group in groups for run in group.runs if run.evaluation.get("videos")})
+    count = f" on {videos[0]:,} videos" if len(videos) == 1 else ""
+    over = _joined({value.over for group in groups if (value := group.top1("mean"))})
+    text = f"Top-1{count}: mean ± sd (n) over seeds; “mean” scores a video by the mean of both students’ softmax."
+    if over and over != "nothing":
+        text += f" Interval of the mean column, over {over}."
+    if found:
+        base = _joined({one.baseline.label for one in found})
+        text += f" Difference of the mean column from {base} in points, on the same seeds and videos; p is corrected for "
+        text += f"{len(found)} comparison{'s' * (len(found) > 1)}."
+    return text
+
+
+def differences_table(found: Sequence[Difference]) -> Table:
+    """A row for each setting and view: the difference from the baseline with its interval, p before and after correction."""
+    columns = ("setting", "scored by", "n", "difference", "sd", "95 % interval", "over", "p", "p (Holm)", "verdict")
+    rows = [
+        (Cell(one.group.label, one.group.label), Cell(view, view), Cell(str(value.seeds), value.seeds),
+         Cell(signed(value.mean), value.mean), Cell(DASH if value.sd is None else f"{value.sd:.1f}", value.sd),
+         interval(value, difference=True), Cell(value.over, value.over), Cell(p_words(value.p), value.p),
+         Cell(p_words(one.adjusted[view]), one.adjusted[view]), Cell(one.verdict(view), one.verdict(view)))
+        for one in found for view in VIEWS for value in [one.estimates[view]]
+    ]  # fmt: skip
+    base = _joined({one.baseline.label for one in found})
+    text = f"Points of top-1 over {base}, paired by seed and by video. Each of the three ways to score is corrected for itself."
+    return Table(columns, (False, False, True, True, True, True, False, True, True, False), tuple(rows), text)
+
+
+def runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
+    """A row for each run. ``link`` gives its folder relative to the page."""
+    columns = ("run", "setting", "labels", "steps", "seed", *(f"{view} %" for view in VIEWS), "hours", "clips")
+    rows = [
+        (Cell(run.name, run.name, link(run)), Cell(group.label, group.label), Cell(labels_text(run), labels_text(run)),
+         Cell(steps_text(run), run.last_step), Cell("?" if run.seed is None else str(run.seed), run.seed),
+         *(percent(run.top1(view)) for view in VIEWS),
+         Cell(DASH if run.seconds is None else hours_text(run.seconds / 3600), run.seconds),
+         Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
+        for group in groups for run in group.runs
+    ]  # fmt: skip
+    text = "Top-1 in percent. Hours and clips of the logged training steps; starts, evaluation, repeated steps come on top."
+    return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)
+
+
+def trials_table(study: Study, link: Any = lambda trial: "") -> Table:
+    """A row for each trial of a search: state, what it chose, what came out."""
+    keys = list(dict.fromkeys(key for trial in study.trials for key in trial.params))
+    keys = [key for key in keys if len({repr(trial.params.get(key)) for trial in study.trials}) > 1 or key in study.space]
+    names = [one.name for one in study.objectives]
+    columns = ("trial", "state", *(short_key(key, keys) for key in keys), *names, "minutes")
+    rows = [
+        (Cell(str(trial.number), trial.number, link(trial)), Cell(trial.state, trial.state),
+         *(_param(trial.params.get(key)) for key in keys), *(_value(trial.values.get(name)) for name in names),
+         Cell(DASH if trial.seconds is None else f"{trial.seconds / 60:.1f}", trial.seconds))
+        for trial in best_first(study)
+    ]  # fmt: skip
+    numeric = (True, False, *(_numbers(study.trials, key) for key in keys), *(True for _ in names), True)
+    text = f"The best first, by {names[0]}. A pruned trial was stopped early by its scheduler."
+    return Table(columns, numeric, tuple(rows), text)
+
+
+def best_first(study: Study) -> list[Trial]:
+    """Complete trials by the leading objective, then those stopped early, then those without a value."""
+    lead = study.objectives[0]
+    sign = -1 if lead.maximize else 1
+    return sorted(study.trials, key=lambda trial: (_rank(trial), sign * (trial.values.get(lead.name) or 0.0), trial.number))
+
+
+def _rank(trial: Trial) -> int:
+    known = any(value is not None for value in trial.values.values())
+    return {"complete": 0}.get(trial.state, 1) if known else 2
+
+
+def short_key(key: str, keys: Sequence[str]) -> str:
+    """The last part of a dotted key, with those before as far as it takes to tell it from others."""
+    parts = key.split(".")
+    for count in range(1, len(parts) + 1):
+        short = ".".join(parts[-count:])
+        if sum(other == short or other.endswith(f".{short}") for other in keys) <= 1:
+            return short
+    return key
+
+
+def _param(value: Any) -> Cell:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        text = DASH if value is None else str(value)
+        return Cell(text, None if value is None else text)
+    return Cell(number(value), float(value))
+
+
+def _value(value: float | None) -> Cell:
+    return Cell(DASH if value is None else f"{value:.4g}", value)
+
+
+def _numbers(trials: Iterable[Trial], key: str) -> bool:
+    values = [trial.params[key] for trial in trials if trial.params.get(key) is not None]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _evaluated(group: Group) -> int:
+    return sum(run.top1("mean") is not None for run in group.runs)
+
+
+def _joined(words: set[str]) -> str:
+    return ", ".join(sorted(words))
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+def number(value: float) -> str:
+    """``0.025``, ``1,500``, ``1.2e-05``, with a true minus sign."""
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", MINUS)
+
+
+def signed(points: float) -> str:
+    """One decimal, always with a sign, for differences; never a negative zero."""
+    return f"{round(points, 1) + 0.0:+.1f}".replace("-", MINUS)
+
+
+def percent(value: float | None) -> Cell:
+    """``71.2``."""
+    return Cell(DASH if value is None else f"{value:.1f}", value)
+
+
+def with_sd(value: Estimate | None) -> Cell:
+    """``71.2 ± 1.1``; no spread for a single run, a dash for none."""
+    if value is None:
+        return Cell(DASH)
+    return Cell(f"{value.mean:.1f}" + ("" if value.sd is None else f" ± {value.sd:.1f}"), value.mean)
+
+
+def interval(value: Estimate | None, difference: bool = False) -> Cell:
+    """``69.0 to 73.4``; a dash where the spread is unknown. Accuracies stay in 0..100."""
+    if value is None or value.low is None or value.high is None:
+        return Cell(DASH)
+    low, high = (value.low, value.high) if difference else (max(value.low, 0.0), min(value.high, 100.0))
+    show = signed if difference else "{:.1f}".format
+    return Cell(f"{show(low)} to {show(high)}", value.mean)
+
+
+def p_words(p: float | None) -> str:
+    """``0.032`` or ``< 0.001``."""
+    return p_text(p).removeprefix("= ")
+
+
+def group_hours(group: Group) -> float | None:
+    """Training hours of all its runs."""
+    seconds = [run.seconds for run in group.runs if run.seconds is not None]
+    return sum(seconds) / 3600 if seconds else None
+
+
+def hours_text(hours: float) -> str:
+    """``12.3``, ``0.045``."""
+    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.3f}"
 
 
 def labels_text(run: Run) -> str:
@@ -43,51 +240,3 @@ def steps_text(run: Run) -> str:
     """``1,000``, or ``300 of 1,000`` for a run that has not come to its end."""
     planned = run.config.get("train.steps")
     return f"{run.last_step:,} of {planned:,}" if run.unfinished else f"{planned or run.last_step:,}"
-
-
-def signed(points: float) -> str:
-    """One decimal, always with a sign, for differences; never ``-0.0``."""
-    return f"{round(points, 1) + 0.0:+.1f}"
-
-
-def with_sd(value: MeanSd | None, difference: bool = False) -> str:
-    """``71.2 ± 1.1 (3)``; no spread for a single run, a dash for none."""
-    if value is None:
-        return "-"
-    mean = signed(value.mean) if difference else f"{value.mean:.1f}"
-    return mean + ("" if value.sd is None else f" ± {value.sd:.1f}") + f" ({value.n})"
-
-
-def _run_row(run: Run) -> Row:
-    scores = ("-" if (value := run.top1(view)) is None else f"{value:.1f}" for view in VIEWS)
-    return (run.name, run.method, labels_text(run), steps_text(run), "?" if run.seed is None else str(run.seed), *scores)
-
-
-def _mean_rows(groups: Iterable[Group]) -> list[Row]:
-    return [
-        ("mean ± sd (n)", group.label, _shared(map(labels_text, group.runs)), _shared(map(steps_text, group.runs)), "",
-         *(with_sd(group.top1(view)) for view in VIEWS))
-        for group in groups if len(group.runs) > 1
-    ]  # fmt: skip
-
-
-def _gain_rows(groups: Sequence[Group]) -> list[Row]:
-    rows: list[Row] = []
-    for gain in gains(groups):
-        over = f"{gain.group.label} over {BASELINE}"
-        for seed, points in gain.by_seed.items():
-            rows.append(("gain in points", over, "", "", str(seed), *(signed(points[view]) for view in VIEWS)))
-        if len(gain.by_seed) > 1:
-            rows.append(("gain ± sd (n)", over, "", "", "", *(with_sd(gain.mean(view), difference=True) for view in VIEWS)))
-    return rows
-
-
-def _shared(texts: Iterable[str]) -> str:
-    found = set(texts)
-    return found.pop() if len(found) == 1 else ""
-
-
-def _line(row: Row, widths: Sequence[int]) -> str:
-    words = [text.ljust(width) for text, width in zip(row[:NUM_TEXT_COLUMNS], widths, strict=False)]
-    numbers = [text.rjust(width) for text, width in zip(row[NUM_TEXT_COLUMNS:], widths[NUM_TEXT_COLUMNS:], strict=True)]
-    return "  ".join(words + numbers).rstrip()

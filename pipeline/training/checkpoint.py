@@ -114,6 +114,29 @@ def write(shot: Snapshot, run_folder: Path) -> Path:
     return target
 
 
+def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) -> Path:
+    """Start another run from a copy: the same tensors under the new run's fingerprints, with a record of where they are from.
+
+    For population-based training, where knobs change in the middle. Whole or absent, as ``save``. Raises DamagedCheckpoint.
+    """
+    facts = read_facts(checkpoint)
+    target = run_folder / checkpoint.name
+    scratch = run_folder / f".{target.name}.{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
+    for name, digest in facts["sha256"].items():
+        shutil.copyfile(checkpoint / name, scratch / name)
+        if _sha256(scratch / name) != digest:
+            raise DamagedCheckpoint(f"{checkpoint / name} is damaged")
+    origin = {"run": checkpoint.parent.name, "step": facts["step"], "fingerprints": facts["fingerprints"]}
+    facts = {**facts, "fingerprints": dict(fingerprints), "forked_from": origin}
+    (scratch / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    for path in (*scratch.iterdir(), scratch):
+        _sync(path)
+    os.replace(scratch, target)
+    _sync(run_folder)
+    return target
+
+
 def load(state: TrainState, checkpoint: Path) -> None:
     """Restore ``state`` in place. Raises DamagedCheckpoint; ValueError for a checkpoint of another run."""
     facts = verify(checkpoint)

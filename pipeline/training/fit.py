@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,19 @@ class Prepared:
     """What facts.json will say beside versions and fingerprints."""
 
     @property
+    def step(self) -> int:
+        """The step of the newest whole checkpoint, 0 without one."""
+        newest, _ = checkpoint.newest(self.run.folder, self.run.store)
+        return 0 if newest is None else int(checkpoint.read_facts(newest)["step"])
+
+    @property
     def finished(self) -> bool:
         """Whether the newest whole checkpoint is the last one."""
-        newest, _ = checkpoint.newest(self.run.folder, self.run.store)
-        return newest is not None and checkpoint.read_facts(newest)["step"] >= self.run.config.train.steps
+        return self.step >= self.run.config.train.steps
+
+    def up_to(self, step: int) -> Prepared:
+        """The same run, to be stopped at ``step``; it goes on from there to the same bits."""
+        return replace(self, run=replace(self.run, until=step))
 
     def open(self) -> None:
         """Make the run folder: the first thing that is written, after everything was checked."""
@@ -80,6 +89,11 @@ def open_parts(config: Config) -> tuple[Run, Source, LabelSubset]:
     return Run(config, source.plan, len(source.manifest.classes), usable, prints, folder, store), source, labels
 
 
+def ends_at(config: Config, step: int) -> Config:
+    """For streams of a run that stops on its way: nothing after ``step`` is decoded."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": step})})
+
+
 def fit_here(prepared: Prepared) -> dict[str, Any]:
     """The loop in this process: breakpoints work, no Ray process starts. Raises Stopped after a signal."""
     config = prepared.run.config
@@ -93,7 +107,7 @@ def fit_here(prepared: Prepared) -> dict[str, Any]:
             stop=lambda step: stopped(sign.number, step), progress=progress,
         )  # fmt: skip
         try:
-            return train(prepared.run, partial(local_batches, prepared.source, config), worker)
+            return train(prepared.run, partial(local_batches, prepared.source, ends_at(config, prepared.run.end)), worker)
         except NotSaved as error:
             raise RunFailed(str(error)) from error
 

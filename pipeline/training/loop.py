@@ -19,12 +19,15 @@ from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.errors import RunFailed
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
+from pipeline.methods.monitors import SCORES
 from pipeline.methods.workers import set_shares
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
+from pipeline.training.scores import ScoreLog
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
 
@@ -61,15 +64,23 @@ class Run:
     folder: Path
     store: str | None = None
     """Where the folder is copied to, if it lies on object storage."""
+    until: int | None = None
+    """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
+
+    @property
+    def end(self) -> int:
+        """The step after which ``train`` returns."""
+        return self.config.train.steps if self.until is None else min(self.until, self.config.train.steps)
 
 
 def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -> dict[str, Any]:
-    """Train from the newest checkpoint to the last step; returns the last line of metrics.
+    """Train from the newest checkpoint to ``run.end``; returns the last line of metrics.
 
     ``batches(step)`` yields this worker's batches from that step on. What random numbers torch draws in a step (dropout)
     is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
     """
     config = run.config
+    keep_freed_memory()
     torch.manual_seed(config.run.seed)
     set_shares(shares(run.plan.rows_per_step, worker.world))
     method = build_method(config, run.num_classes, *run.plan.sizes)
@@ -82,9 +93,10 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     log.quarantined = worker.first(log.quarantined)
     log.restore(state.unwritten, worker.device)
+    scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     with Writer(run.folder, run.store, config.train, active=worker.rank == 0) as writer:
-        while state.step < config.train.steps:
+        while state.step < run.end:
             worker.progress.at(state.step, "data")
             waiting = time.perf_counter()
             batch = next(stream)
@@ -94,16 +106,18 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             results = _step(wrapped, state, batch, config, worker, worker_weight(run.plan, worker))
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
-            log.add(results, waited, batch)
-            _after_step(state, run, worker, log, writer)
+            log.add(scores.take(state.step, results, batch), waited, batch)
+            _after_step(state, run, worker, log, scores, writer)
         worker.progress.at(state.step, "checkpoint")
     return log.latest
 
 
-def _after_step(state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog, writer: Writer) -> None:
+def _after_step(
+    state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog, scores: ScoreLog, writer: Writer
+) -> None:
     """Metrics and checkpoints that are due. Raises what ``worker.stop`` says, once a checkpoint is written."""
     train = run.config.train
-    due = state.step % train.checkpoint_every == 0 or state.step == train.steps
+    due = state.step % train.checkpoint_every == 0 or state.step == run.end
     if due or state.step % train.log_every == 0:
         log.write(state.step)
         _check_finite(log.latest)
@@ -111,12 +125,14 @@ def _after_step(state: checkpoint.TrainState, run: Run, worker: Worker, log: Met
     worker.progress.at(state.step, "checkpoint")
     if due:
         state.unwritten = {}
+        scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
         writer.save(state)
         worker.report({"step": state.step, **log.latest})
     stop = worker.stop(state.step)
     if stop is not None:
         state.unwritten = log.unwritten()
         if not due:
+            scores.write(state.step)
             writer.save(state)
         writer.wait()
         raise stop
@@ -149,8 +165,9 @@ def _step(
         set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
         results[f"gradient_norm/{name}"] = clip_gradient(state.students[name], section.clip_gradient_norm)
         optimizer.step()
-    # kept/ and kept_correct/ are sums over clips, all else are means over the worker's clips
-    return {name: (1 if name.startswith("kept") else weight) * value.detach() for name, value in results.items()}
+    # kept/ and kept_correct/ are sums over clips, scores/ are rows of a record, all else are means over the worker's clips
+    as_they_are = ("kept", f"{SCORES}/")
+    return {name: value.detach() * (1 if name.startswith(as_they_are) else weight) for name, value in results.items()}
 
 
 def worker_weight(plan: Plan, worker: Worker) -> float:

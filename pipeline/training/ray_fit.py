@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.resources import Resources
 from pipeline.training import checkpoint
-from pipeline.training.fit import Prepared, open_parts, stopped
-from pipeline.training.loop import Worker, train
+from pipeline.training.fit import Prepared, ends_at, open_parts, stopped
+from pipeline.training.loop import Run, Worker, train
 from pipeline.training.recovery import Failure, Restarts, StepFailed, record, root_cause
 from pipeline.training.watch import Progress, StopSign, Watchdog
 
@@ -61,7 +62,8 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
     token = config.run_folder / f".seen.{uuid.uuid4().hex}"
     token.touch()
     sign = _Sign.options(scheduling_strategy=_here()).remote()  # type: ignore[attr-defined]
-    trainer = _trainer(config, resources, {"token": None if config.run_store else token.name, "sign": sign})
+    more = {"token": None if config.run_store else token.name, "sign": sign, "until": prepared.run.until}
+    trainer = _trainer(prepared.run, resources, more)
     try:
         with StopSign() as signals:
             outcome = _fit(trainer, signals, sign, config.scale.stop_seconds)
@@ -90,7 +92,8 @@ def _set_limits(config: Config) -> None:
         os.environ.setdefault(name, str(value))
 
 
-def _trainer(config: Config, resources: Resources, more: dict[str, Any]) -> TorchTrainer:
+def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrainer:
+    config = run.config
     scale, limit = config.scale, config.train.step_timeout_seconds
     tree = config.model_dump(mode="json")
     return TorchTrainer(
@@ -98,11 +101,12 @@ def _trainer(config: Config, resources: Resources, more: dict[str, Any]) -> Torc
         train_loop_config={"config": tree, **more},
         torch_config=TorchConfig(timeout_s=int(limit or 10**6)),
         datasets={"train": _placeholder},
-        dataset_config=_Planned(tree, resources.cpus_per_decoder),
+        dataset_config=_Planned(tree, run.end, resources),
         scaling_config=ScalingConfig(
             num_workers=resources.workers if scale.min_workers is None else (scale.min_workers, scale.workers),
             use_gpu=resources.gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.gpu else {})},
+            resources_per_worker=resources.worker,
+            label_selector=resources.train_labels or None,
             **({} if scale.min_workers is None else {"elastic_resize_monitor_interval_s": scale.resize_seconds}),
         ),
         run_config=RunConfig(
@@ -210,9 +214,9 @@ def _placeholder() -> ray.data.Dataset:
 class _Planned(DataConfig):  # type: ignore[misc]
     """The rest of the run from the newest checkpoint on, made for the workers there are: anew at every start of them."""
 
-    def __init__(self, tree: dict[str, Any], cpus_per_decoder: float) -> None:
+    def __init__(self, tree: dict[str, Any], end: int, resources: Resources) -> None:
         super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
-        self.tree, self.cpus_per_decoder = tree, cpus_per_decoder
+        self.tree, self.end, self.resources = tree, end, resources
 
     def configure(
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -220,7 +224,7 @@ class _Planned(DataConfig):  # type: ignore[misc]
         run, source, _ = open_parts(parse_config(self.tree))
         newest, _ = checkpoint.newest(run.folder, run.store)
         first_step = checkpoint.read_facts(newest)["step"] if newest else 0
-        stream = ray_stream(source, run.config, first_step, world_size, self.cpus_per_decoder)
+        stream = ray_stream(source, ends_at(run.config, self.end), first_step, replace(self.resources, workers=world_size))
         parts: list[dict[str, Any]] = super().configure(
             {"train": stream}, world_size, worker_handles, worker_node_ids, **kwargs
         )
@@ -230,6 +234,7 @@ class _Planned(DataConfig):  # type: ignore[misc]
 def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     run, _, _ = open_parts(parse_config(loop_config["config"]))
+    run = replace(run, until=loop_config["until"])
     config, context = run.config, ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)

@@ -19,6 +19,7 @@ from pipeline.clips.source import failures_of, open_source
 from pipeline.clips.stream import local_batches, ray_stream
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.manifest.isolation import Limits
+from pipeline.resources import Resources
 from tests.clips import misbehaving
 from tests.conftest import TINY
 from tests.videos import write_numbers
@@ -160,9 +161,10 @@ def test_the_ray_stream_goes_on(folder: Path) -> None:
             misbehaving.install()
             return super().rows(*words)
 
-    dataset = ray_stream(Misbehaving(**vars(source)), config, 0, 1, 0.5)
+    dataset = ray_stream(Misbehaving(**vars(source)), config, 0, Resources(1, 0.5, 0.5, gpu=False))
     dataset.context.execution_options.preserve_order = True
-    parts = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+    blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+    parts = [{name: values[0] for name, values in block.items()} for block in blocks]
     rows = [int(row) for part in parts for row in part["row"]]
     videos = np.concatenate([part["video"] for part in parts])
     check(rows, videos, [record for part in parts for record in failures_of(part)], config)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import Plan, deal, largest_share, shares, worker_rows
+from pipeline.clips.plan import Deal, Plan, largest_share, shares, worker_rows
 from pipeline.errors import UserError
 
 
@@ -65,7 +65,8 @@ def test_dealt_blocks_give_each_worker_its_rows_in_order(
     plan: Plan, first: int, steps: int, workers: int, block: int, more: int
 ) -> None:
     rows_per_step = workers + more
-    blocks = deal(first, first + steps, rows_per_step, workers, block)
+    deal = Deal(first, first + steps, rows_per_step, workers, block)
+    blocks = [deal.rows(number).reshape(-1) for number in range(deal.blocks)]
     share = largest_share(rows_per_step, workers)
     for turn in range(0, len(blocks), workers):
         assert len({len(block) for block in blocks[turn : turn + workers]}) == 1  # as streaming_split wants them
@@ -77,10 +78,26 @@ def test_dealt_blocks_give_each_worker_its_rows_in_order(
     assert sorted(dealt[dealt >= 0]) == list(range(first * rows_per_step, (first + steps) * rows_per_step))
 
 
-@given(cut=st.integers(1, 19), before=st.integers(1, 4), after=st.integers(1, 4))
-def test_windows_join_without_seam_when_workers_change(cut: int, before: int, after: int) -> None:
-    rows = np.concatenate([*deal(0, cut, 4, before, 3), *deal(cut, 20, 4, after, 2)])
-    assert sorted(rows[rows >= 0]) == list(range(80))
+@given(
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    workers=st.lists(st.integers(1, 12), min_size=7, max_size=7),
+    blocks=st.lists(st.integers(1, 50), min_size=7, max_size=7),
+)
+def test_windows_join_without_seam_when_workers_change(cuts: list[int], workers: list[int], blocks: list[int]) -> None:
+    """Stops and restarts at any step, with any number of workers and any block size, train the plan's rows, each once."""
+    edges = sorted([0, 40, *cuts])
+    rows: list[int] = []
+    for first, last, count, block in zip(edges, edges[1:], workers, blocks, strict=False):
+        deal = Deal(first, last, 12, count, block)
+        assert deal.blocks % count == 0
+        rows += [int(row) for number in range(deal.blocks) for row in deal.rows(number).reshape(-1) if row >= 0]
+        assert sorted(rows) == list(range(last * 12))
+
+
+def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:
+    deal = Deal(0, 10**9, 512, 256, 10)
+    assert deal.blocks == 256 * 10**8
+    assert deal.rows(deal.blocks - 1)[-1].tolist() == [10**9 * 512 - 2, 10**9 * 512 - 1]
 
 
 @given(rows=st.integers(1, 64), workers=st.integers(1, 64))

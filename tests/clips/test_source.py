@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.clips.source import Source, failures_of, open_source
-from pipeline.clips.stream import local_batches, steps_per_block, to_batch
+from pipeline.clips.stream import local_batches, make_deal, to_batch
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
@@ -27,7 +27,8 @@ def test_rows_are_the_same_bytes_alone_and_together(config_words: object) -> Non
     together = one.rows(np.arange(3, 7))
     for place, row in enumerate(range(3, 7)):
         alone = one.rows(np.array([row]))
-        assert all(np.array_equal(alone[name][0], together[name][place]) for name in together)
+        assert all(np.array_equal(alone[name][0], together[name][place]) for name in together.keys() - {"seconds"})
+    assert (together["seconds"] > 0).all()
     assert together["primary"].shape == (4, 3, 4, 40, 40, 3)
     assert together["primary"].dtype == np.uint8
     assert np.array_equal(together["video"], one.plan.videos(np.arange(3, 7)))
@@ -63,9 +64,13 @@ def test_local_batches_walk_the_plan_from_any_step(config_words: object) -> None
 
 def test_blocks_hold_the_clips_that_were_asked_for(config_words: object) -> None:
     one = source(config_words)  # a step is 2 rows of 3 videos
-    assert steps_per_block(one, workers=1, clips_per_block=12) == 2
-    assert steps_per_block(one, workers=2, clips_per_block=12) == 4
-    assert steps_per_block(one, workers=2, clips_per_block=1) == 1
+
+    def steps(workers: int, clips: int) -> int:
+        return make_deal(one, load_config(config_words, [f"data.clips_per_block={clips}"]), 0, workers).steps_per_block  # type: ignore[arg-type]
+
+    assert steps(workers=1, clips=12) == 2
+    assert steps(workers=2, clips=12) == 4
+    assert steps(workers=2, clips=1) == 1
 
 
 def test_held_out_videos_are_validated_on_and_never_trained(tiny: Path, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ import pytest
 from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.studies.ablation import plan_trials, read_study
+from pipeline.studies.ablation import plan_trials
+from pipeline.studies.study_file import read_study
 
 WORDS = ["train.steps=4", "train.checkpoint_every=2"]
 
 
 def command(tiny: Path, tmp_path: Path, study: str, *words: str) -> int:
-    return run(ablate.main, [study, "--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *WORDS, *words])
+    fixed = ["--config", str(tiny / "tiny.yaml"), "--concurrent", "1", f"run.storage_path={tmp_path}"]
+    return run(ablate.main, [study, *fixed, *WORDS, *words])
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
 
 def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, str(two), "--seeds", "2", "--dry-run") == 0
-    assert capsys.readouterr().out.count("missing") == 4
+    assert capsys.readouterr().out.count("missing  ") == 4
     assert command(tiny, tmp_path, str(two)) == 0
     text = capsys.readouterr().out
     assert "Does contrast matter?" in text
@@ -79,7 +81,7 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_trials_at_once_on_two_cpus(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ray Tune over real TorchTrainers: neither trial may take the CPU that the other's decoders need."""
-    assert command(tiny, tmp_path, str(two), "scale.workers=1") == 0
+    assert command(tiny, tmp_path, str(two), "--concurrent", "2", "scale.workers=1") == 0
     assert "2 of 2 trials" in capsys.readouterr().out
     for weight in (0, 2):
         folder = tmp_path / "two" / f"contrast_weight-{weight}_seed-0"

@@ -211,6 +211,7 @@ def test_the_same_group_in_train_and_test_is_refused(tmp_path: Path, capsys: pyt
         (["--per-class", "99"], "class Archery has 18 usable train videos, 99 are needed"),
         (["--per-class", "2", "--seed", "-1"], "--seed -1"),
         (["--per-class", "2", "--hold-out", "80%"], "at most 50%"),
+        (["--per-class", "2", "--out", "s3://bucket/labels.parquet"], "--out s3://bucket/labels.parquet must name a file"),
         (["--per-class", "2", "--out", "/no/such/folder/x"], "must name a file in a folder that exists"),
     ],
 )

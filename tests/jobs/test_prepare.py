@@ -13,6 +13,7 @@ from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest import probe
 from pipeline.manifest.labels import read_labels
+from pipeline.manifest.memory import NOTES
 from pipeline.manifest.schema import read_manifest
 from tests.clips import misbehaving
 from tests.videos import number_frame, write_numbers
@@ -189,13 +190,24 @@ def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: py
         (["folder", "junk", "out"], "none of the 2 files"),
         (["list", "none.csv", "out", "--root", "videos"], "list not found"),
         (["list", "none.csv", "out", "--root", "none"], "--root not found"),
+        (["folder", "videos", "s3://bucket/out"], "s3://bucket/out is a URI; OUT must be a folder"),
+        (["folder", "videos", "videos/a/0.mp4/out"], "cannot be made or opened: Not a directory"),
         (["ucf101", "videos", "out"], "no classInd.txt in"),
+        (["ucf101", "videos", "out", "--lists", "lists"], "names no videos: the lists are empty"),
+        (["hmdb51", "videos", "out", "--lists", "lists"], "names no videos: the lists are empty"),
+        (["ssv2", "videos", "out", "--lists", "lists"], "names no videos: the lists are empty"),
+        (["kinetics", "videos", "out", "--lists", "lists/k_val.csv"], "names no videos: the lists are empty"),
+        (["list", "lists/testlist01.txt", "out", "--root", "videos"], "holds no videos"),
         (["hmdb51", "videos", "out", "--lists", "none"], "--lists not found"),
         (["kinetics", "videos", "out", "--lists", "none.csv"], "list not found"),
         (["ssv2", "videos", "out", "--lists", "videos"], "list not found"),
         (["frames", "videos", "out", "--fps", "25"], "without a folder of numbered images"),
         (["frames", "videos", "out", "--fps", "0"], "--fps 0"),
         (["list", "none.csv", "out", "--root", "videos", "--columns", "file=x"], "--columns: file is not understood"),
+        (["frames", "videos", "out", "--fps", "nan"], "--fps nan must be a number above 0"),
+        (["folder", "videos", "out", "--timeout", "inf"], "--timeout inf must be a number of seconds above 0"),
+        (["list", "none.csv", "out", "--root", "videos", "--columns", "path=0,label=1"], "columns are numbered from 1"),
+        (["list", "none.csv", "out", "--root", "videos", "--delimiter", "||"], "--delimiter '||' must be comma, semicolon"),
         (["synthetic", "out", "--classes", "99"], "--classes 99 must lie between 2 and 16"),
         (["synthetic", "out", "--videos", "16"], "needs 4; raise --videos"),
         (["synthetic", "out", "--noise", "-1"], "difficulty: noise must not be negative"),
@@ -211,10 +223,23 @@ def test_mistakes(
         Path(name).mkdir(parents=True)
     for name in ("empty/a/x.mp4", "junk/a/x.mp4", "junk/b/y.mp4"):
         Path(name).write_bytes(b"junk")
+    write_empty_lists(tmp_path / "lists")
     before = sorted(tmp_path.rglob("*"))
     assert call(*words) == USER_ERROR
     assert message in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
+    notes = {tmp_path / "out", tmp_path / "out" / NOTES} if "junk" in words else set()  # of what was probed: not in vain
+    assert sorted({*tmp_path.rglob("*")} - notes) == before
+
+
+def write_empty_lists(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("trainlist01.txt", "testlist01.txt", "a_test_split1.txt"):
+        (folder / name).touch()
+    (folder / "classInd.txt").write_text("1 a\n2 b\n", encoding="utf-8")
+    (folder / "labels.json").write_text('{"a": "0", "b": "1"}', encoding="utf-8")
+    for name in ("train.json", "validation.json"):
+        (folder / name).write_text("[]", encoding="utf-8")
+    (folder / "k_val.csv").write_text("label,youtube_id,time_start,time_end\n", encoding="utf-8")
 
 
 def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,22 @@ def test_several_labels_are_refused(root: Path) -> None:
     assert "several labels a video are not supported" in refused(root, "a.mp4 0 2 4\nd e.mp4 1 2 3\n")
 
 
+@pytest.mark.parametrize("delimiter", [" ", ",", ";"])
+def test_a_malformed_line_is_named_alone(root: Path, delimiter: str) -> None:
+    """It neither changes the delimiter that is found out, nor how many numbers end a line."""
+    good = "".join(f"a{number}.mp4{delimiter}{number % 2}\n" for number in range(12))
+    message = refused(root, f"{good}nothing\n{good.replace('a', 'b')}")
+    assert "has 1 line that" in message and "0.txt:13: expected 2 fields, found 'nothing'" in message
+    frames = "".join(f"f{number} 3 {number % 2}\n" for number in range(12))
+    message = refused(root, f"{frames}f1 3\n", frame_rate=25.0)
+    assert "has 1 line that" in message and "0.txt:13: expected 3 fields, found 'f1 3'" in message
+
+
+def test_one_list_that_contradicts_itself(root: Path) -> None:
+    message = refused(root, "a.mp4 0\nd e.mp4 1\na.mp4 1\n")
+    assert "0.txt disagree:" in message and f"a.mp4: 0 in {root.parent / '0.txt'}:1, 1 in {root.parent / '0.txt'}:3" in message
+
+
 def test_columns_by_number(root: Path) -> None:
     listing = read(root, "1|run|a.mp4|0.5|2\n2|jump|d e.mp4||\n", delimiter="|",
                    columns=parse_columns("path=3,label=2,start=4,end=5"))  # fmt: skip
@@ -117,7 +133,7 @@ def test_lists_of_splits(root: Path) -> None:
 
 def test_lists_that_disagree(root: Path) -> None:
     message = refused(root, "train.csv: a.mp4 0\nd e.mp4 1\n", "test.csv: d e.mp4 1\n")
-    assert "the lists disagree" in message and "d e.mp4: ('1', 'train') in " in message and "test.csv:1" in message
+    assert "the lists disagree" in message and "d e.mp4: 1 train in " in message and "test.csv:1" in message
     assert "listed more than once" in refused(root, "train.csv: a.mp4 0\nd e.mp4 1\n", "unlabel.csv: x 1\nx 1\n")
 
 
@@ -134,7 +150,7 @@ def test_all_malformed_lines_are_named(root: Path) -> None:
         ("path,label,start,end\na.mp4,x,5,5\nd e.mp4,y,1,b\n", "0.txt:2: start 5.0 and end 5.0 are no time range"),
         ("path,label\n,x\nd e.mp4,y\n", "0.txt:2: the path is empty"),
         ("x.mp4 0\ny.mp4 1\n", "none of the 2 files"),
-        ("a.mp4 0\na.mp4 1\n", "listed more than once"),
+        ("a.mp4 0\na.mp4 0\nd e.mp4 1\n", "listed more than once"),
     ],
 )
 def test_mistakes(root: Path, text: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from jobs import prepare
 from pipeline.manifest import parallel
 from pipeline.manifest.parallel import probe_on_ray
-from pipeline.manifest.probe import Probe, ProbeOptions, probe_files
+from pipeline.manifest.probe import ProbeOptions, probe_files
 from pipeline.manifest.schema import read_manifest
 from tests.videos import write_numbers
 
@@ -26,7 +27,7 @@ def test_the_same_probes_as_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert probe_on_ray(paths, options, lambda location: None, chunk=3) == here
     # what is known and has not changed is not looked at again: such a number cannot come from the file
     told = dict(zip(paths, here, strict=True))
-    told[paths[0]] = Probe(**(vars(here[0]) | {"frames": 999}))
+    told[paths[0]] = replace(here[0], frames=999)
     assert [probe.frames for probe in probe_on_ray(paths, options, told.get, chunk=3)] == [999, *(p.frames for p in here[1:])]
 
     calls: list[int] = []

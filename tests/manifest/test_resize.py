@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import av
@@ -55,8 +58,9 @@ def test_small_videos_are_not_enlarged_and_complete_copies_stay(tmp_path: Path) 
     assert (small.width, small.height) == (64, 48)
     before = os.stat(copies[0].target).st_mtime_ns
     assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == before
-    os.utime(source)  # a newer original is copied again
-    assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns > before
+    for other in (before + 1, before - 10**12):  # a newer original is copied again, and one restored from long ago
+        os.utime(source, ns=(other, other))
+        assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == other
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["v.mp4"]
 
 
@@ -86,6 +90,36 @@ def test_prepare_writes_the_manifest_of_the_copies(tmp_path: Path, capsys: pytes
     assert (rows["a/0.avi"]["uri"], rows["a/0.avi"]["height"], rows["a/0.avi"]["codec"]) == ("a/0.mp4", 64, "h264")
     assert rows["a/bad.avi"]["status"] == "not_a_video"
     assert "resized 6/6" in capsys.readouterr().err
+    # again: neither originals nor copies are opened, or damage that changes neither time nor size would be found
+    originals = tmp_path / "videos" / "a"
+    for path in (originals / "0.avi", originals / "1.avi", tmp_path / "out" / "resized-64" / "b" / "1.mp4"):
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(originals / "1.avi")
+    assert run(prepare.main, words) == DONE
+    again = {row["id"]: row["status"] for row in read_manifest(tmp_path / "out" / "manifest.parquet").table.to_pylist()}
+    assert [name for name, status in again.items() if status != "ok"] == ["a/1.avi", "a/bad.avi"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed while it encodes: complete copies are as they were, no half one has a name, and nothing is made twice."""
+    for name in ("a", "b"):
+        for number in range(4):
+            write_numbers(tmp_path / "videos" / name / f"{number}.mp4", frames=40, size=(480, 360))
+    words = ["folder", str(tmp_path / "videos"), str(tmp_path / "out"), "--labeled", "1/class", "--resize", "240"]
+    folder = tmp_path / "out" / "resized-240"
+    command = [sys.executable, "-m", "jobs.prepare", *words, "--processes", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while len(done := {path: path.stat().st_ino for path in folder.rglob("*.mp4")}) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert len(done) < 8 and all(probe_file(str(path)).frames == 40 for path in folder.rglob("*.mp4"))
+    assert run(prepare.main, words) == DONE
+    assert {path: path.stat().st_ino for path in done} == done
+    assert len(read_manifest(tmp_path / "out" / "manifest.parquet").rows("train")) == 6
+    assert not list(folder.rglob(".*"))
 
 
 def test_originals_are_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
         ("path,label\na.mp4,x\nb.mp4\n", "list.csv:3: 1 fields, the header has 2"),
         ("path,label\na.mp4,x,y\nb.mp4,y\n", "list.csv:2: 3 fields, the header has 2"),
         ("path,label\na.mp4,x\nb.mp4,x\n", "at least 2 classes"),
-        ("path,label\na.mp4,x\na.mp4,y\n", "listed more than once:\n  - a.mp4"),
+        ("path,label\na.mp4,x\na.mp4,x\nb.mp4,y\n", "listed more than once:\n  - a.mp4"),
         ("path,label\nc.mp4,x\nd.mp4,y\n", "none of the 2 files"),
         ("path,label,split\na.mp4,x,train\nb.mp4,y,dev\n", "list.csv:3: unknown split 'dev'"),
         ("path,label,group,split\na.mp4,x,g,train\nb.mp4,y,g,test\n", "group g: b.mp4 in test, a.mp4 in train"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -13,7 +16,10 @@ from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.sampling import clip_times
 from pipeline.config import ClipSection
 from pipeline.manifest.probe import Probe, ProbeOptions, probe_again, probe_file
+from pipeline.manifest.schema import Manifest
 from pipeline.manifest.still import images, is_pattern
+from pipeline.manifest.verify import verify
+from tests.manifest.tables import GOOD, make_table
 from tests.videos import number_frame, read_number
 
 OPTIONS = ProbeOptions(frame_rate=12.5)
@@ -52,7 +58,7 @@ def test_probe(folder: Path) -> None:
     probe = probe_file(pattern, OPTIONS)
     size = sum(path.stat().st_size for path in folder.glob("img_*"))
     assert probe == Probe(30, 12.5, False, 2.4, 160, 160, "jpeg", size, None, "frames", stamp=probe.stamp)
-    told = Probe(**(vars(probe) | {"frames": 999}))
+    told = replace(probe, frames=999)
     assert probe_again((pattern, OPTIONS, told)).frames == 999
     os.utime(folder / "img_00030.jpg")
     assert probe_again((pattern, OPTIONS, told)).frames == 30
@@ -69,6 +75,25 @@ def test_what_is_wrong_is_said(folder: Path) -> None:
     assert full.status == "undecodable" and "img_00007.jpg" in str(full.reason)
     Image.fromarray(number_frame(15, 80, 80)).save(folder / "img_00016.jpg")
     assert "the frame size changes" in str(probe_file(pattern, OPTIONS).reason)
+
+
+def test_content(folder: Path) -> None:
+    """One hash of all images, which neither names nor other files change; who verifies later finds one changed byte."""
+    pattern = str(folder / "img_%05d.jpg")
+    probe = probe_file(pattern, replace(OPTIONS, hash=True))
+    digests = [hashlib.sha256((folder / f"img_{n:05d}.jpg").read_bytes()).digest() for n in range(1, 31)]
+    assert probe.status == "ok" and probe.hash == hashlib.sha256(b"".join(digests)).hexdigest()
+    table = make_table({"a": 1}, probes=[replace(GOOD, hash=probe.hash, bytes=probe.bytes)])
+    table = table.set_column(1, "uri", pa.array([pattern]))
+    manifest = Manifest(table, ("a",), "/", "frames", "", "m.parquet")
+    assert verify(manifest) == []
+    content = bytearray((folder / "img_00017.jpg").read_bytes())
+    content[500] ^= 1
+    (folder / "img_00017.jpg").write_bytes(content)
+    assert verify(manifest) == [(pattern, "changed, at the same size")]
+    for path in folder.glob("img_*"):
+        path.unlink()
+    assert verify(manifest) == [(pattern, "missing")]
 
 
 def test_decoding(folder: Path) -> None:

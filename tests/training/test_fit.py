@@ -8,11 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder import read_metrics, score_parts
 
 
 def worker_pids() -> list[int]:
@@ -68,6 +70,9 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
         for name in ("loss", "contrast_loss", "supervised_loss/primary", "supervised_loss/auxiliary"):
             assert other[name] == pytest.approx(one[name], rel=2e-3), (name, one["step"])
     assert (tmp_path / "ray" / "predictions.parquet").is_file()
+    saved = [[pq.read_table(part) for part in score_parts(tmp_path / name)] for name in ("here", "ray")]
+    one, other = (pa.concat_tables(parts).sort_by([("step", "ascending"), ("video", "ascending")]) for parts in saved)
+    assert one.num_rows == 8 and one.select(["step", "video", "label"]) == other.select(["step", "video", "label"])
     assert "continuing at step" in capfd.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -26,27 +27,42 @@ def open_root(folder: str | Path, option: str = "folder") -> str:
     return str(root)
 
 
-def read_lines(file: str | Path) -> list[tuple[int, str]]:
-    """Lines of a UTF-8 text that are not blank, with their numbers from 1. Raises UserError."""
+def read_text(file: str | Path) -> str:
+    """A UTF-8 text on disk or in an object store. Raises UserError."""
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        return storage.read_bytes(str(file)).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"list not found: {file}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"list {file} cannot be read as UTF-8 text: {error}") from None
+
+
+def read_lines(file: str | Path) -> list[tuple[int, str]]:
+    """Lines of a UTF-8 text that are not blank, with their numbers from 1. Raises UserError."""
+    text = read_text(file)
     # not splitlines(): it also cuts at characters that may stand in a name
     return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
-def find_folder(given: str | None, root: str, names: Sequence[str], sign: str) -> Path:
+def find_folder(given: str | None, root: str, names: Sequence[str], sign: str) -> str:
     """The folder of list files: the given one, or the first of ``names`` in the root or beside it that holds a ``sign``."""
     if given is not None:
-        return Path(open_root(given, "--lists"))
-    places = [] if "://" in root else [Path(base, name) for name in names for base in (root, os.path.dirname(root))]
-    found = next((place for place in places if any(place.glob(sign))), None)
+        return open_root(given, "--lists")
+    places = [os.path.normpath(f"{base}/{name}") for name in names for base in (root, os.path.dirname(root))]
+    found = None if storage.is_remote(root) else next((place for place in places if names_like(place, sign)), None)
     if found is None:
         raise UserError(f"no {sign} in {root} or in {names[0]} there or beside it; say with --lists DIR where the lists are")
     return found
+
+
+def names_like(folder: str, sign: str) -> list[str]:
+    """Names in a folder that fit a pattern with ``*``, sorted; none where there is no such folder. Raises UserError."""
+    try:
+        return fnmatch.filter(storage.names(folder), sign)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error}") from None
 
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}

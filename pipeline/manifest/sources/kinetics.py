@@ -10,7 +10,6 @@ videos as ``ID.mp4``, of which the listed seconds are used.
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
 from pipeline.manifest.sources.files import files_below, open_root, read_lines
-from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, refuse
+from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, recordings, refuse, some
 
 NEEDED = ("youtube_id", "time_start", "time_end")
 
@@ -44,8 +43,9 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
     """
     root = open_root(folder)
     mistakes: list[str] = []
-    clips = [clip for file in lists for clip in _read(Path(file), mistakes)]
+    clips = [clip for file in lists for clip in _read(str(file), mistakes)]
     refuse(mistakes, " and ".join(map(str, lists)))
+    some(clips, " and ".join(map(str, lists)))
     agree([(clip.id, (clip.label, clip.split), clip.place) for clip in clips], "the lists")
     known = [clip for clip in clips if clip.label is not None or clip.split != "test"]
     notes = [f"{len(clips) - len(known)} test clips have no label and are left out"] if len(known) < len(clips) else []
@@ -53,8 +53,7 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
     found = [_find(files, clip) for clip in known]
     notes += missing_note(root, [clip.split for clip in known], [uri is not None for uri in found], "the lists")
     whole = [uri is not None and PurePosixPath(uri).stem == clip.video for uri, clip in zip(found, known, strict=True)]
-    groups, torn = _groups(known)
-    notes += [f"{torn} recordings lie in two splits of the official lists, which are kept as they are"] if torn else []
+    groups, torn = recordings([clip.video for clip in known], [clip.split for clip in known])
     return checked(Listing(
         root=root,
         source=f"kinetics {len({clip.label for clip in known} - {None})} classes",
@@ -62,19 +61,19 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
         labels=tuple(clip.label for clip in known),
         groups=groups,
         splits=tuple(clip.split for clip in known),
-        notes=tuple(notes),
+        notes=(*notes, *torn),
         ids=tuple(clip.id for clip in known),
         starts=tuple(clip.start if cut else None for clip, cut in zip(known, whole, strict=True)),
         ends=tuple(clip.end if cut else None for clip, cut in zip(known, whole, strict=True)),
     ))  # fmt: skip
 
 
-def _read(file: Path, mistakes: list[str]) -> Iterator[_Clip]:
+def _read(file: str, mistakes: list[str]) -> Iterator[_Clip]:
     lines = read_lines(file)
     header = [name.strip().lower() for name in next(csv.reader([lines[0][1]]))] if lines else []
     if lost := [name for name in NEEDED if name not in header]:
         raise UserError(f"{file} has no column {', '.join(lost)}; expected label,youtube_id,time_start,time_end,split")
-    words = Path(file).stem.lower().replace("-", "_").split("_")
+    words = PurePosixPath(file).stem.lower().replace("-", "_").split("_")
     by_name = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
     if "split" not in header and by_name is None:
         raise UserError(f"{file} has no column split, and its name does not say train, val or test")
@@ -116,14 +115,3 @@ def _find(files: dict[str, list[str]], clip: _Clip) -> str | None:
     candidates = files.get(clip.id) or files.get(clip.video) or []
     signs = {clip.split, clip.label, (clip.label or "").replace(" ", "_")}
     return max(candidates, key=lambda uri: len(signs.intersection(uri.split("/")[:-1])), default=None)
-
-
-def _groups(clips: Sequence[_Clip]) -> tuple[tuple[str | None, ...], int]:
-    """A recording is a group where several clips are of it, all in one split; and how many lie in two."""
-    counts = Counter(clip.video for clip in clips)
-    splits: dict[str, set[str]] = {}
-    for clip in clips:
-        if counts[clip.video] > 1:
-            splits.setdefault(clip.video, set()).add(clip.split)
-    torn = {video for video, where in splits.items() if len(where) > 1}
-    return tuple(clip.video if clip.video in splits and clip.video not in torn else None for clip in clips), len(torn)

@@ -110,11 +110,28 @@ def with_splits(listing: Listing, test_share: float, seed: int) -> Listing:
     return replace(listing, splits=tuple(drawn))
 
 
+def recordings(names: Sequence[str], splits: Sequence[Split]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
+    """Groups: a recording where several clips are of it, all on one side; and a note on those that official lists tear."""
+    counts = Counter(names)
+    sides: dict[str, set[Split]] = {}
+    for name, split in zip(names, splits, strict=True):
+        sides.setdefault(name, set()).add("train" if split == "unlabeled" else split)
+    torn = {name for name, where in sides.items() if len(where) > 1}
+    notes = (f"{len(torn)} recordings lie in two splits of the official lists, which are kept as they are",) if torn else ()
+    return tuple(name if counts[name] > 1 and name not in torn else None for name in names), notes
+
+
 def refuse(mistakes: Sequence[str], what: str) -> None:
     """Raises UserError with the first 20 mistakes and how many more there are, if there is one."""
     if mistakes:
         count = "1 line that" if len(mistakes) == 1 else f"{len(mistakes)} lines that"
         raise UserError(f"{what} has {count} cannot be used:", first_few(mistakes))
+
+
+def some(rows: Sequence[object], what: str) -> None:
+    """Raises UserError where lists are there and name no video."""
+    if not rows:
+        raise UserError(f"{what} names no videos: the lists are empty")
 
 
 def agree(rows: Iterable[tuple[str, object, str]], what: str) -> None:
@@ -124,9 +141,13 @@ def agree(rows: Iterable[tuple[str, object, str]], what: str) -> None:
     for name, saying, place in rows:
         old, old_place = said.setdefault(name, (saying, place))
         if old != saying:
-            torn.append(f"{name}: {old} in {old_place}, {saying} in {place}")
+            torn.append(f"{name}: {_words(old)} in {old_place}, {_words(saying)} in {place}")
     if torn:
         raise UserError(f"{what} disagree:", first_few(torn))
+
+
+def _words(saying: object) -> str:
+    return " ".join(str(part) for part in saying if part is not None) if isinstance(saying, tuple) else str(saying)
 
 
 def missing_note(root: str, splits: Sequence[str], found: Sequence[bool], what: str) -> tuple[str, ...]:

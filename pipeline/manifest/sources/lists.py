@@ -71,6 +71,8 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
     twice, a group in two splits, and lists of which not one file exists.
     """
     root = open_root(options.root, "--root")
+    if options.delimiter is not None and options.delimiter not in DELIMITERS and len(options.delimiter) != 1:
+        raise UserError(f"--delimiter {options.delimiter!r} must be {', '.join(DELIMITERS)} or one character")
     classes = _read_classes(options.classes) if options.classes else None
     mistakes: list[str] = []
     rows: list[_Row] = []
@@ -79,8 +81,7 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
         rows += [_below(root, row) for row in _read(file, options, classes, split, mistakes)]
     names = " and ".join(map(str, files))
     refuse(mistakes, f"list {names}")
-    if len(files) > 1:
-        agree([(row.id, (row.label, row.split), row.place) for row in rows], "the lists")
+    agree([(row.id, (row.label, row.split), row.place) for row in rows], "the lists" if len(files) > 1 else f"lines of {names}")
     if len({row.split is None for row in rows}) > 1:
         raise UserError(f"only some of the lists {names} say train, val or test; write train=FILE for every one")
     found = _find(root, rows, options)
@@ -106,17 +107,19 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
 def parse_columns(words: str) -> dict[str, str]:
     """``path=file,label=action`` as a mapping. Raises UserError naming what is not understood."""
     pairs = dict(word.partition("=")[::2] for word in words.split(",") if word)
+    if zero := [name for name, column in pairs.items() if column.isdecimal() and int(column) < 1]:
+        raise UserError(f"--columns: {', '.join(zero)}: columns are numbered from 1")
     if wrong := [name for name, column in pairs.items() if name not in COLUMNS or not column]:
         raise UserError(f"--columns: {', '.join(wrong)} is not understood; write some of {'=...,'.join(COLUMNS)}=...")
     return pairs
 
 
-def _split_of(word: str, several: bool) -> tuple[Split | None, Path]:
+def _split_of(word: str, several: bool) -> tuple[Split | None, str]:
     name, equals, path = word.partition("=")
     if equals and name.lower() in SPLIT_NAMES:
-        return SPLIT_NAMES[name.lower()], Path(path)
+        return SPLIT_NAMES[name.lower()], path
     words = re.split(r"[^a-z]+", Path(word).stem.lower())
-    return next((SPLIT_NAMES[part] for part in words if part in SPLIT_NAMES), None) if several else None, Path(word)
+    return next((SPLIT_NAMES[part] for part in words if part in SPLIT_NAMES), None) if several else None, word
 
 
 def _read_classes(file: str) -> dict[str, str]:
@@ -135,7 +138,7 @@ def _read_classes(file: str) -> dict[str, str]:
 
 
 def _read(
-    file: Path, options: ListOptions, classes: dict[str, str] | None, split: Split | None, mistakes: list[str]
+    file: str, options: ListOptions, classes: dict[str, str] | None, split: Split | None, mistakes: list[str]
 ) -> list[_Row]:
     lines = read_lines(file)
     delimiter = DELIMITERS.get(options.delimiter or "", options.delimiter) or _detect([line for _, line in lines[:200]])
@@ -161,10 +164,18 @@ def _read(
 
 
 def _detect(lines: Sequence[str]) -> str:
-    """The delimiter that stands in every line; one before a final number is preferred, for paths may contain the others."""
-    present = [d for d in DELIMITERS.values() if all(d in line.strip() for line in lines[1:] or lines)]
-    ending = [d for d in present if all(line.rpartition(d)[2].strip().isdecimal() for line in lines[1:] or lines)]
-    return (ending or present or [","])[0]
+    """The delimiter before a final number, for paths may contain the others, or that stands in every line.
+
+    In most of the lines will do, where none stands in all: a malformed line must not make the others malformed too.
+    """
+    rows = [line.strip() for line in lines[1:] or lines]
+    ending = {d: sum(line.rpartition(d)[2].strip().isdecimal() for line in rows if d in line) for d in DELIMITERS.values()}
+    present = {d: sum(d in line for line in rows) for d in DELIMITERS.values()}
+    most = len(rows) // 2 + 1
+    for counts, least in ((ending, len(rows)), (ending, most), (present, len(rows)), (present, most)):
+        if rows and (found := [d for d, count in counts.items() if count >= least]):
+            return found[0]
+    return ","
 
 
 def _header(line: str, delimiter: str, given: Mapping[str, str]) -> list[str] | None:
@@ -173,7 +184,7 @@ def _header(line: str, delimiter: str, given: Mapping[str, str]) -> list[str] | 
     return names if known.intersection(names) or any(not column.isdecimal() for column in given.values()) else None
 
 
-def _named(file: Path, header: list[str], given: Mapping[str, str]) -> dict[str, int]:
+def _named(file: str, header: list[str], given: Mapping[str, str]) -> dict[str, int]:
     """Column -> place, of a list with a header."""
     names = {name: given.get(name, name) for name in COLUMNS}
     needed = [names[name] for name in COLUMNS if name in ("path", "label") or name in given]
@@ -187,8 +198,9 @@ def _numbered(lines: Sequence[tuple[int, str]], delimiter: str, given: Mapping[s
     """Column -> place, of a list without a header."""
     if given:
         return {name: int(column) - 1 for name, column in given.items()}
-    ends = [_trailing_numbers(line, delimiter) for _, line in lines[:200]]
-    return {name: place for place, name in enumerate(LAYOUTS[min(max(min(ends), 1), 3)])}
+    ends = sorted(_trailing_numbers(line, delimiter) for _, line in lines[:200])
+    fewest = ends[len(ends) // 10]  # of the lines but a tenth, which may be malformed
+    return {name: place for place, name in enumerate(LAYOUTS[min(max(fewest, 1), 3)])}
 
 
 def _trailing_numbers(line: str, delimiter: str) -> int:

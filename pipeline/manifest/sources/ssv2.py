@@ -10,13 +10,14 @@ A video's class is its template without brackets; its index is the string in lab
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
-from pipeline.manifest.sources.files import find_files, find_folder, open_root
-from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, refuse
+from pipeline.manifest.sources.files import find_files, find_folder, names_like, open_root, read_text
+from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, refuse, some
 
 FOLDERS = ("labels", "annotations", ".")
 PARTS: tuple[tuple[Split, str], ...] = (("train", "train.json"), ("val", "validation.json"))
@@ -43,18 +44,19 @@ def list_ssv2(folder: str | Path, lists: str | None = None) -> Listing:
                 mistakes.append(f"{file}: entry {number}: expected id and template, found {json.dumps(entry)[:100]}")
                 continue
             mistakes += [] if label in classes else [f"{file}: entry {number}: template {label!r} is not in labels.json"]
-            rows.append((name, label, split, f"{file.name}: entry {number}"))
-    refuse(mistakes, str(where))
+            rows.append((name, label, split, f"{os.path.basename(file)}: entry {number}"))
+    refuse(mistakes, where)
+    some(rows, where)
     agree([(name, (label, split), place) for name, label, split, place in rows], f"the lists in {where}")
     ids, labels, splits, _ = zip(*rows, strict=True)
     uris = [f"{name}.webm" for name in ids]
     found = find_files(root, uris)
-    notes = missing_note(root, splits, [uri is not None for uri in found], str(where))
+    notes = missing_note(root, splits, [uri is not None for uri in found], where)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
     return checked(Listing(root, "ssv2", at, labels, (None,) * len(ids), splits, notes, ids=ids, class_list=classes))
 
 
-def _classes(where: Path) -> tuple[str, ...]:
+def _classes(where: str) -> tuple[str, ...]:
     file, stored = _read(where, "labels.json")
     try:
         numbers = {str(name): int(index) for name, index in stored.items()}
@@ -66,13 +68,11 @@ def _classes(where: Path) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _read(where: Path, ending: str) -> tuple[Path, Any]:
+def _read(where: str, ending: str) -> tuple[str, Any]:
     """The file of that name; the first release wrote ``something-something-v2-`` before it."""
-    files = [where / ending, where / f"something-something-v2-{ending}"]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise UserError(f"list not found: {files[0]}")
+    first = names_like(where, f"something-something-v2-{ending}")
+    file = f"{where}/{first[0] if first else ending}"
     try:
-        return file, json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return file, json.loads(read_text(file))
+    except json.JSONDecodeError as error:
         raise UserError(f"list {file} cannot be read as JSON: {error}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
 from pipeline.manifest.sources.files import find_files, find_folder, open_root, read_lines
-from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, outside, refuse
+from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, outside, refuse, some
 
 FOLDERS = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "annotations", ".")
 GROUP = re.compile(r"(v_.+_g\d+)_c\d+$")
@@ -26,33 +26,34 @@ def list_ucf101(folder: str | Path, lists: str | None = None, fold: int = 1) -> 
     """
     root = open_root(folder)
     where = find_folder(lists, root, FOLDERS, "classInd.txt")
-    classes = _read_classes(where / "classInd.txt")
+    classes = _read_classes(f"{where}/classInd.txt")
     rows: list[tuple[str, str, Split, str]] = []
     mistakes: list[str] = []
     parts: tuple[tuple[Split, str], ...] = (("train", f"trainlist{fold:02d}.txt"), ("test", f"testlist{fold:02d}.txt"))
     for split, name in parts:
-        for number, line in read_lines(where / name):
+        for number, line in read_lines(f"{where}/{name}"):
             problem = _check(line, classes, split)
             uri = line.split()[0]
             rows.append((uri, uri.split("/")[0], split, f"{name}:{number}"))
-            mistakes += [f"{where / name}:{number}: {problem}"] if problem else []
-    refuse(mistakes, str(where))
+            mistakes += [f"{where}/{name}:{number}: {problem}"] if problem else []
+    refuse(mistakes, where)
+    some(rows, where)
     agree([(uri, split, place) for uri, _, split, place in rows], f"the lists in {where}")
     uris, labels, splits, _ = zip(*rows, strict=True)
     found = find_files(root, uris, ignore_case=True)  # HandstandPushups holds v_HandStandPushups or v_HandstandPushups
-    notes = missing_note(root, splits, [uri is not None for uri in found], str(where))
+    notes = missing_note(root, splits, [uri is not None for uri in found], where)
     groups = tuple(match[1] if (match := GROUP.match(Path(uri).stem)) else None for uri in uris)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
     names = tuple(classes.values())
     return checked(Listing(root, f"ucf101 split {fold}", at, labels, groups, splits, notes, ids=uris, class_list=names))
 
 
-def _read_classes(file: Path) -> dict[str, str]:
+def _read_classes(file: str) -> dict[str, str]:
     """Index, as written, -> class name."""
     lines = read_lines(file)
     odd = [(number, line) for number, line in lines if not re.fullmatch(r"\d+ \S+", line.strip())]
     wrong = [f"{file}:{number}: expected '1 ApplyEyeMakeup', found {line!r}" for number, line in odd]
-    refuse(wrong, str(file))
+    refuse(wrong, file)
     classes = dict(line.split() for _, line in lines)
     if [int(index) for index in classes] != list(range(1, len(lines) + 1)):
         raise UserError(f"{file}: the indices must run from 1 to {len(lines)}")

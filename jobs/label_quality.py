@@ -1,0 +1,28 @@
+"""``python -m jobs.label_quality RUN_FOLDER ...``: how good cross, self and mean pseudo-labels were, from saved scores.
+
+The run may be finished or under way: training writes its scores with every checkpoint (``train.save_scores_every``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command import DONE, run
+from pipeline.studies.label_report import write_label_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the answers and a table for each setting; write label_quality.csv into each run folder, and a page."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.label_quality", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="runs with saved scores, or a folder of them")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the page (label_quality.html in the run's folder, or beside)")
+    words = parser.parse_args(argv)
+    report = write_label_report(words.runs, words.out)
+    print("\n".join([report.text, *map(str, report.files)]))
+    return DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

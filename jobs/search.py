@@ -1,0 +1,225 @@
+"""``python -m jobs.search --config FILE --space SPACE --trials N [--hours H] [key=value ...]``: find good knobs.
+
+Trials are judged on held-out labeled videos, never on test. The same command continues the search, tonight or tomorrow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from jobs.ablate import add_budget
+from jobs.command import DONE, FAILED, run
+from pipeline.config import Config, load_config, override
+from pipeline.errors import UserError
+from pipeline.studies.claim import claimed
+from pipeline.studies.cost import estimate
+from pipeline.studies.population import Population, check_space, first_members
+from pipeline.studies.runs import flatten
+from pipeline.studies.search import Plan, Search, run_name
+from pipeline.studies.search_report import best, member_lines, next_command, trial_lines, write_about, write_trials
+from pipeline.studies.space import Space, draw, read_space
+from pipeline.studies.storage import ABOUT, hidden, open_study, runs, sqlite_url, warm_start
+from pipeline.studies.trials import Budget, run_jobs, share
+from pipeline.training.fit import prepare
+
+SPACES = Path(__file__).parent / "spaces"
+ALGORITHMS = ("tpe", "random", "asha", "hyperband", "pbt")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked command."""
+
+    options: argparse.Namespace
+    space: Space
+    plan: Plan
+    base: Config
+    """Its storage_path is the search's folder; it is evaluated on validation videos."""
+    interval: int
+    """Steps between two decisions of pbt."""
+
+    @property
+    def name(self) -> str:
+        """Of the search, its folder and its study."""
+        return self.folder.name
+
+    @property
+    def folder(self) -> Path:
+        """The search's."""
+        return Path(self.base.run.storage_path)
+
+    @property
+    def url(self) -> str:
+        """Of the storage."""
+        return self.options.storage or sqlite_url(self.folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Search until the study has its trials or the time is over; show the best."""
+    begun = time.monotonic()
+    names = sorted(path.stem for path in SPACES.glob("*.yaml"))
+    order = read_order(parser(names).parse_intermixed_args(argv), names)
+    if order.options.dry_run:
+        return dry_run(order)
+    setting = check(order)
+    study = open_study(order.url, order.name, order.plan.directions, setting)
+    budget = Budget(share(order.base, order.options.concurrent), order.options.hours)
+    write_about(order.folder, facts(order), study)
+    for where in order.options.warm_start:
+        print(warm_start(study, order.space, order.url, where, order.folder), flush=True)
+    print(f"{order.name}: {len(runs(study))} trials are begun, {budget.concurrent} at once", flush=True)
+    problems = evolve(order, study, budget, begun) if order.options.algorithm == "pbt" else search(order, study, budget)
+    write_trials(order.folder, study)
+    write_about(order.folder, facts(order), study)
+    print(f"{order.folder / 'trials.csv'}")
+    for problem in problems:
+        print(f"failed: {problem}")
+    return FAILED if problems else DONE
+
+
+def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
+    """Random, TPE, ASHA or HyperBand."""
+    source = Search(study, order.space, order.plan, order.base)
+    run_jobs(source, order.base, budget)
+    print("\n".join([order.space.question, "", *trial_lines(source)]))
+    if winners := best(study, runs(study)):
+        words = [*order.space.words(winners[0].params), *order.options.overrides]
+        print(next_command(order.plan, order.options.config, words))
+    return source.problems
+
+
+def evolve(order: Order, study: optuna.Study, budget: Budget, begun: float) -> list[str]:
+    """Population-based training; one process at a time, for its members wait for each other."""
+    population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric)
+    with claimed(order.folder / ".population.lock", 0) as ours:
+        if not ours:
+            raise UserError(f"another process trains the population in {order.folder}; its members wait for each other")
+        members, problems = population.run(budget, lambda: (time.monotonic() - begun) / 3600)
+    print("\n".join([order.space.question, "", *member_lines(population, members)]))
+    return problems
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+def parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    arguments = argparse.ArgumentParser(prog="python -m jobs.search", description=__doc__)
+    add = arguments.add_argument
+    add("--config", metavar="FILE", required=True)
+    add("--space", metavar="SPACE", required=True, help=f"one of {', '.join(names)}, or the path of a YAML file")
+    add("--trials", type=int, required=True, metavar="N", help="trials of the study in all, over all nights; pbt: its members")
+    add("--algorithm", choices=ALGORITHMS, default="tpe", help="default: tpe, multivariate")
+    add("--objectives", nargs="+", choices=("accuracy", "time"), default=["accuracy"], help="time: seconds of training")
+    add("--metric", choices=("primary", "auxiliary", "mean"), default="mean", help="whose validation top-1 (default: mean)")
+    add("--name", help="of the search and its folder (default: the space's, and the algorithm's for pbt)")
+    add("--storage", metavar="URL", help="database of the study (default: study.db in its folder; postgresql+psycopg://...)")
+    add("--warm-start", nargs="+", default=[], metavar="SEARCH", help="earlier searches to learn from: folders, or names")
+    add("--min-steps", type=int, metavar="STEPS", help="first rung of asha and hyperband (default: a 27th of train.steps)")
+    add("--reduction", type=int, default=3, metavar="ETA", help="one of ETA trials goes on from a rung (default: 3)")
+    add("--interval", type=int, metavar="STEPS", help="steps between two decisions of pbt (default: a tenth of train.steps)")
+    add_budget(arguments)
+    add("--dry-run", action="store_true", help="check all and say what is there and what the rest costs; start nothing")
+    add("overrides", nargs="*", metavar="key=value")
+    return arguments
+
+
+def read_order(options: argparse.Namespace, names: Sequence[str]) -> Order:
+    """The command, checked against the configuration; nothing is written. Raises UserError."""
+    base = load_config(options.config, options.overrides).with_absolute_paths()
+    file = find_space(options.space, names)
+    space = read_space(file, base)
+    pbt = options.algorithm == "pbt"
+    numbers = {"--trials": options.trials, "--concurrent": options.concurrent, "--min-steps": options.min_steps,
+               "--interval": options.interval, "--hours": options.hours}  # fmt: skip
+    wrong = [f"{name} must be above 0" for name, number in numbers.items() if number is not None and number <= 0]
+    wrong += ["--reduction must be at least 2"] if options.reduction < 2 else []
+    wrong += ["--objectives must begin with accuracy"] if options.objectives not in (["accuracy"], ["accuracy", "time"]) else []
+    if len(options.objectives) > 1 and options.algorithm not in ("tpe", "random"):
+        wrong.append(f"--algorithm {options.algorithm} judges by accuracy alone; two objectives need tpe or random")
+    if pbt and options.trials == 1:
+        wrong.append("--algorithm pbt needs a population of two at least: --trials 2")
+    if wrong:
+        raise UserError("this search cannot be:", wrong)
+    if pbt:
+        check_space(space)
+    name = options.name or file.stem + ("_pbt" if pbt else "")
+    words = [f"run.storage_path={Path(base.run.storage_path) / name}", "evaluation.split=validation"]
+    base = override(base.model_dump(mode="json"), words, source="search")
+    plan = Plan("random" if pbt else options.algorithm, options.trials, tuple(options.objectives), options.metric,
+                options.min_steps, options.reduction)  # fmt: skip
+    return Order(options, space, plan, base, options.interval or -(-base.train.steps // 10))
+
+
+def find_space(word: str, names: Sequence[str]) -> Path:
+    """A shipped space's file or the user's own. Raises UserError with the nearest name."""
+    if word in names:
+        return SPACES / f"{word}.yaml"
+    if Path(word).is_file():
+        return Path(word)
+    near = difflib.get_close_matches(word, names, n=1)
+    raise UserError(f"no space {word}: use one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def check(order: Order) -> dict[str, Any]:
+    """Look at the data as the trials will; the setting that all trials of the study share. Raises UserError."""
+    prepared = prepare(trial_at(order, 0.5))
+    prepared.source.evaluated("validation")
+    knobs = {key: value for key, value in flatten(order.base.result_knobs()).items() if key not in order.space.distributions}
+    protocol = order.base.evaluation
+    extra = {"population": order.plan.trials, "interval": order.interval} if order.options.algorithm == "pbt" else {}
+    return {
+        **knobs, **extra, "space": dict(order.space.tree),
+        "metric": order.plan.metric, "objectives": list(order.plan.objectives),
+        "evaluation.clips": protocol.clips, "evaluation.crops": protocol.crops,
+        "manifest": prepared.run.prints.manifest, "labels": prepared.run.prints.labels,
+    }  # fmt: skip
+
+
+def trial_at(order: Order, chance: float) -> Config:
+    """A trial's run somewhere in the space, to look at what all share; it is never made."""
+    params = {key: draw(distribution, chance) for key, distribution in order.space.distributions.items()}
+    words = [*order.space.words(params), "run.name=check"]
+    return override(order.base.model_dump(mode="json"), words, source="search")
+
+
+def facts(order: Order) -> dict[str, Any]:
+    """For search.json."""
+    options = order.options
+    return {
+        "name": order.name, "question": order.space.question, "algorithm": options.algorithm, "trials": order.plan.trials,
+        "objectives": list(order.plan.objectives), "metric": order.plan.metric, "steps": order.base.train.steps,
+        "storage": hidden(order.url), "space": dict(order.space.tree),
+        "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
+    }  # fmt: skip
+
+
+def dry_run(order: Order) -> int:
+    """Say what would be run."""
+    check(order)
+    there = (order.folder / ABOUT).is_file()
+    configs = [order.base.model_copy(update={"run": order.base.run.model_copy(update={"name": run_name(number)})})
+               for number in range(order.plan.trials)]  # fmt: skip
+    if order.options.algorithm == "pbt":
+        members = first_members(order.space, order.plan.trials, order.base.run.seed)
+        print("\n".join(f"{member.run}  {' '.join(order.space.words(member.params))}" for member in members))
+        print(f"a decision every {order.interval} of {order.base.train.steps} steps")
+    else:
+        stops = order.plan.stops(order.base.train.steps)
+        print(f"{order.plan.trials} trials by {order.plan.algorithm}, scored at {', '.join(map(str, stops))}")
+    print(f"{order.folder}: {'continues' if there else 'new'}; at most, if no trial is stopped early:")
+    print(estimate(configs, order.options.concurrent or 1, order.folder.parent))
+    return DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,86 @@
+"""The Ray Data stream over its floor: plain processes that only decode the same run rows."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from typing import Any
+
+import ray
+import ray.data
+import torch
+
+from pipeline.bench.figures import ratio, steady_rate
+from pipeline.clips.plan import worker_rows
+from pipeline.clips.source import Source, open_source
+from pipeline.clips.stream import make_deal, ray_stream, shard_batches
+from pipeline.cluster import connect
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.resources import Resources
+
+PROCESSES = 2
+"""Of the floor, and consumers of the stream."""
+
+
+def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
+    """Videos per second of the stream and of its floor, in turns so that a drifting machine hits both alike.
+
+    Both decode the same run rows. The first quarter of each is start-up and left out of the rates, which are of the steady
+    state; the time to the first batch is reported beside them.
+    """
+    if steps < 8:
+        raise UserError(f"--steps {steps}: at least 8 are needed for a steady state")
+    source, _ = open_source(config)
+    connect()
+    cpus = min(1.0, ray.cluster_resources().get("CPU", 1.0) / PROCESSES)
+    resources = Resources(PROCESSES, 0.0, cpus, gpu=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    floors, streams, firsts = [], [], []
+    for _ in range(repeats):
+        floors.append(floor_rate(source, steps))
+        rate, first = stream_rate(source, config, steps, resources)
+        streams.append(rate)
+        firsts.append(first)
+    return {
+        **ratio("stream_ratio", streams, floors),
+        "clips_per_second": statistics.median(streams),
+        "floor_clips_per_second": statistics.median(floors),
+        "first_batch_seconds": statistics.median(firsts),
+        "clips_per_repeat": steps * source.plan.rows_per_step * source.plan.slots,
+        "clips_per_block": make_deal(source, config, 0, PROCESSES).rows(0).size * source.plan.slots,
+    }  # fmt: skip
+
+
+def stream_rate(source: Source, config: Config, steps: int, resources: Resources) -> tuple[float, float]:
+    """(videos per second in the steady state, seconds to the first batch) of consumers that discard what they get."""
+    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    begun = time.time()
+    shards = ray_stream(source, short, 0, resources).streaming_split(resources.workers, equal=True)
+    share = source.plan.rows_per_step // resources.workers
+    arrivals = ray.get([_consume.options(num_cpus=0).remote(shard, share) for shard in shards])
+    times = [moment for worker in arrivals for moment in worker]
+    return steady_rate(times, share * source.plan.slots), min(times) - begun
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def _consume(shard: ray.data.DataIterator, share: int) -> list[float]:
+    """When the batches came: tensors, as a train worker gets them."""
+    return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
+
+
+def floor_rate(source: Source, steps: int) -> float:
+    """Videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        jobs = [(source, steps, worker) for worker in range(PROCESSES)]
+        times = [moment for worker in pool.starmap(_decode_all, jobs) for moment in worker]
+    return steady_rate(times, source.plan.rows_per_step // PROCESSES * source.plan.slots)
+
+
+def _decode_all(source: Source, steps: int, worker: int) -> list[float]:
+    times = []
+    for rows in worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
+        source.rows(rows)
+        times.append(time.time())
+    return times

@@ -1,0 +1,65 @@
+"""Each kind of view on random clips, as a multiple of resizing them and nothing else."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.bench.figures import ratio
+from pipeline.clips.modalities import Modality, check_modalities, derive
+from pipeline.clips.views import center_views, strong_views, weak_views
+from pipeline.config import Config
+
+VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
+    "weak": ("weak", {}, "rgb"),
+    "strong": ("strong", {}, "rgb"),
+    "strong, geometry alone": ("strong", {"appearance": False, "cutout": 0.0}, "rgb"),
+    "strong, appearance alone": ("strong", {"geometric": False, "cutout": 0.0}, "rgb"),
+    "strong, cutout alone": ("strong", {"ops": 0}, "rgb"),
+    "weak and temporal gradient": ("weak", {}, "temporal_gradient"),
+    "weak and optical flow": ("weak", {}, "optical_flow"),
+}
+"""Kind of view, what of ``views.strong`` is changed, and the modality made of it."""
+VIEW_CLIPS = 32
+
+
+def bench_views(config: Config, repeats: int) -> dict[str, Any]:
+    """Milliseconds per clip of the primary, median over repeats, on the GPU if there is one; and each as a multiple of the
+    floor, which is resizing the clip and nothing else."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip, size = config.primary.clip, config.data.decode_size
+    clips = torch.randint(0, 256, (VIEW_CLIPS, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
+    seeds = list(range(VIEW_CLIPS))
+    makers = {"weak": weak_views, "strong": strong_views}
+
+    def view(kind: str, strong: dict[str, Any], modality: Modality) -> torch.Tensor:
+        section = config.views.model_copy(update={"strong": config.views.strong.model_copy(update=strong)})
+        return derive(makers[kind](clips, seeds, section, clip.size), modality)
+
+    check_modalities([modality for _, _, modality in VIEWS.values()])
+    work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: center_views(clips, clip.size)}
+    work |= {name: partial(view, *parts) for name, parts in VIEWS.items()}
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):  # the first one warms up
+        for name, make in work.items():
+            start = time.perf_counter()
+            make()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                times[name].append(1000 * (time.perf_counter() - start) / VIEW_CLIPS)
+    floors = times["floor, resize alone"]
+    return {
+        "views": {
+            name: {"milliseconds_per_clip": round(statistics.median(values), 3), **ratio("floor_ratio", values, floors)}
+            for name, values in times.items()
+        },
+        "clip": f"{clip.frames} frames of {size} to {clip.size} pixels, {VIEW_CLIPS} at once",
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }

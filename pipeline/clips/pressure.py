@@ -1,0 +1,74 @@
+"""What bounds Ray Data's stream: a count of blocks, where Ray itself counts bytes.
+
+Bytes alone do not bound this stream. Tickets, which say what a decode task is to decode, weigh nothing, so Ray would hand out
+all of them at once: 3 M of them are 10 GB in the process that does it. And its limit for decoded blocks is half of all object
+stores, which is more than a slow trainer will ever need. Kept apart because it names parts of Ray that are not public.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.data
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    BackpressurePolicy,
+)
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.map_operator import MapOperator
+
+TICKETS = 256
+"""Blocks that wait to be decoded: more than any node has cores, so that none of them idles."""
+KEPT_STATISTICS = 100
+"""Of the newest blocks of each operator: Ray keeps 3 KB for every block of a run, 3 GB in a million blocks."""
+_AHEAD = "actnetformer.blocks_ahead"
+
+
+class BlockCount(BackpressurePolicy):  # type: ignore[misc]
+    """No new ticket while ``TICKETS`` wait, and no new decode task while ``blocks_ahead`` decoded blocks do."""
+
+    def can_add_input(self, op: Any) -> bool:
+        """Whether a task of this operator may start."""
+        tickets, decode = [one for one in self._topology if isinstance(one, MapOperator)]
+        if op is tickets:
+            return self._tickets(decode) < TICKETS
+        return op is not decode or self._decoded(decode) < self._data_context.get_config(_AHEAD)
+
+    def max_task_output_bytes_to_read(self, op: Any) -> int | None:
+        """0: the task that makes tickets waits."""
+        tickets, decode = [one for one in self._topology if isinstance(one, MapOperator)]
+        return 0 if op is tickets and self._tickets(decode) >= TICKETS else None
+
+    def _tickets(self, decode: Any) -> int:
+        return int(self._topology[decode].total_enqueued_input_blocks())
+
+    def _decoded(self, decode: Any) -> int:
+        """Blocks that no worker has asked for yet, in Ray's queues from the decode tasks on."""
+        waiting = self._topology[decode].total_enqueued_output_blocks()
+        for op in decode.output_dependencies:  # streaming_split, where there is one
+            state = self._topology[op]
+            waiting += state.op.internal_input_queue_num_blocks() + state.total_enqueued_output_blocks()
+        return int(waiting)
+
+
+class ForgetStatistics(ExecutionCallback):  # type: ignore[misc]
+    """Keeps Ray's statistics of blocks from growing with the run."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by Ray in each round of its loop."""
+        for op in executor._topology:
+            if isinstance(op, MapOperator) and len(op._output_blocks_stats) > 2 * KEPT_STATISTICS:
+                del op._output_blocks_stats[:-KEPT_STATISTICS]
+
+
+def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
+    """Bound a dataset of two maps, tickets and decode, and switch off what costs time for every block."""
+    context = dataset.context
+    context.target_max_block_size = 1  # bytes: every row becomes a block of its own, as soon as it is there
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, BlockCount])
+    context.set_config(_AHEAD, blocks_ahead)
+    context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, ForgetStatistics]
+    context.memory_usage_poll_interval_s = None  # a thread in each task that reads /proc
+    context.issue_detectors_config.detectors = []  # they advise on memory of single tasks

@@ -1,0 +1,92 @@
+"""What the page says of pseudo-labels: a sentence, curves and tables for each setting whose runs saved scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.studies import label_tables
+from pipeline.studies.comparison import Group
+from pipeline.studies.drawing import Drawing
+from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, join, read_said
+from pipeline.studies.plots import panel_svg
+from pipeline.studies.runs import Run
+from pipeline.studies.table import Table
+
+MAX_SECTIONS = 4
+"""Settings on a page."""
+DEFAULT_THRESHOLD = 0.8
+"""The paper's, for runs whose configuration is lost."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One student as the learner."""
+
+    name: str
+    answer: str
+    drawings: tuple[Drawing, ...]
+
+
+@dataclass(frozen=True)
+class LabelSection:
+    """One setting."""
+
+    title: str
+    basis: str
+    """On how many clips, of which steps."""
+    learners: tuple[Learner, ...]
+    thresholds: Table
+    classes: Table
+    problems: tuple[str, ...]
+
+
+def label_sections(groups: Sequence[Group]) -> list[LabelSection]:
+    """For the first settings that saved scores; the runs of one setting are taken together."""
+    found: list[LabelSection] = []
+    for group in groups:
+        if len(found) < MAX_SECTIONS and (section := label_section(group.label, group.runs, f"labels{len(found)}")):
+            found.append(section)
+    return found
+
+
+def label_section(title: str, runs: Sequence[Run], prefix: str) -> LabelSection | None:
+    """None where no run saved a score."""
+    read = [read_said(run.folder) for run in runs]
+    parts = [said for said, _ in read if said is not None]
+    if not parts:
+        return None
+    said, own = join(parts), own_threshold(runs[0])
+    if not len(said.steps):
+        return None
+    steps, videos = sorted(set(said.steps.tolist())), len(set(said.videos.tolist()))
+    known = (said.labels >= 0).mean()
+    basis = (
+        f"{len(said.steps):,} weak views of {videos:,} unlabeled videos in {len(steps):,} saved steps "
+        f"({steps[0]:,} to {steps[-1]:,})"
+        f"{f' of {len(parts)} runs' if len(parts) > 1 else ''}; the hidden class is known for {100 * known:.0f} % of them."
+    )  # fmt: skip
+    learners = tuple(_learner(said, name, own, f"{prefix}-{name}") for name in STUDENTS)
+    problems = tuple(f"{run.name}: {problem}" for run, (_, found) in zip(runs, read, strict=True) for problem in found)
+    tables = label_tables.thresholds_table(said, own), label_tables.classes_table(said, own, class_names(runs[0], said))
+    return LabelSection(title, basis, learners, *tables, problems)
+
+
+def _learner(said: Said, name: str, own: float, prefix: str) -> Learner:
+    names, last = [f"{source}" for source in SOURCES], float(said.steps.max())
+    drawings = tuple(
+        Drawing(panel.title, panel_svg(replace(panel, title=f"{panel.title}, {name}"), lines, names, last, f"{prefix}-{place}"))
+        for place, (panel, lines) in enumerate(label_tables.panels(said, name, own))
+    )
+    return Learner(name, label_tables.answer(compare(said, name, own)), drawings)
+
+
+def own_threshold(run: Run) -> float:
+    """The confidence threshold that the run was trained with."""
+    return float(run.config.get("method.confidence_threshold", DEFAULT_THRESHOLD))
+
+
+def class_names(run: Run, said: Said) -> list[str]:
+    """K names, numbers where facts.json is lost."""
+    names = run.facts.get("classes") or run.evaluation.get("classes") or []
+    return list(names) if len(names) == said.num_classes else [str(number) for number in range(said.num_classes)]

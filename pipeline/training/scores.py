@@ -1,0 +1,59 @@
+"""The record of what both students said of unlabeled videos: exact after kills, one Parquet file for each checkpoint."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.clips.batch import Batch
+from pipeline.methods.monitors import SCORES
+from pipeline.methods.workers import gather
+from pipeline.run_folder import scores_path
+
+
+class ScoreLog:
+    """Softmax scores of the weak views of every ``every``-th step, on the device until ``write``.
+
+    Columns: ``step`` (from 1), ``video`` (row of the manifest), ``label`` (hidden; -1 where unknown), and for each student
+    K float32. A step without unlabeled views leaves no row. Nothing but ``write`` waits for the device.
+    """
+
+    def __init__(self, every: int, folder: Path, rank: int, step: int) -> None:
+        self.every, self.folder, self.rank, self.first = every, folder, rank, step + 1
+        self._kept: list[dict[str, torch.Tensor]] = []
+
+    def take(self, step: int, results: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+        """Keep the scores among a step's results if it is one to keep; returns the scalars."""
+        scores = {key.partition("/")[2]: value for key, value in results.items() if key.startswith(f"{SCORES}/")}
+        if scores and self.every and step % self.every == 0:
+            device = next(iter(scores.values())).device
+            known = {"video": batch.videos[:, 1:].flatten(), "label": batch.labels[:, 1:].flatten()}
+            steps = torch.full_like(known["video"], step)
+            self._kept.append({key: value.to(device) for key, value in {"step": steps, **known}.items()} | scores)
+        return {key: value for key, value in results.items() if not key.startswith(f"{SCORES}/")}
+
+    def write(self, step: int) -> None:
+        """Write what was kept since the last call, all workers' together; every worker must call it."""
+        if self._kept:
+            columns = {key: gather(torch.cat([part[key] for part in self._kept])).cpu() for key in self._kept[0]}
+            if self.rank == 0:
+                _write(columns, scores_path(self.folder, self.first, step))
+        self._kept, self.first = [], step + 1
+
+
+def _write(columns: dict[str, torch.Tensor], path: Path) -> None:
+    order = columns["step"].argsort(stable=True)  # gathered worker by worker
+    arrays = {key: value[order].numpy() for key, value in columns.items()}
+    table = pa.table({
+        key: pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1)), value.shape[1]) if value.ndim == 2
+        else pa.array(value, pa.int32()) for key, value in arrays.items()
+    })  # fmt: skip
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    pq.write_table(table, scratch, compression="zstd")
+    os.replace(scratch, path)

@@ -1,0 +1,186 @@
+"""The command: real runs of small students on real videos, killed and continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import label, search
+from jobs.command import run
+from pipeline.config import load_config
+from pipeline.run_folder import read_run
+from pipeline.studies import trials
+from pipeline.training import checkpoint
+from pipeline.training.fit import fit_here, prepare
+
+WORDS = ["train.steps=8", "train.checkpoint_every=8", "train.log_every=4", "--concurrent", "1"]
+
+
+@pytest.fixture(scope="module")
+def labels(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of ``tiny`` of which half are held out."""
+    path = tmp_path_factory.mktemp("labels") / "held_out.parquet"
+    words = [str(tiny / "manifest.parquet"), "--per-class", "4", "--hold-out", "50%", "--out", str(path)]
+    assert label.main(words) == 0
+    return path
+
+
+@pytest.fixture
+def command(tiny: Path, labels: Path, tmp_path: Path) -> Any:
+    """``command(*words)`` -> exit code, in ``tmp_path``."""
+    fixed = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", f"data.labels={labels}", *WORDS]
+    return lambda *words: run(search.main, [*fixed, *words])
+
+
+def test_a_search_is_of_ordinary_runs_on_validation_videos(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--space", "rates", "--algorithm", "asha", "--min-steps", "4", "--reduction", "2"]
+    assert command(*words, "--trials", "3", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "3 trials by asha, scored at 4, 8" in text
+    assert "24 steps are left" in text
+    assert not (tmp_path / "rates").exists()
+
+    assert command(*words, "--trials", "2") == 0
+    assert "2 of 2 trials" in capsys.readouterr().out
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("rates/*/metrics.jsonl")}
+    assert command(*words, "--trials", "3") == 0
+    text = capsys.readouterr().out
+    assert "rates: 2 trials are begun" in text
+    assert "3 of 3 trials" in text
+    assert "run.name=best primary.optimizer.lr=" in text
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+    listed = json.loads((tmp_path / "rates" / "trials.json").read_text(encoding="utf-8"))
+    assert [trial["run"] for trial in listed] == ["trial-00000", "trial-00001", "trial-00002"]
+    assert {trial["state"] for trial in listed} <= {"complete", "pruned"}
+    for trial in listed:
+        folder = tmp_path / "rates" / trial["run"]
+        config, _ = read_run(folder)
+        assert config.primary.optimizer.lr == trial["params"]["primary.optimizer.lr"]
+        assert trial["seconds"] > 0
+        assert trial["scored"]["4"] == json.loads((folder / "scores.jsonl").read_text().splitlines()[0])["mean"]
+        if trial["state"] == "complete":
+            assert json.loads((folder / "evaluation.json").read_text())["split"] == "validation"
+    about = json.loads((tmp_path / "rates" / "search.json").read_text(encoding="utf-8"))
+    assert (about["algorithm"], about["question"]) == ("asha", "Which learning rates let both students learn?")
+    assert command(*words, "--trials", "3", "train.steps=9") == 2
+    assert "train.steps: the study has 8, now 9" in capsys.readouterr().err
+
+
+def weights(folder: Path) -> list[bytes]:
+    return [(folder / "checkpoint_000008" / name).read_bytes() for name in checkpoint.FILES]
+
+
+class Killed(BaseException):
+    """As a kill would, passes everything that catches errors."""
+
+
+def test_a_population_killed_twice_comes_to_the_same_end(
+    command: Any, tiny: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--space", "rates_and_losses", "--algorithm", "pbt", "--trials", "3", "--interval", "4", "run.seed=1"]
+    assert command(*words, "--name", "whole") == 0
+    assert "the knobs of" in capsys.readouterr().out
+    decisions = json.loads((tmp_path / "whole" / "population.json").read_text(encoding="utf-8"))
+    copies = [one for one in decisions["4"] if one["copies"]]
+    assert copies, "no member was better than another one: choose another seed"
+
+    advance, calls = trials.advance, []
+
+    def dies(prepared: Any, step: int) -> Any:
+        calls.append(step)
+        if len(calls) in (2, 6):  # in the first generation, and in the second one after its copies were made
+            raise Killed
+        return advance(prepared, step)
+
+    monkeypatch.setattr(trials, "advance", dies)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            command(*words, "--name", "cut")
+    monkeypatch.undo()
+    assert command(*words, "--name", "cut") == 0
+    assert json.loads((tmp_path / "cut" / "population.json").read_text(encoding="utf-8")) == decisions
+    for one in decisions["8"]:
+        assert weights(tmp_path / "cut" / one["run"]) == weights(tmp_path / "whole" / one["run"])
+
+    # and the lineage, trained again by hand, gives the same bits: both students, both optimizers
+    child = tmp_path / "whole" / copies[0]["next"]
+    lineage = read_run(child)[1]["lineage"]
+    assert [part["run"] for part in lineage] == [copies[0]["copies"], copies[0]["next"]]
+    assert (lineage[0]["until"], lineage[1]["from"]) == (4, 4)
+    parent, again = (read_run(tmp_path / "whole" / part["run"])[0] for part in lineage)
+    at = {"storage_path": str(tmp_path / "again")}
+    first, second = (
+        prepare(config.model_copy(update={"run": config.run.model_copy(update=at)})) for config in (parent, again)
+    )
+    first.open()
+    fit_here(first.up_to(4))
+    second.open()
+    checkpoint.fork(first.run.folder / "checkpoint_000004", second.run.folder, second.run.prints.as_dict())
+    fit_here(second)
+    assert weights(second.run.folder) == weights(child)
+    state = json.loads((second.run.folder / "checkpoint_000004" / "state.json").read_text(encoding="utf-8"))
+    assert state["forked_from"]["run"] == parent.run.name
+
+
+def test_a_damaged_parent_is_named(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    words = ["--space", "rates_and_losses", "--algorithm", "pbt", "--trials", "3", "--interval", "4", "run.seed=1"]
+    advance, calls = trials.advance, []
+
+    def dies(prepared: Any, step: int) -> Any:
+        calls.append(step)
+        if len(calls) == 4:
+            raise Killed
+        return advance(prepared, step)
+
+    monkeypatch.setattr(trials, "advance", dies)
+    with pytest.raises(Killed):
+        command(*words)
+    folder = tmp_path / "rates_and_losses_pbt"
+    (copy,) = folder.glob("*_from-*")
+    decisions = json.loads((folder / "population.json").read_text(encoding="utf-8"))
+    parent = next(one["copies"] for one in decisions["4"] if one["copies"])
+    shutil.rmtree(copy)
+    (folder / parent / "checkpoint_000004" / "model.safetensors").write_bytes(b"damaged")
+    monkeypatch.undo()
+    assert command(*words) == 2
+    assert f"{copy.name} cannot start from {parent}" in capsys.readouterr().err
+
+
+def test_mistakes(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
+    for words, message in (
+        (["--space", "raets", "--trials", "2"], "did you mean rates?"),
+        (["--space", "rates", "--trials", "0"], "--trials must be above 0"),
+        (["--space", "rates", "--trials", "2", "--objectives", "time"], "--objectives must begin with accuracy"),
+        (["--space", "rates", "--trials", "2", "--algorithm", "asha", "--objectives", "accuracy", "time"], "tpe or random"),
+        (["--space", "rates", "--trials", "1", "--algorithm", "pbt"], "population of two"),
+        (["--space", "policies", "--trials", "4", "--algorithm", "pbt"], "which method.labels.source, "),
+        (["--space", "rates", "--trials", "2", "--storage", "nonsense"], "no database URL"),
+        (["--space", "rates", "--trials", "2", "--warm-start", "none"], "no folder of a search"),
+        (["--space", "rates", "--trials", "2", f"data.labels={tiny}/labels.parquet"], "jobs.label --hold-out 10%"),
+    ):
+        assert command(*words) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/*/metrics.jsonl"))
+
+
+def test_a_run_stopped_on_its_way_equals_one_that_was_not(tiny: Path, tmp_path: Path) -> None:
+    """To be judged at a step on the way changes no bit of the run, nor the number of its streamed steps."""
+    words = [f"run.storage_path={tmp_path}", "train.steps=8", "train.checkpoint_every=8"]
+    whole, cut = (prepare(load_config(tiny / "tiny.yaml", [*words, f"run.name={name}"])) for name in ("whole", "cut"))
+    whole.open()
+    fit_here(whole)
+    cut.open()
+    for step in (3, 5):
+        fit_here(cut.up_to(step))
+        assert cut.step == step
+    fit_here(cut)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert replace(cut.run, until=99).end == 8

@@ -1,0 +1,302 @@
+"""The engine of searches against real databases; what trials score is made up, so that hundreds cost seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.studies.search import Plan, Search
+from pipeline.studies.search_report import best, describe, importance, trial_lines, write_trials
+from pipeline.studies.space import Space, read_space
+from pipeline.studies.storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
+from tests.postgresql import binaries, serve
+
+RANGES = """question: q
+space:
+  primary.optimizer.lr: {low: 0.01, high: 0.5, log: true}
+  method.confidence_threshold: {low: 0.5, high: 0.95}
+"""
+CHOICES = """question: q
+space:
+  method.labels.source: [other, self]
+  method.labels.thresholds: [fixed, flexmatch, freematch]
+"""
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """A server of its own."""
+    pytest.importorskip("psycopg")
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no PostgreSQL server on this machine (apt-get install postgresql)")
+    with serve(programs) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each kind of database."""
+    return sqlite_url(tmp_path) if request.param == "sqlite" else str(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[str]:
+    """SQLite in memory where there is such a folder: what a disk needs to be sure of each commit is not what is tested."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        yield sqlite_url(Path(folder))
+
+
+def space_of(folder: Path, text: str) -> Space:
+    (folder / "space.yaml").write_text(text, encoding="utf-8")
+    return read_space(folder / "space.yaml", load_config())
+
+
+def make(
+    url: str, folder: Path, text: str, trials: int, name: str = "", setting: dict[str, Any] | None = None, **plan: Any
+) -> Search:
+    """A search in ``folder``, whose name is the study's, for the server is shared by tests."""
+    order = Plan(plan.pop("algorithm", "random"), trials, **plan)
+    study = open_study(url, name or folder.name, order.directions, setting or {"data": 1})
+    base = load_config(overrides=[f"run.storage_path={folder}", "train.steps=90"])
+    return Search(study, space_of(folder, text), order, base)
+
+
+def quality(config: Any) -> float:
+    """The better the nearer the threshold is to 0.8."""
+    return 1.0 - abs(config.method.confidence_threshold - 0.8)
+
+
+def drive(search: Search, most: int = 1000) -> list[str]:
+    """Run trials as the engine does; their names."""
+    names = []
+    while len(names) < most and (job := search.next()) is not None:
+        names.append(job.name)
+        for step in job.stops:
+            scores = {"mean": quality(job.config) * step / 90, "seconds": float(step)}
+            if not search.scored(job, step, scores):
+                break
+        search.ended(job, None)
+    return names
+
+
+def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path: Path) -> None:
+    first = make(url, tmp_path, RANGES, trials=12, algorithm="tpe")
+    assert len(drive(first, most=5)) == 5
+    second = make(url, tmp_path, RANGES, trials=12, algorithm="tpe")
+    assert drive(second) == [f"trial-{number:05d}" for number in range(5, 12)]
+    assert drive(make(url, tmp_path, RANGES, trials=12, algorithm="tpe")) == []
+    own = runs(second.study)
+    assert {trial.state for trial in own} == {TrialState.COMPLETE}
+    assert best(second.study, own)[0].value == max(trial.value or 0 for trial in own)
+    assert set(importance(second.study)) == {"primary.optimizer.lr", "method.confidence_threshold"}
+    assert "12 of 12 trials: 12 complete" in trial_lines(second)[0]
+    write_trials(tmp_path, second.study)
+    assert len((tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()) == 13
+
+
+def test_random_points_are_functions_of_seed_and_number(quick: str, tmp_path: Path) -> None:
+    points = []
+    for folder, cut in ((tmp_path / "a", 9), (tmp_path / "b", 2)):
+        folder.mkdir()
+        drive(make(quick, folder, RANGES, trials=6), most=cut)
+        search = make(quick, folder, RANGES, trials=6)
+        drive(search)
+        points.append([trial.params for trial in runs(search.study)])
+    assert points[0] == points[1]
+    assert len({str(point) for point in points[0]}) == 6
+
+
+def test_tpe_finds_what_random_draws_do_not(quick: str, tmp_path: Path) -> None:
+    means = {}
+    for algorithm in ("random", "tpe"):
+        folder = tmp_path / algorithm
+        folder.mkdir()
+        search = make(quick, folder, RANGES, trials=40, algorithm=algorithm)
+        drive(search)
+        late = [trial.value or 0 for trial in runs(search.study)[20:]]
+        means[algorithm] = sum(late) / len(late)
+    assert means["tpe"] > means["random"] + 0.02
+
+
+def test_no_point_is_run_twice_and_a_used_up_space_ends_the_search(
+    quick: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = make(quick, tmp_path, CHOICES, trials=50)
+    names = drive(search)
+    assert len(names) == 6  # 2 x 3 choices
+    assert len({str(trial.params) for trial in runs(search.study)}) == 6
+    assert "the space is used up" in capsys.readouterr().out
+
+
+def test_what_a_killed_search_left_is_continued_by_one(url: str, tmp_path: Path) -> None:
+    first = make(url, tmp_path, RANGES, trials=3, algorithm="asha", min_steps=10)
+    job = first.next()
+    assert job is not None
+    assert first.scored(job, 10, {"mean": 0.4, "seconds": 1})
+    alive = make(url, tmp_path, RANGES, trials=3, algorithm="asha", min_steps=10)
+    other = alive.next()
+    assert other is not None and other.name != job.name  # the first one lives, so its trial is left alone
+    for mine in first._mine.values():  # as the system does when a process dies
+        mine.claim.release()
+    again = alive.next()
+    assert again is not None
+    assert again == job
+    third = make(url, tmp_path, RANGES, trials=3, algorithm="asha", min_steps=10)
+    assert third.next() is not None
+    assert third.next() is None
+    assert alive.scored(again, 10, {"mean": 0.4, "seconds": 1})  # scored before: no second report, and it goes on
+    assert alive.scored(again, 90, {"mean": 0.5, "seconds": 9})
+    alive.ended(again, None)
+    trial = runs(alive.study)[0]
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, 0.5, {10: 0.4})
+
+
+def test_asha_compares_tonights_trials_with_last_nights(quick: str, tmp_path: Path) -> None:
+    plan = {"algorithm": "asha", "min_steps": 10, "reduction": 3}
+    night = make(quick, tmp_path, RANGES, trials=6, **plan)
+    assert night.plan.stops(90) == (10, 30, 90)
+    for _ in range(6):
+        job = night.next()
+        assert job is not None
+        assert all(night.scored(job, step, {"mean": 0.9, "seconds": 1}) for step in job.stops)
+        night.ended(job, None)
+    tonight = make(quick, tmp_path, RANGES, trials=8, **plan)
+    job = tonight.next()
+    assert job is not None
+    assert not tonight.scored(job, 10, {"mean": 0.2, "seconds": 1})
+    tonight.ended(job, None)
+    trial = runs(tonight.study)[-1]
+    assert trial.state == TrialState.PRUNED
+    assert describe(trial)["values"] == [0.2]
+    assert describe(trial)["step"] == 10
+
+
+@pytest.mark.parametrize("algorithm", ["asha", "hyperband"])
+def test_early_stopping_saves_steps_and_keeps_the_best(algorithm: str, quick: str, tmp_path: Path) -> None:
+    search = make(quick, tmp_path, RANGES, trials=40, algorithm=algorithm, min_steps=10)
+    drive(search)
+    own = runs(search.study)
+    steps = sum(describe(trial)["step"] for trial in own)
+    assert steps < 0.8 * 40 * 90
+    assert sum(trial.state == TrialState.PRUNED for trial in own) >= 10
+    top = best(search.study, own)[0]
+    assert abs(top.params["method.confidence_threshold"] - 0.8) < 0.1
+
+
+def test_two_objectives_give_a_front(quick: str, tmp_path: Path) -> None:
+    search = make(quick, tmp_path, RANGES, trials=20, algorithm="tpe", objectives=("accuracy", "time"))
+    while (job := search.next()) is not None:
+        seconds = 100 * job.config.primary.optimizer.lr
+        search.scored(job, 90, {"mean": quality(job.config), "seconds": seconds})
+        search.ended(job, None)
+    front = best(search.study, runs(search.study))
+    assert front
+    pairs = [tuple(trial.values) for trial in front]
+    assert pairs == sorted(pairs, reverse=True) and [time for _, time in pairs] == sorted((t for _, t in pairs), reverse=True)
+    assert set(importance(search.study)) == {"primary.optimizer.lr", "method.confidence_threshold"}
+
+
+def test_a_failed_trial_is_told_and_not_repeated(quick: str, tmp_path: Path) -> None:
+    search = make(quick, tmp_path, RANGES, trials=2)
+    job = search.next()
+    assert job is not None
+    search.ended(job, "the disk is full")
+    assert len(drive(search)) == 1
+    assert search.problems == ["trial-00000: the disk is full"]
+    assert describe(runs(search.study)[0])["error"] == "the disk is full"
+
+
+def test_keys_that_do_not_go_together_fail_alone(quick: str, tmp_path: Path) -> None:
+    text = "question: q\nspace:\n  auxiliary.clip.size: [224, 96]\n  auxiliary.network.patch: [16, 28]\n"
+    search = make(quick, tmp_path, text, trials=30)
+    names = []
+    while (job := search.next()) is not None:
+        names.append(job.name)
+        search.scored(job, 90, {"mean": 0.5, "seconds": 1})
+        search.ended(job, None)
+    assert len(names) == 3  # 96 pixels are no multiple of 28
+    assert search.problems
+    assert "must divide auxiliary.clip.size=96" in search.problems[0]
+
+
+def _drive_elsewhere(url: str, folder: str, text: str, trials: int, start: Any) -> None:
+    search = make(url, Path(folder), text, trials)
+    start.wait(30)
+    for name in drive(search):
+        with (Path(folder) / "driven").open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+
+
+def test_two_searches_at_once_share_the_trials(url: str, tmp_path: Path) -> None:
+    make(url, tmp_path, RANGES, trials=16)
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    words = (url, str(tmp_path), RANGES, 16, start)
+    processes = [context.Process(target=_drive_elsewhere, args=words) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(90)
+    assert [process.exitcode for process in processes] == [0, 0]
+    driven = (tmp_path / "driven").read_text(encoding="utf-8").split()
+    assert len(driven) == len(set(driven)) == 16
+    own = runs(make(url, tmp_path, RANGES, trials=16).study)
+    assert [trial.state for trial in own] == [TrialState.COMPLETE] * 16
+    assert len({str(trial.params) for trial in own}) == 16
+
+
+def test_warm_start_copies_once_and_only_what_fits(url: str, tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in ("old", "new", "other"))
+    for folder in (old, new, other):
+        folder.mkdir()
+    name = f"{tmp_path.name}-old"
+    drive(make(url, old, RANGES, trials=8, name=name))
+    search = make(url, new, RANGES, trials=4, name=f"{tmp_path.name}-new", setting={"data": 2})
+    assert warm_start(search.study, search.space, url, name, new) == f"warm start: 8 trials of {name}"
+    assert warm_start(search.study, search.space, url, name, new) == f"warm start: 0 trials of {name}"
+    assert runs(search.study) == []
+    assert len(drive(search)) == 4
+    assert len(search.study.trials) == 12
+    narrow = RANGES.replace("high: 0.95", "high: 0.6")
+    search = make(url, other, narrow, trials=4, name=f"{tmp_path.name}-other")
+    assert "lie outside of this space" in warm_start(search.study, search.space, url, name, other)
+    with pytest.raises(UserError, match=r"nothing.*no folder of a search, nor a study in .*which has: .*old"):
+        warm_start(search.study, search.space, url, "nothing", other)
+
+
+def test_a_study_of_another_setting_is_refused(tmp_path: Path) -> None:
+    make(sqlite_url(tmp_path), tmp_path, RANGES, trials=2)
+    with pytest.raises(UserError, match=r"choose another --name[\s\S]*data: the study has 1, now 2"):
+        make(sqlite_url(tmp_path), tmp_path, RANGES, trials=2, setting={"data": 2})
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "no database URL"),
+        ("postgresql+nodriver://x@localhost/db", r"--storage"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/db?connect_timeout=2", r"me:\*\*\*@127.0.0.1:1/db.* does not answer"),
+        ("sqlite:////proc/none/study.db", "does not answer"),
+    ],
+)
+def test_storages_that_cannot_be(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "secret" not in hidden("postgresql+psycopg://me:secret@host/db")
+    assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
