@@ -133,7 +133,7 @@ def test_parts_must_fit_the_workers() -> None:
     plan: Any = Rows()
     assert part_shares(plan, config_of(accumulation=3), 2) == [1, 1]
     assert part_shares(plan, config_of(), 4) == [2, 2, 1, 1]
-    with pytest.raises(UserError, match="train.accumulation=2 must divide the rows of each worker"):
+    with pytest.raises(UserError, match=r"train.accumulation=2 must divide the rows of each worker"):
         part_shares(plan, config_of(accumulation=2), 2)
 
 
