@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.modalities import derive
+from pipeline.clips.seeds import Ints, hash64
 from pipeline.clips.views import strong_views, view_seeds, weak_views
 from pipeline.config import ClipSection, Config, MethodSection, ViewsSection
 
@@ -38,6 +40,10 @@ class Views:
     """[U] int64, -1 where unknown: for monitors, never for a loss."""
     videos: torch.Tensor | None = None
     """[U] int64, manifest rows of the unlabeled videos: what FlexMatch's table is indexed by."""
+    label_smoothing: float = 0.0
+    """``method.label_smoothing``."""
+    mixed_shares: torch.Tensor | None = None
+    """[B] share of its own that each labeled clip has, if it was mixed with the one before it."""
 
 
 class Method(nn.Module):
@@ -130,7 +136,24 @@ def make_views(batch: Batch, config: Config, seed: int, device: torch.device | s
         hidden = batch.labels[:, 1:].flatten().to(device)
         videos = batch.videos[:, 1:].flatten().to(device)
     labeled = {name: make(weak_views, "labeled", name, range(1)) for name in STUDENTS}
-    return Views(labeled, batch.labels[:, 0].to(device), weak, strong, hidden, videos)
+    shares = mixup_shares(seed, batch.rows.numpy(), config.method.mixup, device) if config.method.mixup else None
+    if shares is not None:
+        labeled = {name: mix_clips(clips, shares) for name, clips in labeled.items()}
+    return Views(
+        labeled, batch.labels[:, 0].to(device), weak, strong, hidden, videos, config.method.label_smoothing, shares
+    )  # fmt: skip
+
+
+def mixup_shares(seed: int, rows_B: Ints, alpha: float, device: torch.device | str) -> torch.Tensor:
+    """[B] float32 from Beta(alpha, alpha), each by (seed, row)."""
+    seeds = [int(number) for number in hash64(seed, rows_B, "mixup")]
+    shares = [np.random.Generator(np.random.Philox(key=number)).beta(alpha, alpha) for number in seeds]
+    return torch.tensor(shares, dtype=torch.float32, device=device)
+
+
+def mix_clips(clips_NCTHW: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
+    """Each clip's share of itself, the rest of the one before it in the batch, the last one before the first."""
+    return clips_NCTHW.roll(1, dims=0).lerp(clips_NCTHW, shares_N[:, None, None, None, None])
 
 
 def _views(

@@ -14,9 +14,18 @@ import torch.nn.functional as F
 from pipeline.methods.workers import gather_with_gradient, rank, sizes
 
 
-def supervised_loss(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Ls: mean cross-entropy of the labeled clips."""
-    return F.cross_entropy(logits_BK.float(), labels_B)
+def supervised_loss(
+    logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float = 0.0, shares_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Ls: mean cross-entropy of the labeled clips, with smoothed labels (Szegedy et al., CVPR 2016). ``shares`` are those of
+    their own that clips mixed with the one before them have (mixup, Zhang et al., ICLR 2018); their labels count likewise."""
+    logits = logits_BK.float()
+    if shares_B is None:
+        return F.cross_entropy(logits, labels_B, label_smoothing=smoothing)
+    own, other = (
+        F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none") for labels in (labels_B, labels_B.roll(1))
+    )
+    return (shares_B * own + (1 - shares_B) * other).mean()
 
 
 def pseudo_label_loss(strong_logits_UK: torch.Tensor, labels: torch.Tensor, weights_U: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class LTG(Method):
         """``loss``, with gradient, and the parts and monitors of metrics.jsonl, without gradient, unweighted."""
         self.labels.follow(self.students)
         labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
-        supervised = supervised_terms(labeled, views.labels)
+        supervised = supervised_terms(labeled, views)
         if views.weak is None or views.hidden_labels is None or not weak:
             return results(weights.supervised * total(supervised) + zero_of(self.students), supervised)
         labels = self.labels(self.labels.say(weak, views.weak), views)

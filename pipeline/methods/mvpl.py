@@ -30,7 +30,7 @@ class MvPL(Method):
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
         """``loss``, with gradient, and parts and monitors without: the modalities' means; ``supervised_loss`` of each, too."""
         self.labels.follow(self.students)
-        labeled = {kind: supervised_terms(self._see(views.labeled, kind), views.labels) for kind in self.section.modalities}
+        labeled = {kind: supervised_terms(self._see(views.labeled, kind), views) for kind in self.section.modalities}
         supervised = _mean(labeled)
         each = {f"{key}/{kind}": value for kind, terms in labeled.items() for key, value in terms.items()}
         if views.weak is None or views.strong is None or views.hidden_labels is None or not weights.use_unlabeled:
