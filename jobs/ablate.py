@@ -88,7 +88,7 @@ def show(study: Study, trials: Sequence[Trial]) -> int:
     folder = Path(trials[0].config.run.storage_path)
     finished = [trial for trial in trials if state_of(trial.config).done]
     if finished:
-        page = write_report([trial.config.run_folder for trial in finished], folder / "report.html")
+        page = write_report([folder], folder / "report.html")
         write_csv(folder / "table.csv", study, finished)
         where = f"{len(finished)} of {len(trials)} trials; {folder / 'table.csv'}\n{page.path}"
         print(f"{study.question}\n\n{page.table}\n\n{where}")

@@ -40,8 +40,9 @@ class Scorer:
             torch.set_num_threads(threads)
         self.students = build_students(self.config, num_classes)
         stored = {key.partition("."): value for key, value in load_file(weights).items()}
-        # without projection heads, label statistics and teachers, which are for training only
-        kept = {key: value for (room, _, key), value in stored.items() if room == "students" and ".projection." not in key}
+        # the running means if there are any; no projection heads, label statistics and teachers, which are for training only
+        wanted = "students" if self.config.train.ema_decay is None else "averages"
+        kept = {key: value for (room, _, key), value in stored.items() if room == wanted and ".projection." not in key}
         self.students.load_state_dict(kept)
         self.students.to(self.device).eval()
 
