@@ -135,7 +135,7 @@ class Source:
         """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         begun = time.perf_counter()
-        if row < 0 or (slot > 0 and row < self.first_unlabeled_row):
+        if min(row, planned) < 0 or (slot > 0 and row < self.first_unlabeled_row):
             return _Slot(-1, failures, 0.0)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()
@@ -169,9 +169,12 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
     labels = read_labels(config.labels_path, manifest)
     train = manifest.training_rows()
     labeled = np.asarray(labels.rows, dtype=np.int64)
+    labeled = labeled[np.isin(labeled, train, assume_unique=True)]
+    if len(labeled) == 0:
+        raise UserError("the label subset names no usable training video: draw one with jobs.prepare --labeled")
     plan = Plan(
-        labeled=labeled[np.isin(labeled, train, assume_unique=True)],
-        unlabeled=train[~np.isin(train, np.union1d(labeled, labels.held_out))],
+        labeled=labeled,
+        unlabeled=train[~np.isin(train, np.union1d(labels.rows, labels.held_out))],
         unlabeled_per_labeled=config.unlabeled_per_labeled,
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
