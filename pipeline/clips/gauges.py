@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import grpc
 import ray
 from ray.util.metrics import Gauge
 
@@ -15,8 +16,8 @@ GAUGES = {
     "seconds/data_share": "Share of the time in which this train worker waited for its next batch.",
     "seconds/decode_per_clip": "Seconds that decoding one video for both students took, mean over this worker's.",
     "memory/step_megabytes": "Bytes of decoded clips that all workers took in a step, in 10^6.",
-    "memory/store_megabytes": "Bytes in the object store of this worker's node, in 10^6.",
-    "memory/spilled_megabytes": "Bytes that this node's object store wrote to disk for want of room, in 10^6: should stay 0.",
+    "memory/store_megabytes": "Bytes in the object store of the first worker's node, in 10^6.",
+    "memory/spilled_megabytes": "Bytes that it wrote to disk for want of room, in 10^6: should stay 0.",
     "clips_per_second": "Videos trained per second over all workers.",
     "quarantined": "Decodes that failed and were replaced, over the run.",
 }
@@ -24,10 +25,14 @@ GAUGES = {
 
 
 def store_figures() -> dict[str, float]:
-    """``memory/store_megabytes`` and ``memory/spilled_megabytes`` of this node; empty without Ray."""
+    """``memory/store_megabytes`` and ``memory/spilled_megabytes`` of this node; empty without Ray, or if it does not answer:
+    what is only looked at must not end a run."""
     if not ray.is_initialized():
         return {}
-    use = store_use()
+    try:
+        use = store_use()
+    except (grpc.RpcError, StopIteration):
+        return {}
     return {"memory/store_megabytes": use.used / 1e6, "memory/spilled_megabytes": use.spilled / 1e6}
 
 

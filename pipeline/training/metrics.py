@@ -81,7 +81,7 @@ class MetricLog:
             "seconds/data_share": self._waited / seconds,
             "seconds/decode_per_clip": self._decoding / (rows * self.plan.slots),
             "memory/step_megabytes": self._bytes / rows * self.plan.rows_per_step / 1e6,
-            **store_figures(),
+            **(store_figures() if self.rank == 0 else {}),  # Ray itself has every node's in Prometheus
         }
 
     def unwritten(self) -> dict[str, Any]:
