@@ -28,7 +28,7 @@ def weights(folder: Path) -> bytes:
 
 def comparable(folder: Path) -> list[dict[str, object]]:
     """Metrics without what the clock says."""
-    clock = ("seconds", "clips_per_second")
+    clock = ("seconds", "clips_per_second", "memory", "eta")
     return [{k: v for k, v in line.items() if not k.startswith(clock)} for line in read_metrics(folder)]
 
 
