@@ -21,7 +21,7 @@ TOP_SHARE = 0.1
 """Of the judged trials, those that stand out in parallel coordinates; at least one."""
 MAX_AXES = 10
 MAX_SCHEDULES = 6
-WIDE = (11.4, 3.8)
+WIDE = (12.2, 3.9)
 """Inches of the parallel coordinates."""
 ROW = 0.36
 
@@ -32,7 +32,7 @@ def history_svg(study: Study, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
-        plain_axes(axes, "trial", lead.name)
+        plain_axes(axes, "trial", lead.label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         complete = [trial for trial in trials if trial.state == "complete"]
         best = np.maximum.accumulate if lead.maximize else np.minimum.accumulate
@@ -66,7 +66,7 @@ def parallel_svg(study: Study, prefix: str) -> str:
             axes.plot(
                 [*heights, last.height(_value(trial, lead))], color=SERIES[1 if top else 0], zorder=2 if top else 1, **style
             )
-        for place, (scale, key) in enumerate(zip([*scales, last], [*keys, lead.name], strict=True)):
+        for place, (scale, key) in enumerate(zip([*scales, last], [*keys, lead.label], strict=True)):
             _upright(axes, place, scale, short_key(key, keys), crowded=len(keys) > 5)
         axes.set(xlim=(-0.05, len(keys) + 0.35), ylim=(-0.03, 1.03), frame_on=False)
         axes.xaxis.set_major_locator(NullLocator())
@@ -154,7 +154,7 @@ def front_svg(study: Study, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
-        plain_axes(axes, other.name, one.name)
+        plain_axes(axes, other.label, one.label)
         best = front(trials, study.objectives)
         axes.plot(
             [_value(t, other) for t in best], [_value(t, one) for t in best], "o-", color=SERIES[1], linewidth=1.4, markersize=6
@@ -198,4 +198,4 @@ def schedule_svg(study: Study, key: str, prefix: str) -> str:
 def _value(trial: Trial, objective: Objective) -> float:
     value = trial.values.get(objective.name)
     assert value is not None, f"trial {trial.number} has no {objective.name}"
-    return value
+    return objective.shown(value)

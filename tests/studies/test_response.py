@@ -107,7 +107,7 @@ def test_too_few_trials_have_no_importance(search: Study) -> None:
 
 def test_pictures_of_a_search_name_their_knobs(search: Study) -> None:
     words = texts(parallel_svg(search, "p"))
-    assert {"lr", "confidence_threshold", "source", "accuracy", "mean", "other", "self"} <= set(words)
+    assert {"lr", "confidence_threshold", "source", "accuracy, %", "mean", "other", "self"} <= set(words)
     assert "trial" in texts(history_svg(search, "h"))
     assert "lr" in texts(importance_svg(importances(search), "i"))
 
