@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "manifest -> counts, duplicates, damaged files, contact sheets; the views of a training step",
     "train": "manifest -> trained and evaluated run (the same command again continues it)",
     "evaluate": "run -> predictions and accuracy on the test split",
+    "predict": "run and video files -> their classes",
     "report": "runs, ablations, searches -> tables and one self-contained HTML page",
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
