@@ -9,9 +9,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from pipeline.studies.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, as_svg, plain_axes
+from pipeline.studies.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, as_svg, plain_axes, tick_text
 from pipeline.studies.folders import Objective, Study, Trial
 from pipeline.studies.importance import Importance, is_number, judged, searched_keys
 from pipeline.studies.response_plots import LOGARITHMIC
@@ -180,7 +180,7 @@ def schedule_svg(study: Study, key: str, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
-        plain_axes(axes, "optimizer step", short_key(key, scheduled_keys(study)))
+        plain_axes(axes, "optimizer step", "")
         members = [trial for trial in best_first(study) if trial.lineage]
         end = study.steps or 2 * max(1, *(part.first for trial in members for part in trial.lineage))
         for place, trial in reversed(list(enumerate(members))):
@@ -191,6 +191,9 @@ def schedule_svg(study: Study, key: str, prefix: str) -> str:
         space = study.space.get(key)
         if isinstance(space, dict) and space.get("log"):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlim(0, end)
         return as_svg(figure, f"{key} over the training of the members of {study.name}", prefix)
 

@@ -225,8 +225,8 @@ def group_hours(group: Group) -> float | None:
 
 
 def hours_text(hours: float) -> str:
-    """``12.3``, ``0.045``."""
-    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.3f}"
+    """``12.3``, ``0.045``, ``0.0012``."""
+    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 def labels_text(run: Run) -> str:

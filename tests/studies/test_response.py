@@ -121,4 +121,4 @@ def test_the_front_is_what_nothing_beats() -> None:
 def test_a_population_shows_its_schedules(tmp_path: Path) -> None:
     study = read_study(write_population(tmp_path))
     assert scheduled_keys(study) == ["primary.optimizer.lr"]
-    assert {"lr", "optimizer step", "200"} <= set(texts(schedule_svg(study, "primary.optimizer.lr", "s")))
+    assert {"optimizer step", "200", "0.1"} <= set(texts(schedule_svg(study, "primary.optimizer.lr", "s")))
