@@ -96,10 +96,11 @@ def thresholds_table(said: Said, own: float) -> Table:
     for learner in STUDENTS:
         for source in SOURCES:
             found = tally(said, learner, source, thresholds)
+            by = source if source == "mean" else f"{source} ({labeler(learner, source)})"
             shown = zip(thresholds, found.coverage(), found.accuracy(), found.news(), found.news_accuracy(), strict=True)
             for threshold, *shares in shown:
                 cells = (Cell(f"{threshold:.3g}", threshold), *(_share(share) for share in shares))
-                rows.append((Cell(learner, learner), Cell(f"{source} ({labeler(learner, source)})", source), *cells))
+                rows.append((Cell(learner, learner), Cell(by, source), *cells))
     columns = ("learner", "labeled by", "threshold", "coverage %", "accuracy %", "differing %", "of them right %")
     caption = (
         "Coverage: kept labels among all unlabeled clips. Accuracy: right ones among the kept. Differing: kept labels that are "
