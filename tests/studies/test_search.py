@@ -15,10 +15,12 @@ from optuna.trial import TrialState
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.studies.folders import read_study
 from pipeline.studies.search import Plan, Search
-from pipeline.studies.search_report import best, describe, importance, trial_lines, write_trials
+from pipeline.studies.search_report import best, lines_of, objectives, trial_lines
 from pipeline.studies.space import Space, read_space
 from pipeline.studies.storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
+from pipeline.studies.study_folder import write_about, write_trials
 from tests.postgresql import binaries, serve
 
 RANGES = """question: q
@@ -100,10 +102,12 @@ def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path
     own = runs(second.study)
     assert {trial.state for trial in own} == {TrialState.COMPLETE}
     assert best(second.study, own)[0].value == max(trial.value or 0 for trial in own)
-    assert set(importance(second.study)) == {"primary.optimizer.lr", "method.confidence_threshold"}
     assert "12 of 12 trials: 12 complete" in trial_lines(second)[0]
-    write_trials(tmp_path, second.study)
-    assert len((tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()) == 13
+    write_about(tmp_path, {"name": "s", "kind": "search", "objectives": objectives(second.plan)})
+    write_trials(tmp_path, lines_of(second.study, second.plan))
+    report = read_study(tmp_path)  # as the page reads it
+    assert report.counts == {"complete": 12}
+    assert [trial.values["mean"] for trial in report.trials] == [trial.value for trial in own]
 
 
 def test_random_points_are_functions_of_seed_and_number(quick: str, tmp_path: Path) -> None:
@@ -179,8 +183,8 @@ def test_asha_compares_tonights_trials_with_last_nights(quick: str, tmp_path: Pa
     tonight.ended(job, None)
     trial = runs(tonight.study)[-1]
     assert trial.state == TrialState.PRUNED
-    assert describe(trial)["values"] == [0.2]
-    assert describe(trial)["step"] == 10
+    line = lines_of(tonight.study, tonight.plan)[-1]
+    assert (line["values"], line["step"], line["state"]) == ({"mean": 0.2}, 10, "pruned")
 
 
 @pytest.mark.parametrize("algorithm", ["asha", "hyperband"])
@@ -188,7 +192,7 @@ def test_early_stopping_saves_steps_and_keeps_the_best(algorithm: str, quick: st
     search = make(quick, tmp_path, RANGES, trials=40, algorithm=algorithm, min_steps=10)
     drive(search)
     own = runs(search.study)
-    steps = sum(describe(trial)["step"] for trial in own)
+    steps = sum(line["step"] for line in lines_of(search.study, search.plan))
     assert steps < 0.8 * 40 * 90
     assert sum(trial.state == TrialState.PRUNED for trial in own) >= 10
     top = best(search.study, own)[0]
@@ -205,7 +209,7 @@ def test_two_objectives_give_a_front(quick: str, tmp_path: Path) -> None:
     assert front
     pairs = [tuple(trial.values) for trial in front]
     assert pairs == sorted(pairs, reverse=True) and [time for _, time in pairs] == sorted((t for _, t in pairs), reverse=True)
-    assert set(importance(search.study)) == {"primary.optimizer.lr", "method.confidence_threshold"}
+    assert set(lines_of(search.study, search.plan)[0]["values"]) == {"mean", "seconds"}
 
 
 def test_a_failed_trial_is_told_and_not_repeated(quick: str, tmp_path: Path) -> None:
@@ -215,7 +219,8 @@ def test_a_failed_trial_is_told_and_not_repeated(quick: str, tmp_path: Path) -> 
     search.ended(job, "the disk is full")
     assert len(drive(search)) == 1
     assert search.problems == ["trial-00000: the disk is full"]
-    assert describe(runs(search.study)[0])["error"] == "the disk is full"
+    line = lines_of(search.study, search.plan)[0]
+    assert (line["state"], line["message"], line["values"]) == ("failed", "the disk is full", {"mean": None})
 
 
 def test_keys_that_do_not_go_together_fail_alone(quick: str, tmp_path: Path) -> None:
