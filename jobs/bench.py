@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.command import DONE, run
+from pipeline.bench.decode import bench_decode
+from pipeline.bench.loader import bench_loader
 from pipeline.bench.stream import bench_stream
 from pipeline.bench.views import bench_views
 from pipeline.config import Config, load_config
@@ -26,6 +28,14 @@ def _stream(options: Options) -> Figures:
     return bench_stream(_config(options), options.steps or 48, options.repeats or 3)
 
 
+def _decode(options: Options) -> Figures:
+    return bench_decode(_config(options), options.repeats or 3)
+
+
+def _loader(options: Options) -> Figures:
+    return bench_loader(_config(options), options.steps or 16, options.repeats or 3)
+
+
 def _views(options: Options) -> Figures:
     return bench_views(_config(options), options.repeats or 3)
 
@@ -37,6 +47,10 @@ def _manifest(options: Options) -> Figures:
 BENCHMARKS: dict[str, tuple[Callable[[Options], Figures], frozenset[str], str]] = {
     "stream": (
         _stream, frozenset({"config", "steps", "repeats"}), "Ray Data stream over two plain processes that only decode"
+    ),
+    "decode": (_decode, frozenset({"config", "repeats"}), "an open per view over one for all views, and other savings"),
+    "loader": (
+        _loader, frozenset({"config", "steps", "repeats"}), "the stream and views over a DataLoader that opens per view"
     ),
     "views": (_views, frozenset({"config", "repeats"}), "each kind of view on random clips over resizing them"),
     "manifest": (_manifest, frozenset({"rows"}), "time and memory of a manifest by --rows"),
@@ -50,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument("what", choices=BENCHMARKS, help=what)
     arguments.add_argument("--config", metavar="FILE")
-    arguments.add_argument("--steps", type=_positive, help="optimizer steps' worth of videos in one repeat (default: 48)")
+    arguments.add_argument("--steps", type=_positive, help="steps' worth of videos in one repeat (default: 48, loader: 16)")
     arguments.add_argument("--repeats", type=_positive, help="default: 3")
     arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000)")
     arguments.add_argument("--json", action="store_true")
@@ -69,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
 
 

@@ -65,7 +65,7 @@ def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
             connection.close()
             return None
 
-        do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
         def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
             self.send_response(status)

@@ -60,9 +60,10 @@ class Plan:
         return np.concatenate([labeled, _cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
 
     def moments(self, rows: npt.ArrayLike) -> Floats:
-        """[B] run rows -> [B, S, 2] in [0, 1): where in time the clip lies, and the decoded window on the longer side."""
+        """[B] run rows -> [B, S, 3] in [0, 1): where in time the clips lie, the decoded window on the longer side, and where
+        in time the auxiliary's clip lies if it has a moment of its own."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
-        return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(2))
+        return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
 
     def substitute(self, row: int, slot: int, attempt: int) -> int:
         """Manifest row of the ``attempt``-th candidate (1, 2, ...) for a slot whose video failed to decode."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
 from pipeline.clips.guard import guard
 from pipeline.clips.plan import Plan
+from pipeline.clips.sampling import Moment
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
@@ -46,6 +47,8 @@ class Source:
     """Manifest rows of labeled training videos that are validated on."""
     first_unlabeled_row: int = 0
     """Rows before it belong to method.supervised_steps: their unlabeled slots are planned but neither decoded nor used."""
+    own_moments: bool = False
+    """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
     limits: Limits | None = None
     """Of a decoder process for one video; None: videos are decoded in this process."""
 
@@ -95,7 +98,7 @@ class Source:
             "reason": np.array(reasons),
         }
 
-    def clip(self, video: int, moment: float, window: float, out: Clips) -> None:
+    def clip(self, video: int, moment: Moment, window: float, out: Clips) -> None:
         """Both students' clips of one video, into uint8 [T, H, W, 3] each. Raises DecodeError, with ``out`` untouched."""
         words = (self.video(video), moment, window, self.clips, self.size)
         if self.limits is not None:
@@ -137,7 +140,8 @@ class Source:
             if failures:
                 failures[-1]["replaced_by"] = video
             try:
-                self.clip(video, float(moment[0]), float(moment[1]), out)
+                time_ = (float(moment[0]), float(moment[2])) if self.own_moments else float(moment[0])
+                self.clip(video, time_, float(moment[1]), out)
                 return _Slot(video, failures, time.perf_counter() - begun)
             except DecodeError as error:
                 tried.add(video)
@@ -175,6 +179,7 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         size=config.data.decode_size,
         held_out=labels.held_out,
         first_unlabeled_row=config.method.supervised_steps * config.data.labeled_per_step,
+        own_moments=config.data.moments == "own",
         limits=_limits(config),
     )
     return source, labels

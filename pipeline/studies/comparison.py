@@ -193,8 +193,8 @@ def _short(value: Any) -> str:
 
 
 def choose_baseline(groups: Sequence[Group], params: Mapping[str, Any] | None = None) -> Group | None:
-    """What all others are compared with: the setting with these ``params`` (a study's own choice), else the supervised one,
-    else the only one whose varied keys are at the program's defaults, else the first. None for a single group.
+    """What all others are compared with: the setting with these ``params``, else the supervised one, else the only one whose
+    varied keys are at the program's defaults, else the first. None for a single group.
 
     Raises UserError when no group has the ``params``.
     """

@@ -155,7 +155,8 @@ def _range(points: Estimate) -> str:
     if points.low is None or points.high is None:
         return ""
     over = "" if points.over == "seeds and videos" else f" over {points.over}"
-    return f" [95{NBSP}%{over}: {signed(points.low)} to {signed(points.high)}]".replace(" to ", f"{NBSP}to{NBSP}")
+    low, high = signed(max(points.low, -100.0)), signed(min(points.high, 100.0))
+    return f" [95{NBSP}%{over}: {low}{NBSP}to{NBSP}{high}]"
 
 
 def _percent(group: Group, view: str) -> str:

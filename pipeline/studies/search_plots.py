@@ -15,11 +15,12 @@ from pipeline.studies.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STY
 from pipeline.studies.folders import Objective, Study, Trial
 from pipeline.studies.importance import Importance, is_number, judged, searched_keys
 from pipeline.studies.response_plots import LOGARITHMIC
-from pipeline.studies.table import number, short_key
+from pipeline.studies.table import best_first, number, short_key
 
 TOP_SHARE = 0.1
 """Of the judged trials, those that stand out in parallel coordinates; at least one."""
 MAX_AXES = 10
+MAX_SCHEDULES = 6
 WIDE = (11.4, 3.8)
 """Inches of the parallel coordinates."""
 ROW = 0.36
@@ -164,6 +165,34 @@ def front_svg(study: Study, prefix: str) -> str:
         )
         axes.margins(0.08)
         return as_svg(figure, f"{one.name} against {other.name}", prefix)
+
+
+def scheduled_keys(study: Study) -> list[str]:
+    """Numbers that a population changed on its way, the first six."""
+    parts = [part.params for trial in study.trials for part in trial.lineage]
+    keys = dict.fromkeys(key for params in parts for key in params)
+    varied = [key for key in keys if len({repr(params.get(key)) for params in parts}) > 1]
+    return [key for key in varied if all(is_number(params.get(key)) for params in parts)][:MAX_SCHEDULES]
+
+
+def schedule_svg(study: Study, key: str, prefix: str) -> str:
+    """A knob over the steps of each member, from its first ancestor on."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, facecolor="none")
+        axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
+        plain_axes(axes, "optimizer step", short_key(key, scheduled_keys(study)))
+        members = [trial for trial in best_first(study) if trial.lineage]
+        end = study.steps or 2 * max(1, *(part.first for trial in members for part in trial.lineage))
+        for place, trial in reversed(list(enumerate(members))):
+            steps = [part.first for part in trial.lineage] + [end]
+            values = [float(part.params[key]) for part in trial.lineage]
+            style: dict[str, Any] = {"linewidth": 1.8, "alpha": 0.95} if place == 0 else {"linewidth": 1.0, "alpha": 0.4}
+            axes.step(steps, [*values, values[-1]], where="post", color=SERIES[1 if place == 0 else 0], **style)
+        space = study.space.get(key)
+        if isinstance(space, dict) and space.get("log"):
+            axes.set_yscale("log")
+        axes.set_xlim(0, end)
+        return as_svg(figure, f"{key} over the training of the members of {study.name}", prefix)
 
 
 def _value(trial: Trial, objective: Objective) -> float:

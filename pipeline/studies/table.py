@@ -205,10 +205,10 @@ def with_sd(value: Estimate | None) -> Cell:
 
 
 def interval(value: Estimate | None, difference: bool = False) -> Cell:
-    """``69.0 to 73.4``; a dash where the spread is unknown. Accuracies stay in 0..100."""
+    """``69.0 to 73.4``; a dash where the spread is unknown. Nothing lies beyond what is possible."""
     if value is None or value.low is None or value.high is None:
         return Cell(DASH)
-    low, high = (value.low, value.high) if difference else (max(value.low, 0.0), min(value.high, 100.0))
+    low, high = max(value.low, -100.0 if difference else 0.0), min(value.high, 100.0)
     show = signed if difference else "{:.1f}".format
     return Cell(f"{show(low)} to {show(high)}", value.mean)
 

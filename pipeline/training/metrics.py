@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.clips.batch import Batch
+from pipeline.clips.gauges import publish, store_figures
 from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -33,6 +34,7 @@ class MetricLog:
         self._counts: dict[str, int] = {}
         self._new: list[dict[str, Any]] = []
         self._steps, self._waited, self._start = 0, 0.0, time.perf_counter()
+        self._rows, self._decoding, self._bytes = 0, 0.0, 0
         self._begun, self._begun_step = self._start, step
 
     def add(self, results: dict[str, torch.Tensor], waited: float, batch: Batch) -> None:
@@ -42,6 +44,9 @@ class MetricLog:
             self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
         self._waited += waited
+        self._rows += len(batch.rows)
+        self._decoding += batch.decode_seconds
+        self._bytes += batch.clip_bytes
         self._new += batch.quarantined
 
     def write(self, step: int) -> None:
@@ -57,13 +62,27 @@ class MetricLog:
             "seconds/data": self._waited / self._steps,
             "clips_per_second": self._steps * self.plan.rows_per_step * self.plan.slots / seconds,
             "quarantined": len(self.quarantined),
+            **self._stream(seconds),
         }
+        publish(self.config.run.name, self.rank, record)
         self.latest = record
         if self.rank == 0:
             append_metrics(self.folder, record)
             print(self._line(record), flush=True)
         self._sums, self._counts, self._steps, self._waited, self._start = {}, {}, 0, 0.0, time.perf_counter()
+        self._rows, self._decoding, self._bytes = 0, 0.0, 0
         self._check_quarantine()
+
+    def _stream(self, seconds: float) -> dict[str, float]:
+        """What this worker saw of the stream: its share of time in waiting, of its videos the seconds of decoding each,
+        and megabytes of clips in a step, of all workers; on a cluster also the use of its node's object store."""
+        rows = max(self._rows, 1)
+        return {
+            "seconds/data_share": self._waited / seconds,
+            "seconds/decode_per_clip": self._decoding / (rows * self.plan.slots),
+            "memory/step_megabytes": self._bytes / rows * self.plan.rows_per_step / 1e6,
+            **store_figures(),
+        }
 
     def unwritten(self) -> dict[str, Any]:
         """What the next line would lose if the run stopped here: called by all workers together, empty after a line."""

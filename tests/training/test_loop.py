@@ -59,7 +59,7 @@ def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, mon
     prepared = prepare(
         load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", "auxiliary.network.dropout=0.2"])
     )
-    step, seen = loop._step, []
+    step, seen = loop.take_step, []
 
     def killed(wrapped: object, state: object, *rest: object) -> object:
         seen.append(state)
@@ -67,7 +67,7 @@ def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, mon
             raise KeyboardInterrupt
         return step(wrapped, state, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "_step", killed)
+    monkeypatch.setattr(loop, "take_step", killed)
     prepared.open()
     with pytest.raises(KeyboardInterrupt):
         fit_here(prepared)
