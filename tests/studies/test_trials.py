@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics
 from pipeline.studies import trials
 from pipeline.studies.claim import Claim
+from pipeline.studies.study_folder import read_trials
 from pipeline.training.checkpoint import FILES
 
 GRID = "question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 1, 2]}\n"
@@ -99,8 +100,11 @@ def test_the_budget_ends_a_study_and_the_same_command_continues(
     assert "the median of 1 run of this study" in text
     assert run(ablate.main, command) == 0
     assert "3 of 3 trials" in capsys.readouterr().out
-    listed = json.loads((tmp_path / "three" / "study.json").read_text(encoding="utf-8"))
-    assert [trial["values"]["method.contrast_weight"] for trial in listed["trials"]] == [0, 1, 2]
+    listed = read_trials(tmp_path / "three")
+    assert [trial["params"]["method.contrast_weight"] for trial in listed] == [0, 1, 2]
+    assert {trial["state"] for trial in listed} == {"complete"}
+    about = json.loads((tmp_path / "three" / "study.json").read_text(encoding="utf-8"))
+    assert about["baseline"] == {"method.contrast_weight": 2}  # the configuration as it is
     assert run(ablate.main, [*command, "--hours", "-1"]) == 2
 
 
