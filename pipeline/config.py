@@ -60,11 +60,17 @@ class DataSection(Section):
     """mu, unlabeled videos for each labeled one. The paper's ratio is 1:5. Methods without unlabeled data use 0."""
     decode_size: int = Field(256, ge=16)
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
+    moments: Literal["shared", "own"] = "shared"
+    """Whether both students' clips of a video are centered on the same moment, or each lies at a random one of its own, so
+    that the contrast compares different times. The paper's figure shows one clip: shared is choice."""
+    match: Literal["count", "span"] = "count"
+    """``count``: each clip has its ``clip.frames``, so that a higher ``clip.fps`` sees fewer seconds. ``span``: the auxiliary's
+    ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps."""
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
     blocks_ahead: int = Field(4, ge=1)
-    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, the
-    tasks that run, and two blocks in each worker's hands are all of the stream's memory. A few ride out a slow video."""
+    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, two for
+    each decode task and up to four on each worker's side are all of the stream's memory. A few ride out a slow video."""
     max_quarantined_share: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
     isolate_decoder: bool = True
@@ -164,12 +170,16 @@ def _with_arch(tree: Any, arch: str) -> Any:
 class OptimizerSection(Section):
     """SGD, as in the paper; everything but the algorithm is choice."""
 
+    algorithm: Literal["sgd", "adamw"] = "sgd"
+    """SGD (paper), or AdamW (Loshchilov & Hutter, 2019), the usual one for transformers: set ``lr`` near 0.0005 with it."""
     lr: float = Field(0.1, gt=0)
     """Peak learning rate for the whole global batch."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum."""
+    """Momentum; of AdamW its first beta."""
+    second_moment: float = Field(0.999, ge=0, lt=1)
+    """AdamW's second beta; SGD has none."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Nesterov's momentum; SGD only."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay, not applied to norms, biases and embeddings."""
     clip_gradient_norm: float | None = Field(None, gt=0)
@@ -199,6 +209,8 @@ class AuxiliarySection(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_arch(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("clip"), dict):
+            tree = {**tree, "clip": {"fps": 16.0, **tree["clip"]}}  # clip.frames=16 alone keeps this student's rate
         return _with_arch(tree, "timesformer")
 
 
@@ -233,6 +245,8 @@ class LabelSection(Section):
 class StartSection(Section):
     """Steps after ``supervised_steps`` at which each loss begins to count."""
 
+    supervised: int = Field(0, ge=0)
+    """Of the supervised losses, from the run's first step: above 0 only unlabeled videos count until then."""
     pseudo_label: int = Field(0, ge=0)
     """Of gamma. TCL's third stage, pseudo-labels after contrast, is a start later than contrast's."""
     contrast: int = Field(0, ge=0)
@@ -248,6 +262,8 @@ class StartSection(Section):
 class RampSection(Section):
     """Steps over which each loss rises linearly from 0 after its start; None: ``ramp_steps``."""
 
+    supervised: int = Field(0, ge=0)
+    """Of the supervised losses."""
     pseudo_label: int | None = Field(None, ge=0)
     """Of gamma."""
     contrast: int | None = Field(None, ge=0)
@@ -268,6 +284,8 @@ class MethodSection(Section):
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
     confidence_threshold: float = Field(0.8, ge=0, le=1)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8)."""
+    supervised_weight: float = Field(1.0, ge=0)
+    """Weight of the supervised losses (every paper: 1)."""
     pseudo_label_weight: float = Field(2.0, ge=0)
     """gamma, weight of the pseudo-label losses (paper: 2)."""
     contrast_weight: float = Field(2.0, ge=0)
@@ -283,9 +301,10 @@ class MethodSection(Section):
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
     nearest in time; other frames of the same video are then no negatives. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
-    """Outputs of the projection networks. Choice: SimCLR's and LTG's 128."""
+    """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
     group_contrast_weight: float = Field(1.0, ge=0)
-    """TCL: weight of the contrast between mean predictions of each pseudo-class (paper: equal to the instances')."""
+    """TCL: weight of the contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of
+    ``contrast_weight``)."""
     alignment_weight: float = Field(1.0, ge=0)
     """LTG: weight of 1 - cosine of the primary's to the auxiliary's features (paper: 1)."""
     mix_weight: float = Field(2.0, ge=0)
@@ -306,6 +325,11 @@ class MethodSection(Section):
     start: StartSection = StartSection()
     ramp: RampSection = RampSection()
     labels: LabelSection = LabelSection()
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a label's weight that is spread over all classes in the supervised loss (Szegedy et al., 2016). Choice: off."""
+    mixup: float = Field(0.0, ge=0)
+    """alpha of the Beta(alpha, alpha) by which labeled clips, and their labels, are mixed with the labeled clip before them
+    (Zhang et al., 2018; 0.2 is usual); the same share for both students. 0, off, is choice."""
     batch_norm: Literal["separate", "joint"] = "separate"
     """Whether labeled, weak and strong clips go through a student as three batches, each with BatchNorm statistics of its
     own, or concatenated as one. Choice: in a prototype one joint batch took the primary from 47 to 19 % at equal
@@ -374,9 +398,31 @@ class TrainSection(Section):
     steps: int = Field(20_000, ge=1)
     """Optimizer steps of the run."""
     warmup_steps: int = Field(500, ge=0)
-    """Steps over which the learning rates rise linearly from 0; then a cosine to 0."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Autocast type of the forward passes."""
+    """Steps over which the learning rates rise linearly from 0, before ``schedule``."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """A cosine to 0 at the last step, or a factor of 0.1 at each of ``milestones``. The paper is silent: choice."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Steps, ascending, at which ``schedule: step`` multiplies the learning rates by 0.1."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the forward passes. fp16 scales the loss so that small gradients stay above 0; a step whose
+    gradients overflow is left out."""
+    accumulation: int = Field(1, ge=1)
+    """Parts in which a worker takes its rows of a step through the students, one after the other; gradients add up, and the
+    memory of activations falls. BatchNorm, the contrast's negatives and label policies see one part at a time, and EMA
+    teachers move once a part. Must divide the rows of each worker."""
+    sync_batch_norm: bool = False
+    """BatchNorm's statistics over all workers' clips instead of each worker's own. Choice: off, as on one GPU."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Evaluate a running mean of each student's weights, of this decay a step (0.999 is usual), instead of the weights
+    themselves; it rises as (1 + step) / (10 + step) at the start. Choice: off."""
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """torch.compile of both students: ``inductor`` generates code and needs a C++ compiler on the CPU; ``aot_eager`` only
+    traces, to find out whether the students can be compiled."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block of a student, and compute the rest again in the backward pass: a third more compute,
+    a fraction of the memory. The gradients are the same."""
+    deterministic: bool = False
+    """Only algorithms whose sums have a fixed order, on the GPU too, where they are slower; what has none is an error."""
     channels_last: bool = True
     """Convolution weights as channels_last_3d: the same sums in another order. On one core of a busy machine, forward and
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
@@ -397,6 +443,48 @@ class TrainSection(Section):
     step_timeout_seconds: float | None = Field(600.0, gt=0)
     """The run stops with a message when a step, its collectives or a checkpoint need longer (the first step: ten times that).
     null: never, for breakpoints."""
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> TrainSection:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must ascend, found {list(self.milestones)}")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule: step needs milestones, for example [12000, 16000], and no other schedule has them")
+        return self
+
+
+class MonitorSection(Section):
+    """When something that the method is known to fail by is said to have happened. None of these changes the result."""
+
+    patience_steps: int = Field(100, ge=1)
+    """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told. Choice."""
+    least_label_accuracy: float = Field(0.6, ge=0, le=1)
+    """Accuracy of kept labels below which labels harm more than they help (the paper's summary: 60 %, wanted over 70 %)."""
+    least_mask_rate: float = Field(0.01, ge=0, le=1)
+    """Share of labels kept below which the unlabeled videos teach nothing. Choice."""
+    largest_contrast_share: float = Field(0.5, gt=0, le=1)
+    """The contrast's share of the gradient at a student's outputs above which it dominates. Choice: the summary says only
+    that a beta too high makes training unstable."""
+    least_alignment: float = Field(0.02, ge=-1, le=2)
+    """Cosine of the students' features of the same video, less that of different videos, below which they do not align, as
+    happens when their frame rates are too far apart. Choice."""
+    largest_class_share: float = Field(0.6, gt=0, le=1)
+    """Share of one class among kept labels above which they have collapsed; never less than three times its even share.
+    Choice."""
+    largest_loss: float = Field(1.5, gt=0)
+    """Supervised loss, as a multiple of that of guessing, ln K, above which a student has diverged. Choice."""
+
+
+class TrackingSection(Section):
+    """Where metrics go beside metrics.jsonl and TensorBoard's files, which every run has. None changes the result."""
+
+    mlflow: str | None = None
+    """Tracking URI of MLflow, such as http://HOST:5000 (``pip install .[mlflow]``)."""
+    wandb: Literal["offline", "online"] | None = None
+    """Weights & Biases, into ``wandb/`` of the run folder or to its server, with the key that ``wandb login`` stored
+    (``pip install .[wandb]``)."""
+    project: str = "actnetformer"
+    """MLflow's experiment and W&B's project."""
 
 
 class EvaluationSection(Section):
@@ -460,8 +548,24 @@ class Config(Section):
     method: MethodSection = MethodSection()
     views: ViewsSection = ViewsSection()
     train: TrainSection = TrainSection()
+    monitors: MonitorSection = MonitorSection()
+    tracking: TrackingSection = TrackingSection()
     evaluation: EvaluationSection = EvaluationSection()
     scale: ScaleSection = ScaleSection()
+
+    @model_validator(mode="after")
+    def _spans_match(self) -> Config:
+        if self.data.match == "span":
+            slow, fast = self.primary.clip, self.auxiliary.clip
+            frames = slow.frames / slow.fps * fast.fps
+            if abs(frames - round(frames)) > 1e-6 or frames < 1:
+                raise ValueError(
+                    f"data.match=span: {slow.frames} frames at primary.clip.fps={slow.fps:g} are {frames:g} frames at "
+                    f"auxiliary.clip.fps={fast.fps:g}, which is no whole number"
+                )
+            clip = fast.model_copy(update={"frames": round(frames)})
+            object.__setattr__(self, "auxiliary", self.auxiliary.model_copy(update={"clip": clip}))
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
@@ -530,7 +634,11 @@ class Config(Section):
                     "keep_best",
                     "max_failures",
                     "step_timeout_seconds",
+                    "compile",
+                    "activation_checkpointing",
                 },
+                "monitors": True,
+                "tracking": True,
                 "evaluation": True,
                 "scale": True,
             },

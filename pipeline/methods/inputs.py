@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.modalities import derive
+from pipeline.clips.seeds import Ints, hash64
 from pipeline.clips.views import strong_views, view_seeds, weak_views
 from pipeline.config import ClipSection, Config, MethodSection, ViewsSection
 
@@ -38,6 +40,10 @@ class Views:
     """[U] int64, -1 where unknown: for monitors, never for a loss."""
     videos: torch.Tensor | None = None
     """[U] int64, manifest rows of the unlabeled videos: what FlexMatch's table is indexed by."""
+    label_smoothing: float = 0.0
+    """``method.label_smoothing``."""
+    mixed_shares: torch.Tensor | None = None
+    """[B] share of its own that each labeled clip has, if it was mixed with the one before it."""
 
 
 class Method(nn.Module):
@@ -74,7 +80,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of one step's losses on unlabeled videos; all 0 means that these do not count and need no views."""
+    """Weights of one step's losses; where those of unlabeled videos are all 0, these need no views."""
 
     pseudo_label: float = 0.0
     """gamma_t."""
@@ -86,11 +92,13 @@ class LossWeights:
     """Of LTG's alignment."""
     mix: float = 0.0
     """Of SVFormer's mixed clips."""
+    supervised: float = 1.0
+    """Of Ls, every method's."""
 
     @property
     def use_unlabeled(self) -> bool:
         """Whether any loss of unlabeled videos counts."""
-        return any(getattr(self, field.name) > 0 for field in fields(self))
+        return any(getattr(self, field.name) > 0 for field in fields(self) if field.name != "supervised")
 
     @property
     def weak_gradient(self) -> bool:
@@ -100,15 +108,16 @@ class LossWeights:
 
 def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
     """Weights of a method's terms at a step (from 0), all others 0: zero for ``supervised_steps`` and the term's ``start``
-    more, then rising linearly over its ``ramp``, or ``ramp_steps``."""
+    more, then rising linearly over its ``ramp``, or ``ramp_steps``. The supervised term, which every method has, does not wait
+    for ``supervised_steps`` nor follow ``ramp_steps``."""
 
     def weight(term: str) -> float:
-        since = step - section.supervised_steps - getattr(section.start, term)
+        since = step - getattr(section.start, term) - (section.supervised_steps if term != "supervised" else 0)
         ramp = getattr(section.ramp, term)
         share = min(1.0, (since + 1) / ((section.ramp_steps if ramp is None else ramp) + 1))
         return share * getattr(section, f"{term}_weight") if since >= 0 else 0.0
 
-    return LossWeights(**{term: weight(term) for term in terms})
+    return LossWeights(**{term: weight(term) for term in ("supervised", *terms)})
 
 
 def make_views(batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True) -> Views:
@@ -127,7 +136,24 @@ def make_views(batch: Batch, config: Config, seed: int, device: torch.device | s
         hidden = batch.labels[:, 1:].flatten().to(device)
         videos = batch.videos[:, 1:].flatten().to(device)
     labeled = {name: make(weak_views, "labeled", name, range(1)) for name in STUDENTS}
-    return Views(labeled, batch.labels[:, 0].to(device), weak, strong, hidden, videos)
+    shares = mixup_shares(seed, batch.rows.numpy(), config.method.mixup, device) if config.method.mixup else None
+    if shares is not None:
+        labeled = {name: mix_clips(clips, shares) for name, clips in labeled.items()}
+    return Views(
+        labeled, batch.labels[:, 0].to(device), weak, strong, hidden, videos, config.method.label_smoothing, shares
+    )  # fmt: skip
+
+
+def mixup_shares(seed: int, rows_B: Ints, alpha: float, device: torch.device | str) -> torch.Tensor:
+    """[B] float32 from Beta(alpha, alpha), each by (seed, row)."""
+    seeds = [int(number) for number in hash64(seed, rows_B, "mixup")]
+    shares = [np.random.Generator(np.random.Philox(key=number)).beta(alpha, alpha) for number in seeds]
+    return torch.tensor(shares, dtype=torch.float32, device=device)
+
+
+def mix_clips(clips_NCTHW: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
+    """Each clip's share of itself, the rest of the one before it in the batch, the last one before the first."""
+    return clips_NCTHW.roll(1, dims=0).lerp(clips_NCTHW, shares_N[:, None, None, None, None])
 
 
 def _views(

@@ -6,14 +6,15 @@ import torch
 
 from pipeline.config import MethodSection
 from pipeline.methods import losses
-from pipeline.methods.inputs import STUDENTS, Outputs
+from pipeline.methods.inputs import STUDENTS, Outputs, Views
 from pipeline.methods.labels import Labels
 from pipeline.methods.monitors import Monitors, label_monitors
 
 
-def supervised_terms(labeled: Outputs, labels_B: torch.Tensor) -> Monitors:
+def supervised_terms(labeled: Outputs, views: Views) -> Monitors:
     """``supervised_loss/{student}`` with gradient."""
-    return {f"supervised_loss/{name}": losses.supervised_loss(labeled[name][0], labels_B) for name in STUDENTS}
+    how = (views.labels, views.label_smoothing, views.mixed_shares)
+    return {f"supervised_loss/{name}": losses.supervised_loss(labeled[name][0], *how) for name in STUDENTS}
 
 
 def pseudo_label_terms(strong: Outputs, labels: dict[str, Labels], hidden_U: torch.Tensor) -> tuple[Monitors, Monitors]:

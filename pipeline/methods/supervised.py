@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
-from pipeline.methods.losses import supervised_loss
+from pipeline.methods.parts import results, supervised_terms, total
 
 
 class Supervised(Method):
@@ -17,8 +17,6 @@ class Supervised(Method):
 
     def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
         """``loss``, with gradient, and ``supervised_loss/{student}``, without."""
-        losses = {
-            f"supervised_loss/{name}": supervised_loss(self.students[name](views.labeled[name])[0], views.labels)
-            for name in STUDENTS
-        }
-        return {"loss": torch.stack(list(losses.values())).sum(), **{key: part.detach() for key, part in losses.items()}}
+        labeled = {name: self.students[name](views.labeled[name]) for name in STUDENTS}
+        terms = supervised_terms(labeled, views)
+        return results(weights.supervised * total(terms), terms)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,19 @@ from torch import nn
 from pipeline import run_store
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, shares, worker_rows
-from pipeline.clips.seeds import hash64
 from pipeline.config import Config
-from pipeline.errors import RunFailed
-from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
-from pipeline.methods.monitors import SCORES
+from pipeline.errors import RunFailed, UserError
+from pipeline.methods import STUDENTS, build_method
 from pipeline.methods.workers import set_shares
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.allocator import keep_freed_memory
+from pipeline.training.equipment import equip
 from pipeline.training.metrics import MetricLog
-from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
-from pipeline.training.schedule import lr_factor
+from pipeline.training.optim import build_optimizer
 from pipeline.training.scores import ScoreLog
+from pipeline.training.step import Place, take_step
+from pipeline.training.tracking import Outlets
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
 
@@ -49,6 +50,8 @@ class Worker:
     """Asked by all workers after each step: what to raise, on all of them in the same step, once a checkpoint is written."""
     progress: Progress = field(default_factory=Progress)
     """Of this worker, for whoever watches it."""
+    publish: Callable[[Mapping[str, Any]], None] = lambda line: None
+    """Called by the first worker with every line of metrics."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,24 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     config = run.config
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
-    set_shares(shares(run.plan.rows_per_step, worker.world))
-    method = build_method(config, run.num_classes, *run.plan.sizes)
-    if config.train.channels_last:
-        method = method.to(memory_format=torch.channels_last_3d)
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    set_shares(part_shares(run.plan, config, worker.world))
+    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, worker.device)
     wrapped = worker.wrap(method)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
+    if config.train.precision == "fp16":
+        state.scaler = torch.amp.GradScaler(worker.device.type)
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     log.quarantined = worker.first(log.quarantined)
     log.restore(state.unwritten, worker.device)
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
-    with Writer(run.folder, run.store, config.train, active=worker.rank == 0) as writer:
+    place = Place(worker.rank, worker.device, worker_weight(run.plan, worker))
+    with ExitStack() as stack:
+        log.outlets += [stack.enter_context(outlets) for outlets in _open_outlets(run, worker)]
+        writer = stack.enter_context(Writer(run.folder, run.store, config.train, active=worker.rank == 0))
         while state.step < run.end:
             worker.progress.at(state.step, "data")
             waiting = time.perf_counter()
@@ -103,13 +110,29 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             waited = time.perf_counter() - waiting
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
-            results = _step(wrapped, state, batch, config, worker, worker_weight(run.plan, worker))
+            log.spent("data", waited)
+            results = take_step(wrapped, state, batch, config, place)
+            log.spent("compute", time.perf_counter() - waiting - waited)
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
-            log.add(scores.take(state.step, results, batch), waited, batch)
+            log.add(scores.take(state.step, results, batch), batch)
             _after_step(state, run, worker, log, scores, writer)
         worker.progress.at(state.step, "checkpoint")
     return log.latest
+
+
+def _open_outlets(run: Run, worker: Worker) -> list[Outlets]:
+    """Of the first worker. Raises UserError on all of them if a tracker does not answer: one alone would leave them waiting."""
+    outlets, problem = [], None
+    if worker.rank == 0:
+        try:
+            outlets.append(Outlets(run.config, run.folder, run.num_classes, worker.publish))
+        except UserError as error:
+            problem = str(error)
+    problem = worker.first(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return outlets
 
 
 def _after_step(
@@ -125,9 +148,11 @@ def _after_step(
     worker.progress.at(state.step, "checkpoint")
     if due:
         state.unwritten = {}
+        begun = time.perf_counter()
         scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
         writer.save(state)
         worker.report({"step": state.step, **log.latest})
+        log.spent("checkpoint", time.perf_counter() - begun)
     stop = worker.stop(state.step)
     if stop is not None:
         state.unwritten = log.unwritten()
@@ -147,27 +172,15 @@ def _check_finite(line: dict[str, Any]) -> None:
         )
 
 
-def _step(
-    wrapped: nn.Module, state: checkpoint.TrainState, batch: Batch, config: Config, worker: Worker, weight: float
-) -> dict[str, torch.Tensor]:
-    """One optimizer step of both students; ``weight`` as of ``worker_weight``."""
-    torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, worker.rank) >> 1))
-    weights = loss_weights(config.method, state.step)
-    views = make_views(batch, config, config.run.seed, worker.device, unlabeled=weights.use_unlabeled)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.precision]
-    with torch.autocast(worker.device.type, dtype, enabled=dtype != torch.float32):
-        results: dict[str, torch.Tensor] = wrapped(views, weights)
-    for optimizer in state.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    (weight * results["loss"]).backward()
-    for name, optimizer in state.optimizers.items():
-        section = getattr(config, name).optimizer
-        set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
-        results[f"gradient_norm/{name}"] = clip_gradient(state.students[name], section.clip_gradient_norm)
-        optimizer.step()
-    # kept/ and kept_correct/ are sums over clips, scores/ are rows of a record, all else are means over the worker's clips
-    as_they_are = ("kept", f"{SCORES}/")
-    return {name: value.detach() * (1 if name.startswith(as_they_are) else weight) for name, value in results.items()}
+def part_shares(plan: Plan, config: Config, world: int) -> list[int]:
+    """Rows of each worker in one of ``train.accumulation`` parts of a step. Raises UserError if they cannot be equal parts."""
+    parts = config.train.accumulation
+    if parts > 1 and plan.rows_per_step % (world * parts):
+        raise UserError(
+            f"train.accumulation={parts} must divide the rows of each worker: data.labeled_per_step={plan.rows_per_step} on "
+            f"{world} workers; choose another of the three"
+        )
+    return shares(plan.rows_per_step // parts, world)
 
 
 def worker_weight(plan: Plan, worker: Worker) -> float:

@@ -9,7 +9,7 @@ from pipeline.config import OptimizerSection
 
 
 def build_optimizer(student: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    """SGD; weight decay on matrices and kernels only, not on norms, biases, tokens and embeddings (1-d, or named so)."""
+    """SGD or AdamW; weight decay on matrices and kernels only, not on norms, biases, tokens, embeddings (1-d, or named so)."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -19,6 +19,8 @@ def build_optimizer(student: nn.Module, section: OptimizerSection) -> torch.opti
         {"params": decayed, "weight_decay": section.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
+    if section.algorithm == "adamw":
+        return torch.optim.AdamW(groups, lr=section.lr, betas=(section.momentum, section.second_moment))
     return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov)
 
 

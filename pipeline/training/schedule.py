@@ -8,11 +8,14 @@ from pipeline.config import TrainSection
 
 
 def lr_factor(step: int, train: TrainSection) -> float:
-    """Share of the peak learning rate at a step (0-based): linear warm-up, then a cosine to 0 at ``train.steps``.
+    """Share of the peak learning rate at a step (0-based): linear warm-up, then a cosine to 0 at ``train.steps``, or 0.1 at
+    the first milestone, 0.01 at the second, and so on.
 
-    The paper says SGD for 250 epochs and no more; warm-up and cosine are choice.
+    The paper says SGD for 250 epochs and no more; warm-up and schedule are choice.
     """
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
+    if train.schedule == "step":
+        return float(0.1 ** sum(step >= milestone for milestone in train.milestones))
     progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

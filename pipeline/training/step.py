@@ -1,0 +1,126 @@
+"""One optimizer step of both students."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.clips.batch import Batch
+from pipeline.clips.seeds import hash64
+from pipeline.config import Config
+from pipeline.methods import LossWeights, loss_weights, make_views
+from pipeline.methods.monitors import SCORES
+from pipeline.training.checkpoint import TrainState
+from pipeline.training.equipment import follow
+from pipeline.training.optim import clip_gradient, set_lr
+from pipeline.training.schedule import lr_factor
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Results = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose step it is."""
+
+    rank: int
+    device: torch.device
+    weight: float
+    """Rows of this worker over the mean of all workers."""
+
+
+def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place) -> Results:
+    """Gradients of the batch, in ``train.accumulation`` parts, and an update of both students.
+
+    Returns means over the worker's clips times the worker's weight, so that their mean over workers is that over clips; what
+    begins with ``kept`` are sums, ``scores/`` are rows of a record. Nothing here waits for the device, and workers meet only
+    in DDP's buckets and where a loss needs all workers' features.
+    """
+    torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, place.rank) >> 1))
+    weights = loss_weights(config.method, state.step)
+    for optimizer in state.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    parts = list(split(batch, config.train.accumulation))
+    found: list[Results] = []
+    for number, part in enumerate(parts):
+        waits = number + 1 < len(parts) and hasattr(wrapped, "no_sync")
+        with wrapped.no_sync() if waits else contextlib.nullcontext():
+            found.append(_add_gradient(wrapped, state, part, config, place, weights, place.weight / len(parts)))
+    norms = _update(state, config)
+    return {**_together(found, place.weight / len(parts)), **{name: place.weight * norm for name, norm in norms.items()}}
+
+
+def split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """The batch in ``parts`` of equally many rows."""
+    size = len(batch.rows) // parts
+    for start in range(0, len(batch.rows), size):
+        some = slice(start, start + size)
+        names = ("rows", "videos", "labels", "primary", "auxiliary")
+        yield replace(batch, **{name: getattr(batch, name)[some] for name in names})
+
+
+def _add_gradient(
+    wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place, weights: LossWeights, share: float
+) -> Results:
+    """Forward and backward of one part, which counts by ``share``."""
+    views = make_views(batch, config, config.run.seed, place.device, unlabeled=weights.use_unlabeled)
+    dtype = PRECISIONS[config.train.precision]
+    with torch.autocast(place.device.type, dtype, enabled=dtype != torch.float32):
+        results: Results = wrapped(views, weights)
+    loss = share * results["loss"]
+    (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+    return {name: value.detach() for name, value in results.items()} | _weighted(results, weights)
+
+
+def _weighted(results: Results, weights: LossWeights) -> Results:
+    """``weighted/{term}``: what each kind of loss adds to the total, for any method whose parts are named ``{term}_loss``."""
+    terms: Results = {}
+    for name, value in results.items():
+        head, _, tail = name.partition("/")
+        term = head.removesuffix("_loss")
+        if term == head or "/" in tail:  # no loss, or one of several modalities, which are in the mean
+            continue
+        factor = 1.0 if term == "supervised" else getattr(weights, term)
+        terms[f"weighted/{term}"] = terms.get(f"weighted/{term}", 0) + factor * value.detach()
+    return terms
+
+
+def _update(state: TrainState, config: Config) -> Results:
+    """Clip, step, and move the running means; returns gradient norms before clipping, by student.
+
+    With fp16, a student whose gradient overflowed keeps its weights: its norm counts as 0 and its step as ``skipped``.
+    """
+    norms: Results = {}
+    for name, optimizer in state.optimizers.items():
+        section = getattr(config, name).optimizer
+        set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
+        if state.scaler is not None:
+            state.scaler.unscale_(optimizer)
+        norm = clip_gradient(state.students[name], section.clip_gradient_norm)
+        if state.scaler is None:
+            optimizer.step()
+        else:
+            state.scaler.step(optimizer)
+            norms[f"skipped/{name}"] = (~norm.isfinite()).float()
+            norm = norm.nan_to_num(0.0, 0.0, 0.0)
+        norms[f"gradient_norm/{name}"] = norm
+    if state.scaler is not None:
+        state.scaler.update()
+    follow(state.method, state.students, config.train.ema_decay, state.step)
+    return norms
+
+
+def _together(found: list[Results], share: float) -> Results:
+    """Results of all parts: rows of the record of scores one after the other, sums of sums, weighted means of all else."""
+    total: Results = {}
+    for name in found[0]:
+        values = [results[name] for results in found]
+        if name.startswith(f"{SCORES}/"):
+            total[name] = torch.cat(values)
+        else:
+            total[name] = torch.stack(values).sum(dim=0) * (1 if name.startswith("kept") else share)
+    return total
