@@ -137,6 +137,7 @@ def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[
         kill.outcome = KINDS[kind](ring, name)
         if not kill.outcome:  # nothing of the kind was there
             continue
+        step = kill.step = _last(ring.lines(name))  # what was logged until it took effect
         table.append(kill)
         made.append(kill)
         back = _wait(ring, name, lambda: _last(ring.lines(name)) > step, START_SECONDS)  # noqa: B023

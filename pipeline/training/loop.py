@@ -211,4 +211,5 @@ def _resume(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
             print(f"warning: skipped a damaged checkpoint: {problem}", flush=True)
         rewind(run.folder, state.step, state.next_row)
         if newest is not None:
-            print(f"continuing at step {state.step} of {run.config.train.steps}, from {newest.name}", flush=True)
+            workers = f"with {worker.world} worker{'s' * (worker.world > 1)}"
+            print(f"continuing at step {state.step} of {run.config.train.steps}, from {newest.name}, {workers}", flush=True)

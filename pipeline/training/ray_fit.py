@@ -44,7 +44,7 @@ from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, ends_at, open_parts, stopped
 from pipeline.training.loop import Run, Worker, train
 from pipeline.training.prometheus import Gauges
-from pipeline.training.recovery import Failure, Restarts, StepFailed, record, root_cause
+from pipeline.training.recovery import Failure, Final, Restarts, StepFailed, record, root_cause
 from pipeline.training.watch import Progress, StopSign, Watchdog
 
 POLL_SECONDS = 1.0
@@ -69,15 +69,15 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
         with StopSign() as signals:
             outcome = _fit(trainer, signals, sign, config.scale.stop_seconds)
     except TrainingFailedError as error:
-        raise RunFailed(f"{config.run.name}: {_why(error)}") from error
+        verdict = getattr(error, "controller_failure", None)
+        if isinstance(verdict, UserError):
+            raise verdict from error
+        raise RunFailed(f"{config.run.name}: {verdict if isinstance(verdict, RunFailed) else _why(error)}") from error
     finally:
         token.unlink(missing_ok=True)
         ray.kill(sign)
     if config.run_store:  # the worker that wrote it may have been on another machine
         run_store.pull_files(config.run_store, config.run_folder)
-    for kind, exception in (("error", UserError), ("failed", RunFailed)):
-        if kind in outcome:
-            raise exception(outcome[kind])
     if "stopped" in outcome:
         raise Stopped(*outcome["stopped"])
     return outcome
@@ -153,10 +153,8 @@ def _fit(trainer: TorchTrainer, signals: StopSign, sign: Any, seconds: float) ->
 
 
 def _why(error: TrainingFailedError) -> str:
-    """Why Ray gave up: our own verdict, or what happened before any worker was there."""
+    """Why Ray gave up by itself: what happened before any worker was there."""
     inner = getattr(error, "controller_failure", None)
-    if isinstance(inner, RunFailed):
-        return str(inner)
     failures = getattr(error, "worker_failures", None)
     if failures:
         return root_cause([Failure.of(rank, str(failure)) for rank, failure in failures.items()]).cause
@@ -204,7 +202,7 @@ class _Recovery(UserCallback):  # type: ignore[misc]
             if self.store is not None:
                 storage.upload(path, f"{self.store}/{path.name}")
         if verdict is not None:
-            raise RunFailed(verdict)
+            raise verdict
 
 
 def _placeholder() -> ray.data.Dataset:
@@ -259,10 +257,8 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         # after the collectives' own limit, whose exception says more
         with stop, Watchdog(progress, None if limit is None else 1.2 * limit + 5):
             return train(run, batches, worker)
-    except UserError as error:  # restarting would only meet it again
-        return {"error": str(error)}
-    except RunFailed as error:
-        return {"failed": str(error)}
+    except (UserError, RunFailed) as error:  # starting again would only meet it again
+        raise Final.of(error) from error
     except Stopped as error:
         return {"stopped": (error.number, str(error))}
     except Preempted:

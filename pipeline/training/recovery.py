@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.errors import RunFailed, UserError
+
 REPEATS = 3
 """Failures of one and the same step that end the run."""
 COLLATERAL = re.compile(
@@ -19,6 +21,20 @@ COLLATERAL = re.compile(
 )
 """What the other workers say when one has died."""
 STEP = re.compile(r"StepFailed: step (\d+)\b[^:]*: (.*)")
+
+
+class Final(RuntimeError):
+    """Ends the run wherever it is raised: what the user must mend, or what would happen again.
+
+    Returned values would not do: the other workers would wait for one that has returned until their collectives' limit.
+    """
+
+    PATTERN = re.compile(r"Final: (\{.*\})")
+
+    @classmethod
+    def of(cls, error: UserError | RunFailed) -> Final:
+        """With kind and text as one line, which is all that travels to the driver."""
+        return cls(json.dumps({"kind": type(error).__name__, "text": str(error)}))
 
 
 class StepFailed(RuntimeError):
@@ -43,6 +59,8 @@ class Failure:
     """One line."""
     step: int | None
     """Where an exception was raised; None for a process that died."""
+    final: UserError | RunFailed | None = None
+    """What to raise in the driver, instead of starting again."""
 
     @property
     def collateral(self) -> bool:
@@ -52,16 +70,26 @@ class Failure:
     @classmethod
     def of(cls, worker: int, text: str) -> Failure:
         """From what Ray says of a worker."""
+        if found_final := Final.PATTERN.search(text):
+            told = json.loads(found_final[1])
+            error = UserError(told["text"]) if told["kind"] == "UserError" else RunFailed(told["text"])
+            return cls(worker, told["text"], None, error)
         found = list(STEP.finditer(text))
         if found:
             return cls(worker, found[-1][2].strip(), int(found[-1][1]))
+        if limit := re.search(r"WORKER_HEALTH_CHECK_TIMEOUT_S.*?([\d.]+) seconds", text, re.DOTALL):
+            return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
+        if exited := re.search(r"Worker exit detail: (.*)", text):
+            return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return cls(worker, " | ".join(lines[-3:])[:500] or "unknown", None)
 
 
 def root_cause(failures: Sequence[Failure]) -> Failure:
     """The one that the others follow from: a process that died, else an exception that is not about a lost connection."""
-    return min(failures, key=lambda failure: (failure.collateral, failure.step is not None, failure.worker))
+    return min(
+        failures, key=lambda failure: (failure.final is None, failure.collateral, failure.step is not None, failure.worker)
+    )
 
 
 class Restarts:
@@ -74,25 +102,28 @@ class Restarts:
         self._since = 0
         self._steps: Counter[int] = Counter()
 
-    def verdict(self, newest_step: int, failures: Sequence[Failure]) -> str | None:
+    def verdict(self, newest_step: int, failures: Sequence[Failure]) -> UserError | RunFailed | None:
         """None: start again. Otherwise why that would be useless. ``newest_step`` is the newest checkpoint's, 0 for none."""
         cause = root_cause(failures)
+        if cause.final is not None:
+            return cause.final
         self.total += 1
         self._since = self._since + 1 if newest_step <= self._newest else 1
         self._newest = max(newest_step, self._newest)
         if cause.step is not None and not cause.collateral:
             self._steps[cause.step] += 1
             if self._steps[cause.step] >= REPEATS:
-                return f"step {cause.step} failed {REPEATS} times, the last time in worker {cause.worker}: {cause.cause}"
+                where = f"the last time in worker {cause.worker}"
+                return RunFailed(f"step {cause.step} failed {REPEATS} times, {where}: {cause.cause}")
         if self._since > self.limit:
-            return (
+            return RunFailed(
                 f"{self._since} failures without a new checkpoint after step {max(newest_step, 0)} "
                 f"(train.max_failures={self.limit}), the last in worker {cause.worker}: {cause.cause}"
             )
         return None
 
 
-def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: str | None) -> None:
+def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: Exception | None) -> None:
     """Add a line to failures.jsonl."""
     cause = root_cause(failures)
     line = {
@@ -102,7 +133,7 @@ def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: s
         "worker": cause.worker,
         "cause": cause.cause,
         "workers": sorted(failure.worker for failure in failures),
-        "stopped": verdict,
+        "stopped": None if verdict is None else str(verdict),
     }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import re
 import signal
 import threading
 import time
@@ -11,10 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch.distributed as dist
 
 from jobs import train
 from jobs.command import run
+from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics, score_parts
+from pipeline.training import ray_fit
+from tests.processes import run_two
 
 
 def worker_pids() -> list[int]:
@@ -39,10 +46,10 @@ def _is_ours(pid: int) -> bool:
 
 
 def kill_a_worker_after(folder: Path, step: int, killed: list[int]) -> None:
-    """kill -9 one train worker as soon as metrics.jsonl reaches ``step``."""
+    """kill -9 one train worker as soon as there is the checkpoint of ``step``: Ray would not have committed it yet."""
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not killed:
-        if any(line["step"] >= step for line in read_metrics(folder)):
+        if (folder / f"checkpoint_{step:06d}").is_dir():
             for pid in worker_pids()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -58,7 +65,7 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
     words += ["primary.optimizer.lr=0.01", "auxiliary.optimizer.lr=0.01"]  # at 0.1 rounding grows to 0.2 % by step 6
     assert run(train.main, [*words, "run.name=here"]) == 0
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "ray", 6, killed), daemon=True)
+    killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "ray", 8, killed), daemon=True)
     killer.start()
     assert run(train.main, [*words, "run.name=ray", "scale.workers=2"]) == 0
     killer.join(timeout=5)
@@ -73,7 +80,30 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
     saved = [[pq.read_table(part) for part in score_parts(tmp_path / name)] for name in ("here", "ray")]
     one, other = (pa.concat_tables(parts).sort_by([("step", "ascending"), ("video", "ascending")]) for parts in saved)
     assert one.num_rows == 8 and one.select(["step", "video", "label"]) == other.select(["step", "video", "label"])
-    assert "continuing at step" in capfd.readouterr().out
+    assert min(map(int, re.findall(r"continuing at step (\d+) of 24", capfd.readouterr().out))) >= 8
+    (failure,) = (json.loads(line) for line in (tmp_path / "ray" / "failures.jsonl").read_text().splitlines())
+    assert failure["step"] is None and failure["stopped"] is None  # a process that died, not an exception of the loop
+
+
+def _sees(rank: int, meeting: str, folder: str) -> None:
+    """Worker 1's node has another disk: it does not see what the driver wrote."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    ray_fit.SEEN_SECONDS = 1.0
+    text = ""
+    try:
+        ray_fit.check_shared(Path(folder) / ("token" if rank == 0 else "elsewhere"), 2, "/data/runs")
+    except UserError as error:
+        text = str(error)
+    (Path(folder) / f"{rank}.txt").write_text(text)
+    dist.destroy_process_group()
+
+
+def test_a_folder_that_nodes_do_not_share_is_said_by_all_workers(tmp_path: Path) -> None:
+    (tmp_path / "token").touch()
+    run_two(_sees, tmp_path)
+    for rank in (0, 1):
+        text = (tmp_path / f"{rank}.txt").read_text()
+        assert text.startswith(f"run.storage_path=/data/runs is not the same folder on all nodes: {platform.node()} cannot see")
 
 
 @pytest.mark.ray

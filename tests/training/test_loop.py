@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -191,3 +192,36 @@ def test_evaluate_by_another_protocol(tiny: Path, tmp_path: Path, capsys: pytest
     assert "only evaluation.*" in capsys.readouterr().err
     assert run(evaluate.main, [str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_cause(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train.warmup_steps=0", "primary.optimizer.lr=1e30", "auxiliary.optimizer.lr=1e30", "method.name=supervised"]
+    assert command(tiny, tmp_path, *words, "auxiliary.optimizer.clip_gradient_norm=null") == 1
+    text = capsys.readouterr().err
+    assert re.search(r"^failed: the loss is (nan|inf) at step \d+ .*lower primary\.optimizer\.lr", text)
+    assert "Traceback" not in text
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    """Ray starts workers again that die after the last checkpoint."""
+    assert command(tiny, tmp_path, "train.steps=4") == 0
+    prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "train.steps=4"]))
+    before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes(), weights(tmp_path / "tiny" / "checkpoint_000004")
+    assert fit_here(prepared) == {}
+    assert ((tmp_path / "tiny" / "metrics.jsonl").read_bytes(), weights(tmp_path / "tiny" / "checkpoint_000004")) == before
+
+
+def test_an_exception_in_a_step_keeps_the_checkpoints_before(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(tiny, tmp_path, "run.name=whole") == 0
+    prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut"]))
+    monkeypatch.setattr(loop, "_check_rows", lambda batch, plan, step, worker: 1 // (step != 10))
+    prepared.open()
+    with pytest.raises(ZeroDivisionError):
+        fit_here(prepared)
+    monkeypatch.undo()
+    assert command(tiny, tmp_path, "run.name=cut") == 0
+    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")

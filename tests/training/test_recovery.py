@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.training.recovery import Failure, Restarts, StepFailed, record, root_cause
+import pytest
+
+from pipeline.errors import RunFailed, UserError
+from pipeline.training.recovery import Failure, Final, Restarts, StepFailed, record, root_cause
 
 LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4711"
-DIED = "The actor died unexpectedly before finishing this task.\n\tpid: 17\nWorker exits with a connection error code 2."
+DIED = (
+    "The actor died unexpectedly before finishing this task.\n\tpid: 17\nWorker exit type: SYSTEM_ERROR Worker exit detail: "
+    "Worker exits with a connection error code 2. Some common causes include: (1) memory"
+)
 
 
 def raised(worker: int, step: int, error: Exception) -> Failure:
@@ -19,7 +25,9 @@ def raised(worker: int, step: int, error: Exception) -> Failure:
 def test_what_ray_says_is_understood() -> None:
     assert raised(1, 12, ValueError("bad: value\nmore")) == Failure(1, "ValueError: bad: value", 12)
     died = Failure.of(0, DIED)
-    assert died.step is None and "connection error code 2" in died.cause
+    assert (died.step, died.cause) == (None, "the process died: Worker exits with a connection error code 2.")
+    still = "hanging\nSet the RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S ... (current value: 30.0 seconds)."
+    assert Failure.of(0, still).cause == "stands still: no answer to Ray for 30 s (train.step_timeout_seconds)"
     assert Failure.of(0, "").cause == "unknown"
 
 
@@ -36,7 +44,15 @@ def test_a_step_that_fails_three_times_ends_the_run_with_its_cause() -> None:
     assert restarts.verdict(4, failures) is None
     assert restarts.verdict(4, [Failure.of(0, DIED)]) is None
     assert restarts.verdict(4, failures) is None
-    assert restarts.verdict(4, failures) == "step 7 failed 3 times, the last time in worker 1: ValueError: shape"
+    assert str(restarts.verdict(4, failures)) == "step 7 failed 3 times, the last time in worker 1: ValueError: shape"
+
+
+@pytest.mark.parametrize("error", [UserError("2 mistakes:", ["one {x}", "two"]), RunFailed("the loss is nan")])
+def test_what_the_user_must_mend_is_raised_at_once_whoever_else_failed(error: UserError | RunFailed) -> None:
+    """Also when the others only saw that a worker was gone."""
+    text = f"Traceback (most recent call last):\n ...\npipeline.training.recovery.Final: {Final.of(error)}\n"
+    verdict = Restarts(limit=100).verdict(4, [raised(0, 7, RuntimeError(LOST)), Failure.of(1, text)])
+    assert type(verdict) is type(error) and str(verdict) == str(error)
 
 
 def test_lost_connections_of_one_step_are_no_failing_step() -> None:
@@ -49,15 +65,14 @@ def test_failures_without_progress_are_limited_and_with_progress_are_not() -> No
     died = [Failure.of(0, DIED)]
     assert [restarts.verdict(step, died) for step in range(10, 60, 10)] == [None] * 5
     assert restarts.verdict(50, died) is None
-    verdict = restarts.verdict(50, died)
-    assert verdict is not None
-    assert verdict.startswith("3 failures without a new checkpoint after step 50 (train.max_failures=2), the last in worker ")
+    text = "3 failures without a new checkpoint after step 50 (train.max_failures=2), the last in worker 0: the process died"
+    assert str(restarts.verdict(50, died)).startswith(text)
     assert Restarts(limit=0).verdict(0, died) is not None
 
 
 def test_failures_are_recorded(tmp_path: Path) -> None:
     record(tmp_path / "failures.jsonl", 4, [raised(1, 7, ValueError("shape")), raised(0, 7, RuntimeError(LOST))], None)
-    record(tmp_path / "failures.jsonl", 4, [Failure.of(0, DIED)], "why")
+    record(tmp_path / "failures.jsonl", 4, [Failure.of(0, DIED)], RunFailed("why"))
     one, two = map(json.loads, (tmp_path / "failures.jsonl").read_text().splitlines())
     assert (one["checkpoint"], one["step"], one["worker"], one["cause"]) == (4, 7, 1, "ValueError: shape")
     assert (one["workers"], one["stopped"], two["step"], two["stopped"]) == ([0, 1], None, None, "why")
