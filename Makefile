@@ -18,7 +18,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt docker/install.sh
 	touch $@
 
 demo: .venv ## synthetic videos -> two trained runs -> runs/demo.html, on a laptop
-	$(python) -m jobs.prepare synthetic data/synthetic --videos 320 --classes 8 --difficulty 0.65 --seed 0 --labeled 4/class
+	$(python) -m jobs.prepare synthetic data/synthetic --videos 320 --classes 8 --seed 0 --labeled 4/class
 	$(python) -m jobs.train --config jobs/configs/demo.yaml run.name=demo-supervised method.name=supervised
 	$(python) -m jobs.train --config jobs/configs/demo.yaml run.name=demo-actnetformer
 	$(python) -m jobs.report runs/demo-supervised runs/demo-actnetformer --out runs/demo.html

@@ -14,7 +14,9 @@ COMMANDS = {
     "inspect": "manifest -> counts, duplicates, damaged files, contact sheets; the views of a training step",
     "train": "manifest -> trained and evaluated run (the same command again continues it)",
     "evaluate": "run -> predictions and accuracy on the test split",
-    "report": "runs -> table and one self-contained HTML page",
+    "predict": "run and video files -> their classes",
+    "report": "runs, ablations, searches -> tables and one self-contained HTML page",
+    "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
     "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",
@@ -25,7 +27,7 @@ COMMANDS = {
 
 def main() -> int:
     """Dispatch to ``jobs.COMMAND``."""
-    usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(usage)
         return 0 if len(sys.argv) > 1 else USER_ERROR

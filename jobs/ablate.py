@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.command import DONE, FAILED, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.studies.ablation import Trial, draw_subsets, plan_trials, run_study, study_folder, write_csv
+from pipeline.studies.ablation import Trial, draw_subsets, plan_trials, run_study, study_folder
 from pipeline.studies.cost import estimate, state_of
 from pipeline.studies.report import write_report
 from pipeline.studies.study_file import Study, read_study
@@ -23,7 +23,7 @@ STUDIES = Path(__file__).parent / "studies"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a study and print its table; also as CSV and HTML in the study's folder."""
+    """Run a study and print its tables; also as files and a page in the study's folder."""
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
     options = parser(names).parse_intermixed_args(argv)
     if options.seeds < 1 or (options.concurrent or 1) < 1 or (options.hours or 1) <= 0:
@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw_subsets(trials, write=False)
         list_trials(study, trials, base, options.concurrent)
         return DONE
-    problems = run_study(study, trials, Budget(share(base, options.concurrent), options.hours))
+    problems = run_study(study, trials, base, Budget(share(base, options.concurrent), options.hours))
     left = show(study, trials)
-    for problem in problems:
-        print(f"failed: {problem}")
+    for name, problem in problems.items():
+        print(f"failed: {name}: {problem}")
     if left and not problems:
         print(f"{left} trials are left: the same command continues them")
     return FAILED if problems else DONE
@@ -79,20 +79,17 @@ def list_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent:
     for trial in trials:
         print(f"{state_of(trial.config)!s:12} {trial.config.run.name}")
     configs = [trial.config for trial in trials]
-    print(f"{len(trials)} trials in {study_folder(study, base)}")
+    print(f"{len(trials)} trials in {study_folder(study.name, base)}")
     print(estimate(configs, concurrent or 1, Path(base.run.storage_path)))
 
 
 def show(study: Study, trials: Sequence[Trial]) -> int:
-    """Print the table; write ``table.csv`` and ``report.html`` into the study's folder. Returns how many trials are left."""
-    folder = Path(trials[0].config.run.storage_path)
-    finished = [trial for trial in trials if state_of(trial.config).done]
+    """Print the tables; write the page and the tables into the study's folder. Returns how many trials are left."""
+    finished = sum(state_of(trial.config).done for trial in trials)
     if finished:
-        page = write_report([trial.config.run_folder for trial in finished], folder / "report.html")
-        write_csv(folder / "table.csv", study, finished)
-        where = f"{len(finished)} of {len(trials)} trials; {folder / 'table.csv'}\n{page.path}"
-        print(f"{study.question}\n\n{page.table}\n\n{where}")
-    return len(trials) - len(finished)
+        report = write_report([trials[0].config.run_folder.parent])
+        print(f"{study.question}\n\n{report.table}\n\n{finished} of {len(trials)} trials\n{report.path}")
+    return len(trials) - finished
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +19,17 @@ from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError
+from pipeline.studies.ablation import study_folder
 from pipeline.studies.claim import claimed
 from pipeline.studies.cost import estimate
 from pipeline.studies.population import Population, check_space, first_members
+from pipeline.studies.report import write_report
 from pipeline.studies.runs import flatten
 from pipeline.studies.search import Plan, Search, run_name
-from pipeline.studies.search_report import best, member_lines, next_command, trial_lines, write_about, write_trials
+from pipeline.studies.search_report import best, lines_of, member_lines, next_command, objectives, trial_lines
 from pipeline.studies.space import Space, draw, read_space
-from pipeline.studies.storage import ABOUT, hidden, open_study, runs, sqlite_url, warm_start
+from pipeline.studies.storage import hidden, open_study, runs, sqlite_url, warm_start
+from pipeline.studies.study_folder import ABOUT, write_about, write_trials
 from pipeline.studies.trials import Budget, run_jobs, share
 from pipeline.training.fit import prepare
 
@@ -73,14 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     setting = check(order)
     study = open_study(order.url, order.name, order.plan.directions, setting)
     budget = Budget(share(order.base, order.options.concurrent), order.options.hours)
-    write_about(order.folder, facts(order), study)
+    write_about(order.folder, facts(order))
     for where in order.options.warm_start:
         print(warm_start(study, order.space, order.url, where, order.folder), flush=True)
     print(f"{order.name}: {len(runs(study))} trials are begun, {budget.concurrent} at once", flush=True)
     problems = evolve(order, study, budget, begun) if order.options.algorithm == "pbt" else search(order, study, budget)
-    write_trials(order.folder, study)
-    write_about(order.folder, facts(order), study)
-    print(f"{order.folder / 'trials.csv'}")
+    write_trials(order.folder, lines_of(study, order.plan))
+    if list(order.folder.glob("*/config.yaml")):
+        print(write_report([order.folder]).path)
     for problem in problems:
         print(f"failed: {problem}")
     return FAILED if problems else DONE
@@ -153,7 +155,7 @@ def read_order(options: argparse.Namespace, names: Sequence[str]) -> Order:
     if pbt:
         check_space(space)
     name = options.name or file.stem + ("_pbt" if pbt else "")
-    words = [f"run.storage_path={Path(base.run.storage_path) / name}", "evaluation.split=validation"]
+    words = [f"run.storage_path={study_folder(name, base)}", "evaluation.split=validation"]
     base = override(base.model_dump(mode="json"), words, source="search")
     plan = Plan("random" if pbt else options.algorithm, options.trials, tuple(options.objectives), options.metric,
                 options.min_steps, options.reduction)  # fmt: skip
@@ -193,13 +195,12 @@ def trial_at(order: Order, chance: float) -> Config:
 
 
 def facts(order: Order) -> dict[str, Any]:
-    """For search.json."""
+    """For study.json."""
     options = order.options
     return {
-        "name": order.name, "question": order.space.question, "algorithm": options.algorithm, "trials": order.plan.trials,
-        "objectives": list(order.plan.objectives), "metric": order.plan.metric, "steps": order.base.train.steps,
-        "storage": hidden(order.url), "space": dict(order.space.tree),
-        "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
+        "name": order.name, "kind": "search", "question": order.space.question, "objectives": objectives(order.plan),
+        "space": dict(order.space.tree), "algorithm": options.algorithm, "trials": order.plan.trials,
+        "steps": order.base.train.steps, "storage": hidden(order.url),
     }  # fmt: skip
 
 

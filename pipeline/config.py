@@ -60,11 +60,17 @@ class DataSection(Section):
     """mu, unlabeled videos for each labeled one. The paper's ratio is 1:5. Methods without unlabeled data use 0."""
     decode_size: int = Field(256, ge=16)
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
+    moments: Literal["shared", "own"] = "shared"
+    """Whether both students' clips of a video are centered on the same moment, or each lies at a random one of its own, so
+    that the contrast compares different times. The paper's figure shows one clip: shared is choice."""
+    match: Literal["count", "span"] = "count"
+    """``count``: each clip has its ``clip.frames``, so that a higher ``clip.fps`` sees fewer seconds. ``span``: the auxiliary's
+    ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps."""
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
     blocks_ahead: int = Field(4, ge=1)
-    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, the
-    tasks that run, and two blocks in each worker's hands are all of the stream's memory. A few ride out a slow video."""
+    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, two for
+    each decode task and up to four on each worker's side are all of the stream's memory. A few ride out a slow video."""
     max_quarantined_share: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
     isolate_decoder: bool = True
@@ -203,6 +209,8 @@ class AuxiliarySection(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_arch(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("clip"), dict):
+            tree = {**tree, "clip": {"fps": 16.0, **tree["clip"]}}  # clip.frames=16 alone keeps this student's rate
         return _with_arch(tree, "timesformer")
 
 
@@ -237,6 +245,8 @@ class LabelSection(Section):
 class StartSection(Section):
     """Steps after ``supervised_steps`` at which each loss begins to count."""
 
+    supervised: int = Field(0, ge=0)
+    """Of the supervised losses, from the run's first step: above 0 only unlabeled videos count until then."""
     pseudo_label: int = Field(0, ge=0)
     """Of gamma. TCL's third stage, pseudo-labels after contrast, is a start later than contrast's."""
     contrast: int = Field(0, ge=0)
@@ -252,6 +262,8 @@ class StartSection(Section):
 class RampSection(Section):
     """Steps over which each loss rises linearly from 0 after its start; None: ``ramp_steps``."""
 
+    supervised: int = Field(0, ge=0)
+    """Of the supervised losses."""
     pseudo_label: int | None = Field(None, ge=0)
     """Of gamma."""
     contrast: int | None = Field(None, ge=0)
@@ -272,6 +284,8 @@ class MethodSection(Section):
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
     confidence_threshold: float = Field(0.8, ge=0, le=1)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8)."""
+    supervised_weight: float = Field(1.0, ge=0)
+    """Weight of the supervised losses (every paper: 1)."""
     pseudo_label_weight: float = Field(2.0, ge=0)
     """gamma, weight of the pseudo-label losses (paper: 2)."""
     contrast_weight: float = Field(2.0, ge=0)
@@ -287,9 +301,10 @@ class MethodSection(Section):
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
     nearest in time; other frames of the same video are then no negatives. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
-    """Outputs of the projection networks. Choice: SimCLR's and LTG's 128."""
+    """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
     group_contrast_weight: float = Field(1.0, ge=0)
-    """TCL: weight of the contrast between mean predictions of each pseudo-class (paper: equal to the instances')."""
+    """TCL: weight of the contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of
+    ``contrast_weight``)."""
     alignment_weight: float = Field(1.0, ge=0)
     """LTG: weight of 1 - cosine of the primary's to the auxiliary's features (paper: 1)."""
     mix_weight: float = Field(2.0, ge=0)
@@ -537,6 +552,20 @@ class Config(Section):
     tracking: TrackingSection = TrackingSection()
     evaluation: EvaluationSection = EvaluationSection()
     scale: ScaleSection = ScaleSection()
+
+    @model_validator(mode="after")
+    def _spans_match(self) -> Config:
+        if self.data.match == "span":
+            slow, fast = self.primary.clip, self.auxiliary.clip
+            frames = slow.frames / slow.fps * fast.fps
+            if abs(frames - round(frames)) > 1e-6 or frames < 1:
+                raise ValueError(
+                    f"data.match=span: {slow.frames} frames at primary.clip.fps={slow.fps:g} are {frames:g} frames at "
+                    f"auxiliary.clip.fps={fast.fps:g}, which is no whole number"
+                )
+            clip = fast.model_copy(update={"frames": round(frames)})
+            object.__setattr__(self, "auxiliary", self.auxiliary.model_copy(update={"clip": clip}))
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:

@@ -8,7 +8,7 @@ storage_path/name/
     quarantine.parquet     videos that failed to decode, where, why, and what replaced them
     checkpoint_*/          see checkpoint.py
     predictions.parquet    class scores of every test video    evaluation.json    accuracies
-    report.html            written by jobs.report
+    report.*               written by jobs.report        label_quality.*   by jobs.label_quality
 """
 
 from __future__ import annotations

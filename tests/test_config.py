@@ -22,6 +22,16 @@ def test_defaults_are_the_papers() -> None:
     assert (config.primary.clip.frames, config.primary.clip.size, config.data.unlabeled_per_labeled) == (8, 224, 5)
 
 
+def test_clips_of_the_same_span_have_the_frames_for_it() -> None:
+    words = ["data.match=span", "auxiliary.clip.frames=5"]
+    config = load_config(None, words)
+    assert config.auxiliary.clip.frames == 16  # 1 s at 16 fps, as the primary's 8 frames at 8 fps
+    assert load_config(None, [*words, "auxiliary.clip.fps=24"]).auxiliary.clip.frames == 24
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert load_config(None, ["auxiliary.clip.frames=5"]).auxiliary.clip.frames == 5
+    assert "8 frames at primary.clip.fps=8 are 12.5 frames" in mistakes("data.match=span", "auxiliary.clip.fps=12.5")
+
+
 def test_all_mistakes_at_once_with_the_nearest_name() -> None:
     text = mistakes("trian.steps=3", "primary.network.widht=4", "train.steps=-1", "scale.worker=2", "steps=3", "foo")
     assert "6 mistakes" in text

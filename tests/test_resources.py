@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.resources import fit_resources
+from pipeline.resources import Node, fit_nodes, fit_resources
 
 
 def fit(*words: str, cpus: float = 2, gpus: float = 0) -> object:
@@ -38,6 +38,28 @@ def test_what_is_missing_is_said() -> None:
         fit(cpus=0)
     with pytest.raises(UserError, match=r"needs 2 GPUs .* the cluster has 1"):
         fit("scale.workers=2", "scale.gpu=true", gpus=1)
+
+
+TRAIN, DECODE = Node(8, 4, {"role": "train"}), Node(32, 0, {"role": "decode", "zone": "a"})
+
+
+def test_decode_tasks_on_machines_of_their_own_leave_the_others_to_the_workers() -> None:
+    words = ["scale.workers=4", "scale.train_labels={role: train}", "scale.decode_labels={role: decode}"]
+    resources = fit_nodes(load_config(overrides=words), [TRAIN, DECODE])
+    assert (resources.gpu, resources.cpus_per_worker, resources.cpus_per_decoder) == (True, 1, 1)
+    assert (resources.train_labels, resources.decode_labels) == ({"role": "train"}, {"role": "decode"})
+    with pytest.raises(UserError, match=r"the cluster has 8 CPUs that may train and 32 that may decode; 4 .* \(4 x 3 \+ 1\)"):
+        fit_nodes(load_config(overrides=[*words, "scale.cpus_per_worker=3"]), [TRAIN, DECODE])
+
+
+def test_without_labels_all_machines_count() -> None:
+    resources = fit_nodes(load_config(overrides=["scale.workers=4"]), [TRAIN, DECODE])
+    assert resources == fit("scale.workers=4", cpus=40, gpus=4)
+
+
+def test_labels_that_no_node_has_are_named() -> None:
+    with pytest.raises(UserError, match=r"scale\.decode_labels=\{'role': 'cpu'\}.*role=decode, role=train, zone=a"):
+        fit_nodes(load_config(overrides=["scale.decode_labels={role: cpu}"]), [TRAIN, DECODE])
 
 
 def test_workers_without_a_row_are_refused() -> None:

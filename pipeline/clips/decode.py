@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import Moment, clip_times, constant_rate, frame_indices
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
 from pipeline.manifest import still
@@ -42,11 +42,12 @@ class Video:
     """``decord``; ``pyav`` where the probe found decord's frames wrong; ``frames`` for numbered images."""
 
 
-def decode_clips(video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
+def decode_clips(video: Video, moment: Moment, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
-    The shorter side is scaled to ``size`` and a square window is cut at ``window`` (0..1) along the longer side. Raises
-    DecodeError for anything wrong with the file, among them a frame count that is not the manifest's.
+    ``moment`` places the clips in time (see ``clip_times``). The shorter side is scaled to ``size`` and a square window is
+    cut at ``window`` (0..1) along the longer side. Raises DecodeError for anything wrong with the file, among them a frame
+    count that is not the manifest's.
     """
     width, height = scaled_size(video.width, video.height, size)
     times = clip_times(moment, video.start, video.end, clips)

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection
 from pipeline.manifest.isolation import Child, Limits, Lost
 
@@ -31,7 +32,7 @@ class Guard:
         self._lock = threading.Lock()
 
     def decode(
-        self, video: Video, moment: float, window: float, clips: Sequence[ClipSection], size: int, out: Sequence[UInt8s]
+        self, video: Video, moment: Moment, window: float, clips: Sequence[ClipSection], size: int, out: Sequence[UInt8s]
     ) -> None:
         """``decode_clips`` in a child, into ``out``. Raises DecodeError, also for a hang, a crash and too much memory.
 

@@ -22,7 +22,7 @@ class Plan:
     """Everything that rows depend on."""
 
     labeled: Ints
-    """Manifest rows of labeled training videos."""
+    """Manifest rows of labeled training videos. Without any, slot 0 of every row is -1: no video."""
     unlabeled: Ints
     """Manifest rows of unlabeled training videos; may be empty if ``unlabeled_per_labeled`` is 0."""
     unlabeled_per_labeled: int
@@ -32,7 +32,7 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        if len(self.labeled) == 0:
+        if len(self.labeled) == 0 and self.unlabeled_per_labeled == 0:
             raise UserError("the label subset names no usable training video: draw one with jobs.prepare --labeled")
         if self.unlabeled_per_labeled and len(self.unlabeled) == 0:
             raise UserError(
@@ -51,18 +51,21 @@ class Plan:
         return (int(self.unlabeled.max()) + 1, len(self.unlabeled)) if len(self.unlabeled) else (0, 0)
 
     def videos(self, rows: npt.ArrayLike) -> Ints:
-        """[B] run rows -> [B, S] manifest rows; slot 0 is labeled."""
+        """[B] run rows -> [B, S] manifest rows; slot 0 is labeled, or -1 if nothing is."""
         rows = np.asarray(rows, dtype=np.int64)
-        labeled = _cycle(self.labeled, rows[:, None], self.seed, "labeled")
+        labeled = np.full((len(rows), 1), -1)
+        if len(self.labeled):
+            labeled = _cycle(self.labeled, rows[:, None], self.seed, "labeled")
         if not self.unlabeled_per_labeled:
             return labeled
         positions = rows[:, None] * self.unlabeled_per_labeled + np.arange(self.unlabeled_per_labeled)
         return np.concatenate([labeled, _cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
 
     def moments(self, rows: npt.ArrayLike) -> Floats:
-        """[B] run rows -> [B, S, 2] in [0, 1): where in time the clip lies, and the decoded window on the longer side."""
+        """[B] run rows -> [B, S, 3] in [0, 1): where in time the clips lie, the decoded window on the longer side, and where
+        in time the auxiliary's clip lies if it has a moment of its own."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
-        return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(2))
+        return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
 
     def substitute(self, row: int, slot: int, attempt: int) -> int:
         """Manifest row of the ``attempt``-th candidate (1, 2, ...) for a slot whose video failed to decode."""

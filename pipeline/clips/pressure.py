@@ -7,9 +7,12 @@ stores, which is more than a slow trainer will ever need. Kept apart because it 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.data
+from ray._private.internal_api import node_stats
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -30,26 +33,31 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
 
     def can_add_input(self, op: Any) -> bool:
         """Whether a task of this operator may start."""
-        tickets, decode = [one for one in self._topology if isinstance(one, MapOperator)]
+        tickets, decode = self._first_two()
         if op is tickets:
             return self._tickets(decode) < TICKETS
         return op is not decode or self._decoded(decode) < self._data_context.get_config(_AHEAD)
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """0: the task that makes tickets waits."""
-        tickets, decode = [one for one in self._topology if isinstance(one, MapOperator)]
+        tickets, decode = self._first_two()
         return 0 if op is tickets and self._tickets(decode) >= TICKETS else None
 
     def _tickets(self, decode: Any) -> int:
         return int(self._topology[decode].total_enqueued_input_blocks())
 
     def _decoded(self, decode: Any) -> int:
-        """Blocks that no worker has asked for yet, in Ray's queues from the decode tasks on."""
+        """Blocks that nobody has taken yet, in Ray's queues from the decode tasks on."""
         waiting = self._topology[decode].total_enqueued_output_blocks()
-        for op in decode.output_dependencies:  # streaming_split, where there is one
-            state = self._topology[op]
-            waiting += state.op.internal_input_queue_num_blocks() + state.total_enqueued_output_blocks()
+        for op in decode.output_dependencies:  # streaming_split, or actors that score
+            waiting += op.internal_input_queue_num_blocks()
+            if not isinstance(op, MapOperator):
+                waiting += self._topology[op].total_enqueued_output_blocks()
         return int(waiting)
+
+    def _first_two(self) -> tuple[Any, Any]:
+        tickets, decode, *_ = [op for op in self._topology if isinstance(op, MapOperator)]
+        return tickets, decode
 
 
 class ForgetStatistics(ExecutionCallback):  # type: ignore[misc]
@@ -63,7 +71,7 @@ class ForgetStatistics(ExecutionCallback):  # type: ignore[misc]
 
 
 def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
-    """Bound a dataset of two maps, tickets and decode, and switch off what costs time for every block."""
+    """Bound a dataset whose first two maps are tickets and decode, and switch off what costs time for every block."""
     context = dataset.context
     context.target_max_block_size = 1  # bytes: every row becomes a block of its own, as soon as it is there
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, BlockCount])
@@ -72,3 +80,18 @@ def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, ForgetStatistics]
     context.memory_usage_poll_interval_s = None  # a thread in each task that reads /proc
     context.issue_detectors_config.detectors = []  # they advise on memory of single tasks
+
+
+@dataclass(frozen=True)
+class StoreUse:
+    """Bytes in this node's object store, and that it ever wrote to disk for want of room."""
+
+    used: int
+    spilled: int
+
+
+def store_use() -> StoreUse:
+    """Of the node that this process is on. Needs a connection to Ray."""
+    node = next(one for one in ray.nodes() if one["NodeID"] == ray.get_runtime_context().get_node_id())
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
+    return StoreUse(int(stats.object_store_bytes_used), int(stats.spilled_bytes_total))

@@ -9,20 +9,32 @@ import numpy as np
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
 
+Moment = float | tuple[float, ...]
+"""Where in time clips lie, 0 to 1: one for all students, or one for each."""
 
-def clip_times(moment: float, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
-    """Times in seconds of each student's frames, [T] each, all clips centered on the same moment.
+
+def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
+    """Times in seconds of each student's frames, [T] each; of one moment, all clips are centered on it.
 
     ``moment`` in [0, 1] places the longest clip between ``start`` and ``end``: 0 begins at start, 1 ends at end. A clip
     longer than that is centered on the middle; its outer frames repeat the first or last frame (see ``frame_indices``).
+    With a moment for each student, each clip is placed for itself.
     Frame k of T stands for the k-th of T equal parts of the clip's T / fps seconds, at its middle. Choice: the paper is silent.
     """
-    longest = max(clip.frames / clip.fps for clip in clips)
-    slack = end - start - longest
-    center = start + longest / 2 + moment * slack if slack > 0 else (start + end) / 2
+    lengths = [clip.frames / clip.fps for clip in clips]
+    if isinstance(moment, tuple):
+        centers = [_center(one, start, end, length) for one, length in zip(moment, lengths, strict=True)]
+    else:
+        centers = [_center(moment, start, end, max(lengths))] * len(clips)
     return [
-        np.asarray(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps, dtype=np.float64) for clip in clips
+        np.asarray(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps, dtype=np.float64)
+        for center, clip in zip(centers, clips, strict=True)
     ]
+
+
+def _center(moment: float, start: float, end: float, length: float) -> float:
+    slack = end - start - length
+    return start + length / 2 + moment * slack if slack > 0 else (start + end) / 2
 
 
 def frame_indices(times: Floats, frame_starts: Floats) -> Ints:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,9 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Deal, largest_share, worker_rows
 from pipeline.clips.pressure import bound
+from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source, failures_of
+from pipeline.clips.tasks import shared_by_tasks, tickets
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.resources import Resources
@@ -33,6 +34,12 @@ TICKETS_PER_TASK = 1024
 """Blocks announced by one task of the few that announce blocks."""
 MAX_TICKET_TASKS = 1000
 """Ray holds what a dataset starts from in memory, and hands it over before anything starts: 20,000 took minutes."""
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+Grid = tuple[Ints, Floats, Floats]
+"""Manifest row, moment and window of every test view."""
 
 
 class NoBatch(RuntimeError):
@@ -53,35 +60,42 @@ def ray_stream(source: Source, config: Config, first_step: int, resources: Resou
     Starting takes as long for a billion blocks as for ten, and the plan is nowhere a list.
     """
     deal = make_deal(source, config, first_step, resources.workers)
-    reference = ray.put([source])  # once in the object store, not once per task
 
-    def decode(ticket: dict[str, Any]) -> Columns:
+    def decode(shared: Source, block: int) -> Columns:
+        return shared.rows(deal.rows(block).reshape(-1))
+
+    return _ray_blocks(source, decode, deal.blocks, config.data.blocks_ahead * resources.workers, resources)
+
+
+def ray_views(source: Source, grid: Grid, size: int, resources: Resources) -> ray.data.Dataset:
+    """Decoded test views in their order, ``size`` a block: what ``source.views`` gives, each block a single row of Ray's."""
+
+    def decode(shared: tuple[Source, Grid], block: int) -> Columns:
+        here, (videos, moments, windows) = shared
+        part = slice(block * size, (block + 1) * size)
+        return here.views(videos[part], moments[part], windows[part])
+
+    return _ray_blocks((source, grid), decode, -(-len(grid[0]) // size), 4 * resources.workers, resources)
+
+
+def _ray_blocks(
+    shared: Any, decode: Callable[[Any, int], Columns], blocks: int, ahead: int, resources: Resources
+) -> ray.data.Dataset:
+    """``decode(shared, block)`` of every block in turn, of which ``ahead`` may wait."""
+    reference = ray.put([shared])  # once in the object store, not once per task
+
+    def work(ticket: dict[str, Any]) -> Columns:
         (number,) = ticket["block"]
-        rows = deal.rows(int(number))
-        columns = _shared(reference).rows(rows.reshape(-1))
-        return {name: values[None] for name, values in columns.items()}
+        return {name: values[None] for name, values in decode(shared_by_tasks(reference), int(number)).items()}
 
-    each = max(TICKETS_PER_TASK, -(-deal.blocks // MAX_TICKET_TASKS))
-    starts = range(0, deal.blocks, each)
-    spans = [pa.table({"first": [start], "last": [min(start + each, deal.blocks)]}) for start in starts]
+    each = max(TICKETS_PER_TASK, -(-blocks // MAX_TICKET_TASKS))
+    spans = [pa.table({"first": [start], "last": [min(start + each, blocks)]}) for start in range(0, blocks, each)]
     one = ray.data.TaskPoolStrategy(size=1)
-    tickets = ray.data.from_blocks(spans).map_batches(_tickets, batch_size=None, num_cpus=0, compute=one)
+    numbers = ray.data.from_blocks(spans).map_batches(tickets, batch_size=None, num_cpus=0, compute=one)
     where = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
-    dataset = tickets.map_batches(decode, batch_size=None, zero_copy_batch=True, num_cpus=resources.cpus_per_decoder, **where)
-    bound(dataset, config.data.blocks_ahead * resources.workers)
+    dataset = numbers.map_batches(work, batch_size=None, zero_copy_batch=True, num_cpus=resources.cpus_per_decoder, **where)
+    bound(dataset, ahead)
     return dataset
-
-
-def _tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for number in range(int(span["first"][0]), int(span["last"][0])):
-        yield {"block": np.array([number])}
-
-
-@lru_cache(maxsize=1)
-def _shared(reference: ray.ObjectRef) -> Source:
-    """This process's view of the run's source: its arrays stay in the node's shared memory."""
-    (source,) = ray.get(reference)
-    return source  # type: ignore[no-any-return]
 
 
 def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:
@@ -127,16 +141,25 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
     """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance."""
-    steps = np.arange(first_step, config.train.steps)
-    with ThreadPoolExecutor(ahead) as steppers, ThreadPoolExecutor(os.cpu_count()) as decoders:
+    steps = range(first_step, config.train.steps)
+    with ThreadPoolExecutor(os.cpu_count()) as decoders:
+
+        def decode(step: int) -> Columns:
+            return source.rows(worker_rows([step], source.plan.rows_per_step, 0, 1)[0], decoders)
+
+        yield from map(to_batch, map_ahead(decode, steps, ahead))
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """``function`` of every item in turn, by ``ahead`` threads that are as many items in advance, and no more."""
+    with ThreadPoolExecutor(ahead) as threads:
         pending: deque[Any] = deque()
-        for step in steps:
-            rows = worker_rows([step], source.plan.rows_per_step, 0, 1)[0]
-            pending.append(steppers.submit(source.rows, rows, decoders))
+        for item in items:
+            pending.append(threads.submit(function, item))
             if len(pending) > ahead:
-                yield to_batch(pending.popleft().result())
+                yield pending.popleft().result()
         while pending:
-            yield to_batch(pending.popleft().result())
+            yield pending.popleft().result()
 
 
 def to_batch(columns: Columns, pin: bool = False) -> Batch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import ray.data
 import torch
 from safetensors.torch import load_file
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 from pipeline.clips.modalities import derive
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
+from pipeline.clips.stream import Grid, map_ahead, ray_views
 from pipeline.clips.views import center_views
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
@@ -59,6 +58,15 @@ class Scorer:
         return {"video": columns["video"], "reason": columns["reason"], **scores}
 
 
+class BlockScorer(Scorer):
+    """The same of a block of the stream, which is a single row of Ray's."""
+
+    def __call__(self, columns: Columns) -> Columns:
+        """[1, n, ...] in, [1, n, ...] out."""
+        scores = super().__call__({name: values[0] for name, values in columns.items()})
+        return {name: np.asarray(values)[None] for name, values in scores.items()}
+
+
 def predict(source: Source, config: Config, weights: Path, videos: Ints, resources: Resources | None) -> Columns:
     """Scores of every view of the given manifest rows: ``video``, ``reason`` [n] and both students' [n, K].
 
@@ -66,40 +74,33 @@ def predict(source: Source, config: Config, weights: Path, videos: Ints, resourc
     """
     grid = view_grid(np.asarray(videos, dtype=np.int64), config.evaluation.clips, config.evaluation.crops)
     size = config.evaluation.batch_videos
-    blocks = [tuple(column[start : start + size] for column in grid) for start in range(0, len(grid[0]), size)]
     score = partial(Scorer, config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
-    parts = _here(source, score, blocks) if resources is None else _on_ray(source, resources, score, blocks)
+    parts = _here(source, score, grid, size) if resources is None else _on_ray(source, resources, score, grid, size)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _here(source: Source, score: Any, blocks: list[tuple[Any, ...]]) -> list[Columns]:
-    scorer = score()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [scorer(columns) for columns in pool.map(lambda block: source.views(*block), blocks)]
+def _here(source: Source, score: Any, grid: Grid, size: int) -> list[Columns]:
+    videos, moments, windows = grid
+    blocks = [slice(start, start + size) for start in range(0, len(videos), size)]
+
+    def decode(block: slice) -> Columns:
+        return source.views(videos[block], moments[block], windows[block])
+
+    return list(map(score(), map_ahead(decode, blocks, ahead=os.cpu_count() or 1)))
 
 
-def _on_ray(source: Source, resources: Resources, score: Any, blocks: list[tuple[Any, ...]]) -> list[Columns]:
-    reference = ray.put(source)
-
-    def decode(batch: dict[str, Any]) -> Columns:
-        shared: Source = ray.get(reference)
-        return shared.views(batch["video"], batch["moment"], batch["window"])
-
-    tables: list[Any] = [pa.table(dict(zip(("video", "moment", "window"), block, strict=True))) for block in blocks]
-    scores = (
-        ray.data.from_blocks(tables)
-        .map_batches(decode, batch_size=None, num_cpus=resources.cpus_per_decoder)
-        .map_batches(
-            Scorer,
-            fn_constructor_args=score.args,
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=resources.workers),
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.worker.get("GPU", 0),
-        )
+def _on_ray(source: Source, resources: Resources, score: Any, grid: Grid, size: int) -> list[Columns]:
+    scores = ray_views(source, grid, size, resources).map_batches(
+        BlockScorer,
+        fn_constructor_args=score.args,
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=resources.workers),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.worker.get("GPU", 0),
+        **({"label_selector": resources.train_labels} if resources.train_labels else {}),
     )
-    scores.context.execution_options.preserve_order = True  # so that sums of scores are the same bits every time
-    return list(scores.iter_batches(batch_size=None, batch_format="numpy"))
+    parts = scores.iter_batches(batch_size=None, batch_format="numpy")  # in order: sums of scores are the same bits every time
+    return [{name: values[0] for name, values in part.items()} for part in parts]
 
 
 def score(

@@ -34,8 +34,8 @@ class FixMatch(Method):
         labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
         supervised = supervised_terms(labeled, views)
         if views.weak is None or views.hidden_labels is None or not weak:
-            return results(total(supervised), supervised)
+            return results(weights.supervised * total(supervised), supervised)
         labels = self.labels(self.labels.say(weak, views.weak), views)
         pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
-        loss = total(supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
         return results(loss, supervised, pseudo_label, masks, student_monitors(weak, views.hidden_labels))

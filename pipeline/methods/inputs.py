@@ -80,7 +80,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of one step's losses on unlabeled videos; all 0 means that these do not count and need no views."""
+    """Weights of one step's losses; where those of unlabeled videos are all 0, these need no views."""
 
     pseudo_label: float = 0.0
     """gamma_t."""
@@ -92,11 +92,13 @@ class LossWeights:
     """Of LTG's alignment."""
     mix: float = 0.0
     """Of SVFormer's mixed clips."""
+    supervised: float = 1.0
+    """Of Ls, every method's."""
 
     @property
     def use_unlabeled(self) -> bool:
         """Whether any loss of unlabeled videos counts."""
-        return any(getattr(self, field.name) > 0 for field in fields(self))
+        return any(getattr(self, field.name) > 0 for field in fields(self) if field.name != "supervised")
 
     @property
     def weak_gradient(self) -> bool:
@@ -106,15 +108,16 @@ class LossWeights:
 
 def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
     """Weights of a method's terms at a step (from 0), all others 0: zero for ``supervised_steps`` and the term's ``start``
-    more, then rising linearly over its ``ramp``, or ``ramp_steps``."""
+    more, then rising linearly over its ``ramp``, or ``ramp_steps``. The supervised term, which every method has, does not wait
+    for ``supervised_steps`` nor follow ``ramp_steps``."""
 
     def weight(term: str) -> float:
-        since = step - section.supervised_steps - getattr(section.start, term)
+        since = step - getattr(section.start, term) - (section.supervised_steps if term != "supervised" else 0)
         ramp = getattr(section.ramp, term)
         share = min(1.0, (since + 1) / ((section.ramp_steps if ramp is None else ramp) + 1))
         return share * getattr(section, f"{term}_weight") if since >= 0 else 0.0
 
-    return LossWeights(**{term: weight(term) for term in terms})
+    return LossWeights(**{term: weight(term) for term in ("supervised", *terms)})
 
 
 def make_views(batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True) -> Views:

@@ -51,7 +51,7 @@ def contrast_loss(
     own_M2D = torch.stack([_normalize(primary_MD), _normalize(auxiliary_MD)], dim=1)
     all_G2D = gather_with_gradient(own_M2D)
     count, total, device = len(own_M2D), len(all_G2D), own_M2D.device
-    similarity = own_M2D.transpose(0, 1).flatten(0, 1) @ all_G2D.transpose(0, 1).flatten(0, 1).T / temperature
+    similarity = _products(own_M2D.transpose(0, 1).flatten(0, 1), all_G2D.transpose(0, 1).flatten(0, 1)) / temperature
     first = sum(sizes(count)[: rank()])
     own = torch.arange(first, first + count, device=device)
     partners = torch.cat([own + total, own])
@@ -75,7 +75,7 @@ def group_contrast_loss(fast_UK: torch.Tensor, slow_UK: torch.Tensor, temperatur
     if int(shared.sum()) < 2:
         return 0 * (fast_GK.sum() + slow_GK.sum())
     features = torch.cat([_normalize(mean[shared]) for mean in means])
-    similarity = (features @ features.T / temperature).fill_diagonal_(float("-inf"))
+    similarity = (_products(features, features) / temperature).fill_diagonal_(float("-inf"))
     return F.cross_entropy(similarity, torch.arange(len(features), device=features.device).roll(len(features) // 2))
 
 
@@ -83,7 +83,7 @@ def _group_means(view_GK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[K, K] mean of the rows whose argmax is each class, and their numbers [K]."""
     groups_GK = F.one_hot(view_GK.argmax(dim=1), view_GK.shape[1]).to(view_GK.dtype)
     sizes_K = groups_GK.sum(dim=0)
-    return groups_GK.T @ view_GK / sizes_K.clamp(min=1)[:, None], sizes_K
+    return _products(groups_GK.T, view_GK.T) / sizes_K.clamp(min=1)[:, None], sizes_K
 
 
 def consistency_loss(logits_UK: torch.Tensor, targets_UK: torch.Tensor, kind: Literal["mse", "kl"]) -> torch.Tensor:
@@ -100,10 +100,16 @@ def alignment_loss(features_MD: torch.Tensor, target_MD: torch.Tensor) -> torch.
 
 def alignment(primary_MD: torch.Tensor, auxiliary_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cosine between the students' features of the same video, and of different videos of this worker; no gradient."""
-    cosine_MM = _normalize(primary_MD.detach()) @ _normalize(auxiliary_MD.detach()).T
+    cosine_MM = _products(_normalize(primary_MD.detach()), _normalize(auxiliary_MD.detach()))
     same = cosine_MM.diagonal().mean()
     pairs = max(1, cosine_MM.numel() - len(cosine_MM))
     return same, (cosine_MM.sum() - cosine_MM.diagonal().sum()) / pairs
+
+
+def _products(one_ND: torch.Tensor, other_MD: torch.Tensor) -> torch.Tensor:
+    """[N, M] scalar products, in the tensors' own precision: autocast would round cosines to bfloat16's 8 bits."""
+    with torch.autocast(one_ND.device.type, enabled=False):
+        return one_ND @ other_MD.T
 
 
 def _normalize(features: torch.Tensor) -> torch.Tensor:

@@ -36,13 +36,13 @@ class LTG(Method):
         labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
         supervised = supervised_terms(labeled, views)
         if views.weak is None or views.hidden_labels is None or not weak:
-            return results(total(supervised) + zero_of(self.students), supervised)
+            return results(weights.supervised * total(supervised) + zero_of(self.students), supervised)
         labels = self.labels(self.labels.say(weak, views.weak), views)
         pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
         features = self.features(self.students, weak)
         contrast = contrast_term(features, self.section, len(views.hidden_labels))
         aligned = alignment_loss(features["primary"], features["auxiliary"])
-        loss = total(supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned + zero_of(self.students)
         parts = {"contrast_loss": contrast, "alignment_loss": aligned}
         watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features)

@@ -34,7 +34,7 @@ class MvPL(Method):
         supervised = _mean(labeled)
         each = {f"{key}/{kind}": value for kind, terms in labeled.items() for key, value in terms.items()}
         if views.weak is None or views.strong is None or views.hidden_labels is None or not weights.use_unlabeled:
-            return results(total(supervised), supervised, each)
+            return results(weights.supervised * total(supervised), supervised, each)
         with torch.no_grad():
             weak = {kind: self._see(views.weak, kind) for kind in self.section.modalities}
             labels = self._label(weak, views)
@@ -42,7 +42,7 @@ class MvPL(Method):
         masks: Monitors = {}
         for kind in self.section.modalities:
             pseudo_label[kind], masks = pseudo_label_terms(self._see(views.strong, kind, True), labels, views.hidden_labels)
-        loss = total(supervised) + weights.pseudo_label * total(_mean(pseudo_label))
+        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(_mean(pseudo_label))
         watched = student_monitors(weak["rgb"], views.hidden_labels)
         return results(loss, supervised, each, _mean(pseudo_label), masks, watched)
 

@@ -19,4 +19,4 @@ class Supervised(Method):
         """``loss``, with gradient, and ``supervised_loss/{student}``, without."""
         labeled = {name: self.students[name](views.labeled[name]) for name in STUDENTS}
         terms = supervised_terms(labeled, views)
-        return results(total(terms), terms)
+        return results(weights.supervised * total(terms), terms)

@@ -33,7 +33,7 @@ class SVFormer(Method):
         labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
         supervised = supervised_terms(labeled, views)
         if views.weak is None or views.strong is None or views.hidden_labels is None or not weak:
-            return results(total(supervised), supervised)
+            return results(weights.supervised * total(supervised), supervised)
         said = self.labels.say(weak, views.weak)
         pseudo_label, masks = pseudo_label_terms(strong, self.labels(said, views), views.hidden_labels)
         mixed = {}
@@ -43,7 +43,7 @@ class SVFormer(Method):
             with torch.set_grad_enabled(weights.mix > 0), frozen_statistics(self.students[name]):
                 logits = self.students[name](clips)[0]
             mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix_consistency)
-        loss = total(supervised) + weights.pseudo_label * total(pseudo_label) + weights.mix * total(mixed)
+        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label) + weights.mix * total(mixed)
         return results(loss, supervised, pseudo_label, mixed, masks, student_monitors(weak, views.hidden_labels))
 
 

@@ -34,7 +34,7 @@ class TCL(Method):
         labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
         supervised = supervised_terms(labeled, views)
         if views.weak is None or views.hidden_labels is None or not weak:
-            return results(total(supervised), supervised)
+            return results(weights.supervised * total(supervised), supervised)
         labels = self.labels(self.labels.say(weak, views.weak), views)
         pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
         contrast, groups = {}, {}
@@ -45,7 +45,7 @@ class TCL(Method):
             temperature = self.section.contrast_temperature
             contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, temperature, self.section.contrast_negatives)
             groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, temperature)
-        loss = total(supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * total(contrast) + weights.group_contrast * total(groups)
         watched = student_monitors(weak, views.hidden_labels)
         return results(loss, supervised, pseudo_label, contrast, groups, masks, watched)

@@ -1,16 +1,12 @@
 """Ablations: a grid of configuration keys x seeds, each cell an ordinary run.
 
 A trial is named after what it changes, and its run folder says whether it is done. So the study has no state of its own:
-the same command again runs what is missing and continues what was cut off. ``study.json`` tells others what belongs to it.
+the same command again runs what is missing and continues what was cut off.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +16,12 @@ from pipeline.config import Config, override
 from pipeline.errors import UserError
 from pipeline.manifest.labels import LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.run_folder import write_text
-from pipeline.studies.run import evaluated
+from pipeline.studies.cost import state_of
+from pipeline.studies.run import evaluated, training_seconds
 from pipeline.studies.study_file import LABELS, Study, resolve
+from pipeline.studies.study_folder import read_trials, write_about, write_trials
 from pipeline.studies.trials import Budget, Job, run_jobs
 from pipeline.training.fit import prepare
-
-MANIFEST = "study.json"
 
 
 @dataclass(frozen=True)
@@ -47,14 +42,16 @@ class Trial:
         return None if spec is None else str(spec)
 
 
-def study_folder(study: Study, base: Config) -> Path:
-    """Where the study's runs lie."""
-    return Path(base.run.storage_path).expanduser().resolve() / study.name
+def study_folder(name: str, base: Config) -> Path:
+    """Where the study's runs lie. Raises UserError for an object store: trials are told apart by locks on files."""
+    if "://" in base.run.storage_path:
+        raise UserError(f"run.storage_path={base.run.storage_path}: studies and searches need a local or shared folder")
+    return Path(base.run.storage_path).expanduser().resolve() / name
 
 
 def plan_trials(study: Study, base: Config, seeds: int) -> list[Trial]:
     """All cells x seeds, each checked. Raises UserError with all mistakes of a cell at once."""
-    folder = study_folder(study, base)
+    folder = study_folder(study.name, base)
     trials = []
     for seed in range(base.run.seed, base.run.seed + seeds):
         for cell, given in study.cells.items():
@@ -93,8 +90,8 @@ def draw_subsets(trials: Sequence[Trial], write: bool) -> None:
             write_labels(subset, read_manifest(config.data.manifest, root=config.data.root), name)
 
 
-def run_study(study: Study, trials: Sequence[Trial], budget: Budget) -> list[str]:
-    """Run what is missing within the budget; returns what went wrong, a line per trial.
+def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budget) -> dict[str, str]:
+    """Run what is missing within the budget; returns what went wrong, by run.
 
     Everything that can be wrong with any trial's input raises UserError before the first one starts.
     """
@@ -105,13 +102,14 @@ def run_study(study: Study, trials: Sequence[Trial], budget: Budget) -> list[str
         ready.source.evaluated(trial.config.evaluation.split)
         if evaluated(ready) is None:
             missing.append(trial)
-    write_study(study, trials)
+    write_study(study, trials, base, {})
     if not missing:
-        return []
+        return {}
     done = len(trials) - len(missing)
     print(f"{done} of {len(trials)} trials are done, {len(missing)} to run, {budget.concurrent} at once", flush=True)
     listed = _Listed(missing)
-    run_jobs(listed, missing[0].config, budget)
+    run_jobs(listed, missing[0].config.with_absolute_paths(), budget)
+    write_study(study, trials, base, listed.problems)
     return listed.problems
 
 
@@ -120,7 +118,7 @@ class _Listed:
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._left = list(trials)
-        self.problems: list[str] = []
+        self.problems: dict[str, str] = {}
 
     def next(self) -> Job | None:
         """The next one of the list."""
@@ -136,44 +134,46 @@ class _Listed:
     def ended(self, job: Job, error: str | None) -> None:
         """Remember what failed."""
         if error is not None:
-            self.problems.append(f"{job.name}: {error}")
+            self.problems[job.name] = error
 
 
-def write_study(study: Study, trials: Sequence[Trial]) -> None:
-    """``study.json`` in the study's folder: question, command and trials, those of earlier commands on it kept."""
-    folder = Path(trials[0].config.run.storage_path)
-    path = folder / MANIFEST
-    listed = {
-        trial.config.run.name: {
-            "run": trial.config.run.name, "cell": trial.cell, "seed": trial.seed, "values": dict(trial.values),
-        }
-        for trial in trials
+def write_study(study: Study, trials: Sequence[Trial], base: Config, failed: Mapping[str, str]) -> None:
+    """``study.json`` and ``trials.jsonl``; trials of earlier commands on the study are kept. ``failed`` by run, why."""
+    folder = study_folder(study.name, base)
+    objectives = [{"name": name, "direction": "maximize"} for name in ("mean", "primary", "auxiliary")]
+    about = {"name": study.name, "kind": "ablation", "question": study.question, "objectives": objectives,
+             "baseline": _unchanged(trials, base)}  # fmt: skip
+    write_about(folder, about)
+    before = {line["run_folder"]: line for line in read_trials(folder)}
+    for trial in trials:
+        name = trial.config.run.name
+        number = before[name]["number"] if name in before else 1 + max((line["number"] for line in before.values()), default=-1)
+        before[name] = _line(trial, number, failed.get(name))
+    write_trials(folder, sorted(before.values(), key=lambda line: int(line["number"])))
+
+
+def _unchanged(trials: Sequence[Trial], base: Config) -> dict[str, Any] | None:
+    """What the cell changes that is the configuration as it is, for others to be compared with; None without one, and in a
+    comparison of methods, whose baseline is the supervised one."""
+    plain = base.fingerprint()
+    for trial in trials:
+        values = {key: value for key, value in trial.values.items() if key != LABELS}
+        same = trial.config.model_copy(update={"run": base.run}).fingerprint() == plain
+        if same and values and "method.name" not in values:
+            return values
+    return None
+
+
+def _line(trial: Trial, number: int, failure: str | None) -> dict[str, Any]:
+    """Of ``trials.jsonl``."""
+    state = state_of(trial.config)
+    values: dict[str, float | None] = dict.fromkeys(("mean", "primary", "auxiliary"))
+    if state.done:
+        summary = json.loads((trial.config.run_folder / "evaluation.json").read_text(encoding="utf-8"))
+        values = {name: summary[name]["top1"] for name in values}
+    word = "complete" if state.done else "failed" if failure else "running" if state.step else "waiting"
+    seconds = training_seconds(trial.config.run_folder, trial.config.train.steps)
+    return {
+        "number": number, "state": word, "params": {**trial.values, "run.seed": trial.seed}, "values": values,
+        "seconds": seconds or None, "run_folder": trial.config.run.name, "message": failure or "",
     }  # fmt: skip
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["trials"]
-        listed = {one["run"]: one for one in before if one["cell"] in study.cells} | listed
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "kind": "ablation", "name": study.name, "question": study.question, "is_grid": study.is_grid,
-        "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
-    }  # fmt: skip
-    write_text(path, json.dumps({**about, "trials": list(listed.values())}, indent=1))
-
-
-def write_csv(path: Path, study: Study, trials: Sequence[Trial]) -> None:
-    """One line per cell: its values, then mean and sd of the top-1 over seeds, in percent, and their number."""
-    lines = []
-    for cell in study.cells:
-        mine = [trial for trial in trials if trial.cell == cell]
-        summaries = [json.loads((t.config.run_folder / "evaluation.json").read_text(encoding="utf-8")) for t in mine]
-        line: dict[str, Any] = {**(mine[0].values if study.is_grid and mine else {"case": cell}), "n": len(summaries)}
-        for view in ("primary", "auxiliary", "mean"):
-            top1 = [100 * summary[view]["top1"] for summary in summaries]
-            line[view] = round(statistics.mean(top1), 3) if top1 else ""
-            line[f"{view}_sd"] = round(statistics.stdev(top1), 3) if len(top1) > 1 else ""
-        lines += [line] if mine else []
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]))
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())

@@ -1,7 +1,7 @@
 """Which runs the folders of a command line mean: run folders themselves, and studies, which hold many.
 
-A study's folder is one with study.json or trials.jsonl (docs/report.md has their fields), or any that holds run folders.
-What a study planned and did not do yet is known from these files only.
+A study's folder is one with study.json (of an ablation) or search.json and trials.json (of a search), or any that holds run
+folders. What was planned and is not done yet is known from these files only.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.studies.runs import RUN_FILES, Run, is_run, read_run
+from pipeline.studies.runs import RUN_FILES, Run, is_run, read_lines, read_run
 
 SEARCH = "search"
 
@@ -25,23 +25,46 @@ class Objective:
     """What a search looks for."""
 
     name: str
-    """A key of a trial's values."""
+    """A key of a trial's values: ``accuracy`` in 0..1, or ``time`` in seconds of training."""
     maximize: bool = True
+
+    @property
+    def label(self) -> str:
+        """With the unit that people read."""
+        return {"accuracy": "accuracy, %", "time": "time, s"}.get(self.name, self.name)
+
+    def shown(self, value: float) -> float:
+        """In the label's unit."""
+        return 100 * value if self.name == "accuracy" else value
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps of a member of a population that were trained with one choice of knobs."""
+
+    first: int
+    last: int | None
+    """None for the end of the run."""
+    params: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A line of trials.jsonl."""
+    """A run of a study, or of a search, or a member of a population, which is one run after another."""
 
     number: int
     state: str
     """waiting, running, complete, pruned or failed."""
     params: Mapping[str, Any]
     """Dotted key -> value."""
-    values: Mapping[str, float | None]
+    values: Mapping[str, float]
+    """By objective: of a trial that was stopped early, where it stood."""
     seconds: float | None
     folder: Path | None
     message: str = ""
+    lineage: tuple[Part, ...] = ()
+    cell: str = ""
+    """Name of an ablation's cell."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +74,17 @@ class Study:
     folder: Path
     name: str
     kind: str
-    """ablation, search, or another word; ``runs`` for a folder that only holds runs."""
-    question: str
-    command: str
-    objectives: tuple[Objective, ...]
-    baseline: Mapping[str, Any] | None
-    space: Mapping[str, Any]
-    trials: tuple[Trial, ...]
-    missing: tuple[str, ...]
+    """``ablation``, ``search``, or ``runs`` for a folder that only holds runs."""
+    question: str = ""
+    command: str = ""
+    objectives: tuple[Objective, ...] = (Objective("accuracy"),)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    """Of a run of a search, 0 where unknown."""
+    trials: tuple[Trial, ...] = ()
+    named: bool = False
+    """Whether cells have names, and are no grid."""
+    missing: tuple[str, ...] = ()
 
     @property
     def is_search(self) -> bool:
@@ -105,35 +131,98 @@ def read_given(folders: Sequence[str | Path]) -> Given:
 def read_study(folder: Path) -> Study:
     """What the folder's files say of it; see ``Study``."""
     missing: list[str] = []
-    about = _read_about(folder / "study.json", missing)
-    trials = _read_trials(folder, missing)
-    objectives = [
-        Objective(str(one.get("name", "mean")), one.get("direction") != "minimize")
-        for one in about.get("objectives") or [{}] if isinstance(one, dict)
-    ]  # fmt: skip
-    baseline, space = about.get("baseline"), about.get("space")
-    study = Study(
-        folder=folder,
-        name=str(about.get("name") or folder.name),
-        kind=str(about.get("kind") or ("ablation" if trials else "runs")),
-        question=str(about.get("question") or ""),
-        command=str(about.get("command") or ""),
-        objectives=tuple(objectives),
-        baseline=baseline if isinstance(baseline, dict) else None,
-        space=space if isinstance(space, dict) else {},
-        trials=trials,
-        missing=(),
+    search = _read(folder / "search.json", dict, missing)
+    about = search or _read(folder / "study.json", dict, missing)
+    study = Study(folder, str(about.get("name") or folder.name), SEARCH if search else "ablation" if about else "runs")
+    try:
+        study = replace(
+            study,
+            question=str(about.get("question") or ""),
+            command=str(about.get("command") or ""),
+            objectives=tuple(Objective(str(name), name != "time") for name in about.get("objectives") or ["accuracy"]),
+            space=dict(about.get("space") or {}),
+            steps=int(about.get("steps") or 0),
+            named=not about.get("is_grid", True),
+            trials=_searched(folder, search, missing) if search else _planned(folder, about),
+        )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        missing.append(f"{'search' if search else 'study'}.json has fields of another version: {error!r}.")
+    wanted = about.get("trials") if search else None
+    return replace(study, missing=(*missing, *_not_done(study, wanted if isinstance(wanted, int) else len(study.trials))))
+
+
+def _planned(folder: Path, about: Mapping[str, Any]) -> tuple[Trial, ...]:
+    """Trials of an ablation; their run folders say how far they are."""
+    found = []
+    for number, line in enumerate(about.get("trials") or ()):
+        run = folder / str(line["run"])
+        state = "complete" if (run / "evaluation.json").is_file() else "running" if is_run(run) else "waiting"
+        params = {**line["values"], "run.seed": line["seed"]}
+        found.append(Trial(number, state, params, {}, None, run, cell=str(line["cell"])))
+    return tuple(found)
+
+
+def _searched(folder: Path, about: Mapping[str, Any], missing: list[str]) -> tuple[Trial, ...]:
+    """Trials of trials.json, and those that lie in the folder and came after it was written."""
+    names = [str(name) for name in about.get("objectives") or ["accuracy"]]
+    listed = [_trial(line, names, folder) for line in _read(folder / "trials.json", list, missing) or []]
+    known = {trial.folder for trial in listed}
+    later = [path for path in sorted(folder.iterdir()) if path not in known and _is_trial(path)]
+    found = [*listed, *(_cut_off(path, about, number) for number, path in enumerate(later, start=len(listed)))]
+    return tuple(sorted(found, key=lambda trial: trial.number))
+
+
+def _is_trial(path: Path) -> bool:
+    """As jobs.search names its runs, members of populations included."""
+    return path.name.startswith(("trial-", "member-")) and is_run(path)
+
+
+def _trial(line: Mapping[str, Any], names: Sequence[str], folder: Path) -> Trial:
+    run, seconds = line.get("run"), line.get("seconds")
+    return Trial(
+        number=int(line["number"]),
+        state={"fail": "failed"}.get(line["state"], str(line["state"])),
+        params=dict(line["params"]),
+        values={name: float(value) for name, value in zip(names, line.get("values") or (), strict=False)},
+        seconds=None if seconds is None else float(seconds),
+        folder=None if run is None else folder / str(run),
+        message=str(line.get("error") or ""),
+        lineage=_lineage(line.get("lineage")),
     )
-    return Study(**{**study.__dict__, "missing": (*missing, *_not_done(study))})
 
 
-def _not_done(study: Study) -> Iterable[str]:
+def _cut_off(run: Path, about: Mapping[str, Any], number: int) -> Trial:
+    """A trial of a search that is under way or was killed: its folder says what it chose and how it stood. A member of a
+    population whose place a copy has taken was stopped early."""
+    found = read_run(run)
+    lines = read_lines(run / "scores.jsonl")
+    last = lines[-1] if lines else {}
+    score = last.get(str(about.get("metric", "mean")))
+    member, _, start = run.name.partition("_from-")
+    replaced = any(other.name.partition("_from-")[2] > start for other in run.parent.glob(f"{member}*"))
+    return Trial(
+        number=int(run.name.removeprefix("trial-")) if run.name.startswith("trial-") else number,
+        state="pruned" if replaced else "running",
+        params={key: found.config[key] for key in about.get("space") or {} if key in found.config},
+        values={"accuracy": float(score)} if isinstance(score, int | float) else {},
+        seconds=last.get("seconds"),
+        folder=run,
+        lineage=_lineage(found.facts.get("lineage")),
+    )
+
+
+def _lineage(parts: Any) -> tuple[Part, ...]:
+    return tuple(Part(int(part["from"]), part["until"], dict(part["params"])) for part in parts or ())
+
+
+def _not_done(study: Study, wanted: int) -> Iterable[str]:
     """Sentences on planned trials that gave no result."""
-    planned, counts = len(study.trials), study.counts
-    parts = [f"{counts[state]} {word}" for state, word in (("running", "under way"), ("waiting", "not begun")) if counts[state]]
+    counts, how = study.counts, f" {study.command} continues it." if study.command else ""
+    waiting = counts["waiting"] + max(0, wanted - len(study.trials))
+    open_ones = ((counts["running"], "under way or cut off"), (waiting, "not begun"))
+    parts = [f"{count} {word}" for count, word in open_ones if count]
     if parts:
-        how = f" {study.command} continues it." if study.command else ""
-        yield f"{counts['waiting'] + counts['running']} of {planned} trials: {', '.join(parts)}.{how}"
+        yield f"{waiting + counts['running']} of {wanted} trials: {', '.join(parts)}.{how}"
     for trial in study.trials:
         if trial.state == "failed":
             yield f"Trial {trial.number} failed" + (f": {trial.message}" if trial.message else ".")
@@ -149,46 +238,18 @@ def _runs_in(study: Study) -> list[Path]:
     return [path for path in dict.fromkeys([*known, *beside]) if is_run(path)]
 
 
-def _read_about(path: Path, missing: list[str]) -> dict[str, Any]:
+def _read(path: Path, kind: type, missing: list[str]) -> Any:
+    """The content of a JSON file, or an empty ``kind``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object, found {type(content).__name__}")
+        if not isinstance(content, kind):
+            raise ValueError(f"expected a {kind.__name__}, found a {type(content).__name__}")
         return content
     except FileNotFoundError:
-        return {}
+        return kind()
     except (OSError, ValueError) as error:
-        missing.append(f"study.json cannot be read: {error}")
-        return {}
-
-
-def _read_trials(folder: Path, missing: list[str]) -> tuple[Trial, ...]:
-    path = folder / "trials.jsonl"
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    found, broken = {}, 0
-    for place, text in enumerate(texts, start=1):
-        try:
-            trial = _trial(json.loads(text), folder)
-            found[trial.number] = trial
-        except (ValueError, TypeError, KeyError, AttributeError):
-            broken += place < len(texts) and bool(text.strip())  # the last line may be half-written by a live study
-    if broken:
-        missing.append(f"{broken} of {len(texts):,} lines of trials.jsonl: they cannot be read.")
-    return tuple(found[number] for number in sorted(found))
-
-
-def _trial(line: Mapping[str, Any], folder: Path) -> Trial:
-    values = {name: None if value is None else float(value) for name, value in (line.get("values") or {}).items()}
-    where, seconds = line.get("run_folder"), line.get("seconds")
-    return Trial(
-        number=int(line["number"]),
-        state=str(line["state"]),
-        params=dict(line.get("params") or {}),
-        values=values,
-        seconds=None if seconds is None else float(seconds),
-        folder=None if where is None else (folder / where).resolve(),
-        message=str(line.get("message") or ""),
-    )
+        missing.append(f"{path.name} cannot be read: {error}")
+        return kind()
 
 
 def _why_nothing(path: Path) -> str | None:
@@ -198,6 +259,6 @@ def _why_nothing(path: Path) -> str | None:
         return f"{path}: does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
     if not path.is_dir():
         return f"{path}: is a file"
-    if is_run(path) or any((path / name).is_file() for name in ("study.json", "trials.jsonl")):
+    if is_run(path) or any((path / name).is_file() for name in ("study.json", "search.json")):
         return None
     return None if any(is_run(child) for child in path.iterdir()) else f"{path}: holds none of these, nor a folder that does"

@@ -155,7 +155,8 @@ def _range(points: Estimate) -> str:
     if points.low is None or points.high is None:
         return ""
     over = "" if points.over == "seeds and videos" else f" over {points.over}"
-    return f" [95{NBSP}%{over}: {signed(points.low)} to {signed(points.high)}]".replace(" to ", f"{NBSP}to{NBSP}")
+    low, high = signed(max(points.low, -100.0)), signed(min(points.high, 100.0))
+    return f" [95{NBSP}%{over}: {low}{NBSP}to{NBSP}{high}]"
 
 
 def _percent(group: Group, view: str) -> str:
@@ -180,9 +181,9 @@ def best_trial(study: Study) -> str:
         for key, value in best.params.items()
         if key != "run.seed"
     )
+    value = f"{best.values[lead.name]:.4g}" if lead.name != "accuracy" else f"{100 * best.values[lead.name]:.1f}{NBSP}%"
     return (
-        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {best.values[lead.name]:.4g}, "
-        f"with {chosen}. "
+        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {value}, with {chosen}. "
         "The best of many is partly luck: train it again with other seeds before it is believed."
     )
 

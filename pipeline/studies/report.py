@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,12 @@ class Content:
         return [run for group in (*self.groups, *self.trials) for run in group.runs]
 
     @property
+    def stopped(self) -> set[Path]:
+        """Run folders of trials that are not complete: that they lack an evaluation is no wonder."""
+        trials = [trial for study in self.given.studies if study.is_search for trial in study.trials]
+        return {trial.folder for trial in trials if trial.folder is not None and trial.state != "complete"}
+
+    @property
     def overlaid(self) -> list[Group]:
         """The settings whose curves are drawn: the baseline, then those with the best mean, in the page's order."""
         whole = self.groups or self.trials
@@ -89,8 +95,8 @@ def write_report(
         out: Path of the page; by default report.html in the run's or study's folder, or in the common parent of several. The
             tables lie beside it under the same name.
         wanted: Which files.
-        baseline: Configuration keys of the setting that all others are compared with; by default the study's own, a supervised
-            one, the one at the program's defaults, or the first.
+        baseline: Configuration keys of the setting that all others are compared with; by default a supervised one, the
+            one at the program's defaults, or the first.
 
     Raises:
         UserError: a folder holds no run, no setting has the baseline's keys, or ``out`` cannot be written.
@@ -112,10 +118,18 @@ def collect(given: Given, baseline: Mapping[str, Any] | None = None) -> Content:
     """Settings, their differences, and the trials of searches."""
     searched = [run for run in given.runs if (study := given.study_of(run)) and study.is_search]
     groups = in_order(group_runs([run for run in given.runs if all(run is not one for one in searched)]))
+    groups = [_named(group, given) for group in groups]
     trials = trial_groups([study for study in given.studies if study.is_search], searched)
-    params = baseline or next((study.baseline for study in given.studies if study.baseline and len(given.studies) == 1), None)
-    chosen = choose_baseline(groups, params)
-    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, params)), chosen)
+    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, baseline)), choose_baseline(groups, baseline))
+
+
+def _named(group: Group, given: Given) -> Group:
+    """With the name of its cell, where a study gives its cells names."""
+    cells = {
+        trial.folder: trial.cell for study in given.studies if study.named for trial in study.trials if trial.folder is not None
+    }  # fmt: skip
+    names = dict.fromkeys(cells[run.folder] for run in group.runs if run.folder in cells)
+    return replace(group, label=" = ".join(names)) if names and all(run.folder in cells for run in group.runs) else group
 
 
 def render(content: Content, folder: Path) -> str:
@@ -180,7 +194,7 @@ def _context(content: Content, folder: Path) -> dict[str, Any]:
         "headline": page.headline(content.given, groups, found),
         "caveats": page.caveats(groups, found),
         "missing": [(study.name, study.missing) for study in content.given.studies if study.missing]
-        + [(run.name, run.missing) for run in content.runs if run.missing],
+        + [(run.name, run.missing) for run in content.runs if run.missing and run.folder not in content.stopped],
         "content": content,
         "num_runs": len(content.runs),
         "cost": page.cost(content.runs),

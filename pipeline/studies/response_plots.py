@@ -140,8 +140,8 @@ def rows_svg(groups: Sequence[Group], found: Sequence[Difference], view: str, pr
         axes.set_ylim(len(rows) - 0.55, -0.65)
         axes.yaxis.set_major_locator(NullLocator())
         zero = [0.0] if found else []
-        found_ends = (end for _, value, seeds in rows for end in (value.low, value.high, value.mean, *seeds))
-        ends = zero + [end for end in found_ends if end is not None]
+        known = [end for _, value, seeds in rows for end in (value.low, value.high, value.mean, *seeds) if end is not None]
+        ends = [*zero, *known]
         span = max(max(ends) - min(ends), 4.0)
         axes.set_xlim(min(ends) - 0.06 * span, max(ends) + 0.06 * span)
         return as_svg(figure, f"{'Differences' if found else 'Accuracy'} of the {view}", prefix)
@@ -158,7 +158,8 @@ def _row(axes: Axes, place: int, label: str, value: Estimate, seeds: Sequence[fl
     axes.plot([value.mean], [place], "o", markersize=6, color=SERIES[0])
     short = label if len(label) <= 52 else label[:51] + "…"
     place_of: Any = axes.get_yaxis_transform()
-    axes.text(0.0, place - 0.16, short, transform=place_of, ha="left", va="bottom", fontsize=9.5, parse_math=False)
+    words: Any = {"transform": place_of, "ha": "left", "va": "bottom", "fontsize": 9.5, "parse_math": False}
+    axes.text(0.0, place - 0.16, short, **words)
 
 
 def _of(group: Group, view: str) -> Estimate:

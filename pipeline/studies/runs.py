@@ -185,17 +185,23 @@ def _read_json(path: Path, missing: list[str]) -> dict[str, Any]:
 def _read_lines(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
     if not path.is_file():
         missing.append("metrics.jsonl: no step was logged, so there are no curves.")
-        return ()
+    return read_lines(path, missing)
+
+
+def read_lines(path: Path, missing: list[str] | None = None) -> tuple[Mapping[str, Any], ...]:
+    """Lines of a JSON lines file by their ``step``, the last one of each; without those that cannot be read, which are counted
+    in ``missing``, and without a last one that a live run has half written. Nothing for a file that is not there."""
     by_step: dict[int, Mapping[str, Any]] = {}
-    texts, broken = path.read_text(encoding="utf-8", errors="replace").splitlines(), 0
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    broken = 0
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
             by_step[int(line["step"])] = line
         except (ValueError, TypeError, KeyError):
-            broken += number < len(texts) and bool(text.strip())  # the last line may be half-written by a live run
-    if broken:
-        missing.append(f"{broken} of {len(texts):,} lines of metrics.jsonl: they cannot be read.")
+            broken += number < len(texts) and bool(text.strip())
+    if broken and missing is not None:
+        missing.append(f"{broken} of {len(texts):,} lines of {path.name}: they cannot be read.")
     return tuple(by_step[step] for step in sorted(by_step))
 
 

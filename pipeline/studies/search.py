@@ -133,7 +133,7 @@ class Search:
         name = run_name(frozen.number)
         if name in self._mine or not claim.take():
             return None
-        current = next(t for t in self.study.get_trials(deepcopy=False) if t.number == frozen.number)
+        current = self._current(frozen.number)
         if current.state != TrialState.RUNNING:
             claim.release()
             return None
@@ -148,7 +148,10 @@ class Search:
         """A new trial's job, and whether to ask again where there is none."""
         trial = self.study.ask()
         claim = self._claim(trial.number)
-        assert claim.take(), "a new trial's name is nobody's"
+        # between the two lines above another search may have found the trial, taken it for one that was left, and given it up
+        if not claim.take(seconds=5) or self._current(trial.number).state != TrialState.RUNNING:
+            claim.release()
+            return None, True
         ours = [one.number for one in runs(self.study) if one.state != TrialState.WAITING]
         if ours.index(trial.number) >= self.plan.trials:  # another search was faster
             self._give_up(trial, "void", "over --trials")
@@ -177,6 +180,9 @@ class Search:
 
     def _claim(self, number: int) -> Claim:
         return Claim(Path(self.base.run.storage_path) / ".claims" / f"{run_name(number)}.lock")
+
+    def _current(self, number: int) -> FrozenTrial:
+        return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
 
     def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
         """An entry of the same point that is finished or under way."""

@@ -1,78 +1,53 @@
-"""What a search leaves in its folder for people and pages: search.json, trials.json, trials.csv, and a table to print."""
+"""What a search leaves in its folder for reports (study.json, trials.jsonl), and what it prints."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.run_folder import write_text
 from pipeline.studies.population import Member, Population
 from pipeline.studies.search import Plan, Search
-from pipeline.studies.storage import ABOUT, runs
+from pipeline.studies.storage import runs
 
 SHOWN = 10
+STATES = {
+    TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
+}  # fmt: skip
 
 
-def write_about(folder: Path, facts: dict[str, Any], study: optuna.Study) -> None:
-    """``search.json``: what is searched, how and where, and each knob's share of what the scores' spread is due to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / ABOUT, json.dumps({"kind": "search", **facts, "importance": importance(study)}, indent=1))
+def objectives(plan: Plan) -> list[dict[str, str]]:
+    """For study.json: accuracy under the name of the view that is judged, time as ``seconds``."""
+    ways = zip(plan.objectives, plan.directions, strict=True)
+    return [{"name": plan.metric if name == "accuracy" else "seconds", "direction": way} for name, way in ways]
 
 
-def importance(study: optuna.Study) -> dict[str, float]:
-    """By knob, adding up to 1 (PED-ANOVA, for the first objective); empty with few trials or one knob."""
-    done = [trial for trial in runs(study) if trial.state == TrialState.COMPLETE]
-    if len(done) < 4 or len({trial.values[0] for trial in done}) < 2:
-        return {}
-    target = None if len(study.directions) == 1 else lambda trial: trial.values[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # says that it is new
-        return optuna.importance.get_param_importances(study, target=target)
+def lines_of(study: optuna.Study, plan: Plan) -> list[dict[str, Any]]:
+    """A line of trials.jsonl for each run; of one that was stopped on its way the last score."""
+    return [_line(trial, plan) for trial in runs(study)]
 
 
-def write_trials(folder: Path, study: optuna.Study) -> None:
-    """``trials.json`` with all that is known of each trial, and ``trials.csv`` with its knobs and results."""
-    trials = [describe(trial) for trial in runs(study)]
-    write_text(folder / "trials.json", json.dumps(trials, indent=1))
-    lines = [
-        {"number": t["number"], "run": t["run"], "state": t["state"], **t["params"],
-         **{f"value_{place}": value for place, value in enumerate(t["values"])}, "step": t["step"], "seconds": t["seconds"]}
-        for t in trials
-    ]  # fmt: skip
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for line in lines for name in line)))
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(folder / "trials.csv", text.getvalue())
-
-
-def describe(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as JSON: its last score stands in ``values`` too if it was stopped on its way."""
-    marks = trial.user_attrs
-    values = list(trial.values or []) or ([trial.intermediate_values[trial.last_step]] if trial.last_step is not None else [])
+def _line(trial: FrozenTrial, plan: Plan) -> dict[str, Any]:
+    marks, names = trial.user_attrs, [one["name"] for one in objectives(plan)]
+    last = trial.last_step
+    known = list(trial.values or []) or ([] if last is None else [trial.intermediate_values[last]])
     return {
         "number": trial.number,
-        "run": marks.get("run"),
-        "state": trial.state.name.lower(),
+        "state": STATES[trial.state],
         "params": dict(trial.params),
-        "values": values,
-        "scored": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
-        "step": marks.get("step", trial.last_step),
+        "values": dict(zip(names, [*known, *[None] * (len(names) - len(known))], strict=True)),
         "seconds": (marks.get("scores") or {}).get("seconds"),
-        "scores": marks.get("scores"),
-        "error": marks.get("error"),
-        "lineage": marks.get("lineage"),
-        "started": trial.datetime_start.isoformat() if trial.datetime_start else None,
-        "ended": trial.datetime_complete.isoformat() if trial.datetime_complete else None,
+        "step": marks.get("step", last),
+        "run_folder": marks.get("run"),
+        "message": marks.get("error") or _lineage(marks.get("lineage") or []),
     }
+
+
+def _lineage(parts: Sequence[dict[str, Any]]) -> str:
+    return "" if len(parts) < 2 else f"copied from {parts[-2]['run']} at step {parts[-1]['from']}"
 
 
 def trial_lines(search: Search) -> list[str]:

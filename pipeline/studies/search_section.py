@@ -11,8 +11,15 @@ from pipeline.studies.folders import Given, Study, Trial
 from pipeline.studies.importance import importances, judged, searched_keys
 from pipeline.studies.page import best_trial
 from pipeline.studies.runs import Run
-from pipeline.studies.search_plots import front_svg, history_svg, importance_svg, parallel_svg
-from pipeline.studies.table import Table, best_first, trials_table
+from pipeline.studies.search_plots import (
+    front_svg,
+    history_svg,
+    importance_svg,
+    parallel_svg,
+    schedule_svg,
+    scheduled_keys,
+)
+from pipeline.studies.table import Table, best_first, short_key, trials_table
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,14 @@ def _section(study: Study, link: Callable[[Trial], str], prefix: str) -> SearchS
         small.append(Drawing("Two objectives", front_svg(study, f"{prefix}-front")))
         notes.append("Two objectives: no trial beats one on the joined line in both.")
     wide = []
+    if any(len(trial.lineage) > 1 for trial in study.trials) and (keys := scheduled_keys(study)):
+        small += [
+            Drawing(short_key(key, keys), schedule_svg(study, key, f"{prefix}-{place}")) for place, key in enumerate(keys)
+        ]
+        notes.append(
+            "Knobs over optimizer steps: each line is a member of the population, from its first ancestor on; the best one’s "
+            "is strong."
+        )
     if len(trials) > 1 and searched_keys(study):
         wide.append(Drawing("Trials, from knobs to value", parallel_svg(study, f"{prefix}-parallel")))
     return SearchSection(study, best_trial(study), tuple(wide), tuple(small), tuple(notes), trials_table(study, link))

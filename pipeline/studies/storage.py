@@ -15,9 +15,9 @@ from sqlalchemy.engine import make_url
 from pipeline.errors import UserError
 from pipeline.studies.claim import claimed
 from pipeline.studies.space import Space
+from pipeline.studies.study_folder import read_about
 
 SETTING = "setting"
-ABOUT = "search.json"
 POSTGRESQL = "for PostgreSQL: pip install .[postgresql]"
 NOT_A_TRIAL = ("imported_from", "duplicate_of", "void")
 """Marks of entries that stand for no run of this search: warm starts, points met again, and trials given up unstarted."""
@@ -111,12 +111,10 @@ def warm_start(study: optuna.Study, space: Space, url: str, where: str, folder: 
 
 
 def _load(where: str, url: str) -> optuna.Study:
-    """By folder (its search.json tells name and storage), else by name in this storage."""
-    about = Path(where) / ABOUT
-    name = where
-    if about.is_file():
-        facts = json.loads(about.read_text(encoding="utf-8"))
-        name = facts["name"]
+    """By folder (its study.json tells the name), else by name in this storage."""
+    name, about = where, read_about(Path(where))
+    if about is not None:
+        name = about["name"]
         url = sqlite_url(Path(where).resolve()) if (Path(where) / "study.db").is_file() else url
     storage = open_storage(url)
     try:

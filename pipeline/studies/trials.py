@@ -27,7 +27,7 @@ from pipeline.studies.claim import claimed
 from pipeline.studies.run import advance
 from pipeline.training.fit import prepare
 
-ORPHAN_SECONDS = 60.0
+ORPHAN_SECONDS = 20.0
 """How long a trial waits for one of a killed driver to leave its run folder."""
 
 
@@ -100,8 +100,11 @@ def share(config: Config, concurrent: int | None) -> int:
 
 
 def run_jobs(source: Source, like: Config, budget: Budget) -> None:
-    """Run all that ``source`` gives, within the budget. ``like`` has the resources of every trial and the study's folder."""
-    if like.scale.workers == 0 and budget.concurrent == 1:
+    """Run all that ``source`` gives, within the budget. ``like`` has the resources of every trial and the study's folder.
+
+    One at a time needs no Tune, unless runs on the cluster may have to be cut off.
+    """
+    if budget.concurrent == 1 and (like.scale.workers == 0 or budget.hours is None):
         _here(source, budget)
     else:
         _on_tune(source, like, budget)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.clips.batch import Batch
+from pipeline.clips.gauges import store_figures
 from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -39,6 +40,7 @@ class MetricLog:
         self._spent: dict[str, float] = {}
         self._new: list[dict[str, Any]] = []
         self._steps, self._start = 0, time.perf_counter()
+        self._rows, self._decoding, self._bytes = 0, 0.0, 0
         self._begun, self._begun_step = self._start, step
 
     def add(self, results: dict[str, torch.Tensor], batch: Batch) -> None:
@@ -47,6 +49,9 @@ class MetricLog:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
+        self._rows += len(batch.rows)
+        self._decoding += batch.decode_seconds
+        self._bytes += batch.clip_bytes
         self._new += batch.quarantined
 
     def spent(self, what: str, seconds: float) -> None:
@@ -69,13 +74,26 @@ class MetricLog:
             "eta_seconds": rate * (self.config.train.steps - step),
             "memory_mb": peak_memory_mb(next(iter(self._sums.values())).device),
             "quarantined": len(self.quarantined),
+            **self._stream(seconds),
         }
         self.latest = record
         if self.rank == 0:
             for outlet in self.outlets:
                 outlet(record)
         self._sums, self._counts, self._spent, self._steps, self._start = {}, {}, {}, 0, time.perf_counter()
+        self._rows, self._decoding, self._bytes = 0, 0.0, 0
         self._check_quarantine()
+
+    def _stream(self, seconds: float) -> dict[str, float]:
+        """What this worker saw of the stream: its share of time in waiting, of its videos the seconds of decoding each,
+        and megabytes of clips in a step, of all workers; on a cluster also the use of its node's object store."""
+        rows = max(self._rows, 1)
+        return {
+            "seconds/data_share": self._spent.get("data", 0.0) / seconds,
+            "seconds/decode_per_clip": self._decoding / (rows * self.plan.slots),
+            "memory/step_megabytes": self._bytes / rows * self.plan.rows_per_step / 1e6,
+            **(store_figures() if self.rank == 0 else {}),  # Ray itself has every node's in Prometheus
+        }
 
     def unwritten(self) -> dict[str, Any]:
         """What the next line would lose if the run stopped here: called by all workers together, empty after a line."""

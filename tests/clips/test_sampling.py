@@ -33,6 +33,14 @@ def test_clips_share_their_center_and_stay_inside(moment: float, start: float, l
         assert slow[-1] <= start + length - 1 / 16 + 1e-9
 
 
+@given(first=st.floats(0, 1), second=st.floats(0, 1), length=st.floats(1, 20))
+def test_own_moments_place_each_clip_for_itself(first: float, second: float, length: float) -> None:
+    slow, fast = clip_times((first, second), 0.0, length, [SLOW, FAST])
+    assert slow == pytest.approx(clip_times(first, 0.0, length, [SLOW])[0])
+    assert fast == pytest.approx(clip_times(second, 0.0, length, [FAST])[0])
+    assert fast[0] >= 1 / 32 - 1e-9 and fast[-1] <= length - 1 / 32 + 1e-9
+
+
 def test_ends_of_the_moment() -> None:
     first, last = clip_times(0.0, 0.0, 4.0, [SLOW])[0], clip_times(1.0, 0.0, 4.0, [SLOW])[0]
     assert first[0] == pytest.approx(1 / 16)

@@ -16,14 +16,18 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs import train
+from jobs import search, submit, train
 from jobs.__main__ import COMMANDS
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.resources import fit_resources
 
 Tree = dict[str, Any]
-KUBERAY = {"raycluster.yaml": "ray.io_rayclusters.yaml", "rayjob.yaml": "ray.io_rayjobs.yaml"}
+KUBERAY = {
+    "raycluster.yaml": "ray.io_rayclusters.yaml",
+    "rayjob.yaml": "ray.io_rayjobs.yaml",
+    "raycronjob.yaml": "ray.io_raycronjobs.yaml",
+}
 
 
 def _read(path: Path) -> Any:
@@ -94,8 +98,8 @@ def test_a_misspelled_field_is_found(
 
 
 def _cluster(manifest: Tree) -> Tree:
-    """The RayCluster spec of either file."""
-    spec: Tree = manifest["spec"]
+    """The RayCluster spec of any of the files."""
+    spec: Tree = manifest["spec"].get("jobTemplate", manifest["spec"])
     cluster: Tree = spec.get("rayClusterSpec", spec)
     return cluster
 
@@ -106,8 +110,9 @@ def _pods(manifest: Tree) -> Iterator[Tree]:
         yield group["template"]["spec"]
 
 
-def test_both_files_hold_the_same_cluster(cluster_files: dict[str, Tree]) -> None:
-    assert _cluster(cluster_files["rayjob.yaml"]) == _cluster(cluster_files["raycluster.yaml"])
+def test_all_files_hold_the_same_cluster(cluster_files: dict[str, Tree]) -> None:
+    for name in KUBERAY:
+        assert _cluster(cluster_files[name]) == _cluster(cluster_files["raycluster.yaml"])
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -179,6 +184,48 @@ def test_a_misspelled_command_is_found(
     assert old in entrypoint
     with pytest.raises(error, match=shown):
         run_config(entrypoint.replace(old, new), repository)
+
+
+# ------------------------------------------------------------------------------------------------------- every night
+
+
+def order_of(words: list[str], repository: Path) -> search.Order:
+    """A ``jobs.search`` command, checked as the command itself does before it looks at the data."""
+    names = [path.stem for path in search.SPACES.glob("*.yaml")]
+    options = search.parser(names).parse_intermixed_args(words)
+    options.config = str(repository / options.config)
+    return search.read_order(options, names)
+
+
+def test_nightly_searches_are_one_command_that_fits_the_cluster(repository: Path, cluster_files: dict[str, Tree]) -> None:
+    cron, job = cluster_files["nightly.yaml"]["spec"], cluster_files["raycronjob.yaml"]["spec"]["jobTemplate"]
+    (container,) = cron["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:3] == ["python", "-m", "jobs.submit"]
+    sent = submit._arguments([*container["command"][3:], *container["args"]])
+    python, option, module, *words = shlex.split(job["entrypoint"])
+    assert (python, option, module, sent.command) == ("python", "-m", "jobs.search", "search")
+    orders = [order_of(words, repository), order_of(sent.arguments, repository)]
+    assert orders[0].base.fingerprint() == orders[1].base.fingerprint()
+    assert orders[0].name == orders[1].name
+    limits = [cron["jobTemplate"]["spec"]["activeDeadlineSeconds"], job["activeDeadlineSeconds"]]
+    for order, limit in zip(orders, limits, strict=True):
+        assert order.folder.is_relative_to("/shared")
+        assert 3600 * order.options.hours < limit < 24 * 3600
+        assert fit_resources(order.base, *_totals(cluster_files["raycluster.yaml"])).gpu
+
+
+def test_the_nightly_pod_finds_the_cluster_that_stays(cluster_files: dict[str, Tree]) -> None:
+    (container,) = cluster_files["nightly.yaml"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    name = cluster_files["raycluster.yaml"]["metadata"]["name"]
+    assert f"http://{name}-head-svc:8265" in container["command"]
+    variables = {variable["name"]: variable for variable in container["env"]}
+    assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "auth_token"}
+    assert container["image"] == _pods_image(cluster_files)
+    assert cluster_files["nightly.yaml"]["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def _pods_image(cluster_files: dict[str, Tree]) -> str:
+    return str(next(_pods(cluster_files["raycluster.yaml"]))["containers"][0]["image"])
 
 
 # -------------------------------------------------------------------------------------------- the cluster launcher

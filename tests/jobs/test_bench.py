@@ -3,12 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs import bench
 from jobs.command import run
+from pipeline.bench.loader import PerViewDataset, _collate
 from pipeline.bench.views import VIEWS
+from pipeline.clips.source import open_source
+from pipeline.clips.stream import to_batch
+from pipeline.config import load_config
 from pipeline.manifest.scale import measure_sizes
+from pipeline.methods import make_views
 
 
 @pytest.mark.ray
@@ -23,6 +29,66 @@ def test_stream_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFi
     assert figures["clips_per_second"] > 0
     assert figures["stream_ratio"] == pytest.approx(figures["clips_per_second"] / figures["floor_clips_per_second"], rel=1e-3)
     assert figures["spread"][0] <= figures["stream_ratio"] == figures["median"] <= figures["spread"][1] and figures["n"] == 1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_loader_and_the_stream_give_the_same_number_of_views(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["loader", "--json", "--steps", "8", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
+    assert run(bench.main, words) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert figures["loader_ratio"] == figures["median"] > 0 and figures["n"] == 1
+    assert (figures["views_per_step"], figures["videos_per_repeat"]) == (2 * 2 * (1 + 2 * 2), 8 * 2 * 3)
+
+
+def test_the_loaders_views_are_those_of_the_step(tiny: Path) -> None:
+    """Same videos, same kinds and shapes of views as training makes of the same rows."""
+    config = load_config(tiny / "tiny.yaml")
+    source, _ = open_source(config)
+    data = PerViewDataset(source, config, steps=3)
+    assert len(data) == 6
+    usual = _collate([data[2], data[3]])
+    ours = make_views(to_batch(source.rows(np.array([2, 3]))), config, 0, "cpu")
+    assert ours.weak is not None and ours.strong is not None
+    for name in ("primary", "auxiliary"):
+        for kind, views in (("labeled", ours.labeled), ("weak", ours.weak), ("strong", ours.strong)):
+            assert usual[f"{name}/{kind}"].shape == views[name].shape
+            assert usual[f"{name}/{kind}"].dtype == views[name].dtype
+            assert float((usual[f"{name}/{kind}"].mean() - views[name].mean()).abs()) < 1.0
+
+
+def test_decode_compares_an_open_per_view_with_one(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["decode", "--json", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    took = figures["milliseconds_per_video"]
+    assert figures["decode_once_ratio"] == pytest.approx(took["an open per view"] / took["once"], rel=0.05)
+    assert figures["decode_once_ratio"] > 1.5  # four opens over one; how much more is the machine's
+    assert all(any("ratio" in key for key in measure) and measure["n"] == 1 for measure in figures["measures"].values())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_runs_over_generated_manifests_of_two_sizes(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in a process with a Ray of its own, over real files; the larger one is mapped."""
+    words = ["scale", "--json", "--rows", "1000,300000", "--steps", "16", "--config", str(tiny / "tiny.yaml")]
+    assert run(bench.main, words) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    small, large = figures["sizes"]
+    assert (small["rows"], large["rows"]) == (1000, 300_000) and figures["n"] == 1
+    assert figures["scale_ratio"] == pytest.approx(large["seconds_per_clip"] / small["seconds_per_clip"], rel=0.05)
+    assert large["driver_private_mb"] < small["driver_private_mb"] + 200  # MB
+
+
+@pytest.mark.parametrize("rows", ["1000", "10,2000"])
+def test_one_size_or_small_ones_are_not_compared(rows: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["scale", "--rows", rows, "--config", str(tiny / "tiny.yaml")]) == 2
+    assert "at least two sizes of 1000 rows or more" in capsys.readouterr().err
+
+
+def test_decode_needs_unlabeled_videos(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["decode", "--config", str(tiny / "tiny.yaml"), "method.name=supervised"]) == 2
+    assert "bench decode measures unlabeled videos" in capsys.readouterr().err
 
 
 def test_too_short_a_run_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from jobs.command import run
 from pipeline.config import load_config
 from pipeline.run_folder import read_run
 from pipeline.studies import trials
+from pipeline.studies.run import read_scores
+from pipeline.studies.study_folder import read_trials
 from pipeline.training import checkpoint
 from pipeline.training.fit import fit_here, prepare
 
@@ -57,19 +59,22 @@ def test_a_search_is_of_ordinary_runs_on_validation_videos(
     assert "run.name=best primary.optimizer.lr=" in text
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
-    listed = json.loads((tmp_path / "rates" / "trials.json").read_text(encoding="utf-8"))
-    assert [trial["run"] for trial in listed] == ["trial-00000", "trial-00001", "trial-00002"]
+    listed = read_trials(tmp_path / "rates")
+    assert [trial["run_folder"] for trial in listed] == ["trial-00000", "trial-00001", "trial-00002"]
     assert {trial["state"] for trial in listed} <= {"complete", "pruned"}
     for trial in listed:
-        folder = tmp_path / "rates" / trial["run"]
+        folder = tmp_path / "rates" / trial["run_folder"]
         config, _ = read_run(folder)
         assert config.primary.optimizer.lr == trial["params"]["primary.optimizer.lr"]
         assert trial["seconds"] > 0
-        assert trial["scored"]["4"] == json.loads((folder / "scores.jsonl").read_text().splitlines()[0])["mean"]
+        scored = read_scores(folder)
+        assert [line["step"] for line in scored] == [4, 8][: 1 + (trial["state"] == "complete")]
+        assert trial["values"]["mean"] == scored[-1]["mean"]
         if trial["state"] == "complete":
             assert json.loads((folder / "evaluation.json").read_text())["split"] == "validation"
-    about = json.loads((tmp_path / "rates" / "search.json").read_text(encoding="utf-8"))
+    about = json.loads((tmp_path / "rates" / "study.json").read_text(encoding="utf-8"))
     assert (about["algorithm"], about["question"]) == ("asha", "Which learning rates let both students learn?")
+    assert "trial-00002" in (tmp_path / "rates" / "report.html").read_text(encoding="utf-8")
     assert command(*words, "--trials", "3", "train.steps=9") == 2
     assert "train.steps: the study has 8, now 9" in capsys.readouterr().err
 

@@ -81,16 +81,17 @@ def test_the_terms_that_a_method_names_are_the_ones_it_has(name: str) -> None:
         results[term] = bool(losses[0] != losses[1])
     assert {term for term, counts in results.items() if counts} == set(METHODS[name].TERMS)
     for term, weight in vars(loss_weights(config.method, 0)).items():
-        assert (weight > 0) == (term in METHODS[name].TERMS)
+        assert (weight > 0) == (term in (*METHODS[name].TERMS, "supervised"))
 
 
 @EACH
-def test_the_loss_is_the_weighted_sum_of_what_is_reported(name: str) -> None:
-    results = built(name)(views_of(config_of(name)), FULL)
+@pytest.mark.parametrize("supervised", [1.0, 0.5, 0.0])
+def test_the_loss_is_the_weighted_sum_of_what_is_reported(name: str, supervised: float) -> None:
+    results = built(name)(views_of(config_of(name)), replace(FULL, supervised=supervised))
     wanted = 0.0
     for key, value in results.items():
         term, _, rest = key.partition("/")
-        factor = {"supervised_loss": 1.0, "pseudo_label_loss": 2.0, "contrast_loss": 2.0, "group_contrast_loss": 1.0,
+        factor = {"supervised_loss": supervised, "pseudo_label_loss": 2.0, "contrast_loss": 2.0, "group_contrast_loss": 1.0,
                   "alignment_loss": 1.0, "mix_loss": 2.0}.get(term, 0.0)  # fmt: skip
         if "/" not in rest and term != "scores":  # mvpl reports each modality beside the mean
             wanted += factor * float(value.detach())

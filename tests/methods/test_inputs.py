@@ -36,6 +36,15 @@ def test_weights_without_warm_up_are_the_papers_from_the_first_step() -> None:
     assert loss_weights(MethodSection(), 0) == LossWeights(2.0, 2.0)
 
 
+def test_the_supervised_term_has_them_too_and_does_not_wait() -> None:
+    section = MethodSection.model_validate({
+        "supervised_steps": 5, "ramp_steps": 5, "supervised_weight": 3.0, "start": {"supervised": 2}, "ramp": {"supervised": 2},
+    })  # fmt: skip
+    assert [loss_weights(section, step).supervised for step in range(6)] == pytest.approx([0, 0, 1, 2, 3, 3])
+    assert {loss_weights(MethodSection(supervised_steps=5), step).supervised for step in range(6)} == {1.0}
+    assert not loss_weights(MethodSection(name="supervised"), 0).use_unlabeled
+
+
 def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
     section = MethodSection.model_validate({
         "name": "tcl", "supervised_steps": 2, "ramp_steps": 1, "contrast_weight": 4.0, "pseudo_label_weight": 3.0,

@@ -176,6 +176,16 @@ def test_soft_labels_are_a_cross_entropy_with_probabilities() -> None:
     assert float(found) == pytest.approx((values[0] + 0.25 * values[1]) / 2, rel=1e-5)
 
 
+@torch.no_grad()
+def test_autocast_does_not_round_what_is_compared() -> None:
+    """A run in bfloat16 computes its losses in float32; only the students round."""
+    one, other = _draw(12, 4).float(), _draw(12, 4, seed=1).float()
+    plain = {name: function(one, other) for name, function in LOSSES.items()} | {"alignment": alignment(one, other)[1]}
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = {name: function(one, other) for name, function in LOSSES.items()} | {"alignment": alignment(one, other)[1]}
+    assert {name: float(value) for name, value in cast.items()} == {name: float(value) for name, value in plain.items()}
+
+
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "contrast": lambda one, other: contrast_loss(one, other, 0.5),
     "cross": lambda one, other: contrast_loss(one, other, 0.5, "cross"),

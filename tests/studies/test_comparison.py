@@ -9,9 +9,24 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.studies.comparison import gains, group_runs
-from pipeline.studies.runs import read_runs
-from pipeline.studies.table import HEADER, as_text, sections, signed
+from pipeline.studies.comparison import Difference, Group, choose_baseline, compare, group_runs, in_order, varied_keys
+from pipeline.studies.folders import read_given
+from pipeline.studies.formats import as_text
+from pipeline.studies.runs import Run
+from pipeline.studies.table import runs_table, settings_table, signed
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    return list(read_given(folders).runs)
+
+
+def tables(folders: list[Path]) -> tuple[list[list[str]], list[list[str]]]:
+    """Texts of the tables of runs and of settings."""
+    groups = group_runs(read_runs(folders))
+    both = runs_table(groups), settings_table(groups, compare(groups))
+    runs, settings = ([[cell.text for cell in row] for row in table.rows] for table in both)
+    return runs, settings
+
 
 ACCURACIES = {("supervised", 0): 0.50, ("supervised", 1): 0.60, ("actnetformer", 0): 0.58, ("actnetformer", 1): 0.64}
 
@@ -39,19 +54,56 @@ def four(tmp_path: Path) -> list[Path]:
     return [write_light_run(tmp_path, method, seed, top1) for (method, seed), top1 in ACCURACIES.items()]
 
 
+def weights(parent: Path, values: tuple[float, ...], seeds: tuple[int, ...] = (0,)) -> list[Group]:
+    """Light runs of an ablation of the contrast weight."""
+    folders = []
+    for weight in values:
+        for seed in seeds:
+            top1, name = 0.6 + weight / 50 + seed / 100, f"weight-{weight}-{seed}"
+            folder = write_light_run(parent, "actnetformer", seed, top1, name=name)
+            config = (folder / "config.yaml").read_text().replace("actnetformer}", f"actnetformer, contrast_weight: {weight}}}")
+            (folder / "config.yaml").write_text(config)
+            folders.append(folder)
+    return group_runs(read_runs(folders))
+
+
 def test_seeds_of_one_setting_are_one_group(four: list[Path]) -> None:
     groups = group_runs(read_runs(four[::-1]))
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
         ("supervised", [0, 1]), ("actnetformer", [0, 1])]  # fmt: skip
-    mean = groups[0].top1("primary")
-    assert mean is not None and mean == pytest.approx((55.0, 50**0.5, 2))
+    found = groups[0].top1("primary")
+    assert found is not None and (found.mean, found.sd, found.seeds, found.over) == (
+        pytest.approx(55.0), pytest.approx(50**0.5), 2, "seeds")  # fmt: skip
 
 
-def test_the_gain_is_taken_seed_by_seed(four: list[Path]) -> None:
-    (gain,) = gains(group_runs(read_runs(four)))
-    assert {seed: points["primary"] for seed, points in gain.by_seed.items()} == pytest.approx({0: 8.0, 1: 4.0})
-    assert gain.mean("mean") == pytest.approx((6.0, 8**0.5, 2))
-    assert gain.differences == ()
+def test_the_difference_is_taken_seed_by_seed(four: list[Path]) -> None:
+    (one,) = compare(group_runs(read_runs(four)))
+    assert one.by_seed("primary") == pytest.approx({0: 8.0, 1: 4.0})
+    assert (one.estimates["mean"].mean, one.estimates["mean"].sd) == (pytest.approx(6.0), pytest.approx(8**0.5))
+    assert one.differences == ()
+    assert one.verdict("mean") == "not distinguishable at n = 2"
+
+
+def test_with_predictions_it_is_taken_video_by_video(make_run: Any) -> None:
+    groups = group_runs(read_runs([make_run(method=method, seed=0, margin=margin) for method, margin in METHODS.items()]))
+    (one,) = compare(groups)
+    assert one.estimates["mean"].over == "videos" and one.estimates["mean"].seeds == 1
+    top1 = [group.runs[0].top1("mean") or 0.0 for group in groups]
+    assert one.estimates["mean"].mean == pytest.approx(top1[1] - top1[0])
+    assert one.verdict("mean").startswith("one seed: ")
+
+
+METHODS = {"supervised": 0.0, "actnetformer": 4.0}
+
+
+def test_only_videos_that_all_runs_scored_are_compared(make_run: Any, write_predictions: Any) -> None:
+    folders = [make_run(method=method, seed=seed, margin=margin) for method, margin in METHODS.items() for seed in (0, 1, 2)]
+    whole = compare(group_runs(read_runs(folders)))[0]
+    assert whole.estimates["mean"].over == "seeds and videos"
+    (folders[0] / "predictions.parquet").unlink()
+    without = compare(group_runs(read_runs(folders)))[0]
+    assert without.estimates["mean"].over == "seeds"
+    assert without.estimates["mean"].mean == pytest.approx(whole.estimates["mean"].mean)
 
 
 def test_runs_with_other_labels_or_seeds_are_not_paired(tmp_path: Path) -> None:
@@ -60,7 +112,15 @@ def test_runs_with_other_labels_or_seeds_are_not_paired(tmp_path: Path) -> None:
         write_light_run(tmp_path, "actnetformer", 0, 0.9, labels="bbbb"),
         write_light_run(tmp_path, "actnetformer", 1, 0.9),
     ]
-    assert gains(group_runs(read_runs(folders))) == []
+    assert compare(group_runs(read_runs(folders))) == []
+
+
+def test_a_study_of_the_number_of_labels_pairs_runs_with_other_labels(tmp_path: Path) -> None:
+    folders = [write_light_run(tmp_path, "actnetformer", 0, 0.5, labels=mark, name=mark) for mark in ("few", "many")]
+    facts = json.loads((folders[1] / "facts.json").read_text())
+    (folders[1] / "facts.json").write_text(json.dumps({**facts, "labels": {"spec": "50%", "seed": 0, "count": 5050}}))
+    (one,) = compare(group_runs(read_runs(folders)))
+    assert one.baseline.label == "labels=10%" and one.group.label == "labels=50%"
 
 
 def test_settings_that_differ_beside_the_method_are_named(tmp_path: Path) -> None:
@@ -68,51 +128,94 @@ def test_settings_that_differ_beside_the_method_are_named(tmp_path: Path) -> Non
         write_light_run(tmp_path, "supervised", 0, 0.5),
         write_light_run(tmp_path, "actnetformer", 0, 0.6, keys="train: {steps: 40000, log_every: 5}"),
     ]
-    (gain,) = gains(group_runs(read_runs(folders)))
-    assert gain.differences == ("train.steps: 20000 in supervised, 40000 in actnetformer",)
+    (one,) = compare(group_runs(read_runs(folders)))
+    assert one.differences == ("train.steps: 20000 in supervised, 40000 in actnetformer",)
+
+
+def test_who_where_and_how_fast_is_no_setting(tmp_path: Path) -> None:
+    """Whatever is not in ``Config.result_knobs``, so that a new knob needs no list here."""
+    keys = "data: {clips_per_block: 7}\ntrain: {log_every: 5, checkpoint_every: 9}\nscale: {workers: 3}"
+    folders = [write_light_run(tmp_path, "cmpl", seed, 0.5, keys=keys if seed else "") for seed in (0, 1)]
+    assert len(group_runs(read_runs(folders))) == 1
+    other = write_light_run(tmp_path, "cmpl", 2, 0.5, keys="evaluation: {clips: 3}")
+    assert len(group_runs(read_runs([*folders, other]))) == 2
 
 
 def test_an_ablation_names_the_key_that_varies(tmp_path: Path) -> None:
-    folders = []
-    for weight in (0, 4):
-        folder = write_light_run(tmp_path, "actnetformer", 0, 0.6, name=f"weight-{weight}")
-        config = (folder / "config.yaml").read_text().replace("actnetformer}", f"actnetformer, contrast_weight: {weight}}}")
-        (folder / "config.yaml").write_text(config)
-        folders.append(folder)
-    assert [group.label for group in group_runs(read_runs(folders))] == [
-        "actnetformer contrast_weight=0.0", "actnetformer contrast_weight=4.0"]  # fmt: skip
+    groups = weights(tmp_path, (0, 4))
+    assert [group.label for group in groups] == ["contrast_weight=0", "contrast_weight=4"]
+    assert varied_keys(groups) == ["method.contrast_weight"]
 
 
-def test_the_table_has_runs_then_means_then_gains(four: list[Path]) -> None:
-    runs, means, gained = sections(group_runs(read_runs(four)))
-    assert runs[2] == ("actnetformer-0", "actnetformer", "10% (1,010), seed 0", "20,000", "0", "58.0", "48.0", "68.0")
-    assert means[0][5:] == ("55.0 ± 7.1 (2)", "45.0 ± 7.1 (2)", "65.0 ± 7.1 (2)")
-    assert [row[5] for row in gained] == ["+8.0", "+4.0", "+6.0 ± 2.8 (2)"]
-    assert all(len(row) == len(HEADER) for row in runs + means + gained)
+def test_settings_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    groups = in_order(weights(tmp_path, (8, 0.5, 16, 2)))
+    assert [group.label for group in groups] == [f"contrast_weight={value}" for value in ("0.5", "2", "8", "16")]
+
+
+def test_the_baseline_is_the_studys_then_the_supervised_then_the_defaults_then_the_first(
+    tmp_path: Path, four: list[Path]
+) -> None:
+    def label(groups: list[Group], params: dict[str, Any] | None = None) -> str | None:
+        found = choose_baseline(groups, params)
+        return found.label if found else None
+
+    groups = weights(tmp_path / "w", (0, 2, 4))
+    assert label(groups) == "contrast_weight=2"  # the program's default, and the paper's
+    assert label(groups, {"method.contrast_weight": 4, "run.seed": 3}) == "contrast_weight=4"
+    assert label([groups[0], groups[2]]) == "contrast_weight=0"
+    assert label([groups[0]]) is None
+    assert label(group_runs(read_runs(four[::-1]))) == "supervised"
+    with pytest.raises(UserError, match=r"no run has the baseline's method\.contrast_weight=7") as caught:
+        choose_baseline(groups, {"method.contrast_weight": 7})
+    assert "there is contrast_weight=4" in str(caught.value)
+
+
+def test_p_is_corrected_for_the_number_of_settings(make_run: Any) -> None:
+    folders = [
+        make_run(seed=seed, margin=1 + weight, overrides=(f"method.contrast_weight={weight}", f"run.name=w{weight}-{seed}"))
+        for weight in (0, 1, 2, 4) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    found = compare(group_runs(read_runs(folders)))
+    assert len(found) == 3 and {one.baseline.label for one in found} == {"contrast_weight=2"}
+    raw = sorted((one.estimates["mean"].p or 0.0, one.adjusted["mean"] or 0.0) for one in found)
+    assert raw[0][1] == pytest.approx(min(1, 3 * raw[0][0])) and all(p <= after for p, after in raw)
+
+
+def test_the_tables_have_runs_and_settings(four: list[Path]) -> None:
+    runs, settings = tables(four)
+    assert runs[2][:5] == ["actnetformer-0", "actnetformer", "10% (1,010), seed 0", "20,000", "0"]
+    assert runs[2][5:] == ["58.0", "48.0", "68.0", "–", "–"]
+    assert settings[0][:6] == ["supervised", "2", "55.0 ± 7.1", "45.0 ± 7.1", "65.0 ± 7.1", "1.5 to 100.0"]
+    assert settings[0][6:] == ["–", "–", "baseline", "–"]
+    assert settings[1][6:9] == ["+6.0", "0.20", "not distinguishable at n = 2"]
 
 
 def test_columns_of_the_text_line_up(four: list[Path]) -> None:
-    lines = [line for line in as_text(sections(group_runs(read_runs(four)))).splitlines() if line]
-    assert len(lines) == 2 + 4 + 2 + 3
-    assert {len(line) for line in lines} == {len(lines[1])}
-    assert all(line[column] == " " for column in (lines[1].index(" "),) for line in lines)
+    groups = group_runs(read_runs(four))
+    lines = as_text(runs_table(groups)).splitlines()
+    assert len(lines) == 2 + 4 and {len(line) for line in lines} == {len(lines[1])}
+    for column in (index for index, mark in enumerate(lines[1]) if mark == " "):
+        assert all(line[column] == " " for line in lines)
 
 
-def test_a_run_without_an_evaluation_has_dashes_and_no_gain(tmp_path: Path) -> None:
+def test_a_run_without_an_evaluation_has_dashes_and_no_difference(tmp_path: Path) -> None:
     folders = [write_light_run(tmp_path, "supervised", 0, 0.5), write_light_run(tmp_path, "actnetformer", 0, None)]
-    (rows,) = sections(group_runs(read_runs(folders)))
-    assert rows[1][-3:] == ("-", "-", "-")
+    runs, settings = tables(folders)
+    assert runs[1][5:8] == ["–", "–", "–"] and settings[1][1] == "0"
+    found: list[Difference] = compare(group_runs(read_runs(folders)))
+    assert found == []
 
 
 def test_no_difference_has_no_minus() -> None:
-    assert [signed(points) for points in (-0.04, 0.0, 0.06, -1.26)] == ["+0.0", "+0.0", "+0.1", "-1.3"]
+    assert [signed(points) for points in (-0.04, 0.0, 0.06, -1.26)] == ["+0.0", "+0.0", "+0.1", "−1.3"]
 
 
 def test_folders_that_are_no_runs_are_named_with_a_remedy(tmp_path: Path, four: list[Path]) -> None:
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
-        read_runs([four[0], tmp_path, tmp_path / "actnetformer0", four[0] / "config.yaml"])
+        read_runs([four[0], tmp_path / "empty", tmp_path / "actnetformer0", four[0] / "config.yaml"])
     text = str(caught.value)
-    assert f"{tmp_path}: holds none of these; its subfolders actnetformer-0, actnetformer-1" in text
+    assert f"{tmp_path / 'empty'}: holds none of these, nor a folder that does" in text
     assert f"did you mean {tmp_path / 'actnetformer-0'}?" in text
     assert "config.yaml: is a file" in text and "metrics.jsonl" in text
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.studies.comparison import group_runs
-from pipeline.studies.curves import MAX_POINTS, PANELS, curves, thin
-from pipeline.studies.plots import confusion_svg, panel_svg, spread, tick_text
-from pipeline.studies.runs import read_runs
+from pipeline.studies.curves import MAX_POINTS, MAX_POINTS_OF_PANEL, PANELS, curves, thin
+from pipeline.studies.drawing import spread, tick_text
+from pipeline.studies.folders import read_given
+from pipeline.studies.plots import confusion_svg, panel_svg
 
 BOXES = st.lists(st.tuples(st.floats(-50, 250), st.floats(1, 30)), min_size=1, max_size=6)
 
@@ -53,7 +54,7 @@ def test_the_mean_is_over_the_seeds_that_reached_the_step(make_run: Any) -> None
     folders = [make_run(seed=seed) for seed in (0, 1)]
     lines = (folders[1] / "metrics.jsonl").read_text().splitlines()
     (folders[1] / "metrics.jsonl").write_text("\n".join(lines[:50]))
-    groups = group_runs(read_runs(folders))
+    groups = group_runs(read_given(folders).runs)
     (curve,) = curves(PANELS[0], groups)
     assert [len(points) for points in curve.seeds] == [100, 50] and len(curve.mean) == 100
     assert curve.mean[0, 1] == pytest.approx(np.mean([points[0, 1] for points in curve.seeds]))
@@ -61,13 +62,13 @@ def test_the_mean_is_over_the_seeds_that_reached_the_step(make_run: Any) -> None
 
 
 def test_panels_without_values_are_not_drawn(make_run: Any) -> None:
-    groups = group_runs(read_runs([make_run(method="supervised")]))
+    groups = group_runs(read_given([make_run(method="supervised")]).runs)
     drawn = [panel.title for panel in PANELS if curves(panel, groups)]
     assert drawn == ["Total loss", "Supervised loss", "Gradient norm", "Learning rate", "Throughput"]
 
 
 def test_a_panel_is_text_in_the_pages_colors(make_run: Any) -> None:
-    groups = group_runs(read_runs([make_run()]))
+    groups = group_runs(read_given([make_run()]).runs)
     panel = PANELS[1]
     svg = panel_svg(panel, curves(panel, groups), ["actnetformer"], 1000, "x1")
     words = re.findall(r"<text[^>]*>([^<]+)</text>", svg)
@@ -77,11 +78,21 @@ def test_a_panel_is_text_in_the_pages_colors(make_run: Any) -> None:
     assert all(name.startswith("x1-") for name in re.findall(r'\bid="([^"]+)"', svg))
 
 
+def test_many_settings_leave_the_names_to_the_legend_and_stay_small(make_run: Any) -> None:
+    folders = [make_run(seed=seed, overrides=(f"method.contrast_weight={w}", f"run.name=w{w}-{seed}"))
+               for w in range(8) for seed in range(3)]  # fmt: skip
+    groups = group_runs(read_given(folders).runs)
+    lines = curves(PANELS[1], groups)
+    assert sum(len(points) for curve in lines for points in (*curve.seeds, curve.mean)) <= MAX_POINTS_OF_PANEL
+    svg = panel_svg(PANELS[1], lines, [group.label for group in groups], 1000, "x")
+    assert "primary" not in re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+
+
 def test_one_point_is_visible(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
-    groups = group_runs(read_runs([folder]))
+    groups = group_runs(read_given([folder]).runs)
     assert "<use" in panel_svg(PANELS[0], curves(PANELS[0], groups), ["unknown"], 1, "x")
 
 

@@ -13,22 +13,35 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
+from pipeline.studies.html import SORTING, script_hash
 from pipeline.studies.report import Report, write_report
+from tests.study_folders import write_population, write_rates, write_search, write_study, write_trials, write_weights
 
 MAX_BYTES = 5_000_000
 WIDTHS = (1280, 390)
+PAGES = ("single", "several", "contrast_weight", "frame_rate", "rates")
+PLOTS = {"single": 12 + 1, "several": 12 + 3 + 2, "contrast_weight": 12 + 3 + 4, "frame_rate": 12 + 3 + 4, "rates": 12 + 4 + 1}
+"""Training curves, responses or pictures of a search, and confusion matrices."""
 ESCAPES = """() => [...document.querySelectorAll('figure svg')].map(svg => {
   const box = svg.getBoundingClientRect(), around = svg.closest('figure').getBoundingClientRect();
-  const inside = box.left >= around.left - 1 && box.right <= around.right + 1 && box.bottom <= around.bottom + 1;
+  const inside = box.left >= around.left - 1 && box.bottom <= around.bottom + 1 &&
+    (box.right <= around.right + 1 || !!svg.closest('.wide'));
   const cut = [...svg.querySelectorAll('text')].filter(text => {
     const t = text.getBoundingClientRect();
     return t.left < box.left - 1 || t.right > box.right + 1 || t.top < box.top - 1 || t.bottom > box.bottom + 1;
   }).map(text => text.textContent);
   return {name: svg.getAttribute('aria-label'), width: box.width, height: box.height, inside, cut};
 })"""
-CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && !e.closest('.scroll') &&
+CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && !e.closest('.scroll, .wide') &&
   !e.closest('details:not([open])') && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
   .map(e => e.tagName + '.' + e.className)"""
+OVERLAPS = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+  return boxes.flatMap(([text, a], i) => boxes.slice(i + 1).filter(([, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.45 *
+    Math.min(a.height, b.height)).map(([other]) => svg.getAttribute('aria-label') + ': ' + text + ' / ' + other));
+})"""
+"""Texts of a picture that lie on each other."""
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +66,18 @@ def reports(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_
         for method, margin in (("supervised", 0.5), ("actnetformer", 2.0))
         for seed in (0, 1)
     ]
-    return {"single": write_report([write_run(parent / "single", manifest)]), "several": write_report(several)}
+    return {
+        "single": write_report([write_run(parent / "single", manifest)]),
+        "several": write_report(several),
+        **{study.name: write_report([study]) for study in (
+            write_weights(parent, manifest, write_run), write_rates(parent, manifest, write_run),
+            write_search(parent, manifest, write_run))},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["single", "several"])
+@pytest.mark.parametrize("name", PAGES)
 def test_the_page_fits_its_window_and_stays_at_home(
     browser: Any, reports: dict[str, Report], name: str, width: int, scheme: str
 ) -> None:
@@ -74,9 +93,10 @@ def test_the_page_fits_its_window_and_stays_at_home(
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.evaluate(CLIPPED) == []
     plots = page.evaluate(ESCAPES)
-    assert len(plots) == 12 + (2 if name == "several" else 1)
+    assert len(plots) == PLOTS[name]
+    assert page.evaluate(OVERLAPS) == []
     for plot in plots:
-        assert plot["inside"] and plot["width"] > 100 and plot["height"] > 100 and plot["cut"] == [], plot
+        assert plot["inside"] and plot["width"] > 100 and plot["height"] > 60 and plot["cut"] == [], plot
     broken = "[...document.images].filter(image => !image.complete || image.naturalWidth < 32).length"
     assert page.locator("img").count() >= 24 and page.evaluate(broken) == 0
     page.close()
@@ -91,12 +111,12 @@ def _luminance(color: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_lines_stand_out_from_the_paper(browser: Any, reports: dict[str, Report], scheme: str) -> None:
     page = browser.new_page(color_scheme=scheme)
-    page.goto(reports["several"].path.as_uri())
+    page.goto(reports["contrast_weight"].path.as_uri())
     paper = _luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (paper < 0.05) == (scheme == "dark")
     look = "(selector, key) => [...new Set([...document.querySelectorAll(selector)].map(e => getComputedStyle(e)[key]))]"
     texts = page.evaluate(f"([s, k]) => ({look})(s, k)", ["svg text", "fill"]) + page.evaluate(
-        f"([s, k]) => ({look})(s, k)", ["p, td, th, .right, .wrong", "color"]
+        f"([s, k]) => ({look})(s, k)", ["p, td, th, a, button, .right, .wrong", "color"]
     )
     assert len(texts) >= 5
     for color in texts:
@@ -105,14 +125,51 @@ def test_text_and_lines_stand_out_from_the_paper(browser: Any, reports: dict[str
     page.close()
 
 
-def test_the_page_is_one_small_file_without_scripts_links_or_stand_in_colors(reports: dict[str, Report]) -> None:
-    html = reports["several"].path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_one_small_file_with_one_known_script_and_links_to_run_folders_only(
+    reports: dict[str, Report], name: str
+) -> None:
+    html, folder = reports[name].path.read_text(encoding="utf-8"), reports[name].path.parent
     assert len(html.encode()) < MAX_BYTES
-    assert "<script" not in html
-    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html)
+    assert re.findall(r"<script.*?</script>", html, flags=re.DOTALL) == [f"<script>{SORTING}</script>"]
+    assert f"script-src '{script_hash(SORTING)}'" in html and "default-src 'none'" in html
+    links = set(re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', html))
+    assert links and all((folder / link / "config.yaml").is_file() for link in links)
     assert not re.findall(r"#0[0-3]0[0-3]0[0-3]\b|#0000[0-9a-f]{2}\b", html)
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
+
+
+def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[str, Report]) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(reports["contrast_weight"].path.as_uri())
+    table = page.locator("#results table.sortable").first
+    values = "table => [...table.tBodies[0].rows].map(row => row.cells[4].dataset.sort).map(Number)"
+    before = table.evaluate(values)
+    head = table.locator("thead th").nth(4)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending" and table.evaluate(values) == sorted(before) != before
+    page.keyboard.press("Enter")  # the button has the focus
+    assert head.get_attribute("aria-sort") == "descending" and table.evaluate(values) == sorted(before)[::-1]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") is None
+    assert table.locator("thead th").nth(5).get_attribute("aria-sort") == "ascending"
+    table.locator("thead th button").nth(6).click()
+    assert table.locator("tbody tr").last.locator("td").last.text_content() is not None
+    assert "baseline" in table.locator("tbody tr").last.text_content()  # its difference is unknown: last, both ways
+    table.locator("thead th button").nth(6).click()
+    assert "baseline" in table.locator("tbody tr").last.text_content()
+    page.close()
+
+
+def test_without_scripts_and_on_paper_everything_is_there(browser: Any, reports: dict[str, Report]) -> None:
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 800, "height": 900})
+    page = context.new_page()
+    page.goto(reports["contrast_weight"].path.as_uri())
+    assert page.locator("#results tbody tr").count() >= 4
+    assert len(page.pdf(format="A4")) > 50_000
+    context.close()
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path, make_run: Any) -> None:
@@ -124,8 +181,78 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path, make_run: Any) -> Non
 def test_the_page_states_the_gain_over_the_baseline(reports: dict[str, Report]) -> None:
     html = reports["several"].path.read_text(encoding="utf-8")
     assert "What does actnetformer gain over training on the labeled videos alone" in html
-    assert re.search(r'<p class="answer">\+\d+\.\d\s±\s\d+\.\d percentage points of top-1 \(2 seeds, ahead in 2 of 2\)', html)
-    assert "With 16 test videos, one video more or less is 6.2 points." in html
+    start = r'<p class="answer">\+\d+\.\d\s±\s\d+\.\d percentage points of top-1 \(2 seeds, ahead in 2 of 2\)(.*?)</p>'
+    found = re.search(start, html)
+    assert found and "95\xa0%" in found[1] and "Not distinguishable at n\xa0=\xa02, p\xa0= 0." in found[1]
+    assert "With 16 test videos, one video more or less is 6.25 points." in html
+
+
+def test_an_ablation_answers_its_question_and_says_what_is_missing(reports: dict[str, Report]) -> None:
+    html = reports["contrast_weight"].path.read_text(encoding="utf-8").replace("\xa0", " ")
+    assert '<p class="question">How much contrast helps?</p>' in html
+    answer = re.findall(r'<p class="answer">(.*?)</p>', html)[0]
+    assert answer.startswith("Better than contrast_weight=2: contrast_weight=1 by +")
+    assert "The other 2 settings are not distinguishable from it at n = 2 to 3." in answer
+    assert "1 of 12 trials: 1 not begun. python -m jobs.ablate contrast_weight --config c.yaml --seeds 3 continues it." in html
+    assert "zero mask" in html and "from 120" in html and "keeps no &lt;label&gt;" in html
+    assert "Top-1 over method.contrast_weight" in html and "<b>" not in answer
+    assert re.search(r"hours of training on [\d,]+ clips", html)
+
+
+def test_a_map_of_two_knobs_and_no_claim_from_one_seed(reports: dict[str, Report]) -> None:
+    html = reports["frame_rate"].path.read_text(encoding="utf-8").replace("\xa0", " ")
+    assert "Top-1 over primary.clip.fps and auxiliary.clip.fps" in html
+    answer = re.findall(r'<p class="answer">(.*?)</p>', html)[0]
+    assert answer.startswith("One seed of each of the 5 settings: none can be told from primary.clip.fps=8 auxiliary.clip")
+
+
+def test_a_search_shows_its_trials_and_doubts_its_best(reports: dict[str, Report]) -> None:
+    html = reports["rates"].path.read_text(encoding="utf-8").replace("\xa0", " ")
+    answer = re.findall(r'<p class="answer">(.*?)</p>', html)[0]
+    assert answer.startswith("Best of 30 trials (18 complete, 1 failed, 10 pruned, 1 running): number ")
+    assert "train it again with other seeds before it is believed" in answer
+    assert "Trial 13 failed: worker 0: the loss is not finite" in html
+    for title in ("Trials, from knobs to value", "Value by trial", "Importance of each knob alone", "Two objectives"):
+        assert f"<figcaption>{title}</figcaption>" in html
+    assert html.count("<td data-sort=\"pruned\">") == 10
+
+
+def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_run: Any, tmp_path: Path) -> None:
+    given = [reports[name].path.parent for name in ("contrast_weight", "rates")] + [make_run(method="supervised")]
+    report = write_report(given, tmp_path / "all.html")
+    html = report.path.read_text(encoding="utf-8")
+    assert "Search: rates" in html and "contrast_weight=1" in html and len(html.encode()) < MAX_BYTES
+    assert "<th scope=row" in html and "over supervised" in html
+
+
+def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    line = {"run": "one", "cell": "one", "seed": 0, "values": {"train.steps": 5}}
+    report = write_report([write_study(tmp_path / "ablation", [line], question="Which?")])
+    assert "1 of 1 trials: 1 not begun." in (html := report.path.read_text(encoding="utf-8")) and "Which?" in html
+    report = write_report([write_trials(tmp_path / "search", [], planned=3, question="Which?")])
+    assert "3 of 3 trials: 3 not begun." in (html := report.path.read_text(encoding="utf-8")) and "Which?" in html
+
+
+def test_cells_that_have_names_keep_them(make_run: Any, manifest: Manifest) -> None:
+    folders = [make_run(overrides=(f"views.strong.ops={ops}", f"run.name=ops{ops}")) for ops in (0, 2)]
+    cells = zip(folders, ("none", "all"), strict=True)
+    lines = [{"run": folder.name, "cell": cell, "seed": 0, "values": {}} for folder, cell in cells]
+    report = write_report([write_study(folders[0].parent, lines, is_grid=False)])
+    html = report.path.read_text(encoding="utf-8")
+    assert '<th scope=row data-sort="none">none</th>' in html and "none" in report.table
+
+
+def test_a_population_has_a_page(tmp_path: Path) -> None:
+    html = write_report([write_population(tmp_path)]).path.read_text(encoding="utf-8")
+    assert "<figcaption>lr</figcaption>" in html and "each line is a member of the population" in html
+
+
+def test_only_the_wanted_files_are_written(make_run: Any) -> None:
+    folder = make_run()
+    report = write_report([folder], wanted=("md",))
+    assert report.files == (folder / "report.md",) and not (folder / "report.html").exists()
+    with pytest.raises(UserError, match=r"end it in \.html"):
+        write_report([folder], folder / "table.csv")
 
 
 def test_what_users_wrote_is_escaped(reports: dict[str, Report]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.manifest.schema import Manifest
-from pipeline.studies.runs import Predictions, read_runs
+from pipeline.studies.runs import Predictions, read_run
 from pipeline.studies.samples import NUM_FRAMES, SIDE, choose, decode_thumbnails, samples
 
 
@@ -62,7 +62,7 @@ def test_no_video_is_an_error_of_its_kind(tmp_path: Path) -> None:
 
 
 def test_samples_carry_both_students_and_real_frames(make_run: Any) -> None:
-    (run,) = read_runs([make_run()])
+    run = read_run(make_run())
     found = samples(run)
     assert len(found) == 8 and {verdict.right for sample in found for verdict in sample.verdicts} == {True, False}
     for sample in found:

@@ -54,14 +54,14 @@ def test_a_killed_run_keeps_the_scores_of_an_uninterrupted_one(
 ) -> None:
     assert command(tiny, tmp_path, "run.name=whole") == 0
     prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", *WORDS]))
-    save = loop.checkpoint.save
+    save = loop.Writer.save
 
-    def killed(state: loop.checkpoint.TrainState, folder: Path) -> Path:
+    def killed(self: loop.Writer, state: loop.checkpoint.TrainState) -> None:
         if state.step == 8:  # the file of steps 5 to 8 lies there already, the checkpoint does not
             raise KeyboardInterrupt
-        return save(state, folder)
+        save(self, state)
 
-    monkeypatch.setattr(loop.checkpoint, "save", killed)
+    monkeypatch.setattr(loop.Writer, "save", killed)
     prepared.open()
     with pytest.raises(KeyboardInterrupt):
         fit_here(prepared)

@@ -1,0 +1,44 @@
+"""``python -m jobs.predict RUN_FOLDER FILE ...``: what a run's newest checkpoint says of any video files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command import DONE, run
+from jobs.evaluate import open_evaluation
+from pipeline.errors import UserError
+from pipeline.evaluation.files import predict_files, write_file_predictions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print each file's most probable classes; ``--out`` writes all scores as Parquet."""
+    arguments = argparse.ArgumentParser(prog="python -m jobs.predict", description=__doc__)
+    arguments.add_argument("run_folder", type=Path)
+    arguments.add_argument("files", nargs="+", metavar="FILE", help="video files, and key=value of evaluation.*, scale.*")
+    arguments.add_argument("--out", type=Path, metavar="FILE", help="Parquet file for all scores")
+    arguments.add_argument("--top", type=int, default=3, metavar="N", help="classes to print for each (default: %(default)s)")
+    options = arguments.parse_args(argv)
+    overrides = [word for word in options.files if word.startswith(("evaluation.", "scale.")) and "=" in word]
+    files = [word for word in options.files if word not in overrides]
+    if not files:
+        raise UserError("name at least one video file")
+    if options.out is not None and not options.out.resolve().parent.is_dir():
+        raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
+    source, config, checkpoint, resources = open_evaluation(options.run_folder, overrides)
+    predictions = predict_files(source, config, checkpoint / "model.safetensors", files, resources)
+    classes = source.manifest.classes
+    for one in predictions:
+        if one.scores:
+            best = one.scores["mean"].argsort()[::-1][: max(1, options.top)]
+            print(f"{one.file}  " + "  ".join(f"{classes[place]} {one.scores['mean'][place]:.1%}" for place in best))
+        else:
+            print(f"{one.file}  not predicted: {one.reason}")
+    if options.out is not None:
+        write_file_predictions(predictions, classes, options.out)
+    return DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,155 @@
+"""What decoding a video once for all views saves, and what each way to make decoding cheaper gives. One process, no Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.bench.figures import ratio
+from pipeline.clips.decode import Video, decode_clips, scaled_size
+from pipeline.clips.guard import Guard
+from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.clips.source import Source, open_source
+from pipeline.config import ClipSection, Config
+from pipeline.errors import UserError
+from pipeline.manifest.agreement import decord
+from pipeline.manifest.frames import FrameIndex, index_packets, open_container, video_stream
+from pipeline.manifest.isolation import Limits
+from pipeline.manifest.window import read_frames, upright
+
+VIDEOS = 24
+"""In one repeat."""
+Clips = tuple[ClipSection, ClipSection]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unlabeled video of the plan."""
+
+    video: Video
+    moment: float
+    window: float
+
+
+def bench_decode(config: Config, repeats: int) -> dict[str, Any]:
+    """Wall time for the same videos, moments and windows, in turns; ratios are over repeats, with milliseconds per video.
+
+    ``decode_once_ratio``: an open for each view of an unlabeled video (weak and strong of each student) over one for all.
+    """
+    source, _ = open_source(config)
+    jobs = _jobs(source)
+    guard = Guard(Limits())
+    work = _work(source.clips, source.size, guard)
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):  # the first warms up
+        for name, do in work.items():
+            begun = time.perf_counter()
+            for job in jobs:
+                do(job)
+            if repeat:
+                times[name].append(time.perf_counter() - begun)
+    compared = {
+        "one open per student over one open": ("decode_students_ratio", "an open per student", "once"),
+        "isolated in a child process over in place": ("isolation_ratio", "once, isolated", "once"),
+        "at native size over at data.decode_size": ("native_size_ratio", "once, native size", "once"),
+        "frame by frame over one sorted pass": ("frame_by_frame_ratio", "once, frame by frame", "once"),
+        "all before the clip over seeking": ("linear_ratio", "exact, from the first frame", "exact, seeking"),
+        "with its index made over with a kept one": ("index_ratio", "exact, seeking", "exact, seeking, index kept"),
+    }
+    return {
+        **ratio("decode_once_ratio", times["an open per view"], times["once"]),
+        "measures": {what: ratio(name, times[one], times[two]) for what, (name, one, two) in compared.items()},
+        "milliseconds_per_video": {
+            name: round(1000 * float(np.median(values)) / len(jobs), 2) for name, values in times.items()
+        },
+        "videos": len(jobs),
+        "decode_size": source.size,
+        "clips": " and ".join(f"{clip.frames} frames at {clip.fps:g}/s" for clip in source.clips),
+    }
+
+
+def _jobs(source: Source) -> list[Job]:
+    """Unlabeled videos of the first rows of the plan that decord decodes: all ways of decoding are open to them."""
+    pool = source.plan
+    if pool.unlabeled_per_labeled == 0:
+        raise UserError("bench decode measures unlabeled videos: leave method.name=supervised and mu = 0 away")
+    jobs: list[Job] = []
+    for row in range(VIDEOS):
+        for slot in range(1, pool.slots):
+            video = source.video(int(pool.videos([row])[0, slot]))
+            moment = pool.moments([row])[0, slot]
+            if video.decoder == "decord" and len(jobs) < VIDEOS:
+                jobs.append(Job(video, float(moment[0]), float(moment[1])))
+    if not jobs:
+        raise UserError(f"{source.manifest.path} has no unlabeled training video that decord decodes")
+    return jobs
+
+
+def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], Any]]:
+    out = [np.zeros((clip.frames, size, size, 3), np.uint8) for clip in clips]
+    indices: dict[Video, FrameIndex] = {}
+
+    def once(job: Job, which: Sequence[ClipSection] = clips, side: int = size) -> Any:
+        return decode_clips(job.video, job.moment, job.window, which, side)
+
+    def views(job: Job) -> None:
+        for clip in clips:
+            once(job, [clip])  # weak
+            once(job, [clip])  # strong
+
+    def native(job: Job) -> None:
+        once(job, side=min(job.video.width, job.video.height))
+
+    def exact(job: Job, seek: bool, kept: bool) -> None:
+        if not kept or job.video not in indices:
+            indices[job.video] = _index(job.video)
+        _read_exact(job, clips, size, indices[job.video], seek)
+
+    return {
+        "once": once,
+        "an open per view": views,
+        "an open per student": lambda job: [once(job, [clip]) for clip in clips],
+        "once, isolated": lambda job: guard.decode(job.video, job.moment, job.window, clips, size, out),
+        "once, native size": native,
+        "once, frame by frame": partial(_frame_by_frame, clips=clips, size=size),
+        "open alone": lambda job: decord.VideoReader(storage.for_decoder(job.video.location), num_threads=1),
+        "exact, seeking": partial(exact, seek=True, kept=False),
+        "exact, seeking, index kept": partial(exact, seek=True, kept=True),
+        "exact, from the first frame": partial(exact, seek=False, kept=False),
+    }
+
+
+def _wanted(job: Job, clips: Clips) -> list[int]:
+    starts = constant_rate(job.video.frames, job.video.fps)
+    times = clip_times(job.moment, job.video.start, job.video.end, clips)
+    return [int(place) for place in np.unique(np.concatenate([frame_indices(t, starts) for t in times]))]
+
+
+def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
+    """Each clip's frames in its order, each asked for by itself."""
+    width, height = scaled_size(job.video.width, job.video.height, size)
+    reader = decord.VideoReader(storage.for_decoder(job.video.location), width=width, height=height, num_threads=1)
+    for clip in clips:
+        for place in _wanted(job, (clip, clip)):
+            reader[place].asnumpy()
+
+
+def _index(video: Video) -> FrameIndex:
+    with open_container(storage.for_decoder(video.location)) as container:
+        index = index_packets(container, video_stream(container))
+    return index or FrameIndex(constant_rate(video.frames, video.fps), ())
+
+
+def _read_exact(job: Job, clips: Clips, size: int, index: FrameIndex, seek: bool) -> None:
+    """By the window reader; without ``seek`` by one whose only start is the first packet."""
+    width, height = scaled_size(job.video.width, job.video.height, size)
+    if not seek and index.pts:
+        index = replace(index, starts=index.starts[:1])
+    location = storage.for_decoder(job.video.location)
+    read_frames(location, index, _wanted(job, clips), lambda frame: upright(frame, width, height))

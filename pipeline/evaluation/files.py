@@ -1,0 +1,104 @@
+"""Predictions for files that no manifest lists: they are probed as ``prepare`` does, and go the way of test videos."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.clips.seeds import Floats, Ints
+from pipeline.clips.source import Source
+from pipeline.config import Config
+from pipeline.errors import UserError, first_few
+from pipeline.evaluation.predict import predict
+from pipeline.evaluation.protocol import average_views
+from pipeline.manifest.build import build_table
+from pipeline.manifest.probe import probe_files
+from pipeline.manifest.schema import Manifest, Split, fingerprint, sorted_by_id
+from pipeline.manifest.sources import Listing
+from pipeline.methods import STUDENTS
+from pipeline.resources import Resources
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """What the students say of one file."""
+
+    file: str
+    reason: str
+    """"" or why there are no scores."""
+    scores: dict[str, Floats]
+    """``primary``, ``auxiliary`` and their ``mean``: [K] softmax scores, averaged over views."""
+
+
+def list_files(files: Sequence[str], classes: Sequence[str]) -> Manifest:
+    """A manifest in memory of these files as test videos without labels. Raises UserError for a file named twice."""
+    uris = tuple(_uri(file) for file in files)
+    if twice := sorted({uri for uri in uris if uris.count(uri) > 1}):
+        raise UserError("files are named twice:", first_few(twice))
+    nothing = (None,) * len(uris)
+    splits: tuple[Split, ...] = tuple("test" for _ in uris)
+    listing = Listing(os.getcwd(), "files", uris, nothing, nothing, splits, class_list=tuple(classes))
+    table = sorted_by_id(build_table(listing, probe_files(list(uris))))
+    return Manifest(table, tuple(classes), listing.root, listing.source, fingerprint(table, classes), "the files")
+
+
+def predict_files(
+    source: Source, config: Config, weights: Path, files: Sequence[str], resources: Resources | None
+) -> list[FilePrediction]:
+    """Scores of every file, by the run's test protocol, in the order given. Raises UserError if none can be used.
+
+    ``source`` is the run's; of it the students' clips, the decode size and the limits are taken, and the class names.
+    """
+    manifest = list_files(files, source.manifest.classes)
+    reasons = {str(uri): str(reason) for uri, reason in zip(*_columns(manifest, "uri", "reason"), strict=True)}
+    rows = manifest.rows("test")
+    scores: dict[int, dict[str, Floats]] = {}
+    if len(rows):
+        here = replace(source, manifest=manifest)
+        columns = predict(here, config, weights, rows, resources)
+        usable = columns["reason"] == ""
+        for row, reason in zip(columns["video"].tolist(), columns["reason"].tolist(), strict=True):
+            reasons[manifest.location(row)] = reason
+        scores = _scores(columns["video"], {name: columns[name] for name in STUDENTS}, usable)
+    if not scores:
+        raise UserError(f"none of the {len(files)} files can be used:", first_few([f"{k}: {v}" for k, v in reasons.items()]))
+    by_uri = {manifest.location(row): values for row, values in scores.items()}
+    uris = [_uri(file) for file in files]
+    said = [("" if uri in by_uri else reasons[uri], by_uri.get(uri, {})) for uri in uris]
+    return [FilePrediction(file, *one) for file, one in zip(files, said, strict=True)]
+
+
+def _uri(file: str) -> str:
+    return file if "://" in file else str(Path(file).resolve())
+
+
+def _columns(manifest: Manifest, *names: str) -> list[list[object]]:
+    return [manifest.table[name].to_pylist() for name in names]
+
+
+def _scores(
+    videos: Ints, views: dict[str, Floats], usable: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> dict[int, dict[str, Floats]]:
+    averaged = {name: average_views(videos, scores_NK, usable) for name, scores_NK in views.items()}
+    kept = averaged["primary"][0]
+    values = {name: scores_VK for name, (_, scores_VK) in averaged.items()}
+    values["mean"] = (values["primary"] + values["auxiliary"]) / 2
+    return {int(row): {name: scores_VK[place] for name, scores_VK in values.items()} for place, row in enumerate(kept)}
+
+
+def write_file_predictions(predictions: Sequence[FilePrediction], classes: Sequence[str], path: Path) -> None:
+    """Parquet: ``file``, ``reason``, ``class`` by the mean of both students, and each one's scores; null where none are."""
+    rows = []
+    for one in predictions:
+        best = classes[int(one.scores["mean"].argmax())] if one.scores else None
+        scores = {name: one.scores[name].tolist() if one.scores else None for name in (*STUDENTS, "mean")}
+        rows.append({"file": one.file, "reason": one.reason, "class": best, **scores})
+    kinds = {"file": pa.string(), "reason": pa.string(), "class": pa.string()}
+    kinds |= {name: pa.list_(pa.float32()) for name in (*STUDENTS, "mean")}
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items()))), path)

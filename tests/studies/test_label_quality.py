@@ -1,0 +1,191 @@
+"""Counts of pseudo-labels by hand, against training's own monitors, and the command on real runs, finished and under way."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import label_quality, train
+from jobs.command import run
+from pipeline.clips.batch import Batch
+from pipeline.config import Config
+from pipeline.methods import build_method
+from pipeline.methods.inputs import Setup, Views
+from pipeline.methods.labels import PseudoLabels
+from pipeline.run_folder import read_metrics, score_parts
+from pipeline.studies import label_tables
+from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
+from pipeline.studies.report import write_report
+from pipeline.training.scores import ScoreLog
+from tests.methods.traces import small_config
+
+LABELERS = ("primary", "auxiliary", "mean")
+
+
+def said_of(rows: list[tuple[int, int, int, int, float, int, float]], num_classes: int = 3) -> Said:
+    """Rows of step, video, true class, and class and confidence of primary and auxiliary; the mean is as the primary."""
+    step, video, label, first, sure, second, surer = (np.array(column) for column in zip(*rows, strict=True))
+    classes = {"primary": first, "auxiliary": second, "mean": first}
+    confidence = {"primary": sure, "auxiliary": surer, "mean": sure}
+    return Said(step, video, label, classes, {name: c.astype(np.float32) for name, c in confidence.items()}, num_classes)
+
+
+BY_HAND = [
+    (1, 10, 0, 0, 0.90, 0, 0.95),  # both right
+    (1, 11, 1, 0, 0.60, 1, 0.80),  # the auxiliary knows better
+    (2, 12, 2, 2, 0.80, 1, 0.85),  # the primary knows better
+    (2, 13, -1, 1, 0.99, 1, 0.55),  # nobody knows
+]
+
+
+def test_counts_by_hand() -> None:
+    said = said_of(BY_HAND)
+    cross = tally(said, "primary", "cross", [0.5, 0.8, 0.9])
+    assert cross.videos.tolist() == [1, 1, 1, 1]
+    assert cross.kept.sum(axis=0).tolist() == [4, 3, 1]  # 0.80 reaches 0.8
+    assert cross.coverage() == pytest.approx([1, 0.75, 0.25])
+    assert cross.accuracy() == pytest.approx([2 / 3, 2 / 3, 1])  # the clip of unknown class counts for coverage only
+    assert cross.news() == pytest.approx([2 / 3, 2 / 3, 0])
+    assert cross.news_accuracy() == pytest.approx([0.5, 0.5, np.nan], nan_ok=True)
+    assert cross.right[:, 1].tolist() == [1, 1, 0, 0]
+    own = tally(said, "primary", "self", [0.5, 0.8])
+    assert own.accuracy() == pytest.approx([2 / 3, 1]) and own.news().tolist() == [0, 0]
+
+
+def test_a_comparison_by_hand() -> None:
+    one = compare(said_of(BY_HAND), "primary", 0.8)
+    assert (one.accuracy["cross"], one.accuracy["self"]) == (pytest.approx(2 / 3), 1.0)
+    assert one.self_at_equal_coverage == pytest.approx(2 / 3)  # its three surest of known class, as many as cross keeps
+    assert (one.news, one.news_accuracy) == (pytest.approx(2 / 3), 0.5)
+    text = label_tables.answer(one)
+    assert text.startswith("At 0.8 the auxiliary labels 75.0 % of the clips, 66.7 % of them right; the primary’s own labels")
+
+
+@given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 5))
+def test_counts_agree_with_counting_one_by_one(seed: int, clips: int, num_classes: int) -> None:
+    generator = np.random.default_rng(seed)
+    ints = {key: generator.integers(-(key == "label"), num_classes, clips) for key in ("label", *LABELERS)}
+    sure = {name: generator.choice([0.5, 0.57, 0.9, 0.99, 0.3], clips).astype(np.float32) for name in LABELERS}
+    said = Said(np.arange(clips), np.arange(clips), ints["label"], {name: ints[name] for name in LABELERS}, sure, num_classes)
+    thresholds = [0.3, 0.5, 0.57, 0.99]
+    for learner in STUDENTS:
+        for source in SOURCES:
+            found, who = tally(said, learner, source, thresholds), labeler(learner, source)
+            for place, threshold in enumerate(thresholds):
+                for row in range(num_classes + 1):
+                    true = row if row < num_classes else -1
+                    kept = [i for i in range(clips) if ints["label"][i] == true and sure[who][i] >= np.float32(threshold)]
+                    news = [i for i in kept if ints[who][i] != ints[learner][i]]
+                    right = sum(ints[who][i] == true for i in kept), sum(ints[who][i] == true for i in news)
+                    assert (found.kept[row, place], found.differing[row, place]) == (len(kept), len(news))
+                    assert (found.right[row, place], found.differing_right[row, place]) == (right if true >= 0 else (0, 0))
+
+
+def test_windows_part_the_time_and_lose_nothing() -> None:
+    said = said_of([(step, 0, 0, 0, 0.9, 0, 0.9) for step in range(3, 38)])
+    parts = windows(said)
+    assert len(parts) == 10 and (parts[0][0], parts[-1][1]) == (3, 37)
+    assert sum(len(part.steps) for *_, part in parts) == 35
+    assert len(windows(said.part(said.steps < 5))) == 2
+
+
+def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:
+    """Against ``methods.labels`` itself, through a file as training writes it."""
+    config: Config = small_config(method={"labels": {"source": "mean"}, "confidence_threshold": 0.4})
+    students = build_method(config, 4).students
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: (3 * torch.randn(50, 4, generator=generator)).softmax(dim=1) for name in STUDENTS}
+    hidden = torch.randint(-1, 4, (50,), generator=generator)
+    views = Views({}, torch.zeros(1, dtype=torch.int64), {}, {}, hidden, torch.arange(50))
+    wanted = PseudoLabels(students, Setup(config, 4), source="mean")(scores, views)["primary"]
+
+    write_scores(tmp_path, hidden, scores)
+    said, problems = read_said(tmp_path)
+    assert said is not None and problems == []
+    assert said.classes["mean"].tolist() == wanted.classes.tolist()
+    assert (said.confidence["mean"] >= np.float32(0.4)).tolist() == wanted.weights.bool().tolist()
+
+
+def write_scores(folder: Path, hidden: torch.Tensor, scores: dict[str, torch.Tensor]) -> None:
+    clips, both = torch.zeros(1), torch.stack([torch.zeros_like(hidden), hidden], dim=1)
+    batch = Batch(torch.arange(len(hidden)), torch.arange(len(hidden))[:, None].repeat(1, 2), both, clips, clips)
+    log = ScoreLog(1, folder, rank=0, step=0)
+    rest = log.take(1, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
+    assert list(rest) == ["loss"]
+    log.write(1)
+
+
+# ----------------------------------------------------------------------------------------------------------- real runs
+
+WORDS = ["train.save_scores_every=1", "train.log_every=1", "method.confidence_threshold=0.27", "train.steps=8"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("finished")
+    assert run(train.main, ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={parent}", *WORDS]) == 0
+    return parent / "tiny"
+
+
+def test_the_command_writes_a_table_a_csv_and_a_page(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(label_quality.main, [str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "32 weak views of" in out and "in 8 saved steps (1 to 8)" in out and "cross (auxiliary)" in out
+    rows = list(csv.DictReader((finished / "label_quality.csv").read_text(encoding="utf-8").splitlines()))
+    at_own = {
+        (row["learner"], row["source"]): row for row in rows
+        if row["threshold"] == "0.27" and row["class"] == "all" and (row["first_step"], row["last_step"]) == ("1", "8")
+    }  # fmt: skip
+    lines = read_metrics(finished)
+    for learner, who in (("auxiliary", "primary"), ("primary", "auxiliary")):
+        cross = at_own[learner, "cross"]
+        mask_rate = np.mean([line[f"mask_rate/{who}_to_{learner}"] for line in lines])
+        assert float(cross["coverage"]) == pytest.approx(mask_rate, abs=1e-5)
+        assert cross["kept"] == at_own[who, "self"]["kept"] and cross["right"] == at_own[who, "self"]["right"]
+    whole = [row for row in rows if row["class"] == "all" and (row["first_step"], row["last_step"]) == ("1", "8")]
+    assert len({row["threshold"] for row in whole}) == 51 and len(whole) == 6 * 51
+    by_class = [row for row in rows if row["class"] not in ("all",) and row["learner"] == "primary" and row["source"] == "mean"]
+    assert sum(int(row["videos"]) for row in by_class if row["threshold"] == "0.5") == 32
+    page = (finished / "label_quality.html").read_text(encoding="utf-8")
+    assert "Primary as the learner" in page and 'href="http' not in page
+    assert 6 <= page.count("<svg") <= 10  # accuracies of fewer than 10 labels are not drawn
+
+
+def test_the_report_has_the_section(finished: Path) -> None:
+    html = write_report([finished]).path.read_text(encoding="utf-8")
+    assert "Quality of pseudo-labels" in html and re.search(r"At 0\.27 the auxiliary labels [\d.]+ % of the clips", html)
+
+
+def test_a_damaged_file_and_a_run_under_way_still_give_what_there_is(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(finished, half)
+    first, second = score_parts(half)
+    second.write_bytes(second.read_bytes()[:200])
+    (half / "evaluation.json").unlink()
+    assert run(label_quality.main, [str(half)]) == 0
+    out = capsys.readouterr().out
+    assert "in 4 saved steps (1 to 4)" in out and f"scores/{second.name} cannot be read" in out
+    assert pq.read_table(first).num_rows == 16
+
+
+def test_runs_without_scores_say_why(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words, why in (
+        ("nothing", ["train.save_scores_every=0"], "train.save_scores_every is 0; train it again under another run.name"),
+        ("labels", ["method.name=supervised"], "its method sees no unlabeled video"),
+        ("early", ["method.supervised_steps=50"], "it stands at step 2, and unlabeled videos count from step 51 on"),
+    ):
+        here = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", f"run.name={name}"]
+        assert run(train.main, [*here, "train.steps=2", "train.warmup_steps=1", *words]) == 0
+        assert run(label_quality.main, [str(tmp_path / name)]) == 2
+        assert why in capsys.readouterr().err
+        assert not (tmp_path / name / "label_quality.csv").exists()

@@ -1,0 +1,146 @@
+"""Trials in parallel processes by Tune, their resources, and what becomes of a study whose driver is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import ablate
+from jobs.command import run
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.run_folder import read_metrics
+from pipeline.studies import trials
+from pipeline.studies.claim import Claim
+from pipeline.studies.study_folder import read_trials
+from pipeline.training.checkpoint import FILES
+
+GRID = "question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 1, 2]}\n"
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    path = tmp_path / "three.yaml"
+    path.write_text(GRID, encoding="utf-8")
+    return path
+
+
+def words(tiny: Path, tmp_path: Path, study: Path, *more: str) -> list[str]:
+    return [str(study), "--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *more]
+
+
+def weights(folder: Path, step: int) -> list[bytes]:
+    return [(folder / f"checkpoint_{step:06d}" / name).read_bytes() for name in FILES]
+
+
+def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from pipeline.studies.claim import Claim\n"
+    code += "claim = Claim(Path(sys.argv[1])); print(claim.take(), flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        claim = Claim(tmp_path / "lock")
+        assert not claim.take()
+        holder.kill()
+        assert claim.take(seconds=10)
+    other = Claim(tmp_path / "lock")
+    assert not other.take(seconds=0.3)
+    claim.release()
+    assert other.take()
+    other.release()
+
+
+def test_a_study_whose_driver_was_killed_runs_what_is_missing(
+    tiny: Path, tmp_path: Path, three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 in the middle of the second of three trials; the same command continues to the same bits."""
+    command = words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=40", "train.log_every=1")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    second = tmp_path / "three" / "contrast_weight-1_seed-0"
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen([sys.executable, "-m", "jobs.ablate", *command], env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and not any(line["step"] >= 6 for line in read_metrics(second)):
+            assert driver.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait(10)
+    assert not (second / "evaluation.json").exists()
+    first = tmp_path / "three" / "contrast_weight-0_seed-0" / "metrics.jsonl"
+    stamp = first.stat().st_mtime_ns
+    assert run(ablate.main, command) == 0
+    text = capsys.readouterr().out
+    assert "1 of 3 trials are done, 2 to run" in text
+    assert "continuing at step" in text
+    assert first.stat().st_mtime_ns == stamp
+
+    again = tmp_path / "again.yaml"
+    again.write_text("question: q\ngrid: {method.contrast_weight: [1]}\n", encoding="utf-8")
+    assert run(ablate.main, words(tiny, tmp_path, again, "--concurrent", "1", "train.steps=40")) == 0
+    assert weights(second, 40) == weights(tmp_path / "again" / "contrast_weight-1_seed-0", 40)
+
+
+def test_the_budget_ends_a_study_and_the_same_command_continues(
+    tiny: Path, tmp_path: Path, three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")
+    assert run(ablate.main, [*command, "--hours", "1e-7"]) == 0
+    assert "2 trials are left: the same command continues them" in capsys.readouterr().out
+    assert run(ablate.main, [*command, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "done         contrast_weight-0_seed-0" in text
+    assert "4 steps are left" in text
+    assert "the median of 1 run of this study" in text
+    assert run(ablate.main, command) == 0
+    assert "3 of 3 trials" in capsys.readouterr().out
+    listed = read_trials(tmp_path / "three")
+    assert [trial["params"]["method.contrast_weight"] for trial in listed] == [0, 1, 2]
+    assert {trial["state"] for trial in listed} == {"complete"}
+    about = json.loads((tmp_path / "three" / "study.json").read_text(encoding="utf-8"))
+    assert about["baseline"] == {"method.contrast_weight": 2}  # the configuration as it is
+    assert run(ablate.main, [*command, "--hours", "-1"]) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_small_trials_run_side_by_side(tiny: Path, tmp_path: Path, three: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Three whole runs in processes of Tune's, two at once on two CPUs, one of which fails."""
+    victim = tmp_path / "three" / "contrast_weight-1_seed-0"
+    victim.mkdir(parents=True)
+    blocked = Claim(tmp_path / "three" / ".contrast_weight-1_seed-0.lock")
+    assert blocked.take()
+    assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 1
+    text = capfd.readouterr().out
+    assert "0 of 3 trials are done, 3 to run, 2 at once" in text
+    assert "failed: contrast_weight-1_seed-0: " in text
+    assert "is being written by another process" in text
+    assert "2 of 3 trials" in text
+    blocked.release()
+    assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 0
+    assert "3 of 3 trials" in capfd.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_trials_may_reserve() -> None:
+    def config(*more: str) -> object:
+        return load_config(overrides=["scale.workers=0", "data.labeled_per_step=8", *more])
+
+    assert trials.share(config(), None) == 2
+    assert trials.share(config("scale.cpus_per_worker=0.5"), None) == 4
+    assert trials.share(config("scale.workers=1"), None) == 1
+    assert trials._resources(config(), 2) == {"CPU": 1.0}
+    assert trials._resources(config(), 4) == {"CPU": 0.5}
+    assert trials._resources(config("scale.workers=1"), 2) == {"CPU": 0.01}
+    with pytest.raises(UserError, match=r"--concurrent 3 with scale\.cpus_per_worker=1 needs 3 CPUs, the cluster has 2"):
+        trials.share(config("scale.cpus_per_worker=1"), 3)
+    with pytest.raises(UserError, match=r"needs a GPU, the cluster has none"):
+        trials._resources(config("scale.gpu=true"), 2)

@@ -1,0 +1,106 @@
+"""Folders of studies as they lie after a night: an ablation that is not done, a map of two rates, a search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.manifest.schema import Manifest
+
+SaveRun = Callable[..., Path]
+SIGNATURE = {
+    "name": "zero mask", "since_step": 120, "until_step": None, "message": "The primary keeps no <label> for 100 steps.",
+    "knobs": ["method.confidence_threshold", "method.labels.thresholds"],
+}  # fmt: skip
+
+
+def write_study(folder: Path, trials: list[dict[str, Any]], is_grid: bool = True, **about: Any) -> Path:
+    """study.json as jobs.ablate writes it: ``trials`` have run, cell, seed and values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"kind": "ablation", "name": folder.name, "is_grid": is_grid, **about, "trials": trials})
+    (folder / "study.json").write_text(text)
+    return folder
+
+
+def write_trials(folder: Path, trials: list[dict[str, Any]], planned: int = 30, **about: Any) -> Path:
+    """search.json and trials.json as jobs.search writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"kind": "search", "name": folder.name, "objectives": ["accuracy"], "metric": "mean", "trials": planned, **about}
+    (folder / "search.json").write_text(json.dumps(facts))
+    (folder / "trials.json").write_text(json.dumps(trials))
+    return folder
+
+
+def write_weights(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
+    """Contrast weight 0, 1, 2, 4 x 3 seeds; the last run is waiting, one raised a signature."""
+    folder, trials = parent / "contrast_weight", []
+    for number, (seed, weight) in enumerate((seed, weight) for seed in range(3) for weight in (0, 1, 2, 4)):
+        cell = f"contrast_weight-{weight}"
+        name = f"{cell}_seed-{seed}"
+        if number < 11:
+            words = (f"method.contrast_weight={weight}", f"run.name={name}")
+            save_run(folder, manifest, seed=seed, margin={1: 4.0, 2: -0.5}.get(weight, 0.2 * weight), overrides=words)
+        trials.append({"run": name, "cell": cell, "seed": seed, "values": {"method.contrast_weight": weight}})
+    (folder / "contrast_weight-4_seed-1" / "signatures.json").write_text(json.dumps([SIGNATURE]))
+    command = "python -m jobs.ablate contrast_weight --config c.yaml --seeds 3"
+    return write_study(folder, trials, question="How much contrast helps?", command=command)
+
+
+def write_rates(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
+    """Frame rates 4, 8, 16 x 16, 32, one seed, no study.json."""
+    folder = parent / "frame_rate"
+    for primary in (4, 8, 16):
+        for auxiliary in (16, 32):
+            words = (f"primary.clip.fps={primary}", f"auxiliary.clip.fps={auxiliary}", f"run.name=fps-{primary}-{auxiliary}")
+            save_run(folder, manifest, margin=1 + primary / 16, overrides=words)
+    return folder
+
+
+def search_trials(trials: int = 30) -> list[dict[str, Any]]:
+    """Trials whose value has its best at a learning rate of 0.06 and does not depend on the threshold; one failed, one runs."""
+    generator, lines = np.random.default_rng(0), []
+    for number in range(trials):
+        rate, threshold = 10 ** generator.uniform(-3, 0), generator.uniform(0.5, 0.95)
+        source = str(generator.choice(["other", "self", "mean"]))
+        value = 0.75 - 0.12 * (np.log10(rate) + 1.2) ** 2 + 0.02 * generator.normal()
+        state = {13: "fail", trials - 1: "running"}.get(number, "complete" if number % 3 else "pruned")
+        judged = state in ("complete", "pruned")
+        lines.append({
+            "number": number, "state": state, "seconds": 100.0 + number, "run": f"trial-{number:05d}",
+            "params": {"primary.optimizer.lr": rate, "method.confidence_threshold": threshold, "method.labels.source": source},
+            "values": [value, 400 - 5.0 * number] if judged else [], "lineage": None,
+            "error": "worker 0: the loss is not finite" if state == "fail" else None,
+        })  # fmt: skip
+    return lines
+
+
+def write_search(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
+    """``search_trials`` with run folders of the first twelve."""
+    folder, trials = parent / "rates", search_trials()
+    for trial in trials[:12]:
+        words = (*(f"{key}={value}" for key, value in trial["params"].items()), f"run.name={trial['run']}")
+        save_run(folder, manifest, margin=1.0, overrides=(*words, "evaluation.split=validation"))
+    space = {
+        "primary.optimizer.lr": {"low": 1e-3, "high": 1, "log": True}, "method.labels.source": ["other", "self", "mean"],
+        "method.confidence_threshold": {"low": 0.5, "high": 0.95},
+    }  # fmt: skip
+    return write_trials(folder, trials, question="Which rate is best?", objectives=["accuracy", "time"], space=space,
+                        command="python -m jobs.search --config c.yaml --space s.yaml")  # fmt: skip
+
+
+def write_population(folder: Path) -> Path:
+    """Two members of a population, the second of which copied the first at step 100."""
+    key = "primary.optimizer.lr"
+    first = [{"from": 0, "until": None, "run": "member-00", "params": {key: 0.1}}]
+    second = [{"from": 0, "until": 100, "run": "member-00", "params": {key: 0.1}},
+              {"from": 100, "until": None, "run": "member-01_from-000100", "params": {key: 0.12}}]  # fmt: skip
+    trials = [
+        {"number": number, "run": lineage[-1]["run"], "state": "complete", "params": lineage[-1]["params"],
+         "values": [0.7 + number / 10], "seconds": 5.0, "lineage": lineage} for number, lineage in enumerate((first, second))
+    ]  # fmt: skip
+    space = {key: {"low": 0.01, "high": 1, "log": True}}
+    return write_trials(folder, trials, planned=2, algorithm="pbt", steps=200, space=space)

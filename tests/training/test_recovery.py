@@ -1,0 +1,63 @@
+"""When to start again, and when that would be useless."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.training.recovery import Failure, Restarts, StepFailed, record, root_cause
+
+LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4711"
+DIED = "The actor died unexpectedly before finishing this task.\n\tpid: 17\nWorker exits with a connection error code 2."
+
+
+def raised(worker: int, step: int, error: Exception) -> Failure:
+    text = f"Traceback (most recent call last):\n ...\nStepFailed: {StepFailed.at(step, worker, 'host', error)}"
+    return Failure.of(worker, text)
+
+
+def test_what_ray_says_is_understood() -> None:
+    assert raised(1, 12, ValueError("bad: value\nmore")) == Failure(1, "ValueError: bad: value", 12)
+    died = Failure.of(0, DIED)
+    assert died.step is None and "connection error code 2" in died.cause
+    assert Failure.of(0, "").cause == "unknown"
+
+
+def test_the_root_cause_is_who_died_and_not_who_noticed() -> None:
+    lost = raised(0, 12, RuntimeError(LOST))
+    assert lost.collateral
+    assert root_cause([lost, Failure.of(1, DIED)]).worker == 1
+    assert root_cause([lost, raised(1, 12, ValueError("x"))]).worker == 1
+
+
+def test_a_step_that_fails_three_times_ends_the_run_with_its_cause() -> None:
+    restarts = Restarts(limit=100)
+    failures = [raised(1, 7, ValueError("shape")), raised(0, 7, RuntimeError(LOST))]
+    assert restarts.verdict(4, failures) is None
+    assert restarts.verdict(4, [Failure.of(0, DIED)]) is None
+    assert restarts.verdict(4, failures) is None
+    assert restarts.verdict(4, failures) == "step 7 failed 3 times, the last time in worker 1: ValueError: shape"
+
+
+def test_lost_connections_of_one_step_are_no_failing_step() -> None:
+    restarts = Restarts(limit=100)
+    assert [restarts.verdict(4, [raised(0, 7, RuntimeError(LOST))]) for _ in range(5)] == [None] * 5
+
+
+def test_failures_without_progress_are_limited_and_with_progress_are_not() -> None:
+    restarts = Restarts(limit=2)
+    died = [Failure.of(0, DIED)]
+    assert [restarts.verdict(step, died) for step in range(10, 60, 10)] == [None] * 5
+    assert restarts.verdict(50, died) is None
+    verdict = restarts.verdict(50, died)
+    assert verdict is not None
+    assert verdict.startswith("3 failures without a new checkpoint after step 50 (train.max_failures=2), the last in worker ")
+    assert Restarts(limit=0).verdict(0, died) is not None
+
+
+def test_failures_are_recorded(tmp_path: Path) -> None:
+    record(tmp_path / "failures.jsonl", 4, [raised(1, 7, ValueError("shape")), raised(0, 7, RuntimeError(LOST))], None)
+    record(tmp_path / "failures.jsonl", 4, [Failure.of(0, DIED)], "why")
+    one, two = map(json.loads, (tmp_path / "failures.jsonl").read_text().splitlines())
+    assert (one["checkpoint"], one["step"], one["worker"], one["cause"]) == (4, 7, 1, "ValueError: shape")
+    assert (one["workers"], one["stopped"], two["step"], two["stopped"]) == ([0, 1], None, None, "why")

@@ -1,0 +1,122 @@
+"""Hangs end in a message, signals in a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Stopped
+from pipeline.run_folder import read_metrics
+from pipeline.training.checkpoint import newest
+from pipeline.training.watch import FIRST_STEP_FACTOR, Progress, StopSign, Watchdog
+from tests.training.test_loop import comparable, weights
+
+
+def hang(phase: str, first: bool, seconds: float) -> list[str]:
+    """What a watchdog of 0.2 s says while nothing moves for ``seconds``."""
+    said: list[str] = []
+    progress = Progress()
+    with Watchdog(progress, 0.2, said.append):
+        for step in range(1 if first else 3):
+            for name in ("data", "step", "checkpoint"):
+                progress.at(step, name)
+                time.sleep(0.05)
+        progress.at(7, phase)
+        time.sleep(seconds)
+    return said
+
+
+@pytest.mark.parametrize(("phase", "words"), [("data", "its batch"), ("step", "another worker"), ("checkpoint", "its storage")])
+def test_a_hang_is_said_with_step_and_what_it_waits_for(phase: str, words: str) -> None:
+    (text,) = hang(phase, first=False, seconds=1.0)
+    assert "at step 7" in text and words in text and "train.step_timeout_seconds" in text
+
+
+def test_the_first_step_may_take_longer() -> None:
+    said: list[str] = []
+    with Watchdog(Progress(), 0.1, said.append):
+        time.sleep(0.5)
+        assert said == []
+        time.sleep(0.1 * FIRST_STEP_FACTOR + 0.5)
+    assert len(said) == 1
+
+
+def test_without_a_limit_nothing_watches() -> None:
+    threads = threading.active_count()
+    with Watchdog(Progress(), None):
+        assert threading.active_count() == threads
+
+
+def test_a_hung_process_ends_with_its_stacks() -> None:
+    code = (
+        "import time\nfrom pipeline.training.watch import Progress, Watchdog\n"
+        "def stuck(): time.sleep(60)\n"
+        "with Watchdog(Progress(), 0.1): stuck()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("failed: no progress for 1 s") and "in stuck" in ended.stderr
+
+
+def test_the_first_signal_asks_and_the_second_stops() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSign() as sign:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert sign.number == signal.SIGTERM
+        with pytest.raises(Stopped, match="stopped at once") as caught:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def elsewhere() -> None:
+        with StopSign():
+            assert signal.getsignal(signal.SIGTERM) is before
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+
+
+def start(tiny: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "jobs.train", "--config", str(tiny / "tiny.yaml"), f"run.storage_path={folder}", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_continues_to_the_same_bits(
+    tiny: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Between two lines of metrics and two checkpoints; the line that was cut is the same line in the end."""
+    words = ["train.steps=30", "train.log_every=7", "train.checkpoint_every=14"]
+    whole = start(tiny, tmp_path, "run.name=whole", *words)
+    cut = start(tiny, tmp_path, "run.name=cut", *words)
+    deadline = time.monotonic() + 100
+    while not read_metrics(tmp_path / "cut") and time.monotonic() < deadline:
+        time.sleep(0.005)
+    cut.send_signal(number)
+    asked = time.monotonic()
+    _, said = cut.communicate(timeout=60)
+    assert time.monotonic() - asked < 20
+    assert cut.returncode == code, said
+    found, _ = newest(tmp_path / "cut")
+    assert found is not None and 7 <= int(found.name[-6:]) < 30
+    assert f"{number.name}: stopped with a checkpoint at step {int(found.name[-6:])}; the same command continues" in said
+    again = start(tiny, tmp_path, "run.name=cut", *words)
+    for process in (again, whole):
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 0, said
+    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+    one, other = (weights(tmp_path / name / "checkpoint_000030") for name in ("cut", "whole"))
+    assert one == other
