@@ -10,6 +10,8 @@ from typing import Any
 from jobs.command import DONE, run
 from pipeline.bench.decode import bench_decode
 from pipeline.bench.loader import bench_loader
+from pipeline.bench.scale import bench_scale
+from pipeline.bench.simulate import Site, simulate
 from pipeline.bench.stream import bench_stream
 from pipeline.bench.views import bench_views
 from pipeline.config import Config, load_config
@@ -40,6 +42,15 @@ def _views(options: Options) -> Figures:
     return bench_views(_config(options), options.repeats or 3)
 
 
+def _scale(options: Options) -> Figures:
+    sizes = _sizes(options.rows or "10000,100000,1000000,10000000")
+    return bench_scale(_config(options), sizes, options.steps or 32, options.repeats or 1)
+
+
+def _simulate(options: Options) -> Figures:
+    return simulate(Site.parse(options.overrides), options.steps or 1000)
+
+
 def _manifest(options: Options) -> Figures:
     return {"sizes": measure_sizes(_sizes(options.rows or "10000,100000,1000000"))}
 
@@ -53,6 +64,10 @@ BENCHMARKS: dict[str, tuple[Callable[[Options], Figures], frozenset[str], str]] 
         _loader, frozenset({"config", "steps", "repeats"}), "the stream and views over a DataLoader that opens per view"
     ),
     "views": (_views, frozenset({"config", "repeats"}), "each kind of view on random clips over resizing them"),
+    "scale": (
+        _scale, frozenset({"config", "rows", "steps", "repeats"}), "a run's start, time per clip and driver's memory by --rows"
+    ),
+    "simulate": (_simulate, frozenset({"steps"}), "a run on paper: name=value of pipeline.bench.simulate.Site"),
     "manifest": (_manifest, frozenset({"rows"}), "time and memory of a manifest by --rows"),
 }  # fmt: skip
 """Function, the options that it takes, and what it measures."""
@@ -64,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument("what", choices=BENCHMARKS, help=what)
     arguments.add_argument("--config", metavar="FILE")
-    arguments.add_argument("--steps", type=_positive, help="steps' worth of videos in one repeat (default: 48, loader: 16)")
+    arguments.add_argument("--steps", type=_positive, help="in one repeat (default: 48, loader: 16, scale: 32, simulate: 1000)")
     arguments.add_argument("--repeats", type=_positive, help="default: 3")
-    arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000)")
+    arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000; scale: 10000000 too)")
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_intermixed_args(argv)

@@ -69,8 +69,8 @@ class DataSection(Section):
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
     blocks_ahead: int = Field(4, ge=1)
-    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, the
-    tasks that run, and two blocks in each worker's hands are all of the stream's memory. A few ride out a slow video."""
+    """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, two for
+    each decode task and up to four on each worker's side are all of the stream's memory. A few ride out a slow video."""
     max_quarantined_share: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
     isolate_decoder: bool = True

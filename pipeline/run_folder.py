@@ -108,7 +108,7 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
     if old.get("labels") != prints.labels:
         differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {prints.labels}")
     if old.get("config") != prints.config:
-        before, now = _flat(old_config.result_knobs()), _flat(config.result_knobs())
+        before, now = flat(old_config.result_knobs()), flat(config.result_knobs())
         differing += [
             f"{key}: the run has {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted({*before, *now})
@@ -119,11 +119,12 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
         raise UserError(what, differing)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with one dotted key for each value."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:

@@ -56,16 +56,27 @@ def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
             for key, left in list(store.failures.items()):
                 if key in self.path and left > 0:
                     store.failures[key] -= 1
+                    self._body()
                     return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>reduce your rate</Message></Error>")
             connection = http.client.HTTPConnection(*store.backend)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            connection.request(self.command, self.path, body, dict(self.headers))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
+            connection.request(self.command, self.path, self._body(), headers)
             answer = connection.getresponse()
             self._answer(answer.status, dict(answer.getheaders()), answer.read())
             connection.close()
             return None
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
 
         def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
             self.send_response(status)

@@ -22,7 +22,7 @@ class Plan:
     """Everything that rows depend on."""
 
     labeled: Ints
-    """Manifest rows of labeled training videos."""
+    """Manifest rows of labeled training videos. Without any, slot 0 of every row is -1: no video."""
     unlabeled: Ints
     """Manifest rows of unlabeled training videos; may be empty if ``unlabeled_per_labeled`` is 0."""
     unlabeled_per_labeled: int
@@ -32,7 +32,7 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        if len(self.labeled) == 0:
+        if len(self.labeled) == 0 and self.unlabeled_per_labeled == 0:
             raise UserError("the label subset names no usable training video: draw one with jobs.prepare --labeled")
         if self.unlabeled_per_labeled and len(self.unlabeled) == 0:
             raise UserError(
@@ -51,9 +51,11 @@ class Plan:
         return (int(self.unlabeled.max()) + 1, len(self.unlabeled)) if len(self.unlabeled) else (0, 0)
 
     def videos(self, rows: npt.ArrayLike) -> Ints:
-        """[B] run rows -> [B, S] manifest rows; slot 0 is labeled."""
+        """[B] run rows -> [B, S] manifest rows; slot 0 is labeled, or -1 if nothing is."""
         rows = np.asarray(rows, dtype=np.int64)
-        labeled = _cycle(self.labeled, rows[:, None], self.seed, "labeled")
+        labeled = np.full((len(rows), 1), -1)
+        if len(self.labeled):
+            labeled = _cycle(self.labeled, rows[:, None], self.seed, "labeled")
         if not self.unlabeled_per_labeled:
             return labeled
         positions = rows[:, None] * self.unlabeled_per_labeled + np.arange(self.unlabeled_per_labeled)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
 from pipeline.clips.guard import guard
@@ -22,7 +23,8 @@ from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
 from pipeline.manifest.isolation import Limits
 from pipeline.manifest.labels import LabelSubset, read_labels
-from pipeline.manifest.schema import Manifest, read_manifest
+from pipeline.manifest.mapped import open_manifest
+from pipeline.manifest.schema import Manifest
 
 Columns = dict[str, npt.NDArray[Any]]
 Clips = tuple[UInt8s, UInt8s]
@@ -33,11 +35,9 @@ MAX_SUBSTITUTES = 32
 
 @dataclass(frozen=True)
 class Source:
-    """A manifest, a plan and what the students want to see; picklable, and small but for the manifest's table."""
+    """A manifest, a plan and what the students want to see; picklable, and small but for a small manifest's table."""
 
     manifest: Manifest
-    columns: Columns
-    """``video_columns`` of the manifest."""
     plan: Plan
     clips: tuple[ClipSection, ClipSection]
     """Primary's and auxiliary's."""
@@ -51,6 +51,11 @@ class Source:
     """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
     limits: Limits | None = None
     """Of a decoder process for one video; None: videos are decoded in this process."""
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """``video_columns`` of the manifest."""
+        return video_columns(self.manifest)
 
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
@@ -69,7 +74,7 @@ class Source:
         ]
         slots = list((pool.map if pool else map)(lambda job: self._slot(*job), jobs))
         videos = np.array([slot.video for slot in slots], dtype=np.int64).reshape(shape)
-        labels = np.where(videos < 0, -1, self.columns["label"][videos]).astype(np.int64)
+        labels = np.where(videos < 0, -1, self.columns["label"][np.maximum(videos, 0)]).astype(np.int64)
         failures = np.array([json.dumps(slot.failures) for slot in slots], dtype=object).reshape(shape)
         return {
             "row": np.asarray(rows, dtype=np.int64),
@@ -130,7 +135,7 @@ class Source:
         """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         begun = time.perf_counter()
-        if row < 0 or (slot > 0 and row < self.first_unlabeled_row):
+        if min(row, planned) < 0 or (slot > 0 and row < self.first_unlabeled_row):
             return _Slot(-1, failures, 0.0)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()
@@ -160,20 +165,22 @@ class _Slot:
 
 def open_source(config: Config) -> tuple[Source, LabelSubset]:
     """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them."""
-    manifest = read_manifest(config.data.manifest, root=config.data.root)
+    manifest = open_manifest(config.data.manifest, config.data.root)
     labels = read_labels(config.labels_path, manifest)
     train = manifest.training_rows()
     labeled = np.asarray(labels.rows, dtype=np.int64)
+    labeled = labeled[np.isin(labeled, train, assume_unique=True)]
+    if len(labeled) == 0:
+        raise UserError("the label subset names no usable training video: draw one with jobs.prepare --labeled")
     plan = Plan(
-        labeled=labeled[np.isin(labeled, train)],
-        unlabeled=np.setdiff1d(train, np.union1d(labeled, labels.held_out)),
+        labeled=labeled,
+        unlabeled=train[~np.isin(train, np.union1d(labels.rows, labels.held_out))],
         unlabeled_per_labeled=config.unlabeled_per_labeled,
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
     )
     source = Source(
         manifest=manifest,
-        columns=video_columns(manifest),
         plan=plan,
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
@@ -196,13 +203,27 @@ def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:
     return tuple(record for text in columns["quarantined"] for record in json.loads(text))
 
 
-def video_columns(manifest: Manifest) -> Columns:
-    """The manifest's columns that decoding needs, as arrays indexed by manifest row."""
+class Column:
+    """A column of the manifest, read where it lies."""
+
+    def __init__(self, values: pa.ChunkedArray) -> None:
+        self.values = values
+
+    def __getitem__(self, row: Any) -> Any:
+        """The value of a row, NaN for null; or an array of the rows'."""
+        if isinstance(row, np.ndarray):
+            return np.array([self[int(one)] for one in row.ravel()]).reshape(row.shape)
+        value = self.values[int(row)].as_py()
+        return np.nan if value is None else value
+
+
+def video_columns(manifest: Manifest) -> dict[str, Column]:
+    """The manifest's columns that decoding needs, indexed by manifest row; nothing is copied."""
     names = ("start", "end", "frames", "fps", "variable_fps", "duration", "width", "height", "decoder", "label")
-    return {name: manifest.table.column(name).to_numpy() for name in names}
+    return {name: Column(manifest.table.column(name)) for name in names}
 
 
-def video_at(manifest: Manifest, columns: Columns, row: int) -> Video:
+def video_at(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
     """The decoder's view of a manifest row; ``columns`` are ``video_columns`` of the manifest."""
     start = columns["start"][row]
     end = columns["end"][row]

@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +25,7 @@ from pipeline.clips.plan import Deal, largest_share, worker_rows
 from pipeline.clips.pressure import bound
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source, failures_of
+from pipeline.clips.tasks import shared_by_tasks, tickets
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.resources import Resources
@@ -86,28 +86,16 @@ def _ray_blocks(
 
     def work(ticket: dict[str, Any]) -> Columns:
         (number,) = ticket["block"]
-        return {name: values[None] for name, values in decode(_shared(reference), int(number)).items()}
+        return {name: values[None] for name, values in decode(shared_by_tasks(reference), int(number)).items()}
 
     each = max(TICKETS_PER_TASK, -(-blocks // MAX_TICKET_TASKS))
     spans = [pa.table({"first": [start], "last": [min(start + each, blocks)]}) for start in range(0, blocks, each)]
     one = ray.data.TaskPoolStrategy(size=1)
-    tickets = ray.data.from_blocks(spans).map_batches(_tickets, batch_size=None, num_cpus=0, compute=one)
+    numbers = ray.data.from_blocks(spans).map_batches(tickets, batch_size=None, num_cpus=0, compute=one)
     where = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
-    dataset = tickets.map_batches(work, batch_size=None, zero_copy_batch=True, num_cpus=resources.cpus_per_decoder, **where)
+    dataset = numbers.map_batches(work, batch_size=None, zero_copy_batch=True, num_cpus=resources.cpus_per_decoder, **where)
     bound(dataset, ahead)
     return dataset
-
-
-def _tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for number in range(int(span["first"][0]), int(span["last"][0])):
-        yield {"block": np.array([number])}
-
-
-@lru_cache(maxsize=1)
-def _shared(reference: ray.ObjectRef) -> Any:
-    """This process's view of what all tasks need: its arrays stay in the node's shared memory."""
-    (shared,) = ray.get(reference)
-    return shared
 
 
 def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.clips.seeds import Floats, Ints
-from pipeline.clips.source import Source, video_columns
+from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import UserError, first_few
 from pipeline.evaluation.predict import predict
@@ -60,7 +60,7 @@ def predict_files(
     rows = manifest.rows("test")
     scores: dict[int, dict[str, Floats]] = {}
     if len(rows):
-        here = replace(source, manifest=manifest, columns=video_columns(manifest))
+        here = replace(source, manifest=manifest)
         columns = predict(here, config, weights, rows, resources)
         usable = columns["reason"] == ""
         for row, reason in zip(columns["video"].tolist(), columns["reason"].tolist(), strict=True):

@@ -71,12 +71,12 @@ class Child:
 
     def call(self, *arguments: Any) -> Any:
         """``function(*arguments)``, or Lost. Raises what it raises. Arrays in the result are valid until the next call."""
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        with contextlib.suppress(OSError):  # it died while idle: noticed below
-            self._pipe.send(arguments)
-        answer = self._receive(self.limits.seconds)
+        try:
+            answer = self._ask(arguments)
+        except BaseException:
+            # interrupted, as Ray does to tasks that it cancels: the answer to come is that of another call than the next
+            self.stop()
+            raise
         if isinstance(answer, Lost):
             self.stop()
             return answer
@@ -93,6 +93,14 @@ class Child:
         if isinstance(result, Raised):
             raise result.error
         return result
+
+    def _ask(self, arguments: tuple[Any, ...]) -> Any:
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        with contextlib.suppress(OSError):  # it died while idle: noticed below
+            self._pipe.send(arguments)
+        return self._receive(self.limits.seconds)
 
     def memory(self) -> int:
         """Bytes that the process has for itself; 0 where the system does not tell."""

@@ -146,6 +146,17 @@ def write_labels(subset: LabelSubset, manifest: Manifest, path: str | Path) -> N
     write_table(table.append_column("held_out", pa.array(np.isin(rows, subset.held_out))), path, facts)
 
 
+def _rows_of(ids: pa.ChunkedArray, manifest: Manifest) -> Rows:
+    """The manifest's row of each id, -1 where it has none. What is hashed is the ids, which are few, and not the manifest."""
+    rows, start = np.full(len(ids), -1, np.int64), 0
+    for chunk in manifest.table["id"].chunks:
+        places = pc.index_in(chunk, value_set=ids)
+        there = np.flatnonzero(np.asarray(places.is_valid()))
+        rows[np.asarray(places.drop_null(), np.int64)] = start + there
+        start += len(chunk)
+    return rows
+
+
 def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:
     """Read a subset of this manifest. Raises UserError when it was drawn from another one, or was edited."""
     remedy = "draw one with python -m jobs.label"
@@ -158,10 +169,9 @@ def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:
             f"than {manifest.path} ({manifest.fingerprint}); {remedy}"
         )
     changed = UserError(f"label subset {path} was changed after it was written; {remedy}")
-    places = pc.index_in(table["id"], value_set=manifest.table["id"])
-    if places.null_count:
+    rows, held = _rows_of(table["id"], manifest), np.asarray(table["held_out"])
+    if (rows < 0).any():
         raise changed
-    rows, held = np.asarray(places, np.int64), np.asarray(table["held_out"])
     subset = _subset(manifest, np.sort(rows[~held]), np.sort(rows[held]), facts["spec"], facts["seed"])
     if subset.fingerprint != facts["fingerprint"]:
         raise changed

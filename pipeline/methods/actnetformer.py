@@ -46,4 +46,5 @@ class ActNetFormer(Method):
         contrast = contrast_term(features, self.section, len(views.hidden_labels))
         loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast
         watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features)
+        watched |= self.features.gradients(labeled, weak, strong)
         return results(loss + zero_of(self.students), supervised, pseudo_label, masks, {"contrast_loss": contrast}, watched)

@@ -12,6 +12,7 @@ from pipeline.clips.seeds import Ints
 from pipeline.config import ClipSection
 from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, Outputs, Setup
+from pipeline.methods.monitors import Monitors, gradient_monitors
 
 
 class ContrastFeatures(nn.Module):
@@ -51,6 +52,11 @@ class ContrastFeatures(nn.Module):
         if self.kind == "probabilities":
             return {name: logits[name].float().softmax(dim=1) for name in logits}
         return features
+
+    def gradients(self, labeled: Outputs, weak: Outputs, strong: Outputs) -> Monitors:
+        """``gradient_monitors`` where the contrast enters the students; none for frames, whose features are others than those
+        that logits are made of."""
+        return {} if self.frames else gradient_monitors(labeled, weak, strong, features=self.kind != "probabilities")
 
 
 def zero_of(students: nn.ModuleDict) -> torch.Tensor | float:

@@ -27,6 +27,8 @@ class Labels:
     """[U] int64, the most probable ones."""
     weights: torch.Tensor
     """[U] float, 0 for labels that do not count."""
+    scores: torch.Tensor
+    """[U, K] probabilities that ``classes`` come from, after alignment."""
     thresholds: torch.Tensor | None = None
     """[U] float, what the confidence was measured against, where the policy moves it."""
 
@@ -90,4 +92,4 @@ class PseudoLabels(nn.Module):
         classes = p.argmax(dim=1)
         soft = (p.clamp(min=1e-30).log() / self.section.temperature).softmax(dim=1)
         moving = None if self.section.thresholds == "fixed" else thresholds
-        return Labels(f"{labeler}_to_{learner}", classes if self.section.hard else soft, classes, weights, moving)
+        return Labels(f"{labeler}_to_{learner}", classes if self.section.hard else soft, classes, weights, p, moving)

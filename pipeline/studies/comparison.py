@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,7 @@ from pipeline.studies.runs import VIEWS, Run, flatten
 from pipeline.studies.statistics import Estimate, estimate, holm, over_seeds, verdict
 
 BASELINE = "supervised"
-NOT_THE_SETTING = (
-    "run.", "scale.", "data.manifest", "data.labels", "data.root", "data.clips_per_block", "data.max_quarantined_share",
-    "data.isolate_decoder", "data.video_timeout_seconds", "data.decoder_memory_mb",
-    "data.decode_timeout_seconds", "evaluation.batch_videos",
-    "train.log_every", "train.save_scores_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_failures",
-)  # fmt: skip
-"""Keys that say who, where and how fast, not what: ``Config.result_knobs`` and the test protocol remain, without the
-seed. The manifest's fingerprint stands for the videos."""
+PROTOCOL = ("evaluation.split", "evaluation.clips", "evaluation.crops")
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")
 MAX_KEYS = 3
 """Keys that a setting's name shows."""
@@ -117,10 +110,18 @@ def _hits(run: Run, view: str, ids: Sequence[str]) -> NDArray[np.float64]:
 
 def setting(run: Run) -> dict[str, Any]:
     """Flat keys that determine the result, its seed and place aside; of the supervised method's, those that it uses."""
-    unused = NOT_THE_SETTING + (UNUSED_BY_BASELINE if run.method == BASELINE else ())
-    keys = {key: value for key, value in run.config.items() if not key.startswith(unused)}
+    unused = UNUSED_BY_BASELINE if run.method == BASELINE else ()
+    keys = {key: value for key, value in run.config.items() if key not in _aside() and not key.startswith(("run.", *unused))}
     keys |= {"method.name": run.method, "labels": run.labels.get("spec"), "manifest": manifest_fingerprint(run)}
     return keys
+
+
+@cache
+def _aside() -> frozenset[str]:
+    """Keys that say who, where and how fast, not what: all but ``Config.result_knobs`` and the test protocol. The manifest's
+    fingerprint stands for the videos."""
+    whole, knobs = flatten(Config().model_dump(mode="json")), flatten(Config().result_knobs())
+    return frozenset(whole.keys() - knobs.keys() - set(PROTOCOL))
 
 
 def varied_keys(groups: Sequence[Group]) -> list[str]:

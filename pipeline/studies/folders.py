@@ -28,6 +28,15 @@ class Objective:
     """A key of a trial's values: ``accuracy`` in 0..1, or ``time`` in seconds of training."""
     maximize: bool = True
 
+    @property
+    def label(self) -> str:
+        """With the unit that people read."""
+        return {"accuracy": "accuracy, %", "time": "time, s"}.get(self.name, self.name)
+
+    def shown(self, value: float) -> float:
+        """In the label's unit."""
+        return 100 * value if self.name == "accuracy" else value
+
 
 @dataclass(frozen=True)
 class Part:
@@ -158,9 +167,14 @@ def _searched(folder: Path, about: Mapping[str, Any], missing: list[str]) -> tup
     names = [str(name) for name in about.get("objectives") or ["accuracy"]]
     listed = [_trial(line, names, folder) for line in _read(folder / "trials.json", list, missing) or []]
     known = {trial.folder for trial in listed}
-    later = [path for path in folder.glob("trial-*") if is_run(path) and path not in known]
-    found = [*listed, *(_cut_off(path, about) for path in later)]
+    later = [path for path in sorted(folder.iterdir()) if path not in known and _is_trial(path)]
+    found = [*listed, *(_cut_off(path, about, number) for number, path in enumerate(later, start=len(listed)))]
     return tuple(sorted(found, key=lambda trial: trial.number))
+
+
+def _is_trial(path: Path) -> bool:
+    """As jobs.search names its runs, members of populations included."""
+    return path.name.startswith(("trial-", "member-")) and is_run(path)
 
 
 def _trial(line: Mapping[str, Any], names: Sequence[str], folder: Path) -> Trial:
@@ -173,19 +187,32 @@ def _trial(line: Mapping[str, Any], names: Sequence[str], folder: Path) -> Trial
         seconds=None if seconds is None else float(seconds),
         folder=None if run is None else folder / str(run),
         message=str(line.get("error") or ""),
-        lineage=tuple(Part(int(p["from"]), p["until"], dict(p["params"])) for p in line.get("lineage") or ()),
+        lineage=_lineage(line.get("lineage")),
     )
 
 
-def _cut_off(run: Path, about: Mapping[str, Any]) -> Trial:
-    """A trial of a search that is under way or was killed: its folder says what it chose and how it stood."""
-    config = read_run(run).config
+def _cut_off(run: Path, about: Mapping[str, Any], number: int) -> Trial:
+    """A trial of a search that is under way or was killed: its folder says what it chose and how it stood. A member of a
+    population whose place a copy has taken was stopped early."""
+    found = read_run(run)
     lines = read_lines(run / "scores.jsonl")
     last = lines[-1] if lines else {}
     score = last.get(str(about.get("metric", "mean")))
-    values = {"accuracy": float(score)} if isinstance(score, int | float) else {}
-    params = {key: config[key] for key in about.get("space") or {} if key in config}
-    return Trial(int(run.name.removeprefix("trial-")), "running", params, values, last.get("seconds"), run)
+    member, _, start = run.name.partition("_from-")
+    replaced = any(other.name.partition("_from-")[2] > start for other in run.parent.glob(f"{member}*"))
+    return Trial(
+        number=int(run.name.removeprefix("trial-")) if run.name.startswith("trial-") else number,
+        state="pruned" if replaced else "running",
+        params={key: found.config[key] for key in about.get("space") or {} if key in found.config},
+        values={"accuracy": float(score)} if isinstance(score, int | float) else {},
+        seconds=last.get("seconds"),
+        folder=run,
+        lineage=_lineage(found.facts.get("lineage")),
+    )
+
+
+def _lineage(parts: Any) -> tuple[Part, ...]:
+    return tuple(Part(int(part["from"]), part["until"], dict(part["params"])) for part in parts or ())
 
 
 def _not_done(study: Study, wanted: int) -> Iterable[str]:

@@ -70,7 +70,7 @@ def answer(one: Comparison) -> str:
     """What the labels from the other student were worth to a learner, in one sentence or two."""
     cross, own = (_percent(one.accuracy[source]) for source in ("cross", "self"))
     text = (
-        f"At {one.threshold:g} the {labeler(one.learner, 'cross')} labels {_percent(one.coverage['cross'])} of the clips, "
+        f"At {one.threshold:.3g} the {labeler(one.learner, 'cross')} labels {_percent(one.coverage['cross'])} of the clips, "
         f"{cross} of them right; the {one.learner}’s own labels would be {_percent(one.coverage['self'])} and {own}"
     )
     if one.difference is not None:
@@ -96,10 +96,11 @@ def thresholds_table(said: Said, own: float) -> Table:
     for learner in STUDENTS:
         for source in SOURCES:
             found = tally(said, learner, source, thresholds)
+            by = source if source == "mean" else f"{source} ({labeler(learner, source)})"
             shown = zip(thresholds, found.coverage(), found.accuracy(), found.news(), found.news_accuracy(), strict=True)
             for threshold, *shares in shown:
-                cells = (Cell(f"{threshold:g}", threshold), *(_share(share) for share in shares))
-                rows.append((Cell(learner, learner), Cell(f"{source} ({labeler(learner, source)})", source), *cells))
+                cells = (Cell(f"{threshold:.3g}", threshold), *(_share(share) for share in shares))
+                rows.append((Cell(learner, learner), Cell(by, source), *cells))
     columns = ("learner", "labeled by", "threshold", "coverage %", "accuracy %", "differing %", "of them right %")
     caption = (
         "Coverage: kept labels among all unlabeled clips. Accuracy: right ones among the kept. Differing: kept labels that are "
@@ -122,7 +123,7 @@ def classes_table(said: Said, own: float, classes: Sequence[str]) -> Table:
         rows.append((Cell(name, name), Cell(f"{clips:,}", clips), *cells))
     columns = ("true class", "clips", *(f"{who}: {what} %" for who in found for what in ("kept", "right")))
     caption = (
-        f"At the threshold {own:g}, over all training time. The primary’s labels teach the auxiliary as cross labels, and "
+        f"At the threshold {own:.3g}, over all training time. The primary’s labels teach the auxiliary as cross labels, and "
         "itself as self labels."
     )
     return Table(columns, (False, *(True for _ in columns[1:])), tuple(rows), caption)
@@ -150,9 +151,9 @@ def panels(said: Said, learner: str, own: float) -> list[tuple[Panel, list[Curve
          {source: (grid, found.coverage()) for source, found in whole.items()}),
         (Panel("Accuracy over coverage", "% of kept labels", (), **high, x_label="coverage, %", x_limits=(0, 100)),
          {source: (100 * found.coverage(), _shown([found])) for source, found in whole.items()}),
-        (Panel(f"Accuracy at {own:g} over time", "% of kept labels", (), **high),
+        (Panel(f"Accuracy at {own:.3g} over time", "% of kept labels", (), **high),
          {source: (times, _shown(found)) for source, found in over_time.items()}),
-        (Panel(f"Coverage at {own:g} over time", "% of clips", (), **percent),
+        (Panel(f"Coverage at {own:.3g} over time", "% of clips", (), **percent),
          {source: (times, np.array([one.coverage()[0] for one in found])) for source, found in over_time.items()}),
     ]  # fmt: skip
     return [(panel, lines) for panel, series in drawn if (lines := _lines(series))]

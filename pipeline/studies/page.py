@@ -181,9 +181,9 @@ def best_trial(study: Study) -> str:
         for key, value in best.params.items()
         if key != "run.seed"
     )
+    value = f"{best.values[lead.name]:.4g}" if lead.name != "accuracy" else f"{100 * best.values[lead.name]:.1f}{NBSP}%"
     return (
-        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {best.values[lead.name]:.4g}, "
-        f"with {chosen}. "
+        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {value}, with {chosen}. "
         "The best of many is partly luck: train it again with other seeds before it is believed."
     )
 

@@ -65,6 +65,12 @@ class Content:
         return [run for group in (*self.groups, *self.trials) for run in group.runs]
 
     @property
+    def stopped(self) -> set[Path]:
+        """Run folders of trials that are not complete: that they lack an evaluation is no wonder."""
+        trials = [trial for study in self.given.studies if study.is_search for trial in study.trials]
+        return {trial.folder for trial in trials if trial.folder is not None and trial.state != "complete"}
+
+    @property
     def overlaid(self) -> list[Group]:
         """The settings whose curves are drawn: the baseline, then those with the best mean, in the page's order."""
         whole = self.groups or self.trials
@@ -188,7 +194,7 @@ def _context(content: Content, folder: Path) -> dict[str, Any]:
         "headline": page.headline(content.given, groups, found),
         "caveats": page.caveats(groups, found),
         "missing": [(study.name, study.missing) for study in content.given.studies if study.missing]
-        + [(run.name, run.missing) for run in content.runs if run.missing],
+        + [(run.name, run.missing) for run in content.runs if run.missing and run.folder not in content.stopped],
         "content": content,
         "num_runs": len(content.runs),
         "cost": page.cost(content.runs),

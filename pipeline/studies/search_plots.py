@@ -9,9 +9,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from pipeline.studies.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, as_svg, plain_axes
+from pipeline.studies.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, as_svg, plain_axes, tick_text
 from pipeline.studies.folders import Objective, Study, Trial
 from pipeline.studies.importance import Importance, is_number, judged, searched_keys
 from pipeline.studies.response_plots import LOGARITHMIC
@@ -21,7 +21,7 @@ TOP_SHARE = 0.1
 """Of the judged trials, those that stand out in parallel coordinates; at least one."""
 MAX_AXES = 10
 MAX_SCHEDULES = 6
-WIDE = (11.4, 3.8)
+WIDE = (12.2, 3.9)
 """Inches of the parallel coordinates."""
 ROW = 0.36
 
@@ -32,7 +32,7 @@ def history_svg(study: Study, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
-        plain_axes(axes, "trial", lead.name)
+        plain_axes(axes, "trial", lead.label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         complete = [trial for trial in trials if trial.state == "complete"]
         best = np.maximum.accumulate if lead.maximize else np.minimum.accumulate
@@ -66,7 +66,7 @@ def parallel_svg(study: Study, prefix: str) -> str:
             axes.plot(
                 [*heights, last.height(_value(trial, lead))], color=SERIES[1 if top else 0], zorder=2 if top else 1, **style
             )
-        for place, (scale, key) in enumerate(zip([*scales, last], [*keys, lead.name], strict=True)):
+        for place, (scale, key) in enumerate(zip([*scales, last], [*keys, lead.label], strict=True)):
             _upright(axes, place, scale, short_key(key, keys), crowded=len(keys) > 5)
         axes.set(xlim=(-0.05, len(keys) + 0.35), ylim=(-0.03, 1.03), frame_on=False)
         axes.xaxis.set_major_locator(NullLocator())
@@ -154,7 +154,7 @@ def front_svg(study: Study, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
-        plain_axes(axes, other.name, one.name)
+        plain_axes(axes, other.label, one.label)
         best = front(trials, study.objectives)
         axes.plot(
             [_value(t, other) for t in best], [_value(t, one) for t in best], "o-", color=SERIES[1], linewidth=1.4, markersize=6
@@ -180,7 +180,7 @@ def schedule_svg(study: Study, key: str, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.13, 0.185, 0.83, 0.71), facecolor="none")
-        plain_axes(axes, "optimizer step", short_key(key, scheduled_keys(study)))
+        plain_axes(axes, "optimizer step", "")
         members = [trial for trial in best_first(study) if trial.lineage]
         end = study.steps or 2 * max(1, *(part.first for trial in members for part in trial.lineage))
         for place, trial in reversed(list(enumerate(members))):
@@ -191,6 +191,9 @@ def schedule_svg(study: Study, key: str, prefix: str) -> str:
         space = study.space.get(key)
         if isinstance(space, dict) and space.get("log"):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlim(0, end)
         return as_svg(figure, f"{key} over the training of the members of {study.name}", prefix)
 
@@ -198,4 +201,4 @@ def schedule_svg(study: Study, key: str, prefix: str) -> str:
 def _value(trial: Trial, objective: Objective) -> float:
     value = trial.values.get(objective.name)
     assert value is not None, f"trial {trial.number} has no {objective.name}"
-    return value
+    return objective.shown(value)

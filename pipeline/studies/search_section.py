@@ -19,7 +19,7 @@ from pipeline.studies.search_plots import (
     schedule_svg,
     scheduled_keys,
 )
-from pipeline.studies.table import Table, best_first, trials_table
+from pipeline.studies.table import Table, best_first, short_key, trials_table
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ def _section(study: Study, link: Callable[[Trial], str], prefix: str) -> SearchS
     wide = []
     if any(len(trial.lineage) > 1 for trial in study.trials) and (keys := scheduled_keys(study)):
         small += [
-            Drawing(f"{key} over training", schedule_svg(study, key, f"{prefix}-{place}")) for place, key in enumerate(keys)
+            Drawing(short_key(key, keys), schedule_svg(study, key, f"{prefix}-{place}")) for place, key in enumerate(keys)
         ]
         notes.append(
-            "Over training: each line is a member of the population from its first ancestor on; the best one’s is strong."
+            "Knobs over optimizer steps: each line is a member of the population, from its first ancestor on; the best one’s "
+            "is strong."
         )
     if len(trials) > 1 and searched_keys(study):
         wide.append(Drawing("Trials, from knobs to value", parallel_svg(study, f"{prefix}-parallel")))

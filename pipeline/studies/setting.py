@@ -64,7 +64,7 @@ def _method(run: Run) -> str:
     return (
         "threshold {confidence_threshold}, pseudo-labels × {pseudo_label_weight}, "
         "contrast × {contrast_weight} of {contrast_features} at temperature {contrast_temperature}"
-    ).format_map(knobs)
+    ).format_map({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in knobs.items()})
 
 
 def _network(student: str) -> Callable[[Run], str]:
@@ -107,7 +107,7 @@ def _batch(run: Run) -> str:
 def _optimizer(run: Run) -> str:
     rates = [run.config.get(f"{student}.optimizer.lr") for student in ("primary", "auxiliary")]
     warmup = run.config.get("train.warmup_steps")
-    return "" if None in (*rates, warmup) else f"SGD, peak {rates[0]:g} and {rates[1]:g}, warm-up {warmup:,} steps, cosine"
+    return "" if None in (*rates, warmup) else f"SGD, peak {rates[0]:.4g} and {rates[1]:.4g}, warm-up {warmup:,} steps, cosine"
 
 
 def _protocol(run: Run) -> str:

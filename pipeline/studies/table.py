@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.studies.comparison import Difference, Group
-from pipeline.studies.folders import Study, Trial
+from pipeline.studies.folders import Objective, Study, Trial
 from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.statistics import Estimate, p_text
 
@@ -120,16 +120,16 @@ def trials_table(study: Study, link: Any = lambda trial: "") -> Table:
     """A row for each trial of a search: state, what it chose, what came out."""
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.params))
     keys = [key for key in keys if len({repr(trial.params.get(key)) for trial in study.trials}) > 1 or key in study.space]
-    names = [one.name for one in study.objectives]
-    columns = ("trial", "state", *(short_key(key, keys) for key in keys), *names, "minutes")
+    objectives = study.objectives
+    columns = ("trial", "state", *(short_key(key, keys) for key in keys), *(one.label for one in objectives), "minutes")
     rows = [
         (Cell(str(trial.number), trial.number, link(trial)), Cell(trial.state, trial.state),
-         *(_param(trial.params.get(key)) for key in keys), *(_value(trial.values.get(name)) for name in names),
+         *(_param(trial.params.get(key)) for key in keys), *(_value(trial.values.get(one.name), one) for one in objectives),
          Cell(DASH if trial.seconds is None else f"{trial.seconds / 60:.1f}", trial.seconds))
         for trial in best_first(study)
     ]  # fmt: skip
-    numeric = (True, False, *(_numbers(study.trials, key) for key in keys), *(True for _ in names), True)
-    text = f"The best first, by {names[0]}. A pruned trial was stopped early by its scheduler."
+    numeric = (True, False, *(_numbers(study.trials, key) for key in keys), *(True for _ in objectives), True)
+    text = f"The best first, by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
     return Table(columns, numeric, tuple(rows), text)
 
 
@@ -162,8 +162,8 @@ def _param(value: Any) -> Cell:
     return Cell(number(value), float(value))
 
 
-def _value(value: float | None) -> Cell:
-    return Cell(DASH if value is None else f"{value:.4g}", value)
+def _value(value: float | None, objective: Objective) -> Cell:
+    return Cell(DASH if value is None else f"{objective.shown(value):.4g}", value)
 
 
 def _numbers(trials: Iterable[Trial], key: str) -> bool:
@@ -225,8 +225,8 @@ def group_hours(group: Group) -> float | None:
 
 
 def hours_text(hours: float) -> str:
-    """``12.3``, ``0.045``."""
-    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.3f}"
+    """``12.3``, ``0.045``, ``0.0012``."""
+    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 def labels_text(run: Run) -> str:

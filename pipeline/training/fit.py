@@ -20,6 +20,7 @@ from pipeline.methods import build_method
 from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.training import checkpoint
 from pipeline.training.loop import Run, Worker, train
+from pipeline.training.tracking import check_tracking
 from pipeline.training.watch import Progress, StopSign, Watchdog
 from pipeline.training.writer import NotSaved
 
@@ -68,6 +69,7 @@ def prepare(config: Config) -> Prepared:
         "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
     }
     check_views(config.views)
+    check_tracking(config.tracking)
     with torch.random.fork_rng():
         students: Any = build_method(config, len(classes), *source.plan.sizes).students
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.scores import ScoreLog
 from pipeline.training.step import Place, take_step
+from pipeline.training.tracking import Outlets
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
 
@@ -48,6 +50,8 @@ class Worker:
     """Asked by all workers after each step: what to raise, on all of them in the same step, once a checkpoint is written."""
     progress: Progress = field(default_factory=Progress)
     """Of this worker, for whoever watches it."""
+    publish: Callable[[Mapping[str, Any]], None] = lambda line: None
+    """Called by the first worker with every line of metrics."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     place = Place(worker.rank, worker.device, worker_weight(run.plan, worker))
-    with Writer(run.folder, run.store, config.train, active=worker.rank == 0) as writer:
+    with ExitStack() as stack:
+        log.outlets += [stack.enter_context(outlets) for outlets in _open_outlets(run, worker)]
+        writer = stack.enter_context(Writer(run.folder, run.store, config.train, active=worker.rank == 0))
         while state.step < run.end:
             worker.progress.at(state.step, "data")
             waiting = time.perf_counter()
@@ -104,13 +110,29 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             waited = time.perf_counter() - waiting
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
+            log.spent("data", waited)
             results = take_step(wrapped, state, batch, config, place)
+            log.spent("compute", time.perf_counter() - waiting - waited)
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
-            log.add(scores.take(state.step, results, batch), waited, batch)
+            log.add(scores.take(state.step, results, batch), batch)
             _after_step(state, run, worker, log, scores, writer)
         worker.progress.at(state.step, "checkpoint")
     return log.latest
+
+
+def _open_outlets(run: Run, worker: Worker) -> list[Outlets]:
+    """Of the first worker. Raises UserError on all of them if a tracker does not answer: one alone would leave them waiting."""
+    outlets, problem = [], None
+    if worker.rank == 0:
+        try:
+            outlets.append(Outlets(run.config, run.folder, run.num_classes, worker.publish))
+        except UserError as error:
+            problem = str(error)
+    problem = worker.first(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return outlets
 
 
 def _after_step(
@@ -126,9 +148,11 @@ def _after_step(
     worker.progress.at(state.step, "checkpoint")
     if due:
         state.unwritten = {}
+        begun = time.perf_counter()
         scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
         writer.save(state)
         worker.report({"step": state.step, **log.latest})
+        log.spent("checkpoint", time.perf_counter() - begun)
     stop = worker.stop(state.step)
     if stop is not None:
         state.unwritten = log.unwritten()

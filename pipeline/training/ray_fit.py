@@ -43,6 +43,7 @@ from pipeline.resources import Resources
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, ends_at, open_parts, stopped
 from pipeline.training.loop import Run, Worker, train
+from pipeline.training.prometheus import Gauges
 from pipeline.training.recovery import Failure, Restarts, StepFailed, record, root_cause
 from pipeline.training.watch import Progress, StopSign, Watchdog
 
@@ -250,7 +251,7 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
     progress = Progress()
     stop = _Stop(loop_config["sign"], rank, world, device, config.train.log_every)
-    worker = Worker(rank, world, device, wrap, partial(ray.train.report), _first, stop, progress)
+    worker = Worker(rank, world, device, wrap, partial(ray.train.report), _first, stop, progress, Gauges(config.run.name))
     limit = config.train.step_timeout_seconds
     try:
         if loop_config["token"]:

@@ -55,5 +55,5 @@ def _write(columns: dict[str, torch.Tensor], path: Path) -> None:
     })  # fmt: skip
     path.parent.mkdir(exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    pq.write_table(table, scratch, compression="zstd")
+    pq.write_table(table, scratch, compression="zstd", use_dictionary=False, write_statistics=False)
     os.replace(scratch, path)

@@ -37,8 +37,8 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, pla
     """Gradients of the batch, in ``train.accumulation`` parts, and an update of both students.
 
     Returns means over the worker's clips times the worker's weight, so that their mean over workers is that over clips; what
-    begins with ``kept`` are sums, ``scores/`` are rows of a record. Nothing here waits for the device, and workers meet only in
-    DDP's buckets and where a loss needs all workers' features.
+    begins with ``kept`` are sums, ``scores/`` are rows of a record. Nothing here waits for the device, and workers meet only
+    in DDP's buckets and where a loss needs all workers' features.
     """
     torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, place.rank) >> 1))
     weights = loss_weights(config.method, state.step)

@@ -119,9 +119,15 @@ def test_substitutes_come_from_the_same_pool_and_repeat() -> None:
 
 def test_empty_pools_are_the_users_mistake() -> None:
     with pytest.raises(UserError, match="--labeled"):
-        Plan(np.array([], dtype=np.int64), np.arange(3), 5, 4, 0)
+        Plan(np.array([], dtype=np.int64), np.arange(3), 0, 4, 0)
     with pytest.raises(UserError, match="unlabeled_per_labeled=0"):
         Plan(np.arange(3), np.array([], dtype=np.int64), 5, 4, 0)
+
+
+def test_without_labels_rows_are_unlabeled_videos_only() -> None:
+    plan, labeled = Plan(np.array([], dtype=np.int64), np.arange(20), 5, 4, 0), Plan(np.array([3]), np.arange(20), 5, 4, 0)
+    assert (plan.videos(np.arange(8))[:, 0] == -1).all()
+    np.testing.assert_array_equal(plan.videos(np.arange(8))[:, 1:], labeled.videos(np.arange(8))[:, 1:])
 
 
 def test_epochs() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_supervised_steps_decode_labeled_videos_only(config_words: object) -> No
     assert not before["primary"][:, 1:].any()
     assert np.array_equal(before["primary"][:, 0], plain.rows(np.arange(4))["primary"][:, 0])
     assert np.array_equal(after["auxiliary"], plain.rows(np.arange(4, 6))["auxiliary"])
+
+
+def test_unlabeled_only_and_supervised_only_are_the_same_stream(config_words: object) -> None:
+    plain, config = source(config_words), load_config(config_words, ["train.steps=2"])  # type: ignore[arg-type]
+    unlabeled = replace(plain, plan=replace(plain.plan, labeled=np.array([], dtype=np.int64)))
+    supervised = replace(plain, plan=replace(plain.plan, unlabeled_per_labeled=0))
+    whole = list(local_batches(plain, config, 0))
+    for batch, one, other in zip(whole, local_batches(unlabeled, config, 0), local_batches(supervised, config, 0), strict=True):
+        assert (one.videos[:, 0] == -1).all() and not one.primary[:, 0].any()
+        assert one.primary[:, 1:].equal(batch.primary[:, 1:]) and one.labels[:, 1:].equal(batch.labels[:, 1:])
+        assert other.primary.equal(batch.primary[:, :1]) and other.videos.equal(batch.videos[:, :1])
 
 
 def test_local_batches_walk_the_plan_from_any_step(config_words: object) -> None:

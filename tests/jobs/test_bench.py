@@ -67,6 +67,25 @@ def test_decode_compares_an_open_per_view_with_one(tiny: Path, capsys: pytest.Ca
     assert all(any("ratio" in key for key in measure) and measure["n"] == 1 for measure in figures["measures"].values())
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_runs_over_generated_manifests_of_two_sizes(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in a process with a Ray of its own, over real files; the larger one is mapped."""
+    words = ["scale", "--json", "--rows", "1000,300000", "--steps", "16", "--config", str(tiny / "tiny.yaml")]
+    assert run(bench.main, words) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    small, large = figures["sizes"]
+    assert (small["rows"], large["rows"]) == (1000, 300_000) and figures["n"] == 1
+    assert figures["scale_ratio"] == pytest.approx(large["seconds_per_clip"] / small["seconds_per_clip"], rel=0.05)
+    assert large["driver_private_mb"] < small["driver_private_mb"] + 200  # MB
+
+
+@pytest.mark.parametrize("rows", ["1000", "10,2000"])
+def test_one_size_or_small_ones_are_not_compared(rows: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["scale", "--rows", rows, "--config", str(tiny / "tiny.yaml")]) == 2
+    assert "at least two sizes of 1000 rows or more" in capsys.readouterr().err
+
+
 def test_decode_needs_unlabeled_videos(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["decode", "--config", str(tiny / "tiny.yaml"), "method.name=supervised"]) == 2
     assert "bench decode measures unlabeled videos" in capsys.readouterr().err

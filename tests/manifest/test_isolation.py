@@ -79,3 +79,32 @@ def nap(seconds: float) -> str:
     while time.process_time() < until:
         pass
     return f"slept {seconds}"
+
+
+def slow(word: str, seconds: float) -> str:
+    time.sleep(seconds)
+    return word
+
+
+@pytest.mark.parametrize("moment", [0.01, 2.0])  # while the process starts, and while it works
+def test_after_an_interrupted_call_the_next_gets_its_own_answer(moment: float) -> None:
+    """Ray cancels decode tasks by an exception wherever they are; the answer of the call before was then taken for the next's,
+    and a run that had lost a worker trained on clips of other videos."""
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(*_: object) -> None:
+        raise Cancelled
+
+    before = signal.signal(signal.SIGALRM, cancel)
+    child = Child(slow, Limits(60.0))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, moment)
+        with pytest.raises(Cancelled):
+            child.call("one", 4.0)
+        assert child.call("two", 0.0) == "two"
+        assert child.call("three", 0.0) == "three"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        child.stop()

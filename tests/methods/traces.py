@@ -80,4 +80,4 @@ def one_step(method: nn.Module, optimizers: dict[str, torch.optim.Optimizer], co
     for name, optimizer in optimizers.items():
         clip_gradient(method.students[name], getattr(config, name).optimizer.clip_gradient_norm)
         optimizer.step()
-    return {name: float(value.detach()) for name, value in results.items() if not name.startswith("scores/")}
+    return {name: float(value.detach()) for name, value in results.items() if value.ndim == 0}

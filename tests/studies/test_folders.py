@@ -58,6 +58,21 @@ def test_a_population_has_the_knobs_of_its_whole_way(tmp_path: Path) -> None:
     assert spans == [[(0, None)], [(0, 100), (100, None)]]
 
 
+def test_a_killed_population_is_read_from_its_run_folders(tmp_path: Path, manifest: Any, write_run: Any) -> None:
+    folder = write_population(tmp_path / "pbt")
+    for name in ("member-00", "member-01", "member-01_from-000100"):
+        write_run(folder, manifest, overrides=("primary.optimizer.lr=0.2", f"run.name={name}"))
+    facts = json.loads((folder / "member-01_from-000100" / "facts.json").read_text())
+    lineage = json.loads((folder / "trials.json").read_text())[1]["lineage"]
+    (folder / "member-01_from-000100" / "facts.json").write_text(json.dumps({**facts, "lineage": lineage}))
+    (folder / "trials.json").unlink()
+    study = read_study(folder)
+    assert [(trial.folder and trial.folder.name, trial.state) for trial in study.trials] == [
+        ("member-00", "running"), ("member-01", "pruned"), ("member-01_from-000100", "running")]  # fmt: skip
+    assert [len(trial.lineage) for trial in study.trials] == [0, 0, 2]
+    assert study.trials[0].params == {"primary.optimizer.lr": 0.2}
+
+
 @pytest.mark.parametrize("name", ["study.json", "search.json"])
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"objectives": 3, "space": 2, "trials": 7}'])
 def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, name: str, content: str) -> None:

@@ -51,7 +51,7 @@ def test_trials_come_best_first_and_the_unjudged_last() -> None:
     study = Study(Path("x"), "x", "search", trials=trials)
     table = trials_table(study)
     assert [row[0].text for row in table.rows] == ["4", "1", "2", "3"]
-    assert table.columns == ("trial", "state", "lr", "kind", "accuracy", "minutes")
+    assert table.columns == ("trial", "state", "lr", "kind", "accuracy, %", "minutes")
     assert table.numeric == (True, False, True, False, True, True)
     assert table.rows[-1][4] == Cell("–", None)
     lowest = trials_table(Study(Path("x"), "x", "search", objectives=(Objective("accuracy", False),), trials=trials))

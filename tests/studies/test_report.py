@@ -244,7 +244,7 @@ def test_cells_that_have_names_keep_them(make_run: Any, manifest: Manifest) -> N
 
 def test_a_population_has_a_page(tmp_path: Path) -> None:
     html = write_report([write_population(tmp_path)]).path.read_text(encoding="utf-8")
-    assert "primary.optimizer.lr over training" in html and "each line is a member of the population" in html
+    assert "<figcaption>lr</figcaption>" in html and "each line is a member of the population" in html
 
 
 def test_only_the_wanted_files_are_written(make_run: Any) -> None:

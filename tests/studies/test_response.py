@@ -107,7 +107,7 @@ def test_too_few_trials_have_no_importance(search: Study) -> None:
 
 def test_pictures_of_a_search_name_their_knobs(search: Study) -> None:
     words = texts(parallel_svg(search, "p"))
-    assert {"lr", "confidence_threshold", "source", "accuracy", "mean", "other", "self"} <= set(words)
+    assert {"lr", "confidence_threshold", "source", "accuracy, %", "mean", "other", "self"} <= set(words)
     assert "trial" in texts(history_svg(search, "h"))
     assert "lr" in texts(importance_svg(importances(search), "i"))
 
@@ -121,4 +121,4 @@ def test_the_front_is_what_nothing_beats() -> None:
 def test_a_population_shows_its_schedules(tmp_path: Path) -> None:
     study = read_study(write_population(tmp_path))
     assert scheduled_keys(study) == ["primary.optimizer.lr"]
-    assert {"lr", "optimizer step", "200"} <= set(texts(schedule_svg(study, "primary.optimizer.lr", "s")))
+    assert {"optimizer step", "200", "0.1"} <= set(texts(schedule_svg(study, "primary.optimizer.lr", "s")))

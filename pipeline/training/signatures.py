@@ -1,0 +1,127 @@
+"""Signatures of failure: what goes wrong with this method in known ways, as rules on the lines of metrics.jsonl.
+
+The first three are the paper's summary's own; the rest is what else was seen to end runs. A rule that holds from line to
+line for ``monitors.patience_steps`` is told once, with the knobs to try, and again if it comes back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import MonitorSection
+
+Line = Mapping[str, Any]
+
+KNOBS = {
+    "wrong_labels": "raise method.confidence_threshold or method.supervised_steps, lower method.pseudo_label_weight, or label "
+                    "more videos",
+    "no_labels": "lower method.confidence_threshold (or method.labels.primary_threshold and auxiliary_threshold), try "
+                 "method.labels.thresholds=freematch, or train longer",
+    "contrast_dominates": "lower method.contrast_weight, raise method.contrast_temperature, or lengthen method.ramp.contrast",
+    "not_aligning": "bring primary.clip.fps and auxiliary.clip.fps closer, raise method.contrast_weight, or use "
+                    "method.contrast_features=projection",
+    "one_class": "set method.labels.distribution_alignment=uniform, raise method.confidence_threshold or "
+                 "method.supervised_steps",
+    "diverged": "lower the student's optimizer.lr, set its optimizer.clip_gradient_norm, or lengthen train.warmup_steps",
+}  # fmt: skip
+"""What to try, by rule. One of them at a time."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that held long enough."""
+
+    rule: str
+    subject: str
+    """A direction of labels or a student; empty for both students."""
+    since: int
+    """Step of the first line in which it held."""
+    until: int
+    """Step of the last one."""
+    said: str
+    """What the last line showed."""
+
+    @property
+    def name(self) -> str:
+        """Rule and subject."""
+        return f"{self.rule}/{self.subject}" if self.subject else self.rule
+
+    def __str__(self) -> str:
+        return f"{self.said}, in every line since step {self.since}; try: {KNOBS[self.rule]}"
+
+
+class Watch:
+    """The rules over the lines of a run, one after the other."""
+
+    def __init__(self, limits: MonitorSection, num_classes: int) -> None:
+        self.limits, self.num_classes = limits, num_classes
+        self.since: dict[tuple[str, str], int] = {}
+        self.told: set[tuple[str, str]] = set()
+        self.present: list[Finding] = []
+        """What holds in the newest line, and has for long enough."""
+
+    def see(self, line: Line) -> list[Finding]:
+        """Take the next line in; returns what is to be told now."""
+        holding = dict(self._holding(line))
+        step = int(line["step"])
+        self.since = {key: self.since.get(key, step) for key in holding}
+        self.told &= set(holding)
+        self.present = [
+            Finding(*key, since, step, holding[key])
+            for key, since in self.since.items()
+            if step - since >= self.limits.patience_steps
+        ]
+        new = [finding for finding in self.present if (finding.rule, finding.subject) not in self.told]
+        self.told |= {(finding.rule, finding.subject) for finding in new}
+        return new
+
+    def _holding(self, line: Line) -> Iterator[tuple[tuple[str, str], str]]:
+        """(rule, subject) and what the line shows, for every rule that holds in it."""
+        limits = self.limits
+        for direction, rate in _values(line, "mask_rate"):
+            if rate < limits.least_mask_rate:
+                yield ("no_labels", direction), f"{_arrow(direction)}: {rate:.1%} of labels are kept"
+        for direction, accuracy in _values(line, "pseudo_label_accuracy"):
+            if accuracy < limits.least_label_accuracy:
+                yield ("wrong_labels", direction), f"{_arrow(direction)}: {accuracy:.0%} of the kept labels are right"
+        for direction, share in _values(line, "largest_class"):
+            if share > max(limits.largest_class_share, min(1.0, 3 / self.num_classes)):
+                yield ("one_class", direction), f"{_arrow(direction)}: {share:.0%} of the kept labels are of one class"
+        for student, share in _values(line, "gradient_share/contrast"):
+            if share > limits.largest_contrast_share:
+                yield ("contrast_dominates", student), f"{student}: the contrast makes {share:.0%} of the gradient"
+        for student, loss in _values(line, "supervised_loss"):
+            if not loss <= limits.largest_loss * math.log(self.num_classes):  # nan too
+                yield ("diverged", student), f"{student}: its supervised loss is {loss:.3g}, more than that of guessing"
+        yield from self._alignment(line)
+
+    def _alignment(self, line: Line) -> Iterator[tuple[tuple[str, str], str]]:
+        same, different = line.get("alignment/same"), line.get("alignment/different")
+        if same is not None and different is not None and same - different < self.limits.least_alignment:
+            cosines = f"cosines {same:.2f} and {different:.2f}"
+            yield ("not_aligning", ""), f"the students' features of one video are as far apart as those of two ({cosines})"
+
+
+def find(lines: Iterable[Line], limits: MonitorSection, num_classes: int) -> list[Finding]:
+    """All findings of a run, each with the last line in which it held; for reports."""
+    watch, found = Watch(limits, num_classes), dict[tuple[str, str, int], Finding]()
+    for line in lines:
+        watch.see(line)
+        found |= {(finding.rule, finding.subject, finding.since): finding for finding in watch.present}
+    return list(found.values())
+
+
+def _values(line: Line, head: str) -> list[tuple[str, float]]:
+    """(student or direction, value) of the names below ``head``, where there is a value."""
+    return [
+        (name[len(head) + 1 :], value)
+        for name, value in line.items()
+        if name.startswith(f"{head}/") and value is not None and "/" not in name[len(head) + 1 :]
+    ]
+
+
+def _arrow(direction: str) -> str:
+    return "labels of the {} for the {}".format(*direction.split("_to_"))

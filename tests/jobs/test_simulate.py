@@ -1,0 +1,59 @@
+"""The simulation against what can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs import bench
+from jobs.command import run
+from pipeline.bench.simulate import Site, simulate
+from pipeline.errors import UserError
+
+SMALL = ["videos=100000", "labeled=1000", "workers=4", "rows_per_step=8", "nodes=1", "decoders=16", "decode_spread=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["train_seconds=5"], "training"),
+        (["decode_seconds=2", "train_seconds=0.1"], "decoding"),
+        (["storage_gigabytes=0.01", "train_seconds=0.1"], "storage"),
+        (["node_gigabytes=0.05", "train_seconds=0.1"], "network"),
+    ],
+)
+def test_what_saturates_first_sets_the_rate(words: list[str], first: str) -> None:
+    figures = simulate(Site.parse([*SMALL, *words]), 400)
+    assert figures["saturates_first"] == first
+    assert figures["of_ceiling_ratio"] == pytest.approx(1, abs=0.06)
+    assert (figures["data_wait_share"] < 0.05) == (first == "training")
+
+
+def test_waiting_blocks_are_bounded_by_the_knob() -> None:
+    few, many = (simulate(Site.parse([*SMALL, "train_seconds=5", f"blocks_ahead={n}"]), 400) for n in (2, 8))
+    block = 24 * few["site"]["frames"] * 256**2 * 3 / 1e9
+    for figures, ahead in ((few, 2), (many, 8)):
+        assert figures["store_gigabytes_at_most"] <= (ahead * 4 + 16) * block + 0.1
+    assert few["store_gigabytes_at_most"] < many["store_gigabytes_at_most"]
+
+
+def test_slow_videos_are_ridden_out_by_blocks_ahead() -> None:
+    """Decoders for 1.3 of what training takes, and videos of very different length."""
+    words = [*SMALL, "decoders=42", "decode_seconds=0.13", "train_seconds=0.2", "decode_spread=2"]
+    few, many = (simulate(Site.parse([*words, f"blocks_ahead={n}"]), 800)["data_wait_share"] for n in (1, 32))
+    assert many < few
+
+
+def test_the_command_takes_numbers_of_a_site(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bench.main, ["simulate", "--json", "--steps", "50", *SMALL]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert figures["site"]["workers"] == 4 and figures["hours_per_epoch"] > 0
+    assert run(bench.main, ["simulate", "worker=4"]) == 2
+    assert "write name=value with one of videos, labeled, workers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["workers=x", "workers=0", "workers=3"])
+def test_sites_that_cannot_be(word: str) -> None:
+    with pytest.raises(UserError):
+        Site.parse([word])

@@ -1,0 +1,116 @@
+"""Each signature of failure is provoked in a real training on generated clips, and stays away from a sound one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.clips.batch import Batch
+from pipeline.config import MonitorSection
+from pipeline.methods import STUDENTS, build_method
+from pipeline.training import checkpoint
+from pipeline.training.equipment import equip
+from pipeline.training.line import derived
+from pipeline.training.optim import build_optimizer
+from pipeline.training.signatures import KNOBS, Finding, Watch, find
+from pipeline.training.step import Place, take_step
+from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
+
+LIMITS = MonitorSection(patience_steps=8)
+HERE = Place(0, torch.device("cpu"), 1.0)
+
+
+def lines_of(steps: int = 24, first_class_only: bool = False, **sections: Any) -> list[dict[str, Any]]:
+    """The lines of a run, one for every four steps."""
+    config = small_config(**{**sections, "train": {"warmup_steps": 0, "steps": 1000, **sections.get("train", {})}})
+    torch.manual_seed(0)
+    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train, HERE.device)
+    optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
+    state = checkpoint.TrainState(method, method.students, optimizers, {})
+    lines = []
+    for last in range(4, steps + 1, 4):
+        sums: dict[str, torch.Tensor] = {}
+        for state.step in range(last - 4, last):
+            batch = batch_of(state.step)
+            results = take_step(state.method, state, _of_one_class(batch) if first_class_only else batch, config, HERE)
+            for name, value in results.items():
+                if not name.startswith("scores/"):
+                    sums[name] = sums.get(name, torch.zeros(())) + value
+        totals = {name: value.flatten().tolist() for name, value in sums.items()}
+        lines.append({"step": last, **derived(totals, dict.fromkeys(totals, 4))})
+    return lines
+
+
+def _of_one_class(batch: Batch) -> Batch:
+    labels = batch.labels.clone()
+    labels[:, 0] = 0
+    return replace(batch, labels=labels)
+
+
+def names(found: list[Finding]) -> set[str]:
+    return {finding.name for finding in found}
+
+
+PROVOKED: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "wrong_labels": (
+        {"wrong_labels/auxiliary_to_primary", "wrong_labels/primary_to_auxiliary"},
+        {"method": {"confidence_threshold": 0.0}},
+    ),
+    "no_labels": (
+        {"no_labels/auxiliary_to_primary", "no_labels/primary_to_auxiliary"}, {"method": {"confidence_threshold": 1.0}}
+    ),
+    "contrast_dominates": (
+        {"contrast_dominates/primary", "contrast_dominates/auxiliary"}, {"method": {"contrast_weight": 200.0}}
+    ),
+    "not_aligning": ({"not_aligning"}, {"method": {"contrast_weight": 0.001, "contrast_features": "projection"}}),
+    "diverged": ({"diverged/primary"}, {"primary": {"network": {"depth": 10, "width": 8, "norm": "group"},
+                 "clip": {"frames": 4, "fps": 8, "size": 16}, "optimizer": {"lr": 30.0}}}),
+    "one_class": (
+        {"one_class/auxiliary_to_primary", "one_class/primary_to_auxiliary"}, {"first_class_only": True}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", PROVOKED)
+def test_a_training_that_fails_in_this_way_says_so(rule: str) -> None:
+    wanted, sections = PROVOKED[rule]
+    found = find(lines_of(**sections), LIMITS, CLASSES)
+    assert wanted <= names(found)
+    finding = next(finding for finding in found if finding.name in wanted)
+    assert finding.until - finding.since >= LIMITS.patience_steps
+    assert f"since step {finding.since}" in str(finding) and KNOBS[rule] in str(finding)
+
+
+def test_every_rule_is_provoked() -> None:
+    assert set(PROVOKED) == set(KNOBS)
+
+
+def test_a_sound_training_shows_none_of_them_at_its_end() -> None:
+    """Sure enough of its labels, with the contrast at a weight that suits a batch of this size."""
+    lines = lines_of(240, method={"confidence_threshold": 0.6, "contrast_weight": 0.1, "supervised_steps": 150})
+    watch = Watch(LIMITS, CLASSES)
+    for line in lines:
+        watch.see(line)
+    print(lines[-1], watch.present)
+    assert names(watch.present) == set()
+
+
+def test_it_is_told_once_and_again_when_it_comes_back() -> None:
+    def line(step: int, rate: float) -> dict[str, Any]:
+        return {"step": step, "mask_rate/a_to_b": rate}
+
+    watch = Watch(MonitorSection(patience_steps=20), 4)
+    rates = {10: 0.0, 20: 0.0, 30: 0.0, 40: 0.0, 50: 0.5, 60: 0.0, 70: 0.0, 80: 0.0}
+    told = {step: [str(finding.since) for finding in watch.see(line(step, rate))] for step, rate in rates.items()}
+    assert {step: since for step, since in told.items() if since} == {30: ["10"], 80: ["60"]}
+    found = find([line(step, rate) for step, rate in rates.items()], MonitorSection(patience_steps=20), 4)
+    assert [(finding.since, finding.until) for finding in found] == [(10, 40), (60, 80)]
+
+
+def test_losses_that_are_no_number_have_diverged() -> None:
+    watch = Watch(MonitorSection(patience_steps=1), 4)
+    watch.see({"step": 1, "supervised_loss/primary": float("nan")})
+    assert names(watch.see({"step": 2, "supervised_loss/primary": float("nan")})) == {"diverged/primary"}

@@ -1,0 +1,144 @@
+"""Runs whose folder lies on an S3 store: nothing local is needed to go on, and half-written is not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import train
+from jobs.command import run
+from pipeline import run_store, storage
+from pipeline.config import load_config
+from pipeline.run_folder import read_metrics
+from pipeline.training import checkpoint, loop
+from pipeline.training.fit import fit_here, prepare
+from tests.object_store import ObjectStore
+from tests.test_storage import ENVIRONMENT
+from tests.training.test_checkpoint import state
+from tests.training.test_loop import comparable, weights
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    store = ObjectStore()
+    store.put("runs")
+    yield store
+    store.stop()
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
+    storage._connect.cache_clear()
+    yield server
+    server.failures.clear()
+    storage._connect.cache_clear()
+
+
+def test_a_checkpoint_is_there_with_its_commit_and_not_before(s3: ObjectStore, tmp_path: Path) -> None:
+    store = "s3://runs/commit"
+    older, newer = (checkpoint.save(state(steps=steps), tmp_path / "here") for steps in (2, 4))
+    run_store.push_checkpoint(older, store)
+    requests = len(s3.requests)
+    run_store.push_checkpoint(newer, store)
+    puts = [path.split("?")[0].rpartition("/")[2] for method, path in s3.requests[requests:] if method in ("PUT", "POST")]
+    assert puts[-1] == "state.json" and puts.count("state.json") == 1
+    assert run_store.checkpoints(store) == ["checkpoint_000004", "checkpoint_000002"]
+    run_store.delete_checkpoint(store, "checkpoint_000004")
+    for name in checkpoint.FILES:  # a kill before the commit
+        storage.upload(newer / name, f"{store}/checkpoint_000004/{name}")
+    assert checkpoint.newest(tmp_path / "there", store) == (tmp_path / "there" / "checkpoint_000002", [])
+
+
+def test_a_damaged_one_on_the_store_is_named_and_skipped(s3: ObjectStore, tmp_path: Path) -> None:
+    store = "s3://runs/damaged"
+    for steps in (2, 4):
+        run_store.push_checkpoint(checkpoint.save(state(steps=steps), tmp_path / "here"), store)
+    storage.write_bytes(f"{store}/checkpoint_000004/model.safetensors", b"half")
+    newest, problems = checkpoint.newest(tmp_path / "there", store)
+    assert newest == tmp_path / "there" / "checkpoint_000002"
+    assert len(problems) == 1 and "checkpoint_000004/model.safetensors" in problems[0]
+
+
+def test_busy_stores_are_asked_again(s3: ObjectStore, tmp_path: Path) -> None:
+    s3.failures["busy"] = 3
+    run_store.push_checkpoint(checkpoint.save(state(steps=2), tmp_path / "here"), "s3://runs/busy")
+    assert s3.failures["busy"] == 0
+    assert checkpoint.newest(tmp_path / "there", "s3://runs/busy")[0] is not None
+
+
+def test_files_are_the_stores(s3: ObjectStore, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        (folder / "tensorboard").mkdir(parents=True)
+    (one / "metrics.jsonl").write_text("new")
+    (one / "tensorboard" / "events").write_bytes(b"e")
+    (one / ".hidden").write_text("no")
+    (other / "metrics.jsonl").write_text("old")
+    (other / "left.txt").write_text("of another run")
+    run_store.push_files(one, "s3://runs/files")
+    run_store.pull_files("s3://runs/files", other)
+    found = {path.relative_to(other).as_posix(): path.read_text() for path in other.rglob("*") if path.is_file()}
+    assert found == {"metrics.jsonl": "new", "tensorboard/events": "e"}
+
+
+@pytest.mark.timeout(240)
+def test_a_run_goes_on_from_the_store_on_another_machine(
+    s3: ObjectStore, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed at step 7 of 12, its disk gone: the same bits as a run on a local disk that was not killed."""
+    words = ["--config", str(tiny / "tiny.yaml")]
+    assert run(train.main, [*words, f"run.storage_path={tmp_path}/local"]) == 0
+    remote = ["run.storage_path=s3://runs/these", f"run.staging_path={tmp_path}/first"]
+    prepared = prepare(load_config(tiny / "tiny.yaml", remote))
+    step, count = loop._step, []
+
+    def killed(*arguments: object) -> object:
+        count.append(0)
+        if len(count) == 8:
+            raise KeyboardInterrupt
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_step", killed)
+    prepared.open()
+    with pytest.raises(KeyboardInterrupt):
+        fit_here(prepared)
+    monkeypatch.undo()
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    shutil.rmtree(tmp_path / "first")
+    capsys.readouterr()
+    remote[1] = f"run.staging_path={tmp_path}/second"
+    assert run(train.main, [*words, *remote]) == 0
+    assert "continuing at step 4 of 12, from checkpoint_000004" in capsys.readouterr().out
+    folder = prepare(load_config(tiny / "tiny.yaml", remote)).run.folder
+    assert comparable(folder) == comparable(tmp_path / "local" / "tiny")
+    assert weights(folder / "checkpoint_000012") == weights(tmp_path / "local" / "tiny" / "checkpoint_000012")
+    assert run_store.checkpoints("s3://runs/these/tiny") == ["checkpoint_000012", "checkpoint_000008"]
+    names = storage.names("s3://runs/these/tiny")
+    assert {"config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "evaluation.json"} <= set(names)
+    assert json.loads(storage.read_bytes("s3://runs/these/tiny/metrics.jsonl").splitlines()[-1]) == read_metrics(folder)[-1]
+    # and a third machine only sees that it is done
+    assert run(train.main, [*words, remote[0], f"run.staging_path={tmp_path}/third"]) == 0
+    assert "is done: 12 steps are trained" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(240)
+def test_a_store_that_stops_answering_ends_the_run_with_its_name(
+    s3: ObjectStore, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(tiny / "tiny.yaml"), "run.storage_path=s3://runs/lost", f"run.staging_path={tmp_path}"]
+    s3.failures["checkpoint_000004"] = 10_000
+    assert run(train.main, words) == 1
+    text = capsys.readouterr().err
+    assert "failed: s3://runs/lost/tiny/checkpoint_000004 could not be written: s3://runs/lost" in text
+    assert f"tried {storage.ATTEMPTS} times" in text
+    s3.failures["lost"] = 10_000
+    assert run(train.main, words) == 2
+    assert "error: run.storage_path=s3://runs/lost does not answer: " in capsys.readouterr().err
