@@ -18,36 +18,36 @@ SIGNATURE = {
 }  # fmt: skip
 
 
-def write_study(folder: Path, trials: list[dict[str, Any]], is_grid: bool = True, **about: Any) -> Path:
-    """study.json as jobs.ablate writes it: ``trials`` have run, cell, seed and values."""
+def write_study(folder: Path, lines: list[dict[str, Any]], **about: Any) -> Path:
+    """study.json and trials.jsonl as jobs.ablate and jobs.search write them."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"kind": "ablation", "name": folder.name, "is_grid": is_grid, **about, "trials": trials})
-    (folder / "study.json").write_text(text)
+    (folder / "study.json").write_text(json.dumps({"name": folder.name, "kind": "ablation", **about}, indent=1))
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def write_trials(folder: Path, trials: list[dict[str, Any]], planned: int = 30, **about: Any) -> Path:
-    """search.json and trials.json as jobs.search writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"kind": "search", "name": folder.name, "objectives": ["accuracy"], "metric": "mean", "trials": planned, **about}
-    (folder / "search.json").write_text(json.dumps(facts))
-    (folder / "trials.json").write_text(json.dumps(trials))
-    return folder
+def line(number: int, run: str, state: str = "complete", **params: Any) -> dict[str, Any]:
+    """Of an ablation's trials.jsonl."""
+    values = dict.fromkeys(("mean", "primary", "auxiliary"), 0.5 if state == "complete" else None)
+    return {
+        "number": number, "state": state, "params": params, "values": values, "seconds": None, "run_folder": run, "message": "",
+    }  # fmt: skip
 
 
 def write_weights(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
     """Contrast weight 0, 1, 2, 4 x 3 seeds; the last run is waiting, one raised a signature."""
     folder, trials = parent / "contrast_weight", []
     for number, (seed, weight) in enumerate((seed, weight) for seed in range(3) for weight in (0, 1, 2, 4)):
-        cell = f"contrast_weight-{weight}"
-        name = f"{cell}_seed-{seed}"
+        name = f"contrast_weight-{weight}_seed-{seed}"
         if number < 11:
             words = (f"method.contrast_weight={weight}", f"run.name={name}")
-            save_run(folder, manifest, seed=seed, margin={1: 4.0, 2: -0.5}.get(weight, 0.2 * weight), overrides=words)
-        trials.append({"run": name, "cell": cell, "seed": seed, "values": {"method.contrast_weight": weight}})
+            save_run(folder, manifest, seed=seed, margin=4.0 if weight == 1 else 0.2 * weight, overrides=words)
+        state = "complete" if number < 11 else "waiting"
+        trials.append(line(number, name, state, **{"method.contrast_weight": weight, "run.seed": seed}))
     (folder / "contrast_weight-4_seed-1" / "signatures.json").write_text(json.dumps([SIGNATURE]))
     command = "python -m jobs.ablate contrast_weight --config c.yaml --seeds 3"
-    return write_study(folder, trials, question="How much contrast helps?", command=command)
+    baseline = {"method.contrast_weight": 0}
+    return write_study(folder, trials, question="How much contrast helps?", command=command, baseline=baseline)
 
 
 def write_rates(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
@@ -67,13 +67,13 @@ def search_trials(trials: int = 30) -> list[dict[str, Any]]:
         rate, threshold = 10 ** generator.uniform(-3, 0), generator.uniform(0.5, 0.95)
         source = str(generator.choice(["other", "self", "mean"]))
         value = 0.75 - 0.12 * (np.log10(rate) + 1.2) ** 2 + 0.02 * generator.normal()
-        state = {13: "fail", trials - 1: "running"}.get(number, "complete" if number % 3 else "pruned")
+        state = {13: "failed", trials - 1: "running"}.get(number, "complete" if number % 3 else "pruned")
         judged = state in ("complete", "pruned")
         lines.append({
-            "number": number, "state": state, "seconds": 100.0 + number, "run": f"trial-{number:05d}",
+            "number": number, "state": state, "seconds": 100.0 + number, "run_folder": f"trial-{number:05d}",
             "params": {"primary.optimizer.lr": rate, "method.confidence_threshold": threshold, "method.labels.source": source},
-            "values": [value, 400 - 5.0 * number] if judged else [], "lineage": None,
-            "error": "worker 0: the loss is not finite" if state == "fail" else None,
+            "values": {"mean": value if judged else None, "seconds": 400 - 5.0 * number if judged else None},
+            "message": "worker 0: the loss is not finite" if state == "failed" else "",
         })  # fmt: skip
     return lines
 
@@ -82,25 +82,28 @@ def write_search(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
     """``search_trials`` with run folders of the first twelve."""
     folder, trials = parent / "rates", search_trials()
     for trial in trials[:12]:
-        words = (*(f"{key}={value}" for key, value in trial["params"].items()), f"run.name={trial['run']}")
+        words = (*(f"{key}={value}" for key, value in trial["params"].items()), f"run.name={trial['run_folder']}")
         save_run(folder, manifest, margin=1.0, overrides=(*words, "evaluation.split=validation"))
     space = {
         "primary.optimizer.lr": {"low": 1e-3, "high": 1, "log": True}, "method.labels.source": ["other", "self", "mean"],
         "method.confidence_threshold": {"low": 0.5, "high": 0.95},
     }  # fmt: skip
-    return write_trials(folder, trials, question="Which rate is best?", objectives=["accuracy", "time"], space=space,
-                        command="python -m jobs.search --config c.yaml --space s.yaml")  # fmt: skip
+    return write_study(folder, trials, question="Which rate is best?", space=space, trials=30, **SEARCH)
+
+
+SEARCH: dict[str, Any] = {
+    "kind": "search", "command": "python -m jobs.search --config c.yaml --space s.yaml", "steps": 200,
+    "objectives": [{"name": "mean", "direction": "maximize"}, {"name": "seconds", "direction": "minimize"}],
+}  # fmt: skip
 
 
 def write_population(folder: Path) -> Path:
-    """Two members of a population, the second of which copied the first at step 100."""
+    """Two members of a population, the second of which copied the first at step 100 and is a run folder."""
     key = "primary.optimizer.lr"
-    first = [{"from": 0, "until": None, "run": "member-00", "params": {key: 0.1}}]
-    second = [{"from": 0, "until": 100, "run": "member-00", "params": {key: 0.1}},
-              {"from": 100, "until": None, "run": "member-01_from-000100", "params": {key: 0.12}}]  # fmt: skip
-    trials = [
-        {"number": number, "run": lineage[-1]["run"], "state": "complete", "params": lineage[-1]["params"],
-         "values": [0.7 + number / 10], "seconds": 5.0, "lineage": lineage} for number, lineage in enumerate((first, second))
-    ]  # fmt: skip
-    space = {key: {"low": 0.01, "high": 1, "log": True}}
-    return write_trials(folder, trials, planned=2, algorithm="pbt", steps=200, space=space)
+    lineage = [{"from": 0, "until": 100, "run": "member-00", "params": {key: 0.1}},
+               {"from": 100, "until": None, "run": "member-01_from-000100", "params": {key: 0.12}}]  # fmt: skip
+    trials = [line(0, "member-00", **{key: 0.1}), line(1, "member-01_from-000100", **{key: 0.12})]
+    (folder / "member-01_from-000100").mkdir(parents=True)
+    (folder / "member-01_from-000100" / "facts.json").write_text(json.dumps({"lineage": lineage}))
+    about = {**SEARCH, "objectives": SEARCH["objectives"][:1]}
+    return write_study(folder, trials, space={key: {"low": 0.01, "high": 1, "log": True}}, **about)

@@ -200,10 +200,9 @@ def choose_baseline(groups: Sequence[Group], params: Mapping[str, Any] | None = 
     Raises UserError when no group has the ``params``.
     """
     if params is not None:
-        wanted = {key: value for key, value in params.items() if key != "run.seed"}
-        found = [group for group in groups if all(_same(setting(group.runs[0]).get(key), wanted[key]) for key in wanted)]
+        found = find(groups, params)
         if not found:
-            words = " ".join(f"{key}={value}" for key, value in wanted.items())
+            words = " ".join(f"{key}={value}" for key, value in params.items())
             raise UserError(f"no run has the baseline's {words}", [f"there is {group.label}" for group in groups])
         return found[0] if len(groups) > 1 else None
     if len(groups) < 2 or any(group.method == BASELINE for group in groups):
@@ -211,6 +210,12 @@ def choose_baseline(groups: Sequence[Group], params: Mapping[str, Any] | None = 
     keys, defaults = varied_keys(groups), flatten(Config().model_dump(mode="json"))
     usual = [g for g in groups if all(_same(setting(g.runs[0]).get(key), defaults.get(key)) for key in keys if key in defaults)]
     return usual[0] if len(usual) == 1 and set(keys) & defaults.keys() else groups[0]
+
+
+def find(groups: Sequence[Group], params: Mapping[str, Any]) -> list[Group]:
+    """Groups whose settings have these values, the seed aside."""
+    wanted = {key: value for key, value in params.items() if key != "run.seed"}
+    return [group for group in groups if all(_same(setting(group.runs[0]).get(key), wanted[key]) for key in wanted)]
 
 
 def _same(one: Any, other: Any) -> bool:

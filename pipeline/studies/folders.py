@@ -1,13 +1,14 @@
 """Which runs the folders of a command line mean: run folders themselves, and studies, which hold many.
 
-A study's folder is one with study.json (of an ablation) or search.json and trials.json (of a search), or any that holds run
-folders. What was planned and is not done yet is known from these files only.
+A study's folder is one with study.json and trials.jsonl (docs/report.md has their fields), or any that holds run folders.
+What was planned and is not done yet is known from these files only.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.studies.runs import RUN_FILES, Run, is_run, read_lines, read_run
+from pipeline.studies.runs import RUN_FILES, VIEWS, Run, is_run, read_lines, read_run
 
 SEARCH = "search"
 
@@ -25,17 +26,17 @@ class Objective:
     """What a search looks for."""
 
     name: str
-    """A key of a trial's values: ``accuracy`` in 0..1, or ``time`` in seconds of training."""
+    """A key of a trial's values: one of ``VIEWS``, whose top-1 is a share in 0..1, ``seconds``, or another one."""
     maximize: bool = True
 
     @property
     def label(self) -> str:
         """With the unit that people read."""
-        return {"accuracy": "accuracy, %", "time": "time, s"}.get(self.name, self.name)
+        return f"{self.name} top-1, %" if self.name in VIEWS else {"seconds": "training, s"}.get(self.name, self.name)
 
     def shown(self, value: float) -> float:
         """In the label's unit."""
-        return 100 * value if self.name == "accuracy" else value
+        return 100 * value if self.name in VIEWS else value
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Trial:
     message: str = ""
     lineage: tuple[Part, ...] = ()
     cell: str = ""
-    """Name of an ablation's cell."""
+    """Name of an ablation's cell: that of its run folders, without the seed."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,24 @@ class Study:
     """``ablation``, ``search``, or ``runs`` for a folder that only holds runs."""
     question: str = ""
     command: str = ""
-    objectives: tuple[Objective, ...] = (Objective("accuracy"),)
+    objectives: tuple[Objective, ...] = (Objective("mean"),)
+    baseline: Mapping[str, Any] | None = None
+    """Params of the setting that others are compared with."""
     space: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
     """Of a run of a search, 0 where unknown."""
     trials: tuple[Trial, ...] = ()
-    named: bool = False
-    """Whether cells have names, and are no grid."""
     missing: tuple[str, ...] = ()
 
     @property
     def is_search(self) -> bool:
         """Whether its trials are samples of a space, each seen once, rather than cells to be compared."""
         return self.kind == SEARCH
+
+    @property
+    def named(self) -> bool:
+        """Whether its cells change different keys, so that their names say more than their values."""
+        return not self.is_search and len({frozenset(trial.params) for trial in self.trials}) > 1
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -131,88 +137,105 @@ def read_given(folders: Sequence[str | Path]) -> Given:
 def read_study(folder: Path) -> Study:
     """What the folder's files say of it; see ``Study``."""
     missing: list[str] = []
-    search = _read(folder / "search.json", dict, missing)
-    about = search or _read(folder / "study.json", dict, missing)
-    study = Study(folder, str(about.get("name") or folder.name), SEARCH if search else "ablation" if about else "runs")
+    about = _read_about(folder / "study.json", missing)
+    kind = str(about.get("kind") or ("ablation" if (folder / "trials.jsonl").is_file() else "runs"))
+    study = Study(folder, str(about.get("name") or folder.name), kind)
     try:
         study = replace(
             study,
             question=str(about.get("question") or ""),
             command=str(about.get("command") or ""),
-            objectives=tuple(Objective(str(name), name != "time") for name in about.get("objectives") or ["accuracy"]),
+            objectives=_objectives(about) or study.objectives,
+            baseline=dict(about["baseline"]) if about.get("baseline") else None,
             space=dict(about.get("space") or {}),
             steps=int(about.get("steps") or 0),
-            named=not about.get("is_grid", True),
-            trials=_searched(folder, search, missing) if search else _planned(folder, about),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        missing.append(f"{'search' if search else 'study'}.json has fields of another version: {error!r}.")
-    wanted = about.get("trials") if search else None
-    return replace(study, missing=(*missing, *_not_done(study, wanted if isinstance(wanted, int) else len(study.trials))))
+        missing.append(f"study.json has fields of another kind: {error!r}.")
+    trials = _read_trials(folder, missing)
+    if study.is_search:
+        trials += _later(study, {trial.folder for trial in trials})
+    study = replace(study, trials=tuple(sorted(trials, key=lambda trial: trial.number)))
+    wanted = about.get("trials") if study.is_search else None
+    return replace(study, missing=(*missing, *_not_done(study, wanted if isinstance(wanted, int) else len(trials))))
 
 
-def _planned(folder: Path, about: Mapping[str, Any]) -> tuple[Trial, ...]:
-    """Trials of an ablation; their run folders say how far they are."""
-    found = []
-    for number, line in enumerate(about.get("trials") or ()):
-        run = folder / str(line["run"])
-        state = "complete" if (run / "evaluation.json").is_file() else "running" if is_run(run) else "waiting"
-        params = {**line["values"], "run.seed": line["seed"]}
-        found.append(Trial(number, state, params, {}, None, run, cell=str(line["cell"])))
-    return tuple(found)
+def _read_about(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found a {type(content).__name__}")
+        return content
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        missing.append(f"study.json cannot be read: {error}")
+        return {}
 
 
-def _searched(folder: Path, about: Mapping[str, Any], missing: list[str]) -> tuple[Trial, ...]:
-    """Trials of trials.json, and those that lie in the folder and came after it was written."""
-    names = [str(name) for name in about.get("objectives") or ["accuracy"]]
-    listed = [_trial(line, names, folder) for line in _read(folder / "trials.json", list, missing) or []]
-    known = {trial.folder for trial in listed}
-    later = [path for path in sorted(folder.iterdir()) if path not in known and _is_trial(path)]
-    found = [*listed, *(_cut_off(path, about, number) for number, path in enumerate(later, start=len(listed)))]
-    return tuple(sorted(found, key=lambda trial: trial.number))
+def _objectives(about: Mapping[str, Any]) -> tuple[Objective, ...]:
+    return tuple(Objective(str(one["name"]), one.get("direction") != "minimize") for one in about.get("objectives") or ())
 
 
-def _is_trial(path: Path) -> bool:
-    """As jobs.search names its runs, members of populations included."""
-    return path.name.startswith(("trial-", "member-")) and is_run(path)
+def _read_trials(folder: Path, missing: list[str]) -> list[Trial]:
+    """Of trials.jsonl, the last line of each number."""
+    path = folder / "trials.jsonl"
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    found, broken = {}, 0
+    for place, text in enumerate(texts, start=1):
+        try:
+            trial = _trial(json.loads(text), folder)
+            found[trial.number] = trial
+        except (ValueError, TypeError, KeyError, AttributeError):
+            broken += place < len(texts) and bool(text.strip())  # the last line may be half-written by a live study
+    if broken:
+        missing.append(f"{broken} of {len(texts):,} lines of trials.jsonl: they cannot be read.")
+    return list(found.values())
 
 
-def _trial(line: Mapping[str, Any], names: Sequence[str], folder: Path) -> Trial:
-    run, seconds = line.get("run"), line.get("seconds")
+def _trial(line: Mapping[str, Any], folder: Path) -> Trial:
+    seconds, run = line.get("seconds"), None if line.get("run_folder") is None else folder / str(line["run_folder"])
     return Trial(
         number=int(line["number"]),
-        state={"fail": "failed"}.get(line["state"], str(line["state"])),
-        params=dict(line["params"]),
-        values={name: float(value) for name, value in zip(names, line.get("values") or (), strict=False)},
+        state=str(line["state"]),
+        params=dict(line.get("params") or {}),
+        values={name: float(value) for name, value in (line.get("values") or {}).items() if value is not None},
         seconds=None if seconds is None else float(seconds),
-        folder=None if run is None else folder / str(run),
-        message=str(line.get("error") or ""),
-        lineage=_lineage(line.get("lineage")),
-    )
-
-
-def _cut_off(run: Path, about: Mapping[str, Any], number: int) -> Trial:
-    """A trial of a search that is under way or was killed: its folder says what it chose and how it stood. A member of a
-    population whose place a copy has taken was stopped early."""
-    found = read_run(run)
-    lines = read_lines(run / "scores.jsonl")
-    last = lines[-1] if lines else {}
-    score = last.get(str(about.get("metric", "mean")))
-    member, _, start = run.name.partition("_from-")
-    replaced = any(other.name.partition("_from-")[2] > start for other in run.parent.glob(f"{member}*"))
-    return Trial(
-        number=int(run.name.removeprefix("trial-")) if run.name.startswith("trial-") else number,
-        state="pruned" if replaced else "running",
-        params={key: found.config[key] for key in about.get("space") or {} if key in found.config},
-        values={"accuracy": float(score)} if isinstance(score, int | float) else {},
-        seconds=last.get("seconds"),
         folder=run,
-        lineage=_lineage(found.facts.get("lineage")),
+        message=str(line.get("message") or ""),
+        lineage=_lineage(run),
+        cell="" if run is None else re.sub(r"_seed-\d+$", "", run.name),
     )
 
 
-def _lineage(parts: Any) -> tuple[Part, ...]:
-    return tuple(Part(int(part["from"]), part["until"], dict(part["params"])) for part in parts or ())
+def _lineage(run: Path | None) -> tuple[Part, ...]:
+    """A copy of another run says in its facts.json what it was before."""
+    if run is None or not (run / "facts.json").is_file():
+        return ()
+    parts = read_run(run).facts.get("lineage") or ()
+    return tuple(Part(int(part["from"]), part["until"], dict(part["params"])) for part in parts)
+
+
+def _later(study: Study, known: set[Path | None]) -> list[Trial]:
+    """Runs of a search that began after its file was written: it is under way, or was killed. Their folders say what they
+    chose and how they stood. A member of a population whose place a copy has taken was stopped early."""
+    folders = [path for path in sorted(study.folder.iterdir()) if path not in known and is_run(path)]
+    folders = [path for path in folders if path.name.startswith(("trial-", "member-"))]
+    found, lead = [], study.objectives[0].name
+    for number, run in enumerate(folders, start=len(known)):
+        last = (read_lines(run / "scores.jsonl") or ({},))[-1]
+        member, _, start = run.name.partition("_from-")
+        copies, config = study.folder.glob(f"{member}*"), read_run(run).config
+        found.append(Trial(
+            number=int(run.name.removeprefix("trial-")) if run.name.startswith("trial-") else number,
+            state="pruned" if any(other.name.partition("_from-")[2] > start for other in copies) else "running",
+            params={key: config[key] for key in study.space if key in config},
+            values={lead: float(last[lead])} if isinstance(last.get(lead), int | float) else {},
+            seconds=last.get("seconds"),
+            folder=run,
+            lineage=_lineage(run),
+        ))  # fmt: skip
+    return found
 
 
 def _not_done(study: Study, wanted: int) -> Iterable[str]:
@@ -238,20 +261,6 @@ def _runs_in(study: Study) -> list[Path]:
     return [path for path in dict.fromkeys([*known, *beside]) if is_run(path)]
 
 
-def _read(path: Path, kind: type, missing: list[str]) -> Any:
-    """The content of a JSON file, or an empty ``kind``."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"expected a {kind.__name__}, found a {type(content).__name__}")
-        return content
-    except FileNotFoundError:
-        return kind()
-    except (OSError, ValueError) as error:
-        missing.append(f"{path.name} cannot be read: {error}")
-        return kind()
-
-
 def _why_nothing(path: Path) -> str | None:
     if not path.exists():
         siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -259,6 +268,6 @@ def _why_nothing(path: Path) -> str | None:
         return f"{path}: does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
     if not path.is_dir():
         return f"{path}: is a file"
-    if is_run(path) or any((path / name).is_file() for name in ("study.json", "search.json")):
+    if is_run(path) or any((path / name).is_file() for name in ("study.json", "trials.jsonl")):
         return None
     return None if any(is_run(child) for child in path.iterdir()) else f"{path}: holds none of these, nor a folder that does"

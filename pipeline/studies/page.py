@@ -181,9 +181,10 @@ def best_trial(study: Study) -> str:
         for key, value in best.params.items()
         if key != "run.seed"
     )
-    value = f"{best.values[lead.name]:.4g}" if lead.name != "accuracy" else f"{100 * best.values[lead.name]:.1f}{NBSP}%"
+    value = best.values[lead.name]
+    text = f"{100 * value:.1f}{NBSP}%" if lead.name in VIEWS else f"{value:.4g}"
     return (
-        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {value}, with {chosen}. "
+        f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {text}, with {chosen}. "
         "The best of many is partly luck: train it again with other seeds before it is believed."
     )
 

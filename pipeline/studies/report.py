@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.studies import formats, page, setting
-from pipeline.studies.comparison import BASELINE, Difference, Group, choose_baseline, compare, group_runs, in_order
+from pipeline.studies.comparison import BASELINE, Difference, Group, choose_baseline, compare, find, group_runs, in_order
 from pipeline.studies.curves import PANELS, curves
 from pipeline.studies.drawing import NUM_COLORS, Drawing
 from pipeline.studies.folders import Given, Trial, read_given
@@ -95,8 +95,8 @@ def write_report(
         out: Path of the page; by default report.html in the run's or study's folder, or in the common parent of several. The
             tables lie beside it under the same name.
         wanted: Which files.
-        baseline: Configuration keys of the setting that all others are compared with; by default a supervised one, the
-            one at the program's defaults, or the first.
+        baseline: Configuration keys of the setting that all others are compared with; by default the study's own, a
+            supervised one, the one at the program's defaults, or the first.
 
     Raises:
         UserError: a folder holds no run, no setting has the baseline's keys, or ``out`` cannot be written.
@@ -120,7 +120,14 @@ def collect(given: Given, baseline: Mapping[str, Any] | None = None) -> Content:
     groups = in_order(group_runs([run for run in given.runs if all(run is not one for one in searched)]))
     groups = [_named(group, given) for group in groups]
     trials = trial_groups([study for study in given.studies if study.is_search], searched)
-    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, baseline)), choose_baseline(groups, baseline))
+    params = baseline or _baseline_of(given, groups)
+    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, params)), choose_baseline(groups, params))
+
+
+def _baseline_of(given: Given, groups: Sequence[Group]) -> Mapping[str, Any] | None:
+    """The one that the only study names, if it has a run."""
+    params = given.studies[0].baseline if len(given.studies) == 1 else None
+    return params if params and find(groups, params) else None
 
 
 def _named(group: Group, given: Given) -> Group:

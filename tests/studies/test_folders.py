@@ -10,62 +10,74 @@ import pytest
 
 from pipeline.studies.folders import read_given, read_study
 from pipeline.studies.runs import read_run
-from tests.study_folders import search_trials, write_population, write_search, write_study, write_trials
+from tests.study_folders import SEARCH, line, search_trials, write_population, write_search, write_study
 
 
 def test_a_study_names_its_runs_in_the_order_of_its_trials(make_run: Any) -> None:
     folders = [make_run(seed=seed) for seed in (0, 1, 2)]
-    lines = [{"run": folders[k].name, "cell": "a", "seed": k, "values": {}} for k in (2, 0)]
-    study = write_study(folders[0].parent, lines, question="q")
+    lines = [line(number, folders[k].name) for number, k in enumerate((2, 0))]
+    study = write_study(folders[0].parent, lines, question="q", baseline={"train.steps": 5})
     given = read_given([study, folders[1]])
     assert [run.folder for run in given.runs] == [folders[2], folders[0], folders[1]]
-    assert given.study_of(given.runs[0]) is given.studies[0] and given.studies[0].question == "q"
-    assert given.studies[0].missing == ()
+    found = given.study_of(given.runs[0])
+    assert found is given.studies[0] and (found.question, found.baseline, found.missing) == ("q", {"train.steps": 5}, ())
 
 
-def test_an_ablation_knows_what_is_done_under_way_and_not_begun(make_run: Any) -> None:
-    folders = [make_run(seed=seed) for seed in (0, 1)]
-    (folders[1] / "evaluation.json").unlink()
-    names = [*(folder.name for folder in folders), "later"]
-    lines = [{"run": name, "cell": "a", "seed": place, "values": {}} for place, name in enumerate(names)]
-    found = read_study(write_study(folders[0].parent, lines, command="python -m jobs.ablate a"))
-    assert [trial.state for trial in found.trials] == ["complete", "running", "waiting"]
-    assert found.missing == ("2 of 3 trials: 1 under way or cut off, 1 not begun. python -m jobs.ablate a continues it.",)
+def test_what_was_planned_and_not_done_is_said(make_run: Any) -> None:
+    run = make_run()
+    lines = [line(0, run.name), line(1, "b", "running"), line(2, "c", "waiting"), line(3, "d"),
+             {**line(4, "e", "failed"), "message": "no room"}]  # fmt: skip
+    found = read_study(write_study(run.parent, lines, command="python -m jobs.ablate a"))
+    assert found.missing == (
+        "2 of 5 trials: 1 under way or cut off, 1 not begun. python -m jobs.ablate a continues it.",
+        "Trial 4 failed: no room", "Run folders of complete trials that are not there: 3.")  # fmt: skip
 
 
 def test_what_a_search_planned_and_did_not_do_is_said(tmp_path: Path) -> None:
-    study = read_study(write_trials(tmp_path, search_trials(), planned=40, command="python -m jobs.search"))
+    study = read_study(write_study(tmp_path, search_trials(), trials=40, **SEARCH))
     assert study.is_search and study.counts == {"complete": 18, "pruned": 10, "failed": 1, "running": 1}
-    assert "11 of 40 trials: 1 under way or cut off, 10 not begun. python -m jobs.search continues it." in study.missing
-    assert "Trial 13 failed: worker 0: the loss is not finite" in study.missing
-    assert any("Run folders of complete trials that are not there: 1, 2, 4" in sentence for sentence in study.missing)
+    assert f"11 of 40 trials: 1 under way or cut off, 10 not begun. {SEARCH['command']} continues it." in study.missing
+    assert [one.label for one in study.objectives] == ["mean top-1, %", "training, s"]
+
+
+def test_the_last_line_of_a_trial_counts_and_a_half_written_one_waits(tmp_path: Path) -> None:
+    study = write_study(tmp_path, [line(4, "four", "running"), line(4, "four")])
+    with (study / "trials.jsonl").open("a") as file:
+        file.write('{"state": "no number"}\n{"number": 5, "sta')
+    found = read_study(study)
+    assert [(trial.number, trial.state) for trial in found.trials] == [(4, "complete")]
+    assert "1 of 4 lines of trials.jsonl: they cannot be read." in found.missing
+
+
+def test_cells_have_names_where_they_change_different_keys(tmp_path: Path) -> None:
+    lines = [line(0, "none_seed-0", **{"views.strong.ops": 0, "run.seed": 0}), line(1, "all_seed-0", **{"run.seed": 0})]
+    study = read_study(write_study(tmp_path / "a", lines))
+    assert study.named and [trial.cell for trial in study.trials] == ["none", "all"]
+    assert not read_study(write_study(tmp_path / "b", lines[:1])).named
 
 
 def test_a_killed_search_is_read_from_its_run_folders(tmp_path: Path, manifest: Any, write_run: Any) -> None:
-    """trials.json is as the search before left it, or not there at all."""
+    """trials.jsonl is as the search before left it, or not there at all."""
     folder = write_search(tmp_path, manifest, write_run)
     (folder / "trial-00003" / "scores.jsonl").write_text('{"step": 4, "mean": 0.25, "seconds": 7.5}\n{"step": 8, "me')
-    (folder / "trials.json").unlink()
+    (folder / "trials.jsonl").unlink()
     study = read_study(folder)
     assert [trial.number for trial in study.trials] == list(range(12)) and study.counts == {"running": 12}
     fourth, wanted = study.trials[3], search_trials()[3]["params"]
-    assert fourth.params == wanted and fourth.values == {"accuracy": 0.25} and fourth.seconds == 7.5
+    assert fourth.params == wanted and fourth.values == {"mean": 0.25} and fourth.seconds == 7.5
 
 
 def test_a_population_has_the_knobs_of_its_whole_way(tmp_path: Path) -> None:
-    study = read_study(write_population(tmp_path))
+    study = read_study(write_population(tmp_path / "pbt"))
     spans = [[(part.first, part.last) for part in trial.lineage] for trial in study.trials]
-    assert spans == [[(0, None)], [(0, 100), (100, None)]]
+    assert spans == [[], [(0, 100), (100, None)]]
 
 
 def test_a_killed_population_is_read_from_its_run_folders(tmp_path: Path, manifest: Any, write_run: Any) -> None:
     folder = write_population(tmp_path / "pbt")
-    for name in ("member-00", "member-01", "member-01_from-000100"):
+    (folder / "trials.jsonl").unlink()
+    for name in ("member-00", "member-01"):
         write_run(folder, manifest, overrides=("primary.optimizer.lr=0.2", f"run.name={name}"))
-    facts = json.loads((folder / "member-01_from-000100" / "facts.json").read_text())
-    lineage = json.loads((folder / "trials.json").read_text())[1]["lineage"]
-    (folder / "member-01_from-000100" / "facts.json").write_text(json.dumps({**facts, "lineage": lineage}))
-    (folder / "trials.json").unlink()
     study = read_study(folder)
     assert [(trial.folder and trial.folder.name, trial.state) for trial in study.trials] == [
         ("member-00", "running"), ("member-01", "pruned"), ("member-01_from-000100", "running")]  # fmt: skip
@@ -73,19 +85,12 @@ def test_a_killed_population_is_read_from_its_run_folders(tmp_path: Path, manife
     assert study.trials[0].params == {"primary.optimizer.lr": 0.2}
 
 
-@pytest.mark.parametrize("name", ["study.json", "search.json"])
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"objectives": 3, "space": 2, "trials": 7}'])
-def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, content: str) -> None:
+    (tmp_path / "study.json").write_text(content)
     study = read_study(tmp_path)
     assert study.name == tmp_path.name and study.trials == () and study.space == {}
-    assert study.missing[0].startswith(name)
-
-
-def test_damaged_trials_are_told_not_fatal(tmp_path: Path) -> None:
-    write_trials(tmp_path, [])
-    (tmp_path / "trials.json").write_text("[{")
-    assert read_study(tmp_path).missing[0].startswith("trials.json cannot be read")
+    assert study.missing[0].startswith("study.json")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"since_step": 3}]'])

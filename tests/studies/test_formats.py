@@ -45,15 +45,15 @@ def test_numbers_and_names_are_short() -> None:
 def test_trials_come_best_first_and_the_unjudged_last() -> None:
     given = ((1, "complete", "a", 0.5), (2, "pruned", "b", 0.9), (3, "failed", "a", None), (4, "complete", "b", 0.7))
     trials = tuple(
-        Trial(n, state, {"lr": 0.1 * n, "kind": kind}, {} if value is None else {"accuracy": value}, 60.0 * n, None)
+        Trial(n, state, {"lr": 0.1 * n, "kind": kind}, {} if value is None else {"mean": value}, 60.0 * n, None)
         for n, state, kind, value in given
     )
     study = Study(Path("x"), "x", "search", trials=trials)
     table = trials_table(study)
     assert [row[0].text for row in table.rows] == ["4", "1", "2", "3"]
-    assert table.columns == ("trial", "state", "lr", "kind", "accuracy, %", "minutes")
+    assert table.columns == ("trial", "state", "lr", "kind", "mean top-1, %", "minutes")
     assert table.numeric == (True, False, True, False, True, True)
     assert table.rows[-1][4] == Cell("–", None)
-    lowest = trials_table(Study(Path("x"), "x", "search", objectives=(Objective("accuracy", False),), trials=trials))
+    lowest = trials_table(Study(Path("x"), "x", "search", objectives=(Objective("mean", False),), trials=trials))
     assert [row[0].text for row in lowest.rows] == ["1", "4", "2", "3"]
-    assert re.match("The best first, by accuracy", table.caption)
+    assert re.match("The best first, by mean", table.caption)

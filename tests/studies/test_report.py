@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from pipeline.studies.html import SORTING, script_hash
 from pipeline.studies.report import Report, write_report
-from tests.study_folders import write_population, write_rates, write_search, write_study, write_trials, write_weights
+from tests.study_folders import line, write_population, write_rates, write_search, write_study, write_weights
 
 MAX_BYTES = 5_000_000
 WIDTHS = (1280, 390)
@@ -191,7 +191,7 @@ def test_an_ablation_answers_its_question_and_says_what_is_missing(reports: dict
     html = reports["contrast_weight"].path.read_text(encoding="utf-8").replace("\xa0", " ")
     assert '<p class="question">How much contrast helps?</p>' in html
     answer = re.findall(r'<p class="answer">(.*?)</p>', html)[0]
-    assert answer.startswith("Better than contrast_weight=2: contrast_weight=1 by +")
+    assert answer.startswith("Better than contrast_weight=0: contrast_weight=1 by +")
     assert "The other 2 settings are not distinguishable from it at n = 2 to 3." in answer
     assert "1 of 12 trials: 1 not begun. python -m jobs.ablate contrast_weight --config c.yaml --seeds 3 continues it." in html
     assert "zero mask" in html and "from 120" in html and "keeps no &lt;label&gt;" in html
@@ -226,24 +226,23 @@ def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_
 
 
 def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
-    line = {"run": "one", "cell": "one", "seed": 0, "values": {"train.steps": 5}}
-    report = write_report([write_study(tmp_path / "ablation", [line], question="Which?")])
+    report = write_report([write_study(tmp_path / "ablation", [line(0, "one", "waiting")], question="Which?")])
     assert "1 of 1 trials: 1 not begun." in (html := report.path.read_text(encoding="utf-8")) and "Which?" in html
-    report = write_report([write_trials(tmp_path / "search", [], planned=3, question="Which?")])
+    report = write_report([write_study(tmp_path / "search", [], kind="search", trials=3, question="Which?")])
     assert "3 of 3 trials: 3 not begun." in (html := report.path.read_text(encoding="utf-8")) and "Which?" in html
 
 
-def test_cells_that_have_names_keep_them(make_run: Any, manifest: Manifest) -> None:
-    folders = [make_run(overrides=(f"views.strong.ops={ops}", f"run.name=ops{ops}")) for ops in (0, 2)]
-    cells = zip(folders, ("none", "all"), strict=True)
-    lines = [{"run": folder.name, "cell": cell, "seed": 0, "values": {}} for folder, cell in cells]
-    report = write_report([write_study(folders[0].parent, lines, is_grid=False)])
+def test_cells_that_have_names_keep_them_and_a_baseline_without_a_run_is_replaced(make_run: Any) -> None:
+    cells = {"none": 0, "all": 2}
+    folders = [make_run(overrides=(f"views.strong.ops={ops}", f"run.name={name}_seed-0")) for name, ops in cells.items()]
+    lines = [line(0, folders[0].name, **{"views.strong.ops": 0}), line(1, folders[1].name)]
+    report = write_report([write_study(folders[0].parent, lines, baseline={"views.strong.ops": 7})])
     html = report.path.read_text(encoding="utf-8")
-    assert '<th scope=row data-sort="none">none</th>' in html and "none" in report.table
+    assert '<th scope=row data-sort="none">none</th>' in html and "over all" in html
 
 
 def test_a_population_has_a_page(tmp_path: Path) -> None:
-    html = write_report([write_population(tmp_path)]).path.read_text(encoding="utf-8")
+    html = write_report([write_population(tmp_path / "pbt")]).path.read_text(encoding="utf-8")
     assert "<figcaption>lr</figcaption>" in html and "each line is a member of the population" in html
 
 

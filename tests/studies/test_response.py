@@ -18,7 +18,7 @@ from pipeline.studies.importance import importances, ranks
 from pipeline.studies.response import response
 from pipeline.studies.response_plots import curve_svg, map_svg, rows_svg
 from pipeline.studies.search_plots import front, history_svg, importance_svg, parallel_svg, schedule_svg, scheduled_keys
-from tests.study_folders import search_trials, write_population, write_trials
+from tests.study_folders import search_trials, write_population, write_study
 
 
 def groups_of(make_run: Any, *settings: tuple[str, ...], method: str = "actnetformer") -> list[Group]:
@@ -72,7 +72,7 @@ def test_the_supervised_baseline_is_no_point_of_the_curve(make_run: Any) -> None
 
 @pytest.fixture
 def search(tmp_path: Path) -> Study:
-    return read_study(write_trials(tmp_path / "s", search_trials(60)))
+    return read_study(write_study(tmp_path / "s", search_trials(60), kind="search"))
 
 
 def test_importance_finds_the_knob_that_matters_with_its_best_inside(search: Study) -> None:
@@ -95,7 +95,7 @@ def test_chance_is_rarely_called_important() -> None:
     generator, called = np.random.default_rng(0), 0
     for _ in range(100):
         drawn = generator.random((12, 2)).tolist()
-        trials = tuple(Trial(n, "complete", {"a": a}, {"accuracy": value}, 1.0, None) for n, (a, value) in enumerate(drawn))
+        trials = tuple(Trial(n, "complete", {"a": a}, {"mean": value}, 1.0, None) for n, (a, value) in enumerate(drawn))
         (one,) = importances(Study(Path("x"), "x", "search", trials=trials))
         called += one.share > one.chance
     assert called <= 10
@@ -107,18 +107,18 @@ def test_too_few_trials_have_no_importance(search: Study) -> None:
 
 def test_pictures_of_a_search_name_their_knobs(search: Study) -> None:
     words = texts(parallel_svg(search, "p"))
-    assert {"lr", "confidence_threshold", "source", "accuracy, %", "mean", "other", "self"} <= set(words)
+    assert {"lr", "confidence_threshold", "source", "mean top-1, %", "mean", "other", "self"} <= set(words)
     assert "trial" in texts(history_svg(search, "h"))
     assert "lr" in texts(importance_svg(importances(search), "i"))
 
 
 def test_the_front_is_what_nothing_beats() -> None:
     points = [(0.9, 100.0), (0.8, 50.0), (0.7, 60.0), (0.5, 10.0), (0.9, 120.0)]
-    trials = [Trial(n, "complete", {}, {"accuracy": a, "time": b}, b, None) for n, (a, b) in enumerate(points)]
-    assert [trial.number for trial in front(trials, (Objective("accuracy"), Objective("time", False)))] == [3, 1, 0]
+    trials = [Trial(n, "complete", {}, {"mean": a, "seconds": b}, b, None) for n, (a, b) in enumerate(points)]
+    assert [trial.number for trial in front(trials, (Objective("mean"), Objective("seconds", False)))] == [3, 1, 0]
 
 
 def test_a_population_shows_its_schedules(tmp_path: Path) -> None:
-    study = read_study(write_population(tmp_path))
+    study = read_study(write_population(tmp_path / "pbt"))
     assert scheduled_keys(study) == ["primary.optimizer.lr"]
     assert {"optimizer step", "200", "0.1"} <= set(texts(schedule_svg(study, "primary.optimizer.lr", "s")))
