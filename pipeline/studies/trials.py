@@ -179,6 +179,7 @@ def _say(job: Job, step: int, scores: Mapping[str, float]) -> None:
 
 def _on_tune(source: Source, like: Config, budget: Budget) -> None:
     connect()
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables are of what nobody asked; every score is a line of ours
     bridge = _Bridge(source)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(_trial, _resources(like, budget.concurrent)),

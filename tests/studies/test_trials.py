@@ -117,6 +117,8 @@ def test_the_budget_ends_a_study_and_the_same_command_continues(
     about = json.loads((tmp_path / "three" / "study.json").read_text(encoding="utf-8"))
     assert about["baseline"] == {"method.contrast_weight": 2}  # the configuration as it is
     assert run(ablate.main, [*command, "--hours", "-1"]) == 2
+    assert run(ablate.main, ["threshold", *command[1:], "--dry-run"]) == 0
+    assert f"the median of 3 runs in {tmp_path}, whatever their setting" in capsys.readouterr().out
 
 
 def test_a_run_that_the_end_of_the_budget_meets_stops_with_a_checkpoint(
