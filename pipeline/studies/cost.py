@@ -61,7 +61,8 @@ def estimate(configs: Sequence[Config], concurrent: int, beside: Path) -> str:
         return "nothing is left to train"
     rate, source = seconds_per_step([config.run_folder for config in configs]), "of this study"
     if rate is None:
-        rate, source = seconds_per_step(sorted(beside.glob("*/"))), f"in {beside}, whatever their setting"
+        others = [*beside.glob("*/"), *beside.glob("*/*/")]  # runs, and those of other studies
+        rate, source = seconds_per_step(others), f"in {beside}, whatever their setting"
     if rate is None:
         seconds, why = ASSUMED_SECONDS, "an assumption: no run here says better"
     else:

@@ -8,8 +8,12 @@ goes on, is asked of a ``Source``, which lives in the driver and keeps what it m
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +26,15 @@ from ray.tune.search import Searcher
 
 from pipeline.cluster import check_cluster, connect
 from pipeline.config import Config, parse_config
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.studies.claim import claimed
 from pipeline.studies.run import advance
 from pipeline.training.fit import prepare
+from pipeline.training.watch import StopSign
 
 ORPHAN_SECONDS = 20.0
 """How long a trial waits for one of a killed driver to leave its run folder."""
+_TAKEN = "{} is being written by another process"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Budget:
 
     concurrent: int = 1
     hours: float | None = None
-    """Runs that are under way then are cut off; the same command continues them from their newest checkpoints."""
+    """Runs that are under way then are cut off; the same command continues them from their newest checkpoints. One that
+    trains in this process makes a checkpoint first."""
 
     @property
     def seconds(self) -> float | None:
@@ -111,22 +118,55 @@ def run_jobs(source: Source, like: Config, budget: Budget) -> None:
 
 
 def _here(source: Source, budget: Budget) -> None:
-    """In this process: breakpoints work. The budget is looked at between stops."""
+    """In this process: breakpoints work. A run that the end of the budget meets stops with a checkpoint."""
     deadline = time.monotonic() + (budget.seconds or float("inf"))
-    while time.monotonic() < deadline and (job := source.next()) is not None:
-        print(f"trial {job.name}", flush=True)
-        try:
-            for step in job.stops:
+    with StopSign() as sign, _signal_after(budget.seconds):
+        while time.monotonic() < deadline and (job := source.next()) is not None:
+            print(f"trial {job.name}", flush=True)
+            try:
+                _drive(source, job, sign, deadline)
+            except Stopped:
                 if time.monotonic() >= deadline:
                     return
+                raise
+
+
+def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
+    """Bring a trial to its last stop, or as far as it goes. Raises Stopped, and then it has not ended."""
+    error = None
+    with claimed(_lock(job.config), ORPHAN_SECONDS) as ours:
+        try:
+            if not ours:
+                raise UserError(_TAKEN.format(job.config.run_folder))
+            for step in job.stops:
+                if sign.number or time.monotonic() >= deadline:  # came while a run was judged
+                    raise Stopped(sign.number or signal.SIGTERM, "stopped between two trials; the same command continues")
                 scores = advance(prepare(job.config), step)
                 _say(job, step, scores)
                 if not source.scored(job, step, scores):
                     break
-            error = None
         except (UserError, RunFailed) as failure:
             error = str(failure)
-        source.ended(job, error)
+    source.ended(job, error)
+
+
+@contextmanager
+def _signal_after(seconds: float | None) -> Iterator[None]:
+    """SIGTERM to this process after this time, which ``StopSign`` makes a checkpoint of."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _lock(config: Config) -> Path:
+    return Path(config.run.storage_path) / f".{config.run.name}.lock"
 
 
 def _say(job: Job, step: int, scores: Mapping[str, float]) -> None:
@@ -139,6 +179,7 @@ def _say(job: Job, step: int, scores: Mapping[str, float]) -> None:
 
 def _on_tune(source: Source, like: Config, budget: Budget) -> None:
     connect()
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables are of what nobody asked; every score is a line of ours
     bridge = _Bridge(source)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(_trial, _resources(like, budget.concurrent)),
@@ -185,10 +226,9 @@ def _trial(space: dict[str, Any]) -> None:
     if config.scale.workers == 0:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         torch.set_num_threads(config.scale.torch_threads or max(1, int(cpus)))
-    lock = Path(config.run.storage_path) / f".{config.run.name}.lock"
-    with claimed(lock, ORPHAN_SECONDS) as ours:
+    with claimed(_lock(config), ORPHAN_SECONDS) as ours:
         if not ours:
-            ray.tune.report({"step": 0, "error": f"{config.run_folder} is being written by another process"})
+            ray.tune.report({"step": 0, "error": _TAKEN.format(config.run_folder)})
             return
         for step in space["stops"]:
             try:

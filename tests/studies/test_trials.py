@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics
 from pipeline.studies import trials
+from pipeline.studies.ablation import _Listed
 from pipeline.studies.claim import Claim
 from pipeline.studies.study_folder import read_trials
 from pipeline.training.checkpoint import FILES
@@ -88,10 +90,19 @@ def test_a_study_whose_driver_was_killed_runs_what_is_missing(
 
 
 def test_the_budget_ends_a_study_and_the_same_command_continues(
-    tiny: Path, tmp_path: Path, three: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")
-    assert run(ablate.main, [*command, "--hours", "1e-7"]) == 0
+    scored = _Listed.scored
+
+    def late(self: _Listed, *rest: Any) -> bool:  # the first trial ends when the time is over
+        time.sleep(max(0.0, begun + 3.2 - time.monotonic()))
+        return scored(self, *rest)
+
+    monkeypatch.setattr(_Listed, "scored", late)
+    begun = time.monotonic()
+    assert run(ablate.main, [*command, "--hours", str(3 / 3600)]) == 0
+    monkeypatch.undo()
     assert "2 trials are left: the same command continues them" in capsys.readouterr().out
     assert run(ablate.main, [*command, "--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -106,6 +117,36 @@ def test_the_budget_ends_a_study_and_the_same_command_continues(
     about = json.loads((tmp_path / "three" / "study.json").read_text(encoding="utf-8"))
     assert about["baseline"] == {"method.contrast_weight": 2}  # the configuration as it is
     assert run(ablate.main, [*command, "--hours", "-1"]) == 2
+    assert run(ablate.main, ["threshold", *command[1:], "--dry-run"]) == 0
+    assert f"the median of 3 runs in {tmp_path}, whatever their setting" in capsys.readouterr().out
+
+
+def test_a_run_that_the_end_of_the_budget_meets_stops_with_a_checkpoint(
+    tiny: Path, tmp_path: Path, three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=4000", "train.checkpoint_every=4000")
+    assert run(ablate.main, [*command, "--hours", str(4 / 3600)]) == 0
+    assert "3 trials are left: the same command continues them" in capsys.readouterr().out
+    (kept,) = (tmp_path / "three" / "contrast_weight-0_seed-0").glob("checkpoint_*")
+    assert 0 < int(kept.name[-6:]) < 4000
+    listed = read_trials(tmp_path / "three")
+    assert [trial["state"] for trial in listed] == ["running", "waiting", "waiting"]
+    assert run(ablate.main, [*command, "--dry-run"]) == 0
+    assert f"at {int(kept.name[-6:])}/4000" in capsys.readouterr().out
+
+
+def test_two_commands_on_one_study_do_not_write_into_one_run(
+    tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trials, "ORPHAN_SECONDS", 0.2)
+    other = Claim(tmp_path / "three" / ".contrast_weight-1_seed-0.lock")
+    assert other.take()
+    assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")) == 1
+    text = capsys.readouterr().out
+    assert "failed: contrast_weight-1_seed-0: " in text
+    assert "is being written by another process" in text
+    assert "2 of 3 trials" in text
+    other.release()
 
 
 @pytest.mark.ray
