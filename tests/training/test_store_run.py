@@ -98,7 +98,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     assert run(train.main, [*words, f"run.storage_path={tmp_path}/local"]) == 0
     remote = ["run.storage_path=s3://runs/these", f"run.staging_path={tmp_path}/first"]
     prepared = prepare(load_config(tiny / "tiny.yaml", remote))
-    step, count = loop._step, []
+    step, count = loop.take_step, []
 
     def killed(*arguments: object) -> object:
         count.append(0)
@@ -106,7 +106,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
             raise KeyboardInterrupt
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "_step", killed)
+    monkeypatch.setattr(loop, "take_step", killed)
     prepared.open()
     with pytest.raises(KeyboardInterrupt):
         fit_here(prepared)
