@@ -26,8 +26,8 @@ from pipeline.manifest.isolation import Lost, map_isolated
 from pipeline.manifest.motions import MOTIONS, Floats, Pose, log_growth
 from pipeline.manifest.progress import progress
 
-SIZES = ((96, 72), (72, 96), (80, 80), (128, 72), (72, 128), (112, 84), (96, 96))
-"""(width, height) in pixels."""
+SIZES = ((96, 72), (80, 96), (80, 80), (128, 72), (80, 128), (112, 84), (96, 96))
+"""(width, height) in pixels. decord's frames of videos 72 pixels wide are not exact, so the probe would leave them to PyAV."""
 RATES = (Fraction(15), Fraction(16), Fraction(20), Fraction(24000, 1001), Fraction(25))
 """Frames per second."""
 MARK = ".synthetic.json"

@@ -67,7 +67,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(batch_norm: str) -> None:
     assert torch.allclose(results["loss"], supervised + 0.5 * pseudo_label + 3.0 * results["contrast_loss"])
     assert pseudo_label > 0
     assert [name for name, value in results.items() if value.requires_grad] == ["loss"]
-    assert all(value.ndim == 0 for key, value in results.items() if not key.startswith("scores/"))
+    counted = ("scores/", "confidence/", "kept_classes/")
+    assert all(value.ndim == 0 for key, value in results.items() if not key.startswith(counted))
 
 
 @pytest.mark.parametrize("batch_norm", ["separate", "joint"])
@@ -147,13 +148,17 @@ def test_the_baseline_and_actnetformer_start_from_the_same_weights() -> None:
     assert all(torch.equal(first, second) for first, second in zip(one.parameters(), other.parameters(), strict=True))
 
 
+PER_DIRECTION = ("mask_rate", "kept", "kept_correct", "kept_classes", "confidence")
+
+
 def test_results_have_the_names_of_the_metrics() -> None:
     directions = ("primary_to_auxiliary", "auxiliary_to_primary")
     students = ("primary", "auxiliary")
     wanted = {"loss", "contrast_loss", "agreement", "alignment/same", "alignment/different"}
     each = ("supervised_loss", "pseudo_label_loss", "weak_accuracy", "scores")
     wanted |= {f"{part}/{name}" for part in each for name in students}
-    wanted |= {f"{part}/{way}" for part in ("mask_rate", "kept", "kept_correct") for way in directions}
+    wanted |= {f"{part}/{way}" for part in PER_DIRECTION for way in directions}
+    wanted |= {f"output_gradient/{term}/{name}" for term in ("supervised", "contrast", "pseudo_label") for name in students}
     assert set(_method()(_views(), FULL)) == wanted
 
 
@@ -199,16 +204,20 @@ def test_embeddings_of_one_width_are_contrasted() -> None:
 
 def test_mask_counts_leave_unknown_labels_out() -> None:
     classes, keep = torch.tensor([1, 2, 3, 0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
-    labels = Labels("x", classes, classes, keep)
-    counts = label_monitors(labels, torch.tensor([1, 0, -1, 0]))
-    assert {name: float(value) for name, value in counts.items()} == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
+    labels = Labels("x", classes, classes, keep, torch.tensor([[0.5, 0.3, 0.2, 0.0]] * 3 + [[1.0, 0.0, 0.0, 0.0]]))
+    counts = {name: value.tolist() for name, value in label_monitors(labels, torch.tensor([1, 0, -1, 0])).items()}
+    assert counts.pop("confidence/x") == [0, 0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]
+    assert counts.pop("kept_classes/x") == [0, 1, 1, 1]
+    assert counts == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
 
 
 def test_weighted_labels_count_by_their_weight() -> None:
     classes = torch.tensor([1, 2])
-    labels = Labels("x", classes, classes, torch.tensor([0.5, 0.25]), torch.tensor([0.9, 0.7]))
+    scores = torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    labels = Labels("x", classes, classes, torch.tensor([0.5, 0.25]), scores, torch.tensor([0.9, 0.7]))
     counts = label_monitors(labels, torch.tensor([1, 0]))
-    assert {name: round(float(value), 6) for name, value in counts.items()} == {
+    assert counts["kept_classes/x"].tolist() == [0.0, 0.5, 0.25]
+    assert {name: round(float(value), 6) for name, value in counts.items() if value.ndim == 0} == {
         "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "threshold/x": 0.8}  # fmt: skip
 
 
