@@ -40,6 +40,10 @@ def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[st
     set_shares(counts)
     weight = counts[rank] * world / rows
     config = config_of(name, labels, supervised_steps=1)
+    if rows == 3:
+        # batches of other sizes are rounded otherwise, and a ReLU whose input is 0 but for rounding may decide 8 % of a gradient
+        smooth = config.primary.model_copy(update={"network": config.auxiliary.network})
+        config = config.model_copy(update={"primary": smooth})
     torch.manual_seed(0)
     method = build_method(config, CLASSES, VIDEOS, VIDEOS // 2)
     wrapped: nn.Module = DistributedDataParallel(method) if world > 1 else method
