@@ -41,7 +41,7 @@ def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[st
     weight = counts[rank] * world / rows
     config = config_of(name, labels, supervised_steps=1)
     if rows == 3:
-        # batches of other sizes are rounded otherwise, and a ReLU whose input is 0 but for rounding may decide 8 % of a gradient
+        # batches of other sizes are rounded otherwise, and a ReLU whose input is 0 but for that may decide 8 % of a gradient
         smooth = config.primary.model_copy(update={"network": config.auxiliary.network})
         config = config.model_copy(update={"primary": smooth})
     torch.manual_seed(0)
