@@ -17,11 +17,9 @@ $(VENV)/.complete: pyproject.toml constraints.txt docker/install.sh
 	docker/install.sh $(python) project --editable
 	touch $@
 
-demo: .venv ## synthetic videos -> two trained runs -> runs/demo.html, on a laptop
+demo: .venv ## synthetic videos -> two trained runs -> runs/baseline/report.html, on a laptop
 	$(python) -m jobs.prepare synthetic data/synthetic --videos 320 --classes 8 --seed 0 --labeled 4/class
-	$(python) -m jobs.train --config jobs/configs/demo.yaml run.name=demo-supervised method.name=supervised
-	$(python) -m jobs.train --config jobs/configs/demo.yaml run.name=demo-actnetformer
-	$(python) -m jobs.report runs/demo-supervised runs/demo-actnetformer --out runs/demo.html
+	$(python) -m jobs.ablate baseline --config jobs/configs/demo.yaml --concurrent 1
 
 test: .venv ## the tests of every change
 	$(python) -m pytest
