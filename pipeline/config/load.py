@@ -1,0 +1,113 @@
+"""From YAML and ``key=value`` words to a checked configuration, with all mistakes at once."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.run import Config
+from pipeline.config.students import ARCHS
+from pipeline.errors import UserError
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, then the YAML file, then ``dotted.key=value`` words (values in YAML syntax), in this order.
+
+    Raises UserError with all mistakes at once: unknown keys with the nearest name, values of a wrong type or range.
+    """
+    tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    return override(tree, overrides, source=str(path) if path else "command line")
+
+
+def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:
+    """A nested mapping changed by ``dotted.key=value`` words. Raises UserError with all mistakes at once."""
+    tree: dict[str, Any] = copy.deepcopy(dict(base))
+    mistakes: list[str] = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            mistakes.append(f"'{word}': write overrides as key=value, for example train.steps=100")
+            continue
+        try:
+            _set(tree, key.split("."), yaml.safe_load(value) if value else None)
+        except (yaml.YAMLError, TypeError) as error:
+            mistakes.append(f"'{word}': {str(error).splitlines()[0]}")
+    return parse_config(tree, source=source, mistakes=mistakes)
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config", mistakes: Iterable[str] = ()) -> Config:
+    """Validate a nested mapping. Raises UserError listing all mistakes with the nearest names."""
+    found = list(mistakes)
+    config = Config()
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        found += [_explain(detail) for detail in error.errors()]
+    if found:
+        raise UserError(f"{len(found)} mistake{'s' * (len(found) > 1)} in the configuration ({source}):", found)
+    return config
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key that exists, in order of declaration."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        children = _sections(field.annotation)
+        for child in children:
+            keys += [key for key in all_keys(child, f"{prefix}{name}.") if key not in keys]
+        if not children:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return [section for part in get_args(annotation) for section in _sections(part)]
+    return []
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise TypeError(f"'{key}' is a value, not a section")
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise UserError(f"config file not found: {path}{hint}") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"config file {path} must be a mapping of sections, found {type(tree).__name__}")
+    return tree or {}
+
+
+def _explain(detail: Any) -> str:
+    # a union adds its tag (the arch) to the location; it is no key
+    parts = [str(part) for part in detail["loc"] if part not in ARCHS]
+    key = ".".join(parts)
+    if detail["type"] == "extra_forbidden":
+        keys = all_keys()
+        names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        near = near or [k for k in keys if k.split(".")[-1] == parts[-1]][:1]
+        near = near or [k for k in keys if difflib.get_close_matches(parts[-1], [k.split(".")[-1]], cutoff=0.75)][:1]
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {detail['input']!r}" if key else message

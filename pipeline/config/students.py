@@ -1,0 +1,140 @@
+"""Knobs: the two students, what they see and how they learn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Section
+
+
+class ClipSection(Section):
+    """What one student sees of a video: ``frames`` frames at ``fps`` frames a second, ``size`` pixels square."""
+
+    frames: int = Field(8, ge=1)
+    """Frames in a clip. The paper's primary input is 3 x 8 x 224 x 224."""
+    fps: float = Field(8.0, gt=0)
+    """Frames per second of video time, whatever the file's own rate: primary lower, auxiliary higher."""
+    size: int = Field(224, ge=8)
+    """Side of the square clip that the student sees, in pixels."""
+    modality: Literal["rgb", "temporal_gradient", "optical_flow"] = "rgb"
+    """What is made of the frames before the student sees them, in training and evaluation: LTG's second student sees
+    ``temporal_gradient``, differences of neighboring frames. ``optical_flow`` needs OpenCV (``pip install .[flow]``)."""
+
+
+class SlowResNetSection(Section):
+    """Slow pathway ResNet: no temporal stride, temporal kernels only in res4 and res5."""
+
+    arch: Literal["slow_resnet"] = "slow_resnet"
+    depth: Literal[10, 14, 18, 26, 34, 50, 101] = 50
+    """Layers. 50 is the paper's; 10, 18 and 34 use basic blocks, the others bottlenecks; 10, 14 and 26 have fewer blocks."""
+    width: int = Field(64, ge=4)
+    """Channels of the stem; 64 is ResNet's."""
+    temporal_kernel: Literal[1, 3, 5] = 3
+    """Frames under a kernel in res4 and res5: 3 is the paper's, 1 makes a network that looks at single frames."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalization. ``group`` (8 channels a group) has no statistics across clips, so results do not depend on workers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier. Choice."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
+    ``timm:resnet50.a1_in1k``, downloaded, inflated in time) or a file (.safetensors, .pt, .pth, .pyth) with the keys of
+    timm, SlowFast, PyTorchVideo, or this project. None, random, is the paper's."""
+
+
+class TimeSformerSection(Section):
+    """TimeSformer on ViT blocks: divided space-time attention by default. ViT-S is the paper's."""
+
+    arch: Literal["timesformer"] = "timesformer"
+    width: int = Field(384, ge=8)
+    """Embedding width: 192 (Ti), 384 (S), 768 (B)."""
+    depth: int = Field(12, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(6, ge=1)
+    """Attention heads."""
+    patch: int = Field(16, ge=2)
+    """Side of a patch in pixels; must divide the clip's size."""
+    tubelet: int = Field(1, ge=1)
+    """Frames in one patch: 1 as in the paper, 2 as in ViViT and VideoMAE; must divide the clip's frames."""
+    attention: Literal["divided", "joint", "space"] = "divided"
+    """Divided space-time, joint space-time, or space only."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier. Choice."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth rate of the last block, rising linearly from 0. Choice."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
+    ``timm:deit_small_patch16_224.fb_in1k``, downloaded) or a file (.safetensors, .pt, .pth, .pyth) with the keys of timm, the
+    TimeSformer authors, or this project. Embeddings are interpolated to the clip. None, random, is the paper's."""
+
+
+class VideoResNetSection(Section):
+    """3-D ResNets of torchvision, for the relatives: LTG's are ``r3d_18``, CMPL's auxiliary is a narrower one."""
+
+    arch: Literal["r3d_18", "r2plus1d_18"] = "r3d_18"
+    """3-D kernels (33.2 M parameters), or 2-D in space and 1-D in time (31.3 M)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier. Choice."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
+    ``torchvision:KINETICS400_V1``, downloaded) or a file with torchvision's or this project's keys. None: random."""
+
+
+ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18")
+
+Network = Annotated[SlowResNetSection | TimeSformerSection | VideoResNetSection, Field(discriminator="arch")]
+
+
+def _with_arch(tree: Any, arch: str) -> Any:
+    """``network.width=12`` alone keeps the student's own architecture."""
+    if isinstance(tree, dict) and isinstance(tree.get("network"), dict) and "arch" not in tree["network"]:
+        return {**tree, "network": {"arch": arch, **tree["network"]}}
+    return tree
+
+
+class OptimizerSection(Section):
+    """SGD, as in the paper; everything but the algorithm is choice."""
+
+    algorithm: Literal["sgd", "adamw"] = "sgd"
+    """SGD (paper), or AdamW (Loshchilov & Hutter, 2019), the usual one for transformers: set ``lr`` near 0.0005 with it."""
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate for the whole global batch."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum; of AdamW its first beta."""
+    second_moment: float = Field(0.999, ge=0, lt=1)
+    """AdamW's second beta; SGD has none."""
+    nesterov: bool = False
+    """Nesterov's momentum; SGD only."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay, not applied to norms, biases and embeddings."""
+    clip_gradient_norm: float | None = Field(None, gt=0)
+    """Largest gradient norm of this student; none by default."""
+
+
+class PrimarySection(Section):
+    """The primary student: Slow-ResNet50 on a low frame rate."""
+
+    network: Network = SlowResNetSection()
+    clip: ClipSection = ClipSection(frames=8, fps=8.0, size=224)
+    optimizer: OptimizerSection = OptimizerSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_arch(cls, tree: Any) -> Any:
+        return _with_arch(tree, "slow_resnet")
+
+
+class AuxiliarySection(Section):
+    """The auxiliary student: TimeSformer ViT-S on a higher frame rate."""
+
+    network: Network = TimeSformerSection()
+    clip: ClipSection = ClipSection(frames=8, fps=16.0, size=224)
+    optimizer: OptimizerSection = OptimizerSection(lr=0.01, clip_gradient_norm=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_arch(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("clip"), dict):
+            tree = {**tree, "clip": {"fps": 16.0, **tree["clip"]}}  # clip.frames=16 alone keeps this student's rate
+        return _with_arch(tree, "timesformer")

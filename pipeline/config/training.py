@@ -1,0 +1,155 @@
+"""Knobs: length, schedule, precision, what is written when, how it is judged, where it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Section
+
+
+class TrainSection(Section):
+    """Length, schedule, precision, and what is written when."""
+
+    steps: int = Field(20_000, ge=1)
+    """Optimizer steps of the run."""
+    warmup_steps: int = Field(500, ge=0)
+    """Steps over which the learning rates rise linearly from 0, before ``schedule``."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """A cosine to 0 at the last step, or a factor of 0.1 at each of ``milestones``. The paper is silent: choice."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Steps, ascending, at which ``schedule: step`` multiplies the learning rates by 0.1."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the forward passes. fp16 scales the loss so that small gradients stay above 0; a step whose
+    gradients overflow is left out."""
+    accumulation: int = Field(1, ge=1)
+    """Parts in which a worker takes its rows of a step through the students, one after the other; gradients add up, and the
+    memory of activations falls. BatchNorm, the contrast's negatives and label policies see one part at a time, and EMA
+    teachers move once a part. Must divide the rows of each worker."""
+    sync_batch_norm: bool = False
+    """BatchNorm's statistics over all workers' clips instead of each worker's own. Choice: off, as on one GPU."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Evaluate a running mean of each student's weights, of this decay a step (0.999 is usual), instead of the weights
+    themselves; it rises as (1 + step) / (10 + step) at the start. Choice: off."""
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """torch.compile of both students: ``inductor`` generates code and needs a C++ compiler on the CPU; ``aot_eager`` only
+    traces, to find out whether the students can be compiled."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block of a student, and compute the rest again in the backward pass: a third more compute,
+    a fraction of the memory. The gradients are the same."""
+    deterministic: bool = False
+    """Only algorithms whose sums have a fixed order, on the GPU too, where they are slower; what has none is an error."""
+    channels_last: bool = True
+    """Convolution weights as channels_last_3d: the same sums in another order. On one core of a busy machine, forward and
+    backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
+    save_scores_every: int = Field(10, ge=0)
+    """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
+    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between two checkpoints; the last step always makes one."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    keep_best: int = Field(0, ge=0)
+    """Checkpoints that are kept beside them because both students' mean accuracy on held-out videos (``jobs.label --hold-out``)
+    is best. With 0 nothing is held against them, which costs nothing; otherwise each checkpoint waits for one view of each."""
+    max_failures: int = Field(3, ge=0)
+    """Failures without a new checkpoint after which the run stops; each new checkpoint sets the count to 0."""
+    step_timeout_seconds: float | None = Field(600.0, gt=0)
+    """The run stops with a message when a step, its collectives or a checkpoint need longer (the first step: ten times that).
+    null: never, for breakpoints."""
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> TrainSection:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must ascend, found {list(self.milestones)}")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule: step needs milestones, for example [12000, 16000], and no other schedule has them")
+        return self
+
+
+class MonitorSection(Section):
+    """When something that the method is known to fail by is said to have happened. None of these changes the result."""
+
+    patience_steps: int = Field(100, ge=1)
+    """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told. Choice."""
+    least_label_accuracy: float = Field(0.6, ge=0, le=1)
+    """Accuracy of kept labels below which labels harm more than they help (the paper's summary: 60 %, wanted over 70 %)."""
+    least_mask_rate: float = Field(0.01, ge=0, le=1)
+    """Share of labels kept below which the unlabeled videos teach nothing. Choice."""
+    largest_contrast_share: float = Field(0.5, gt=0, le=1)
+    """The contrast's share of the gradient at a student's outputs above which it dominates. Choice: the summary says only
+    that a beta too high makes training unstable."""
+    least_alignment: float = Field(0.02, ge=-1, le=2)
+    """Cosine of the students' features of the same video, less that of different videos, below which they do not align, as
+    happens when their frame rates are too far apart. Choice."""
+    largest_class_share: float = Field(0.6, gt=0, le=1)
+    """Share of one class among kept labels above which they have collapsed; never less than three times its even share.
+    Choice."""
+    largest_loss: float = Field(1.5, gt=0)
+    """Supervised loss, as a multiple of that of guessing, ln K, above which a student has diverged. Choice."""
+
+
+class TrackingSection(Section):
+    """Where metrics go beside metrics.jsonl and TensorBoard's files, which every run has. None changes the result."""
+
+    mlflow: str | None = None
+    """Tracking URI of MLflow, such as http://HOST:5000 (``pip install .[mlflow]``)."""
+    wandb: Literal["offline", "online"] | None = None
+    """Weights & Biases, into ``wandb/`` of the run folder or to its server, with the key that ``wandb login`` stored
+    (``pip install .[wandb]``)."""
+    project: str = "actnetformer"
+    """MLflow's experiment and W&B's project."""
+
+
+class EvaluationSection(Section):
+    """Test protocol: clips x crops per video, scores averaged. Relatives use 10 x 3; the paper is silent."""
+
+    split: Literal["test", "validation"] = "test"
+    """What a run is evaluated on. ``validation``: the labeled videos that ``jobs.label --hold-out`` kept from training, or the
+    manifest's val split where none were; choose knobs on it, so that test stays unseen."""
+    clips: int = Field(10, ge=1)
+    """Clips per video, evenly spaced in time."""
+    crops: Literal[1, 3] = 3
+    """1: the center square; 3: both ends and the center of the longer side."""
+    batch_videos: int = Field(8, ge=1)
+    """Views that go through the students at once."""
+
+
+class ScaleSection(Section):
+    """Where the work runs. None of these changes the result."""
+
+    workers: int = Field(1, ge=0)
+    """Train workers; 0 runs the same loop in the calling process, without Ray."""
+    min_workers: int | None = Field(None, ge=1)
+    """Elastic: the run starts and goes on with any number of workers from this one to ``workers``, as the cluster has them.
+    By default ``workers``: it waits for all."""
+    resize_seconds: float = Field(60.0, gt=0)
+    """Elastic: time between two looks whether more workers could join; they begin at the newest checkpoint."""
+    gpu: bool | None = None
+    """Whether each worker gets a GPU; by default if the cluster has one for each."""
+    cpus_per_worker: float | None = Field(None, gt=0)
+    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines. A trial with ``workers: 0`` that runs
+    beside others is one worker."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """GPUs reserved for a worker that gets one: 0.25 lets four trials share a GPU whose memory holds them."""
+    cpus_per_decoder: float | None = Field(None, gt=0)
+    """CPUs reserved for a decode task; by default 1, or a fraction on small machines."""
+    decode_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that decode, as given to ``ray start --labels``, e.g. ``{role: decode}``; empty: any node."""
+    train_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that train workers run on, e.g. ``{role: train}``; empty: any."""
+    torch_threads: int | None = Field(None, ge=1)
+    """Threads of torch in each worker; by default the machine's cores shared among its workers."""
+    start_timeout_seconds: float = Field(180.0, gt=0)
+    """Time limit for the workers to start, with a message when it passes."""
+    stop_seconds: float = Field(25.0, gt=0)
+    """After SIGTERM or Ctrl-C: time for the workers to end their step and write a checkpoint. Kubernetes kills after 30 s."""
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> ScaleSection:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
+        return self
