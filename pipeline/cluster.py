@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -17,6 +19,10 @@ QUIET = {
 }
 
 
+CONNECT_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine. Raises UserError if there is none there."""
     os.environ.update(QUIET)
@@ -25,9 +31,30 @@ def connect() -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": QUIET})
+        ray.init(_address(), logging_level=logging.WARNING, runtime_env={"env_vars": QUIET})
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers ({error}): unset RAY_ADDRESS to use this machine, or start one") from None
+
+
+def _address() -> str | None:
+    """What ``ray.init`` is given: None leaves the choice to Ray, "local" starts a cluster on this machine.
+
+    ``ray start`` leaves a note of its address behind when it is killed, and ``ray.init`` tries an address where nobody
+    listens for a quarter of an hour: one look at its port, of at most CONNECT_SECONDS, comes first.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    address = None if "://" in named else canonicalize_bootstrap_address(None)
+    if address is None:
+        return None
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        if named:
+            raise ConnectionError(f"{address}: {error}") from None
+        _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
+        return "local"
+    return None
 
 
 def check_cluster(config: Config, concurrent: int = 1) -> Resources:

@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 
 from jobs.__main__ import COMMANDS
 from pipeline.config import load_config
+from pipeline.studies.ablation import plan_trials
+from pipeline.studies.study_file import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -128,9 +130,11 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 def test_the_demo_runs_commands_that_exist() -> None:
     recipe = subprocess.run(["make", "-n", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     lines = [shlex.split(line) for line in recipe.splitlines() if " -m jobs." in line]
-    assert [line[2] for line in lines] == ["jobs.prepare", "jobs.train", "jobs.train", "jobs.report"]
-    names = [load_config(ROOT / line[4], line[5:]).run.name for line in lines if line[2] == "jobs.train"]
-    assert [f"runs/{name}" for name in names] == lines[-1][3:5]
+    assert [line[2] for line in lines] == ["jobs.prepare", "jobs.ablate"]
+    study = read_study(ROOT / "jobs/studies" / f"{lines[1][3]}.yaml")
+    trials = plan_trials(study, load_config(ROOT / lines[1][5]), seeds=1)
+    assert [trial.config.method.name for trial in trials] == ["supervised", "actnetformer"]
+    assert trials[0].config.data.manifest == f"{lines[0][4]}/manifest.parquet"
 
 
 @pytest.mark.parametrize("script", [".ci/run", "docker/install.sh"])

@@ -161,7 +161,10 @@ def test_prepare_reads_everything_from_the_store(s3: ObjectStore, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["list", "s3://clips/lists/none.txt", "OUT", "--root", "s3://clips/tree"], "list not found: s3://clips/lists/none.txt"),
+        (
+            ["list", "s3://clips/lists/none.txt", "OUT", "--root", "s3://clips/tree"],
+            "list not found: s3://clips/lists/none.txt",
+        ),
         (["folder", "s3://nobucket/tree", "OUT"], "s3://nobucket/tree: tried 5 times: "),
         (["hmdb51", "s3://clips/tree", "OUT"], "say with --lists DIR where the lists are"),
         (["hmdb51", "s3://clips/tree", "OUT", "--lists", "s3://clips/nowhere"], "s3://clips/nowhere holds no split files"),

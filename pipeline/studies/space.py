@@ -1,10 +1,10 @@
 """Search spaces: a question, and ranges of dotted configuration keys, as YAML.
 
-    question: Which learning rates and threshold?
-    space:
-      primary.optimizer.lr: {low: 0.01, high: 0.3, log: true}
-      method.confidence_threshold: {low: 0.5, high: 0.95, step: 0.05}
-      method.labels.thresholds: [fixed, flexmatch, freematch]
+question: Which learning rates and threshold?
+space:
+  primary.optimizer.lr: {low: 0.01, high: 0.3, log: true}
+  method.confidence_threshold: {low: 0.5, high: 0.95, step: 0.05}
+  method.labels.thresholds: [fixed, flexmatch, freematch]
 """
 
 from __future__ import annotations

@@ -231,4 +231,3 @@ def _remember(folder: Path, **known: Any) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-

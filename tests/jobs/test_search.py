@@ -122,9 +122,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert (lineage[0]["until"], lineage[1]["from"]) == (4, 4)
     parent, again = (read_run(tmp_path / "whole" / part["run"])[0] for part in lineage)
     at = {"storage_path": str(tmp_path / "again")}
-    first, second = (
-        prepare(config.model_copy(update={"run": config.run.model_copy(update=at)})) for config in (parent, again)
-    )
+    first, second = (prepare(config.model_copy(update={"run": config.run.model_copy(update=at)})) for config in (parent, again))
     first.open()
     fit_here(first.up_to(4))
     second.open()

@@ -214,7 +214,7 @@ def test_a_search_shows_its_trials_and_doubts_its_best(reports: dict[str, Report
     assert "Trial 13 failed: worker 0: the loss is not finite" in html
     for title in ("Trials, from knobs to value", "Value by trial", "Importance of each knob alone", "Two objectives"):
         assert f"<figcaption>{title}</figcaption>" in html
-    assert html.count("<td data-sort=\"pruned\">") == 10
+    assert html.count('<td data-sort="pruned">') == 10
 
 
 def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_run: Any, tmp_path: Path) -> None:

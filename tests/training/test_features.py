@@ -116,8 +116,11 @@ def test_accumulated_parts_equal_the_whole() -> None:
         assert torch.allclose(weights(whole), weights(parted), atol=1e-6)
         for mine, its in zip(one, other, strict=True):
             assert mine.keys() == its.keys()
-            assert all(float(its[name]) == pytest.approx(float(mine[name]), rel=1e-3, abs=1e-6)
-                       for name in mine if mine[name].ndim == 0)
+            assert all(
+                float(its[name]) == pytest.approx(float(mine[name]), rel=1e-3, abs=1e-6)
+                for name in mine
+                if mine[name].ndim == 0
+            )
 
 
 def test_parts_hold_every_row_once() -> None:

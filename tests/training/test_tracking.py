@@ -128,9 +128,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_a_server_that_does_not_answer_is_one_message(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_does_not_answer_is_one_message(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, "tracking.mlflow=http://127.0.0.1:9") == 2
     assert "tracking.mlflow=http://127.0.0.1:9 does not answer as MLflow's server" in capsys.readouterr().err
 
@@ -175,9 +173,7 @@ def test_what_is_not_installed_is_told_before_anything_starts(
 
 @pytest.mark.skipif(not WANDB, reason="wandb is not installed: 60 MB, pip install '.[wandb]'")
 @pytest.mark.filterwarnings("ignore")
-def test_offline_wandb_is_one_run_with_every_step_once(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_wandb_is_one_run_with_every_step_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(tiny, tmp_path, monkeypatch, "tracking.wandb=offline")
     assert command(tiny, tmp_path, "tracking.wandb=offline") == 0
     files = sorted((tmp_path / "tiny" / "wandb").glob("offline-run-*/*.wandb"))
