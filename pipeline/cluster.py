@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from pathlib import Path
 
 import ray
+from ray._common.utils import get_ray_address_file
 from ray._private.services import canonicalize_bootstrap_address
 
 from pipeline.config import Config
@@ -15,6 +17,7 @@ from pipeline.resources import Node, Resources, fit_nodes
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours has rate and time left; Ray's rows are blocks to its reader
+    "RAY_DATA_LOG_LEVEL": "WARNING",  # each start and end of a stream otherwise
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line of a worker twice
 }
 
@@ -25,13 +28,13 @@ _log = logging.getLogger(__name__)
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine. Raises UserError if there is none there."""
-    os.environ.update(QUIET)
+    quiet = {name: os.environ.setdefault(name, value) for name, value in QUIET.items()}
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if ray.is_initialized():
         return
     try:
-        ray.init(_address(), logging_level=logging.WARNING, runtime_env={"env_vars": QUIET})
+        ray.init(_address(), logging_level=logging.WARNING, runtime_env={"env_vars": quiet})
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers ({error}): unset RAY_ADDRESS to use this machine, or start one") from None
 
@@ -50,9 +53,11 @@ def _address() -> str | None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        if named:
-            raise ConnectionError(f"{address}: {error}") from None
+        if named or not isinstance(error, ConnectionRefusedError) or host != ray.util.get_node_ip_address():
+            forget = "" if named else "; `ray stop` forgets it"
+            raise ConnectionError(f"{address}: {error}{forget}") from None
         _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
+        Path(get_ray_address_file(None)).unlink(missing_ok=True)  # Ray Train's own processes would try it too
         return "local"
     return None
 

@@ -35,6 +35,7 @@ def test_without_a_cluster_ray_chooses(note: Path) -> None:
 def test_a_cluster_that_was_killed_is_not_waited_for(note: Path, dead_address: str, caplog: pytest.LogCaptureFixture) -> None:
     note.write_text(dead_address)
     assert cluster._address() == "local"
+    assert not note.exists()
     assert dead_address.rpartition(":")[2] in caplog.text
 
 
@@ -42,6 +43,13 @@ def test_a_cluster_that_listens_is_joined(note: Path) -> None:
     with socket.create_server(("", 0)) as server:
         note.write_text(f"127.0.0.1:{server.getsockname()[1]}")
         assert cluster._address() is None
+
+
+def test_a_cluster_of_another_machine_is_not_forgotten(note: Path) -> None:
+    note.write_text("unknown.invalid:6379")
+    with pytest.raises(ConnectionError, match="ray stop"):
+        cluster._address()
+    assert note.exists()
 
 
 def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.MonkeyPatch, dead_address: str) -> None:

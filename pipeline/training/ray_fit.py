@@ -231,7 +231,8 @@ class _Planned(DataConfig):  # type: ignore[misc]
 
 
 def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in ("ray.train", *(name for name in logging.root.manager.loggerDict if "/ray/train/" in name)):
+        logging.getLogger(name).setLevel(logging.WARNING)  # some are named by their file; each report is a line there
     run, _, _ = open_parts(parse_config(loop_config["config"]))
     run = replace(run, until=loop_config["until"])
     config, context = run.config, ray.train.get_context()
