@@ -100,7 +100,7 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
     per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / (2 if decode_cpus is None else 1) / workers))
     left = cpus - workers * per_worker
     rest = left if decode_cpus is None else decode_cpus
-    per_decoder = scale.cpus_per_decoder or _floor(min(1.0, rest / 2))
+    per_decoder = scale.cpus_per_decoder or decoder_cpus(rest)
     if min(per_worker, per_decoder) < LEAST_CPUS or left < -1e-6 or rest + 1e-6 < per_decoder:
         needed = workers * (scale.cpus_per_worker or LEAST_CPUS) + (scale.cpus_per_decoder or LEAST_CPUS)
         apart = "" if decode_cpus is None else f" that may train and {decode_cpus:g} that may decode"
@@ -111,6 +111,12 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
         )
     labels = dict(scale.train_labels), dict(scale.decode_labels)
     return Resources(workers, per_worker, per_decoder, gpu, *labels, scale.gpus_per_worker)
+
+
+def decoder_cpus(cpus: float) -> float:
+    """What a decode task reserves where ``cpus`` are left for all: half a CPU, so that one decodes while another waits for its
+    file or hands its block on, and less where not even two would run."""
+    return _floor(min(0.5, cpus / 2))
 
 
 def _room(config: Config, cpus: float, gpus: float | None) -> int:

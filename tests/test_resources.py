@@ -46,9 +46,11 @@ TRAIN, DECODE = Node(8, 4, {"role": "train"}), Node(32, 0, {"role": "decode", "z
 def test_decode_tasks_on_machines_of_their_own_leave_the_others_to_the_workers() -> None:
     words = ["scale.workers=4", "scale.train_labels={role: train}", "scale.decode_labels={role: decode}"]
     resources = fit_nodes(load_config(overrides=words), [TRAIN, DECODE])
-    assert (resources.gpu, resources.cpus_per_worker, resources.cpus_per_decoder) == (True, 1, 1)
+    assert (resources.gpu, resources.cpus_per_worker, resources.cpus_per_decoder) == (True, 1, 0.5)
     assert (resources.train_labels, resources.decode_labels) == ({"role": "train"}, {"role": "decode"})
-    with pytest.raises(UserError, match=r"the cluster has 8 CPUs that may train and 32 that may decode; 4 .* \(4 x 3 \+ 1\)"):
+    with pytest.raises(
+        UserError, match=r"the cluster has 8 CPUs that may train and 32 that may decode; 4 .* \(4 x 3 \+ 0\.5\)"
+    ):
         fit_nodes(load_config(overrides=[*words, "scale.cpus_per_worker=3"]), [TRAIN, DECODE])
 
 

@@ -6,6 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+LEAST_BLOCKS = 8
+
 
 def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
     """``name``: median of above / below, one of each from every repeat, so that a drifting machine hits both alike.
@@ -18,8 +23,26 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str
     return {name: median, "n": len(values), "median": median, "spread": [min(values), max(values)]}
 
 
-def steady_rate(times: Sequence[float], each: int) -> float:
-    """Rate after the first quarter of the arrivals, which is start-up; every arrival brings ``each``."""
-    ordered = sorted(times)
-    skip = len(ordered) // 4
-    return (len(ordered) - 1 - skip) * each / (ordered[-1] - ordered[skip])
+def for_bench(config: Config, steps: int) -> Config:
+    """The same run of ``steps`` steps, all of which need unlabeled videos: those of method.supervised_steps are not decoded."""
+    train = config.train.model_copy(update={"steps": steps})
+    return config.model_copy(update={"train": train, "method": config.method.model_copy(update={"supervised_steps": 0})})
+
+
+def check_steps(steps: int, per_block: int) -> None:
+    """Raises UserError if so many steps are too few blocks for a steady state."""
+    if steps < LEAST_BLOCKS * per_block:
+        raise UserError(f"--steps {steps}: at least {LEAST_BLOCKS * per_block}, {LEAST_BLOCKS} blocks, are a steady state")
+
+
+def steady_rate(consumers: Sequence[Sequence[float]], each: int, per_block: int = 1) -> float:
+    """Rate of all consumers together after the first quarter of each one's arrivals, which is start-up.
+
+    Every arrival brings ``each``; ``per_block`` of them come at once, so time is taken from block to block.
+    """
+    rate = 0.0
+    for times in consumers:
+        blocks = times[::per_block]
+        skip = len(blocks) // 4
+        rate += (len(blocks) - 1 - skip) * per_block * each / (blocks[-1] - blocks[skip])
+    return rate

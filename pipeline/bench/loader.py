@@ -18,17 +18,16 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.bench.figures import ratio, steady_rate
+from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.decode import Video
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.source import Source, open_source
-from pipeline.clips.stream import ray_stream, shard_batches
+from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
 from pipeline.config import ClipSection, Config
-from pipeline.errors import UserError
 from pipeline.methods import make_views
-from pipeline.resources import Resources
+from pipeline.resources import Resources, decoder_cpus
 
 PROCESSES = 2
 """Of the DataLoader, and decode tasks at once of the stream."""
@@ -38,16 +37,16 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """Videos per second, in turns. One consumer gets the same rows' views from both: weak ones of labeled videos, weak and
     strong ones of unlabeled videos, for each student, as normalized float tensors. The stream's are made by the consumer,
     where training makes them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time."""
-    if steps < 8:
-        raise UserError(f"--steps {steps}: at least 8 are needed for a steady state")
+    config = for_bench(config, steps)
     source, _ = open_source(config)
+    check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = min(1.0, ray.cluster_resources().get("CPU", 1.0) / PROCESSES)
+    cpus = decoder_cpus(ray.cluster_resources().get("CPU", 1.0))
     loaders, streams = [], []
     for _ in range(repeats):
         loaders.append(loader_rate(source, config, steps))
-        streams.append(stream_views_rate(source, config, steps, cpus))
+        streams.append(stream_views_rate(source, config, cpus))
     videos = source.plan.rows_per_step * source.plan.slots
     return {
         **ratio("loader_ratio", streams, loaders),
@@ -59,14 +58,14 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def stream_views_rate(source: Source, config: Config, steps: int, cpus: float) -> float:
+def stream_views_rate(source: Source, config: Config, cpus: float) -> float:
     """Videos per second of the stream and one consumer that makes their views."""
-    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
-    (shard,) = ray_stream(source, short, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
+    (shard,) = ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
-    return steady_rate(times, source.plan.rows_per_step * source.plan.slots)
+    per_block = make_deal(source, config, 0, 1).steps_per_block
+    return steady_rate([times], source.plan.rows_per_step * source.plan.slots, per_block)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
@@ -88,7 +87,7 @@ def loader_rate(source: Source, config: Config, steps: int) -> float:
     loader: Any = DataLoader(
         data, batch_size=source.plan.rows_per_step, num_workers=PROCESSES, multiprocessing_context="spawn", collate_fn=_collate
     )
-    return steady_rate([time.time() for _ in loader], source.plan.rows_per_step * source.plan.slots)
+    return steady_rate([[time.time() for _ in loader]], source.plan.rows_per_step * source.plan.slots)
 
 
 def _collate(rows: list[dict[str, list[torch.Tensor]]]) -> dict[str, torch.Tensor]:

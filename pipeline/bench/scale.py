@@ -23,7 +23,7 @@ import ray
 import ray.data
 import torch
 
-from pipeline.bench.figures import ratio
+from pipeline.bench.figures import check_steps, ratio, steady_rate
 from pipeline.clips.source import open_source
 from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
@@ -31,7 +31,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
-from pipeline.resources import Resources
+from pipeline.resources import Resources, decoder_cpus
 
 LABELED = "4/class"
 
@@ -40,6 +40,7 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
     """Every size ``repeats`` times, in turns. ``scale_ratio``: seconds per clip of the largest over the smallest."""
     if len(sizes) < 2 or min(sizes) < 1000:
         raise UserError("--rows: at least two sizes of 1000 rows or more are compared")
+    check_steps(steps, make_deal(open_source(config)[0], config, 0, 1).steps_per_block)
     results: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
@@ -83,6 +84,7 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
     data = {"manifest": str(folder / "manifest.parquet"), "labels": str(folder / "labels.parquet"), "root": None}
     tree = config.model_dump(mode="json")
     tree["data"] |= data
+    tree["method"]["supervised_steps"] = 0  # in which unlabeled videos are not decoded
     tree["train"]["steps"] = max(steps, 10**6)  # the stream of a run that passes over 10 M videos
     here = parse_config(tree)
     watch = Watch()
@@ -93,7 +95,7 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
     again = time.perf_counter()
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = min(1.0, ray.cluster_resources()["CPU"] / 2)
+    cpus = decoder_cpus(ray.cluster_resources()["CPU"])
     started = time.perf_counter()
     deal = make_deal(source, here, 0, 1)
     (shard,) = ray_stream(source, here, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
@@ -103,13 +105,12 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
         if len(times) == steps:
             break
     clips = source.plan.rows_per_step * source.plan.slots
-    skip = len(times) // 4
     return {
         "rows": size,
         "open_first_seconds": opened - begun,
         "open_seconds": again - opened,
         "first_batch_seconds": times[0][0] - started,
-        "seconds_per_clip": (times[-1][0] - times[skip][0]) / (len(times) - 1 - skip) / clips,
+        "seconds_per_clip": 1 / steady_rate([[moment for moment, _ in times]], clips, deal.steps_per_block),
         "decode_seconds_per_clip": float(np.mean([seconds for _, seconds in times])) / clips,
         "driver_private_mb": watch.stop(),
         "blocks_in_the_run": deal.blocks,

@@ -11,14 +11,13 @@ import ray
 import ray.data
 import torch
 
-from pipeline.bench.figures import ratio, steady_rate
+from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
 from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.resources import Resources
+from pipeline.resources import Resources, decoder_cpus
 
 PROCESSES = 2
 """Of the floor, and consumers of the stream."""
@@ -30,17 +29,17 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     Both decode the same run rows. The first quarter of each is start-up and left out of the rates, which are of the steady
     state; the time to the first batch is reported beside them.
     """
-    if steps < 8:
-        raise UserError(f"--steps {steps}: at least 8 are needed for a steady state")
+    config = for_bench(config, steps)
     source, _ = open_source(config)
+    deal = make_deal(source, config, 0, PROCESSES)
+    check_steps(steps, deal.steps_per_block)
     connect()
-    cpus = min(1.0, ray.cluster_resources().get("CPU", 1.0) / PROCESSES)
-    resources = Resources(PROCESSES, 0.0, cpus, gpu=False)
+    resources = Resources(PROCESSES, 0.0, decoder_cpus(ray.cluster_resources().get("CPU", 1.0)), gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in range(repeats):
-        floors.append(floor_rate(source, steps))
-        rate, first = stream_rate(source, config, steps, resources)
+        floors.append(floor_rate(source, steps, deal.steps_per_block))
+        rate, first = stream_rate(source, config, resources)
         streams.append(rate)
         firsts.append(first)
     return {
@@ -49,19 +48,18 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "floor_clips_per_second": statistics.median(floors),
         "first_batch_seconds": statistics.median(firsts),
         "clips_per_repeat": steps * source.plan.rows_per_step * source.plan.slots,
-        "clips_per_block": make_deal(source, config, 0, PROCESSES).rows(0).size * source.plan.slots,
-    }  # fmt: skip
+        "clips_per_block": deal.rows(0).size * source.plan.slots,
+    }
 
 
-def stream_rate(source: Source, config: Config, steps: int, resources: Resources) -> tuple[float, float]:
+def stream_rate(source: Source, config: Config, resources: Resources) -> tuple[float, float]:
     """(videos per second in the steady state, seconds to the first batch) of consumers that discard what they get."""
-    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
     begun = time.time()
-    shards = ray_stream(source, short, 0, resources).streaming_split(resources.workers, equal=True)
+    shards = ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
     share = source.plan.rows_per_step // resources.workers
     arrivals = ray.get([_consume.options(num_cpus=0).remote(shard, share) for shard in shards])
-    times = [moment for worker in arrivals for moment in worker]
-    return steady_rate(times, share * source.plan.slots), min(times) - begun
+    per_block = make_deal(source, config, 0, resources.workers).steps_per_block
+    return steady_rate(arrivals, share * source.plan.slots, per_block), min(times[0] for times in arrivals) - begun
 
 
 @ray.remote  # type: ignore[untyped-decorator]
@@ -70,12 +68,12 @@ def _consume(shard: ray.data.DataIterator, share: int) -> list[float]:
     return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
-def floor_rate(source: Source, steps: int) -> float:
+def floor_rate(source: Source, steps: int, per_block: int) -> float:
     """Videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         jobs = [(source, steps, worker) for worker in range(PROCESSES)]
-        times = [moment for worker in pool.starmap(_decode_all, jobs) for moment in worker]
-    return steady_rate(times, source.plan.rows_per_step // PROCESSES * source.plan.slots)
+        times = pool.starmap(_decode_all, jobs, chunksize=1)
+    return steady_rate(times, source.plan.rows_per_step // PROCESSES * source.plan.slots, per_block)
 
 
 def _decode_all(source: Source, steps: int, worker: int) -> list[float]:

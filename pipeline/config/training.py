@@ -136,7 +136,8 @@ class ScaleSection(Section):
     gpus_per_worker: float = Field(1.0, gt=0, le=1)
     """GPUs reserved for a worker that gets one: 0.25 lets four trials share a GPU whose memory holds them."""
     cpus_per_decoder: float | None = Field(None, gt=0)
-    """CPUs reserved for a decode task; by default 1, or a fraction on small machines."""
+    """CPUs reserved for a decode task; by default half a CPU, because a task also waits for its file and for Ray, or less on
+    small machines."""
     decode_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that decode, as given to ``ray start --labels``, e.g. ``{role: decode}``; empty: any node."""
     train_labels: dict[str, str] = Field(default_factory=dict)

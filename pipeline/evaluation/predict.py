@@ -29,6 +29,9 @@ from pipeline.methods import STUDENTS, build_students
 from pipeline.resources import Resources
 from pipeline.run_folder import write_text
 
+FEW_VIEWS = 256
+"""As many, without a GPU, are scored in this process before scoring actors have started."""
+
 
 class Scorer:
     """Both students of a checkpoint; called with decoded views, returns their softmax scores."""
@@ -70,12 +73,15 @@ class BlockScorer(Scorer):
 def predict(source: Source, config: Config, weights: Path, videos: Ints, resources: Resources | None) -> Columns:
     """Scores of every view of the given manifest rows: ``video``, ``reason`` [n] and both students' [n, K].
 
-    On the cluster with ``resources``, in this process without.
+    On the cluster with ``resources``, in this process without, and for a few views.
     """
     grid = view_grid(np.asarray(videos, dtype=np.int64), config.evaluation.clips, config.evaluation.crops)
     size = config.evaluation.batch_videos
     score = partial(Scorer, config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
-    parts = _here(source, score, grid, size) if resources is None else _on_ray(source, resources, score, grid, size)
+    if resources is None or (not resources.gpu and len(grid[0]) <= FEW_VIEWS):
+        parts = _here(source, score, grid, size)
+    else:
+        parts = _on_ray(source, resources, score, grid, size)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

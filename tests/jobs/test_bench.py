@@ -16,13 +16,15 @@ from pipeline.config import load_config
 from pipeline.manifest.scale import measure_sizes
 from pipeline.methods import make_views
 
+SMALL = "data.clips_per_block=3"
+
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
 def test_stream_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real stream, real floor; how fast they are is printed, not tested."""
-    words = ["stream", "--json", "--steps", "16", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
+    words = ["stream", "--json", "--steps", "16", "--repeats", "1", "--config", str(tiny / "tiny.yaml"), SMALL]
     assert run(bench.main, words) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert figures["clips_per_repeat"] == 16 * 2 * 3
@@ -35,7 +37,7 @@ def test_stream_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFi
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_loader_and_the_stream_give_the_same_number_of_views(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["loader", "--json", "--steps", "8", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
+    words = ["loader", "--json", "--steps", "8", "--repeats", "1", "--config", str(tiny / "tiny.yaml"), SMALL]
     assert run(bench.main, words) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert figures["loader_ratio"] == figures["median"] > 0 and figures["n"] == 1
@@ -71,7 +73,7 @@ def test_decode_compares_an_open_per_view_with_one(tiny: Path, capsys: pytest.Ca
 @pytest.mark.timeout(600)
 def test_runs_over_generated_manifests_of_two_sizes(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in a process with a Ray of its own, over real files; the larger one is mapped."""
-    words = ["scale", "--json", "--rows", "1000,300000", "--steps", "16", "--config", str(tiny / "tiny.yaml")]
+    words = ["scale", "--json", "--rows", "1000,300000", "--steps", "16", "--config", str(tiny / "tiny.yaml"), SMALL]
     assert run(bench.main, words) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     small, large = figures["sizes"]
@@ -93,7 +95,7 @@ def test_decode_needs_unlabeled_videos(tiny: Path, capsys: pytest.CaptureFixture
 
 def test_too_short_a_run_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["stream", "--steps", "3", "--config", str(tiny / "tiny.yaml")]) == 2
-    assert "at least 8" in capsys.readouterr().err
+    assert "at least 32, 8 blocks" in capsys.readouterr().err
 
 
 def test_an_option_of_another_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

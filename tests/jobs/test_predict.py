@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import predict, train
+from jobs import evaluate, predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.schema import read_manifest
 
@@ -44,6 +44,23 @@ def test_unlisted_files_get_the_scores_of_the_same_listed_ones(
         for name in ("primary", "auxiliary", "mean"):
             np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5)
         assert mine["class"] == manifest.classes[int(np.argmax(theirs["mean"]))]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("few", [0, 256])
+def test_scoring_actors_say_the_same_as_this_process(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    again = shutil.copytree(trained, tmp_path / "tiny")
+    (again / "predictions.parquet").unlink()
+    monkeypatch.setattr("pipeline.evaluation.predict.FEW_VIEWS", few)
+    assert run(evaluate.main, [str(again), "scale.workers=2"]) == DONE
+    theirs, mine = (pq.read_table(folder / "predictions.parquet") for folder in (trained, again))
+    assert mine["id"] == theirs["id"] and mine.num_rows == 8
+    for name in ("primary", "auxiliary", "mean"):
+        np.testing.assert_allclose(np.stack(mine[name].to_numpy()), np.stack(theirs[name].to_numpy()), rtol=1e-4)
 
 
 def test_what_cannot_be_predicted_is_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
