@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -36,6 +37,8 @@ EVERY = 50
 """Steps between the checkpoints whose cost is told."""
 AHEAD = 4
 """Steps that are decoded beyond those that are timed, so that the last ones share the cores with decoding too."""
+LEAST_STEPS = 12
+"""With decoding, because the first quarter is start-up and some steps are decoded in advance."""
 Times = dict[str, list[float]]
 """Seconds of each kind of work, one of each from every repeat."""
 
@@ -78,15 +81,16 @@ class Ready:
 def bench_step(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """All in this process, on the GPU if there is one, in turns of ``steps`` steps; nothing is left in the run's folder.
 
-    ``step_over_bare_ratio``: a step whose views are there, over both networks' passes on the same views. ``concatenated``: one
-    pass of all views of a student over one pass each for labeled, weak and strong ones. ``end_to_end_over_ideal_ratio``: steps
-    per second with decoding, over those of decoding alone and computing alone in turn on the same cores (beside each other on a
-    GPU). ``checkpoint_cost_ratio``: 50 steps with a checkpoint over without; ``logging_cost_ratio``: steps with a line of
-    metrics every ``train.log_every`` over without.
+    ``step_over_bare_ratio``: a step whose views are there, over both networks' passes on the same views, by the clock and in
+    seconds of CPU. ``concatenated``: one pass of all views of a student, over one each for labeled, weak and strong ones.
+    ``end_to_end_over_ideal_ratio``: steps per second with decoding, over those of decoding alone and computing alone in turn on
+    the same cores (beside each other with a GPU). ``checkpoint_cost_ratio``: 50 steps with a checkpoint over without.
+    ``logging_cost_ratio``: steps with a line of metrics every ``train.log_every`` over without.
     """
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        ready = _ready(_prepared(config, folder, 3 * steps))
+    quiet = contextlib.redirect_stdout(io.StringIO())  # lines of metrics are printed too
+    with quiet, tempfile.TemporaryDirectory() as folder:
+        ready = _ready(_prepared(config, folder, steps))
         times = _in_turns(_work(ready), steps, repeats)
         saved = [_checkpoint_seconds(ready, steps) for _ in range(repeats)]
         logged = [_logging_seconds(ready) for _ in range(repeats)]
@@ -95,6 +99,7 @@ def bench_step(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     with_checkpoint = [EVERY * step + cost for step, cost in zip(whole, saved, strict=True)]
     return {
         "step_over_bare": ratio("step_over_bare_ratio", times["step"], times["bare"]),
+        "step_over_bare_cpu": ratio("step_over_bare_cpu_ratio", times["step, CPU"], times["bare, CPU"]),
         "concatenated_over_separate": ratio("concatenated_over_separate_ratio", times["concatenated"], times["separate"]),
         "views_of_step": ratio("views_of_step_ratio", times["views"], whole),
         "end_to_end_over_ideal": ratio("end_to_end_over_ideal_ratio", actual, ideal),
@@ -152,13 +157,19 @@ def _work(ready: Ready) -> dict[str, Callable[[], Any]]:
 
 
 def _in_turns(work: dict[str, Callable[[], Any]], steps: int, repeats: int) -> Times:
-    """Means over ``steps``, one of each kind after the other, so that a drifting machine hits all alike."""
-    times: Times = {name: [0.0] * repeats for name in work}
-    for number in range(-1, repeats * steps):  # the first warms up
-        for name, do in work.items():
-            seconds = _seconds(do)
-            if number >= 0:
-                times[name][number // steps] += seconds / steps
+    """Medians over ``steps`` single ones, one of each kind after the other, so that a drifting machine hits all alike; also
+    seconds of this process's CPU as ``KIND, CPU``, which what else the machine does hardly changes."""
+    kinds = [*work, *(f"{name}, CPU" for name in work)]
+    times: Times = {kind: [] for kind in kinds}
+    for repeat in range(repeats + 1):
+        singles: Times = {kind: [] for kind in kinds}
+        for _ in range(steps if repeat else 1):  # the first warms up
+            for name, do in work.items():
+                begun = time.process_time()
+                singles[name].append(_seconds(do))
+                singles[f"{name}, CPU"].append(time.process_time() - begun)
+        for kind in kinds if repeat else ():
+            times[kind].append(statistics.median(singles[kind]))
     return times
 
 
@@ -196,18 +207,20 @@ def _logging_seconds(ready: Ready) -> float:
 
     def line() -> None:
         for step in range(1, train.log_every + 1):
+            log.spent("data", 0.0)
+            log.spent("compute", 0.0)
             log.add(scores.take(step, results, ready.batch), ready.batch)
         log.write(train.log_every)
 
-    with ExitStack() as stack:
-        log.outlets.append(stack.enter_context(Outlets(ready.config, run.folder, run.num_classes, lambda line: None)))
+    with Outlets(ready.config, run.folder, run.num_classes, lambda line: None) as outlets:
+        log.outlets.append(outlets)
         line()  # the first opens files
         return _seconds(line) / train.log_every
 
 
 def _rates(config: Config, compute: float, steps: int) -> tuple[float, float]:
     """Steps per second of the loop with decoding, and its ideal: ``compute`` seconds a step and those of decoding alone."""
-    number = 3 * steps
+    number = max(LEAST_STEPS, steps)
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepared(config, folder, number)
         longer = ends_at(prepared.run.config, number + AHEAD)
