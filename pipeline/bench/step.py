@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import statistics
 import tempfile
 import time
@@ -83,8 +84,8 @@ def bench_step(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 
     ``step_over_bare_ratio``: a step whose views are there, over both networks' passes on the same views, by the clock and in
     seconds of CPU. ``concatenated``: one pass of all views of a student, over one each for labeled, weak and strong ones.
-    ``end_to_end_over_ideal_ratio``: steps per second with decoding, over those of decoding alone and computing alone in turn on
-    the same cores (beside each other with a GPU). ``checkpoint_cost_ratio``: 50 steps with a checkpoint over without.
+    ``end_to_end_over_ideal_ratio``: steps per second with decoding, over those of ``ideal_seconds``.
+    ``checkpoint_cost_ratio``: 50 steps with a checkpoint over without.
     ``logging_cost_ratio``: steps with a line of metrics every ``train.log_every`` over without.
     """
     keep_freed_memory()
@@ -94,7 +95,7 @@ def bench_step(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         times = _in_turns(_work(ready), steps, repeats)
         saved = [_checkpoint_seconds(ready, steps) for _ in range(repeats)]
         logged = [_logging_seconds(ready) for _ in range(repeats)]
-        actual, ideal = zip(*(_rates(config, times["whole"][repeat], steps) for repeat in range(repeats)), strict=True)
+        actual, ideal = zip(*(_rates(ready, config, steps) for _ in range(repeats)), strict=True)
     whole = times["whole"]
     with_checkpoint = [EVERY * step + cost for step, cost in zip(whole, saved, strict=True)]
     return {
@@ -218,18 +219,27 @@ def _logging_seconds(ready: Ready) -> float:
         return _seconds(line) / train.log_every
 
 
-def _rates(config: Config, compute: float, steps: int) -> tuple[float, float]:
-    """Steps per second of the loop with decoding, and its ideal: ``compute`` seconds a step and those of decoding alone."""
+def _rates(ready: Ready, config: Config, steps: int) -> tuple[float, float]:
+    """Steps per second of the loop with decoding, and its ideal: the seconds of decoding alone and of computing alone, half of
+    which is measured before the loop and half after it."""
     number = max(LEAST_STEPS, steps)
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepared(config, folder, number)
         longer = ends_at(prepared.run.config, number + AHEAD)
         decoded = [time.perf_counter() for _ in islice(local_batches(prepared.source, longer, 0), number)]
+        compute = _seconds(partial(_steps, ready, number // 2))
         asked: list[float] = []
         fit_here(prepared, partial(_timed, prepared, longer, asked))
-    decode = 1 / steady_rate([decoded], 1)
-    gpu = torch.cuda.is_available() and config.scale.gpu is not False
-    return steady_rate([asked], 1), 1 / (max(decode, compute) if gpu else decode + compute)
+        compute = (compute + _seconds(partial(_steps, ready, number // 2))) / (2 * (number // 2))
+    return steady_rate([asked], 1), 1 / ideal_seconds(1 / steady_rate([decoded], 1), compute, ready.device)
+
+
+def ideal_seconds(decode: float, compute: float, device: torch.device) -> float:
+    """Of a step, where decoding takes ``decode`` seconds of all cores and computing ``compute`` seconds of torch's threads or
+    the GPU: whichever is longer, computing or all cores' work."""
+    cores = os.cpu_count() or 1
+    busy = 0.0 if device.type == "cuda" else min(torch.get_num_threads(), cores) / cores
+    return max(compute, decode + busy * compute)
 
 
 def _timed(prepared: Prepared, config: Config, asked: list[float], first_step: int) -> Iterator[Batch]:

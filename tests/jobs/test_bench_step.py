@@ -8,7 +8,7 @@ import torch
 
 from jobs import bench
 from jobs.command import run
-from pipeline.bench.step import _prepared, _ready
+from pipeline.bench.step import _prepared, _ready, ideal_seconds
 from pipeline.config import load_config
 from pipeline.training.step import Place, take_step
 
@@ -62,3 +62,11 @@ def test_the_bare_passes_are_those_of_the_step(tiny: Path, tmp_path: Path) -> No
             hook.remove()
         assert all(parameter.grad is not None for parameter in ready.state.students.parameters())
     assert seen["bare"] == seen["step"] == [2, 4, 4, 2, 4, 4]
+
+
+def test_the_ideal_is_all_cores_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for threads, device, seconds in ((4, "cpu", 3.0), (2, "cpu", 2.0), (1, "cpu", 2.0), (4, "cuda", 2.0), (8, "cpu", 3.0)):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        assert ideal_seconds(1.0, 2.0, torch.device(device)) == seconds
+    assert ideal_seconds(5.0, 2.0, torch.device("cuda")) == 5.0
