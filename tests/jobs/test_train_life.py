@@ -196,6 +196,18 @@ def test_a_profile_is_a_trace_and_a_table_and_changes_nothing(
     assert f"from step {end} to 12 are fewer" in capsys.readouterr().err
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_is_asked_and_its_worker_profiled(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path, "--dry-run", "scale.workers=2") == 0
+    assert "reserves: 2 x 0.5 CPU to train, 0.5 CPU per decode task" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert command(tiny, tmp_path, "scale.workers=1", "--max-steps", str(SKIPPED + PROFILED), "--profile") == 0
+    assert (tmp_path / "tiny" / "profile.json").is_file()
+    assert (tmp_path / "tiny" / f"checkpoint_{SKIPPED + PROFILED:06d}").is_dir()
+
+
 def test_steps_that_need_unlabeled_videos_are_profiled() -> None:
     config = small_config(method={"supervised_steps": 40})
     assert profiled_steps(config.method, 0, 100) == range(40, 40 + PROFILED)
