@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.command import DONE, run
+from jobs.command import DONE, positive, run
 from pipeline.bench.decode import bench_decode
 from pipeline.bench.loader import bench_loader
 from pipeline.bench.scale import bench_scale
 from pipeline.bench.simulate import Site, simulate
+from pipeline.bench.step import bench_step
 from pipeline.bench.stream import bench_stream
 from pipeline.bench.views import bench_views
 from pipeline.config import Config, load_config
@@ -42,6 +43,10 @@ def _views(options: Options) -> Figures:
     return bench_views(_config(options), options.repeats or 3)
 
 
+def _step(options: Options) -> Figures:
+    return bench_step(_config(options), options.steps or 4, options.repeats or 3)
+
+
 def _scale(options: Options) -> Figures:
     sizes = _sizes(options.rows or "10000,100000,1000000,10000000")
     return bench_scale(_config(options), sizes, options.steps or 32, options.repeats or 1)
@@ -64,6 +69,9 @@ BENCHMARKS: dict[str, tuple[Callable[[Options], Figures], frozenset[str], str]] 
         _loader, frozenset({"config", "steps", "repeats"}), "the stream and views over a DataLoader that opens per view"
     ),
     "views": (_views, frozenset({"config", "repeats"}), "each kind of view on random clips over resizing them"),
+    "step": (
+        _step, frozenset({"config", "steps", "repeats"}), "a training step over its networks' passes; decoding, checkpoints"
+    ),
     "scale": (
         _scale, frozenset({"config", "rows", "steps", "repeats"}), "a run's start, time per clip and driver's memory by --rows"
     ),
@@ -79,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument("what", choices=BENCHMARKS, help=what)
     arguments.add_argument("--config", metavar="FILE")
-    arguments.add_argument("--steps", type=_positive, help="in one repeat (default: 48, loader: 16, scale: 32, simulate: 1000)")
-    arguments.add_argument("--repeats", type=_positive, help="default: 3")
+    arguments.add_argument("--steps", type=positive, help="in one repeat (default: 48, loader: 16, step: 4, scale: 32)")
+    arguments.add_argument("--repeats", type=positive, help="default: 3")
     arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000; scale: 10000000 too)")
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
@@ -95,12 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _print(figures)
     return DONE
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
 
 
 def _sizes(rows: str) -> list[int]:

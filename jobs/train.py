@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from jobs.command import DONE, run
-from pipeline.config import load_config
-from pipeline.studies.run import complete
+from jobs.command import DONE, FAILED, positive, run
+from pipeline.cluster import answers
+from pipeline.config import Config, load_config
+from pipeline.errors import UserError
+from pipeline.studies.overfit import overfit
+from pipeline.studies.run import complete, reserve, train_up_to
+from pipeline.training import dry_run
 from pipeline.training.fit import Prepared, prepare
 
 
@@ -15,6 +19,11 @@ def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     arguments.add_argument("--config", metavar="FILE", help="YAML file of overrides; the defaults are the paper's setting")
+    arguments.add_argument("--max-steps", metavar="N", type=positive, help="stop at step N; without it the command goes on")
+    arguments.add_argument("--profile", action="store_true", help="record some steps: a trace and a table of where time goes")
+    alone = arguments.add_mutually_exclusive_group()
+    alone.add_argument("--dry-run", action="store_true", help="check everything, say what it would take, write nothing")
+    alone.add_argument("--overfit", metavar="N", type=positive, help="can both students learn N labeled videos by heart?")
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, for example train.steps=100")
     return arguments
 
@@ -22,8 +31,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything, train what is missing, evaluate, say where the results are."""
     options = parser().parse_intermixed_args(argv)
-    prepared = prepare(load_config(options.config, options.overrides))
+    config = load_config(options.config, options.overrides)
+    if (options.dry_run or options.overfit) and (options.profile or options.max_steps):
+        raise UserError("--dry-run and --overfit take neither --profile nor --max-steps")
+    if options.overfit:
+        return _overfit(config, options.overfit)
+    prepared = prepare(config)
     print(arithmetic(prepared), flush=True)
+    if options.dry_run:
+        return _dry_run(prepared)
+    if options.profile:
+        prepared = (prepared.up_to(options.max_steps) if options.max_steps else prepared).profiled()
+    if options.max_steps is not None and options.max_steps < config.train.steps:
+        return _part(prepared, options.max_steps)
     if prepared.finished:
         print(f"{prepared.run.config.run.name} is done: {prepared.run.config.train.steps} steps are trained", flush=True)
     summary = complete(prepared)
@@ -31,6 +51,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"test top-1 after step {summary['step']} on {summary['videos']} videos: {accuracies}")
     print(f"run folder: {prepared.run.folder}")
     return DONE
+
+
+def _part(prepared: Prepared, step: int) -> int:
+    reached = train_up_to(prepared, step)
+    steps = prepared.run.config.train.steps
+    print(f"at step {reached} of {steps}, with a checkpoint; the same command without --max-steps goes on")
+    print(f"run folder: {prepared.run.folder}")
+    return DONE
+
+
+def _overfit(config: Config, videos: int) -> int:
+    verdict = overfit(config, videos)
+    print("\n".join(verdict.lines()))
+    return DONE if verdict.learned else FAILED
+
+
+def _dry_run(prepared: Prepared) -> int:
+    config = prepared.run.config
+    print("\n".join([*dry_run.arithmetic(prepared), _reserved(prepared)]))
+    print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))))
+    return DONE
+
+
+def _reserved(prepared: Prepared) -> str:
+    """What the run reserves of the cluster, if there is one. Raises UserError if it does not fit."""
+    if prepared.run.config.scale.workers == 0:
+        return "reserves: nothing, it runs in this process"
+    if not answers():
+        return "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
+    resources = reserve(prepared)
+    assert resources is not None
+    worker = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.worker.items())
+    return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}"
 
 
 def arithmetic(prepared: Prepared) -> str:

@@ -39,6 +39,24 @@ def connect() -> None:
         raise UserError(f"no Ray cluster answers ({error}): unset RAY_ADDRESS to use this machine, or start one") from None
 
 
+def answers() -> bool:
+    """Whether a cluster is joined, or one listens where ``connect`` would look first; starts nothing and writes nothing."""
+    if ray.is_initialized():
+        return True
+    address = None if "://" in os.environ.get("RAY_ADDRESS", "") else canonicalize_bootstrap_address(None)
+    try:
+        return address is not None and _listens(address)
+    except OSError:
+        return False
+
+
+def _listens(address: str) -> bool:
+    """True, or OSError of the connection."""
+    host, port = address.rsplit(":", 1)
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    return True
+
+
 def _address() -> str | None:
     """What ``ray.init`` is given: None leaves the choice to Ray, "local" starts a cluster on this machine.
 
@@ -49,10 +67,10 @@ def _address() -> str | None:
     address = None if "://" in named else canonicalize_bootstrap_address(None)
     if address is None:
         return None
-    host, port = address.rsplit(":", 1)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        _listens(address)
     except OSError as error:
+        host = address.rsplit(":", 1)[0]
         if named or not isinstance(error, ConnectionRefusedError) or host != ray.util.get_node_ip_address():
             forget = "" if named else "; `ray stop` forgets it"
             raise ConnectionError(f"{address}: {error}{forget}") from None

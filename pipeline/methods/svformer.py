@@ -54,7 +54,7 @@ def mix_tubes(clips_NCTHW: torch.Tensor, patch: int, concentration: float) -> tu
     """
     number, (height, width) = len(clips_NCTHW), clips_NCTHW.shape[3:]
     rows, columns = -(-height // patch), -(-width // patch)
-    wanted = torch.distributions.Beta(concentration, concentration).sample((number, 1))
+    wanted = torch.distributions.Beta(concentration, concentration, validate_args=False).sample((number, 1))
     order = torch.rand(number, rows * columns).argsort(dim=1).argsort(dim=1)
     own = (order < (wanted * rows * columns).round()).to(clips_NCTHW.device)
     tubes = own.view(number, rows, columns).repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :height, :width]

@@ -37,6 +37,14 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     return summary
 
 
+def train_up_to(prepared: Prepared, step: int) -> int:
+    """Train up to ``step``, as if cut there, and evaluate nothing; returns the step that the run is at. Raises UserError."""
+    if prepared.step < step:
+        part = prepared.up_to(step)
+        _train(part, reserve(part))
+    return prepared.step
+
+
 def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, float]:
     """Train up to ``step`` and score the configured split there: top-1 of each view, 0..1, the mean
     probability of the true class (probability/VIEW), and seconds of training so far.

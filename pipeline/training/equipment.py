@@ -29,7 +29,7 @@ def equip(method: Method, train: TrainSection, device: torch.device) -> Method:
         equipped.averages = copy.deepcopy(equipped.students).requires_grad_(False)
     if train.activation_checkpointing:
         for student in equipped.students.values():
-            for block in _blocks(student):
+            for block in blocks_of(student):
                 block.forward = partial(_checkpointed, block, block.forward)
     if train.compile != "off":
         for student in equipped.students.values():
@@ -51,7 +51,7 @@ def follow(method: nn.Module, students: nn.ModuleDict, decay: float | None, step
         kept.copy_(its_own)
 
 
-def _blocks(student: Any) -> list[nn.Module]:
+def blocks_of(student: Any) -> list[nn.Module]:
     """The repeated blocks: most of a student's activations are made in them."""
     if hasattr(student, "blocks"):
         return list(student.blocks)

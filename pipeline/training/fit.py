@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline import run_store
+from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import local_batches
 from pipeline.clips.views import check_views
@@ -20,6 +22,7 @@ from pipeline.methods import build_method
 from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.training import checkpoint
 from pipeline.training.loop import Run, Worker, train
+from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps
 from pipeline.training.tracking import check_tracking
 from pipeline.training.watch import Progress, StopSign, Watchdog
 from pipeline.training.writer import NotSaved
@@ -48,6 +51,15 @@ class Prepared:
     def up_to(self, step: int) -> Prepared:
         """The same run, to be stopped at ``step``; it goes on from there to the same bits."""
         return replace(self, run=replace(self.run, until=step))
+
+    def profiled(self) -> Prepared:
+        """The same run, some steps of which are recorded. Raises UserError if it has too few left."""
+        if not profiled_steps(self.run.config.method, self.step, self.run.end):
+            raise UserError(
+                f"--profile records {PROFILED} steps after {SKIPPED} that warm up; from step {self.step} to {self.run.end} are "
+                "fewer: raise train.steps or --max-steps, or choose another run.name"
+            )
+        return replace(self, run=replace(self.run, profiled=True))
 
     def open(self) -> None:
         """Make the run folder: the first thing that is written, after everything was checked."""
@@ -96,8 +108,11 @@ def ends_at(config: Config, step: int) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": step})})
 
 
-def fit_here(prepared: Prepared) -> dict[str, Any]:
-    """The loop in this process: breakpoints work, no Ray process starts. Raises Stopped after a signal."""
+def fit_here(prepared: Prepared, batches: Callable[[int], Iterator[Batch]] | None = None) -> dict[str, Any]:
+    """The loop in this process: breakpoints work, no Ray process starts. Raises Stopped after a signal.
+
+    ``batches(step)``, if given, yields other batches than those of the run's source.
+    """
     config = prepared.run.config
     device = torch.device("cuda" if config.scale.gpu is not False and torch.cuda.is_available() else "cpu")
     if config.scale.torch_threads:
@@ -109,7 +124,8 @@ def fit_here(prepared: Prepared) -> dict[str, Any]:
             stop=lambda step: stopped(sign.number, step), progress=progress,
         )  # fmt: skip
         try:
-            return train(prepared.run, partial(local_batches, prepared.source, ends_at(config, prepared.run.end)), worker)
+            made = batches or partial(local_batches, prepared.source, ends_at(config, prepared.run.end))
+            return train(prepared.run, made, worker)
         except NotSaved as error:
             raise RunFailed(str(error)) from error
 

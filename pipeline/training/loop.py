@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from pipeline import run_store
 from pipeline.clips.batch import Batch
@@ -26,6 +27,7 @@ from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.equipment import equip
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer
+from pipeline.training.profiling import StepProfile, profiled_steps
 from pipeline.training.scores import ScoreLog
 from pipeline.training.step import Place, take_step
 from pipeline.training.tracking import Outlets
@@ -69,6 +71,8 @@ class Run:
     """Where the folder is copied to, if it lies on object storage."""
     until: int | None = None
     """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
+    profiled: bool = False
+    """Whether the first worker records some steps into ``profile.json`` of the folder."""
 
     @property
     def end(self) -> int:
@@ -103,10 +107,13 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     with ExitStack() as stack:
         log.outlets += [stack.enter_context(outlets) for outlets in _open_outlets(run, worker)]
         writer = stack.enter_context(Writer(run.folder, run.store, config.train, active=worker.rank == 0))
+        span = profiled_steps(config.method, state.step, run.end) if run.profiled and worker.rank == 0 else None
+        profile = stack.enter_context(StepProfile(run.folder, span, worker.device))
         while state.step < run.end:
             worker.progress.at(state.step, "data")
             waiting = time.perf_counter()
-            batch = next(stream)
+            with record_function("batch"):
+                batch = next(stream)
             waited = time.perf_counter() - waiting
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
@@ -116,7 +123,9 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
             log.add(scores.take(state.step, results, batch), batch)
-            _after_step(state, run, worker, log, scores, writer)
+            with record_function("after"):
+                _after_step(state, run, worker, log, scores, writer)
+            profile.step(state.step)
         worker.progress.at(state.step, "checkpoint")
     return log.latest
 

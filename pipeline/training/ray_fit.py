@@ -63,7 +63,12 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
     token = config.run_folder / f".seen.{uuid.uuid4().hex}"
     token.touch()
     sign = _Sign.options(scheduling_strategy=_here()).remote()  # type: ignore[attr-defined]
-    more = {"token": None if config.run_store else token.name, "sign": sign, "until": prepared.run.until}
+    more = {
+        "token": None if config.run_store else token.name,
+        "sign": sign,
+        "until": prepared.run.until,
+        "profiled": prepared.run.profiled,
+    }
     trainer = _trainer(prepared.run, resources, more)
     try:
         with StopSign() as signals:
@@ -234,7 +239,7 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     for name in ("ray.train", *(name for name in logging.root.manager.loggerDict if "/ray/train/" in name)):
         logging.getLogger(name).setLevel(logging.WARNING)  # some are named by their file; each report is a line there
     run, _, _ = open_parts(parse_config(loop_config["config"]))
-    run = replace(run, until=loop_config["until"])
+    run = replace(run, until=loop_config["until"], profiled=loop_config["profiled"])
     config, context = run.config, ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
-from pipeline.methods import LossWeights, loss_weights, make_views
+from pipeline.methods import LossWeights, Views, loss_weights, make_views
 from pipeline.methods.monitors import SCORES
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.equipment import follow
@@ -20,6 +21,8 @@ from pipeline.training.optim import clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = ("views", "forward", "backward", "update")
+"""What a step spends its time on: names of its ranges in a profile."""
 Results = dict[str, torch.Tensor]
 
 
@@ -31,6 +34,8 @@ class Place:
     device: torch.device
     weight: float
     """Rows of this worker over the mean of all workers."""
+    view: Callable[..., Views] = make_views
+    """How views are made: benchmarks have them made beforehand."""
 
 
 def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place) -> Results:
@@ -50,7 +55,8 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, pla
         waits = number + 1 < len(parts) and hasattr(wrapped, "no_sync")
         with wrapped.no_sync() if waits else contextlib.nullcontext():
             found.append(_add_gradient(wrapped, state, part, config, place, weights, place.weight / len(parts)))
-    norms = _update(state, config)
+    with record_function("update"):
+        norms = _update(state, config)
     return {**_together(found, place.weight / len(parts)), **{name: place.weight * norm for name, norm in norms.items()}}
 
 
@@ -67,12 +73,14 @@ def _add_gradient(
     wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place, weights: LossWeights, share: float
 ) -> Results:
     """Forward and backward of one part, which counts by ``share``."""
-    views = make_views(batch, config, config.run.seed, place.device, unlabeled=weights.use_unlabeled)
+    with record_function("views"):
+        views = place.view(batch, config, config.run.seed, place.device, unlabeled=weights.use_unlabeled)
     dtype = PRECISIONS[config.train.precision]
-    with torch.autocast(place.device.type, dtype, enabled=dtype != torch.float32):
+    with record_function("forward"), torch.autocast(place.device.type, dtype, enabled=dtype != torch.float32):
         results: Results = wrapped(views, weights)
-    loss = share * results["loss"]
-    (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+    with record_function("backward"):
+        loss = share * results["loss"]
+        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
     return {name: value.detach() for name, value in results.items()} | _weighted(results, weights)
 
 

@@ -1,0 +1,149 @@
+"""Can both students learn a handful of videos by heart? If not, something is broken that more videos would only hide."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.clips.batch import Batch
+from pipeline.clips.plan import Plan
+from pipeline.clips.seeds import Ints
+from pipeline.clips.source import Columns, Source
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.evaluation.predict import Scorer
+from pipeline.methods import STUDENTS
+from pipeline.run_folder import read_metrics, read_run
+from pipeline.training import checkpoint
+from pipeline.training.fit import Prepared, fit_here, prepare
+
+STEPS = 200
+"""At most; fewer with ``train.steps``."""
+LEAST_ACCURACY, LARGEST_LOSS = 0.9, 0.5
+"""What counts as learned: this accuracy on the videos, and a loss below this share of guessing, ln K."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far each student came, by name."""
+
+    videos: int
+    steps: int
+    guessing: float
+    """Loss of guessing, ln K."""
+    first: dict[str, float]
+    """Supervised loss of the first line of metrics."""
+    last: dict[str, float]
+    accuracy: dict[str, float]
+    """On the very clips that were trained, 0..1."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether both students did."""
+        return all(self._learned(name) for name in STUDENTS)
+
+    def _learned(self, name: str) -> bool:
+        return self.accuracy[name] >= LEAST_ACCURACY and self.last[name] <= LARGEST_LOSS * self.guessing
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [
+            f"{name}: loss {self.first[name]:.3f} -> {self.last[name]:.3f} (guessing: {self.guessing:.3f}), "
+            f"{self.accuracy[name]:.0%} of {self.videos} videos right after {self.steps} steps: "
+            + ("learned" if self._learned(name) else "NOT learned")
+            for name in STUDENTS
+        ]
+
+
+def overfit(config: Config, videos: int) -> Verdict:
+    """Train on ``videos`` labeled videos alone, in this process, from the start; each is one clip, its middle at full size.
+
+    Labels, students, optimizers and precision are the configuration's; there is no unlabeled video, augmentation, dropout or
+    smoothing. The run folder is NAME-overfit-N, and only that is replaced. Raises UserError.
+    """
+    config = overfit_config(config, videos)
+    _forget(config.run_folder)
+    prepared = prepare(config)
+    chosen = choose(prepared.source, videos)
+    plan = replace(prepared.run.plan, labeled=chosen)
+    prepared = replace(prepared, run=replace(prepared.run, plan=plan), facts={**prepared.facts, "overfit": videos})
+    columns = _decoded(prepared.source, chosen)
+    prepared.open()
+    fit_here(prepared, partial(_batches, plan, columns, prepared.run.config.train.steps))
+    return _verdict(prepared, columns)
+
+
+def overfit_config(config: Config, videos: int) -> Config:
+    """The same students without what keeps them from learning by heart."""
+    tree: dict[str, Any] = config.model_dump()
+    steps = min(config.train.steps, STEPS)
+    tree["run"] |= {"name": f"{config.run.name}-overfit-{videos}", "storage_path": str(config.run_folder.parent)}
+    tree["data"] |= {"labeled_per_step": min(videos, config.data.labeled_per_step), "unlabeled_per_labeled": 0}
+    tree["method"] |= {"name": "supervised", "label_smoothing": 0.0, "mixup": 0.0, "start": {}, "ramp": {}}
+    tree["views"] = {"weak": {"min_scale": 1.0, "flip": 0.0}}
+    for name in STUDENTS:
+        tree[name]["network"] |= {key: 0.0 for key in ("dropout", "drop_path") if key in tree[name]["network"]}
+    tree["train"] |= {
+        "steps": steps, "warmup_steps": min(config.train.warmup_steps, steps // 10), "schedule": "cosine", "milestones": (),
+        "accumulation": 1, "ema_decay": None, "log_every": max(1, steps // 20), "checkpoint_every": steps, "keep_best": 0,
+    }  # fmt: skip
+    tree["scale"] |= {"workers": 0, "min_workers": None}
+    return Config.model_validate(tree)
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier check left: a change of the code is checked anew. Raises UserError for another run's folder."""
+    if folder.exists():
+        if "overfit" not in read_run(folder)[1]:
+            raise UserError(f"{folder} is another run's folder: choose another run.name")
+        shutil.rmtree(folder)
+
+
+def choose(source: Source, videos: int) -> Ints:
+    """Manifest rows: one of each class in turn, until there are enough. Raises UserError if there are too few."""
+    labeled = source.plan.labeled
+    if not 2 <= videos <= len(labeled):
+        raise UserError(f"--overfit {videos}: give 2 to {len(labeled)}, the labeled training videos")
+    labels = source.columns["label"][labeled]
+    nth = np.array([np.count_nonzero(labels[:place] == label) for place, label in enumerate(labels)])
+    return labeled[np.lexsort((labels, nth))[:videos]]
+
+
+def _decoded(source: Source, rows: Ints) -> Columns:
+    middle = np.full(len(rows), 0.5)
+    columns = source.views(rows, middle, middle)
+    failed = [f"{source.manifest.location(int(row))}: {why}" for row, why in zip(rows, columns["reason"], strict=True) if why]
+    if failed:
+        raise UserError("--overfit needs videos that can be decoded:", failed)
+    return {**columns, "label": source.columns["label"][rows].astype(np.int64)}
+
+
+def _batches(plan: Plan, columns: Columns, steps: int, first_step: int) -> Iterator[Batch]:
+    """What the plan wants, of clips that were decoded once."""
+    place = {int(video): number for number, video in enumerate(columns["video"])}
+    for step in range(first_step, steps):
+        rows = np.arange(step * plan.rows_per_step, (step + 1) * plan.rows_per_step)
+        videos = plan.videos(rows)
+        here = [place[int(video)] for video in videos[:, 0]]
+        labels, primary, auxiliary = (torch.from_numpy(columns[name][here][:, None]) for name in ("label", *STUDENTS))
+        yield Batch(torch.from_numpy(rows), torch.from_numpy(videos), labels, primary, auxiliary)
+
+
+def _verdict(prepared: Prepared, columns: Columns) -> Verdict:
+    run = prepared.run
+    newest, _ = checkpoint.newest(run.folder, run.store)
+    assert newest is not None
+    scorer = Scorer(run.config.model_dump(mode="json"), run.num_classes, str(newest / "model.safetensors"))
+    scores = scorer({name: columns[name] for name in ("video", "reason", *STUDENTS)})
+    lines = read_metrics(run.folder)
+    first, last = ({name: line[f"supervised_loss/{name}"] for name in STUDENTS} for line in (lines[0], lines[-1]))
+    accuracy = {name: float((scores[name].argmax(axis=1) == columns["label"]).mean()) for name in STUDENTS}
+    return Verdict(len(columns["label"]), run.config.train.steps, math.log(run.num_classes), first, last, accuracy)

@@ -1,0 +1,178 @@
+"""What a run would be, without running it: its arithmetic, and an estimate of the memory of one device. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from pipeline.clips.plan import Plan, largest_share
+from pipeline.clips.stream import make_deal
+from pipeline.config import Config
+from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights
+from pipeline.training.equipment import blocks_of, equip
+from pipeline.training.fit import Prepared
+from pipeline.training.loop import part_shares
+from pipeline.training.optim import build_optimizer
+from pipeline.training.step import PRECISIONS
+
+MB = 1e6
+
+
+def arithmetic(prepared: Prepared) -> list[str]:
+    """What follows from the knobs, a line each. Raises UserError where workers and parts do not divide a step."""
+    run, plan = prepared.run, prepared.run.plan
+    config, train = run.config, run.config.train
+    workers = max(1, config.scale.workers)
+    deal = make_deal(prepared.source, config, prepared.step, workers)
+    unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
+    first = next((step for step in range(train.steps) if loss_weights(config.method, step).use_unlabeled), train.steps)
+    decoded = train.steps * plan.rows_per_step + max(0, train.steps - config.method.supervised_steps) * unlabeled
+    rows = part_shares(plan, config, workers)[0]
+    frames = config.primary.clip.frames + config.auxiliary.clip.frames
+    return [
+        f"a step: {plan.rows_per_step} labeled + {unlabeled} unlabeled videos; {workers} worker{'s' * (workers > 1)}, at most "
+        f"{largest_share(plan.rows_per_step, workers)} rows each, {rows} at a time",
+        f"decoding: {plan.rows_per_step * plan.slots} videos of {frames} frames a step, so as many a second for one step a "
+        f"second; {decoded:,} in the run",
+        f"stream: {deal.blocks:,} blocks to come, of {deal.steps_per_block} steps and {deal.rows(0).size * plan.slots} videos"
+        if deal.blocks else "stream: no block is left",
+        f"schedule: {train.warmup_steps} steps of warm-up, then {train.schedule}; "
+        + (f"unlabeled videos count from step {first} on" if first < train.steps else "unlabeled videos never count"),
+        f"writes: a line of metrics every {train.log_every} steps, a checkpoint every {train.checkpoint_every} "
+        f"({-(-train.steps // train.checkpoint_every)} in the run, {train.keep_checkpoints + train.keep_best} kept)",
+        "parameters: " + ", ".join(f"{name} {number:,}" for name, number in prepared.facts["parameters"].items()),
+        f"run folder: {run.folder}, " + (f"at step {prepared.step}" if prepared.step else "nothing is trained yet"),
+    ]  # fmt: skip
+
+
+def memory(config: Config, plan: Plan, num_classes: int) -> dict[str, int]:
+    """Bytes on the fullest device at the end of a forward pass, by what they are for.
+
+    All is counted and nothing is computed: the method and its step run on tensors without storage, whose shapes and types are
+    those of the CPU's operations, and what autograd keeps for the backward pass is summed up. Fragments, workspaces of
+    kernels and the CUDA context (0.3 to 1 GB) come on top.
+    """
+    workers = max(1, config.scale.workers)
+    rows = largest_share(plan.rows_per_step, workers)
+    pixels = 3 * config.data.decode_size**2 * (config.primary.clip.frames + config.auxiliary.clip.frames)
+    method = _built(config, plan, num_classes)
+    with FakeTensorMode():
+        _forget_values(method)
+        optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
+        trained = _bytes(p for p in method.parameters() if p.requires_grad)
+        views = _views(config, part_shares(plan, config, workers)[0], plan.unlabeled_per_labeled)
+        kept = activations(method, views, config)
+        for parameter in method.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        for optimizer in optimizers:
+            optimizer.step()
+        states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+        return {
+            "weights": _bytes(method.students.state_dict().values()),
+            "gradients": trained,
+            "gradients in DDP's buckets": trained if workers > 1 else 0,
+            "optimizer state": _bytes(states),
+            "running means, teachers, label statistics": _bytes(_others(method)),
+            "decoded clips of a step, uint8": rows * plan.slots * pixels,
+            "views of a part, float32": _bytes(_all_views(views)),
+            **kept,
+        }
+
+
+def _built(config: Config, plan: Plan, num_classes: int) -> Any:
+    """The method as in the loop, from random weights, less what changes no size."""
+    tree: dict[str, Any] = config.model_dump()
+    for name in STUDENTS:
+        tree[name]["network"]["weights"] = None
+    tree["train"] |= {"compile": "off", "sync_batch_norm": False}
+    plain = Config.model_validate(tree)
+    with torch.random.fork_rng():
+        return equip(build_method(plain, num_classes, *plan.sizes), plain.train, torch.device("cpu"))
+
+
+def _forget_values(method: nn.Module) -> None:
+    """Within FakeTensorMode: parameters and buffers become tensors of the same shape, type and layout without storage."""
+    for module in method.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(_blank(parameter), requires_grad=parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, _blank(buffer))
+
+
+def _blank(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+def _views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:
+    layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
+
+    def clips(number: int) -> dict[str, torch.Tensor]:
+        shapes = {name: getattr(config, name).clip for name in STUDENTS}
+        return {
+            name: torch.empty(number, 3, clip.frames, clip.size, clip.size).contiguous(memory_format=layout)
+            for name, clip in shapes.items()
+        }
+
+    labels, number = torch.zeros(rows, dtype=torch.int64), rows * unlabeled_per_labeled
+    if not number:
+        return Views(clips(rows), labels)
+    numbers = torch.zeros(number, dtype=torch.int64)
+    return Views(clips(rows), labels, clips(number), clips(number), numbers, numbers, config.method.label_smoothing)
+
+
+def activations(method: Any, views: Views, config: Config) -> dict[str, int]:
+    """Bytes that autograd keeps of one forward pass of the last step, when all losses count: each storage once, weights and
+    views not again."""
+    known = {_key(tensor): tensor for tensor in (*method.parameters(), *method.buffers(), *_all_views(views))}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if _key(tensor) not in known:
+            kept[_key(tensor)] = tensor.untyped_storage()  # held, so that no other gets its place
+        return tensor
+
+    def enters(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for value in inputs:
+            if torch.is_grad_enabled() and isinstance(value, torch.Tensor):
+                note(value)
+
+    if config.train.activation_checkpointing:  # what enters a block is kept by other means than autograd's
+        for student in method.students.values():
+            for block in blocks_of(student):
+                block.register_forward_pre_hook(enters)
+    weights: LossWeights = loss_weights(config.method, config.train.steps - 1)
+    dtype = PRECISIONS[config.train.precision]
+    what = "activations"
+    with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        try:
+            method(views, weights)
+        except DataDependentOutputException:  # TCL counts pseudo-classes; both students' passes come before
+            what = "activations, at least"
+    return {what: sum(storage.nbytes() for storage in kept.values())}
+
+
+def _all_views(views: Views) -> list[torch.Tensor]:
+    return [clips for kind in (views.labeled, views.weak, views.strong) if kind for clips in kind.values()]
+
+
+def _others(method: nn.Module) -> list[torch.Tensor]:
+    return [value for key, value in method.state_dict().items() if not key.startswith("students.")]
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def shown(parts: dict[str, int]) -> list[str]:
+    """The estimate as a table, in MB."""
+    rows = [(name, value) for name, value in [*parts.items(), ("together", sum(parts.values()))] if value]
+    return ["memory of a device, estimated:", *(f"  {name:44} {value / MB:12,.1f} MB" for name, value in rows)]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs import bench
+from jobs.command import run
+from pipeline.bench.step import _prepared, _ready, ideal_seconds
+from pipeline.config import load_config
+from pipeline.training.step import Place, take_step
+
+RATIOS = {
+    "step_over_bare",
+    "step_over_bare_cpu",
+    "concatenated_over_separate",
+    "views_of_step",
+    "end_to_end_over_ideal",
+    "checkpoint_cost",
+    "logging_cost",
+}
+
+
+def test_step_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How fast is printed, not tested."""
+    words = ["step", "--json", "--steps", "2", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
+    assert run(bench.main, words) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert set(figures) > RATIOS and figures["videos_per_step"] == 6
+    for name in RATIOS:
+        measured = figures[name]
+        assert measured[f"{name}_ratio"] == measured["median"] > 0
+        assert measured["spread"][0] <= measured["median"] <= measured["spread"][1] and measured["n"] == 1
+    took = figures["milliseconds"]
+    assert figures["step_over_bare"]["median"] == pytest.approx(took["step"] / took["bare"], rel=0.01)
+    assert not (tiny / "runs" / "bench").exists()
+
+
+def test_views_made_beforehand_change_no_result(tiny: Path, tmp_path: Path) -> None:
+    """What is timed is the step that training takes."""
+    config = load_config(tiny / "tiny.yaml")
+    one, other = (_ready(_prepared(config, str(tmp_path / name), 2)) for name in ("one", "other"))
+    results = one.step(made=True)
+    usual = take_step(other.state.method, other.state, other.batch, other.config, Place(0, torch.device("cpu"), 1.0))
+    assert set(results) == set(usual)
+    assert float(results["loss"]) == float(usual["loss"])
+
+
+def test_the_bare_passes_are_those_of_the_step(tiny: Path, tmp_path: Path) -> None:
+    """They give every parameter a gradient, from as many clips."""
+    ready = _ready(_prepared(load_config(tiny / "tiny.yaml"), str(tmp_path), 2))
+    seen: dict[str, list[int]] = {"bare": [], "step": []}
+    for name, work in (("bare", lambda: ready.bare("separate")), ("step", lambda: ready.step(made=True))):
+        hooks = [
+            student.register_forward_pre_hook(lambda _, clips, name=name: seen[name].append(len(clips[0])))
+            for student in ready.state.students.values()
+        ]
+        work()
+        for hook in hooks:
+            hook.remove()
+        assert all(parameter.grad is not None for parameter in ready.state.students.parameters())
+    assert seen["bare"] == seen["step"] == [2, 4, 4, 2, 4, 4]
+
+
+def test_the_ideal_is_all_cores_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for threads, device, seconds in ((4, "cpu", 3.0), (2, "cpu", 2.0), (1, "cpu", 2.0), (4, "cuda", 2.0), (8, "cpu", 3.0)):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        assert ideal_seconds(1.0, 2.0, torch.device(device)) == seconds
+    assert ideal_seconds(5.0, 2.0, torch.device("cuda")) == 5.0
