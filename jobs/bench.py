@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument("what", choices=BENCHMARKS, help=what)
     arguments.add_argument("--config", metavar="FILE")
-    arguments.add_argument("--steps", type=positive, help="in one repeat (default: 48, loader: 16, step: 4, scale: 32)")
+    arguments.add_argument(
+        "--steps", type=positive, help="in one repeat (default: 48; step 4, loader 16, scale 32, simulate 1000)"
+    )
     arguments.add_argument("--repeats", type=positive, help="default: 3")
     arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000; scale: 10000000 too)")
     arguments.add_argument("--json", action="store_true")

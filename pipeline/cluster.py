@@ -20,9 +20,8 @@ QUIET = {
     "RAY_DATA_LOG_LEVEL": "WARNING",  # each start and end of a stream otherwise
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line of a worker twice
 }
-
-
 CONNECT_SECONDS = 5.0
+"""For a port to take a connection."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,18 +42,23 @@ def answers() -> bool:
     """Whether a cluster is joined, or one listens where ``connect`` would look first; starts nothing and writes nothing."""
     if ray.is_initialized():
         return True
-    address = None if "://" in os.environ.get("RAY_ADDRESS", "") else canonicalize_bootstrap_address(None)
-    try:
-        return address is not None and _listens(address)
-    except OSError:
-        return False
+    address = _told()
+    return address is not None and _refusal(address) is None
 
 
-def _listens(address: str) -> bool:
-    """True, or OSError of the connection."""
+def _told() -> str | None:
+    """HOST:PORT that RAY_ADDRESS or the note of ``ray start`` names; None also for a URL, which Ray asks by other means."""
+    return None if "://" in os.environ.get("RAY_ADDRESS", "") else canonicalize_bootstrap_address(None)
+
+
+def _refusal(address: str) -> OSError | None:
+    """Why nobody takes a connection there; None if somebody does."""
     host, port = address.rsplit(":", 1)
-    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _address() -> str | None:
@@ -63,21 +67,17 @@ def _address() -> str | None:
     ``ray start`` leaves a note of its address behind when it is killed, and ``ray.init`` tries an address where nobody
     listens for a quarter of an hour: one look at its port, of at most CONNECT_SECONDS, comes first.
     """
-    named = os.environ.get("RAY_ADDRESS", "")
-    address = None if "://" in named else canonicalize_bootstrap_address(None)
-    if address is None:
+    address = _told()
+    refusal = _refusal(address) if address is not None else None
+    if address is None or refusal is None:
         return None
-    try:
-        _listens(address)
-    except OSError as error:
-        host = address.rsplit(":", 1)[0]
-        if named or not isinstance(error, ConnectionRefusedError) or host != ray.util.get_node_ip_address():
-            forget = "" if named else "; `ray stop` forgets it"
-            raise ConnectionError(f"{address}: {error}{forget}") from None
-        _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
-        Path(get_ray_address_file(None)).unlink(missing_ok=True)  # Ray Train's own processes would try it too
-        return "local"
-    return None
+    if os.environ.get("RAY_ADDRESS"):
+        raise ConnectionError(f"{address}: {refusal}")
+    if not isinstance(refusal, ConnectionRefusedError) or address.rsplit(":", 1)[0] != ray.util.get_node_ip_address():
+        raise ConnectionError(f"{address}: {refusal}; `ray stop` forgets it")
+    _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
+    Path(get_ray_address_file(None)).unlink(missing_ok=True)  # Ray Train's own processes would try it too
+    return "local"
 
 
 def check_cluster(config: Config, concurrent: int = 1) -> Resources:

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 LEAST_BLOCKS = 8
+"""Of each consumer in a repeat: two are start-up, and rates of fewer than six are those of chance."""
 
 
 def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:

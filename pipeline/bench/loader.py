@@ -27,7 +27,7 @@ from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
 from pipeline.config import ClipSection, Config
 from pipeline.methods import make_views
-from pipeline.resources import Resources, decoder_cpus
+from pipeline.resources import Resources
 
 PROCESSES = 2
 """Of the DataLoader, and decode tasks at once of the stream."""
@@ -42,7 +42,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = decoder_cpus(ray.cluster_resources().get("CPU", 1.0))
+    cpus = min(1.0, ray.cluster_resources().get("CPU", 1.0) / PROCESSES)  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
     for _ in range(repeats):
         loaders.append(loader_rate(source, config, steps))
