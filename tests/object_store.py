@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import threading
 import time
@@ -58,13 +59,16 @@ def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
                     store.failures[key] -= 1
                     self._body()
                     return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>reduce your rate</Message></Error>")
-            connection = http.client.HTTPConnection(*store.backend)
             headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
-            connection.request(self.command, self.path, self._body(), headers)
-            answer = connection.getresponse()
-            self._answer(answer.status, dict(answer.getheaders()), answer.read())
-            connection.close()
-            return None
+            content = self._body()
+            with contextlib.closing(http.client.HTTPConnection(*store.backend)) as connection:
+                try:
+                    connection.request(self.command, self.path, content, headers)
+                    answer = connection.getresponse()
+                    said = answer.status, dict(answer.getheaders()), answer.read()
+                except OSError:  # a request that was delayed outlived the store
+                    said = 502, {}, b""
+            return self._answer(*said)
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
