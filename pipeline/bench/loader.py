@@ -28,6 +28,7 @@ from pipeline.cluster import connect
 from pipeline.config import ClipSection, Config
 from pipeline.methods import make_views
 from pipeline.resources import Resources
+from pipeline.training.allocator import keep_freed_memory
 
 PROCESSES = 2
 """Of the DataLoader, and decode tasks at once of the stream."""
@@ -71,6 +72,7 @@ def stream_views_rate(source: Source, config: Config, cpus: float) -> float:
 @ray.remote  # type: ignore[untyped-decorator]
 def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) -> list[float]:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in training
     config = Config.model_validate(tree)
     times = []
     for batch in shard_batches(shard, config.data.labeled_per_step, torch.device(device), timeout=60.0):

@@ -53,19 +53,25 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def stream_rate(source: Source, config: Config, resources: Resources) -> tuple[float, float]:
-    """(videos per second in the steady state, seconds to the first batch) of consumers that discard what they get."""
+    """(videos per second in the steady state, seconds to the first batch) of consumers that discard what they get.
+
+    They run before the stream does, as train workers, which import torch and build networks before they ask for a batch.
+    """
+    consumers = [_Consumer.remote() for _ in range(resources.workers)]  # type: ignore[attr-defined]
+    ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
     begun = time.time()
     shards = ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
     share = source.plan.rows_per_step // resources.workers
-    arrivals = ray.get([_consume.options(num_cpus=0).remote(shard, share) for shard in shards])
+    arrivals = ray.get([one.arrivals.remote(shard, share) for one, shard in zip(consumers, shards, strict=True)])
     per_block = make_deal(source, config, 0, resources.workers).steps_per_block
     return steady_rate(arrivals, share * source.plan.slots, per_block), min(times[0] for times in arrivals) - begun
 
 
-@ray.remote  # type: ignore[untyped-decorator]
-def _consume(shard: ray.data.DataIterator, share: int) -> list[float]:
-    """When the batches came: tensors, as a train worker gets them."""
-    return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
+@ray.remote(num_cpus=0)
+class _Consumer:
+    def arrivals(self, shard: ray.data.DataIterator, share: int) -> list[float]:
+        """When the batches came: tensors, as a train worker gets them."""
+        return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
 def floor_rate(source: Source, steps: int, per_block: int) -> float:

@@ -26,17 +26,26 @@ TICKETS = 256
 KEPT_STATISTICS = 100
 """Of the newest blocks of each operator: Ray keeps 3 KB for every block of a run, 3 GB in a million blocks."""
 _AHEAD = "actnetformer.blocks_ahead"
+_FIRST = "actnetformer.first_tasks"
 
 
 class BlockCount(BackpressurePolicy):  # type: ignore[misc]
-    """No new ticket while ``TICKETS`` wait, and no new decode task while ``blocks_ahead`` decoded blocks do."""
+    """No new ticket while ``TICKETS`` wait, and no new decode task while ``blocks_ahead`` decoded blocks do.
+
+    Until the first block is there, one decode task a CPU: more of them only share the CPUs that it is waiting for.
+    """
 
     def can_add_input(self, op: Any) -> bool:
         """Whether a task of this operator may start."""
         tickets, decode = self._first_two()
         if op is tickets:
             return self._tickets(decode) < TICKETS
-        return op is not decode or self._decoded(decode) < self._data_context.get_config(_AHEAD)
+        if op is not decode:
+            return True
+        starting = decode.metrics.num_task_outputs_generated == 0
+        if starting and decode.num_active_tasks() >= self._data_context.get_config(_FIRST):
+            return False
+        return self._decoded(decode) < self._data_context.get_config(_AHEAD)
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """0: the task that makes tickets waits."""
@@ -76,6 +85,7 @@ def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
     context.target_max_block_size = 1  # bytes: every row becomes a block of its own, as soon as it is there
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, BlockCount])
     context.set_config(_AHEAD, blocks_ahead)
+    context.set_config(_FIRST, max(1, int(ray.cluster_resources().get("CPU", 1))))
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, ForgetStatistics]
     context.enable_progress_bars = False  # ours has rate and time left; Ray counts tickets
