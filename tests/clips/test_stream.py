@@ -104,11 +104,11 @@ def test_a_slow_trainer_neither_spills_nor_fills_the_store(tiny: Path) -> None:
     block = 260 * 2 * FRAMES * SIZE * SIZE * 3
     before = store_use()
     (shard,) = ray_stream(source, config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
-    slow = consume.remote(shard, 2, 130, 0.12)
+    slow = consume.remote(shard, 2, 65, 0.12)
     most = 0
     while not ray.wait([slow], timeout=0.2)[0]:
         most = max(most, store_use().used - before.used)
-    assert ray.get(slow) == worker_rows(np.arange(130), 2, 0, 1).tolist()
+    assert ray.get(slow) == worker_rows(np.arange(65), 2, 0, 1).tolist()
     # two that wait, two of tasks that had begun and two that these hold already, and up to four on the consumer's side
     assert 2 * block < most < 10.5 * block
     assert store_use().spilled == before.spilled

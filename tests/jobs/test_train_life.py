@@ -199,10 +199,17 @@ def test_a_profile_is_a_trace_and_a_table_and_changes_nothing(
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_is_asked_and_its_worker_profiled(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_is_asked(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, "--dry-run", "scale.workers=2") == 0
     assert "reserves: 2 x 0.5 CPU to train, 0.5 CPU per decode task" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_worker_of_a_cluster_is_profiled(tiny: Path, tmp_path: Path) -> None:
     assert command(tiny, tmp_path, "scale.workers=1", "--max-steps", str(SKIPPED + PROFILED), "--profile") == 0
     assert (tmp_path / "tiny" / "profile.json").is_file()
     assert (tmp_path / "tiny" / f"checkpoint_{SKIPPED + PROFILED:06d}").is_dir()
