@@ -71,15 +71,14 @@ class PseudoLabels(nn.Module):
 
     @torch.no_grad()
     def say(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Softmax [U, K] by student: its own, or its teacher's, which sees the clips in evaluation mode."""
+        """Softmax [U, K] by student, without gradient: its own, or its teacher's, which sees the clips in evaluation mode."""
         if self.teachers:
             self.teachers.eval()
             weak = {name: self.teachers[name](clips[name]) for name in STUDENTS}
-        return {name: logits.detach().float().softmax(dim=1) for name, (logits, _) in weak.items()}
+        return {name: logits.float().softmax(dim=1) for name, (logits, _) in weak.items()}
 
-    @torch.no_grad()
     def forward(self, said: dict[str, torch.Tensor], views: Views) -> dict[str, Labels]:
-        """What each student is to learn, from what each of them ``said``."""
+        """What each student is to learn, from what each of them ``say``s."""
         assert views.videos is not None
         if self.source == "mean":  # the softmax of mean logits is the normalized geometric mean
             said = {"mean": torch.stack([p.clamp(min=1e-30).log() for p in said.values()]).mean(dim=0).softmax(dim=1)}

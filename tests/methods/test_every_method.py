@@ -109,12 +109,16 @@ def test_without_unlabeled_losses_every_method_is_the_baseline(name: str) -> Non
 
 @pytest.mark.parametrize("name", UNLABELED)
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_gradient_into_who_gives_the_label(name: str, source: str) -> None:
-    """Pseudo-label loss alone, of one learner: weak views have no gradient; the other student only its own labels'."""
-    method, config = built(name, labels={"source": source}), config_of(name)
+@pytest.mark.parametrize("labels", [{"hard": False}, {"thresholds": "softmatch"}])
+def test_no_gradient_into_who_gives_the_label(name: str, source: str, labels: dict[str, Any]) -> None:
+    """Losses from labels alone, beside a weight that no term of the method has, which gives the weak passes a gradient."""
+    method, config = built(name, labels={"source": source, **labels}), config_of(name)
     views = views_of(config)
     leaves = {key: clips.requires_grad_() for key, clips in views.weak.items()}
-    method(replace(views, weak=leaves), LossWeights(pseudo_label=1.0))["loss"].backward()
+    other = "alignment" if name != "ltg" else "group_contrast"
+    weights = LossWeights(pseudo_label=1.0, mix=1.0, **{other: 1.0})
+    assert weights.weak_gradient
+    method(replace(views, weak=leaves), weights)["loss"].backward()
     assert all(clips.grad is None or not clips.grad.any() for clips in leaves.values())
 
 

@@ -107,14 +107,15 @@ def test_gradients_reach_every_parameter_when_no_label_is_kept() -> None:
     assert _without_gradient(method) == []
 
 
+@pytest.mark.parametrize("labels", [{}, {"hard": False}, {"thresholds": "softmatch"}])
 @pytest.mark.parametrize(("teacher", "learner"), [("primary", "auxiliary"), ("auxiliary", "primary")])
-def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str) -> None:
-    method, views = _method(), _views()
+def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, labels: dict[str, Any]) -> None:
+    """Soft labels are a smooth function of weak passes that have a gradient here, as with the contrast: it must end there."""
+    method, views = _method(labels=labels), _views()
     assert views.weak is not None and views.strong is not None
     weak = {name: method.students[name](views.weak[name]) for name in method.students}
     strong = {name: method.students[name](views.strong[name]) for name in method.students}
-    labels = method.labels(method.labels.say(weak, views.weak), views)
-    found, _ = pseudo_label_terms(strong, labels, views.hidden_labels)
+    found, _ = pseudo_label_terms(strong, method.labels(method.labels.say(weak, views.weak), views), views.hidden_labels)
     loss = found[f"pseudo_label_loss/{learner}"]
     assert _gradient(loss, method.students[learner]) > 0
     assert _gradient(loss, method.students[teacher]) == 0
