@@ -94,7 +94,8 @@ class MethodSection(Section):
     """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
     contrast_level: Literal["video", "frame"] = "video"
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
-    nearest in time; other frames of the same video are then no negatives. The paper leaves it open: choice."""
+    nearest in time; other frames of the same video are then no negatives. Needs ``data.moments=shared`` and nothing in
+    ``views.weak.time``. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
     """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
     group_contrast_weight: float = Field(1.0, ge=0)
