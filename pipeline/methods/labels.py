@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, Outputs, Setup, Views
 from pipeline.methods.thresholds import LabelPolicy
 
@@ -47,6 +48,7 @@ class PseudoLabels(nn.Module):
             "ema": {name: f"{name}_ema" for name in STUDENTS},
         }[self.source]
         thresholds = {"primary": self.section.primary_threshold, "auxiliary": self.section.auxiliary_threshold}
+        self._check(thresholds)
         limits = {name: thresholds.get(name.removesuffix("_ema")) for name in self.labelers.values()}
         self.policies = nn.ModuleDict({
             name: LabelPolicy(self.section, setup.method.confidence_threshold if limit is None else limit,
@@ -56,6 +58,15 @@ class PseudoLabels(nn.Module):
         self.teachers = nn.ModuleDict()
         if self.source == "ema":
             self.teachers = copy.deepcopy(students).requires_grad_(False)
+
+    def _check(self, thresholds: dict[str, float | None]) -> None:
+        """Raises UserError for a student's threshold that nothing is measured against."""
+        why = "both students give the label together" if self.source == "mean" else ""
+        if self.section.thresholds in ("freematch", "softmatch"):
+            why = f"method.labels.thresholds={self.section.thresholds} measures confidence against its running mean"
+        for name, threshold in thresholds.items():
+            if why and threshold is not None:
+                raise UserError(f"method.labels.{name}_threshold={threshold:g} does nothing: {why}; leave it out")
 
     @torch.no_grad()
     def follow(self, students: nn.ModuleDict) -> None:

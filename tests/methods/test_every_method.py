@@ -150,6 +150,22 @@ def test_each_student_has_its_own_threshold() -> None:
     assert results["mask_rate/auxiliary_to_primary"] == 0
 
 
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"source": "mean"}, "both students give the label together; leave it out"),
+        ({"thresholds": "freematch"}, "thresholds=freematch measures"),
+        ({"thresholds": "softmatch"}, "thresholds=softmatch measures"),
+    ],
+)  # fmt: skip
+def test_a_threshold_that_does_nothing_is_refused(labels: dict[str, Any], message: str, student: str) -> None:
+    built("actnetformer", labels=labels)
+    with pytest.raises(UserError, match=f"method.labels.{student}_threshold=0.5 does nothing: .*{message}"):
+        built("actnetformer", labels={**labels, f"{student}_threshold": 0.5})
+    built("actnetformer", labels={"source": "self", "thresholds": "flexmatch", f"{student}_threshold": 0.5})
+
+
 @pytest.mark.parametrize("policy", POLICIES[1:])
 def test_moving_thresholds_are_watched(policy: str) -> None:
     results = built("cmpl", labels={"thresholds": policy})(views_of(config_of("cmpl")), FULL)
