@@ -14,6 +14,7 @@ from pipeline.errors import UserError, first_few
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import as_text, summarize
 from pipeline.manifest.verify import verify
+from pipeline.methods import first_unlabeled_step
 from pipeline.studies.contact_sheet import write_contact_sheet
 from pipeline.studies.step_views import write_step
 
@@ -63,7 +64,7 @@ def _clips(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     config = load_config(options.config, options.overrides)
     out = options.out or Path(f"{config.run.name}-step-{options.step}.html")
-    write_step(config, open_source(config)[0], options.step, out)
+    write_step(config, open_source(config, first_unlabeled_step(config))[0], options.step, out)
     print(f"page {out}")
     return DONE
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from jobs import label, prepare
 from pipeline.clips.batch import Batch
 from pipeline.config import Config, load_config
-from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, make_views
+from pipeline.errors import UserError
+from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, first_unlabeled_step, make_views
+from pipeline.studies.ablation import plan_trials
+from pipeline.studies.study_file import read_study
 
+STUDIES = Path(__file__).resolve().parent.parent / "jobs" / "studies"
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
 SETTINGS = {  # classes, training videos, labeled ones: UCF-101 and HMDB-51 as their lists count, Kinetics-400 about
     "ucf101_1pct": (101, 9_537, 101),
@@ -58,6 +65,41 @@ def test_arithmetic(name: str) -> None:
     section = config.method
     assert (section.pseudo_label_weight, section.contrast_weight, section.confidence_threshold) == (2, 2, 0.8)
     assert (config.primary.clip.frames, config.primary.clip.size, config.primary.network.weights) == (8, 224, None)
+
+
+@EACH
+def test_every_method_builds_with_its_own_papers_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.methods.check_modalities", lambda _: None)  # MvPL's flow, as if OpenCV were there
+    classes, videos, labeled = SETTINGS[name]
+    found = {}
+    for trial in plan_trials(read_study(STUDIES / "methods_paper.yaml"), config_of(name), seeds=1):
+        with torch.device("meta"):
+            built = build_method(trial.config, classes, videos, videos - labeled)
+        found[trial.cell] = sum(p.numel() for p in built.students.parameters()) / 1e6
+        assert first_unlabeled_step(trial.config) < trial.config.train.steps or trial.cell == "supervised"
+        assert trial.config.method.supervised_steps + trial.config.method.start.pseudo_label < trial.config.train.steps
+    print(f"\n{name}, M parameters: " + ", ".join(f"{cell} {millions:.2f}" for cell, millions in found.items()))
+    assert {cell.split("-")[0] for cell in found} == set(METHODS)
+    wanted = {51: (51.8, 67.4), 101: (51.9, 67.5), 400: (52.7, 67.8)}[classes]
+    assert (round(found["cmpl"], 1), round(found["ltg"], 1)) == wanted
+    assert found["actnetformer"] == found["mvpl"] == found["supervised"]
+
+
+@EACH
+def test_the_header_has_the_commands_that_make_its_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their options exist, or argparse would end the process; only the videos and the manifest are missing here."""
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").replace("\\\n#", "")
+    commands = [shlex.split(words) for words in re.findall(r"^# +python -m jobs\.(.*)$", text, flags=re.MULTILINE)]
+    assert [words[0] for words in commands] == ["prepare", "label"]
+    data = config_of(name).data
+    assert f"{commands[0][3]}/manifest.parquet" == commands[1][1] == data.manifest
+    assert commands[1][commands[1].index("--out") + 1] == data.labels
+    monkeypatch.chdir(tmp_path)
+    for main, (_, *words) in zip((prepare.main, label.main), commands, strict=True):
+        with pytest.raises(UserError):
+            main(words)
 
 
 @EACH

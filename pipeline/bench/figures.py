@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, StartSection
 from pipeline.errors import UserError
 
 LEAST_BLOCKS = 8
@@ -25,9 +25,10 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str
 
 
 def for_bench(config: Config, steps: int) -> Config:
-    """The same run of ``steps`` steps, all of which need unlabeled videos: those of method.supervised_steps are not decoded."""
+    """The same run of ``steps`` steps, all of which use unlabeled videos: no term starts later."""
     train = config.train.model_copy(update={"steps": steps})
-    return config.model_copy(update={"train": train, "method": config.method.model_copy(update={"supervised_steps": 0})})
+    method = config.method.model_copy(update={"supervised_steps": 0, "start": StartSection()})
+    return config.model_copy(update={"train": train, "method": method})
 
 
 def check_steps(steps: int, per_block: int) -> None:

@@ -84,7 +84,6 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
     data = {"manifest": str(folder / "manifest.parquet"), "labels": str(folder / "labels.parquet"), "root": None}
     tree = config.model_dump(mode="json")
     tree["data"] |= data
-    tree["method"]["supervised_steps"] = 0  # in which unlabeled videos are not decoded
     tree["train"]["steps"] = max(steps, 10**6)  # the stream of a run that passes over 10 M videos
     here = parse_config(tree)
     watch = Watch()

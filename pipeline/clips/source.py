@@ -46,7 +46,7 @@ class Source:
     held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     """Manifest rows of labeled training videos that are validated on."""
     first_unlabeled_row: int = 0
-    """Rows before it belong to method.supervised_steps: their unlabeled slots are planned but neither decoded nor used."""
+    """Rows before it belong to steps that use no unlabeled videos: those slots are planned but neither decoded nor used."""
     own_moments: bool = False
     """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
     limits: Limits | None = None
@@ -163,8 +163,11 @@ class _Slot:
     seconds: float
 
 
-def open_source(config: Config) -> tuple[Source, LabelSubset]:
-    """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them."""
+def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[Source, LabelSubset]:
+    """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them.
+
+    Unlabeled videos are decoded from ``first_unlabeled_step`` on (see ``pipeline.methods.first_unlabeled_step``).
+    """
     manifest = open_manifest(config.data.manifest, config.data.root)
     labels = read_labels(config.labels_path, manifest)
     train = manifest.training_rows()
@@ -185,7 +188,7 @@ def open_source(config: Config) -> tuple[Source, LabelSubset]:
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
         held_out=labels.held_out,
-        first_unlabeled_row=config.method.supervised_steps * config.data.labeled_per_step,
+        first_unlabeled_row=first_unlabeled_step * config.data.labeled_per_step,
         own_moments=config.data.moments == "own",
         limits=_limits(config),
     )

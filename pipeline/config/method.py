@@ -28,7 +28,8 @@ class LabelSection(Section):
     """Before all else: probabilities times target over running mean, normalized (ReMixMatch). The target is ``uniform``
     (SoftMatch's) or the class distribution of the ``labeled`` clips."""
     primary_threshold: float | None = Field(None, ge=0, le=1)
-    """Confidence threshold of labels that the primary gives; None: ``confidence_threshold``."""
+    """Confidence threshold of labels that the primary gives; None: ``confidence_threshold``. This one and the next are
+    refused where they would do nothing: with ``mean`` labels, freematch and softmatch."""
     auxiliary_threshold: float | None = Field(None, ge=0, le=1)
     """Confidence threshold of labels that the auxiliary gives: a transformer from scratch is confident later."""
     momentum: float = Field(0.99, ge=0, lt=1)
@@ -78,7 +79,8 @@ class MethodSection(Section):
     """A name of ``pipeline.methods.METHODS``: supervised, fixmatch, cmpl, mvpl, tcl, ltg, svformer or actnetformer. Every
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
     confidence_threshold: float = Field(0.8, ge=0, le=1)
-    """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8)."""
+    """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8). Without effect where
+    ``labels.thresholds`` is freematch or softmatch, which measure confidence against their own running mean."""
     supervised_weight: float = Field(1.0, ge=0)
     """Weight of the supervised losses (every paper: 1)."""
     pseudo_label_weight: float = Field(2.0, ge=0)
@@ -94,7 +96,8 @@ class MethodSection(Section):
     """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
     contrast_level: Literal["video", "frame"] = "video"
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
-    nearest in time; other frames of the same video are then no negatives. The paper leaves it open: choice."""
+    nearest in time; other frames of the same video are then no negatives. Needs ``data.moments=shared`` and nothing in
+    ``views.weak.time``. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
     """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
     group_contrast_weight: float = Field(1.0, ge=0)

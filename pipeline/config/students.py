@@ -40,7 +40,8 @@ class SlowResNetSection(Section):
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
     ``timm:resnet50.a1_in1k``, downloaded, inflated in time) or a file (.safetensors, .pt, .pth, .pyth) with the keys of
-    timm, SlowFast, PyTorchVideo, or this project. None, random, is the paper's."""
+    timm, SlowFast, PyTorchVideo, or this project. A ``timm:`` network is made to take the views' pixels (0.45, 0.225 for all
+    colors, as SlowFast); a file must have been trained on such. None, random, is the paper's."""
 
 
 class TimeSformerSection(Section):
@@ -66,7 +67,8 @@ class TimeSformerSection(Section):
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
     ``timm:deit_small_patch16_224.fb_in1k``, downloaded) or a file (.safetensors, .pt, .pth, .pyth) with the keys of timm, the
-    TimeSformer authors, or this project. Embeddings are interpolated to the clip. None, random, is the paper's."""
+    TimeSformer authors, or this project. A ``timm:`` network is made to take the views' pixels (0.45, 0.225 for all colors, as
+    the authors'); a file must have been trained on such. Embeddings are interpolated to the clip. None: random, the paper's."""
 
 
 class VideoResNetSection(Section):
@@ -78,7 +80,8 @@ class VideoResNetSection(Section):
     """Dropout before the classifier. Choice."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
-    ``torchvision:KINETICS400_V1``, downloaded) or a file with torchvision's or this project's keys. None: random."""
+    ``torchvision:KINETICS400_V1``, downloaded) or a file with torchvision's or this project's keys. What is downloaded is made
+    to take the views' pixels (0.45, 0.225 for all colors); a file must have been trained on such. None: random."""
 
 
 ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18")

@@ -24,7 +24,7 @@ from pipeline.students import Student, build_student, load_weights
 
 __all__ = [
     "METHODS", "STUDENTS", "LossWeights", "Method", "Setup", "Views",
-    "build_method", "build_students", "loss_weights", "make_views",
+    "build_method", "build_students", "first_unlabeled_step", "loss_weights", "make_views",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[[nn.ModuleDict, Setup], Method]] = {
@@ -66,6 +66,13 @@ def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unla
 def loss_weights(section: MethodSection, step: int) -> LossWeights:
     """Weights of the method's own terms at a step; all others are 0."""
     return term_weights(section, step, getattr(_method(section.name), "TERMS", ()))
+
+
+def first_unlabeled_step(config: Config) -> int:
+    """The first step whose ``loss_weights`` use unlabeled videos; ``train.steps`` if none does."""
+    section, terms = config.method, getattr(_method(config.method.name), "TERMS", ())
+    starts: list[int] = [getattr(section.start, term) for term in terms if getattr(section, f"{term}_weight") > 0]
+    return min([config.train.steps, *(section.supervised_steps + start for start in starts)])
 
 
 def _method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:

@@ -45,6 +45,6 @@ class ActNetFormer(Method):
         features = self.features(self.students, weak)
         contrast = contrast_term(features, self.section, len(views.hidden_labels))
         loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast
-        watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features)
+        watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features, len(views.hidden_labels))
         watched |= self.features.gradients(labeled, weak, strong)
         return results(loss + zero_of(self.students), supervised, pseudo_label, masks, {"contrast_loss": contrast}, watched)

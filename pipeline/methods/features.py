@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.clips.seeds import Ints
-from pipeline.config import ClipSection
+from pipeline.config import ClipSection, Config, TimeSection
 from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, Outputs, Setup
 from pipeline.methods.monitors import Monitors, gradient_monitors
@@ -22,6 +22,8 @@ class ContrastFeatures(nn.Module):
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__()
         section = setup.method
+        if section.contrast_level == "frame":
+            _check_time(setup.config)
         self.kind, self.frames = section.contrast_features, section.contrast_level == "frame"
         networks: dict[str, Any] = dict(students.items())
         widths = {name: networks[name].num_features for name in STUDENTS}
@@ -57,6 +59,19 @@ class ContrastFeatures(nn.Module):
         """``gradient_monitors`` where the contrast enters the students; none for frames, whose features are others than those
         that logits are made of."""
         return {} if self.frames else gradient_monitors(labeled, weak, strong, features=self.kind != "probabilities")
+
+
+def _check_time(config: Config) -> None:
+    """Raises UserError where a moment's place in the clip does not say when it is."""
+    if config.data.moments == "own":
+        raise UserError(
+            "method.contrast_level=frame pairs moments of clips that are centered on the same instant: set data.moments=shared"
+        )
+    if config.views.weak.time != TimeSection():
+        raise UserError(
+            "method.contrast_level=frame pairs the frames of weak views by their time: leave out views.weak.time, "
+            "which moves them; views.strong.time may stay"
+        )
 
 
 def zero_of(students: nn.ModuleDict) -> torch.Tensor | float:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, Outputs, Setup, Views
 from pipeline.methods.thresholds import LabelPolicy
 
@@ -47,6 +48,7 @@ class PseudoLabels(nn.Module):
             "ema": {name: f"{name}_ema" for name in STUDENTS},
         }[self.source]
         thresholds = {"primary": self.section.primary_threshold, "auxiliary": self.section.auxiliary_threshold}
+        self._check(thresholds)
         limits = {name: thresholds.get(name.removesuffix("_ema")) for name in self.labelers.values()}
         self.policies = nn.ModuleDict({
             name: LabelPolicy(self.section, setup.method.confidence_threshold if limit is None else limit,
@@ -56,6 +58,15 @@ class PseudoLabels(nn.Module):
         self.teachers = nn.ModuleDict()
         if self.source == "ema":
             self.teachers = copy.deepcopy(students).requires_grad_(False)
+
+    def _check(self, thresholds: dict[str, float | None]) -> None:
+        """Raises UserError for a student's threshold that nothing is measured against."""
+        why = "both students give the label together" if self.source == "mean" else ""
+        if self.section.thresholds in ("freematch", "softmatch"):
+            why = f"method.labels.thresholds={self.section.thresholds} measures confidence against its running mean"
+        for name, threshold in thresholds.items():
+            if why and threshold is not None:
+                raise UserError(f"method.labels.{name}_threshold={threshold:g} does nothing: {why}; leave it out")
 
     @torch.no_grad()
     def follow(self, students: nn.ModuleDict) -> None:
@@ -71,15 +82,14 @@ class PseudoLabels(nn.Module):
 
     @torch.no_grad()
     def say(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Softmax [U, K] by student: its own, or its teacher's, which sees the clips in evaluation mode."""
+        """Softmax [U, K] by student, without gradient: its own, or its teacher's, which sees the clips in evaluation mode."""
         if self.teachers:
             self.teachers.eval()
             weak = {name: self.teachers[name](clips[name]) for name in STUDENTS}
-        return {name: logits.detach().float().softmax(dim=1) for name, (logits, _) in weak.items()}
+        return {name: logits.float().softmax(dim=1) for name, (logits, _) in weak.items()}
 
-    @torch.no_grad()
     def forward(self, said: dict[str, torch.Tensor], views: Views) -> dict[str, Labels]:
-        """What each student is to learn, from what each of them ``said``."""
+        """What each student is to learn, from what each of them ``say``s."""
         assert views.videos is not None
         if self.source == "mean":  # the softmax of mean logits is the normalized geometric mean
             said = {"mean": torch.stack([p.clamp(min=1e-30).log() for p in said.values()]).mean(dim=0).softmax(dim=1)}

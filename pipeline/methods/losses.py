@@ -98,12 +98,13 @@ def alignment_loss(features_MD: torch.Tensor, target_MD: torch.Tensor) -> torch.
     return (1 - (_normalize(features_MD) * _normalize(target_MD.detach())).sum(dim=1)).mean()
 
 
-def alignment(primary_MD: torch.Tensor, auxiliary_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cosine between the students' features of the same video, and of different videos of this worker; no gradient."""
+def alignment(primary_MD: torch.Tensor, auxiliary_MD: torch.Tensor, moments: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cosine between the students' features of the same video, and of different videos of this worker; no gradient.
+    With ``moments`` features of each video, side by side, the same is the same moment, and others of a video do not count."""
     cosine_MM = _products(_normalize(primary_MD.detach()), _normalize(auxiliary_MD.detach()))
-    same = cosine_MM.diagonal().mean()
-    pairs = max(1, cosine_MM.numel() - len(cosine_MM))
-    return same, (cosine_MM.sum() - cosine_MM.diagonal().sum()) / pairs
+    videos_M = torch.arange(len(cosine_MM), device=cosine_MM.device) // moments
+    different_MM = videos_M[:, None] != videos_M
+    return cosine_MM.diagonal().mean(), (cosine_MM * different_MM).sum() / different_MM.sum().clamp(min=1)
 
 
 def _products(one_ND: torch.Tensor, other_MD: torch.Tensor) -> torch.Tensor:

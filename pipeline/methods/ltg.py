@@ -45,5 +45,5 @@ class LTG(Method):
         loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned + zero_of(self.students)
         parts = {"contrast_loss": contrast, "alignment_loss": aligned}
-        watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features)
+        watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features, len(views.hidden_labels))
         return results(loss, supervised, pseudo_label, parts, masks, watched)

@@ -51,9 +51,10 @@ def student_monitors(weak: Outputs, hidden_U: torch.Tensor) -> Monitors:
     return {**found, **scores, "agreement": (classes["primary"] == classes["auxiliary"]).float().mean()}
 
 
-def alignment_monitors(features: dict[str, torch.Tensor]) -> Monitors:
-    """``alignment`` of the students' contrast features: mean cosine of the same and of different videos."""
-    same, different = alignment(features["primary"], features["auxiliary"])
+def alignment_monitors(features: dict[str, torch.Tensor], videos: int) -> Monitors:
+    """``alignment`` of the students' contrast features [videos * moments, D]: mean cosine of the same and of different ones."""
+    one, other = features["primary"], features["auxiliary"]
+    same, different = alignment(one, other, moments=len(one) // videos)
     return {"alignment/same": same, "alignment/different": different}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.clips.modalities import Modality, derive
+from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Outputs, Setup, Views
 from pipeline.methods.labels import Labels, PseudoLabels
 from pipeline.methods.monitors import Monitors, student_monitors
@@ -24,6 +25,9 @@ class MvPL(Method):
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__(students)
+        for name in STUDENTS:
+            if (seen := getattr(setup.config, name).clip.modality) != "rgb":
+                raise UserError(f"{name}.clip.modality={seen}: mvpl derives modalities itself; set rgb, and method.modalities")
         self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="self")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.methods.losses import contrast_loss, group_contrast_loss
@@ -25,6 +26,14 @@ class TCL(Method):
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__(students)
+        for name in STUDENTS:
+            student = getattr(setup.config, name)
+            tubelet, slow = getattr(student.network, "tubelet", 1), -(-student.clip.frames // 2)
+            if tubelet > slow:
+                raise UserError(
+                    f"{name}.network.tubelet={tubelet}: tcl's slow clip has {slow} of {student.clip.frames} frames; set it to "
+                    f"{slow} or less, or raise {name}.clip.frames"
+                )
         self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="self")
 

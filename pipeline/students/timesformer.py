@@ -51,7 +51,7 @@ class TimeSformer(nn.Module):
         patches_NLPD = patches_NLPD + position[:, None, 1:]
         if self.has_time:
             patches_NLPD = patches_NLPD + resize_time(self.time_embedding, patches_NLPD.shape[1])[:, :, None]
-        cls_N1D = (self.cls_token + position[:, :1]).expand(len(patches_NLPD), -1, -1)
+        cls_N1D = (self.cls_token + position[:, :1]).expand(patches_NLPD.shape[0], -1, -1)
         encode = {"divided": self._divided, "joint": self._joint, "space": self._space}[self.attention]
         cls_ND, seen_NLPD = encode(cls_N1D, patches_NLPD)
         features_ND = self.norm(cls_ND)

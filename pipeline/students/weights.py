@@ -7,7 +7,7 @@ it must be used: a network of another depth or width is an error and never loads
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
+from pipeline.clips.normalization import MEAN, STD
 from pipeline.errors import UserError
 from pipeline.students.slow_resnet import Bottleneck, SlowResNet
 from pipeline.students.timesformer import TimeSformer, resize_position, resize_time
@@ -65,13 +66,38 @@ def _read(where: str, student: nn.Module) -> Tensors:
     kind, _, name = where.partition(":")
     try:
         if kind == "timm":
-            return dict(timm.create_model(name, pretrained=True).state_dict())
+            network: Any = timm.create_model(name, pretrained=True)
+            return _for_our_pixels(network.state_dict(), network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
         if kind == "torchvision":
-            return dict(get_model(str(getattr(student, "arch", "r3d_18")), weights=name).state_dict())
+            arch = str(getattr(student, "arch", "r3d_18"))
+            views = get_model_weights(arch)[name].transforms()
+            return _for_our_pixels(get_model(arch, weights=name).state_dict(), views.mean, views.std)
     except Exception as error:  # unknown names, no network, no disk: many types, all the user's or the network's
         text = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"cannot be had: {text[0]}; download the weights and give the file") from None
     return _read_file(Path(where).expanduser())
+
+
+FIRST = {
+    "conv1.weight": "bn1.running_mean",
+    "stem.0.weight": "stem.1.running_mean",
+    "patch_embed.proj.weight": "patch_embed.proj.bias",
+}
+"""First kernels of timm's ResNets, torchvision's video networks and timm's ViTs, and what takes up a constant behind them."""
+
+
+def _for_our_pixels(theirs: Mapping[str, torch.Tensor], means: Sequence[float], stds: Sequence[float]) -> Tensors:
+    """The same network for pixels less MEAN over STD instead of each color's own: the first kernel scaled by color, what the
+    means change put into its bias or the running mean of the norm behind it. Exact but where a kernel meets padding."""
+    scale_C, shift_C = STD / torch.tensor(stds), (MEAN - torch.tensor(means)) / torch.tensor(stds)
+    tensors = dict(theirs)
+    for name, constant in FIRST.items():
+        if name in tensors:
+            kernel = tensors[name]
+            change = kernel.flatten(2).sum(dim=2) @ shift_C
+            tensors[name] = kernel * scale_C.view(-1, *[1] * (kernel.ndim - 2))
+            tensors[constant] = tensors[constant] + (change if constant.endswith("bias") else -change)
+    return tensors
 
 
 def _read_file(path: Path) -> Tensors:

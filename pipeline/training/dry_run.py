@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.clips.plan import Plan, largest_share
 from pipeline.clips.stream import make_deal
 from pipeline.config import Config
-from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights
+from pipeline.methods import STUDENTS, LossWeights, Views, build_method, first_unlabeled_step, loss_weights
 from pipeline.training.equipment import blocks_of, equip
 from pipeline.training.fit import Prepared
 from pipeline.training.loop import part_shares
@@ -30,8 +30,8 @@ def arithmetic(prepared: Prepared) -> list[str]:
     workers = max(1, config.scale.workers)
     deal = make_deal(prepared.source, config, prepared.step, workers)
     unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
-    first = next((step for step in range(train.steps) if loss_weights(config.method, step).use_unlabeled), train.steps)
-    decoded = train.steps * plan.rows_per_step + max(0, train.steps - config.method.supervised_steps) * unlabeled
+    first = first_unlabeled_step(config)
+    decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled
     rows = part_shares(plan, config, workers)[0]
     frames = config.primary.clip.frames + config.auxiliary.clip.frames
     return [

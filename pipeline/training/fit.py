@@ -18,7 +18,7 @@ from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.manifest.labels import LabelSubset
-from pipeline.methods import build_method
+from pipeline.methods import build_method, first_unlabeled_step
 from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.training import checkpoint
 from pipeline.training.loop import Run, Worker, train
@@ -96,7 +96,7 @@ def prepare(config: Config) -> Prepared:
 
 def open_parts(config: Config) -> tuple[Run, Source, LabelSubset]:
     """What is trained, from where, with which labels. Raises UserError."""
-    source, labels = open_source(config)
+    source, labels = open_source(config, first_unlabeled_step(config))
     prints = Fingerprints(config.fingerprint(), source.manifest.fingerprint, labels.fingerprint)
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)
     folder, store = config.run_folder, config.run_store

@@ -81,19 +81,18 @@ def _add_gradient(
     with record_function("backward"):
         loss = share * results["loss"]
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
-    return {name: value.detach() for name, value in results.items()} | _weighted(results, weights)
+    parts = {name: value.detach() for name, value in results.items()}
+    return parts | _weighted(parts, weights)
 
 
 def _weighted(results: Results, weights: LossWeights) -> Results:
-    """``weighted/{term}``: what each kind of loss adds to the total, for any method whose parts are named ``{term}_loss``."""
+    """``weighted/{term}``: what each kind of loss adds to the total, for any method whose parts are named ``{term}_loss`` after
+    a field of ``LossWeights``, or ``{term}_loss/{student}``; longer names are of single modalities, which are in the mean."""
     terms: Results = {}
-    for name, value in results.items():
-        head, _, tail = name.partition("/")
-        term = head.removesuffix("_loss")
-        if term == head or "/" in tail:  # no loss, or one of several modalities, which are in the mean
-            continue
-        factor = 1.0 if term == "supervised" else getattr(weights, term)
-        terms[f"weighted/{term}"] = terms.get(f"weighted/{term}", 0) + factor * value.detach()
+    for term, weight in vars(weights).items():
+        losses = [value for name, value in results.items() if name.split("/")[0] == f"{term}_loss" and name.count("/") < 2]
+        if losses:
+            terms[f"weighted/{term}"] = weight * torch.stack(losses).sum()
     return terms
 
 

@@ -12,6 +12,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
+from pipeline.methods import first_unlabeled_step
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def config_words(tiny):  # type: ignore[no-untyped-def]
 
 
 def source(path: object, *words: str) -> Source:
-    return open_source(load_config(path, words))[0]  # type: ignore[arg-type]
+    config = load_config(path, words)  # type: ignore[arg-type]
+    return open_source(config, first_unlabeled_step(config))[0]
 
 
 def test_rows_are_the_same_bytes_alone_and_together(config_words: object) -> None:
@@ -44,8 +46,17 @@ def test_labels_are_the_manifests(config_words: object) -> None:
         assert f"/{name}/" in one.manifest.location(int(video))
 
 
-def test_supervised_steps_decode_labeled_videos_only(config_words: object) -> None:
-    plain, late = source(config_words), source(config_words, "method.supervised_steps=2")
+LATE = (
+    ("method.supervised_steps=2",),
+    ("method.supervised_steps=1", "method.start.contrast=1", "method.start.pseudo_label=3"),
+    ("method.start.pseudo_label=2", "method.contrast_weight=0"),
+)
+"""Unlabeled videos count from step 2 on."""
+
+
+@pytest.mark.parametrize("words", LATE)
+def test_steps_without_unlabeled_losses_decode_labeled_videos_only(config_words: object, words: tuple[str, ...]) -> None:
+    plain, late = source(config_words), source(config_words, *words)
     before, after = late.rows(np.arange(4)), late.rows(np.arange(4, 6))
     assert (before["video"][:, 1:] == -1).all()
     assert (before["label"][:, 1:] == -1).all()

@@ -51,6 +51,13 @@ def test_a_dry_run_says_what_follows_and_writes_nothing(tiny: Path, tmp_path: Pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_counts_what_is_decoded_from_the_first_start(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny, tmp_path, "--dry-run", "method.start.pseudo_label=3", "method.start.contrast=5") == 0
+    assert f"second; {12 * 2 + 9 * 4} in the run" in capsys.readouterr().out
+
+
 def test_a_dry_run_asks_no_cluster_that_is_not_there(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

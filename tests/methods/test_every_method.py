@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Config
+from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, loss_weights, make_views
 from pipeline.methods.features import paired_moments
 from pipeline.methods.svformer import mix_tubes
 from pipeline.training import checkpoint
 from pipeline.training.optim import build_optimizer
+from tests.methods.test_losses import slow_contrast
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config, trained
 
 FULL = LossWeights(2.0, 2.0, 1.0, 1.0, 2.0)
@@ -109,12 +110,16 @@ def test_without_unlabeled_losses_every_method_is_the_baseline(name: str) -> Non
 
 @pytest.mark.parametrize("name", UNLABELED)
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_gradient_into_who_gives_the_label(name: str, source: str) -> None:
-    """Pseudo-label loss alone, of one learner: weak views have no gradient; the other student only its own labels'."""
-    method, config = built(name, labels={"source": source}), config_of(name)
+@pytest.mark.parametrize("labels", [{"hard": False}, {"thresholds": "softmatch"}])
+def test_no_gradient_into_who_gives_the_label(name: str, source: str, labels: dict[str, Any]) -> None:
+    """Losses from labels alone, beside a weight that no term of the method has, which gives the weak passes a gradient."""
+    method, config = built(name, labels={"source": source, **labels}), config_of(name)
     views = views_of(config)
     leaves = {key: clips.requires_grad_() for key, clips in views.weak.items()}
-    method(replace(views, weak=leaves), LossWeights(pseudo_label=1.0))["loss"].backward()
+    other = "alignment" if name != "ltg" else "group_contrast"
+    weights = LossWeights(pseudo_label=1.0, mix=1.0, **{other: 1.0})
+    assert weights.weak_gradient
+    method(replace(views, weak=leaves), weights)["loss"].backward()
     assert all(clips.grad is None or not clips.grad.any() for clips in leaves.values())
 
 
@@ -143,6 +148,22 @@ def test_each_student_has_its_own_threshold() -> None:
     results = built("actnetformer", labels=labels)(views_of(config_of("actnetformer")), FULL)
     assert results["mask_rate/primary_to_auxiliary"] == 1
     assert results["mask_rate/auxiliary_to_primary"] == 0
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"source": "mean"}, "both students give the label together; leave it out"),
+        ({"thresholds": "freematch"}, "thresholds=freematch measures"),
+        ({"thresholds": "softmatch"}, "thresholds=softmatch measures"),
+    ],
+)  # fmt: skip
+def test_a_threshold_that_does_nothing_is_refused(labels: dict[str, Any], message: str, student: str) -> None:
+    built("actnetformer", labels=labels)
+    with pytest.raises(UserError, match=f"method.labels.{student}_threshold=0.5 does nothing: .*{message}"):
+        built("actnetformer", labels={**labels, f"{student}_threshold": 0.5})
+    built("actnetformer", labels={"source": "self", "thresholds": "flexmatch", f"{student}_threshold": 0.5})
 
 
 @pytest.mark.parametrize("policy", POLICIES[1:])
@@ -197,7 +218,10 @@ def test_actnetformer_without_contrast_is_cmpl() -> None:
 
 
 def test_fixmatch_without_gamma_is_supervised() -> None:
-    same_training(config_of("fixmatch", pseudo_label_weight=0), config_of("supervised"), SAME)
+    """Nearly without: at 0 a step makes no views of unlabeled videos and ends before its terms."""
+    almost = config_of("fixmatch", pseudo_label_weight=1e-9, confidence_threshold=0.0)
+    assert trained(almost, 1)[1][0]["pseudo_label_loss/primary"] > 0
+    same_training(almost, config_of("supervised"), SAME)
 
 
 def test_cmpl_with_own_labels_is_fixmatch() -> None:
@@ -250,6 +274,51 @@ def test_frame_level_contrast_trains(features: str) -> None:
     assert trace[-1]["contrast_loss"] > 0
 
 
+@pytest.mark.parametrize("kind", ["probabilities", "projection"])
+def test_frame_level_contrast_equals_the_one_of_hand_picked_frames(kind: str) -> None:
+    """4 frames at 8 fps lie at -3/16, -1/16, 1/16, 3/16 s, 4 at 24 fps at a third of it: its ends meet the middle two."""
+    clip = {"frames": 4, "size": 16}
+    primary = {"network": {"depth": 10, "width": 8, "norm": "group"}, "clip": {**clip, "fps": 8}}
+    auxiliary = {"network": {"width": 32, "depth": 2, "heads": 2, "patch": 8}, "clip": {**clip, "fps": 24}}
+    section = {"name": "actnetformer", "contrast_level": "frame", "contrast_features": kind}
+    config = small_config(primary=primary, auxiliary=auxiliary, method=section)
+    torch.manual_seed(0)
+    method, views, picked = build_method(config, CLASSES, VIDEOS, VIDEOS), views_of(config), {}
+    for student in method.students.values():
+        torch.nn.init.normal_(student.head.weight)
+    for name, frames in {"primary": (1, 2), "auxiliary": (0, 3)}.items():
+        student = method.students[name]
+        with torch.no_grad():
+            seen = student(views.weak[name])[1]
+            seen = torch.stack([seen[video, frame] for video in range(8) for frame in frames])
+            picked[name] = student.projection(seen) if kind == "projection" else student.head(seen).softmax(dim=1)
+    wanted = slow_contrast(picked["primary"], picked["auxiliary"], 0.5, moments=2)
+    results = method(views, LossWeights(contrast=1.0))
+    assert float(results["contrast_loss"]) == pytest.approx(wanted, rel=1e-5)
+    cosines = torch.cosine_similarity(picked["primary"][:, None], picked["auxiliary"][None], dim=2)
+    others = [cosines[one, other] for one in range(16) for other in range(16) if one // 2 != other // 2]
+    assert float(results["alignment/different"]) == pytest.approx(float(torch.stack(others).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"moments": "own"}}, "set data.moments=shared"),
+        *(({"views": {"weak": {"time": time}}}, "leave out views.weak.time") for time in
+          ({"reverse": 0.5}, {"warp": [2]}, {"slowest": 0.5})),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["actnetformer", "ltg"])
+def test_frames_are_not_paired_where_their_time_is_not_known(name: str, sections: dict[str, Any], message: str) -> None:
+    for level in ("video", "frame"):
+        config = small_config(**sections, method={"name": name, "contrast_level": level})
+        if level == "video":
+            build_method(config, CLASSES, VIDEOS, VIDEOS)
+        else:
+            with pytest.raises(UserError, match=message):
+                build_method(config, CLASSES, VIDEOS, VIDEOS)
+
+
 def test_moments_are_paired_where_both_clips_are() -> None:
     """8 frames at 8 fps last 1 s, 8 at 16 fps half: the middle four of the first lie within the second."""
     slow, fast = (Config().primary.clip.model_copy(update={"frames": 8, "fps": fps}) for fps in (8.0, 16.0))
@@ -290,6 +359,28 @@ def test_tubes_are_whole_patches_through_all_frames() -> None:
             assert torch.equal(patch.all(1), patch.any(1))
     assert torch.allclose(shares, own[:, 0, 0].flatten(1).float().mean(1))
     assert len(set(shares.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("modality", ["temporal_gradient", "optical_flow"])
+def test_mvpl_makes_its_modalities_of_rgb(modality: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.methods.check_modalities", lambda _: None)  # as if OpenCV were there
+    words = config_of("mvpl").model_dump(mode="json")
+    words[name]["clip"]["modality"] = modality
+    with pytest.raises(UserError, match=f"{name}.clip.modality={modality}: .* set rgb, and method.modalities"):
+        build_method(parse_config(words), CLASSES, VIDEOS, VIDEOS)
+
+
+def test_a_slow_clip_has_at_least_a_tubelet() -> None:
+    words = config_of("tcl").model_dump(mode="json")
+    for tubelet in (2, 4):
+        words["auxiliary"]["network"]["tubelet"] = tubelet
+        config = parse_config(words)
+        if tubelet == 2:
+            build_method(config, CLASSES, VIDEOS, VIDEOS)(views_of(config), FULL)
+        else:
+            with pytest.raises(UserError, match=r"auxiliary.network.tubelet=4: tcl's slow clip has 2 of 4 frames"):
+                build_method(config, CLASSES, VIDEOS, VIDEOS)
 
 
 def test_mvpls_statistics_are_those_of_rgb() -> None:

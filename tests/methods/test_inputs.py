@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.views import strong_views, view_seeds, weak_views
 from pipeline.config import Config, MethodSection, parse_config
-from pipeline.methods import LossWeights, loss_weights, make_views
+from pipeline.methods import METHODS, LossWeights, first_unlabeled_step, loss_weights, make_views
 
 
 def _config() -> Config:
@@ -54,6 +56,18 @@ def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
     assert [weight.group_contrast for weight in weights] == [0, 0, 0.5, 1, 1, 1, 1, 1]
     assert [weight.pseudo_label for weight in weights] == [0, 0, 0, 0, 0, 1.5, 3, 3]
     assert all(weight.mix == weight.alignment == 0 for weight in weights)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("section", [
+    {}, {"supervised_steps": 3, "ramp_steps": 4}, {"supervised_steps": 2, "start": {"pseudo_label": 3, "contrast": 1}},
+    {"start": {"pseudo_label": 3}, "contrast_weight": 0}, {"pseudo_label_weight": 0, "contrast_weight": 0},
+    {"supervised_steps": 20}, {"start": {"supervised": 5, "mix": 2, "pseudo_label": 4}},
+])  # fmt: skip
+def test_the_first_unlabeled_step_is_the_first_whose_weights_use_them(name: str, section: dict[str, Any]) -> None:
+    config = parse_config({"train": {"steps": 8}, "method": {"name": name, **section}})
+    used = [loss_weights(config.method, step).use_unlabeled for step in range(8)]
+    assert first_unlabeled_step(config) == ([*used, True].index(True))
 
 
 def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> None:

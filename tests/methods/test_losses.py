@@ -54,7 +54,7 @@ def _cosine(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
 
 
-def _slow_contrast(
+def slow_contrast(
     primary: torch.Tensor, auxiliary: torch.Tensor, temperature: float, negatives: str = "both", moments: int = 1
 ) -> float:
     """NT-Xent written out: for each anchor, its partner against the features that count as negatives."""
@@ -80,7 +80,7 @@ def _slow_contrast(
 @pytest.mark.parametrize("videos", [1, 2, 7])
 def test_contrast_loss_equals_the_double_loop(videos: int, temperature: float, moments: int, negatives: Any) -> None:
     primary, auxiliary = _draw(videos * moments, 4), _draw(videos * moments, 4, seed=1)
-    wanted = _slow_contrast(primary, auxiliary, temperature, negatives, moments)
+    wanted = slow_contrast(primary, auxiliary, temperature, negatives, moments)
     found = contrast_loss(primary, auxiliary, temperature, negatives, moments)
     assert float(found) == pytest.approx(wanted, rel=1e-10, abs=1e-12)
 
@@ -112,6 +112,13 @@ def test_alignment_is_the_mean_cosine_of_same_and_of_different_videos() -> None:
     assert float(same) == pytest.approx(sum(cosines[i][i] for i in range(3)) / 3, rel=1e-5)
     assert float(different) == pytest.approx(sum(cosines[i][j] for i in range(3) for j in range(3) if i != j) / 6, rel=1e-5)
     assert not same.requires_grad
+
+
+def test_other_moments_of_a_video_are_no_different_video() -> None:
+    features = torch.eye(2).repeat_interleave(2, dim=0)
+    same, different = alignment(features, features, moments=2)
+    assert (float(same), float(different)) == (1, 0)
+    assert float(alignment(features[:2], features[:2], moments=2)[1]) == 0
 
 
 def _slow_groups(fast: list[list[float]], slow: list[list[float]], temperature: float) -> float:

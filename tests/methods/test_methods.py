@@ -11,9 +11,10 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import LossWeights, Views, build_method
 from pipeline.methods.labels import Labels
-from pipeline.methods.losses import contrast_loss, pseudo_label_loss, supervised_loss
+from pipeline.methods.losses import contrast_loss, group_contrast_loss, pseudo_label_loss, supervised_loss
 from pipeline.methods.monitors import label_monitors, student_monitors
 from pipeline.methods.parts import pseudo_label_terms
+from pipeline.methods.svformer import mix_tubes
 
 FULL = LossWeights(2.0, 2.0)
 
@@ -40,11 +41,11 @@ def _method(norm: str = "group", **method: Any) -> nn.Module:
     return built
 
 
-def _views(labeled: int = 3, unlabeled: int = 6, size: int = 16) -> Views:
+def _views(labeled: int = 3, unlabeled: int = 6, size: int = 16, frames: int = 2) -> Views:
     generator = torch.Generator().manual_seed(1)
 
     def clips(number: int) -> dict[str, torch.Tensor]:
-        return {name: torch.randn(number, 3, 2, size, size, generator=generator) for name in ("primary", "auxiliary")}
+        return {name: torch.randn(number, 3, frames, size, size, generator=generator) for name in ("primary", "auxiliary")}
 
     numbers = torch.arange(unlabeled)
     return Views(clips(labeled), torch.arange(labeled) % 5, clips(unlabeled), clips(unlabeled), numbers % 5, numbers)
@@ -90,6 +91,67 @@ def test_parts_equal_their_definition(batch_norm: str) -> None:
     assert torch.allclose(results["contrast_loss"], wanted, atol=1e-5)
 
 
+def _far_apart(method: nn.Module) -> nn.Module:
+    """Predictions sharp enough that two ways to average them differ."""
+    for student in method.students.values():
+        nn.init.normal_(student.head.weight, generator=torch.Generator().manual_seed(2))
+    return method
+
+
+@torch.no_grad()
+def test_mean_labels_are_the_softmax_of_mean_logits() -> None:
+    method, views = _far_apart(_method(labels={"source": "mean", "hard": False})), _views()
+    weak = [method.students[name](views.weak[name])[0] for name in method.students]
+    for name, student in method.students.items():
+        losses = [
+            pseudo_label_loss(student(views.strong[name])[0], targets, torch.ones(6))
+            for targets in (((weak[0] + weak[1]) / 2).softmax(1), (weak[0].softmax(1) + weak[1].softmax(1)) / 2)
+        ]
+        assert not torch.allclose(*losses, rtol=1e-3)
+        assert torch.allclose(method(views, FULL)[f"pseudo_label_loss/{name}"], losses[0], rtol=1e-5)
+
+
+@torch.no_grad()
+def test_svformers_targets_are_mixed_as_its_clips_are() -> None:
+    """Each clip's share of its own probabilities, by the teacher, the rest of those of the clip before it."""
+    method, views = _far_apart(_method(name="svformer", mix_patch=4)), _views()
+    torch.manual_seed(3)
+    results = method(views, FULL)
+    torch.manual_seed(3)
+    for name, student in method.students.items():
+        said = method.labels.teachers[name](views.weak[name])[0].softmax(1)
+        clips, shares = mix_tubes(views.strong[name], 4, 10.0)
+        squares = [
+            (student(clips[i : i + 1])[0].softmax(1)[0] - shares[i] * said[i] - (1 - shares[i]) * said[i - 1]).square().sum()
+            for i in range(6)
+        ]
+        assert torch.allclose(results[f"mix_loss/{name}"], torch.stack(squares).mean(), rtol=1e-4)
+
+
+@torch.no_grad()
+def test_tcls_slow_clip_is_every_second_frame_of_the_fast_one() -> None:
+    method, views = _far_apart(_method(name="tcl")), _views(frames=4)
+    results = method(views, FULL)
+    for name, student in method.students.items():
+        fast, slow = (student(views.weak[name][:, :, frames])[0].softmax(1) for frames in ([0, 1, 2, 3], [0, 2]))
+        assert torch.allclose(results[f"contrast_loss/{name}"], contrast_loss(fast, slow, 0.5), rtol=1e-4)
+        assert torch.allclose(results[f"group_contrast_loss/{name}"], group_contrast_loss(fast, slow, 0.5), rtol=1e-4)
+
+
+@torch.no_grad()
+def test_mvpls_label_is_the_mean_of_what_it_says_of_each_modality() -> None:
+    method, views = _far_apart(_method(name="mvpl", labels={"hard": False})), _views(frames=3)
+    results = method(views, FULL)
+    for name, student in method.students.items():
+        weak, strong = [], []
+        for said, clips in ((weak, views.weak[name]), (strong, views.strong[name])):
+            gradient = torch.stack([clips[:, :, t + 1] - clips[:, :, t] for t in (0, 1, 1)], dim=2)
+            said += [student(clips)[0], student(gradient)[0]]
+        targets = (weak[0].softmax(1) + weak[1].softmax(1)) / 2
+        losses = [pseudo_label_loss(logits, targets, torch.ones(6)) for logits in strong]
+        assert torch.allclose(results[f"pseudo_label_loss/{name}"], sum(losses) / 2, rtol=1e-4)
+
+
 @pytest.mark.parametrize("weights", [FULL, LossWeights(2.0, 0.0), LossWeights(0.0, 2.0), LossWeights(0.0, 0.0)])
 @pytest.mark.parametrize("batch_norm", ["separate", "joint"])
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -107,14 +169,15 @@ def test_gradients_reach_every_parameter_when_no_label_is_kept() -> None:
     assert _without_gradient(method) == []
 
 
+@pytest.mark.parametrize("labels", [{}, {"hard": False}, {"thresholds": "softmatch"}])
 @pytest.mark.parametrize(("teacher", "learner"), [("primary", "auxiliary"), ("auxiliary", "primary")])
-def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str) -> None:
-    method, views = _method(), _views()
+def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, labels: dict[str, Any]) -> None:
+    """Soft labels are a smooth function of weak passes that have a gradient here, as with the contrast: it must end there."""
+    method, views = _method(labels=labels), _views()
     assert views.weak is not None and views.strong is not None
     weak = {name: method.students[name](views.weak[name]) for name in method.students}
     strong = {name: method.students[name](views.strong[name]) for name in method.students}
-    labels = method.labels(method.labels.say(weak, views.weak), views)
-    found, _ = pseudo_label_terms(strong, labels, views.hidden_labels)
+    found, _ = pseudo_label_terms(strong, method.labels(method.labels.say(weak, views.weak), views), views.hidden_labels)
     loss = found[f"pseudo_label_loss/{learner}"]
     assert _gradient(loss, method.students[learner]) > 0
     assert _gradient(loss, method.students[teacher]) == 0

@@ -18,6 +18,7 @@ from torchvision.models.video import r3d_18
 from pipeline.config import ClipSection, SlowResNetSection, TimeSformerSection, VideoResNetSection
 from pipeline.errors import UserError
 from pipeline.students import build_student, load_weights
+from pipeline.students import weights as weights_of_others
 from pipeline.students.slow_resnet import SlowResNet
 from pipeline.students.timesformer import TimeSformer
 
@@ -273,13 +274,63 @@ def test_timms_names_go_to_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def create(name: str, pretrained: bool) -> nn.Module:
         asked.append((name, pretrained))
-        return vit()
+        return with_pixels(vit(), (0.45,) * 3, (0.225,) * 3)
 
     monkeypatch.setattr(timm, "create_model", create)
     student = timesformer(attention="joint")
     load_weights(student, "timm:vit_small_patch16_224", "x")
     assert asked == [("vit_small_patch16_224", True)]
     assert torch.equal(student.patches.weight[:, :, 0], vit().patch_embed.proj.weight)
+
+
+def with_pixels(network: nn.Module, means: tuple[float, ...], stds: tuple[float, ...]) -> nn.Module:
+    """As timm's pretrained networks say what they were trained on."""
+    network.pretrained_cfg = {"mean": means, "std": stds}  # type: ignore[assignment]
+    return network
+
+
+COLORS = [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+"""Of timm's augreg ViTs, and of ImageNet."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("means", "stds"), COLORS)
+def test_downloaded_networks_see_pixels_as_they_were_trained(
+    means: tuple[float, ...], stds: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    theirs = (pixels - torch.tensor(means).view(3, 1, 1)) / torch.tensor(stds).view(3, 1, 1)
+    ours = (pixels - 0.45) / 0.225
+
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: with_pixels(vit(), means, stds))
+    student: Any = timesformer(attention="joint")
+    load_weights(student, "timm:vit", "x")
+    nn.init.zeros_(student.time_embedding)
+    assert torch.allclose(student(ours[:, :, None])[0], vit()(theirs), rtol=1e-4, atol=1e-5)
+
+    network: Any = images(18)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: with_pixels(images(18), means, stds))
+    student = SlowResNet(SlowResNetSection(depth=18, temporal_kernel=1), 5).eval()
+    load_weights(student, "timm:resnet18", "x")
+    wanted = network.bn1(network.conv1(theirs))
+    found = student.stem[:2](ours[:, :, None])[:, :, 0]
+    assert torch.allclose(found[..., 2:-2, 2:-2], wanted[..., 2:-2, 2:-2], rtol=1e-4, atol=1e-5)  # but for the padding
+
+
+@torch.no_grad()
+def test_torchvisions_names_go_to_torchvision_and_see_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    public = r3d_18(num_classes=5).eval()
+    monkeypatch.setattr(weights_of_others, "get_model", lambda *_, **__: public)
+    student: Any = build_student(VideoResNetSection(), clip(4), 5).eval()
+    load_weights(student, "torchvision:KINETICS400_V1", "x")
+    pixels = torch.rand(1, 3, 4, 32, 32)
+    means, stds = torch.tensor([0.43216, 0.394666, 0.37645]), torch.tensor([0.22803, 0.22145, 0.216989])
+    theirs = (pixels - means.view(3, 1, 1, 1)) / stds.view(3, 1, 1, 1)
+    stems = [nn.Sequential(net.stem[0], net.stem[1]) for net in (student.network, public)]
+    found, wanted = stems[0]((pixels - 0.45) / 0.225), stems[1](theirs)
+    inner = (..., slice(1, -1), slice(2, -2), slice(2, -2))
+    assert torch.allclose(found[inner], wanted[inner], rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_names_are_told() -> None:

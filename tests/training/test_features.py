@@ -15,7 +15,8 @@ from torch import nn
 from pipeline.config import Config, OptimizerSection, TrainSection, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import Scorer
-from pipeline.methods import METHODS, STUDENTS, build_method, make_views
+from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, build_method, make_views
+from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.inputs import mix_clips, mixup_shares
 from pipeline.methods.losses import supervised_loss
 from pipeline.training import checkpoint
@@ -61,13 +62,28 @@ def plain() -> tuple[checkpoint.TrainState, list[Results]]:
     return steps(config_of())
 
 
+@pytest.mark.parametrize("weight", [1.0, 3.0])
 @pytest.mark.parametrize("method", METHODS)
-def test_weighted_parts_add_up_to_the_loss(method: str) -> None:
-    """What the shares in the metrics are made of, for every method."""
-    config = small_config(method={"name": method}, auxiliary={"network": {"width": 32, "depth": 2, "heads": 2, "patch": 8}})
-    _, found = steps(config, 1)
-    parts = [value for name, value in found[0].items() if name.startswith("weighted/")]
-    assert float(torch.stack(parts).sum()) == pytest.approx(float(found[0]["loss"]), rel=1e-5)
+def test_weighted_parts_add_up_to_the_loss(method: str, weight: float) -> None:
+    """What the shares in the metrics are made of, for every method, while the supervised term rises to its weight too."""
+    section = {"name": method, "supervised_weight": weight, "ramp": {"supervised": 2 if weight > 1 else 0}}
+    for found in steps(small_config(method=section))[1]:
+        parts = [value for name, value in found.items() if name.startswith("weighted/")]
+        assert float(torch.stack(parts).sum()) == pytest.approx(float(found["loss"]), rel=1e-5)
+
+
+class Watching(FixMatch):
+    """A method that reports a part which no weight is named after."""
+
+    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
+        return super().forward(views, weights) | {"entropy_loss/primary": torch.ones(())}
+
+
+def test_parts_that_no_weight_is_named_after_are_no_weighted_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "watching", Watching)
+    _, (found,) = steps(small_config(method={"name": "watching"}), 1)
+    assert found["entropy_loss/primary"] == 1
+    assert {name for name in found if name.startswith("weighted/")} == {"weighted/pseudo_label", "weighted/supervised"}
 
 
 def test_adamw_moves_by_the_rate_whatever_the_gradient() -> None:
