@@ -13,7 +13,7 @@ import torch
 from pipeline.bench.figures import ratio
 from pipeline.clips.modalities import Modality, check_modalities, derive
 from pipeline.clips.views import center_views, strong_views, weak_views
-from pipeline.config import Config
+from pipeline.config import Config, TimeSection
 
 VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "weak": ("weak", {}, "rgb"),
@@ -21,6 +21,7 @@ VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "strong, geometry alone": ("strong", {"appearance": False, "cutout": 0.0}, "rgb"),
     "strong, appearance alone": ("strong", {"geometric": False, "cutout": 0.0}, "rgb"),
     "strong, cutout alone": ("strong", {"ops": 0}, "rgb"),
+    "strong, and frames in another order": ("strong", {"time": TimeSection(warp=(2, 4, 8), reverse=0.5, slowest=0.5)}, "rgb"),
     "weak and temporal gradient": ("weak", {}, "temporal_gradient"),
     "weak and optical flow": ("weak", {}, "optical_flow"),
 }
