@@ -162,7 +162,7 @@ def _why(error: TrainingFailedError) -> str:
     inner = getattr(error, "controller_failure", None)
     failures = getattr(error, "worker_failures", None)
     if failures:
-        return root_cause([Failure.of(rank, str(failure)) for rank, failure in failures.items()]).cause
+        return root_cause([Failure.of(rank, failure) for rank, failure in failures.items()]).cause
     lines = [line.strip() for line in str(inner or error).splitlines() if line.strip()]
     return " | ".join(lines[:3])
 
@@ -195,7 +195,7 @@ class _Recovery(UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         if any(getattr(getattr(e, "health_check_failure", e), "preempted", False) for e in worker_exceptions.values()):
             return  # the node was taken away, which was announced: no failure
-        failures = [Failure.of(rank, str(error)) for rank, error in sorted(worker_exceptions.items())]
+        failures = [Failure.of(rank, error) for rank, error in sorted(worker_exceptions.items())]
         newest, _ = checkpoint.newest(Path(self.folder), self.store)
         step = checkpoint.read_facts(newest)["step"] if newest else 0
         verdict = self.restarts.verdict(step, failures)
@@ -264,7 +264,7 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         with stop, Watchdog(progress, None if limit is None else 1.2 * limit + 5):
             return train(run, batches, worker)
     except (UserError, RunFailed) as error:  # starting again would only meet it again
-        raise Final.of(error) from error
+        raise Final(error) from error
     except Stopped as error:
         return {"stopped": (error.number, str(error))}
     except Preempted:

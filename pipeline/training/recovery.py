@@ -20,7 +20,6 @@ COLLATERAL = re.compile(
     re.IGNORECASE,
 )
 """What the other workers say when one has died."""
-STEP = re.compile(r"StepFailed: step (\d+)\b[^:]*: (.*)")
 
 
 class Final(RuntimeError):
@@ -29,25 +28,26 @@ class Final(RuntimeError):
     Returned values would not do: the other workers would wait for one that has returned until their collectives' limit.
     """
 
-    PATTERN = re.compile(r"Final: (\{.*\})")
-
-    @classmethod
-    def of(cls, error: UserError | RunFailed) -> Final:
-        """With kind and text as one line, which is all that travels to the driver."""
-        return cls(json.dumps({"kind": type(error).__name__, "text": str(error)}))
+    def __init__(self, error: UserError | RunFailed) -> None:
+        super().__init__(error)  # which makes it an attribute that travels to the driver; a cause does not
+        self.error = error
 
 
 class StepFailed(RuntimeError):
     """An exception in a worker's step; raised from it."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, step: int, where: str, cause: str) -> None:
+        super().__init__(step, where, cause)
+        self.step, self.where, self.cause = step, where, cause
+
+    def __str__(self) -> str:
+        return f"step {self.step} in {self.where}: {self.cause}"
 
     @classmethod
     def at(cls, step: int, worker: int, host: str, error: Exception) -> StepFailed:
-        """With the step in its text, which is all that travels to the driver."""
+        """With the first line of ``error``, which itself need not survive the way to the driver."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return cls(f"step {step} in worker {worker} on {host}: {type(error).__name__}: {lines[0] if lines else ''}")
+        return cls(step, f"worker {worker} on {host}", f"{type(error).__name__}: {lines[0] if lines else ''}")
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,19 @@ class Failure:
         return COLLATERAL.search(self.cause) is not None
 
     @classmethod
-    def of(cls, worker: int, text: str) -> Failure:
-        """From what Ray says of a worker."""
-        if found_final := Final.PATTERN.search(text):
-            told = json.loads(found_final[1])
-            error = UserError(told["text"]) if told["kind"] == "UserError" else RunFailed(told["text"])
-            return cls(worker, told["text"], None, error)
-        found = list(STEP.finditer(text))
-        if found:
-            return cls(worker, found[-1][2].strip(), int(found[-1][1]))
+    def of(cls, worker: int, error: BaseException) -> Failure:
+        """From what Ray says of a worker: the exception of its train function, or one of Ray's own."""
+        if isinstance(error, Final):
+            return cls(worker, str(error.error), None, error.error)
+        if isinstance(error, StepFailed):
+            return cls(worker, error.cause, error.step)
+        text = str(error)
         if limit := re.search(r"WORKER_HEALTH_CHECK_TIMEOUT_S.*?([\d.]+) seconds", text, re.DOTALL):
             return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):
             return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return cls(worker, " | ".join(lines[-3:])[:500] or "unknown", None)
+        return cls(worker, f"{type(error).__name__}: {' | '.join(lines[-3:])}"[:500], None)
 
 
 def root_cause(failures: Sequence[Failure]) -> Failure:

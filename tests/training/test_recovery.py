@@ -11,15 +11,14 @@ from pipeline.errors import RunFailed, UserError
 from pipeline.training.recovery import Failure, Final, Restarts, StepFailed, record, root_cause
 
 LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4711"
-DIED = (
+DIED = RuntimeError(
     "The actor died unexpectedly before finishing this task.\n\tpid: 17\nWorker exit type: SYSTEM_ERROR Worker exit detail: "
     "Worker exits with a connection error code 2. Some common causes include: (1) memory"
 )
 
 
 def raised(worker: int, step: int, error: Exception) -> Failure:
-    text = f"Traceback (most recent call last):\n ...\nStepFailed: {StepFailed.at(step, worker, 'host', error)}"
-    return Failure.of(worker, text)
+    return Failure.of(worker, StepFailed.at(step, worker, "host", error))
 
 
 def test_what_ray_says_is_understood() -> None:
@@ -27,8 +26,8 @@ def test_what_ray_says_is_understood() -> None:
     died = Failure.of(0, DIED)
     assert (died.step, died.cause) == (None, "the process died: Worker exits with a connection error code 2.")
     still = "hanging\nSet the RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S ... (current value: 30.0 seconds)."
-    assert Failure.of(0, still).cause == "stands still: no answer to Ray for 30 s (train.step_timeout_seconds)"
-    assert Failure.of(0, "").cause == "unknown"
+    assert Failure.of(0, RuntimeError(still)).cause == "stands still: no answer to Ray for 30 s (train.step_timeout_seconds)"
+    assert Failure.of(0, ValueError("one\n\ntwo")).cause == "ValueError: one | two"
 
 
 def test_the_root_cause_is_who_died_and_not_who_noticed() -> None:
@@ -50,8 +49,7 @@ def test_a_step_that_fails_three_times_ends_the_run_with_its_cause() -> None:
 @pytest.mark.parametrize("error", [UserError("2 mistakes:", ["one {x}", "two"]), RunFailed("the loss is nan")])
 def test_what_the_user_must_mend_is_raised_at_once_whoever_else_failed(error: UserError | RunFailed) -> None:
     """Also when the others only saw that a worker was gone."""
-    text = f"Traceback (most recent call last):\n ...\npipeline.training.recovery.Final: {Final.of(error)}\n"
-    verdict = Restarts(limit=100).verdict(4, [raised(0, 7, RuntimeError(LOST)), Failure.of(1, text)])
+    verdict = Restarts(limit=100).verdict(4, [raised(0, 7, RuntimeError(LOST)), Failure.of(1, Final(error))])
     assert type(verdict) is type(error) and str(verdict) == str(error)
 
 
