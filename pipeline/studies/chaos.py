@@ -30,6 +30,8 @@ NODES = 2
 CPUS_PER_NODE = 2
 STORE_BYTES = 200_000_000
 LOOK_SECONDS = 0.05
+SETTLE_SECONDS = 1.0
+"""After a kill: a worker that has not noticed yet still logs the step that it had done."""
 START_SECONDS = 300.0
 """For a run to log its first line."""
 CLOCK = ("seconds", "clips_per_second", "memory", "eta")
@@ -49,8 +51,10 @@ class Kill:
     after: float
     """Seconds after the first new line since the recovery before."""
     recovery: float = float("nan")
-    """Seconds until a line of a later step."""
+    """Seconds until a line of a later step than those logged in its first second."""
     outcome: str = ""
+    back: bool = False
+    """Whether such a line came."""
     equal: bool | None = None
     """Whether all lines until the next kill are those of the run left alone."""
 
@@ -137,12 +141,13 @@ def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[
         kill.outcome = KINDS[kind](ring, name)
         if not kill.outcome:  # nothing of the kind was there
             continue
+        time.sleep(SETTLE_SECONDS)
         step = kill.step = _last(ring.lines(name))  # what was logged until it took effect
         table.append(kill)
         made.append(kill)
-        back = _wait(ring, name, lambda: _last(ring.lines(name)) > step, START_SECONDS)  # noqa: B023
+        kill.back = _wait(ring, name, lambda: _last(ring.lines(name)) > step or _over(ring), START_SECONDS)  # noqa: B023
         kill.recovery = time.monotonic() - killed
-        kill.outcome += "" if back else ", did not come back"
+        kill.outcome += "" if kill.back else ", did not come back"
         say(f"{kill.number:3} {kind:10} at step {step:5}  back after {kill.recovery:6.1f} s  {kill.outcome}")
     return made
 
@@ -189,6 +194,20 @@ def _kill_worker(ring: Ring, name: str) -> str:
 
 def _freeze_worker(ring: Ring, name: str) -> str:
     return _signal(ring, "RayTrainWorker", signal.SIGSTOP, "a train worker stood still")
+
+
+def _freeze_start(ring: Ring, name: str) -> str:
+    """A worker is killed, and one of those that come in its place stands still before it has begun."""
+    before, deadline = set(_ours("RayTrainWorker")), time.monotonic() + 60
+    if not before:
+        return ""
+    os.kill(ring.random.choice(sorted(before)), signal.SIGKILL)
+    while time.monotonic() < deadline:
+        for pid in set(_ours("RayTrainWorker")) - before:
+            os.kill(pid, signal.SIGSTOP)
+            return "a train worker stood still while starting"
+        time.sleep(0.01)
+    return "a train worker was killed, none came within 60 s"
 
 
 def _kill_decode_task(ring: Ring, name: str) -> str:
@@ -278,6 +297,7 @@ def _at_checkpoint(ring: Ring, name: str, pattern: str, text: str) -> str:
 KINDS: dict[str, Callable[[Ring, str], str]] = {
     "worker": _kill_worker,
     "freeze": _freeze_worker,
+    "starting": _freeze_start,
     "task": _kill_decode_task,
     "decoder": _kill_decoder,
     "memory": _take_memory,
