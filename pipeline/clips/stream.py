@@ -36,7 +36,7 @@ TICKETS_PER_TASK = 1024
 MAX_TICKET_TASKS = 1000
 """Ray holds what a dataset starts from in memory, and hands it over before anything starts: 20,000 took minutes."""
 DECODE_RETRIES = 3
-"""Of a decode task whose process died. Ray's default is without end: a video that crashes its decoder would be decoded for ever."""
+"""Of a decode task whose process died. Ray's default is without end: a video that crashes it would be tried for ever."""
 
 T = TypeVar("T")
 R = TypeVar("R")

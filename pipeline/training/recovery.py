@@ -54,7 +54,8 @@ class StepFailed(RuntimeError):
 class Failure:
     """How one worker ended."""
 
-    worker: int
+    worker: int | None
+    """None: before all workers ran."""
     cause: str
     """One line."""
     step: int | None
@@ -67,9 +68,16 @@ class Failure:
         """Whether it only says that another worker is gone."""
         return COLLATERAL.search(self.cause) is not None
 
+    @property
+    def where(self) -> str:
+        """As part of a sentence."""
+        return "while the workers started" if self.worker is None else f"in worker {self.worker}"
+
     @classmethod
-    def of(cls, worker: int, error: BaseException) -> Failure:
+    def of(cls, worker: int | None, error: BaseException) -> Failure:
         """From what Ray says of a worker: the exception of its train function, or one of Ray's own."""
+        if isinstance(error, UserError | RunFailed):
+            error = Final(error)
         if isinstance(error, Final):
             return cls(worker, str(error.error), None, error.error)
         if isinstance(error, StepFailed):
@@ -77,6 +85,9 @@ class Failure:
         text = str(error)
         if limit := re.search(r"WORKER_HEALTH_CHECK_TIMEOUT_S.*?([\d.]+) seconds", text, re.DOTALL):
             return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
+        if spent := re.search(r"low on memory\. Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text):
+            told = f"Ray's memory monitor ended it: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
+            return cls(worker, f"{told}; lower data.labeled_per_step or data.blocks_ahead, or have fewer workers on a node", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):
             return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -86,7 +97,7 @@ class Failure:
 def root_cause(failures: Sequence[Failure]) -> Failure:
     """The one that the others follow from: a process that died, else an exception that is not about a lost connection."""
     return min(
-        failures, key=lambda failure: (failure.final is None, failure.collateral, failure.step is not None, failure.worker)
+        failures, key=lambda failure: (failure.final is None, failure.collateral, failure.step is not None, failure.worker or 0)
     )
 
 
@@ -111,12 +122,11 @@ class Restarts:
         if cause.step is not None and not cause.collateral:
             self._steps[cause.step] += 1
             if self._steps[cause.step] >= REPEATS:
-                where = f"the last time in worker {cause.worker}"
-                return RunFailed(f"step {cause.step} failed {REPEATS} times, {where}: {cause.cause}")
+                return RunFailed(f"step {cause.step} failed {REPEATS} times, the last time {cause.where}: {cause.cause}")
         if self._since > self.limit:
             return RunFailed(
                 f"{self._since} failures without a new checkpoint after step {max(newest_step, 0)} "
-                f"(train.max_failures={self.limit}), the last in worker {cause.worker}: {cause.cause}"
+                f"(train.max_failures={self.limit}), the last {cause.where}: {cause.cause}"
             )
         return None
 
@@ -130,7 +140,7 @@ def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: E
         "step": cause.step,
         "worker": cause.worker,
         "cause": cause.cause,
-        "workers": sorted(failure.worker for failure in failures),
+        "workers": [failure.worker for failure in failures if failure.worker is not None],
         "stopped": None if verdict is None else str(verdict),
     }
     with path.open("a", encoding="utf-8") as file:
