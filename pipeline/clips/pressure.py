@@ -45,7 +45,7 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
         starting = decode.metrics.num_task_outputs_generated == 0
         if starting and decode.num_active_tasks() >= self._data_context.get_config(_FIRST):
             return False
-        return self._decoded(decode) < self._data_context.get_config(_AHEAD)
+        return bool(self._decoded(decode) < self._data_context.get_config(_AHEAD))
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """0: the task that makes tickets waits."""

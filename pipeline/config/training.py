@@ -26,7 +26,7 @@ class TrainSection(Section):
     accumulation: int = Field(1, ge=1)
     """Parts in which a worker takes its rows of a step through the students, one after the other; gradients add up, and the
     memory of activations falls. BatchNorm, the contrast's negatives and label policies see one part at a time, and EMA
-    teachers move once a part. Must divide the rows of each worker."""
+    teachers move once a part. Must divide the rows of each worker; with fewer workers (elastic) there are more parts."""
     sync_batch_norm: bool = False
     """BatchNorm's statistics over all workers' clips instead of each worker's own. Choice: off, as on one GPU."""
     ema_decay: float | None = Field(None, ge=0, lt=1)

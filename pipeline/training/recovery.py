@@ -87,7 +87,8 @@ class Failure:
             return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
         if spent := re.search(r"low on memory\. Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text):
             told = f"Ray's memory monitor ended it: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
-            return cls(worker, f"{told}; lower data.labeled_per_step or data.blocks_ahead, or have fewer workers on a node", None)
+            remedy = "lower data.labeled_per_step or data.blocks_ahead, or put fewer workers on a node"
+            return cls(worker, f"{told}; {remedy}", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):
             return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
