@@ -131,11 +131,22 @@ def test_parts_hold_every_row_once() -> None:
     assert torch.equal(torch.cat([part.auxiliary for part in parts]), batch.auxiliary)
 
 
+def test_parts_of_different_sizes_equal_the_whole() -> None:
+    """Those of a worker that took over rows of another."""
+    config = small_config(method={"name": "supervised"}, train={"warmup_steps": 0})
+    whole, (one,) = steps(config, 1)
+    parted = state_of(config)
+    other = take_step(parted.method, parted, batch_of(0), config, replace(HERE, parts=[[3], [1]]))
+    assert torch.allclose(weights(whole), weights(parted), atol=1e-6)
+    assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=1e-4)
+
+
 def test_parts_must_fit_the_workers() -> None:
     class Rows:
         rows_per_step = 6
 
     plan: Any = Rows()
+
     def rows(world: int, accumulation: int = 1, workers: int = 2) -> list[list[int]]:
         config = small_config(train={"accumulation": accumulation}, scale={"workers": workers})
         return part_shares(plan, config, world)

@@ -145,6 +145,39 @@ def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> No
     assert sign == "sign" and words.startswith("the workers did not run after 0.2 s")
 
 
+def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_parts(config: Any) -> Any:
+        watched = any(thread.name == "watchdog" for thread in threading.enumerate())
+        raise UserError("no manifest") if watched else AssertionError("nobody watches")
+
+    monkeypatch.setattr(ray_fit, "open_parts", open_parts)
+    monkeypatch.setattr(ray_fit.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    with pytest.raises(Final, match="no manifest"):
+        ray_fit._train_worker({"config": small_config().model_dump(mode="json"), "sign": None})
+
+
+def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKER_HEALTH_CHECK", "WORKER_GROUP_START", "COLLECTIVE"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}_TIMEOUT_S", "1")  # so that it is as before afterwards
+    ray_fit._set_limits(small_config(train={"step_timeout_seconds": 100}, scale={"start_timeout_seconds": 7}))
+    assert float(os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]) == pytest.approx(80)
+    assert float(os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"]) == 100  # and gloo's, see TorchConfig
+    assert float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) == 7
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_last_words_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(ray_fit, "end_process", ended.append)
+    sign = ray_fit._Sign.remote()  # type: ignore[attr-defined]
+    ray_fit._leave(sign, 1, "no progress")
+    assert [ray.get(sign.last_words.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
+    ray.kill(sign)
+    ray_fit._leave(sign, 1, "nobody hears it")
+    assert ended == ["no progress", "nobody hears it"]
+
+
 def look(stop: _Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps after which all look together."""
     clock = [0.0]
