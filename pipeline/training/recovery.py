@@ -91,6 +91,8 @@ class Failure:
             return cls(worker, f"{told}; {remedy}", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):
             return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
+        if silent := re.search(r"is unavailable: (.*?)\. The task may", text, re.DOTALL):
+            return cls(worker, f"the process or its node does not answer: {' '.join(silent[1].split())}", None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return cls(worker, f"{type(error).__name__}: {' | '.join(lines[-3:])}"[:500], None)
 

@@ -37,6 +37,9 @@ def test_what_ray_says_is_understood() -> None:
     assert (died.step, died.cause) == (None, "the process died: Worker exits with a connection error code 2.")
     still = "hanging\nSet the RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S ... (current value: 30.0 seconds)."
     assert Failure.of(0, RuntimeError(still)).cause == "stands still: no answer to Ray for 30 s (train.step_timeout_seconds)"
+    silent = ray.exceptions.ActorUnavailableError("RpcError: recvmsg:Connection reset by peer rpc_code: 14", None)
+    gone = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(\n)", failure=silent)
+    assert Failure.of(0, gone).cause.startswith("the process or its node does not answer: RpcError: recvmsg")
     assert Failure.of(0, ValueError("one\n\ntwo")).cause == "ValueError: one | two"
 
 
