@@ -34,6 +34,8 @@ SETTLE_SECONDS = 1.0
 """After a kill: a worker that has not noticed yet still logs the step that it had done."""
 START_SECONDS = 300.0
 """For a run to log its first line."""
+ROUNDING = 1e-6
+"""Relative difference of a line that a stop cut: the workers' sums until then are added up earlier. Weights must be equal."""
 CLOCK = ("seconds", "clips_per_second", "memory", "eta")
 """Beginnings of metrics that a clock or the machine determines."""
 EXITS = {"driver": -signal.SIGKILL, "terminate": 128 + signal.SIGTERM, "interrupt": 128 + signal.SIGINT}
@@ -349,7 +351,7 @@ def _compare(reference: Path, folder: Path, kills: Sequence[Kill]) -> dict[str, 
     differences = {line["step"]: _difference(line, other) for line, other in zip(wanted, found, strict=False)}
     for place, kill in enumerate(kills):
         until = kills[place + 1].step if place + 1 < len(kills) else steps[-1]
-        kill.equal = same_steps and all(differences[step] == 0 for step in steps if kill.step < step <= until)
+        kill.equal = same_steps and all(differences[step] <= ROUNDING for step in steps if kill.step < step <= until)
     weights, others = (load_file(_final(path) / checkpoint.FILES[0]) for path in (reference, folder))
     bits = weights.keys() == others.keys() and all(bool((weights[key] == others[key]).all()) for key in weights)
     largest = max(differences.values(), default=float("nan"))
