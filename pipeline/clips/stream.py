@@ -9,6 +9,7 @@ them, so it can neither deal a part of a block nor cut one, however large or sma
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,8 @@ TICKETS_PER_TASK = 1024
 """Blocks announced by one task of the few that announce blocks."""
 MAX_TICKET_TASKS = 1000
 """Ray holds what a dataset starts from in memory, and hands it over before anything starts: 20,000 took minutes."""
-
+DECODE_RETRIES = 3
+"""Of a decode task whose process died. Ray's default is without end: a video that crashes it would be tried for ever."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -92,8 +94,18 @@ def _ray_blocks(
     spans = [pa.table({"first": [start], "last": [min(start + each, blocks)]}) for start in range(0, blocks, each)]
     one = ray.data.TaskPoolStrategy(size=1)
     numbers = ray.data.from_blocks(spans).map_batches(tickets, batch_size=None, num_cpus=0, compute=one)
-    where = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
-    dataset = numbers.map_batches(work, batch_size=None, zero_copy_batch=True, num_cpus=resources.cpus_per_decoder, **where)
+    more = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
+    with warnings.catch_warnings():
+        # max_retries goes this way until Ray 2.64, which has no other yet
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        dataset = numbers.map_batches(
+            work,
+            batch_size=None,
+            zero_copy_batch=True,
+            num_cpus=resources.cpus_per_decoder,
+            max_retries=DECODE_RETRIES,
+            **more,
+        )
     bound(dataset, ahead)
     return dataset
 
@@ -101,7 +113,7 @@ def _ray_blocks(
 def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:
     """This worker's batches of ``share`` rows from its shard of ``ray_stream``, copied one step ahead.
 
-    Raises NoBatch if none arrives within ``timeout`` seconds.
+    Raises NoBatch if none arrives within ``timeout`` seconds, or if decode tasks crash.
     """
     batches = _cut(shard, share, device.type == "cuda")
     waiter = ThreadPoolExecutor(1, thread_name_prefix="batch-wait")
@@ -110,8 +122,8 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
     while True:
         try:
             batch = coming.result(timeout=limit)
-        except ray.exceptions.RayTaskError as error:
-            raise _user_error(error) or error from None
+        except ray.exceptions.RayError as error:
+            raise _told_by_task(error) or error from None
         except TimeoutError:
             raise NoBatch(
                 f"no batch arrived within {limit:.0f} s (data.decode_timeout_seconds): a decoder hangs, the storage does not "
@@ -132,11 +144,18 @@ def _cut(shard: ray.data.DataIterator, share: int, pin: bool) -> Iterator[Batch]
             yield to_batch({name: values[start : start + share] for name, values in columns.items()}, pin)
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that a decode task ended with, if it did."""
-    while error is not None and not isinstance(error, UserError):
+def _told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
+    """What to raise for an error of the stream: the UserError that a decode task ended with, or that its process died."""
+    while error is not None and not isinstance(error, UserError | ray.exceptions.WorkerCrashedError):
         error = getattr(error, "cause", None) or error.__cause__
-    return UserError(str(error)) if error else None
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    if error is not None:
+        return NoBatch(
+            f"the process of a decode task died {1 + DECODE_RETRIES} times on the same videos (Ray's logs of the node have its "
+            "last words): with data.isolate_decoder=true a decoder that crashes is named, and its video replaced"
+        )
+    return None
 
 
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ class TrainSection(Section):
     accumulation: int = Field(1, ge=1)
     """Parts in which a worker takes its rows of a step through the students, one after the other; gradients add up, and the
     memory of activations falls. BatchNorm, the contrast's negatives and label policies see one part at a time, and EMA
-    teachers move once a part. Must divide the rows of each worker."""
+    teachers move once a part. Must divide the rows of each worker; with fewer workers (elastic) there are more parts."""
     sync_batch_norm: bool = False
     """BatchNorm's statistics over all workers' clips instead of each worker's own. Choice: off, as on one GPU."""
     ema_decay: float | None = Field(None, ge=0, lt=1)
@@ -144,8 +144,9 @@ class ScaleSection(Section):
     """Labels of the nodes that train workers run on, e.g. ``{role: train}``; empty: any."""
     torch_threads: int | None = Field(None, ge=1)
     """Threads of torch in each worker; by default the machine's cores shared among its workers."""
-    start_timeout_seconds: float = Field(180.0, gt=0)
-    """Time limit for the workers to start, with a message when it passes."""
+    start_timeout_seconds: float = Field(60.0, gt=0)
+    """Time limit for the cluster to have room for the workers, and twice of it for them to run; a start that takes longer is
+    given up, counts as one of ``train.max_failures`` and is tried again. Raise it if nodes must be started first."""
     stop_seconds: float = Field(25.0, gt=0)
     """After SIGTERM or Ctrl-C: time for the workers to end their step and write a checkpoint. Kubernetes kills after 30 s."""
 

@@ -32,7 +32,7 @@ def arithmetic(prepared: Prepared) -> list[str]:
     unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
     first = first_unlabeled_step(config)
     decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled
-    rows = part_shares(plan, config, workers)[0]
+    rows = part_shares(plan, config, workers)[0][0]
     frames = config.primary.clip.frames + config.auxiliary.clip.frames
     return [
         f"a step: {plan.rows_per_step} labeled + {unlabeled} unlabeled videos; {workers} worker{'s' * (workers > 1)}, at most "
@@ -65,7 +65,7 @@ def memory(config: Config, plan: Plan, num_classes: int) -> dict[str, int]:
         _forget_values(method)
         optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
         trained = _bytes(p for p in method.parameters() if p.requires_grad)
-        views = _views(config, part_shares(plan, config, workers)[0], plan.unlabeled_per_labeled)
+        views = _views(config, part_shares(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
         kept = activations(method, views, config)
         for parameter in method.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

@@ -20,7 +20,6 @@ from pipeline.clips.plan import Plan, shares, worker_rows
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.methods import STUDENTS, build_method
-from pipeline.methods.workers import set_shares
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.allocator import keep_freed_memory
@@ -90,7 +89,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
     torch.use_deterministic_algorithms(config.train.deterministic)
-    set_shares(part_shares(run.plan, config, worker.world))
+    parts = part_shares(run.plan, config, worker.world)
     method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, worker.device)
     wrapped = worker.wrap(method)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
@@ -103,7 +102,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     log.restore(state.unwritten, worker.device)
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
-    place = Place(worker.rank, worker.device, worker_weight(run.plan, worker))
+    place = Place(worker.rank, worker.device, worker_weight(run.plan, worker), parts=parts)
     with ExitStack() as stack:
         log.outlets += [stack.enter_context(outlets) for outlets in _open_outlets(run, worker)]
         writer = stack.enter_context(Writer(run.folder, run.store, config.train, active=worker.rank == 0))
@@ -181,15 +180,23 @@ def _check_finite(line: dict[str, Any]) -> None:
         )
 
 
-def part_shares(plan: Plan, config: Config, world: int) -> list[int]:
-    """Rows of each worker in one of ``train.accumulation`` parts of a step. Raises UserError if they cannot be equal parts."""
-    parts = config.train.accumulation
-    if parts > 1 and plan.rows_per_step % (world * parts):
-        raise UserError(
-            f"train.accumulation={parts} must divide the rows of each worker: data.labeled_per_step={plan.rows_per_step} on "
-            f"{world} workers; choose another of the three"
-        )
-    return shares(plan.rows_per_step // parts, world)
+def part_shares(plan: Plan, config: Config, world: int) -> list[list[int]]:
+    """[parts][workers]: rows of each worker in each part of a step. Raises UserError if ``train.accumulation`` gives no equal
+    parts on ``scale.workers``.
+
+    Fewer workers (elastic) have more rows each and take as many at a time as before, in more parts: their memory does not grow.
+    """
+    parts, workers = config.train.accumulation, max(1, config.scale.workers)
+    rows = shares(plan.rows_per_step, world)
+    if parts > 1:
+        if plan.rows_per_step % (workers * parts):
+            raise UserError(
+                f"train.accumulation={parts} must divide the rows of each worker: data.labeled_per_step={plan.rows_per_step} "
+                f"on {workers} workers; choose another of the three"
+            )
+        at_once = plan.rows_per_step // (workers * parts)
+        parts = min(-(-rows[0] // at_once), rows[-1])  # all workers have as many: they meet in each part
+    return [list(part) for part in zip(*(shares(own, parts) for own in rows), strict=True)]
 
 
 def worker_weight(plan: Plan, worker: Worker) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,10 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
-    UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
@@ -45,10 +47,12 @@ from pipeline.training.fit import Prepared, ends_at, open_parts, stopped
 from pipeline.training.loop import Run, Worker, train
 from pipeline.training.prometheus import Gauges
 from pipeline.training.recovery import Failure, Final, Restarts, StepFailed, record, root_cause
-from pipeline.training.watch import Progress, StopSign, Watchdog
+from pipeline.training.watch import Progress, StopSign, Watchdog, end_process
 
 POLL_SECONDS = 1.0
 """Between two looks of the first worker whether the driver wants to stop."""
+LOOK_STEPS, LOOK_SECONDS = 10, 2.0
+"""Between two looks of all workers together, which cost a collective: SIGTERM must be seen long before scale.stop_seconds."""
 SEEN_SECONDS = 20.0
 """For a file of the driver to be seen on another node: NFS clients may remember for some seconds that it was not there."""
 
@@ -72,12 +76,8 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
     trainer = _trainer(prepared.run, resources, more)
     try:
         with StopSign() as signals:
-            outcome = _fit(trainer, signals, sign, config.scale.stop_seconds)
-    except TrainingFailedError as error:
-        verdict = getattr(error, "controller_failure", None)
-        if isinstance(verdict, UserError):
-            raise verdict from error
-        raise RunFailed(f"{config.run.name}: {verdict if isinstance(verdict, RunFailed) else _why(error)}") from error
+            fit = partial(_persist, trainer.fit, lambda: ray.get(sign.last_words.remote()), prepared.run)
+            outcome = _listen(fit, signals, sign, config.scale.stop_seconds)
     finally:
         token.unlink(missing_ok=True)
         ray.kill(sign)
@@ -93,9 +93,9 @@ def _set_limits(config: Config) -> None:
     limit = config.train.step_timeout_seconds
     known = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": config.scale.start_timeout_seconds}
     if limit is not None:
-        known |= {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": limit, "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": limit}
-    for name, value in known.items():
-        os.environ.setdefault(name, str(value))
+        # sooner than the collectives' limit: else the first to speak are those who wait for the one that stands still
+        known |= {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": 0.8 * limit, "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": limit}
+    os.environ.update({name: str(value) for name, value in known.items()})
 
 
 def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrainer:
@@ -119,24 +119,24 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
             name=config.run.name,
             storage_path=str(config.run_folder.parent),  # Ray keeps a marker there, no checkpoints
             logging_config=LoggingConfig(log_level="WARNING"),
-            # how often to restart is decided by _Recovery, which knows whether a failure repeats
-            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=2),
-            callbacks=[_Recovery(config)],
+            # how often to start again is decided by _persist, which knows whether a failure repeats
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            callbacks=[_StartWatch(more["sign"], 2 * scale.start_timeout_seconds)],
         ),
     )
 
 
-def _fit(trainer: TorchTrainer, signals: StopSign, sign: Any, seconds: float) -> dict[str, Any]:
-    """``trainer.fit()`` in a thread, so that this one can listen to signals, which Ray would answer by an abort."""
+def _listen(fit: Callable[[], dict[str, Any]], signals: StopSign, sign: Any, seconds: float) -> dict[str, Any]:
+    """``fit()`` in a thread, so that this one can listen to signals, which Ray would answer by an abort."""
     done: dict[str, Any] = {}
 
-    def fit() -> None:
+    def call() -> None:
         try:
-            done["outcome"] = dict(trainer.fit().return_value or {})
+            done["outcome"] = fit()
         except BaseException as error:  # raised again in the main thread
             done["error"] = error
 
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread = threading.Thread(target=call, name="fit", daemon=True)
     thread.start()
     deadline = None
     while thread.is_alive():
@@ -157,22 +157,58 @@ def _fit(trainer: TorchTrainer, signals: StopSign, sign: Any, seconds: float) ->
     return outcome
 
 
-def _why(error: TrainingFailedError) -> str:
-    """Why Ray gave up by itself: what happened before any worker was there."""
-    inner = getattr(error, "controller_failure", None)
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return root_cause([Failure.of(rank, str(failure)) for rank, failure in failures.items()]).cause
-    lines = [line.strip() for line in str(inner or error).splitlines() if line.strip()]
-    return " | ".join(lines[:3])
+def _persist(fit: Callable[[], Any], last_words: Callable[[], Mapping[int | None, str]], run: Run) -> dict[str, Any]:
+    """``fit()``, again after a failure of workers, of their start or of Ray's controller, unless that would be useless."""
+    restarts = Restarts(run.config.train.max_failures)
+    while True:
+        try:
+            return dict(fit().return_value or {})
+        except (TrainingFailedError, ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            failures = failures_of(error, last_words())
+        if failures:
+            _answer(failures, restarts, run)
+
+
+def failures_of(error: BaseException, last_words: Mapping[int | None, str]) -> list[Failure]:
+    """What ended ``fit()``, by worker; nothing if a node was taken away, which was announced and is no failure.
+
+    ``last_words`` are those of workers (None: of the controller) that ended themselves: all that Ray knows is that they did.
+    """
+    workers: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if any(getattr(getattr(e, "health_check_failure", e), "preempted", False) for e in workers.values()):
+        return []
+    if workers:
+        found = [Failure.of(rank, failure) for rank, failure in sorted(workers.items())]
+    else:  # before all workers were there
+        found = [Failure.of(None, getattr(error, "controller_failure", error))]
+    return [replace(one, cause=last_words[one.worker]) if one.worker in last_words else one for one in found]
+
+
+def _answer(failures: Sequence[Failure], restarts: Restarts, run: Run) -> None:
+    """Records the failures; returns if it is worth to start again and raises the reason if it is not."""
+    newest, _ = checkpoint.newest(run.folder, run.store)
+    step = checkpoint.read_facts(newest)["step"] if newest else 0
+    verdict = restarts.verdict(step, failures)
+    path = run.folder / "failures.jsonl"
+    record(path, step, failures, verdict)
+    with contextlib.suppress(OSError):  # the record is not worth the run
+        if run.store is not None:
+            storage.upload(path, f"{run.store}/{path.name}")
+    if isinstance(verdict, RunFailed):
+        raise RunFailed(f"{run.config.run.name}: {verdict}")
+    if verdict is not None:
+        raise verdict
+    cause = root_cause(failures)
+    print(f"failed {cause.where}: {cause.cause}; starting again from step {step}", flush=True)
 
 
 @ray.remote(num_cpus=0)
 class _Sign:
-    """On the driver's node: the signal that the driver got."""
+    """On the driver's node: the signal that the driver got, and why processes ended themselves."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.words: dict[int | None, str] = {}
 
     def stop(self, number: int) -> None:
         self.number = number
@@ -180,34 +216,65 @@ class _Sign:
     def asked(self) -> int:
         return self.number
 
+    def say(self, worker: int | None, words: str) -> None:
+        self.words[worker] = words
+
+    def last_words(self) -> dict[int | None, str]:
+        words, self.words = self.words, {}
+        return words
+
 
 def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-class _Recovery(UserCallback):  # type: ignore[misc]
-    """In Ray's controller: records every failure, and ends the run when starting again is useless."""
+def _leave(sign: Any, worker: int | None, words: str) -> None:
+    """End this process, and let the driver know why. ``worker`` is None for the controller."""
+    with contextlib.suppress(Exception):  # the driver's node does not answer
+        ray.get(sign.say.remote(worker, words), timeout=5)
+    end_process(words)
 
-    def __init__(self, config: Config) -> None:
-        self.folder, self.store = str(config.run_folder), config.run_store
-        self.restarts = Restarts(config.train.max_failures)
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if any(getattr(getattr(e, "health_check_failure", e), "preempted", False) for e in worker_exceptions.values()):
-            return  # the node was taken away, which was announced: no failure
-        failures = [Failure.of(rank, str(error)) for rank, error in sorted(worker_exceptions.items())]
-        newest, _ = checkpoint.newest(Path(self.folder), self.store)
-        step = checkpoint.read_facts(newest)["step"] if newest else 0
-        verdict = self.restarts.verdict(step, failures)
-        path = Path(self.folder) / "failures.jsonl"
-        record(path, step, failures, verdict)
-        cause = root_cause(failures)
-        print(f"worker {cause.worker} failed: {cause.cause}", flush=True)
-        with contextlib.suppress(OSError):  # the record is not worth the run
-            if self.store is not None:
-                storage.upload(path, f"{self.store}/{path.name}")
-        if verdict is not None:
-            raise verdict
+def _leave_controller(sign: Any, words: str) -> None:
+    """The same, and give back what was reserved for the workers.
+
+    Ray does that for a controller that dies only with a dashboard; otherwise the next start waits for what the last one holds.
+    Ray hands the group to no callback before the workers run, but this process has no others.
+    """
+    for found in gc.get_objects():
+        if type(found) is PlacementGroup:
+            with contextlib.suppress(Exception):
+                ray.util.remove_placement_group(found)
+    _leave(sign, None, words)
+
+
+class _StartWatch(WorkerGroupCallback):  # type: ignore[misc]
+    """In Ray's controller, which waits without a limit for the processes of workers: ends it when they do not start."""
+
+    def __init__(self, sign: Any, seconds: float, end: Callable[[Any, str], None] = _leave_controller) -> None:
+        self.sign, self.seconds, self.end = sign, seconds, end
+        self._timer: threading.Timer | None = None
+
+    @contextlib.contextmanager
+    def on_worker_group_start(self) -> Iterator[None]:
+        """Called by Ray around the start of the processes."""
+        words = (
+            f"the workers did not run after {self.seconds:g} s (twice scale.start_timeout_seconds): one stands still, or the "
+            "storage does not answer"
+        )
+        self._timer = threading.Timer(self.seconds, self.end, (self.sign, words))
+        self._timer.daemon = True
+        self._timer.start()
+        try:
+            yield
+        except BaseException:
+            self._timer.cancel()
+            raise
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Called by Ray when all of them run the train function."""
+        assert self._timer is not None
+        self._timer.cancel()
 
 
 def _placeholder() -> ray.data.Dataset:
@@ -238,9 +305,27 @@ class _Planned(DataConfig):  # type: ignore[misc]
 def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     for name in ("ray.train", *(name for name in logging.root.manager.loggerDict if "/ray/train/" in name)):
         logging.getLogger(name).setLevel(logging.WARNING)  # some are named by their file; each report is a line there
-    run, _, _ = open_parts(parse_config(loop_config["config"]))
+    config, sign = parse_config(loop_config["config"]), loop_config["sign"]
+    context, progress = ray.train.get_context(), Progress()
+    rank, limit = context.get_world_rank(), config.train.step_timeout_seconds
+    # after the collectives' own limit, whose exception says more
+    watchdog = Watchdog(progress, None if limit is None else 1.2 * limit + 5, partial(_leave, sign, rank))
+    try:
+        with watchdog:
+            return _train_here(config, loop_config, context, progress)
+    except (UserError, RunFailed) as error:  # starting again would only meet it again
+        raise Final(error) from error
+    except Stopped as error:
+        return {"stopped": (error.number, str(error))}
+    except Preempted:
+        raise
+    except Exception as error:
+        raise StepFailed.at(progress.step, rank, platform.node(), error) from error
+
+
+def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: Progress) -> dict[str, Any]:
+    run, _, _ = open_parts(config)
     run = replace(run, until=loop_config["until"], profiled=loop_config["profiled"])
-    config, context = run.config, ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
     torch.set_num_threads(config.scale.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -253,24 +338,17 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         wrapped: nn.Module = prepare_model(method)
         return wrapped
 
-    progress = Progress()
-    stop = _Stop(loop_config["sign"], rank, world, device, config.train.log_every)
-    worker = Worker(rank, world, device, wrap, partial(ray.train.report), _first, stop, progress, Gauges(config.run.name))
-    limit = config.train.step_timeout_seconds
-    try:
-        if loop_config["token"]:
-            check_shared(run.folder / loop_config["token"], world, config.run.storage_path)
-        # after the collectives' own limit, whose exception says more
-        with stop, Watchdog(progress, None if limit is None else 1.2 * limit + 5):
-            return train(run, batches, worker)
-    except (UserError, RunFailed) as error:  # starting again would only meet it again
-        raise Final.of(error) from error
-    except Stopped as error:
-        return {"stopped": (error.number, str(error))}
-    except Preempted:
-        raise
-    except Exception as error:
-        raise StepFailed.at(progress.step, rank, platform.node(), error) from error
+    if loop_config["token"]:
+        check_shared(run.folder / loop_config["token"], world, config.run.storage_path)
+    # said by the first worker: one that counted a node more would wait alone for the others
+    stop = _Stop(loop_config["sign"], rank, world, device, several_nodes=_first(_alive_nodes() > 1))
+    with stop:
+        gauges = Gauges(config.run.name)
+        return train(run, batches, Worker(rank, world, device, wrap, partial(ray.train.report), _first, stop, progress, gauges))
+
+
+def _alive_nodes() -> int:
+    return len([node for node in ray.nodes() if node["Alive"]])
 
 
 def check_shared(token: Path, world: int, storage_path: str) -> None:
@@ -292,17 +370,25 @@ def check_shared(token: Path, world: int, storage_path: str) -> None:
 
 
 class Preempted(Exception):
-    """A node is taken away soon: the state is saved, and Ray starts the workers again without it."""
+    """A node is taken away soon: the state is saved, and the workers start again without it."""
+
+    preempted = True
+    """As Ray's own errors say it."""
 
 
 class _Stop:
-    """Asked after each step; agreed on by all workers every ``every`` steps, so that none waits for one that has left."""
+    """Asked after each step; all workers look together, so that none waits for one that has left.
 
-    def __init__(self, sign: Any, rank: int, world: int, device: torch.device, every: int) -> None:
-        self.sign, self.rank, self.world, self.device, self.every = sign, rank, world, device, min(10, every)
+    The first one says when they look next: after ``LOOK_STEPS`` steps or ``LOOK_SECONDS``, whatever comes first. One worker
+    alone looks after every step.
+    """
+
+    def __init__(self, sign: Any, rank: int, world: int, device: torch.device, several_nodes: bool) -> None:
+        self.sign, self.rank, self.world, self.device, self.several_nodes = sign, rank, world, device, several_nodes
         self.number = 0
         self._over = threading.Event()
-        self._several_nodes = len([node for node in ray.nodes() if node["Alive"]]) > 1
+        self._next = 0
+        self._looked: tuple[int, float] | None = None
 
     def __enter__(self) -> _Stop:
         if self.rank == 0:
@@ -313,18 +399,27 @@ class _Stop:
         self._over.set()
 
     def __call__(self, step: int) -> Exception | None:
-        if step % self.every:
+        if step < self._next and not (self.world == 1 and self.number):
             return None
-        number = self.number
-        if self.world > 1:
-            told = torch.tensor([number], device=self.device)
-            dist.broadcast(told, src=0)
-            number = int(told)
+        number, self._next = self._said_by_first(self.number, step + self._steps_to_next_look(step))
         if number:
             return stopped(number, step)
-        if self._several_nodes and ray.train.get_preemption_info() is not None:
+        if self.several_nodes and ray.train.get_preemption_info() is not None:
             return Preempted(f"a node is taken away; step {step} is saved")
         return None
+
+    def _steps_to_next_look(self, step: int) -> int:
+        before, self._looked = self._looked, (step, time.monotonic())
+        if before is None:
+            return 1
+        seconds = max(1e-6, (self._looked[1] - before[1]) / max(1, step - before[0]))
+        return max(1, min(LOOK_STEPS, int(LOOK_SECONDS / seconds)))
+
+    def _said_by_first(self, *numbers: int) -> list[int]:
+        told = torch.tensor(numbers, device=self.device)
+        if self.world > 1:
+            dist.broadcast(told, src=0)
+        return [int(number) for number in told]
 
     def _poll(self) -> None:
         while not self._over.wait(POLL_SECONDS):

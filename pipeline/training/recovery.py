@@ -20,7 +20,6 @@ COLLATERAL = re.compile(
     re.IGNORECASE,
 )
 """What the other workers say when one has died."""
-STEP = re.compile(r"StepFailed: step (\d+)\b[^:]*: (.*)")
 
 
 class Final(RuntimeError):
@@ -29,32 +28,34 @@ class Final(RuntimeError):
     Returned values would not do: the other workers would wait for one that has returned until their collectives' limit.
     """
 
-    PATTERN = re.compile(r"Final: (\{.*\})")
-
-    @classmethod
-    def of(cls, error: UserError | RunFailed) -> Final:
-        """With kind and text as one line, which is all that travels to the driver."""
-        return cls(json.dumps({"kind": type(error).__name__, "text": str(error)}))
+    def __init__(self, error: UserError | RunFailed) -> None:
+        super().__init__(error)  # which makes it an attribute that travels to the driver; a cause does not
+        self.error = error
 
 
 class StepFailed(RuntimeError):
     """An exception in a worker's step; raised from it."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, step: int, where: str, cause: str) -> None:
+        super().__init__(step, where, cause)
+        self.step, self.where, self.cause = step, where, cause
+
+    def __str__(self) -> str:
+        return f"step {self.step} in {self.where}: {self.cause}"
 
     @classmethod
     def at(cls, step: int, worker: int, host: str, error: Exception) -> StepFailed:
-        """With the step in its text, which is all that travels to the driver."""
+        """With the first line of ``error``, which itself need not survive the way to the driver."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return cls(f"step {step} in worker {worker} on {host}: {type(error).__name__}: {lines[0] if lines else ''}")
+        return cls(step, f"worker {worker} on {host}", f"{type(error).__name__}: {lines[0] if lines else ''}")
 
 
 @dataclass(frozen=True)
 class Failure:
     """How one worker ended."""
 
-    worker: int
+    worker: int | None
+    """None: before all workers ran."""
     cause: str
     """One line."""
     step: int | None
@@ -67,28 +68,39 @@ class Failure:
         """Whether it only says that another worker is gone."""
         return COLLATERAL.search(self.cause) is not None
 
+    @property
+    def where(self) -> str:
+        """As part of a sentence."""
+        return "while the workers started" if self.worker is None else f"in worker {self.worker}"
+
     @classmethod
-    def of(cls, worker: int, text: str) -> Failure:
-        """From what Ray says of a worker."""
-        if found_final := Final.PATTERN.search(text):
-            told = json.loads(found_final[1])
-            error = UserError(told["text"]) if told["kind"] == "UserError" else RunFailed(told["text"])
-            return cls(worker, told["text"], None, error)
-        found = list(STEP.finditer(text))
-        if found:
-            return cls(worker, found[-1][2].strip(), int(found[-1][1]))
+    def of(cls, worker: int | None, error: BaseException) -> Failure:
+        """From what Ray says of a worker: the exception of its train function, or one of Ray's own."""
+        if isinstance(error, UserError | RunFailed):
+            error = Final(error)
+        if isinstance(error, Final):
+            return cls(worker, str(error.error), None, error.error)
+        if isinstance(error, StepFailed):
+            return cls(worker, error.cause, error.step)
+        text = str(error)
         if limit := re.search(r"WORKER_HEALTH_CHECK_TIMEOUT_S.*?([\d.]+) seconds", text, re.DOTALL):
             return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
+        if spent := re.search(r"low on memory\. Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text):
+            told = f"Ray's memory monitor ended it: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
+            remedy = "lower data.labeled_per_step or data.blocks_ahead, or put fewer workers on a node"
+            return cls(worker, f"{told}; {remedy}", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):
             return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
+        if silent := re.search(r"is unavailable: (.*?)\. The task may", text, re.DOTALL):
+            return cls(worker, f"the process or its node does not answer: {' '.join(silent[1].split())}", None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return cls(worker, " | ".join(lines[-3:])[:500] or "unknown", None)
+        return cls(worker, f"{type(error).__name__}: {' | '.join(lines[-3:])}"[:500], None)
 
 
 def root_cause(failures: Sequence[Failure]) -> Failure:
     """The one that the others follow from: a process that died, else an exception that is not about a lost connection."""
     return min(
-        failures, key=lambda failure: (failure.final is None, failure.collateral, failure.step is not None, failure.worker)
+        failures, key=lambda failure: (failure.final is None, failure.collateral, failure.step is not None, failure.worker or 0)
     )
 
 
@@ -113,12 +125,11 @@ class Restarts:
         if cause.step is not None and not cause.collateral:
             self._steps[cause.step] += 1
             if self._steps[cause.step] >= REPEATS:
-                where = f"the last time in worker {cause.worker}"
-                return RunFailed(f"step {cause.step} failed {REPEATS} times, {where}: {cause.cause}")
+                return RunFailed(f"step {cause.step} failed {REPEATS} times, the last time {cause.where}: {cause.cause}")
         if self._since > self.limit:
             return RunFailed(
                 f"{self._since} failures without a new checkpoint after step {max(newest_step, 0)} "
-                f"(train.max_failures={self.limit}), the last in worker {cause.worker}: {cause.cause}"
+                f"(train.max_failures={self.limit}), the last {cause.where}: {cause.cause}"
             )
         return None
 
@@ -132,7 +143,7 @@ def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: E
         "step": cause.step,
         "worker": cause.worker,
         "cause": cause.cause,
-        "workers": sorted(failure.worker for failure in failures),
+        "workers": [failure.worker for failure in failures if failure.worker is not None],
         "stopped": None if verdict is None else str(verdict),
     }
     with path.open("a", encoding="utf-8") as file:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
+from pipeline.clips.plan import shares
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, loss_weights, make_views
 from pipeline.methods.monitors import SCORES
+from pipeline.methods.workers import set_shares
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.equipment import follow
 from pipeline.training.optim import clip_gradient, set_lr
@@ -36,6 +39,8 @@ class Place:
     """Rows of this worker over the mean of all workers."""
     view: Callable[..., Views] = make_views
     """How views are made: benchmarks have them made beforehand."""
+    parts: Sequence[Sequence[int]] = ()
+    """[parts][workers]: rows of a step; by default ``train.accumulation`` parts, the same on all workers."""
 
 
 def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place) -> Results:
@@ -49,24 +54,26 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, pla
     weights = loss_weights(config.method, state.step)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    parts = list(split(batch, config.train.accumulation))
+    rows = place.parts or [[part] for part in shares(len(batch.rows), config.train.accumulation)]
+    parts = list(split(batch, [of_workers[place.rank if place.parts else 0] for of_workers in rows]))
+    weighs = [place.weight * (len(part.rows) / len(batch.rows)) for part in parts]
     found: list[Results] = []
-    for number, part in enumerate(parts):
+    for number, (part, weight) in enumerate(zip(parts, weighs, strict=True)):
+        set_shares(rows[number])
         waits = number + 1 < len(parts) and hasattr(wrapped, "no_sync")
         with wrapped.no_sync() if waits else contextlib.nullcontext():
-            found.append(_add_gradient(wrapped, state, part, config, place, weights, place.weight / len(parts)))
+            found.append(_add_gradient(wrapped, state, part, config, place, weights, weight))
     with record_function("update"):
         norms = _update(state, config)
-    return {**_together(found, place.weight / len(parts)), **{name: place.weight * norm for name, norm in norms.items()}}
+    return {**_together(found, weighs), **{name: place.weight * norm for name, norm in norms.items()}}
 
 
-def split(batch: Batch, parts: int) -> Iterator[Batch]:
-    """The batch in ``parts`` of equally many rows."""
-    size = len(batch.rows) // parts
-    for start in range(0, len(batch.rows), size):
-        some = slice(start, start + size)
-        names = ("rows", "videos", "labels", "primary", "auxiliary")
-        yield replace(batch, **{name: getattr(batch, name)[some] for name in names})
+def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
+    """The batch in parts of so many rows."""
+    assert sum(sizes) == len(batch.rows)
+    names = ("rows", "videos", "labels", "primary", "auxiliary")
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        yield replace(batch, **{name: getattr(batch, name)[end - size : end] for name in names})
 
 
 def _add_gradient(
@@ -121,7 +128,7 @@ def _update(state: TrainState, config: Config) -> Results:
     return norms
 
 
-def _together(found: list[Results], share: float) -> Results:
+def _together(found: list[Results], weighs: Sequence[float]) -> Results:
     """Results of all parts: rows of the record of scores one after the other, sums of sums, weighted means of all else."""
     total: Results = {}
     for name in found[0]:
@@ -129,5 +136,7 @@ def _together(found: list[Results], share: float) -> Results:
         if name.startswith(f"{SCORES}/"):
             total[name] = torch.cat(values)
         else:
-            total[name] = torch.stack(values).sum(dim=0) * (1 if name.startswith("kept") else share)
+            sums = name.startswith("kept")
+            parts = [value if sums else weight * value for value, weight in zip(values, weighs, strict=True)]
+            total[name] = torch.stack(parts).sum(dim=0)
     return total

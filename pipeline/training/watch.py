@@ -44,7 +44,7 @@ class Watchdog:
 
     def __init__(self, progress: Progress, seconds: float | None, end: Callable[[str], None] | None = None) -> None:
         self.progress, self.seconds = progress, seconds
-        self._end = end or _end_process
+        self._end = end or end_process
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -78,7 +78,8 @@ class Watchdog:
         )
 
 
-def _end_process(message: str) -> None:
+def end_process(message: str) -> None:
+    """At once, with the stack of every thread on stderr."""
     print(f"failed: {message}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(all_threads=True)
     os._exit(1)

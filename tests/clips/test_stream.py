@@ -20,7 +20,7 @@ from pipeline.clips.gauges import store_figures
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.pressure import TICKETS, store_use
 from pipeline.clips.source import Source, open_source
-from pipeline.clips.stream import make_deal, ray_stream, shard_batches
+from pipeline.clips.stream import DECODE_RETRIES, NoBatch, _told_by_task, make_deal, ray_stream, shard_batches
 from pipeline.config import load_config
 from pipeline.resources import Resources
 from pipeline.training.prometheus import Gauges
@@ -43,6 +43,17 @@ class Blank(Source):
             "quarantined": np.array(["[]"] * len(rows)),
             "seconds": np.zeros(len(rows)),
         }
+
+
+class Crashing(Blank):
+    """Its last block ends the decode task's own process, each time."""
+
+    def rows(self, rows, pool=None):  # type: ignore[no-untyped-def]
+        if 15 in rows:
+            with Path(self.crashes).open("a") as file:
+                file.write("crashed\n")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().rows(rows, pool)
 
 
 def blank(tiny: Path, *words: str):  # type: ignore[no-untyped-def]
@@ -193,6 +204,39 @@ def test_kills_and_other_numbers_of_workers_train_the_plan_once(tiny: Path, tmp_
             break
     assert kills == 8 or first == steps
     assert sorted(trained) == list(range(steps * 6))
+
+
+def test_a_task_that_died_is_said_with_the_remedy() -> None:
+    died = _told_by_task(ray.exceptions.WorkerCrashedError())
+    assert isinstance(died, NoBatch) and "data.isolate_decoder=true" in str(died)
+    assert _told_by_task(ValueError("something else")) is None
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_decode_task_that_crashes_each_time_ends_in_a_message(tiny: Path, tmp_path: Path) -> None:
+    """Without a limit Ray starts it again for ever."""
+    source, config = blank(tiny, "train.steps=8")
+    crashing = Crashing(**vars(source))
+    object.__setattr__(crashing, "crashes", str(tmp_path / "crashes"))
+    (shard,) = ray_stream(crashing, config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
+    with pytest.raises(NoBatch, match=r"died 4 times on the same videos .* data\.isolate_decoder=true"):
+        list(shard_batches(shard, make_deal(source, config, 0, 1).share, torch.device("cpu"), timeout=60.0))
+    assert len((tmp_path / "crashes").read_text().split()) == 1 + DECODE_RETRIES
+
+
+class Silent:
+    """A shard of a stream whose decoders hang."""
+
+    def iter_batches(self, **_: object):  # type: ignore[no-untyped-def]
+        time.sleep(1.5)
+        yield from ()
+
+
+def test_a_stream_that_stands_still_is_said_with_what_it_waits_for() -> None:
+    with pytest.raises(NoBatch, match=r"no batch arrived within 1 s \(data\.decode_timeout_seconds\): a decoder hangs"):
+        next(shard_batches(Silent(), 1, torch.device("cpu"), timeout=0.1))  # type: ignore[arg-type]
 
 
 def test_decode_tasks_do_not_import_torch() -> None:

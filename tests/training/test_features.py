@@ -141,9 +141,20 @@ def test_accumulated_parts_equal_the_whole() -> None:
 
 def test_parts_hold_every_row_once() -> None:
     batch = batch_of(0)
-    parts = list(split(batch, 2))
+    parts = list(split(batch, [3, 1]))
+    assert [len(part.rows) for part in parts] == [3, 1]
     assert torch.equal(torch.cat([part.rows for part in parts]), batch.rows)
     assert torch.equal(torch.cat([part.auxiliary for part in parts]), batch.auxiliary)
+
+
+def test_parts_of_different_sizes_equal_the_whole() -> None:
+    """Those of a worker that took over rows of another."""
+    config = small_config(method={"name": "supervised"}, train={"warmup_steps": 0})
+    whole, (one,) = steps(config, 1)
+    parted = state_of(config)
+    other = take_step(parted.method, parted, batch_of(0), config, replace(HERE, parts=[[3], [1]]))
+    assert torch.allclose(weights(whole), weights(parted), atol=1e-6)
+    assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=1e-4)
 
 
 def test_parts_must_fit_the_workers() -> None:
@@ -151,10 +162,20 @@ def test_parts_must_fit_the_workers() -> None:
         rows_per_step = 6
 
     plan: Any = Rows()
-    assert part_shares(plan, config_of(accumulation=3), 2) == [1, 1]
-    assert part_shares(plan, config_of(), 4) == [2, 2, 1, 1]
+
+    def rows(world: int, accumulation: int = 1, workers: int = 2) -> list[list[int]]:
+        config = small_config(train={"accumulation": accumulation}, scale={"workers": workers})
+        return part_shares(plan, config, world)
+
+    assert rows(2, accumulation=3) == [[1, 1]] * 3
+    assert rows(4, workers=4) == [[2, 2, 1, 1]]
     with pytest.raises(UserError, match=r"train\.accumulation=2 must divide the rows of each worker"):
-        part_shares(plan, config_of(accumulation=2), 2)
+        rows(2, accumulation=2)
+    # fewer workers than configured: as many rows at a time as before, and never a worker without any
+    assert rows(1, accumulation=3) == [[1]] * 6
+    assert rows(2, accumulation=2, workers=3) == [[1, 1]] * 3
+    plan.rows_per_step = 8
+    assert rows(3, accumulation=2, workers=4) == [[2, 2, 1], [1, 1, 1]]
 
 
 def test_half_precision_scales_and_its_scale_survives(tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""What Ray Train says of its workers, through Ray's own classes and without a cluster; and once through a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2._internal.util import construct_user_exception_with_traceback
+
+from jobs import train
+from jobs.command import run
+from pipeline.errors import RunFailed, Stopped, UserError
+from pipeline.run_folder import read_metrics
+from pipeline.training import ray_fit
+from pipeline.training.ray_fit import Preempted, _persist, _StartWatch, _Stop
+from pipeline.training.recovery import Final, StepFailed
+from tests.methods.traces import small_config
+from tests.training.test_fit import worker_pids
+
+
+def of_workers(*raised: Exception) -> Exception:
+    """What ``fit()`` raises when train functions did, each worker's in turn; both travel to the driver."""
+    statuses = {}
+    for rank, one in enumerate(raised):
+        try:
+            raise one
+        except Exception as error:
+            wrapped = construct_user_exception_with_traceback(error)
+        statuses[rank] = WorkerStatus(running=False, error=travelled(wrapped))
+    return travelled(WorkerGroupPollStatus(statuses).get_worker_group_error())
+
+
+def travelled(error: Any) -> Any:
+    return cloudpickle.loads(cloudpickle.dumps(error))
+
+
+@dataclass
+class Fits:
+    """Instead of Ray: ends as told, each time."""
+
+    folder: Path
+    ends: list[Any]
+    words: dict[int | None, str] = field(default_factory=dict)
+    starts: int = 0
+
+    def fit(self) -> Any:
+        self.starts += 1
+        end = self.ends[min(self.starts, len(self.ends)) - 1]
+        if isinstance(end, BaseException):
+            raise end
+        return SimpleNamespace(return_value=end)
+
+    def outcome(self, **train: Any) -> dict[str, Any]:
+        config = small_config(run={"storage_path": str(self.folder), "name": "run"}, train=train)
+        config.run_folder.mkdir(exist_ok=True)
+        run: Any = SimpleNamespace(config=config, folder=config.run_folder, store=None)
+        return _persist(self.fit, lambda: self.words, run)
+
+    def lines(self) -> list[dict[str, Any]]:
+        path = self.folder / "run" / "failures.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+@pytest.mark.parametrize("error", [UserError("2 mistakes:", ["one {x}", "two"]), RunFailed("the loss is nan")])
+@pytest.mark.parametrize("where", ["worker", "controller"])
+def test_what_would_happen_again_ends_the_run_at_once_with_its_cause(
+    tmp_path: Path, error: UserError | RunFailed, where: str
+) -> None:
+    fits = Fits(tmp_path, [of_workers(Final(error)) if where == "worker" else travelled(ControllerError(error))])
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        fits.outcome()
+    (line,) = fits.lines()
+    assert fits.starts == 1 and line["cause"] == line["stopped"] == str(error)
+
+
+def test_a_step_that_fails_three_times_is_known_by_its_number(tmp_path: Path) -> None:
+    fits = Fits(tmp_path, [of_workers(StepFailed.at(7, 1, "host", ValueError("bad: shape\nmore")))])
+    with pytest.raises(RunFailed, match=r"step 7 failed 3 times, .*: ValueError: bad: shape$"):
+        fits.outcome(max_failures=100)
+    assert fits.starts == 3 and [line["step"] for line in fits.lines()] == [7, 7, 7]
+
+
+def test_a_node_that_is_taken_away_is_no_failure(tmp_path: Path) -> None:
+    lost = RuntimeError("Connection closed by peer")
+    fits = Fits(tmp_path, [of_workers(Preempted("step 4 is saved"), lost), {"loss": 1.0}])
+    assert fits.outcome(max_failures=0) == {"loss": 1.0}
+    assert fits.starts == 2 and not fits.lines()
+
+
+@pytest.mark.parametrize("kind", [WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError, ray.exceptions.RayActorError])
+def test_workers_that_do_not_start_are_failures_like_others(tmp_path: Path, kind: type[Exception]) -> None:
+    """Of the start, or of the controller itself: recorded, and limited by train.max_failures."""
+    error = kind(2) if kind is WorkerGroupStartupTimeoutError else kind("it died")
+    end = travelled(error if isinstance(error, ray.exceptions.RayActorError) else ControllerError(error))
+    fits = Fits(tmp_path, [end, end, {"loss": 1.0}])
+    assert fits.outcome(max_failures=2) == {"loss": 1.0}
+    assert [(line["worker"], line["stopped"]) for line in fits.lines()] == [(None, None)] * 2
+    fits = Fits(tmp_path, [end])
+    with pytest.raises(RunFailed, match=r"3 failures without a new checkpoint .*, the last while the workers started: "):
+        fits.outcome(max_failures=2)
+
+
+def test_last_words_are_the_cause_of_a_process_that_ended_itself(tmp_path: Path) -> None:
+    died = ray.exceptions.RayActorError(error_msg="The actor died. Worker exit detail: exit code 1. Some common causes: ...")
+    hung = WorkerHealthCheckFailedError("A worker health check failed.", failure=died)
+    fits = Fits(tmp_path, [of_workers(StepFailed.at(7, 0, "host", RuntimeError("Connection closed by peer")), hung), {}])
+    fits.words = {1: "no progress for 30 s"}
+    fits.outcome()
+    assert [(line["worker"], line["cause"]) for line in fits.lines()] == [(1, "no progress for 30 s")]
+
+
+def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> None:
+    said: list[Any] = []
+    watch = travelled(_StartWatch("sign", 0.2))  # as Ray sends it
+    watch.end = lambda *words: said.append(words)
+    with watch.on_worker_group_start():
+        pass
+    watch.after_worker_group_training_start(None)
+    with pytest.raises(ValueError, match="no room"), watch.on_worker_group_start():
+        raise ValueError("no room")
+    time.sleep(0.5)
+    assert not said
+    with watch.on_worker_group_start():
+        time.sleep(0.5)
+    ((sign, words),) = said
+    assert sign == "sign" and words.startswith("the workers did not run after 0.2 s")
+
+
+def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_parts(config: Any) -> Any:
+        watched = any(thread.name == "watchdog" for thread in threading.enumerate())
+        raise UserError("no manifest") if watched else AssertionError("nobody watches")
+
+    monkeypatch.setattr(ray_fit, "open_parts", open_parts)
+    monkeypatch.setattr(ray_fit.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    with pytest.raises(Final, match="no manifest"):
+        ray_fit._train_worker({"config": small_config().model_dump(mode="json"), "sign": None})
+
+
+def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKER_HEALTH_CHECK", "WORKER_GROUP_START", "COLLECTIVE"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}_TIMEOUT_S", "1")  # so that it is as before afterwards
+    ray_fit._set_limits(small_config(train={"step_timeout_seconds": 100}, scale={"start_timeout_seconds": 7}))
+    assert float(os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]) == pytest.approx(80)
+    assert float(os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"]) == 100  # and gloo's, see TorchConfig
+    assert float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) == 7
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_last_words_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(ray_fit, "end_process", ended.append)
+    sign = ray_fit._Sign.remote()  # type: ignore[attr-defined]
+    ray_fit._leave(sign, 1, "no progress")
+    assert [ray.get(sign.last_words.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
+    ray.kill(sign)
+    ray_fit._leave(sign, 1, "nobody hears it")
+    assert ended == ["no progress", "nobody hears it"]
+
+
+def look(stop: _Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps after which all look together."""
+    clock = [0.0]
+    looks: list[int] = []
+    monkeypatch.setattr(ray_fit.time, "monotonic", lambda: clock[0])
+    said = stop._said_by_first
+    monkeypatch.setattr(stop, "_said_by_first", lambda number, following: looks.append(following) or said(number, following))
+    for step in range(steps):
+        clock[0] += seconds
+        before = len(looks)
+        stop(step)
+        looks[before:] = [step] * (len(looks) - before)
+    return looks
+
+
+@pytest.mark.parametrize(("seconds", "between"), [(0.01, 10), (0.5, 4), (3.0, 1)])
+def test_slow_steps_are_asked_more_often_whether_to_stop(seconds: float, between: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise ten steps of 3 s would be longer than scale.stop_seconds."""
+    stop = _Stop(None, 1, 1, torch.device("cpu"), several_nodes=False)
+    assert look(stop, 40, seconds, monkeypatch)[:4] == [0, 1, 1 + between, 1 + 2 * between]
+
+
+def test_one_worker_alone_stops_after_the_step_under_way() -> None:
+    stop = _Stop(None, 0, 1, torch.device("cpu"), several_nodes=False)
+    stop(0)
+    stop._next = 10
+    assert stop(1) is None
+    stop.number = 15
+    assert isinstance(stop(2), Stopped)
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_not_finite_starts_workers_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "scale.workers=1", "train.warmup_steps=0"]
+    assert run(train.main, [*words, "train.log_every=1", "primary.optimizer.lr=1e30"]) == 1
+    assert "the loss is nan at step" in capsys.readouterr().err
+    (line,) = map(json.loads, (tmp_path / "tiny" / "failures.jsonl").read_text().splitlines())
+    assert line["stopped"] == line["cause"] and "lower primary.optimizer.lr" in line["cause"]
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(500)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_that_stands_still_while_it_starts_is_given_up(tiny: Path, tmp_path: Path) -> None:
+    frozen: list[int] = []
+
+    def freeze() -> None:
+        while not frozen:
+            for pid in worker_pids()[:1]:
+                os.kill(pid, signal.SIGSTOP)
+                frozen.append(pid)
+            time.sleep(0.005)
+
+    threading.Thread(target=freeze, daemon=True).start()
+    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}"]
+    assert run(train.main, [*words, "scale.workers=1", "scale.start_timeout_seconds=30", "run.name=ray"]) == 0
+    assert run(train.main, [*words, "run.name=here"]) == 0
+    (line,) = map(json.loads, (tmp_path / "ray" / "failures.jsonl").read_text().splitlines())
+    assert line["cause"].startswith("the workers did not run after 60 s") and line["worker"] is None
+    one, other = ([(line["step"], line["loss"]) for line in read_metrics(tmp_path / name)] for name in ("ray", "here"))
+    assert one == other
