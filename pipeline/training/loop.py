@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from pipeline import run_store
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, shares, worker_rows
+from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.methods import STUDENTS, build_method
@@ -25,6 +26,7 @@ from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.equipment import equip
+from pipeline.training.held_out import accuracies
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.profiling import StepProfile, profiled_steps
@@ -73,6 +75,8 @@ class Run:
     """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
     profiled: bool = False
     """Whether the first worker records some steps into ``profile.json`` of the folder."""
+    source: Source | None = None
+    """Of the held-out videos that ``train.keep_best`` chooses checkpoints by."""
 
     @property
     def end(self) -> int:
@@ -151,7 +155,7 @@ def _after_step(
     train = run.config.train
     due = state.step % train.checkpoint_every == 0 or state.step == run.end
     if due or state.step % train.log_every == 0:
-        log.write(state.step)
+        log.write(state.step, _held_out(state, run, worker, log) if due else {})
         _check_finite(log.latest)
         writer.check()
     worker.progress.at(state.step, "checkpoint")
@@ -170,6 +174,21 @@ def _after_step(
             writer.save(state)
         writer.wait()
         raise stop
+
+
+def _held_out(state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog) -> dict[str, float]:
+    """Where ``train.keep_best`` asks for it, the first worker's students on held-out videos: in the state, and for the line.
+
+    The first worker's, because its BatchNorm statistics are the checkpoint's; the others wait for it in the next step.
+    """
+    if not run.config.train.keep_best or worker.rank > 0:
+        return {}
+    assert run.source is not None
+    begun = time.perf_counter()
+    found = accuracies(state.method, run.source, run.config, lambda: worker.progress.at(state.step, "checkpoint"))
+    state.scores[state.step] = sum(found.values()) / len(found)
+    log.spent("checkpoint", time.perf_counter() - begun)
+    return {f"held_out_accuracy/{name}": accuracy for name, accuracy in found.items()}
 
 
 def _check_finite(line: dict[str, Any]) -> None:

@@ -58,8 +58,8 @@ class MetricLog:
         """Count time of this worker, which becomes ``seconds/{what}`` a step."""
         self._spent[what] = self._spent.get(what, 0.0) + seconds
 
-    def write(self, step: int) -> None:
-        """End a line at this step. Raises UserError on all workers when too many videos failed."""
+    def write(self, step: int, more: Mapping[str, float] = {}) -> None:
+        """End a line at this step, with ``more`` in it. Raises UserError on all workers when too many videos failed."""
         seconds = time.perf_counter() - self._start
         totals = self._over_workers()
         record: dict[str, Any] = {"step": step, "epoch": round(self.plan.epoch(step * self.plan.rows_per_step), 4)}
@@ -75,6 +75,7 @@ class MetricLog:
             "memory_mb": peak_memory_mb(next(iter(self._sums.values())).device),
             "quarantined": len(self.quarantined),
             **self._stream(seconds),
+            **more,
         }
         self.latest = record
         if self.rank == 0:
