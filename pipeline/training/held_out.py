@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 def held_out_videos(source: Source) -> Ints:
     """Manifest rows of the validation split whose labels are known. Raises UserError when there are none."""
     rows = source.evaluated("validation")
-    known = rows[source.columns["label"][rows] >= 0]
+    known: Ints = rows[source.columns["label"][rows] >= 0]
     if len(known) == 0:
         raise UserError(f"no validation video of {source.manifest.path} has a label: keep some with jobs.label --hold-out 10%")
     return known
@@ -33,7 +33,8 @@ def check_held_out(source: Source, config: Config) -> None:
         try:
             held_out_videos(source)
         except UserError as error:
-            raise UserError(f"train.keep_best={config.train.keep_best} needs held-out videos: {error}; or set it to 0") from None
+            best = config.train.keep_best
+            raise UserError(f"train.keep_best={best} needs held-out videos: {error}; or set it to 0") from None
 
 
 def accuracies(method: nn.Module, source: Source, config: Config, alive: Callable[[], None]) -> dict[str, float]:
