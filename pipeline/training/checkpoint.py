@@ -35,6 +35,13 @@ UNSEALED = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten",
 """What state.json held before it had a checksum of itself: such a checkpoint still loads."""
 
 
+BROKEN = (
+    "that would happen again, so the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr, "
+    "set clip_gradient_norm, or train in fp32, under another run.name"
+)
+"""Why and how, of a run whose numbers are none any more."""
+
+
 @dataclass
 class TrainState:
     """All that a run is at one step."""

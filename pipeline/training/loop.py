@@ -156,7 +156,7 @@ def _after_step(
     due = state.step % train.checkpoint_every == 0 or state.step == run.end
     if due or state.step % train.log_every == 0:
         log.write(state.step, _held_out(state, run, worker, log) if due else {})
-        _check_finite(log.latest)
+        _check_finite(log.latest, state.step)
         writer.check()
     worker.progress.at(state.step, "checkpoint")
     if due:
@@ -169,6 +169,7 @@ def _after_step(
     stop = worker.stop(state.step)
     if stop is not None:
         state.unwritten = log.unwritten()
+        _check_finite(state.unwritten.get("sums", {}), state.step)
         if not due:
             scores.write(state.step)
             writer.save(state)
@@ -191,13 +192,12 @@ def _held_out(state: checkpoint.TrainState, run: Run, worker: Worker, log: Metri
     return {f"held_out_accuracy/{name}": accuracy for name, accuracy in found.items()}
 
 
-def _check_finite(line: dict[str, Any]) -> None:
-    if not math.isfinite(line["loss"]):
-        raise RunFailed(
-            f"the loss is {line['loss']} at step {line['step']} (mean since the line before); that would happen again, so "
-            "the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr, set "
-            "clip_gradient_norm, or train in fp32, under another run.name"
-        )
+def _check_finite(line: Mapping[str, Any], step: int) -> None:
+    """Raises RunFailed before a checkpoint is made of what no step can mend; an infinite gradient breaks weights before the loss
+    shows it. What the optimizer itself makes infinite is the writer's to find."""
+    for name in ("loss", *(f"gradient_norm/{student}" for student in STUDENTS)):
+        if not math.isfinite(line.get(name, 0.0)):
+            raise RunFailed(f"the {name} is {line[name]} at step {step} (mean since the line before); {checkpoint.BROKEN}")
 
 
 def part_shares(plan: Plan, config: Config, world: int) -> list[int]:

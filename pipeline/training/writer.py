@@ -9,7 +9,8 @@ from typing import Self
 
 from pipeline import run_store
 from pipeline.config import TrainSection
-from pipeline.training.checkpoint import Snapshot, TrainState, kept, prune, snapshot, step_of, write
+from pipeline.errors import RunFailed
+from pipeline.training.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, write
 
 
 class NotSaved(RuntimeError):
@@ -30,7 +31,7 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def save(self, state: TrainState) -> None:
-        """Write the state, in a while. Raises NotSaved for the one before."""
+        """Write the state, in a while. Raises NotSaved for the one before, RunFailed if a weight of it was no number."""
         if not self.active:
             return
         self.wait()
@@ -57,6 +58,9 @@ class Writer:
             self.wait()
 
     def _write(self, shot: Snapshot) -> None:
+        for name, value in shot.model.items():  # on the host and in this thread, where looking at all of them delays no step
+            if not value.isfinite().all():
+                raise RunFailed(f"{name} is no longer finite at step {shot.facts['step']}; {BROKEN}")
         try:
             self._write_all(shot)
         except Exception as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +17,7 @@ import torch
 from jobs import evaluate, train
 from jobs.command import run
 from pipeline.config import load_config
+from pipeline.errors import RunFailed
 from pipeline.run_folder import read_metrics, read_quarantine
 from pipeline.training import loop
 from pipeline.training.fit import fit_here, prepare
@@ -202,6 +206,27 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_cause(
     text = capsys.readouterr().err
     assert re.search(r"^failed: the loss is (nan|inf) at step \d+ .*lower primary\.optimizer\.lr", text)
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_an_infinite_gradient_is_not_saved(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
+    """The loss of the checkpoint's step is finite still; a signal's checkpoint, between two lines, is no other."""
+    words = [f"run.storage_path={tmp_path}", f"train.steps={8 if stops else 6}", "train.log_every=4"]
+    prepared = prepare(load_config(tiny / "tiny.yaml", words))
+    step = loop.take_step
+
+    def exploding(wrapped: Any, state: Any, *rest: Any) -> Any:
+        if state.step + 1 == 6:
+            next(state.students["primary"].parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        if stops and state.step + 1 == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(wrapped, state, *rest)
+
+    monkeypatch.setattr(loop, "take_step", exploding)
+    prepared.open()
+    with pytest.raises(RunFailed, match=r"gradient_norm/primary is (nan|inf) at step 6 .*lower primary\.optimizer\.lr"):
+        fit_here(prepared)
+    assert [path.name for path in prepared.run.folder.glob("checkpoint_*")] == ["checkpoint_000004"]
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(tiny: Path, tmp_path: Path) -> None:
