@@ -36,8 +36,8 @@ UNSEALED = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten",
 
 
 BROKEN = (
-    "that would happen again, so the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr, "
-    "set clip_gradient_norm, or train in fp32, under another run.name"
+    "that would happen again, so the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr,"
+    " set clip_gradient_norm, or train in fp32, under another run.name"
 )
 """Why and how, of a run whose numbers are none any more."""
 

@@ -123,7 +123,7 @@ def fit_here(prepared: Prepared, batches: Callable[[int], Iterator[Batch]] | Non
     progress = Progress()
     with StopSign() as sign, Watchdog(progress, config.train.step_timeout_seconds):
         worker = Worker(
-            rank=0, world=1, device=device, wrap=lambda method: method.to(device), report=lambda metrics: None,
+            rank=0, world=1, device=device, wrap=lambda method: method.to(device),
             stop=lambda step: stopped(sign.number, step), progress=progress,
         )  # fmt: skip
         try:

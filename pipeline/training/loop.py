@@ -32,6 +32,7 @@ from pipeline.training.optim import build_optimizer
 from pipeline.training.profiling import StepProfile, profiled_steps
 from pipeline.training.scores import ScoreLog
 from pipeline.training.step import Place, take_step
+from pipeline.training.stopwatch import Stopwatch, time_collectives
 from pipeline.training.tracking import Outlets
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
@@ -46,8 +47,6 @@ class Worker:
     device: torch.device
     wrap: Callable[[nn.Module], nn.Module]
     """Moves the method to the device and makes it distributed."""
-    report: Callable[[dict[str, Any]], None]
-    """Called by all workers together at every checkpoint with the latest metrics."""
     first: Callable[[Any], Any] = lambda value: value
     """What the first worker was given; called by all together."""
     stop: Callable[[int], Exception | None] = lambda step: None
@@ -101,10 +100,13 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(worker.device.type)
+    watch = Stopwatch(worker.device)
+    time_collectives(wrapped, watch)
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     log.quarantined = worker.first(log.quarantined)
     log.restore(state.unwritten, worker.device)
+    log.watch = watch.read
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     place = Place(worker.rank, worker.device, worker_weight(run.plan, worker))
@@ -122,8 +124,9 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
             log.spent("data", waited)
+            begun = watch.mark()
             results = take_step(wrapped, state, batch, config, place)
-            log.spent("compute", time.perf_counter() - waiting - waited)
+            watch.add("compute", begun, watch.mark())
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
             log.add(scores.take(state.step, results, batch), batch)
@@ -164,7 +167,6 @@ def _after_step(
         begun = time.perf_counter()
         scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
         writer.save(state)
-        worker.report({"step": state.step, **log.latest})
         log.spent("checkpoint", time.perf_counter() - begun)
     stop = worker.stop(state.step)
     if stop is not None:
@@ -193,8 +195,8 @@ def _held_out(state: checkpoint.TrainState, run: Run, worker: Worker, log: Metri
 
 
 def _check_finite(line: Mapping[str, Any], step: int) -> None:
-    """Raises RunFailed before a checkpoint is made of what no step can mend; an infinite gradient breaks weights before the loss
-    shows it. What the optimizer itself makes infinite is the writer's to find."""
+    """Raises RunFailed before a checkpoint is made of what no step can mend: an infinite gradient breaks weights before the
+    loss shows it. What the optimizer itself makes infinite is the writer's to find."""
     for name in ("loss", *(f"gradient_norm/{student}" for student in STUDENTS)):
         if not math.isfinite(line.get(name, 0.0)):
             raise RunFailed(f"the {name} is {line[name]} at step {step} (mean since the line before); {checkpoint.BROKEN}")

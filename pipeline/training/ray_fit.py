@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +254,7 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
     progress = Progress()
     stop = _Stop(loop_config["sign"], rank, world, device, config.train.log_every)
-    worker = Worker(rank, world, device, wrap, partial(ray.train.report), _first, stop, progress, Gauges(config.run.name))
+    worker = Worker(rank, world, device, wrap, _first, stop, progress, Gauges(config.run.name))
     limit = config.train.step_timeout_seconds
     try:
         if loop_config["token"]:

@@ -253,7 +253,7 @@ def test_deterministic_mode_is_torchs(tmp_path: Path) -> None:
         rows_per_step, sizes = 4, (VIDEOS, VIDEOS // 2)
 
     plan: Any = Plan()
-    worker = Worker(0, 1, torch.device("cpu"), lambda method: method, lambda metrics: None)
+    worker = Worker(0, 1, torch.device("cpu"), lambda method: method)
     from pipeline.run_folder import Fingerprints
 
     for switched in (True, False):
