@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -93,6 +94,8 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
     torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_shares(part_shares(run.plan, config, worker.world))
     method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, worker.device)
     wrapped = worker.wrap(method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -241,11 +242,13 @@ def free() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("free")
-def test_deterministic_mode_is_torchs(tmp_path: Path) -> None:
+def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And cuBLAS's, which is asked for by the environment, before its first product."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen = []
 
     def batches(step: int) -> Iterator[Any]:
-        seen.append(torch.are_deterministic_algorithms_enabled())
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)))
         raise InterruptedError
         yield
 
@@ -260,7 +263,7 @@ def test_deterministic_mode_is_torchs(tmp_path: Path) -> None:
         run = Run(config_of(deterministic=switched), plan, CLASSES, VIDEOS, Fingerprints("", "", ""), tmp_path)
         with pytest.raises(InterruptedError):
             train(run, batches, worker)
-    assert seen == [True, False]
+    assert seen == [(True, ":4096:8"), (False, None)]
 
 
 def test_smoothed_labels() -> None:

@@ -47,7 +47,7 @@ def _is_ours(pid: int) -> bool:
 
 def kill_a_worker_after(folder: Path, step: int, killed: list[int]) -> None:
     """kill -9 one train worker as soon as there is the checkpoint of ``step``: Ray would not have committed it yet."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250  # the test has 300
     while time.monotonic() < deadline and not killed:
         if (folder / f"checkpoint_{step:06d}").is_dir():
             for pid in worker_pids()[:1]:
