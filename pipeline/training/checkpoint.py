@@ -115,11 +115,11 @@ def write(shot: Snapshot, run_folder: Path) -> Path:
     facts = {**shot.facts, "sha256": {name: _sha256(scratch / name) for name in FILES}}
     (scratch / run_store.COMMIT).write_text(_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
-        _sync(path)
+        sync(path)
     if target.exists():  # a resumed run came by again: the same state, or the damaged one that was skipped
         shutil.rmtree(target)
     os.replace(scratch, target)
-    _sync(run_folder)
+    sync(run_folder)
     return target
 
 
@@ -140,9 +140,9 @@ def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) ->
     facts = {**facts, "fingerprints": dict(fingerprints), "forked_from": origin}
     (scratch / run_store.COMMIT).write_text(_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
-        _sync(path)
+        sync(path)
     os.replace(scratch, target)
-    _sync(run_folder)
+    sync(run_folder)
     return target
 
 
@@ -285,7 +285,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

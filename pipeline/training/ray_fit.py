@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import threading
@@ -104,7 +105,7 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
     return TorchTrainer(
         _train_worker,
         train_loop_config={"config": tree, **more},
-        torch_config=TorchConfig(timeout_s=int(limit or 10**6)),
+        torch_config=TorchConfig(timeout_s=math.ceil(limit or 10**6)),
         datasets={"train": _placeholder},
         dataset_config=_Planned(tree, run.end, resources),
         scaling_config=ScalingConfig(

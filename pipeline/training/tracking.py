@@ -111,9 +111,15 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
 
     def log(self, line: Line) -> None:
-        """Every number is a curve."""
+        """Every number is a curve, and confidence a histogram of its tenths."""
         for name, value in scalars(line).items():
             self._writer.add_scalar(name, value, line["step"])
+        for name, shares in line.items():
+            if name.startswith("confidence/"):
+                ends = [(tenth + 1) / len(shares) for tenth in range(len(shares))]
+                middles = [(share, end - 0.5 / len(shares)) for share, end in zip(shares, ends, strict=True)]
+                moments = [sum(share * middle**power for share, middle in middles) for power in (0, 1, 2)]
+                self._writer.add_histogram_raw(name, 0.0, 1.0, *moments, ends, shares, line["step"])
 
     def close(self) -> None:
         """Flush."""

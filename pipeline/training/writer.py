@@ -10,7 +10,8 @@ from typing import Self
 from pipeline import run_store
 from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
-from pipeline.training.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, write
+from pipeline.run_folder import score_parts
+from pipeline.training.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, sync, write
 
 
 class NotSaved(RuntimeError):
@@ -70,6 +71,7 @@ class Writer:
     def _write_all(self, shot: Snapshot) -> None:
         step, scores = shot.facts["step"], {int(step): score for step, score in shot.facts["scores"].items()}
         policy = (step, self.train.keep_checkpoints, scores, self.train.keep_best)
+        _settle(self.folder)
         checkpoint = write(shot, self.folder)
         if self.store is not None:
             run_store.push_files(self.folder, self.store)  # metrics up to this step before the checkpoint that relies on them
@@ -80,3 +82,11 @@ class Writer:
                 if step_of(name) not in wanted:
                     run_store.delete_checkpoint(self.store, name)
         prune(self.folder, *policy)
+
+
+def _settle(folder: Path) -> None:
+    """What a run wrote up to a checkpoint is on the disk before it: the steps of it do not come again."""
+    scores = list(score_parts(folder))[-1:]
+    for path in (folder / "metrics.jsonl", folder / "quarantine.parquet", *scores, *(part.parent for part in scores)):
+        if path.exists():
+            sync(path)

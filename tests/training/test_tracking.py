@@ -50,20 +50,29 @@ def cut(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str
 
 
 def tensorboard_steps(folder: Path, tag: str = "loss") -> list[int]:
-    """Steps of a curve in all event files, read record by record with no code of ours."""
+    """Steps of a curve in all event files."""
+    return [step for step, _ in _tensorboard(folder, tag)]
+
+
+def tensorboard_values(folder: Path, tag: str) -> list[Any]:
+    return [value for _, value in _tensorboard(folder, tag)]
+
+
+def _tensorboard(folder: Path, tag: str) -> list[tuple[int, Any]]:
+    """Read record by record with no code of ours."""
     import struct
 
     from tensorboardX.proto.event_pb2 import Event
 
-    steps = []
+    found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data, place = path.read_bytes(), 0
         while place < len(data):
             (length,) = struct.unpack_from("<Q", data, place)
             event = Event.FromString(data[place + 12 : place + 12 + length])
-            steps += [event.step for value in event.summary.value if value.tag == tag]
+            found += [(event.step, value) for value in event.summary.value if value.tag == tag]
             place += 12 + length + 4
-    return steps
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +208,11 @@ def test_tensorboard_is_written_anew_from_the_lines(tmp_path: Path) -> None:
     for _ in range(2):
         board = TensorBoard(tmp_path)
         for step in (1, 2):
-            board.log({"step": step, "loss": 0.5, "confidence/a_to_b": [0.1], "pseudo_label_accuracy/a_to_b": None})
+            board.log({"step": step, "loss": 0.5, "confidence/a_to_b": [0.1, 0.9], "pseudo_label_accuracy/a_to_b": None})
         board.close()
     assert tensorboard_steps(tmp_path) == [1, 2]
+    assert tensorboard_steps(tmp_path, "confidence/a_to_b") == [1, 2]
+    (histogram, _) = tensorboard_values(tmp_path, "confidence/a_to_b")
+    assert list(histogram.histo.bucket) == [0.1, 0.9] and list(histogram.histo.bucket_limit) == [0.5, 1.0]
+    assert (histogram.histo.num, histogram.histo.sum) == (1.0, pytest.approx(0.1 * 0.25 + 0.9 * 0.75))
     assert scalars({"step": 1, "loss": 0.5, "kept_classes/a_to_b": [1.0], "signatures": []}) == {"loss": 0.5}

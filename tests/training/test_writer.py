@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import wait
@@ -101,6 +102,20 @@ def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"0\.weight is no longer finite at step 2; .* clip_gradient_norm"):
         saver.wait()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Power that goes in between must not leave a checkpoint whose lines of metrics are lost."""
+    (tmp_path / "scores").mkdir()
+    written = ["metrics.jsonl", "quarantine.parquet", "scores/000001-000002.parquet"]
+    for name in written:
+        (tmp_path / name).write_text("x")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with Writer(tmp_path, None, TRAIN) as saver:
+        saver.save(state(steps=2))
+    places = [synced.index(str(tmp_path / name)) for name in written]
+    assert max(places) < min(number for number, path in enumerate(synced) if ".checkpoint_000002" in path)
 
 
 def test_the_last_checkpoint_is_there_when_the_writer_ends(tmp_path: Path) -> None:
