@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,7 +197,7 @@ class WeightsAndBiases:
         import wandb
 
         self._folder = folder
-        run_id = _identity(folder, "wandb", lambda: str(wandb.util.generate_id()), str(config.tracking.wandb))
+        run_id = _identity(folder, "wandb", lambda: uuid.uuid4().hex[:8], str(config.tracking.wandb))
         try:
             self._run = wandb.init(
                 project=config.tracking.project, name=config.run.name, id=run_id, resume="allow", dir=str(folder),
@@ -213,7 +214,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Waits until all is written."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def _identity(folder: Path, tracker: str, create: Callable[[], str], where: str | None) -> str:
