@@ -59,12 +59,15 @@ class SlowResNet(nn.Module):
 
 
 class FramePool(nn.Module):
-    """3x3 maxima of each frame with stride 2: MaxPool3d of (1, 3, 3), whose gradient has no fixed order of sums on a GPU."""
+    """3x3 maxima of each frame with stride 2. MaxPool3d's gradient has no fixed order of sums on a GPU, so that torch's
+    deterministic mode refuses it; frame by frame, in two dimensions, the same maxima have one."""
 
     def forward(self, maps_NCTHW: torch.Tensor) -> torch.Tensor:
         """[N, C, T, H, W] -> [N, C, T, H / 2, W / 2], rounded up, in the same memory format."""
         halved: torch.Tensor
-        if maps_NCTHW.is_contiguous():
+        if not torch.are_deterministic_algorithms_enabled():
+            halved = nn.functional.max_pool3d(maps_NCTHW, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        elif maps_NCTHW.is_contiguous():
             halved = _halved(maps_NCTHW.flatten(1, 2)).unflatten(1, maps_NCTHW.shape[1:3])
         else:  # of channels_last_3d each frame is channels_last: nothing is copied
             frames = maps_NCTHW.transpose(1, 2)

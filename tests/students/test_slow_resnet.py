@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -69,6 +71,14 @@ def test_weights_follow_torchs_seed() -> None:
     assert torch.equal(_student(depth=10, width=8).stem[0].weight, _student(depth=10, width=8).stem[0].weight)
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("sides", [(8, 8), (7, 9)])
 def test_pooling_frame_by_frame_is_that_of_three_dimensions(layout: torch.memory_format, sides: tuple[int, int]) -> None:
@@ -79,7 +89,10 @@ def test_pooling_frame_by_frame_is_that_of_three_dimensions(layout: torch.memory
     found = []
     for pool in (FramePool(), reference):
         inputs = maps.clone(memory_format=torch.preserve_format).requires_grad_()
-        outputs = pool(inputs)
+        with torch.profiler.profile() as profile:
+            outputs = pool(inputs)
+        names = {event.key for event in profile.key_averages()}
+        assert ("aten::max_pool2d" in names, "aten::max_pool3d" in names) == (pool is not reference, pool is reference)
         outputs.square().sum().backward()
         found.append((outputs, inputs.grad))
     (one, its_gradient), (other, other_gradient) = found
