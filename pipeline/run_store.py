@@ -21,20 +21,20 @@ COMMIT = "state.json"
 
 def push_files(folder: Path, store: str) -> None:
     """Copy the files of a run folder, checkpoints excepted, to the store. Raises OSError that names the file."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not name.parts[0].startswith((".", "checkpoint_")):
-            storage.upload(path, f"{store}/{name.as_posix()}")
+    for name in _copied(folder):
+        try:
+            storage.upload(folder / name, f"{store}/{name}")
+        except FileNotFoundError:  # a tracker's, renamed or deleted since it was listed
+            if (folder / name).exists():
+                raise
 
 
 def pull_files(store: str, folder: Path) -> None:
     """Make the files of a local run folder, checkpoints excepted, those of the store. Raises OSError that names the file."""
-    names = [name for name in _names(store) if not name.startswith((".", "checkpoint_"))]
+    names = [name for name in _names(store) if not _left_out(name)]
     folder.mkdir(parents=True, exist_ok=True)
-    for path in list(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not name.parts[0].startswith((".", "checkpoint_")) and name.as_posix() not in names:
-            path.unlink(missing_ok=True)
+    for name in set(_copied(folder)).difference(names):
+        (folder / name).unlink(missing_ok=True)
     for remote in names:
         target = folder / remote
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +83,18 @@ def delete_checkpoint(store: str, name: str) -> None:
     """Delete a checkpoint from the store, its commit first. Raises OSError."""
     storage.delete(f"{store}/{name}/{COMMIT}")
     storage.delete(f"{store}/{name}")
+
+
+def _left_out(name: str) -> bool:
+    """Checkpoints, which are copied by themselves, and whatever has a dot before it: scratch files that are about to go."""
+    return name.startswith(("checkpoint_", ".")) or "/." in name
+
+
+def _copied(folder: Path) -> list[str]:
+    """Names of the files of a run folder that are copied. The training goes on beside this: what vanishes is not there."""
+    found = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    return [name for name in names if not _left_out(name) and (folder / name).is_file()]
 
 
 def _names(store: str) -> list[str]:

@@ -86,9 +86,7 @@ def test_every_method_builds_with_its_own_papers_settings(name: str, monkeypatch
 
 
 @EACH
-def test_the_header_has_the_commands_that_make_its_files(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_header_has_the_commands_that_make_its_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their options exist, or argparse would end the process; only the videos and the manifest are missing here."""
     text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").replace("\\\n#", "")
     commands = [shlex.split(words) for words in re.findall(r"^# +python -m jobs\.(.*)$", text, flags=re.MULTILINE)]

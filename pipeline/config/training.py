@@ -54,7 +54,8 @@ class TrainSection(Section):
     """Newest checkpoints that are kept."""
     keep_best: int = Field(0, ge=0)
     """Checkpoints that are kept beside them because both students' mean accuracy on held-out videos (``jobs.label --hold-out``)
-    is best. With 0 nothing is held against them, which costs nothing; otherwise each checkpoint waits for one view of each."""
+    is best. With 0 nothing is held against them, which costs nothing; otherwise each checkpoint waits for one view of each.
+    The one that a signal leaves is not scored."""
     max_failures: int = Field(3, ge=0)
     """Failures without a new checkpoint after which the run stops; each new checkpoint sets the count to 0."""
     step_timeout_seconds: float | None = Field(600.0, gt=0)

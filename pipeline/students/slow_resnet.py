@@ -7,6 +7,7 @@ Time is never strided: T frames go in and T maps come out, to be averaged. Tempo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class SlowResNet(nn.Module):
         self.per_frame = False
         kind = BasicBlock if section.depth in BASIC_DEPTHS else Bottleneck
         self.stem = nn.Sequential(_conv(3, width, (1, 7, 7), stride=2), norm(width), nn.ReLU(inplace=True))
-        self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.pool = FramePool()
         stages: list[BasicBlock | Bottleneck] = []
         channels = width
         for stage, (blocks, temporal) in enumerate(zip(BLOCKS[section.depth], TEMPORAL_STAGES, strict=True)):
@@ -55,6 +56,27 @@ class SlowResNet(nn.Module):
         features_ND = maps.mean(dim=(2, 3, 4))
         logits_NK = self.head(self.dropout(features_ND))
         return logits_NK, maps.mean(dim=(3, 4)).transpose(1, 2) if self.per_frame else features_ND
+
+
+class FramePool(nn.Module):
+    """3x3 maxima of each frame with stride 2. MaxPool3d's gradient has no fixed order of sums on a GPU, so that torch's
+    deterministic mode refuses it; frame by frame, in two dimensions, the same maxima have one."""
+
+    def forward(self, maps_NCTHW: torch.Tensor) -> torch.Tensor:
+        """[N, C, T, H, W] -> [N, C, T, H / 2, W / 2], rounded up, in the same memory format."""
+        halved: torch.Tensor
+        if not torch.are_deterministic_algorithms_enabled():
+            halved = nn.functional.max_pool3d(maps_NCTHW, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        elif maps_NCTHW.is_contiguous():
+            halved = _halved(maps_NCTHW.flatten(1, 2)).unflatten(1, maps_NCTHW.shape[1:3])
+        else:  # of channels_last_3d each frame is channels_last: nothing is copied
+            frames = maps_NCTHW.transpose(1, 2)
+            halved = _halved(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+        return halved
+
+
+def _halved(maps: torch.Tensor) -> Any:
+    return nn.functional.max_pool2d(maps, 3, stride=2, padding=1)
 
 
 class Bottleneck(nn.Module):

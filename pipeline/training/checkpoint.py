@@ -4,7 +4,7 @@
         model.safetensors       method.state_dict(): both students, heads, teachers, label statistics
         optimizer.safetensors   tensors of both optimizers' states, as student/parameter number/name
         state.json              step, next plan row, fingerprints, scaler, held-out scores, the unwritten part of a line of
-                                metrics, the rest of the optimizers' states, sha256 of the files beside it
+                                metrics, the rest of the optimizers' states, sha256 of the files beside it and of all this
 
 Learning rates and random numbers are functions of (seed, step), so there is nothing of them to save. A checkpoint is
 written into a folder of another name, synchronized to disk and renamed, so a kill at any instruction leaves either a whole
@@ -31,6 +31,15 @@ from torch import nn
 from pipeline import run_store
 
 FILES = ("model.safetensors", "optimizer.safetensors")
+UNSEALED = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten", "optimizers", "sha256", "forked_from"}
+"""What state.json held before it had a checksum of itself: such a checkpoint still loads."""
+
+
+BROKEN = (
+    "that would happen again, so the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr,"
+    " set clip_gradient_norm, or train in fp32, under another run.name"
+)
+"""Why and how, of a run whose numbers are none any more."""
 
 
 @dataclass
@@ -104,13 +113,13 @@ def write(shot: Snapshot, run_folder: Path) -> Path:
     for name, tensors in zip(FILES, (shot.model, shot.optimizer), strict=True):
         save_file(tensors, scratch / name)
     facts = {**shot.facts, "sha256": {name: _sha256(scratch / name) for name in FILES}}
-    (scratch / run_store.COMMIT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (scratch / run_store.COMMIT).write_text(_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
-        _sync(path)
+        sync(path)
     if target.exists():  # a resumed run came by again: the same state, or the damaged one that was skipped
         shutil.rmtree(target)
     os.replace(scratch, target)
-    _sync(run_folder)
+    sync(run_folder)
     return target
 
 
@@ -129,11 +138,11 @@ def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) ->
             raise DamagedCheckpoint(f"{checkpoint / name} is damaged")
     origin = {"run": checkpoint.parent.name, "step": facts["step"], "fingerprints": facts["fingerprints"]}
     facts = {**facts, "fingerprints": dict(fingerprints), "forked_from": origin}
-    (scratch / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (scratch / run_store.COMMIT).write_text(_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
-        _sync(path)
+        sync(path)
     os.replace(scratch, target)
-    _sync(run_folder)
+    sync(run_folder)
     return target
 
 
@@ -177,14 +186,31 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """The content of state.json. Raises DamagedCheckpoint."""
+    """The content of state.json, after its own checksum was compared. Raises DamagedCheckpoint."""
+    path = checkpoint / run_store.COMMIT
     try:
-        facts: dict[str, Any] = json.loads((checkpoint / run_store.COMMIT).read_text(encoding="utf-8"))
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DamagedCheckpoint(f"{checkpoint / run_store.COMMIT} is missing or damaged") from None
-    if set(facts.get("sha256", ())) != set(FILES):
-        raise DamagedCheckpoint(f"{checkpoint / run_store.COMMIT} names no checksums")
+        facts = None
+    if not isinstance(facts, dict):
+        raise DamagedCheckpoint(f"{path} is missing or damaged")
+    seal = facts.pop("seal", None)
+    if seal != _seal(facts) and (seal is not None or not set(facts) <= UNSEALED):
+        raise DamagedCheckpoint(f"{path} is damaged: its checksum is another")
+    if not isinstance(facts.get("sha256"), dict) or set(facts["sha256"]) != set(FILES):
+        raise DamagedCheckpoint(f"{path} names no checksums")
+    if facts.get("step") != step_of(checkpoint.name):
+        raise DamagedCheckpoint(f"{path} is damaged: it says step {facts.get('step')}")
     return facts
+
+
+def _sealed(facts: Mapping[str, Any]) -> str:
+    """state.json, with a checksum of its content, however it is laid out."""
+    return json.dumps({**facts, "seal": _seal(facts)}, indent=1)
+
+
+def _seal(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def prune(run_folder: Path, step: int, keep: int, best: Mapping[int, float] = {}, keep_best: int = 0) -> None:
@@ -259,7 +285,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

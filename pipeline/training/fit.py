@@ -21,6 +21,7 @@ from pipeline.manifest.labels import LabelSubset
 from pipeline.methods import build_method, first_unlabeled_step
 from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.training import checkpoint
+from pipeline.training.held_out import check_held_out
 from pipeline.training.loop import Run, Worker, train
 from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps
 from pipeline.training.tracking import check_tracking
@@ -80,6 +81,7 @@ def prepare(config: Config) -> Prepared:
         "labels": {"spec": labels.spec, "seed": labels.seed, "fingerprint": labels.fingerprint, "count": len(labels.ids)},
         "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
     }
+    check_held_out(source, config)
     check_views(config.views)
     check_tracking(config.tracking)
     with torch.random.fork_rng():
@@ -100,7 +102,8 @@ def open_parts(config: Config) -> tuple[Run, Source, LabelSubset]:
     prints = Fingerprints(config.fingerprint(), source.manifest.fingerprint, labels.fingerprint)
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)
     folder, store = config.run_folder, config.run_store
-    return Run(config, source.plan, len(source.manifest.classes), usable, prints, folder, store), source, labels
+    run = Run(config, source.plan, len(source.manifest.classes), usable, prints, folder, store, source=source)
+    return run, source, labels
 
 
 def ends_at(config: Config, step: int) -> Config:
@@ -120,7 +123,7 @@ def fit_here(prepared: Prepared, batches: Callable[[int], Iterator[Batch]] | Non
     progress = Progress()
     with StopSign() as sign, Watchdog(progress, config.train.step_timeout_seconds):
         worker = Worker(
-            rank=0, world=1, device=device, wrap=lambda method: method.to(device), report=lambda metrics: None,
+            rank=0, world=1, device=device, wrap=lambda method: method.to(device),
             stop=lambda step: stopped(sign.number, step), progress=progress,
         )  # fmt: skip
         try:

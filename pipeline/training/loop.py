@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from torch.profiler import record_function
 from pipeline import run_store
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, shares, worker_rows
+from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.methods import STUDENTS, build_method
@@ -24,11 +26,13 @@ from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.equipment import equip
+from pipeline.training.held_out import accuracies
 from pipeline.training.metrics import MetricLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.profiling import StepProfile, profiled_steps
 from pipeline.training.scores import ScoreLog
 from pipeline.training.step import Place, take_step
+from pipeline.training.stopwatch import Stopwatch, time_collectives
 from pipeline.training.tracking import Outlets
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
@@ -43,8 +47,6 @@ class Worker:
     device: torch.device
     wrap: Callable[[nn.Module], nn.Module]
     """Moves the method to the device and makes it distributed."""
-    report: Callable[[dict[str, Any]], None]
-    """Called by all workers together at every checkpoint with the latest metrics."""
     first: Callable[[Any], Any] = lambda value: value
     """What the first worker was given; called by all together."""
     stop: Callable[[int], Exception | None] = lambda step: None
@@ -72,6 +74,8 @@ class Run:
     """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
     profiled: bool = False
     """Whether the first worker records some steps into ``profile.json`` of the folder."""
+    source: Source | None = None
+    """Of the held-out videos that ``train.keep_best`` chooses checkpoints by."""
 
     @property
     def end(self) -> int:
@@ -89,6 +93,8 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
     torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     parts = part_shares(run.plan, config, worker.world)
     method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, worker.device)
     wrapped = worker.wrap(method)
@@ -96,10 +102,13 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(worker.device.type)
+    watch = Stopwatch(worker.device)
+    time_collectives(wrapped, watch)
     _resume(state, run, worker)
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     log.quarantined = worker.first(log.quarantined)
     log.restore(state.unwritten, worker.device)
+    log.watch = watch.read
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     stream = batches(state.step)
     place = Place(worker.rank, worker.device, worker_weight(run.plan, worker), parts=parts)
@@ -117,8 +126,9 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
             log.spent("data", waited)
+            begun = watch.mark()
             results = take_step(wrapped, state, batch, config, place)
-            log.spent("compute", time.perf_counter() - waiting - waited)
+            watch.add("compute", begun, watch.mark())
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
             log.add(scores.take(state.step, results, batch), batch)
@@ -150,8 +160,8 @@ def _after_step(
     train = run.config.train
     due = state.step % train.checkpoint_every == 0 or state.step == run.end
     if due or state.step % train.log_every == 0:
-        log.write(state.step)
-        _check_finite(log.latest)
+        log.write(state.step, _held_out(state, run, worker, log) if due else {})
+        _check_finite(log.latest, state.step)
         writer.check()
     worker.progress.at(state.step, "checkpoint")
     if due:
@@ -159,11 +169,11 @@ def _after_step(
         begun = time.perf_counter()
         scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
         writer.save(state)
-        worker.report({"step": state.step, **log.latest})
         log.spent("checkpoint", time.perf_counter() - begun)
     stop = worker.stop(state.step)
     if stop is not None:
         state.unwritten = log.unwritten()
+        _check_finite(state.unwritten.get("sums", {}), state.step)
         if not due:
             scores.write(state.step)
             writer.save(state)
@@ -171,13 +181,27 @@ def _after_step(
         raise stop
 
 
-def _check_finite(line: dict[str, Any]) -> None:
-    if not math.isfinite(line["loss"]):
-        raise RunFailed(
-            f"the loss is {line['loss']} at step {line['step']} (mean since the line before); that would happen again, so "
-            "the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr, set "
-            "clip_gradient_norm, or train in fp32, under another run.name"
-        )
+def _held_out(state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog) -> dict[str, float]:
+    """Where ``train.keep_best`` asks for it, the first worker's students on held-out videos: in the state, and for the line.
+
+    The first worker's, because its BatchNorm statistics are the checkpoint's; the others wait for it in the next step.
+    """
+    if not run.config.train.keep_best or worker.rank > 0:
+        return {}
+    assert run.source is not None
+    begun = time.perf_counter()
+    found = accuracies(state.method, run.source, run.config, lambda: worker.progress.at(state.step, "checkpoint"))
+    state.scores[state.step] = sum(found.values()) / len(found)
+    log.spent("checkpoint", time.perf_counter() - begun)
+    return {f"held_out_accuracy/{name}": accuracy for name, accuracy in found.items()}
+
+
+def _check_finite(line: Mapping[str, Any], step: int) -> None:
+    """Raises RunFailed before a checkpoint is made of what no step can mend: an infinite gradient breaks weights before the
+    loss shows it. What the optimizer itself makes infinite is the writer's to find."""
+    for name in ("loss", *(f"gradient_norm/{student}" for student in STUDENTS)):
+        if not math.isfinite(line.get(name, 0.0)):
+            raise RunFailed(f"the {name} is {line[name]} at step {step} (mean since the line before); {checkpoint.BROKEN}")
 
 
 def part_shares(plan: Plan, config: Config, world: int) -> list[list[int]]:

@@ -21,6 +21,9 @@ from pipeline.run_folder import read_quarantine, write_quarantine
 from pipeline.training.line import derived
 from pipeline.training.schedule import lr_factor
 
+KINDS = ("data", "compute", "collective", "checkpoint")
+"""What a worker spends seconds on; ``collective`` is part of ``compute``."""
+
 
 class MetricLog:
     """Means over the steps since the last line, exact over workers; also the record of quarantined videos.
@@ -35,12 +38,14 @@ class MetricLog:
         self.quarantined: list[dict[str, Any]] = read_quarantine(folder)
         self.outlets: list[Callable[[dict[str, Any]], None]] = []
         """Called with every new line, on the first worker."""
+        self.watch: Callable[[], Mapping[str, float]] = dict
+        """Asked once a line for more of what ``spent`` counts."""
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._spent: dict[str, float] = {}
         self._new: list[dict[str, Any]] = []
         self._steps, self._start = 0, time.perf_counter()
-        self._rows, self._decoding, self._bytes = 0, 0.0, 0
+        self._here, self._rows, self._clips, self._decoding, self._bytes = 0, 0, 0, 0.0, 0
         self._begun, self._begun_step = self._start, step
 
     def add(self, results: dict[str, torch.Tensor], batch: Batch) -> None:
@@ -49,7 +54,9 @@ class MetricLog:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
+        self._here += 1
         self._rows += len(batch.rows)
+        self._clips += int((batch.videos >= 0).sum())  # not the slots that method.supervised_steps leaves empty
         self._decoding += batch.decode_seconds
         self._bytes += batch.clip_bytes
         self._new += batch.quarantined
@@ -58,31 +65,38 @@ class MetricLog:
         """Count time of this worker, which becomes ``seconds/{what}`` a step."""
         self._spent[what] = self._spent.get(what, 0.0) + seconds
 
-    def write(self, step: int) -> None:
-        """End a line at this step. Raises UserError on all workers when too many videos failed."""
+    def write(self, step: int, more: Mapping[str, float] = {}) -> None:
+        """End a line at this step, with ``more`` in it. Raises UserError on all workers when too many videos failed."""
         seconds = time.perf_counter() - self._start
         totals = self._over_workers()
         record: dict[str, Any] = {"step": step, "epoch": round(self.plan.epoch(step * self.plan.rows_per_step), 4)}
         record |= derived(totals, {name: count * self.world for name, count in self._counts.items()})
         factor = lr_factor(step - 1, self.config.train)
         record |= {f"lr/{name}": getattr(self.config, name).optimizer.lr * factor for name in ("primary", "auxiliary")}
-        record |= {"seconds/step": seconds / self._steps}
-        record |= {f"seconds/{what}": spent / self._steps for what, spent in self._spent.items()}
+        record |= {"seconds/step": seconds / self._here} | self._seconds()
         rate = (time.perf_counter() - self._begun) / max(1, step - self._begun_step)
         record |= {
-            "clips_per_second": self._steps * self.plan.rows_per_step * self.plan.slots / seconds,
+            "clips_per_second": self._clips / max(self._rows, 1) * self._here * self.plan.rows_per_step / seconds,
             "eta_seconds": rate * (self.config.train.steps - step),
             "memory_mb": peak_memory_mb(next(iter(self._sums.values())).device),
             "quarantined": len(self.quarantined),
             **self._stream(seconds),
+            **more,
         }
         self.latest = record
         if self.rank == 0:
             for outlet in self.outlets:
                 outlet(record)
         self._sums, self._counts, self._spent, self._steps, self._start = {}, {}, {}, 0, time.perf_counter()
-        self._rows, self._decoding, self._bytes = 0, 0.0, 0
+        self._here, self._rows, self._clips, self._decoding, self._bytes = 0, 0, 0, 0.0, 0
         self._check_quarantine()
+
+    def _seconds(self) -> dict[str, float]:
+        """Of this worker, of a step that it took itself; 0 for what did not happen since the last line."""
+        spent = {**dict.fromkeys(KINDS, 0.0), **self._spent}
+        for what, seconds in self.watch().items():
+            spent[what] = spent.get(what, 0.0) + seconds
+        return {f"seconds/{what}": seconds / self._here for what, seconds in spent.items()}
 
     def _stream(self, seconds: float) -> dict[str, float]:
         """What this worker saw of the stream: its share of time in waiting, of its videos the seconds of decoding each,
@@ -90,7 +104,7 @@ class MetricLog:
         rows = max(self._rows, 1)
         return {
             "seconds/data_share": self._spent.get("data", 0.0) / seconds,
-            "seconds/decode_per_clip": self._decoding / (rows * self.plan.slots),
+            "seconds/decode_per_clip": self._decoding / max(self._clips, 1),
             "memory/step_megabytes": self._bytes / rows * self.plan.rows_per_step / 1e6,
             **(store_figures() if self.rank == 0 else {}),  # Ray itself has every node's in Prometheus
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import os
 import platform
 import threading
@@ -105,7 +106,7 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
     return TorchTrainer(
         _train_worker,
         train_loop_config={"config": tree, **more},
-        torch_config=TorchConfig(timeout_s=int(limit or 10**6)),
+        torch_config=TorchConfig(timeout_s=math.ceil(limit or 10**6)),
         datasets={"train": _placeholder},
         dataset_config=_Planned(tree, run.end, resources),
         scaling_config=ScalingConfig(
@@ -344,7 +345,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     stop = _Stop(loop_config["sign"], rank, world, device, several_nodes=_first(_alive_nodes() > 1))
     with stop:
         gauges = Gauges(config.run.name)
-        return train(run, batches, Worker(rank, world, device, wrap, partial(ray.train.report), _first, stop, progress, gauges))
+        return train(run, batches, Worker(rank, world, device, wrap, _first, stop, progress, gauges))
 
 
 def _alive_nodes() -> int:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,9 +112,15 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
 
     def log(self, line: Line) -> None:
-        """Every number is a curve."""
+        """Every number is a curve, and confidence a histogram of its tenths."""
         for name, value in scalars(line).items():
             self._writer.add_scalar(name, value, line["step"])
+        for name, shares in line.items():
+            if name.startswith("confidence/"):
+                ends = [(tenth + 1) / len(shares) for tenth in range(len(shares))]
+                middles = [(share, end - 0.5 / len(shares)) for share, end in zip(shares, ends, strict=True)]
+                moments = [sum(share * middle**power for share, middle in middles) for power in (0, 1, 2)]
+                self._writer.add_histogram_raw(name, 0.0, 1.0, *moments, ends, shares, line["step"])
 
     def close(self) -> None:
         """Flush."""
@@ -190,7 +197,7 @@ class WeightsAndBiases:
         import wandb
 
         self._folder = folder
-        run_id = _identity(folder, "wandb", lambda: str(wandb.util.generate_id()), str(config.tracking.wandb))
+        run_id = _identity(folder, "wandb", lambda: uuid.uuid4().hex[:8], str(config.tracking.wandb))
         try:
             self._run = wandb.init(
                 project=config.tracking.project, name=config.run.name, id=run_id, resume="allow", dir=str(folder),
@@ -207,7 +214,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Waits until all is written."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def _identity(folder: Path, tracker: str, create: Callable[[], str], where: str | None) -> str:

@@ -9,7 +9,9 @@ from typing import Self
 
 from pipeline import run_store
 from pipeline.config import TrainSection
-from pipeline.training.checkpoint import Snapshot, TrainState, kept, prune, snapshot, step_of, write
+from pipeline.errors import RunFailed
+from pipeline.run_folder import score_parts
+from pipeline.training.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, sync, write
 
 
 class NotSaved(RuntimeError):
@@ -30,7 +32,7 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def save(self, state: TrainState) -> None:
-        """Write the state, in a while. Raises NotSaved for the one before."""
+        """Write the state, in a while. Raises NotSaved for the one before, RunFailed if a weight of it was no number."""
         if not self.active:
             return
         self.wait()
@@ -57,6 +59,9 @@ class Writer:
             self.wait()
 
     def _write(self, shot: Snapshot) -> None:
+        for name, value in shot.model.items():  # on the host and in this thread, where looking at all of them delays no step
+            if not value.isfinite().all():
+                raise RunFailed(f"{name} is no longer finite at step {shot.facts['step']}; {BROKEN}")
         try:
             self._write_all(shot)
         except Exception as error:
@@ -66,6 +71,7 @@ class Writer:
     def _write_all(self, shot: Snapshot) -> None:
         step, scores = shot.facts["step"], {int(step): score for step, score in shot.facts["scores"].items()}
         policy = (step, self.train.keep_checkpoints, scores, self.train.keep_best)
+        _settle(self.folder)
         checkpoint = write(shot, self.folder)
         if self.store is not None:
             run_store.push_files(self.folder, self.store)  # metrics up to this step before the checkpoint that relies on them
@@ -76,3 +82,11 @@ class Writer:
                 if step_of(name) not in wanted:
                     run_store.delete_checkpoint(self.store, name)
         prune(self.folder, *policy)
+
+
+def _settle(folder: Path) -> None:
+    """What a run wrote up to a checkpoint is on the disk before it: the steps of it do not come again."""
+    scores = list(score_parts(folder))[-1:]
+    for path in (folder / "metrics.jsonl", folder / "quarantine.parquet", *scores, *(part.parent for part in scores)):
+        if path.exists():
+            sync(path)

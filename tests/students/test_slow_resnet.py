@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline.config import SlowResNetSection
-from pipeline.students.slow_resnet import SlowResNet
+from pipeline.students.slow_resnet import FramePool, SlowResNet
 
 
 def _parameters(student: nn.Module) -> int:
@@ -67,3 +69,35 @@ def test_group_norm_does_not_mix_clips() -> None:
 
 def test_weights_follow_torchs_seed() -> None:
     assert torch.equal(_student(depth=10, width=8).stem[0].weight, _student(depth=10, width=8).stem[0].weight)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("sides", [(8, 8), (7, 9)])
+def test_pooling_frame_by_frame_is_that_of_three_dimensions(layout: torch.memory_format, sides: tuple[int, int]) -> None:
+    """The same values, gradients and memory format; its backward on a GPU is one that torch's deterministic mode lets pass."""
+    torch.manual_seed(0)
+    reference = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+    maps = torch.randn(2, 6, 4, *sides).round(decimals=1).contiguous(memory_format=layout)  # rounded: some are equal
+    found = []
+    for pool in (FramePool(), reference):
+        inputs = maps.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.profiler.profile() as profile:
+            outputs = pool(inputs)
+        names = {event.key for event in profile.key_averages()}
+        assert ("aten::max_pool2d" in names, "aten::max_pool3d" in names) == (pool is not reference, pool is reference)
+        outputs.square().sum().backward()
+        found.append((outputs, inputs.grad))
+    (one, its_gradient), (other, other_gradient) = found
+    assert torch.equal(one, other) and torch.equal(its_gradient, other_gradient)
+    assert one.is_contiguous(memory_format=layout)
+    assert not FramePool().state_dict() and not any(
+        isinstance(module, nn.MaxPool3d) for module in _student(depth=10, width=8).modules()
+    )

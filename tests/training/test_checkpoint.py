@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,45 @@ def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path: Path, name: str, da
     assert "checkpoint_000004" in problems[0]
     with pytest.raises(DamagedCheckpoint):
         checkpoint.load(state(), tmp_path / "checkpoint_000004")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"step": 4', '"step": 9'),
+        lambda text: text.replace('"next_row": 32', '"next_row": 33'),
+        lambda text: text.replace('"seal"', '"sea1"'),
+        lambda text: "[1, 2]",
+        lambda text: "3",
+    ],
+    ids=["step", "row", "name of the seal", "a list", "a number"],
+)
+def test_a_changed_state_json_is_damage_too(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    checkpoint.save(state(steps=2), tmp_path)
+    file = checkpoint.save(state(steps=4), tmp_path) / "state.json"
+    changed = damage(file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    newest, problems = checkpoint.newest(tmp_path)
+    assert newest == tmp_path / "checkpoint_000002"
+    assert len(problems) == 1 and "checkpoint_000004/state.json" in problems[0]
+
+
+def test_a_checkpoint_from_before_state_json_had_a_checksum_loads(tmp_path: Path) -> None:
+    path = checkpoint.save(state(steps=4), tmp_path)
+    facts = json.loads((path / "state.json").read_text())
+    del facts["seal"]
+    (path / "state.json").write_text(json.dumps(facts))
+    assert checkpoint.newest(tmp_path) == (path, [])
+    (path / "state.json").write_text(json.dumps({**facts, "step": 9}))  # what can be told without one
+    newest, problems = checkpoint.newest(tmp_path)
+    assert newest is None and "it says step 9" in problems[0]
+
+
+def test_a_fork_is_sealed_anew(tmp_path: Path) -> None:
+    path = checkpoint.fork(checkpoint.save(state(), tmp_path / "one"), tmp_path / "other", {**PRINTS, "config": "d"})
+    assert checkpoint.newest(tmp_path / "other") == (path, [])
+    assert checkpoint.read_facts(path)["forked_from"]["step"] == 3
 
 
 def test_an_interrupted_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

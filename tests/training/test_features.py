@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -278,11 +279,13 @@ def free() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("free")
-def test_deterministic_mode_is_torchs(tmp_path: Path) -> None:
+def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And cuBLAS's, which is asked for by the environment, before its first product."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen = []
 
     def batches(step: int) -> Iterator[Any]:
-        seen.append(torch.are_deterministic_algorithms_enabled())
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)))
         raise InterruptedError
         yield
 
@@ -290,14 +293,14 @@ def test_deterministic_mode_is_torchs(tmp_path: Path) -> None:
         rows_per_step, sizes = 4, (VIDEOS, VIDEOS // 2)
 
     plan: Any = Plan()
-    worker = Worker(0, 1, torch.device("cpu"), lambda method: method, lambda metrics: None)
+    worker = Worker(0, 1, torch.device("cpu"), lambda method: method)
     from pipeline.run_folder import Fingerprints
 
     for switched in (True, False):
         run = Run(config_of(deterministic=switched), plan, CLASSES, VIDEOS, Fingerprints("", "", ""), tmp_path)
         with pytest.raises(InterruptedError):
             train(run, batches, worker)
-    assert seen == [True, False]
+    assert seen == [(True, ":4096:8"), (False, None)]
 
 
 def test_smoothed_labels() -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +19,12 @@ import torch.distributed as dist
 
 from jobs import train
 from jobs.command import run
+from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.resources import Resources
 from pipeline.run_folder import read_metrics, score_parts
 from pipeline.training import ray_fit
+from pipeline.training.fit import prepare
 from tests.processes import run_two
 
 
@@ -47,7 +51,7 @@ def _is_ours(pid: int) -> bool:
 
 def kill_a_worker_after(folder: Path, step: int, killed: list[int]) -> None:
     """kill -9 one train worker as soon as there is the checkpoint of ``step``: Ray would not have committed it yet."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250  # the test has 300
     while time.monotonic() < deadline and not killed:
         if (folder / f"checkpoint_{step:06d}").is_dir():
             for pid in worker_pids()[:1]:
@@ -104,6 +108,18 @@ def test_a_folder_that_nodes_do_not_share_is_said_by_all_workers(tmp_path: Path)
     for rank in (0, 1):
         text = (tmp_path / f"{rank}.txt").read_text()
         assert text.startswith(f"run.storage_path=/data/runs is not the same folder on all nodes: {platform.node()} cannot see")
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [("0.5", 1), ("7.2", 8), ("600", 600), ("null", 10**6)])
+def test_collectives_have_a_limit_of_a_second_at_least(
+    limit: str, seconds: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 would be no time at all."""
+    made: list[Any] = []
+    monkeypatch.setattr(ray_fit, "TorchTrainer", lambda *_, torch_config, **__: made.append(torch_config))
+    prepared = prepare(load_config(tiny / "tiny.yaml", [f"train.step_timeout_seconds={limit}", "scale.workers=1"]))
+    ray_fit._trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {})
+    assert made[0].timeout_s == seconds
 
 
 @pytest.mark.ray

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +17,7 @@ import torch
 from jobs import evaluate, train
 from jobs.command import run
 from pipeline.config import load_config
+from pipeline.errors import RunFailed
 from pipeline.run_folder import read_metrics, read_quarantine
 from pipeline.training import loop
 from pipeline.training.fit import fit_here, prepare
@@ -40,6 +44,13 @@ def test_a_run_leaves_what_was_promised(tiny: Path, tmp_path: Path, capsys: pyte
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert lines[-1]["memory/step_megabytes"] == 2 * 3 * 2 * 4 * 40 * 40 * 3 / 1e6  # rows, videos, clips of 4 frames of 40 x 40
     assert 0 < lines[-1]["seconds/decode_per_clip"] < 10 and 0 <= lines[-1]["seconds/data_share"] < 1
+    for line in lines:
+        seconds = {kind: line[f"seconds/{kind}"] for kind in ("step", "data", "compute", "collective", "checkpoint")}
+        assert seconds["compute"] > 0 and seconds["data"] >= 0 and seconds["collective"] == 0  # one worker waits for none
+        assert (seconds["checkpoint"] > 0) == (line["step"] in (6, 10))  # those of 4 and 8: lines are written first
+        assert seconds["data"] + seconds["compute"] + seconds["checkpoint"] <= seconds["step"]
+        assert line["clips_per_second"] * seconds["step"] == pytest.approx(2 * 3)
+        assert 50 < line["memory_mb"] < 20_000 and line["eta_seconds"] >= 0
     assert {"mask_rate/primary_to_auxiliary", "contrast_loss", "lr/primary", "gradient_norm/auxiliary"} <= set(lines[-1])
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000008", "checkpoint_000012"]
     table = pq.read_table(folder / "predictions.parquet")
@@ -104,6 +115,13 @@ def test_supervised_decodes_no_unlabeled_video(tiny: Path, tmp_path: Path) -> No
     assert "contrast_loss" not in line
     config = load_config(tiny / "tiny.yaml", ["method.name=supervised", f"run.storage_path={tmp_path}/x"])
     assert prepare(config).source.plan.slots == 1
+
+
+def test_clips_are_counted_that_were_decoded(tiny: Path, tmp_path: Path) -> None:
+    """Before method.supervised_steps the unlabeled slots of a row are planned and left empty."""
+    assert command(tiny, tmp_path, "method.supervised_steps=2", "train.steps=4") == 0
+    lines = read_metrics(tmp_path / "tiny")
+    assert [line["clips_per_second"] * line["seconds/step"] for line in lines] == pytest.approx([2, 6])
 
 
 def test_precision_bf16_trains(tiny: Path, tmp_path: Path) -> None:
@@ -202,6 +220,27 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_cause(
     text = capsys.readouterr().err
     assert re.search(r"^failed: the loss is (nan|inf) at step \d+ .*lower primary\.optimizer\.lr", text)
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_an_infinite_gradient_is_not_saved(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
+    """The loss of the checkpoint's step is finite still; a signal's checkpoint, between two lines, is no other."""
+    words = [f"run.storage_path={tmp_path}", f"train.steps={8 if stops else 6}", "train.log_every=4"]
+    prepared = prepare(load_config(tiny / "tiny.yaml", words))
+    step = loop.take_step
+
+    def exploding(wrapped: Any, state: Any, *rest: Any) -> Any:
+        if state.step + 1 == 6:
+            next(state.students["primary"].parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        if stops and state.step + 1 == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(wrapped, state, *rest)
+
+    monkeypatch.setattr(loop, "take_step", exploding)
+    prepared.open()
+    with pytest.raises(RunFailed, match=r"gradient_norm/primary is (nan|inf) at step 6 .*lower primary\.optimizer\.lr"):
+        fit_here(prepared)
+    assert [path.name for path in prepared.run.folder.glob("checkpoint_*")] == ["checkpoint_000004"]
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(tiny: Path, tmp_path: Path) -> None:

@@ -89,6 +89,41 @@ def test_files_are_the_stores(s3: ObjectStore, tmp_path: Path) -> None:
     assert found == {"metrics.jsonl": "new", "tensorboard/events": "e"}
 
 
+def test_what_vanishes_while_files_are_copied_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training writes scores and trackers their files while a slow store takes the first ones."""
+    scratch, gone, kept = (tmp_path / name for name in ("scores/.000001-000004.parquet.ab12", "wandb/log", "wandb/z"))
+    for path in (scratch, gone, kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    (tmp_path / "metrics.jsonl").write_text("all")
+    copied: list[str] = []
+
+    def slow(path: Path, location: str) -> None:
+        if path in (scratch, gone):  # between the listing and the upload
+            path.unlink()
+        path.read_bytes()
+        copied.append(location)
+
+    monkeypatch.setattr(storage, "upload", slow)
+    run_store.push_files(tmp_path, "s3://runs/vanish")
+    assert copied == ["s3://runs/vanish/metrics.jsonl", "s3://runs/vanish/wandb/z"]
+
+    def away(path: Path, location: str) -> None:
+        raise FileNotFoundError(location)  # the store's fault: the file is there
+
+    monkeypatch.setattr(storage, "upload", away)
+    with pytest.raises(FileNotFoundError):
+        run_store.push_files(tmp_path, "s3://runs/vanish")
+
+
+def test_scratch_files_of_folders_are_not_copied(s3: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / ".half.parquet").write_text("half")
+    (tmp_path / "scores" / "whole.parquet").write_text("whole")
+    run_store.push_files(tmp_path, "s3://runs/scratch")
+    assert storage.files_below("s3://runs/scratch") == ["scores/whole.parquet"]
+
+
 @pytest.mark.timeout(240)
 def test_a_run_goes_on_from_the_store_on_another_machine(
     s3: ObjectStore, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

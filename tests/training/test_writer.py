@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import wait
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.config import TrainSection
+from pipeline.errors import RunFailed
 from pipeline.training import checkpoint, writer
 from pipeline.training.checkpoint import Snapshot
 from pipeline.training.writer import NotSaved, Writer
@@ -88,6 +90,32 @@ def test_an_error_of_the_training_is_not_hidden_by_one_of_the_writer(tmp_path: P
     saver = Writer(tmp_path / "run", None, TRAIN)
     saver.save(state(steps=2))
     saver.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+
+
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    """As an optimizer's step makes them from finite gradients, when the rate is high enough."""
+    one = state(steps=2)
+    with torch.no_grad():
+        next(one.method.parameters())[0] = float("inf")
+    saver = Writer(tmp_path, None, TRAIN)
+    saver.save(one)
+    with pytest.raises(RunFailed, match=r"0\.weight is no longer finite at step 2; .* clip_gradient_norm"):
+        saver.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Power that goes in between must not leave a checkpoint whose lines of metrics are lost."""
+    (tmp_path / "scores").mkdir()
+    written = ["metrics.jsonl", "quarantine.parquet", "scores/000001-000002.parquet"]
+    for name in written:
+        (tmp_path / name).write_text("x")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with Writer(tmp_path, None, TRAIN) as saver:
+        saver.save(state(steps=2))
+    places = [synced.index(str(tmp_path / name)) for name in written]
+    assert max(places) < min(number for number, path in enumerate(synced) if ".checkpoint_000002" in path)
 
 
 def test_the_last_checkpoint_is_there_when_the_writer_ends(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""How good a state is, by labeled videos that were kept from training: what ``train.keep_best`` chooses checkpoints by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.clips.modalities import derive
+from pipeline.clips.seeds import Ints
+from pipeline.clips.source import Columns, Source
+from pipeline.clips.stream import map_ahead
+from pipeline.clips.views import center_views
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+
+def held_out_videos(source: Source) -> Ints:
+    """Manifest rows of the validation split whose labels are known. Raises UserError when there are none."""
+    rows = source.evaluated("validation")
+    known: Ints = rows[source.columns["label"][rows] >= 0]
+    if len(known) == 0:
+        raise UserError(f"no validation video of {source.manifest.path} has a label: keep some with jobs.label --hold-out 10%")
+    return known
+
+
+def check_held_out(source: Source, config: Config) -> None:
+    """Raises UserError if ``train.keep_best`` has nothing to choose by."""
+    if config.train.keep_best:
+        try:
+            held_out_videos(source)
+        except UserError as error:
+            best = config.train.keep_best
+            raise UserError(f"train.keep_best={best} needs held-out videos: {error}; or set it to 0") from None
+
+
+def accuracies(method: nn.Module, source: Source, config: Config, alive: Callable[[], None]) -> dict[str, float]:
+    """Share of the held-out videos that each student names right, by one view in the middle of each.
+
+    As evaluation does it: fp32, running means of weights if there are any. A video that cannot be decoded counts as wrong.
+    Nothing of the training changes: BatchNorm's statistics stay, and no random number is drawn. ``alive`` is called after
+    every ``evaluation.batch_videos`` videos.
+    """
+    students: nn.ModuleDict = getattr(method, "averages", None) or method.students  # type: ignore[assignment]
+    videos, size = held_out_videos(source), config.evaluation.batch_videos
+    blocks = [videos[start : start + size] for start in range(0, len(videos), size)]
+
+    def decode(block: Ints) -> Columns:
+        middle = np.full(len(block), 0.5)
+        return source.views(block, middle, middle)
+
+    right = dict.fromkeys(students, 0)
+    modes = {module: module.training for module in students.modules()}
+    students.eval()
+    try:
+        for views in map_ahead(decode, blocks, ahead=os.cpu_count() or 1):
+            for name in right:
+                right[name] += _right(students[name], views, source, config, name)
+            alive()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {name: number / len(videos) for name, number in right.items()}
+
+
+@torch.no_grad()
+def _right(student: nn.Module, views: Columns, source: Source, config: Config, name: str) -> int:
+    clip = getattr(config, name).clip
+    clips = torch.from_numpy(views[name]).to(next(student.parameters()).device)
+    logits_NK, _ = student(derive(center_views(clips, clip.size), clip.modality))
+    said = logits_NK.argmax(dim=1).cpu().numpy()
+    return int(((said == source.columns["label"][views["video"]]) & (views["reason"] == "")).sum())

@@ -1,0 +1,112 @@
+"""train.keep_best: checkpoints are held against videos that were kept from training, and the best one stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import label, train
+from jobs.command import run
+from pipeline.config import Config, load_config
+from pipeline.evaluation.predict import predict
+from pipeline.manifest.labels import read_labels
+from pipeline.methods import STUDENTS, build_students
+from pipeline.run_folder import read_metrics
+from pipeline.training import checkpoint, held_out, loop
+from pipeline.training.fit import fit_here, prepare
+from tests.training.test_loop import comparable, weights
+
+WORDS = ("train.keep_best=1", "train.keep_checkpoints=1", "train.checkpoint_every=3")
+
+
+@pytest.fixture(scope="module")
+def held(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A label subset, one labeled video of every class of which is held out."""
+    path = tmp_path_factory.mktemp("held") / "labels.parquet"
+    words = ["--per-class", "4", "--seed", "0", "--hold-out", "25%", "--out", str(path)]
+    assert run(label.main, [str(tiny / "manifest.parquet"), *words]) == 0
+    return path
+
+
+def config_of(tiny: Path, tmp_path: Path, held: Path, *words: str) -> Config:
+    return load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", f"data.labels={held}", *WORDS, *words])
+
+
+def test_the_best_checkpoint_stays(tiny: Path, tmp_path: Path, held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are made up so that the second of four checkpoints is best."""
+    made_up = iter([0.25, 0.75, 0.5, 0.5])
+    monkeypatch.setattr(loop, "accuracies", lambda *_: dict.fromkeys(STUDENTS, next(made_up)))
+    prepared = prepare(config_of(tiny, tmp_path, held))
+    prepared.open()
+    fit_here(prepared)
+    folder = prepared.run.folder
+    assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000006", "checkpoint_000012"]
+    told = {line["step"]: line.get("held_out_accuracy/primary") for line in read_metrics(folder)}
+    assert {step: score for step, score in told.items() if score is not None} == {3: 0.25, 6: 0.75, 9: 0.5, 12: 0.5}
+
+
+def test_scores_are_those_of_evaluation_and_change_nothing(
+    tiny: Path, tmp_path: Path, held: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after step 7, with dropout and BatchNorm: the same scores, lines and bits as uninterrupted, and the same bits as
+    a run that scores nothing. The scores are what ``predict`` says of the checkpoint's file."""
+    noisy = ["auxiliary.network.dropout=0.2", "primary.network.norm=batch", "train.keep_checkpoints=4"]
+    for name, best in (("whole", 1), ("unscored", 0)):
+        prepared = prepare(config_of(tiny, tmp_path, held, *noisy, f"run.name={name}", f"train.keep_best={best}"))
+        prepared.open()
+        fit_here(prepared)
+    prepared = prepare(config_of(tiny, tmp_path, held, *noisy, "run.name=cut"))
+    step, calls = loop.take_step, []
+
+    def dying(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 8:
+            raise InterruptedError
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "take_step", dying)
+    prepared.open()
+    with pytest.raises(InterruptedError):
+        fit_here(prepared)
+    monkeypatch.undo()
+    fit_here(prepared)
+    last = {name: tmp_path / name / "checkpoint_000012" for name in ("whole", "cut", "unscored")}
+    assert weights(last["whole"]) == weights(last["cut"]) == weights(last["unscored"])
+    scores = {name: checkpoint.read_facts(folder)["scores"] for name, folder in last.items()}
+    assert list(scores["whole"]) == ["3", "6", "9", "12"] and scores["unscored"] == {}
+    assert scores["cut"] == scores["whole"]
+    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+    assert not any("held_out" in name for line in read_metrics(tmp_path / "unscored") for name in line)
+
+    config = config_of(tiny, tmp_path, held, *noisy, "evaluation.clips=1")
+    videos = held_out.held_out_videos(prepared.source)
+    assert videos.tolist() == read_labels(str(held), prepared.source.manifest).held_out.tolist() and len(videos) == 4
+    said = predict(prepared.source, config, last["cut"] / "model.safetensors", videos, None)
+    labels = np.array([prepared.source.columns["label"][video] for video in said["video"].tolist()])
+    for name in STUDENTS:
+        accuracy = float((said[name].argmax(axis=1) == labels).mean())
+        assert read_metrics(tmp_path / "cut")[-1][f"held_out_accuracy/{name}"] == accuracy
+
+
+def test_modes_come_back(tiny: Path, tmp_path: Path, held: Path) -> None:
+    """What a method keeps in another mode than its students stays in it."""
+    prepared = prepare(config_of(tiny, tmp_path, held))
+    method = torch.nn.Module()
+    method.students = build_students(prepared.run.config, 4)
+    method.students["primary"].blocks[0].eval()
+    before = [module.training for module in method.students.modules()]
+    alive: list[int] = []
+    found = held_out.accuracies(method, prepared.source, prepared.run.config, lambda: alive.append(1))
+    assert [module.training for module in method.students.modules()] == before
+    assert set(found) == set(STUDENTS) and alive == [1]
+
+
+def test_without_held_out_videos_it_is_refused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "train.keep_best=1"]
+    assert run(train.main, words) == 2
+    text = capsys.readouterr().err
+    assert "train.keep_best=1 needs held-out videos" in text and "jobs.label --hold-out" in text
+    assert not (tmp_path / "tiny").exists()
