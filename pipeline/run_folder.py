@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -80,6 +82,11 @@ def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
+
+
+def command_line() -> str:
+    """How this process was called, as a shell takes it."""
+    return shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
 
 
 def _version(name: str) -> str | None:

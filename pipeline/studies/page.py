@@ -16,6 +16,7 @@ from pipeline.studies.response import Response
 from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.statistics import ALPHA, Estimate, p_text
 from pipeline.studies.table import hours_text, signed
+from pipeline.training.signatures import KNOBS
 
 NBSP = "\N{NO-BREAK SPACE}"
 MOST_NAMED = 3
@@ -304,22 +305,11 @@ def response_note(shown: Response | None, found: Sequence[Difference]) -> str:
 
 
 def signatures(runs: Sequence[Run]) -> list[tuple[str, str, str, str, str]]:
-    """Rows of (run, failure signature, steps, what it means, knobs to turn), in the order of the runs."""
+    """Rows of (run, failure signature, steps, what it means, what to try), in the order of the runs."""
     return [
-        (run.name, str(one["name"]), _span(one.get("since_step"), one.get("until_step")), str(one.get("message") or ""),
-         ", ".join(map(str, one.get("knobs") or ())))
+        (run.name, one.name, f"{one.since:,} to {one.until:,}", one.said, KNOBS[one.rule])
         for run in runs for one in run.signatures
     ]  # fmt: skip
-
-
-def _span(since: object, until: object) -> str:
-    return (
-        f"{since:,} to {until:,}"
-        if isinstance(since, int) and isinstance(until, int)
-        else f"from {since}"
-        if until is None
-        else f"{since} to {until}"
-    )
 
 
 def cost(runs: Sequence[Run]) -> str:

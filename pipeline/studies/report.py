@@ -287,6 +287,9 @@ class Command:
     run: Run
     href: str
     command: str
+    """``setting.command``: what makes this very run."""
+    study: str
+    """The command of the study or search that it is of, if any."""
     against: str
     """Name of the baseline, empty for itself."""
     differing: list[tuple[str, Any, Any]]
@@ -306,6 +309,7 @@ def _commands(content: Content, folder: Path) -> list[Command]:
             run=run,
             href=_link(folder, run),
             command=setting.command(run),
+            study=study.command if (study := content.given.study_of(run)) else "",
             against="" if run is base else name,
             differing=setting.differing_keys(run, base) if base is not None else [],
             changed=setting.changed_keys(run),

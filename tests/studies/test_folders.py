@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from jobs import train
 from pipeline.studies.folders import read_given, read_study
+from pipeline.studies.report import write_report
 from pipeline.studies.runs import read_run
 from tests.study_folders import SEARCH, line, search_trials, write_population, write_search, write_study
 
@@ -93,14 +95,16 @@ def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, content: str) ->
     assert study.missing[0].startswith("study.json")
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '[{"since_step": 3}]'])
-def test_damaged_signatures_are_told_not_fatal(make_run: Any, content: str) -> None:
-    folder = make_run()
-    (folder / "signatures.json").write_text(content)
-    run = read_run(folder)
-    assert run.signatures == () and any("signatures.json cannot be read" in sentence for sentence in run.missing)
-    (folder / "signatures.json").write_text(json.dumps([{"name": "zero mask"}]))
-    assert read_run(folder).signatures == ({"name": "zero mask"},)
+def test_signatures_are_what_training_warned_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a run that the training made, whose threshold keeps no label."""
+    words = ["method.confidence_threshold=1", "method.supervised_steps=0", "monitors.patience_steps=4"]
+    assert train.main(["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *words]) == 0
+    found = read_run(tmp_path / "tiny").signatures
+    assert [(one.name, one.since, one.until) for one in found if one.rule == "no_labels"] == [
+        ("no_labels/auxiliary_to_primary", 2, 12), ("no_labels/primary_to_auxiliary", 2, 12)]  # fmt: skip
+    assert capsys.readouterr().out.count("of labels are kept, in every line since step 2") == 2
+    html = write_report([tmp_path / "tiny"]).path.read_text(encoding="utf-8")
+    assert "<h2>Failure signatures</h2>" in html and "lower method.confidence_threshold" in html
 
 
 def test_cost_is_of_the_logged_steps(make_run: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
+from pipeline.studies import setting
 from pipeline.studies.html import SORTING, script_hash
 from pipeline.studies.report import Report, write_report
+from pipeline.studies.runs import flatten, read_run
 from tests.study_folders import line, write_population, write_rates, write_search, write_study, write_weights
 
 MAX_BYTES = 5_000_000
@@ -194,7 +199,8 @@ def test_an_ablation_answers_its_question_and_says_what_is_missing(reports: dict
     assert answer.startswith("Better than contrast_weight=0: contrast_weight=1 by +")
     assert "The other 2 settings are not distinguishable from it at n = 2 to 3." in answer
     assert "1 of 12 trials: 1 not begun. python -m jobs.ablate contrast_weight --config c.yaml --seeds 3 continues it." in html
-    assert "zero mask" in html and "from 120" in html and "keeps no &lt;label&gt;" in html
+    kept = '<td>no_labels/primary_to_auxiliary</td><td class="number">10 to 500</td>'
+    assert kept in html and "labels of the primary for the auxiliary: 0.0% of labels are kept" in html
     assert "Top-1 over method.contrast_weight" in html and "<b>" not in answer
     assert re.search(r"hours of training on [\d,]+ clips", html)
 
@@ -265,6 +271,25 @@ def test_commands_and_changed_keys_are_shown(reports: dict[str, Report]) -> None
     changed = re.findall("<tr>" + 3 * "<td><code>([^<]+)</code></td>" + "</tr>", html)
     assert ("train.steps", "1000", "20000") in changed
     assert all(key != "train.precision" for key, _, _ in changed)
+
+
+def test_the_command_of_a_studys_run_makes_this_very_run_in_a_shell(make_run: Any, tmp_path: Path) -> None:
+    """Recorded is the command of the process that made it: the study's, or that of a worker of Ray's."""
+    words = ("views.strong.time.warp=[2, 4, 8]", "primary.network.arch=timesformer", "train.milestones=[]",
+             "method.labels.distribution_alignment='off'", "primary.optimizer.lr=0.00001", "method.label_smoothing=0.1")  # fmt: skip
+    folder = make_run(overrides=(*words, f"data.root={tmp_path}/a place"))
+    facts = json.loads((folder / "facts.json").read_text())
+    study = write_study(folder.parent, [line(0, folder.name)], command="python -m jobs.ablate 'my study.yaml'")
+    for recorded in ("python -m jobs.ablate x --config c.yaml", "/x/default_worker.py --node-ip-address=1", None):
+        (folder / "facts.json").write_text(json.dumps({**facts, "command": recorded}))
+        made = shlex.split(setting.command(run := read_run(folder)))
+        assert made[:3] == ["python", "-m", "jobs.train"]
+        assert flatten(load_config(overrides=made[3:]).model_dump(mode="json")) == run.config
+    html = write_report([study]).path.read_text(encoding="utf-8")
+    assert "views.strong.time.warp=[2, 4, 8]&#39;" in html
+    assert "<pre>python -m jobs.ablate &#39;my study.yaml&#39;</pre>" in html
+    (folder / "facts.json").write_text(json.dumps({**facts, "command": None, "lineage": [{"from": 0}, {"from": 100}]}))
+    assert setting.command(read_run(folder)) == ""
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "quarantine.parquet"])
