@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
     """Random, TPE, ASHA or HyperBand."""
-    source = Search(study, order.space, order.plan, order.base)
+    source = Search(study, order.space, order.plan, order.base, lambda: write_trials(order.folder, lines_of(study, order.plan)))
     run_jobs(source, order.base, budget)
     print("\n".join([order.space.question, "", *trial_lines(source)]))
     if winners := best(study, runs(study)):
@@ -101,7 +101,8 @@ def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
 
 def evolve(order: Order, study: optuna.Study, budget: Budget, begun: float) -> list[str]:
     """Population-based training; one process at a time, for its members wait for each other."""
-    population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric)
+    population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric,
+                            lambda: write_trials(order.folder, lines_of(study, order.plan)))  # fmt: skip
     with claimed(order.folder / ".population.lock", 0) as ours:
         if not ours:
             raise UserError(f"another process trains the population in {order.folder}; its members wait for each other")

@@ -7,8 +7,9 @@ the same command again runs what is missing and continues what was cut off.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.studies.cost import state_of
 from pipeline.studies.run import evaluated, training_seconds
 from pipeline.studies.study_file import LABELS, Study, resolve
 from pipeline.studies.study_folder import read_trials, write_about, write_trials
-from pipeline.studies.trials import Budget, Job, run_jobs
+from pipeline.studies.trials import Budget, Job, run_jobs, taken
 from pipeline.training.fit import prepare
 
 
@@ -107,7 +108,7 @@ def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budge
         return {}
     done = len(trials) - len(missing)
     print(f"{done} of {len(trials)} trials are done, {len(missing)} to run, {budget.concurrent} at once", flush=True)
-    listed = _Listed(missing)
+    listed = _Listed(missing, partial(write_study, study, trials, base))
     run_jobs(listed, missing[0].config.with_absolute_paths(), budget)
     write_study(study, trials, base, listed.problems)
     return listed.problems
@@ -116,8 +117,9 @@ def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budge
 class _Listed:
     """A source of trials that are all known at the start."""
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self._left = list(trials)
+    def __init__(self, trials: Sequence[Trial], write: Callable[[Mapping[str, str]], None]) -> None:
+        """``write(problems)`` is called whenever a trial has ended, so that a killed study says how far it came."""
+        self._left, self._write = list(trials), write
         self.problems: dict[str, str] = {}
 
     def next(self) -> Job | None:
@@ -135,6 +137,7 @@ class _Listed:
         """Remember what failed."""
         if error is not None:
             self.problems[job.name] = error
+        self._write(self.problems)
 
 
 def write_study(study: Study, trials: Sequence[Trial], base: Config, failed: Mapping[str, str]) -> None:
@@ -171,7 +174,9 @@ def _line(trial: Trial, number: int, failure: str | None) -> dict[str, Any]:
     if state.done:
         summary = json.loads((trial.config.run_folder / "evaluation.json").read_text(encoding="utf-8"))
         values = {name: summary[name]["top1"] for name in values}
-    word = "complete" if state.done else "failed" if failure else "running" if state.step else "waiting"
+    busy = failure == taken(trial.config.with_absolute_paths())  # another command runs it, and will say what came of it
+    failure = None if busy else failure
+    word = "complete" if state.done else "failed" if failure else "running" if state.step or busy else "waiting"
     seconds = training_seconds(trial.config.run_folder, trial.config.train.steps)
     return {
         "number": number, "state": word, "params": {**trial.values, "run.seed": trial.seed}, "values": values,

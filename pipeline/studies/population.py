@@ -136,6 +136,8 @@ class Population:
     size: int
     interval: int
     metric: str
+    write: Callable[[], None] = lambda: None
+    """Called after each decision, so that a killed search says how far it came."""
 
     def run(self, budget: Budget, clock: Callable[[], float]) -> tuple[list[Member], list[str]]:
         """Train all generations within the budget; the members by their last scores, the best first, and what went wrong.
@@ -246,6 +248,7 @@ class Population:
             for old, new in zip(before, after, strict=True)
         ]  # fmt: skip
         write_text(Path(self.base.run.storage_path) / FILE, json.dumps(decisions, indent=1))
+        self.write()
 
 
 class _Generation:

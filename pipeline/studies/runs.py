@@ -161,6 +161,13 @@ def read_run(folder: Path) -> Run:
     return replace(run, missing=tuple(missing))
 
 
+def read_outcome(folder: Path) -> Mapping[str, Any]:
+    """evaluation.json of a run that has come to its end, else nothing; no other large file is read."""
+    evaluation = _read_json(folder / "evaluation.json", [])
+    steps = _read_config(folder / "config.yaml", []).get("train.steps") if evaluation else None
+    return evaluation if steps and evaluation.get("step") == steps else {}
+
+
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -34,7 +34,11 @@ from pipeline.training.watch import StopSign
 
 ORPHAN_SECONDS = 20.0
 """How long a trial waits for one of a killed driver to leave its run folder."""
-_TAKEN = "{} is being written by another process"
+
+
+def taken(config: Config) -> str:
+    """Why a trial was not run that another command has under way."""
+    return f"{config.run_folder} is being written by another process"
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
     with claimed(_lock(job.config), ORPHAN_SECONDS) as ours:
         try:
             if not ours:
-                raise UserError(_TAKEN.format(job.config.run_folder))
+                raise UserError(taken(job.config))
             for step in job.stops:
                 if sign.number or time.monotonic() >= deadline:  # came while a run was judged
                     raise Stopped(sign.number or signal.SIGTERM, "stopped between two trials; the same command continues")
@@ -228,7 +232,7 @@ def _trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(config.scale.torch_threads or max(1, int(cpus)))
     with claimed(_lock(config), ORPHAN_SECONDS) as ours:
         if not ours:
-            ray.tune.report({"step": 0, "error": _TAKEN.format(config.run_folder)})
+            ray.tune.report({"step": 0, "error": taken(config)})
             return
         for step in space["stops"]:
             try:

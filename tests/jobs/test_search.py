@@ -110,6 +110,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
         with pytest.raises(Killed):
             command(*words, "--name", "cut")
     monkeypatch.undo()
+    assert [trial["state"] for trial in read_trials(tmp_path / "cut")] == ["pruned"] * len(copies)  # who was replaced at step 4
     assert command(*words, "--name", "cut") == 0
     assert json.loads((tmp_path / "cut" / "population.json").read_text(encoding="utf-8")) == decisions
     for one in decisions["8"]:
@@ -131,6 +132,23 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert weights(second.run.folder) == weights(child)
     state = json.loads((second.run.folder / "checkpoint_000004" / "state.json").read_text(encoding="utf-8"))
     assert state["forked_from"]["run"] == parent.run.name
+
+
+def test_the_file_of_a_killed_search_has_what_had_ended(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, calls = trials.advance, []
+
+    def dies(prepared: Any, step: int) -> Any:
+        calls.append(step)
+        if len(calls) == 2:
+            raise Killed
+        return advance(prepared, step)
+
+    monkeypatch.setattr(trials, "advance", dies)
+    with pytest.raises(Killed):
+        command("--space", "rates", "--algorithm", "random", "--trials", "2", "train.steps=2")
+    assert [trial["state"] for trial in read_trials(tmp_path / "rates")] == ["complete"]
 
 
 def test_a_damaged_parent_is_named(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
