@@ -43,6 +43,8 @@ def read_study(path: Path) -> Study:
     if not isinstance(tree, dict) or set(tree) not in ({"question", "grid"}, {"question", "cases"}):
         raise UserError(f"study {path} needs exactly the fields question and grid, or question and cases")
     question, grid, cases = str(tree["question"]), tree.get("grid"), tree.get("cases")
+    if odd := [f"{name!r} is a {type(name).__name__}" for name in (grid or cases or ()) if not isinstance(name, str)]:
+        raise UserError(f"study {path}: names and keys are words; put on, off, yes, no, null and numbers in quotes:", odd)
     if "cases" in tree:
         if not isinstance(cases, dict) or not cases or not all(isinstance(values, dict) for values in cases.values()):
             raise UserError(f"study {path}: cases must give a mapping of configuration keys to values for each name")

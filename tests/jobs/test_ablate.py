@@ -31,6 +31,7 @@ def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
     study = read_study(path)
     trials = plan_trials(study, load_config(), seeds=2)
     assert len(trials) == 2 * len(study.cells)
+    assert all(name[0].islower() for name in study.cells)  # off is no False
     assert len({trial.config.run_folder for trial in trials}) == len(trials)
     assert {trial.config.run.seed for trial in trials} == {0, 1}
 
@@ -63,6 +64,8 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text, message in (
         ("grid: [", "cannot be read"),
         ("grid: {}", "question and grid"),
+        ("question: q\ncases: {off: {method.contrast_weight: 0}}", "False is a bool"),
+        ("question: q\ngrid: {1: [3]}", "1 is a int"),
         ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
         ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
         ("question: q\ngrid: {train.steps: 3}", "list of values"),
