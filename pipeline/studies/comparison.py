@@ -193,16 +193,18 @@ def _short(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------- baseline
 
 
-def choose_baseline(groups: Sequence[Group], params: Mapping[str, Any] | None = None) -> Group | None:
-    """What all others are compared with: the setting with these ``params``, else the supervised one, else the only one whose
-    varied keys are at the program's defaults, else the first. None for a single group.
+def choose_baseline(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> Group | None:
+    """What all others are compared with: the ``wanted`` setting or the first one with these params, else the supervised one,
+    else the only one whose varied keys are at the program's defaults, else the first. None for a single group.
 
-    Raises UserError when no group has the ``params``.
+    Raises UserError when no group has the params.
     """
-    if params is not None:
-        found = find(groups, params)
+    if isinstance(wanted, Group):
+        return wanted if len(groups) > 1 else None
+    if wanted is not None:
+        found = find(groups, wanted)
         if not found:
-            words = " ".join(f"{key}={value}" for key, value in params.items())
+            words = " ".join(f"{key}={value}" for key, value in wanted.items())
             raise UserError(f"no run has the baseline's {words}", [f"there is {group.label}" for group in groups])
         return found[0] if len(groups) > 1 else None
     if len(groups) < 2 or any(group.method == BASELINE for group in groups):
@@ -222,15 +224,15 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other or repr(one) == repr(other) or (isinstance(one, list) and one == list(other or ())))
 
 
-def compare(groups: Sequence[Group], params: Mapping[str, Any] | None = None) -> list[Difference]:
+def compare(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> list[Difference]:
     """One for each group that shares a seed, the labels and the videos with the baseline, each corrected for all of them.
 
     Of several supervised settings, each group is compared with the one that differs from it in the fewest keys.
     """
-    chosen = choose_baseline(groups, params)
+    chosen = choose_baseline(groups, wanted)
     if chosen is None:
         return []
-    many = params is None and chosen.method == BASELINE
+    many = wanted is None and chosen.method == BASELINE
     baselines = [group for group in groups if group.method == BASELINE] if many else [chosen]
     found = []
     for group in (group for group in groups if all(group is not baseline for baseline in baselines)):

@@ -245,7 +245,7 @@ def _as_it_stands(trial: Trial, objectives: Sequence[Objective]) -> Trial:
     outcome, last = read_outcome(trial.folder), (read_lines(trial.folder / "scores.jsonl") or ({},))[-1]
     if not outcome:
         return replace(trial, state="running")
-    known = {"seconds": last.get("seconds"), **{view: (outcome.get(view) or {}).get("top1") for view in VIEWS}}
+    known: dict[str, Any] = {view: (outcome.get(view) or {}).get("top1") for view in VIEWS} | {"seconds": last.get("seconds")}
     values = {one.name: float(known[one.name]) for one in objectives if known.get(one.name) is not None}
     return replace(trial, state="complete", values=values, seconds=last.get("seconds", trial.seconds))
 

@@ -120,14 +120,20 @@ def collect(given: Given, baseline: Mapping[str, Any] | None = None) -> Content:
     groups = in_order(group_runs([run for run in given.runs if all(run is not one for one in searched)]))
     groups = [_named(group, given) for group in groups]
     trials = trial_groups([study for study in given.studies if study.is_search], searched)
-    params = baseline or _baseline_of(given, groups)
-    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, params)), choose_baseline(groups, params))
+    wanted = baseline or _baseline_of(given, groups)
+    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, wanted)), choose_baseline(groups, wanted))
 
 
-def _baseline_of(given: Given, groups: Sequence[Group]) -> Mapping[str, Any] | None:
-    """The one that the only study names, if it has a run."""
+def _baseline_of(given: Given, groups: Sequence[Group]) -> Group | None:
+    """The one that the only study names, if it has a run: that of the cell which changes just these keys, for another cell may
+    have the same values of them and change others, too."""
     params = given.studies[0].baseline if len(given.studies) == 1 else None
-    return params if params and find(groups, params) else None
+    if not params:
+        return None
+    cells = [{key: trial.params[key] for key in trial.params if key != "run.seed"} for trial in given.studies[0].trials]
+    folders = {trial.folder for trial, cell in zip(given.studies[0].trials, cells, strict=True) if cell == params}
+    exact = [group for group in groups if any(run.folder in folders for run in group.runs)]
+    return next(iter(exact or find(groups, params)), None)
 
 
 def _named(group: Group, given: Given) -> Group:

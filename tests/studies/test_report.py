@@ -247,6 +247,18 @@ def test_cells_that_have_names_keep_them_and_a_baseline_without_a_run_is_replace
     assert '<th scope=row data-sort="none">none</th>' in html and "over all" in html
 
 
+def test_the_baseline_is_the_cell_of_just_these_keys(make_run: Any) -> None:
+    """As in ``contrast``: ``off`` has the same contrast_level, which it does not change."""
+    level, weight = {"method.contrast_level": "video"}, {"method.contrast_weight": 0}
+    cells = {"off": weight, "video": level, "frame": {"method.contrast_level": "frame"}}
+    lines = []
+    for number, (name, values) in enumerate(cells.items()):
+        folder = make_run(overrides=(*(f"{key}={value}" for key, value in values.items()), f"run.name={name}_seed-0"))
+        lines.append(line(number, folder.name, **values, **{"run.seed": 0}))
+    html = write_report([write_study(folder.parent, lines, baseline=level)]).path.read_text(encoding="utf-8")
+    assert "over video," in html and "over off" not in html
+
+
 def test_a_population_has_a_page(tmp_path: Path) -> None:
     html = write_report([write_population(tmp_path / "pbt")]).path.read_text(encoding="utf-8")
     assert "<figcaption>lr</figcaption>" in html and "each line is a member of the population" in html
