@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.command import DONE, FAILED, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.studies.ablation import Trial, draw_subsets, plan_trials, run_study, study_folder
+from pipeline.studies.ablation import Trial, distinct, draw_subsets, plan_trials, run_study, study_folder
 from pipeline.studies.cost import estimate, state_of
 from pipeline.studies.report import write_report
 from pipeline.studies.study_file import Study, read_study
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--seeds and --concurrent must be at least 1, --hours above 0")
     study = read_study(find_study(options.study, names))
     base = load_config(options.config, options.overrides).with_absolute_paths()
-    trials = plan_trials(study, base, options.seeds)
+    trials, left_out = distinct(plan_trials(study, base, options.seeds))
+    print("".join(f"{sentence}\n" for sentence in left_out), end="", flush=True)
     if options.dry_run:
         draw_subsets(trials, write=False)
         list_trials(study, trials, base, options.concurrent)

@@ -66,6 +66,21 @@ def plan_trials(study: Study, base: Config, seeds: int) -> list[Trial]:
     return trials
 
 
+def distinct(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
+    """Trials without those that are, but for the name, the same run as an earlier cell's, and a sentence for each such cell.
+    Counted twice they would make 6 seeds of 3."""
+    first: dict[str, Trial] = {}
+    kept, twins = [], {}
+    for trial in trials:
+        run = trial.config.run.model_copy(update={"name": ""})
+        twin = first.setdefault(trial.config.model_copy(update={"run": run}).model_dump_json(), trial)
+        if twin is trial:
+            kept.append(trial)
+        else:
+            twins[trial.cell] = f"{trial.cell} is left out: with this configuration it is the same run as {twin.cell}"
+    return kept, list(twins.values())
+
+
 def _file_name(spec: str, seed: int) -> str:
     text = spec.replace("%", "-percent").replace("/class", "-per-class").replace(" ", "")
     return f"{text}_seed-{seed}.parquet"

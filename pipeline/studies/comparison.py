@@ -34,6 +34,8 @@ class Group:
     label: str
     """Method, and the keys that tell it from other groups of the same method."""
     runs: tuple[Run, ...]
+    repeats: tuple[Run, ...] = ()
+    """Further runs with a seed and labels that one of ``runs`` has: the same draw again, so not counted."""
 
     @property
     def method(self) -> str:
@@ -152,16 +154,23 @@ def labels_fingerprint(run: Run) -> str | None:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first run, the supervised method first, runs by seed."""
+    """Groups in the order of their first run, the supervised method first, runs by seed, each seed once."""
     gathered: dict[str, list[Run]] = {}
     for run in runs:
         gathered.setdefault(repr(sorted(setting(run).items(), key=lambda item: item[0])), []).append(run)
     groups = sorted(gathered.values(), key=lambda group: group[0].method != BASELINE)
     labels = _labels([group[0] for group in groups])
-    return [
-        Group(label, tuple(sorted(group, key=lambda run: (run.seed is None, run.seed or 0, run.name))))
-        for label, group in zip(labels, groups, strict=True)
-    ]
+    return [Group(label, *_each_seed_once(group)) for label, group in zip(labels, groups, strict=True)]
+
+
+def _each_seed_once(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """By seed: of each seed and label subset the first run that was evaluated, and the others."""
+    ordered = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.top1("mean") is None, run.name))
+    first: dict[Any, Run] = {}
+    for run in ordered:
+        first.setdefault(id(run) if run.seed is None else (run.seed, labels_fingerprint(run)), run)
+    counted = tuple(first.values())
+    return counted, tuple(run for run in ordered if all(run is not one for one in counted))
 
 
 def in_order(groups: Sequence[Group]) -> list[Group]:

@@ -203,9 +203,9 @@ def caveats(groups: Sequence[Group], found: Sequence[Difference]) -> list[str]:
     if sizes and sizes[0] < 1000:
         notes.append(f"With {sizes[0]} test videos, one video more or less is {100 / sizes[0]:.3g} points.")
     for group in groups:
-        twice = [seed for seed, n in Counter(run.seed for run in group.runs).items() if n > 1]
-        if twice:
-            notes.append(f"{group.label}: several runs have seed {twice[0]}; they are counted as if they were independent.")
+        if group.repeats:
+            names = ", ".join(run.name for run in group.repeats)
+            notes.append(f"{group.label}: each seed counts once; not counted, for they repeat one: {names}.")
     notes += _caveats_of_pairs(groups, found)
     if any(group.top1("mean") for group in groups) and all(len(group.runs) == 1 for group in groups):
         notes.append("One seed of each setting: how far another seed would land is unknown.")

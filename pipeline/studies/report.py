@@ -62,7 +62,7 @@ class Content:
     @property
     def runs(self) -> list[Run]:
         """All runs."""
-        return [run for group in (*self.groups, *self.trials) for run in group.runs]
+        return [run for group in (*self.groups, *self.trials) for run in (*group.runs, *group.repeats)]
 
     @property
     def stopped(self) -> set[Path]:
@@ -141,8 +141,9 @@ def _named(group: Group, given: Given) -> Group:
     cells = {
         trial.folder: trial.cell for study in given.studies if study.named for trial in study.trials if trial.folder is not None
     }  # fmt: skip
-    names = dict.fromkeys(cells[run.folder] for run in group.runs if run.folder in cells)
-    return replace(group, label=" = ".join(names)) if names and all(run.folder in cells for run in group.runs) else group
+    runs = (*group.runs, *group.repeats)
+    names = dict.fromkeys(cells[run.folder] for run in runs if run.folder in cells)
+    return replace(group, label=" = ".join(names)) if names and all(run.folder in cells for run in runs) else group
 
 
 def render(content: Content, folder: Path) -> str:

@@ -110,7 +110,7 @@ def runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
          *(percent(run.top1(view)) for view in VIEWS),
          Cell(DASH if run.seconds is None else hours_text(run.seconds / 3600), run.seconds),
          Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
-        for group in groups for run in group.runs
+        for group in groups for run in (*group.runs, *group.repeats)
     ]  # fmt: skip
     text = "Top-1 in percent. Hours and clips of the logged training steps; starts, evaluation, repeated steps come on top."
     return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)

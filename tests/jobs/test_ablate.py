@@ -36,6 +36,16 @@ def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
     assert {trial.config.run.seed for trial in trials} == {0, 1}
 
 
+def test_cells_that_are_the_same_run_are_run_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``threshold_policy`` without a warm-up in the configuration."""
+    assert command(tiny, tmp_path, "threshold_policy", "--seeds", "2", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "fixed-no-warm-up is left out: with this configuration it is the same run as fixed\n" in text
+    assert text.count("missing  ") == 2 * 5 and text.count("left out") == 4
+    assert command(tiny, tmp_path, "threshold_policy", "--dry-run", "method.supervised_steps=4") == 0
+    assert capsys.readouterr().out.count("missing  ") == 9
+
+
 def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, str(two), "--seeds", "2", "--dry-run") == 0
     assert capsys.readouterr().out.count("missing  ") == 4
@@ -64,7 +74,7 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text, message in (
         ("grid: [", "cannot be read"),
         ("grid: {}", "question and grid"),
-        ("question: q\ncases: {off: {method.contrast_weight: 0}}", "False is a bool"),
+        ("question: q\ncases: {a: {}, off: {method.contrast_weight: 0}}", "False is a bool"),
         ("question: q\ngrid: {1: [3]}", "1 is a int"),
         ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
         ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
