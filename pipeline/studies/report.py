@@ -17,7 +17,7 @@ from pipeline.studies import formats, page, setting
 from pipeline.studies.comparison import BASELINE, Difference, Group, choose_baseline, compare, find, group_runs, in_order
 from pipeline.studies.curves import PANELS, curves
 from pipeline.studies.drawing import NUM_COLORS, Drawing
-from pipeline.studies.folders import Given, Trial, read_given
+from pipeline.studies.folders import Given, Study, Trial, read_given
 from pipeline.studies.html import SORTING, render_page, script_hash, write_page, write_whole
 from pipeline.studies.label_section import label_sections
 from pipeline.studies.plots import LARGEST_LABELED, confusion_svg, panel_svg
@@ -26,7 +26,7 @@ from pipeline.studies.response_plots import curve_svg, map_svg, rows_svg
 from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.samples import samples
 from pipeline.studies.search_section import search_sections, trial_groups
-from pipeline.studies.table import differences_table, runs_table, settings_table
+from pipeline.studies.table import differences_table, runs_table, settings_table, trials_table
 
 Format = Literal["html", "md", "csv", "tex"]
 FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")
@@ -60,9 +60,25 @@ class Content:
     baseline: Group | None
 
     @property
+    def everything(self) -> list[Group]:
+        """Settings, then trials."""
+        return [*self.groups, *self.trials]
+
+    @property
+    def searches(self) -> list[Study]:
+        """With a trial."""
+        return [study for study in self.given.studies if study.is_search and study.trials]
+
+    @property
+    def missing(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(study or run, sentences) of what is not there."""
+        runs = [(run.name, run.missing) for run in self.runs if run.folder not in self.stopped]
+        return [(name, found) for name, found in [*((s.name, s.missing) for s in self.given.studies), *runs] if found]
+
+    @property
     def runs(self) -> list[Run]:
         """All runs."""
-        return [run for group in (*self.groups, *self.trials) for run in (*group.runs, *group.repeats)]
+        return [run for group in self.everything for run in (*group.runs, *group.repeats)]
 
     @property
     def stopped(self) -> set[Path]:
@@ -105,7 +121,7 @@ def write_report(
     path = _target(given, out)
     content = collect(given, baseline)
     texts = {"html": partial(render, content, path.parent), "md": partial(_markdown, content), "tex": partial(_latex, content),
-             "csv": partial(formats.as_csv, content.groups or content.trials, content.found)}  # fmt: skip
+             "csv": partial(formats.as_csv, content.everything, content.found, _chosen(content))}  # fmt: skip
     files = []
     for name in wanted:
         file = path if name == "html" else path.with_suffix(f".{name}")
@@ -166,9 +182,14 @@ def _target(given: Given, out: str | Path | None) -> Path:
     return path
 
 
+def _chosen(content: Content) -> dict[Path, Mapping[str, Any]]:
+    """By run folder, what a search tried there."""
+    return {trial.folder: trial.params for study in content.searches for trial in study.trials if trial.folder is not None}
+
+
 def _text(content: Content) -> str:
     """For the terminal: runs, then settings, then the answer."""
-    parts = [formats.as_text(runs_table(content.groups or content.trials))]
+    parts = [formats.as_text(runs_table(content.everything))]
     if any(len(group.runs) > 1 for group in content.groups) or content.found:
         parts.append(formats.as_text(settings_table(content.groups, content.found)))
         parts.append(settings_table(content.groups, content.found).caption)
@@ -181,19 +202,23 @@ def _tables(content: Content) -> list[Any]:
     return [
         *tables,
         *([differences_table(content.found)] if content.found else []),
-        runs_table(content.groups or content.trials),
+        *map(trials_table, content.searches),
+        runs_table(content.everything),
     ]
 
 
 def _markdown(content: Content) -> str:
     line = page.headline(content.given, content.groups, content.found)
-    notes = [f"- {note}\n" for note in page.caveats(content.groups, content.found)]
-    head = f"# {line.title}\n\n{line.question}\n\n{line.answer}\n\n{''.join(notes)}\n".replace(page.NBSP, " ")
+    notes = "".join(f"- {note}\n" for note in page.caveats(content.groups, content.found, content.trials))
+    missing = "".join(f"- {name}: {sentence}\n" for name, sentences in content.missing for sentence in sentences)
+    missing = f"What is missing:\n\n{missing}\n" if missing else ""
+    head = f"# {line.title}\n\n{line.question}\n\n{line.answer}\n\n{notes}\n{missing}".replace(page.NBSP, " ")
     return head + "\n".join(map(formats.as_markdown, _tables(content)))
 
 
 def _latex(content: Content) -> str:
-    return "\n".join(map(formats.as_latex, _tables(content)))
+    missing = "".join(f"% missing: {name}: {sentence}\n" for name, sentences in content.missing for sentence in sentences)
+    return missing + "\n".join(map(formats.as_latex, _tables(content)))
 
 
 # -------------------------------------------------------------------------------------------------------- the page
@@ -206,19 +231,19 @@ def _context(content: Content, folder: Path) -> dict[str, Any]:
     shown = _shown(judged)
     return {
         "headline": page.headline(content.given, groups, found),
-        "caveats": page.caveats(groups, found),
-        "missing": [(study.name, study.missing) for study in content.given.studies if study.missing]
-        + [(run.name, run.missing) for run in content.runs if run.missing and run.folder not in content.stopped],
+        "caveats": page.caveats(groups, found, content.trials),
+        "missing": content.missing,
         "content": content,
         "num_runs": len(content.runs),
         "cost": page.cost(content.runs),
         "settings": settings_table(groups, found) if groups else None,
         "differences": differences_table(found) if found else None,
-        "runs": runs_table(groups or content.trials, partial(_link, folder)),
+        "runs": runs_table(content.everything, partial(_link, folder)),
         "responses": _responses(content),
         "response_title": page.response_title(response(groups), found),
         "response_note": page.response_note(response(groups), found),
         "judged": judged,
+        "split": page.judged_on(judged),
         "num_settings": len(groups or content.trials),
         "searches": search_sections(content.given, partial(_trial_link, folder)),
         "labels": label_sections(judged),

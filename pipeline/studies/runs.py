@@ -99,6 +99,11 @@ class Run:
         return max(logged, int(self.evaluation.get("step") or 0))
 
     @property
+    def split(self) -> str:
+        """On whose videos it is judged: ``test`` or ``validation``."""
+        return str(self.evaluation.get("split") or self.config.get("evaluation.split") or "test")
+
+    @property
     def unfinished(self) -> bool:
         """Whether steps are left to train. Logging lags by up to ``train.log_every`` steps."""
         steps, every = self.config.get("train.steps"), self.config.get("train.log_every", 1)

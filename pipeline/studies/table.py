@@ -129,7 +129,7 @@ def trials_table(study: Study, link: Any = lambda trial: "") -> Table:
         for trial in best_first(study)
     ]  # fmt: skip
     numeric = (True, False, *(_numbers(study.trials, key) for key in keys), *(True for _ in objectives), True)
-    text = f"The best first, by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
+    text = f"Trials of {study.name}, the best first by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
     return Table(columns, numeric, tuple(rows), text)
 
 

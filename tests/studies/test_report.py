@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -221,6 +222,22 @@ def test_a_search_shows_its_trials_and_doubts_its_best(reports: dict[str, Report
     for title in ("Trials, from knobs to value", "Value by trial", "Importance of each knob alone", "Two objectives"):
         assert f"<figcaption>{title}</figcaption>" in html
     assert html.count('<td data-sort="pruned">') == 10
+    assert "Judged on validation videos, not on test ones: all runs." in html
+    assert "<h2>Sample validation clips</h2>" in html and "test videos" not in html and "test clips" not in html
+
+
+def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict[str, Report], tmp_path: Path) -> None:
+    """Alone, and beside an ablation."""
+    both = write_report([reports[name].path.parent for name in ("contrast_weight", "rates")], tmp_path / "both.html")
+    for page in (reports["rates"].path, both.path):
+        rows = list(csv.DictReader(page.with_suffix(".csv").read_text(encoding="utf-8").splitlines()))
+        trials = [row for row in rows if row["setting"].startswith("trial ")]
+        assert len(trials) == 12 * 3 and all(row["primary.optimizer.lr"] and row["method.labels.source"] for row in trials)
+        markdown, latex = (page.with_suffix(end).read_text(encoding="utf-8") for end in (".md", ".tex"))
+        assert "| 29 | running |" in markdown and "| confidence_threshold |" in markdown and r"29 & running &" in latex
+        assert "- rates: Trial 13 failed: worker 0: the loss is not finite" in markdown
+        assert "% missing: rates: Trial 13 failed" in latex
+    assert "contrast_weight=1" in markdown and "| trial-00003 | trial 3 |" in markdown
 
 
 def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_run: Any, tmp_path: Path) -> None:
