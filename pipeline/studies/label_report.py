@@ -13,7 +13,7 @@ from pipeline.studies.comparison import group_runs
 from pipeline.studies.folders import read_given
 from pipeline.studies.html import SORTING, render_page, script_hash, write_page, write_whole
 from pipeline.studies.label_quality import read_said
-from pipeline.studies.label_section import LabelSection, class_names, label_sections, own_threshold
+from pipeline.studies.label_section import LabelSection, class_names, label_sections, own_thresholds
 from pipeline.studies.runs import Run
 
 
@@ -44,7 +44,7 @@ def write_label_report(folders: Sequence[str | Path], out: Path | None = None) -
     for run in runs:
         if (said := scored.get(run.folder)) is not None:
             files.append(run.folder / "label_quality.csv")
-            write_whole(label_tables.as_csv(said, own_threshold(run), class_names(run, said)), files[-1], "run folder")
+            write_whole(label_tables.as_csv(said, own_thresholds(run), class_names(run, said)), files[-1], "run folder")
     return LabelReport((*files, page.expanduser().resolve()), "\n\n".join(map(_text, sections)) + "\n")
 
 

@@ -25,7 +25,9 @@ from pipeline.methods.labels import PseudoLabels
 from pipeline.run_folder import read_metrics, score_parts
 from pipeline.studies import label_tables
 from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
+from pipeline.studies.label_section import own_thresholds
 from pipeline.studies.report import write_report
+from pipeline.studies.runs import read_run
 from pipeline.training.scores import ScoreLog
 from tests.methods.traces import small_config
 
@@ -63,12 +65,31 @@ def test_counts_by_hand() -> None:
 
 
 def test_a_comparison_by_hand() -> None:
-    one = compare(said_of(BY_HAND), "primary", 0.8)
+    one = compare(said_of(BY_HAND), "primary", dict.fromkeys(LABELERS, 0.8))
     assert (one.accuracy["cross"], one.accuracy["self"]) == (pytest.approx(2 / 3), 1.0)
     assert one.self_at_equal_coverage == pytest.approx(2 / 3)  # its three surest of known class, as many as cross keeps
     assert (one.news, one.news_accuracy) == (pytest.approx(2 / 3), 0.5)
     text = label_tables.answer(one)
     assert text.startswith("At 0.8 the auxiliary labels 75.0 % of the clips, 66.7 % of them right; the primary’s own labels")
+
+
+def test_each_labeler_has_its_own_threshold(make_run: Any) -> None:
+    """``method.labels.primary_threshold``: that of the labels which the primary gives."""
+    words = ("method.confidence_threshold=0.6", "method.labels.primary_threshold=0.9", "method.labels.auxiliary_threshold=0.7")
+    own = own_thresholds(read_run(make_run(overrides=words)))
+    assert own == {"primary": 0.9, "auxiliary": 0.7, "mean": 0.6}
+    said = said_of(BY_HAND)
+    one = compare(said, "primary", own)
+    kept = {"cross": 3 / 4, "self": 2 / 4, "mean": 1.0}  # of the confidences of auxiliary, primary, mean
+    assert one.coverage == pytest.approx(kept)
+    assert label_tables.answer(one).startswith("At 0.7 the auxiliary labels 75.0 % of the clips")
+    assert "the primary’s own labels at 0.9 would be 50.0 %" in label_tables.answer(one)
+    table = label_tables.classes_table(said, own, ["a", "b", "c"])
+    assert "At 0.9 (primary), 0.7 (auxiliary), 0.6 (mean)" in table.caption
+    assert [cell.text for cell in table.rows[2][2::2]] == ["0.0", "100.0", "100.0"]
+    rows = csv.DictReader(label_tables.as_csv(said, own, ["a", "b", "c"]).splitlines())
+    in_windows = [row for row in rows if row["class"] == "a" and row["first_step"] == row["last_step"]]
+    assert {(row["labeler"], row["threshold"]) for row in in_windows} == {("primary", "0.9"), ("auxiliary", "0.7"), ("mean", "0.6")}
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 5))
