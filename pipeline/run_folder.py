@@ -122,8 +122,8 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
             if before.get(key) != now.get(key)
         ]
     if differing:
-        what = f"the run folder {folder} was made with something else; choose another run.name or delete the folder:"
-        raise UserError(what, differing)
+        remedy = "choose another run.name (of a study: --name) or delete the folder:"
+        raise UserError(f"the run folder {folder} was made with something else; {remedy}", differing)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -106,18 +106,27 @@ def draw_subsets(trials: Sequence[Trial], write: bool) -> None:
             write_labels(subset, read_manifest(config.data.manifest, root=config.data.root), name)
 
 
+def unfinished(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials without their evaluation, after all that can be wrong with any trial's input was looked at, unless its labels are
+    not drawn yet. Raises UserError."""
+    missing = []
+    for trial in trials:
+        if trial.labels is None or Path(trial.config.labels_path).is_file():
+            ready = prepare(trial.config)
+            ready.source.evaluated(trial.config.evaluation.split)
+            if evaluated(ready) is not None:
+                continue
+        missing.append(trial)
+    return missing
+
+
 def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budget) -> dict[str, str]:
     """Run what is missing within the budget; returns what went wrong, by run.
 
     Everything that can be wrong with any trial's input raises UserError before the first one starts.
     """
     draw_subsets(trials, write=True)
-    missing = []
-    for trial in trials:
-        ready = prepare(trial.config)
-        ready.source.evaluated(trial.config.evaluation.split)
-        if evaluated(ready) is None:
-            missing.append(trial)
+    missing = unfinished(trials)
     write_study(study, trials, base, {})
     if not missing:
         return {}

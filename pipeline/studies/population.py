@@ -126,6 +126,15 @@ def perturb(params: Mapping[str, Any], space: Space, seed: int, step: int, numbe
     return changed
 
 
+def places(folder: Path, size: int, steps: int) -> list[str]:
+    """Names of the runs that have the members' places in a population's folder; none when it has come to its end."""
+    path = folder / FILE
+    decisions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    newest = decisions[max(decisions, key=int)] if decisions else []
+    found = {line["member"]: line["next"] for line in newest}
+    return [] if str(steps) in decisions else [found.get(number, Member(number, {}).run) for number in range(size)]
+
+
 @dataclass
 class Population:
     """A search by PBT in its folder, ``base.run.storage_path``."""

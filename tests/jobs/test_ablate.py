@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
+from pipeline.studies import trials
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study
 
@@ -29,11 +31,11 @@ def two(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", sorted(ablate.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
     study = read_study(path)
-    trials = plan_trials(study, load_config(), seeds=2)
-    assert len(trials) == 2 * len(study.cells)
+    planned = plan_trials(study, load_config(), seeds=2)
+    assert len(planned) == 2 * len(study.cells)
     assert all(name[0].islower() for name in study.cells)  # off is no False
-    assert len({trial.config.run_folder for trial in trials}) == len(trials)
-    assert {trial.config.run.seed for trial in trials} == {0, 1}
+    assert len({trial.config.run_folder for trial in planned}) == len(planned)
+    assert {trial.config.run.seed for trial in planned} == {0, 1}
 
 
 def test_cells_that_are_the_same_run_are_run_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +67,25 @@ def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Pat
     assert len(rows) == 6  # two cells by three views
     assert all(row["n"] == "2" and row["sd"] for row in rows)
     assert "<svg" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_dry_run_refuses_what_the_run_would(
+    tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.yaml"
+    one.write_text("question: q\ngrid: {method.contrast_weight: [0]}\n", encoding="utf-8")
+    assert command(tiny, tmp_path, str(one), "train.steps=2") == 0
+    for dry in ([], ["--dry-run"]):
+        assert command(tiny, tmp_path, str(one), "train.steps=2", "primary.optimizer.lr=0.5", *dry) == 2
+        text = capsys.readouterr().err
+        assert "primary.optimizer.lr: the run has" in text and "of a study: --name" in text
+        assert command(tiny, tmp_path, str(one), "data.manifest=nowhere.parquet", *dry) == 2
+        assert "nowhere.parquet" in capsys.readouterr().err
+    assert command(tiny, tmp_path, str(one), "--name", "faster", "primary.optimizer.lr=0.5", "--dry-run") == 0
+    assert f"1 trials in {tmp_path / 'faster'}" in capsys.readouterr().out
+    config = load_config(tiny / "tiny.yaml", ["data.labeled_per_step=8"])
+    cores = os.cpu_count() or 1
+    assert trials.likely_share(config, None) == max(1, cores) and trials.likely_share(config, 3) == 3
 
 
 def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

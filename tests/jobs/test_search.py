@@ -74,6 +74,13 @@ def test_a_search_is_of_ordinary_runs_on_validation_videos(
             assert json.loads((folder / "evaluation.json").read_text())["split"] == "validation"
     about = json.loads((tmp_path / "rates" / "study.json").read_text(encoding="utf-8"))
     assert (about["algorithm"], about["question"]) == ("asha", "Which learning rates let both students learn?")
+    assert command(*words, "--trials", "3", "--dry-run") == 0
+    assert "nothing is left to train" in capsys.readouterr().out  # whatever was stopped early
+    assert command(*words, "--trials", "4", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "8 steps are left" in text and "the median of 3 runs of this study" in text
+    assert command(*words, "--trials", "3", "train.steps=9", "--dry-run") == 2
+    assert "train.steps: the study has 8, now 9" in capsys.readouterr().err
     assert "trial-00002" in (tmp_path / "rates" / "report.html").read_text(encoding="utf-8")
     assert command(*words, "--trials", "3", "train.steps=9") == 2
     assert "train.steps: the study has 8, now 9" in capsys.readouterr().err
@@ -94,6 +101,8 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert command(*words, "--name", "whole") == 0
     assert "the knobs of" in capsys.readouterr().out
     decisions = json.loads((tmp_path / "whole" / "population.json").read_text(encoding="utf-8"))
+    assert command(*words, "--name", "whole", "--dry-run") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
     copies = [one for one in decisions["4"] if one["copies"]]
     assert copies, "no member was better than another one: choose another seed"
 
