@@ -223,6 +223,12 @@ def choose_baseline(groups: Sequence[Group], wanted: Group | Mapping[str, Any] |
     return usual[0] if len(usual) == 1 and set(keys) & defaults.keys() else groups[0]
 
 
+def foremost(groups: Sequence[Group], baseline: Group | None, limit: int) -> list[Group]:
+    """Up to ``limit`` settings: the baseline and those with the best mean, in the order of ``groups``."""
+    best = sorted(groups, key=lambda group: (group is not baseline, -(value.mean if (value := group.top1("mean")) else -1.0)))
+    return [group for group in groups if any(group is kept for kept in best[:limit])]
+
+
 def find(groups: Sequence[Group], params: Mapping[str, Any]) -> list[Group]:
     """Groups whose settings have these values, the seed aside."""
     wanted = {key: value for key, value in params.items() if key != "run.seed"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.run_folder import score_parts
 from pipeline.studies import label_tables
-from pipeline.studies.comparison import Group
+from pipeline.studies.comparison import Group, foremost
 from pipeline.studies.drawing import Drawing
 from pipeline.studies.label_quality import LABELERS, SOURCES, STUDENTS, Said, Thresholds, compare, join, read_said
 from pipeline.studies.plots import panel_svg
@@ -41,13 +42,22 @@ class LabelSection:
     problems: tuple[str, ...]
 
 
-def label_sections(groups: Sequence[Group]) -> list[LabelSection]:
-    """For the first settings that saved scores; the runs of one setting are taken together."""
-    found: list[LabelSection] = []
-    for group in groups:
-        if len(found) < MAX_SECTIONS and (section := label_section(group.label, group.runs, f"labels{len(found)}")):
-            found.append(section)
-    return found
+@dataclass(frozen=True)
+class LabelSections:
+    """Some settings of all that saved scores."""
+
+    shown: tuple[LabelSection, ...]
+    note: str
+    """Which ones, where not all are."""
+
+
+def label_sections(groups: Sequence[Group], baseline: Group | None) -> LabelSections:
+    """For the baseline and the best settings that saved scores; the runs of one setting are taken together."""
+    saved = [group for group in groups if any(score_parts(run.folder) for run in group.runs)]
+    chosen = foremost(saved, baseline, MAX_SECTIONS)
+    note = f"{len(chosen)} of the {len(saved)} settings that saved scores: the baseline, and those with the highest mean."
+    sections = [label_section(group.label, group.runs, f"labels{place}") for place, group in enumerate(chosen)]
+    return LabelSections(tuple(one for one in sections if one), note if len(chosen) < len(saved) else "")
 
 
 def label_section(title: str, runs: Sequence[Run], prefix: str) -> LabelSection | None:

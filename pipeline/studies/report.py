@@ -14,7 +14,17 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.studies import formats, page, setting
-from pipeline.studies.comparison import BASELINE, Difference, Group, choose_baseline, compare, find, group_runs, in_order
+from pipeline.studies.comparison import (
+    BASELINE,
+    Difference,
+    Group,
+    choose_baseline,
+    compare,
+    find,
+    foremost,
+    group_runs,
+    in_order,
+)
 from pipeline.studies.curves import PANELS, curves
 from pipeline.studies.drawing import NUM_COLORS, Drawing
 from pipeline.studies.folders import Given, Study, Trial, read_given
@@ -88,14 +98,8 @@ class Content:
 
     @property
     def overlaid(self) -> list[Group]:
-        """The settings whose curves are drawn: the baseline, then those with the best mean, in the page's order."""
-        whole = self.groups or self.trials
-        if len(whole) <= MAX_OVERLAID:
-            return list(whole)
-        best = sorted(whole, key=lambda g: (g is not self.baseline, -(v.mean if (v := g.top1("mean")) else -1.0)))[
-            :MAX_OVERLAID
-        ]
-        return [group for group in whole if any(group is kept for kept in best)]
+        """The settings whose curves are drawn."""
+        return foremost(self.groups or self.trials, self.baseline, MAX_OVERLAID)
 
 
 def write_report(
@@ -246,7 +250,7 @@ def _context(content: Content, folder: Path) -> dict[str, Any]:
         "split": page.judged_on(judged),
         "num_settings": len(groups or content.trials),
         "searches": search_sections(content.given, partial(_trial_link, folder)),
-        "labels": label_sections(judged),
+        "labels": label_sections(judged, content.baseline),
         "overlaid": overlaid,
         "num_colors": NUM_COLORS,
         "properties": setting.setting_table(overlaid),

@@ -24,8 +24,9 @@ from pipeline.methods.inputs import Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.run_folder import read_metrics, score_parts
 from pipeline.studies import label_tables
+from pipeline.studies.comparison import group_runs
 from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
-from pipeline.studies.label_section import own_thresholds
+from pipeline.studies.label_section import label_sections, own_thresholds
 from pipeline.studies.report import write_report
 from pipeline.studies.runs import read_run
 from pipeline.training.scores import ScoreLog
@@ -90,6 +91,22 @@ def test_each_labeler_has_its_own_threshold(make_run: Any) -> None:
     rows = csv.DictReader(label_tables.as_csv(said, own, ["a", "b", "c"]).splitlines())
     in_windows = [row for row in rows if row["class"] == "a" and row["first_step"] == row["last_step"]]
     assert {row["labeler"]: float(row["threshold"]) for row in in_windows} == own and len(in_windows) == 2 * len(SOURCES)
+
+
+def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(make_run: Any) -> None:
+    folders = []
+    for weight in range(6):
+        words = (f"method.contrast_weight={weight}", f"run.name=weight-{weight}")
+        folders.append(make_run(margin=float(weight), overrides=words))
+        scores = {name: torch.full((20, 4), 0.25) for name in STUDENTS}
+        write_scores(folders[-1], torch.zeros(20, dtype=torch.int64), scores)
+    groups = group_runs([read_run(folder) for folder in folders])
+    found = label_sections(groups, groups[0])
+    assert [one.title for one in found.shown] == [f"contrast_weight={weight}" for weight in (0, 3, 4, 5)]
+    assert found.note.startswith("4 of the 6 settings that saved scores: the baseline,")
+    html = write_report(folders, baseline={"method.contrast_weight": 0}).path.read_text(encoding="utf-8")
+    assert found.note in html
+    assert label_sections(groups[:4], groups[0]).note == ""
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 5))
