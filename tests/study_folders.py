@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pipeline.clips.batch import Batch
 from pipeline.manifest.schema import Manifest
+from pipeline.training.scores import ScoreLog
 
 SaveRun = Callable[..., Path]
 
@@ -28,6 +31,17 @@ def line(number: int, run: str, state: str = "complete", **params: Any) -> dict[
     return {
         "number": number, "state": state, "params": params, "values": values, "seconds": None, "run_folder": run, "message": "",
     }  # fmt: skip
+
+
+def write_scores(folder: Path, hidden: torch.Tensor, scores: dict[str, torch.Tensor], steps: int = 1) -> None:
+    """What training saves of the weak views of len(hidden) videos, the same in each step."""
+    clips, both = torch.zeros(1), torch.stack([torch.zeros_like(hidden), hidden], dim=1)
+    batch = Batch(torch.arange(len(hidden)), torch.arange(len(hidden))[:, None].repeat(1, 2), both, clips, clips)
+    log = ScoreLog(1, folder, rank=0, step=0)
+    for step in range(1, steps + 1):
+        rest = log.take(step, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
+        assert list(rest) == ["loss"]
+    log.write(steps)
 
 
 def keep_nothing(path: Path, until: int) -> None:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from jobs import label_quality, train
 from jobs.command import run
-from pipeline.clips.batch import Batch
 from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.inputs import Setup, Views
@@ -29,8 +28,8 @@ from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, lab
 from pipeline.studies.label_section import label_sections, own_thresholds
 from pipeline.studies.report import write_report
 from pipeline.studies.runs import read_run
-from pipeline.training.scores import ScoreLog
 from tests.methods.traces import small_config
+from tests.study_folders import write_scores
 
 LABELERS = ("primary", "auxiliary", "mean")
 
@@ -152,15 +151,6 @@ def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:
     assert said is not None and problems == []
     assert said.classes["mean"].tolist() == wanted.classes.tolist()
     assert (said.confidence["mean"] >= np.float32(0.4)).tolist() == wanted.weights.bool().tolist()
-
-
-def write_scores(folder: Path, hidden: torch.Tensor, scores: dict[str, torch.Tensor]) -> None:
-    clips, both = torch.zeros(1), torch.stack([torch.zeros_like(hidden), hidden], dim=1)
-    batch = Batch(torch.arange(len(hidden)), torch.arange(len(hidden))[:, None].repeat(1, 2), both, clips, clips)
-    log = ScoreLog(1, folder, rank=0, step=0)
-    rest = log.take(1, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
-    assert list(rest) == ["loss"]
-    log.write(1)
 
 
 # ----------------------------------------------------------------------------------------------------------- real runs

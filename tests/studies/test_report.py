@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from pipeline.studies import setting
 from pipeline.studies.html import SORTING, script_hash
+from pipeline.studies.label_report import write_label_report
 from pipeline.studies.report import Report, write_report
 from pipeline.studies.runs import flatten, read_run
-from tests.study_folders import line, write_population, write_rates, write_search, write_study, write_weights
+from tests.study_folders import line, write_population, write_rates, write_scores, write_search, write_study, write_weights
 
 MAX_BYTES = 5_000_000
 WIDTHS = (1280, 390)
@@ -96,15 +98,68 @@ def test_the_page_fits_its_window_and_stays_at_home(
     page.goto(address)
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [address]
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert page.evaluate(CLIPPED) == []
-    plots = page.evaluate(ESCAPES)
-    assert len(plots) == PLOTS[name]
-    assert page.evaluate(OVERLAPS) == []
-    for plot in plots:
-        assert plot["inside"] and plot["width"] > 100 and plot["height"] > 60 and plot["cut"] == [], plot
+    assert check_layout(page) == PLOTS[name]
     broken = "[...document.images].filter(image => !image.complete || image.naturalWidth < 32).length"
     assert page.locator("img").count() >= 24 and page.evaluate(broken) == 0
+    page.close()
+
+
+def check_layout(page: Any) -> int:
+    """Nothing sticks out, is cut off or lies on another text, as the page is and with all opened; returns how many pictures."""
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert page.evaluate(CLIPPED) == []
+        plots = page.evaluate(ESCAPES)
+        for plot in plots:
+            assert plot["inside"] and plot["width"] > 100 and plot["height"] > 60 and plot["cut"] == [], plot
+        page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert page.evaluate(OVERLAPS) == []
+    return len(plots)
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_run: Any) -> dict[str, Path]:
+    """Pages of a run that saved scores, of these scores alone, and of a population."""
+    parent = tmp_path_factory.mktemp("further")
+    folder = write_run(parent, manifest)
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: (3 * torch.randn(60, 4, generator=generator)).softmax(dim=1) for name in ("primary", "auxiliary")}
+    write_scores(folder, torch.randint(-1, 4, (60,), generator=generator), scores, steps=30)
+    return {
+        "labels": write_report([folder]).path,
+        "label_quality": write_label_report([folder]).files[-1],
+        "population": write_report([write_population(parent / "pbt")]).path,
+    }
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["labels", "label_quality", "population"])
+def test_pages_of_labels_and_populations_fit_their_window_too(
+    browser: Any, further: dict[str, Path], name: str, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(further[name].as_uri())
+    assert check_layout(page) >= {"labels": 20, "label_quality": 8, "population": 1}[name]
+    assert complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("name", [*PAGES, "labels"])
+def test_print_shows_what_is_folded_and_no_table_is_cut(
+    browser: Any, reports: dict[str, Report], further: dict[str, Path], name: str
+) -> None:
+    """A4 between Chromium's margins is 718 px wide."""
+    page = browser.new_page(viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto((further[name] if name in further else reports[name].path).as_uri())
+    folded = "[...document.querySelectorAll('details:not([open]) > :not(summary)')]"
+    assert page.evaluate(f"{folded}.length") > 0
+    hidden = f"{folded}.filter(e => !e.checkVisibility({{contentVisibilityAuto: true}}) || !e.getBoundingClientRect().height)"
+    assert page.evaluate(f"{hidden}.map(e => e.outerHTML.slice(0, 80))") == []
+    wide = "[...document.querySelectorAll('table')].map(e => [Math.ceil(e.getBoundingClientRect().right), e.className])"
+    assert page.evaluate(f"{wide}.filter(([right]) => right > 718)") == []
     page.close()
 
 
@@ -146,8 +201,9 @@ def test_the_page_is_one_small_file_with_one_known_script_and_links_to_run_folde
     assert len(ids) == len(set(ids))
 
 
-def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[str, Report]) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[str, Report], width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(reports["contrast_weight"].path.as_uri())
     table = page.locator("#results table.sortable").first
     values = "table => [...table.tBodies[0].rows].map(row => row.cells[4].dataset.sort).map(Number)"
