@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jobs import ablate
 from jobs.command import run
+from pipeline.clips.views import check_views
 from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.manifest.labels import read_labels
+from pipeline.manifest.schema import read_manifest
 from pipeline.studies import trials
-from pipeline.studies.ablation import plan_trials
+from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
 
 WORDS = ["train.steps=4", "train.checkpoint_every=2"]
@@ -33,9 +38,41 @@ def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
     study = read_study(path)
     planned = plan_trials(study, load_config(), seeds=2)
     assert len(planned) == 2 * len(study.cells)
+    for trial in planned:
+        check_views(trial.config.views)  # a misspelt operation is found no earlier
     assert all(name[0].islower() for name in study.cells)  # off is no False
     assert len({trial.config.run_folder for trial in planned}) == len(planned)
     assert {trial.config.run.seed for trial in planned} == {0, 1}
+
+
+def test_label_subsets_are_drawn_once_for_all_methods_of_a_seed(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text("question: q\ngrid: {labels: [25%, 4/class], method.name: [supervised, actnetformer]}\n", encoding="utf-8")
+    base = load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}"])
+    planned = plan_trials(read_study(path), base, seeds=2)
+    draw_subsets(planned, write=False)
+    assert not (tmp_path / "labels").exists()
+    draw_subsets(planned, write=True)
+    manifest = read_manifest(base.data.manifest)
+    drawn = {}
+    for trial in planned:
+        subset = read_labels(where := trial.config.labels_path, manifest)
+        drawn[trial.labels, trial.seed, trial.config.method.name] = where, subset
+    names = ["25-percent_seed-0", "25-percent_seed-1", "4-per-class_seed-0", "4-per-class_seed-1"]
+    assert sorted(path.stem for path in (tmp_path / "labels" / "labels").iterdir()) == names
+    for spec in ("25%", "4/class"):
+        for seed in (0, 1):
+            (one, subset), (other, _) = (drawn[spec, seed, name] for name in ("supervised", "actnetformer"))
+            assert one == other and (subset.spec, subset.seed) == (spec, seed)
+    assert len(drawn["4/class", 0, "supervised"][1].ids) == 16
+    small, large = (set(drawn[spec, 0, "supervised"][1].ids) for spec in ("25%", "4/class"))
+    assert small < large and drawn["25%", 0, "supervised"][1].ids != drawn["25%", 1, "supervised"][1].ids
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels" / "labels").iterdir()}
+    draw_subsets(planned, write=True)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    shutil.copy(drawn["25%", 1, "supervised"][0], drawn["25%", 0, "supervised"][0])
+    with pytest.raises(UserError, match=r"holds other labels than 25% of seed 0; delete it"):
+        draw_subsets(planned, write=False)
 
 
 def test_cells_that_are_the_same_run_are_run_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
