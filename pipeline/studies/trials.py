@@ -333,5 +333,7 @@ class _Deciding(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if trial.should_recover():  # Tune also calls this when it starts a lost trial again
+            return
         lines = [line for line in str(trial.get_error() or "it crashed").strip().splitlines() if line.strip()]
         self.bridge.ended(trial.trial_id, " | ".join(lines[-2:]))

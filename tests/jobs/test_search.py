@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from jobs import label, search
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.run_folder import read_run
+from pipeline.run_folder import read_metrics, read_run
 from pipeline.studies import trials
 from pipeline.studies.run import read_scores
+from pipeline.studies.search import Plan
 from pipeline.studies.study_folder import read_trials
 from pipeline.training import checkpoint
 from pipeline.training.fit import fit_here, prepare
@@ -214,3 +221,102 @@ def test_a_run_stopped_on_its_way_equals_one_that_was_not(tiny: Path, tmp_path: 
     fit_here(cut)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert replace(cut.run, until=99).end == 8
+
+
+# ------------------------------------------------------------------------------------------------------- by Ray Tune
+
+RANDOM = ["--space", "rates", "--algorithm", "random", "--concurrent", "2"]
+
+
+class SecondIsWorst(optuna.pruners.BasePruner):
+    """Stops the second trial at its first rung, whatever chance made of so small students."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number == 1
+
+
+@pytest.mark.long  # 40 s on 2 busy cores
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_asha_by_tune(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Plan, "pruner", lambda self, steps: SecondIsWorst())
+    words = ["--space", "rates", "--algorithm", "asha", "--min-steps", "2", "--reduction", "2", "train.steps=4"]
+    assert command(*words, "--concurrent", "2", "--trials", "2") == 0
+    assert "0 trials are begun, 2 at once" in capfd.readouterr().out
+    listed = read_trials(tmp_path / "rates")
+    assert [trial["state"] for trial in listed] == ["complete", "pruned"]
+    scored = [read_scores(tmp_path / "rates" / trial["run_folder"]) for trial in listed]
+    assert [[line["step"] for line in lines] for lines in scored] == [[2, 4], [2]]
+    assert not (tmp_path / "rates" / "trial-00001" / "evaluation.json").exists()
+
+
+def holder(lock: Path) -> int | None:
+    """The process that has a file open."""
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(entry) == str(lock):
+                return int(entry.parts[2])
+    return None
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_trial_process_is_continued(command: Any, tmp_path: Path) -> None:
+    """By Tune, from the newest checkpoint, to the bits of a trial that nobody killed."""
+    folder, killed = tmp_path / "killed" / "trial-00000", []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not any(line["step"] >= 8 for line in read_metrics(folder)):
+            time.sleep(0.05)
+        if process := holder(tmp_path / "killed" / ".trial-00000.lock"):
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    long = ["train.steps=60", "train.checkpoint_every=4", "--trials", "2"]
+    assert command(*RANDOM, "--name", "killed", *long) == 0
+    killer.join()
+    assert killed and killed[0] != os.getpid()
+    assert {trial["state"] for trial in read_trials(tmp_path / "killed")} == {"complete"}
+    assert [line["step"] for line in read_metrics(folder)] == list(range(4, 61, 4))
+    assert command(*RANDOM, "--name", "whole", *long) == 0
+    whole = tmp_path / "whole" / "trial-00000" / "checkpoint_000060" / "model.safetensors"
+    assert (folder / "checkpoint_000060" / "model.safetensors").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_population_by_tune_decides_as_one_in_this_process(command: Any, tmp_path: Path) -> None:
+    words = ["--space", "rates_and_losses", "--algorithm", "pbt", "--trials", "3", "--interval", "4", "run.seed=1"]
+    assert command(*words, "--name", "here") == 0
+    assert command(*words, "--name", "tune", "--concurrent", "2") == 0
+    here, tune = (json.loads((tmp_path / name / "population.json").read_text(encoding="utf-8")) for name in ("here", "tune"))
+    assert tune == here
+    assert [trial["run_folder"] for trial in read_trials(tmp_path / "tune")] == [
+        trial["run_folder"] for trial in read_trials(tmp_path / "here")]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_budget_ends_a_search_by_tune_and_the_same_command_continues(
+    command: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*RANDOM, "--trials", "2", "train.steps=8000", "train.checkpoint_every=4"]
+    reached = [0]
+    for _ in range(2):
+        assert command(*words, "--hours", str(45 / 3600)) == 0
+        text = capfd.readouterr().out
+        assert "2 of 2 trials: 0 complete, 0 stopped early, 2 under way or cut off" in text
+        reached.append(read_metrics(tmp_path / "rates" / "trial-00000")[-1]["step"])
+    assert 0 < reached[1] < reached[2]
+    steps = [line["step"] for line in read_metrics(tmp_path / "rates" / "trial-00000")]
+    assert steps == list(range(4, steps[-1] + 1, 4))  # none twice, none left out
