@@ -92,6 +92,7 @@ def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
     """Random, TPE, ASHA or HyperBand."""
     source = Search(study, order.space, order.plan, order.base, lambda: write_trials(order.folder, lines_of(study, order.plan)))
     run_jobs(source, order.base, budget)
+    source.let_go()
     print("\n".join([order.space.question, "", *trial_lines(source)]))
     if winners := best(study, runs(study)):
         words = [*order.space.words(winners[0].params), *order.options.overrides]

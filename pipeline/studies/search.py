@@ -244,6 +244,12 @@ class Search:
         mine.claim.release()
         self.write()
 
+    def let_go(self) -> None:
+        """Of trials that the budget cut off, so that another search may continue them."""
+        for mine in self._mine.values():
+            mine.claim.release()
+        self._mine.clear()
+
 
 def _remember(trial: optuna.Trial, step: int, scores: Mapping[str, float]) -> None:
     trial.set_user_attr("scores", dict(scores))

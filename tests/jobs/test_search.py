@@ -306,14 +306,15 @@ def test_a_population_by_tune_decides_as_one_in_this_process(command: Any, tmp_p
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Tune leaves its logs open when it cuts off
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_budget_ends_a_search_by_tune_and_the_same_command_continues(
     command: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = [*RANDOM, "--trials", "2", "train.steps=8000", "train.checkpoint_every=4"]
     reached = [0]
-    for _ in range(2):
-        assert command(*words, "--hours", str(45 / 3600)) == 0
+    for seconds in (45, 90):  # on a busy machine processes take half a minute to start
+        assert command(*words, "--hours", str(seconds / 3600)) == 0
         text = capfd.readouterr().out
         assert "2 of 2 trials: 0 complete, 0 stopped early, 2 under way or cut off" in text
         reached.append(read_metrics(tmp_path / "rates" / "trial-00000")[-1]["step"])
