@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.command import DONE, FAILED, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.studies.ablation import Trial, draw_subsets, plan_trials, run_study, study_folder
+from pipeline.studies.ablation import Trial, distinct, draw_subsets, plan_trials, run_study, study_folder, unfinished
 from pipeline.studies.cost import estimate, state_of
 from pipeline.studies.report import write_report
 from pipeline.studies.study_file import Study, read_study
-from pipeline.studies.trials import Budget, share
+from pipeline.studies.trials import Budget, likely_share, share
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -29,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.seeds < 1 or (options.concurrent or 1) < 1 or (options.hours or 1) <= 0:
         raise UserError("--seeds and --concurrent must be at least 1, --hours above 0")
     study = read_study(find_study(options.study, names))
+    study = replace(study, name=options.name or study.name)
     base = load_config(options.config, options.overrides).with_absolute_paths()
-    trials = plan_trials(study, base, options.seeds)
+    trials, left_out = distinct(plan_trials(study, base, options.seeds))
+    print("".join(f"{sentence}\n" for sentence in left_out), end="", flush=True)
     if options.dry_run:
         draw_subsets(trials, write=False)
+        unfinished(trials)
         list_trials(study, trials, base, options.concurrent)
         return DONE
     problems = run_study(study, trials, base, Budget(share(base, options.concurrent), options.hours))
@@ -49,6 +53,7 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(prog="python -m jobs.ablate", description=__doc__)
     arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
     arguments.add_argument("--config", metavar="FILE", required=True)
+    arguments.add_argument("--name", help="of the study's folder (default: the study's), for other overrides beside the first")
     arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
     add_budget(arguments)
     arguments.add_argument("--dry-run", action="store_true", help="list the trials, what is done and what the rest costs; stop")
@@ -80,7 +85,8 @@ def list_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent:
         print(f"{state_of(trial.config)!s:12} {trial.config.run.name}")
     configs = [trial.config for trial in trials]
     print(f"{len(trials)} trials in {study_folder(study.name, base)}")
-    print(estimate(configs, concurrent or 1, Path(base.run.storage_path)))
+    folders = [config.run_folder for config in configs]
+    print(estimate(configs, likely_share(base, concurrent), Path(base.run.storage_path), folders))
 
 
 def show(study: Study, trials: Sequence[Trial]) -> int:

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.studies.ablation import study_folder
 from pipeline.studies.claim import claimed
 from pipeline.studies.cost import estimate
-from pipeline.studies.population import Population, check_space, first_members
+from pipeline.studies.population import Population, check_space, first_members, places
 from pipeline.studies.report import write_report
 from pipeline.studies.runs import flatten
 from pipeline.studies.search import Plan, Search, run_name
@@ -30,7 +30,7 @@ from pipeline.studies.search_report import best, lines_of, member_lines, next_co
 from pipeline.studies.space import Space, draw, read_space
 from pipeline.studies.storage import hidden, open_study, runs, sqlite_url, warm_start
 from pipeline.studies.study_folder import ABOUT, write_about, write_trials
-from pipeline.studies.trials import Budget, run_jobs, share
+from pipeline.studies.trials import Budget, likely_share, run_jobs, share
 from pipeline.training.fit import prepare
 
 SPACES = Path(__file__).parent / "spaces"
@@ -90,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
     """Random, TPE, ASHA or HyperBand."""
-    source = Search(study, order.space, order.plan, order.base)
+    source = Search(study, order.space, order.plan, order.base, lambda: write_trials(order.folder, lines_of(study, order.plan)))
     run_jobs(source, order.base, budget)
+    source.let_go()
     print("\n".join([order.space.question, "", *trial_lines(source)]))
     if winners := best(study, runs(study)):
         words = [*order.space.words(winners[0].params), *order.options.overrides]
@@ -101,7 +102,8 @@ def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
 
 def evolve(order: Order, study: optuna.Study, budget: Budget, begun: float) -> list[str]:
     """Population-based training; one process at a time, for its members wait for each other."""
-    population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric)
+    population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric,
+                            lambda: write_trials(order.folder, lines_of(study, order.plan)))  # fmt: skip
     with claimed(order.folder / ".population.lock", 0) as ours:
         if not ours:
             raise UserError(f"another process trains the population in {order.folder}; its members wait for each other")
@@ -206,19 +208,23 @@ def facts(order: Order) -> dict[str, Any]:
 
 def dry_run(order: Order) -> int:
     """Say what would be run."""
-    check(order)
+    setting = check(order)
     there = (order.folder / ABOUT).is_file()
-    configs = [order.base.model_copy(update={"run": order.base.run.model_copy(update={"name": run_name(number)})})
-               for number in range(order.plan.trials)]  # fmt: skip
+    begun = runs(open_study(order.url, order.name, order.plan.directions, setting)) if there else []
     if order.options.algorithm == "pbt":
         members = first_members(order.space, order.plan.trials, order.base.run.seed)
         print("\n".join(f"{member.run}  {' '.join(order.space.words(member.params))}" for member in members))
         print(f"a decision every {order.interval} of {order.base.train.steps} steps")
+        names = places(order.folder, order.plan.trials, order.base.train.steps)
     else:
         stops = order.plan.stops(order.base.train.steps)
         print(f"{order.plan.trials} trials by {order.plan.algorithm}, scored at {', '.join(map(str, stops))}")
+        under_way = [run_name(trial.number) for trial in begun if not trial.state.is_finished()]
+        names = [*under_way, *["not begun"] * (order.plan.trials - len(begun))]
     print(f"{order.folder}: {'continues' if there else 'new'}; at most, if no trial is stopped early:")
-    print(estimate(configs, order.options.concurrent or 1, order.folder.parent))
+    configs = [order.base.model_copy(update={"run": order.base.run.model_copy(update={"name": name})}) for name in names]
+    known = sorted(path.parent for path in order.folder.glob("*/metrics.jsonl"))
+    print(estimate(configs, likely_share(order.base, order.options.concurrent), order.folder.parent, known))
     return DONE
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -82,6 +84,11 @@ def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> 
     write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
 
 
+def command_line() -> str:
+    """How this process was called, as a shell takes it."""
+    return shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -115,8 +122,8 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
             if before.get(key) != now.get(key)
         ]
     if differing:
-        what = f"the run folder {folder} was made with something else; choose another run.name or delete the folder:"
-        raise UserError(what, differing)
+        remedy = "choose another run.name (of a study: --name) or delete the folder:"
+        raise UserError(f"the run folder {folder} was made with something else; {remedy}", differing)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

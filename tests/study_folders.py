@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pipeline.clips.batch import Batch
 from pipeline.manifest.schema import Manifest
+from pipeline.training.scores import ScoreLog
 
 SaveRun = Callable[..., Path]
-SIGNATURE = {
-    "name": "zero mask", "since_step": 120, "until_step": None, "message": "The primary keeps no <label> for 100 steps.",
-    "knobs": ["method.confidence_threshold", "method.labels.thresholds"],
-}  # fmt: skip
 
 
 def write_study(folder: Path, lines: list[dict[str, Any]], **about: Any) -> Path:
@@ -34,8 +33,26 @@ def line(number: int, run: str, state: str = "complete", **params: Any) -> dict[
     }  # fmt: skip
 
 
+def write_scores(folder: Path, hidden: torch.Tensor, scores: dict[str, torch.Tensor], steps: int = 1) -> None:
+    """What training saves of the weak views of len(hidden) videos, the same in each step."""
+    clips, both = torch.zeros(1), torch.stack([torch.zeros_like(hidden), hidden], dim=1)
+    batch = Batch(torch.arange(len(hidden)), torch.arange(len(hidden))[:, None].repeat(1, 2), both, clips, clips)
+    log = ScoreLog(1, folder, rank=0, step=0)
+    for step in range(1, steps + 1):
+        rest = log.take(step, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
+        assert list(rest) == ["loss"]
+    log.write(steps)
+
+
+def keep_nothing(path: Path, until: int) -> None:
+    """Lines in which the primary keeps no label up to this step."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines = [line | {"mask_rate/primary_to_auxiliary": 0.0} if line["step"] <= until else line for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def write_weights(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
-    """Contrast weight 0, 1, 2, 4 x 3 seeds; the last run is waiting, one raised a signature."""
+    """Contrast weight 0, 1, 2, 4 x 3 seeds; the last run is waiting, one keeps no label for long."""
     folder, trials = parent / "contrast_weight", []
     for number, (seed, weight) in enumerate((seed, weight) for seed in range(3) for weight in (0, 1, 2, 4)):
         name = f"contrast_weight-{weight}_seed-{seed}"
@@ -44,7 +61,7 @@ def write_weights(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
             save_run(folder, manifest, seed=seed, margin=4.0 if weight == 1 else 0.2 * weight, overrides=words)
         state = "complete" if number < 11 else "waiting"
         trials.append(line(number, name, state, **{"method.contrast_weight": weight, "run.seed": seed}))
-    (folder / "contrast_weight-4_seed-1" / "signatures.json").write_text(json.dumps([SIGNATURE]))
+    keep_nothing(folder / "contrast_weight-4_seed-1" / "metrics.jsonl", 500)
     command = "python -m jobs.ablate contrast_weight --config c.yaml --seeds 3"
     baseline = {"method.contrast_weight": 0}
     return write_study(folder, trials, question="How much contrast helps?", command=command, baseline=baseline)

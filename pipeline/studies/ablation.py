@@ -7,8 +7,9 @@ the same command again runs what is missing and continues what was cut off.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.studies.cost import state_of
 from pipeline.studies.run import evaluated, training_seconds
 from pipeline.studies.study_file import LABELS, Study, resolve
 from pipeline.studies.study_folder import read_trials, write_about, write_trials
-from pipeline.studies.trials import Budget, Job, run_jobs
+from pipeline.studies.trials import Budget, Job, run_jobs, taken
 from pipeline.training.fit import prepare
 
 
@@ -65,6 +66,21 @@ def plan_trials(study: Study, base: Config, seeds: int) -> list[Trial]:
     return trials
 
 
+def distinct(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
+    """Trials without those that are, but for the name, the same run as an earlier cell's, and a sentence for each such cell.
+    Counted twice they would make 6 seeds of 3."""
+    first: dict[str, Trial] = {}
+    kept, twins = [], {}
+    for trial in trials:
+        run = trial.config.run.model_copy(update={"name": ""})
+        twin = first.setdefault(trial.config.model_copy(update={"run": run}).model_dump_json(), trial)
+        if twin is trial:
+            kept.append(trial)
+        else:
+            twins[trial.cell] = f"{trial.cell} is left out: with this configuration it is the same run as {twin.cell}"
+    return kept, list(twins.values())
+
+
 def _file_name(spec: str, seed: int) -> str:
     text = spec.replace("%", "-percent").replace("/class", "-per-class").replace(" ", "")
     return f"{text}_seed-{seed}.parquet"
@@ -90,24 +106,33 @@ def draw_subsets(trials: Sequence[Trial], write: bool) -> None:
             write_labels(subset, read_manifest(config.data.manifest, root=config.data.root), name)
 
 
+def unfinished(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials without their evaluation, after all that can be wrong with any trial's input was looked at, unless its labels are
+    not drawn yet. Raises UserError."""
+    missing = []
+    for trial in trials:
+        if trial.labels is None or Path(trial.config.labels_path).is_file():
+            ready = prepare(trial.config)
+            ready.source.evaluated(trial.config.evaluation.split)
+            if evaluated(ready) is not None:
+                continue
+        missing.append(trial)
+    return missing
+
+
 def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budget) -> dict[str, str]:
     """Run what is missing within the budget; returns what went wrong, by run.
 
     Everything that can be wrong with any trial's input raises UserError before the first one starts.
     """
     draw_subsets(trials, write=True)
-    missing = []
-    for trial in trials:
-        ready = prepare(trial.config)
-        ready.source.evaluated(trial.config.evaluation.split)
-        if evaluated(ready) is None:
-            missing.append(trial)
+    missing = unfinished(trials)
     write_study(study, trials, base, {})
     if not missing:
         return {}
     done = len(trials) - len(missing)
     print(f"{done} of {len(trials)} trials are done, {len(missing)} to run, {budget.concurrent} at once", flush=True)
-    listed = _Listed(missing)
+    listed = _Listed(missing, partial(write_study, study, trials, base))
     run_jobs(listed, missing[0].config.with_absolute_paths(), budget)
     write_study(study, trials, base, listed.problems)
     return listed.problems
@@ -116,8 +141,9 @@ def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budge
 class _Listed:
     """A source of trials that are all known at the start."""
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self._left = list(trials)
+    def __init__(self, trials: Sequence[Trial], write: Callable[[Mapping[str, str]], None]) -> None:
+        """``write(problems)`` is called whenever a trial has ended, so that a killed study says how far it came."""
+        self._left, self._write = list(trials), write
         self.problems: dict[str, str] = {}
 
     def next(self) -> Job | None:
@@ -135,6 +161,7 @@ class _Listed:
         """Remember what failed."""
         if error is not None:
             self.problems[job.name] = error
+        self._write(self.problems)
 
 
 def write_study(study: Study, trials: Sequence[Trial], base: Config, failed: Mapping[str, str]) -> None:
@@ -171,7 +198,9 @@ def _line(trial: Trial, number: int, failure: str | None) -> dict[str, Any]:
     if state.done:
         summary = json.loads((trial.config.run_folder / "evaluation.json").read_text(encoding="utf-8"))
         values = {name: summary[name]["top1"] for name in values}
-    word = "complete" if state.done else "failed" if failure else "running" if state.step else "waiting"
+    busy = failure == taken(trial.config.with_absolute_paths())  # another command runs it, and will say what came of it
+    failure = None if busy else failure
+    word = "complete" if state.done else "failed" if failure else "running" if state.step or busy else "waiting"
     seconds = training_seconds(trial.config.run_folder, trial.config.train.steps)
     return {
         "number": number, "state": word, "params": {**trial.values, "run.seed": trial.seed}, "values": values,

@@ -34,6 +34,8 @@ class Group:
     label: str
     """Method, and the keys that tell it from other groups of the same method."""
     runs: tuple[Run, ...]
+    repeats: tuple[Run, ...] = ()
+    """Further runs with a seed and labels that one of ``runs`` has: the same draw again, so not counted."""
 
     @property
     def method(self) -> str:
@@ -152,16 +154,23 @@ def labels_fingerprint(run: Run) -> str | None:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first run, the supervised method first, runs by seed."""
+    """Groups in the order of their first run, the supervised method first, runs by seed, each seed once."""
     gathered: dict[str, list[Run]] = {}
     for run in runs:
         gathered.setdefault(repr(sorted(setting(run).items(), key=lambda item: item[0])), []).append(run)
     groups = sorted(gathered.values(), key=lambda group: group[0].method != BASELINE)
     labels = _labels([group[0] for group in groups])
-    return [
-        Group(label, tuple(sorted(group, key=lambda run: (run.seed is None, run.seed or 0, run.name))))
-        for label, group in zip(labels, groups, strict=True)
-    ]
+    return [Group(label, *_each_seed_once(group)) for label, group in zip(labels, groups, strict=True)]
+
+
+def _each_seed_once(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """By seed: of each seed and label subset the first run that was evaluated, and the others."""
+    ordered = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.top1("mean") is None, run.name))
+    first: dict[Any, Run] = {}
+    for run in ordered:
+        first.setdefault(id(run) if run.seed is None else (run.seed, labels_fingerprint(run)), run)
+    counted = tuple(first.values())
+    return counted, tuple(run for run in ordered if all(run is not one for one in counted))
 
 
 def in_order(groups: Sequence[Group]) -> list[Group]:
@@ -193,16 +202,18 @@ def _short(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------- baseline
 
 
-def choose_baseline(groups: Sequence[Group], params: Mapping[str, Any] | None = None) -> Group | None:
-    """What all others are compared with: the setting with these ``params``, else the supervised one, else the only one whose
-    varied keys are at the program's defaults, else the first. None for a single group.
+def choose_baseline(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> Group | None:
+    """What all others are compared with: the ``wanted`` setting or the first one with these params, else the supervised one,
+    else the only one whose varied keys are at the program's defaults, else the first. None for a single group.
 
-    Raises UserError when no group has the ``params``.
+    Raises UserError when no group has the params.
     """
-    if params is not None:
-        found = find(groups, params)
+    if isinstance(wanted, Group):
+        return wanted if len(groups) > 1 else None
+    if wanted is not None:
+        found = find(groups, wanted)
         if not found:
-            words = " ".join(f"{key}={value}" for key, value in params.items())
+            words = " ".join(f"{key}={value}" for key, value in wanted.items())
             raise UserError(f"no run has the baseline's {words}", [f"there is {group.label}" for group in groups])
         return found[0] if len(groups) > 1 else None
     if len(groups) < 2 or any(group.method == BASELINE for group in groups):
@@ -210,6 +221,12 @@ def choose_baseline(groups: Sequence[Group], params: Mapping[str, Any] | None = 
     keys, defaults = varied_keys(groups), flatten(Config().model_dump(mode="json"))
     usual = [g for g in groups if all(_same(setting(g.runs[0]).get(key), defaults.get(key)) for key in keys if key in defaults)]
     return usual[0] if len(usual) == 1 and set(keys) & defaults.keys() else groups[0]
+
+
+def foremost(groups: Sequence[Group], baseline: Group | None, limit: int) -> list[Group]:
+    """Up to ``limit`` settings: the baseline and those with the best mean, in the order of ``groups``."""
+    best = sorted(groups, key=lambda group: (group is not baseline, -(value.mean if (value := group.top1("mean")) else -1.0)))
+    return [group for group in groups if any(group is kept for kept in best[:limit])]
 
 
 def find(groups: Sequence[Group], params: Mapping[str, Any]) -> list[Group]:
@@ -222,15 +239,15 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other or repr(one) == repr(other) or (isinstance(one, list) and one == list(other or ())))
 
 
-def compare(groups: Sequence[Group], params: Mapping[str, Any] | None = None) -> list[Difference]:
+def compare(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> list[Difference]:
     """One for each group that shares a seed, the labels and the videos with the baseline, each corrected for all of them.
 
     Of several supervised settings, each group is compared with the one that differs from it in the fewest keys.
     """
-    chosen = choose_baseline(groups, params)
+    chosen = choose_baseline(groups, wanted)
     if chosen is None:
         return []
-    many = params is None and chosen.method == BASELINE
+    many = wanted is None and chosen.method == BASELINE
     baselines = [group for group in groups if group.method == BASELINE] if many else [chosen]
     found = []
     for group in (group for group in groups if all(group is not baseline for baseline in baselines)):

@@ -54,12 +54,13 @@ def seconds_per_step(folders: Sequence[Path]) -> tuple[float, int] | None:
     return (statistics.median(medians), len(medians)) if medians else None
 
 
-def estimate(configs: Sequence[Config], concurrent: int, beside: Path) -> str:
-    """A sentence: hours of training that are left, and where the number comes from."""
+def estimate(configs: Sequence[Config], concurrent: int, beside: Path, known: Sequence[Path]) -> str:
+    """A sentence: hours of training that these runs still take, and where the number comes from: the ``known`` run folders of
+    their study, else those ``beside`` it."""
     left = sum(state.steps - state.step for state in map(state_of, configs))
     if not left:
         return "nothing is left to train"
-    rate, source = seconds_per_step([config.run_folder for config in configs]), "of this study"
+    rate, source = seconds_per_step(known), "of this study"
     if rate is None:
         others = [*beside.glob("*/"), *beside.glob("*/*/")]  # runs, and those of other studies
         rate, source = seconds_per_step(others), f"in {beside}, whatever their setting"

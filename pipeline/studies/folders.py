@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.studies.runs import RUN_FILES, VIEWS, Run, is_run, read_lines, read_run
+from pipeline.studies.runs import RUN_FILES, VIEWS, Run, is_run, read_lines, read_outcome, read_run
 
 SEARCH = "search"
 
@@ -152,7 +152,7 @@ def read_study(folder: Path) -> Study:
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         missing.append(f"study.json has fields of another kind: {error!r}.")
-    trials = _read_trials(folder, missing)
+    trials = [_as_it_stands(trial, study.objectives) for trial in _read_trials(folder, missing)]
     if study.is_search:
         trials += _later(study, {trial.folder for trial in trials})
     study = replace(study, trials=tuple(sorted(trials, key=lambda trial: trial.number)))
@@ -226,7 +226,7 @@ def _later(study: Study, known: set[Path | None]) -> list[Trial]:
         last = (read_lines(run / "scores.jsonl") or ({},))[-1]
         member, _, start = run.name.partition("_from-")
         copies, config = study.folder.glob(f"{member}*"), read_run(run).config
-        found.append(Trial(
+        found.append(_as_it_stands(Trial(
             number=int(run.name.removeprefix("trial-")) if run.name.startswith("trial-") else number,
             state="pruned" if any(other.name.partition("_from-")[2] > start for other in copies) else "running",
             params={key: config[key] for key in study.space if key in config},
@@ -234,8 +234,20 @@ def _later(study: Study, known: set[Path | None]) -> list[Trial]:
             seconds=last.get("seconds"),
             folder=run,
             lineage=_lineage(run),
-        ))  # fmt: skip
+        ), study.objectives))  # fmt: skip
     return found
+
+
+def _as_it_stands(trial: Trial, objectives: Sequence[Objective]) -> Trial:
+    """What its run folder says of a trial that was not at its end when the study's file was written."""
+    if trial.state not in ("waiting", "running") or trial.folder is None or not is_run(trial.folder):
+        return trial
+    outcome, last = read_outcome(trial.folder), (read_lines(trial.folder / "scores.jsonl") or ({},))[-1]
+    if not outcome:
+        return replace(trial, state="running")
+    known: dict[str, Any] = {view: (outcome.get(view) or {}).get("top1") for view in VIEWS} | {"seconds": last.get("seconds")}
+    values = {one.name: float(known[one.name]) for one in objectives if known.get(one.name) is not None}
+    return replace(trial, state="complete", values=values, seconds=last.get("seconds", trial.seconds))
 
 
 def _not_done(study: Study, wanted: int) -> Iterable[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pipeline.studies.comparison import Difference, Group
 from pipeline.studies.runs import VIEWS
@@ -59,15 +60,18 @@ CSV_FIELDS = (
 )  # fmt: skip
 
 
-def as_csv(groups: Sequence[Group], found: Sequence[Difference]) -> str:
-    """A line for each setting and way to score, in percent and points, unrounded; empty where unknown."""
+def as_csv(groups: Sequence[Group], found: Sequence[Difference], chosen: Mapping[Path, Mapping[str, object]]) -> str:
+    """A line for each setting and way to score, in percent and points, unrounded; empty where unknown. ``chosen`` by run folder
+    is what a search tried there: a column for each key."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_FIELDS)
+    keys = list(dict.fromkeys(key for params in chosen.values() for key in params))
+    writer.writerow((*CSV_FIELDS, *keys))
     for group in groups:
         difference = next((one for one in found if one.group is group), None)
         clips = [run.clips for run in group.runs if run.clips is not None]
         cost = (group_hours(group), sum(clips) if clips else None, " ".join(str(run.folder) for run in group.runs))
+        params = [chosen.get(group.runs[0].folder, {}).get(key) for key in keys]
         for view in VIEWS:
             value = group.top1(view)
             own = (value.seeds, value.mean, value.sd, value.low, value.high, value.over) if value else (0, *[None] * 5)
@@ -76,5 +80,5 @@ def as_csv(groups: Sequence[Group], found: Sequence[Difference]) -> str:
                 d, p = difference.estimates[view], difference.adjusted[view]
                 against = (difference.baseline.label, d.seeds, d.mean, d.sd, d.low, d.high, d.over, d.p, p)
                 against = (*against, difference.verdict(view))
-            writer.writerow("" if cell is None else cell for cell in (group.label, view, *own, *against, *cost))
+            writer.writerow("" if cell is None else cell for cell in (group.label, view, *own, *against, *cost, *params))
     return text.getvalue()

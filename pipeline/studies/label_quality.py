@@ -3,15 +3,15 @@
 A learner may be labeled by the other student (``cross``), by itself (``self``), or by the softmax of both students' mean logits
 (``mean``). For each threshold two things count: coverage, the share of clips whose label is kept, and accuracy, the share of
 those labels that are right. Labels of one student are the same whoever learns from them; what they tell a learner is not: so
-labels that differ from the learner's own class are counted, too. The threshold here is a fixed one, whatever policy trained.
+labels that differ from the learner's own class are counted, too. Thresholds here are fixed ones, whatever policy trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,8 @@ SOURCES = ("cross", "self", "mean")
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100))
 MAX_WINDOWS = 10
 """Parts of the training time: with fewer saved steps, each is one."""
+Thresholds: TypeAlias = Mapping[str, float]
+"""By labeler."""
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -167,10 +169,10 @@ def windows(said: Said, limit: int = MAX_WINDOWS) -> list[tuple[int, int, Said]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Cross against self labels of one learner at one threshold."""
+    """Cross against self labels of one learner, each labeler at its own threshold."""
 
     learner: str
-    threshold: float
+    thresholds: Thresholds
     coverage: dict[str, float]
     """By source, in 0..1."""
     accuracy: dict[str, float]
@@ -185,28 +187,28 @@ class Comparison:
     """Share of those that are right."""
 
 
-def compare(said: Said, learner: str, threshold: float) -> Comparison:
+def compare(said: Said, learner: str, own: Thresholds) -> Comparison:
     """See ``Comparison``; clips of unknown class count for coverage only."""
-    tallies = {source: tally(said, learner, source, [threshold]) for source in SOURCES}
-    own, known = np.argsort(-said.confidence[learner], kind="stable"), said.labels >= 0
-    first = own[known[own]][: int(tallies["cross"].kept[:-1].sum())]
+    tallies = {source: tally(said, learner, source, [own[labeler(learner, source)]]) for source in SOURCES}
+    order, known = np.argsort(-said.confidence[learner], kind="stable"), said.labels >= 0
+    first = order[known[order]][: int(tallies["cross"].kept[:-1].sum())]
     return Comparison(
-        learner, threshold,
+        learner, own,
         {source: float(found.coverage()[0]) for source, found in tallies.items()},
         {source: float(found.accuracy()[0]) for source, found in tallies.items()},
-        _interval(said.part(known), learner, threshold),
+        _interval(said.part(known), learner, own),
         float(share((said.classes[learner] == said.labels)[first].sum(), len(first))),
         float(tallies["cross"].news()[0]), float(tallies["cross"].news_accuracy()[0]),
     )  # fmt: skip
 
 
-def _interval(said: Said, learner: str, threshold: float, draws: int = 1000) -> tuple[float, float] | None:
+def _interval(said: Said, learner: str, own: Thresholds, draws: int = 1000) -> tuple[float, float] | None:
     """Clips of one video are no independent ones: whole videos are drawn again."""
     _, video = np.unique(said.videos, return_inverse=True)
     sums = []
     for source in ("cross", "self"):
         who = labeler(learner, source)
-        kept = said.confidence[who] >= np.float32(threshold)
+        kept = said.confidence[who] >= np.float32(own[who])
         right = kept & (said.classes[who] == said.labels)
         sums += [np.bincount(video, weights=values) for values in (right, kept)]
     table, generator = np.stack(sums, axis=1), np.random.default_rng(0)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.studies import formats, label_tables
-from pipeline.studies.comparison import group_runs
+from pipeline.studies.comparison import choose_baseline, group_runs
 from pipeline.studies.folders import read_given
 from pipeline.studies.html import SORTING, render_page, script_hash, write_page, write_whole
 from pipeline.studies.label_quality import read_said
-from pipeline.studies.label_section import LabelSection, class_names, label_sections, own_threshold
+from pipeline.studies.label_section import LabelSection, class_names, label_sections, own_thresholds
 from pipeline.studies.runs import Run
 
 
@@ -34,7 +34,8 @@ def write_label_report(folders: Sequence[str | Path], out: Path | None = None) -
     places = list(scored)
     path = out or Path(os.path.commonpath([places[0] if len(places) == 1 else folder.parent for folder in places]))
     page = path if out is not None else path / "label_quality.html"
-    sections = label_sections(group_runs([run for run in runs if run.folder in scored]))
+    groups = group_runs([run for run in runs if run.folder in scored])
+    sections = label_sections(groups, choose_baseline(groups))
     context = {
         "labels": sections, "num_runs": len(scored), "missing": [_why_none(run) for run in runs if run.folder not in scored],
         "script": SORTING, "script_hash": script_hash(SORTING),
@@ -44,8 +45,9 @@ def write_label_report(folders: Sequence[str | Path], out: Path | None = None) -
     for run in runs:
         if (said := scored.get(run.folder)) is not None:
             files.append(run.folder / "label_quality.csv")
-            write_whole(label_tables.as_csv(said, own_threshold(run), class_names(run, said)), files[-1], "run folder")
-    return LabelReport((*files, page.expanduser().resolve()), "\n\n".join(map(_text, sections)) + "\n")
+            write_whole(label_tables.as_csv(said, own_thresholds(run), class_names(run, said)), files[-1], "run folder")
+    texts = [*map(_text, sections.shown), *([sections.note] if sections.note else [])]
+    return LabelReport((*files, page.expanduser().resolve()), "\n\n".join(texts) + "\n")
 
 
 def _text(section: LabelSection) -> str:

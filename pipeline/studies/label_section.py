@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.run_folder import score_parts
 from pipeline.studies import label_tables
-from pipeline.studies.comparison import Group
+from pipeline.studies.comparison import Group, foremost
 from pipeline.studies.drawing import Drawing
-from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, join, read_said
+from pipeline.studies.label_quality import LABELERS, SOURCES, STUDENTS, Said, Thresholds, compare, join, read_said
 from pipeline.studies.plots import panel_svg
 from pipeline.studies.runs import Run
 from pipeline.studies.table import Table
@@ -41,13 +42,22 @@ class LabelSection:
     problems: tuple[str, ...]
 
 
-def label_sections(groups: Sequence[Group]) -> list[LabelSection]:
-    """For the first settings that saved scores; the runs of one setting are taken together."""
-    found: list[LabelSection] = []
-    for group in groups:
-        if len(found) < MAX_SECTIONS and (section := label_section(group.label, group.runs, f"labels{len(found)}")):
-            found.append(section)
-    return found
+@dataclass(frozen=True)
+class LabelSections:
+    """Some settings of all that saved scores."""
+
+    shown: tuple[LabelSection, ...]
+    note: str
+    """Which ones, where not all are."""
+
+
+def label_sections(groups: Sequence[Group], baseline: Group | None) -> LabelSections:
+    """For the baseline and the best settings that saved scores; the runs of one setting are taken together."""
+    saved = [group for group in groups if any(score_parts(run.folder) for run in group.runs)]
+    chosen = foremost(saved, baseline, MAX_SECTIONS)
+    note = f"{len(chosen)} of the {len(saved)} settings that saved scores: the baseline, and those with the highest mean."
+    sections = [label_section(group.label, group.runs, f"labels{place}") for place, group in enumerate(chosen)]
+    return LabelSections(tuple(one for one in sections if one), note if len(chosen) < len(saved) else "")
 
 
 def label_section(title: str, runs: Sequence[Run], prefix: str) -> LabelSection | None:
@@ -56,7 +66,7 @@ def label_section(title: str, runs: Sequence[Run], prefix: str) -> LabelSection 
     parts = [said for said, _ in read if said is not None]
     if not parts:
         return None
-    said, own = join(parts), own_threshold(runs[0])
+    said, own = join(parts), own_thresholds(runs[0])
     if not len(said.steps):
         return None
     steps, videos = sorted(set(said.steps.tolist())), len(set(said.videos.tolist()))
@@ -72,7 +82,7 @@ def label_section(title: str, runs: Sequence[Run], prefix: str) -> LabelSection 
     return LabelSection(title, basis, learners, *tables, problems)
 
 
-def _learner(said: Said, name: str, own: float, prefix: str) -> Learner:
+def _learner(said: Said, name: str, own: Thresholds, prefix: str) -> Learner:
     names, last = [f"{source}" for source in SOURCES], float(said.steps.max())
     drawings = tuple(
         Drawing(panel.title, panel_svg(replace(panel, title=f"{panel.title}, {name}"), lines, names, last, f"{prefix}-{place}"))
@@ -81,9 +91,11 @@ def _learner(said: Said, name: str, own: float, prefix: str) -> Learner:
     return Learner(name, label_tables.answer(compare(said, name, own)), drawings)
 
 
-def own_threshold(run: Run) -> float:
-    """The confidence threshold that the run was trained with."""
-    return float(run.config.get("method.confidence_threshold", DEFAULT_THRESHOLD))
+def own_thresholds(run: Run) -> dict[str, float]:
+    """The confidence thresholds that the run was trained with, by labeler."""
+    shared = run.config.get("method.confidence_threshold", DEFAULT_THRESHOLD)
+    own = {name: run.config.get(f"method.labels.{name}_threshold") for name in LABELERS}
+    return {name: float(shared if limit is None else limit) for name, limit in own.items()}
 
 
 def class_names(run: Run, said: Said) -> list[str]:

@@ -17,6 +17,7 @@ from pipeline.studies.label_quality import (
     Comparison,
     Said,
     Tally,
+    Thresholds,
     labeler,
     share,
     tally,
@@ -37,20 +38,20 @@ FIELDS = (
 )  # fmt: skip
 
 
-def as_csv(said: Said, own: float, classes: Sequence[str]) -> str:
+def as_csv(said: Said, own: Thresholds, classes: Sequence[str]) -> str:
     """``FIELDS`` and a line for each count: all training time by class at every threshold; each window in sum at every
-    threshold, and by class at the training's ``own`` one. ``class`` is the true one; ``all`` has the unknown ones, too."""
+    threshold, and by class at its labeler's ``own`` one. ``class`` is the true one; ``all`` has the unknown ones, too."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)
-    thresholds = sorted({*THRESHOLDS, own})
+    thresholds = sorted({*THRESHOLDS, *own.values()})
     whole = (int(said.steps.min()), int(said.steps.max()), said)
     for first, last, part in [whole, *windows(said)]:
         for learner in STUDENTS:
             for source in SOURCES:
                 found, head = tally(part, learner, source, thresholds), (first, last, learner, source, labeler(learner, source))
                 for place, threshold in enumerate(thresholds):
-                    names = classes if part is said or threshold == own else ()
+                    names = classes if part is said or threshold == own[head[-1]] else ()
                     writer.writerows((*head, threshold, *row) for row in _counts(found, place, names))
     return text.getvalue()
 
@@ -69,9 +70,11 @@ def _counts(found: Tally, place: int, classes: Sequence[str]) -> Iterator[tuple[
 def answer(one: Comparison) -> str:
     """What the labels from the other student were worth to a learner, in one sentence or two."""
     cross, own = (_percent(one.accuracy[source]) for source in ("cross", "self"))
+    other, at = labeler(one.learner, "cross"), one.thresholds
+    own_at = "" if at[other] == at[one.learner] else f" at {at[one.learner]:.3g}"
     text = (
-        f"At {one.threshold:.3g} the {labeler(one.learner, 'cross')} labels {_percent(one.coverage['cross'])} of the clips, "
-        f"{cross} of them right; the {one.learner}’s own labels would be {_percent(one.coverage['self'])} and {own}"
+        f"At {at[other]:.3g} the {other} labels {_percent(one.coverage['cross'])} of the clips, "
+        f"{cross} of them right; the {one.learner}’s own labels{own_at} would be {_percent(one.coverage['self'])} and {own}"
     )
     if one.difference is not None:
         low, high = (100 * end for end in one.difference)
@@ -89,9 +92,9 @@ def _percent(share: float) -> str:
     return "–" if np.isnan(share) else f"{100 * share:.1f} %"
 
 
-def thresholds_table(said: Said, own: float) -> Table:
+def thresholds_table(said: Said, own: Thresholds) -> Table:
     """A row for each learner, source and some thresholds, over all training time."""
-    thresholds = sorted({*SHOWN_THRESHOLDS, own})
+    thresholds = sorted({*SHOWN_THRESHOLDS, *own.values()})
     rows = []
     for learner in STUDENTS:
         for source in SOURCES:
@@ -109,9 +112,9 @@ def thresholds_table(said: Said, own: float) -> Table:
     return Table(columns, (False, False, True, True, True, True, True), tuple(rows), caption)
 
 
-def classes_table(said: Said, own: float, classes: Sequence[str]) -> Table:
-    """A row for each true class: coverage and accuracy of each labeler at the training's threshold."""
-    found = {who: tally(said, learner, source, [own]) for who, learner, source in EACH_LABELER}
+def classes_table(said: Said, own: Thresholds, classes: Sequence[str]) -> Table:
+    """A row for each true class: coverage and accuracy of each labeler at its threshold in training."""
+    found = {who: tally(said, learner, source, [own[who]]) for who, learner, source in EACH_LABELER}
     rows = []
     for place, name in enumerate(classes):
         clips = int(found["mean"].videos[place])
@@ -123,27 +126,35 @@ def classes_table(said: Said, own: float, classes: Sequence[str]) -> Table:
         rows.append((Cell(name, name), Cell(f"{clips:,}", clips), *cells))
     columns = ("true class", "clips", *(f"{who}: {what} %" for who in found for what in ("kept", "right")))
     caption = (
-        f"At the threshold {own:.3g}, over all training time. The primary’s labels teach the auxiliary as cross labels, and "
+        f"At {_at(own)}, over all training time. The primary’s labels teach the auxiliary as cross labels, and "
         "itself as self labels."
     )
     return Table(columns, (False, *(True for _ in columns[1:])), tuple(rows), caption)
+
+
+def _at(own: Thresholds) -> str:
+    """``0.8``, or that of each labeler."""
+    each = [f"{own[who]:.3g} ({who})" for who in (*STUDENTS, "mean")]
+    return ", ".join(each) if len(set(own.values())) > 1 else f"{own['mean']:.3g}"
 
 
 def _share(value: float) -> Cell:
     return Cell("–") if np.isnan(value) else Cell(f"{100 * value:.1f}", 100 * value)
 
 
-def panels(said: Said, learner: str, own: float) -> list[tuple[Panel, list[Curve]]]:
+def panels(said: Said, learner: str, own: Thresholds) -> list[tuple[Panel, list[Curve]]]:
     """Curves of one learner, a line for each source: accuracy and coverage over the threshold, one over the other, and both
-    over training time at the training's threshold."""
+    over training time at each labeler's threshold in training."""
     whole = {source: tally(said, learner, source) for source in SOURCES}
     grid = np.array(THRESHOLDS)
     parts = windows(said)
     times = np.array([(first + last) / 2 for first, last, _ in parts])
-    over_time = {source: [tally(part, learner, source, [own]) for *_, part in parts] for source in SOURCES}
+    at = {source: own[labeler(learner, source)] for source in SOURCES}
+    over_time = {source: [tally(part, learner, source, [at[source]]) for *_, part in parts] for source in SOURCES}
+    word = f"{at['cross']:.3g}" if len(set(at.values())) == 1 else "its threshold"
     percent: Any = {"limits": (0, 100)}
     high: Any = {"limits": (None, 100)}
-    over_threshold: Any = {"x_label": "threshold", "x_limits": (0.5, 1.0), "mark": own}
+    over_threshold: Any = {"x_label": "threshold", "x_limits": (0.5, 1.0), "mark": at["cross"]}
     drawn: list[tuple[Panel, dict[str, tuple[Any, Any]]]] = [
         (Panel("Accuracy over the threshold", "% of kept labels", (), **high, **over_threshold),
          {source: (grid, _shown([found])) for source, found in whole.items()}),
@@ -151,9 +162,9 @@ def panels(said: Said, learner: str, own: float) -> list[tuple[Panel, list[Curve
          {source: (grid, found.coverage()) for source, found in whole.items()}),
         (Panel("Accuracy over coverage", "% of kept labels", (), **high, x_label="coverage, %", x_limits=(0, 100)),
          {source: (100 * found.coverage(), _shown([found])) for source, found in whole.items()}),
-        (Panel(f"Accuracy at {own:.3g} over time", "% of kept labels", (), **high),
+        (Panel(f"Accuracy at {word} over time", "% of kept labels", (), **high),
          {source: (times, _shown(found)) for source, found in over_time.items()}),
-        (Panel(f"Coverage at {own:.3g} over time", "% of clips", (), **percent),
+        (Panel(f"Coverage at {word} over time", "% of clips", (), **percent),
          {source: (times, np.array([one.coverage()[0] for one in found])) for source, found in over_time.items()}),
     ]  # fmt: skip
     return [(panel, lines) for panel, series in drawn if (lines := _lines(series))]

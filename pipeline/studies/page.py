@@ -16,6 +16,7 @@ from pipeline.studies.response import Response
 from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.statistics import ALPHA, Estimate, p_text
 from pipeline.studies.table import hours_text, signed
+from pipeline.training.signatures import KNOBS
 
 NBSP = "\N{NO-BREAK SPACE}"
 MOST_NAMED = 3
@@ -57,11 +58,16 @@ def _question(groups: Sequence[Group], found: Sequence[Difference]) -> str:
     if len(found) == 1 and found[0].baseline.method == BASELINE:
         label = found[0].group.label
         return f"What does {label} gain over training on the labeled videos alone, with the same videos, labels and seeds?"
+    split = judged_on(groups)
     if found:
-        return (
-            f"Which setting recognizes more test videos than {found[0].baseline.label}, on the same videos, labels and seeds?"
-        )
-    return "How many of the test videos are recognized?"
+        base = found[0].baseline.label
+        return f"Which setting recognizes more {split} videos than {base}, on the same videos, labels and seeds?"
+    return f"How many of the {split} videos are recognized?"
+
+
+def judged_on(groups: Sequence[Group]) -> str:
+    """``test``, ``validation``, or both words."""
+    return " and ".join(sorted({run.split for group in groups for run in group.runs})) or "test"
 
 
 def _answer(groups: Sequence[Group], found: Sequence[Difference]) -> str:
@@ -189,22 +195,23 @@ def best_trial(study: Study) -> str:
     )
 
 
-def caveats(groups: Sequence[Group], found: Sequence[Difference]) -> list[str]:
+def caveats(groups: Sequence[Group], found: Sequence[Difference], trials: Sequence[Group] = ()) -> list[str]:
     """What a careful reader would ask about the numbers."""
     notes = []
-    runs = [run for group in groups for run in group.runs]
+    runs = [run for group in (*groups, *trials) for run in group.runs]
     sizes = sorted({run.evaluation["videos"] for run in runs if run.evaluation.get("videos")})
     if len(sizes) > 1:
         notes.append(f"The runs were tested on different numbers of videos: {', '.join(map(str, sizes))}.")
-    if held := [run.name for run in runs if run.evaluation.get("split", "test") != "test"]:
+    if held := [run.name for run in runs if run.split != "test"]:
         which = ", ".join(held) if len(held) <= MOST_NAMED else "all runs" if len(held) == len(runs) else f"{len(held)} runs"
-        notes.append(f"Evaluated on validation videos, wherever this page says test: {which}.")
+        notes.append(f"Judged on validation videos, not on test ones: {which}.")
     if sizes and sizes[0] < 1000:
-        notes.append(f"With {sizes[0]} test videos, one video more or less is {100 / sizes[0]:.3g} points.")
+        which = judged_on((*groups, *trials))
+        notes.append(f"With {sizes[0]} {which} videos, one video more or less is {100 / sizes[0]:.3g} points.")
     for group in groups:
-        twice = [seed for seed, n in Counter(run.seed for run in group.runs).items() if n > 1]
-        if twice:
-            notes.append(f"{group.label}: several runs have seed {twice[0]}; they are counted as if they were independent.")
+        if group.repeats:
+            names = ", ".join(run.name for run in group.repeats)
+            notes.append(f"{group.label}: each seed counts once; not counted, for they repeat one: {names}.")
     notes += _caveats_of_pairs(groups, found)
     if any(group.top1("mean") for group in groups) and all(len(group.runs) == 1 for group in groups):
         notes.append("One seed of each setting: how far another seed would land is unknown.")
@@ -304,22 +311,11 @@ def response_note(shown: Response | None, found: Sequence[Difference]) -> str:
 
 
 def signatures(runs: Sequence[Run]) -> list[tuple[str, str, str, str, str]]:
-    """Rows of (run, failure signature, steps, what it means, knobs to turn), in the order of the runs."""
+    """Rows of (run, failure signature, steps, what it means, what to try), in the order of the runs."""
     return [
-        (run.name, str(one["name"]), _span(one.get("since_step"), one.get("until_step")), str(one.get("message") or ""),
-         ", ".join(map(str, one.get("knobs") or ())))
+        (run.name, one.name, f"{one.since:,} to {one.until:,}", one.said, KNOBS[one.rule])
         for run in runs for one in run.signatures
     ]  # fmt: skip
-
-
-def _span(since: object, until: object) -> str:
-    return (
-        f"{since:,} to {until:,}"
-        if isinstance(since, int) and isinstance(until, int)
-        else f"from {since}"
-        if until is None
-        else f"{since} to {until}"
-    )
 
 
 def cost(runs: Sequence[Run]) -> str:

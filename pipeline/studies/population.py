@@ -126,6 +126,15 @@ def perturb(params: Mapping[str, Any], space: Space, seed: int, step: int, numbe
     return changed
 
 
+def places(folder: Path, size: int, steps: int) -> list[str]:
+    """Names of the runs that have the members' places in a population's folder; none when it has come to its end."""
+    path = folder / FILE
+    decisions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    newest = decisions[max(decisions, key=int)] if decisions else []
+    found = {line["member"]: line["next"] for line in newest}
+    return [] if str(steps) in decisions else [found.get(number, Member(number, {}).run) for number in range(size)]
+
+
 @dataclass
 class Population:
     """A search by PBT in its folder, ``base.run.storage_path``."""
@@ -136,6 +145,8 @@ class Population:
     size: int
     interval: int
     metric: str
+    write: Callable[[], None] = lambda: None
+    """Called after each decision, so that a killed search says how far it came."""
 
     def run(self, budget: Budget, clock: Callable[[], float]) -> tuple[list[Member], list[str]]:
         """Train all generations within the budget; the members by their last scores, the best first, and what went wrong.
@@ -246,6 +257,7 @@ class Population:
             for old, new in zip(before, after, strict=True)
         ]  # fmt: skip
         write_text(Path(self.base.run.storage_path) / FILE, json.dumps(decisions, indent=1))
+        self.write()
 
 
 class _Generation:

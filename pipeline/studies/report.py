@@ -14,10 +14,20 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.studies import formats, page, setting
-from pipeline.studies.comparison import BASELINE, Difference, Group, choose_baseline, compare, find, group_runs, in_order
+from pipeline.studies.comparison import (
+    BASELINE,
+    Difference,
+    Group,
+    choose_baseline,
+    compare,
+    find,
+    foremost,
+    group_runs,
+    in_order,
+)
 from pipeline.studies.curves import PANELS, curves
 from pipeline.studies.drawing import NUM_COLORS, Drawing
-from pipeline.studies.folders import Given, Trial, read_given
+from pipeline.studies.folders import Given, Study, Trial, read_given
 from pipeline.studies.html import SORTING, render_page, script_hash, write_page, write_whole
 from pipeline.studies.label_section import label_sections
 from pipeline.studies.plots import LARGEST_LABELED, confusion_svg, panel_svg
@@ -26,7 +36,7 @@ from pipeline.studies.response_plots import curve_svg, map_svg, rows_svg
 from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.samples import samples
 from pipeline.studies.search_section import search_sections, trial_groups
-from pipeline.studies.table import differences_table, runs_table, settings_table
+from pipeline.studies.table import differences_table, runs_table, settings_table, trials_table
 
 Format = Literal["html", "md", "csv", "tex"]
 FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")
@@ -60,9 +70,25 @@ class Content:
     baseline: Group | None
 
     @property
+    def everything(self) -> list[Group]:
+        """Settings, then trials."""
+        return [*self.groups, *self.trials]
+
+    @property
+    def searches(self) -> list[Study]:
+        """With a trial."""
+        return [study for study in self.given.studies if study.is_search and study.trials]
+
+    @property
+    def missing(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(study or run, sentences) of what is not there."""
+        runs = [(run.name, run.missing) for run in self.runs if run.folder not in self.stopped]
+        return [(name, found) for name, found in [*((s.name, s.missing) for s in self.given.studies), *runs] if found]
+
+    @property
     def runs(self) -> list[Run]:
         """All runs."""
-        return [run for group in (*self.groups, *self.trials) for run in group.runs]
+        return [run for group in self.everything for run in (*group.runs, *group.repeats)]
 
     @property
     def stopped(self) -> set[Path]:
@@ -72,14 +98,8 @@ class Content:
 
     @property
     def overlaid(self) -> list[Group]:
-        """The settings whose curves are drawn: the baseline, then those with the best mean, in the page's order."""
-        whole = self.groups or self.trials
-        if len(whole) <= MAX_OVERLAID:
-            return list(whole)
-        best = sorted(whole, key=lambda g: (g is not self.baseline, -(v.mean if (v := g.top1("mean")) else -1.0)))[
-            :MAX_OVERLAID
-        ]
-        return [group for group in whole if any(group is kept for kept in best)]
+        """The settings whose curves are drawn."""
+        return foremost(self.groups or self.trials, self.baseline, MAX_OVERLAID)
 
 
 def write_report(
@@ -105,7 +125,7 @@ def write_report(
     path = _target(given, out)
     content = collect(given, baseline)
     texts = {"html": partial(render, content, path.parent), "md": partial(_markdown, content), "tex": partial(_latex, content),
-             "csv": partial(formats.as_csv, content.groups or content.trials, content.found)}  # fmt: skip
+             "csv": partial(formats.as_csv, content.everything, content.found, _chosen(content))}  # fmt: skip
     files = []
     for name in wanted:
         file = path if name == "html" else path.with_suffix(f".{name}")
@@ -120,14 +140,20 @@ def collect(given: Given, baseline: Mapping[str, Any] | None = None) -> Content:
     groups = in_order(group_runs([run for run in given.runs if all(run is not one for one in searched)]))
     groups = [_named(group, given) for group in groups]
     trials = trial_groups([study for study in given.studies if study.is_search], searched)
-    params = baseline or _baseline_of(given, groups)
-    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, params)), choose_baseline(groups, params))
+    wanted = baseline or _baseline_of(given, groups)
+    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, wanted)), choose_baseline(groups, wanted))
 
 
-def _baseline_of(given: Given, groups: Sequence[Group]) -> Mapping[str, Any] | None:
-    """The one that the only study names, if it has a run."""
+def _baseline_of(given: Given, groups: Sequence[Group]) -> Group | None:
+    """The one that the only study names, if it has a run: that of the cell which changes just these keys, for another cell may
+    have the same values of them and change others, too."""
     params = given.studies[0].baseline if len(given.studies) == 1 else None
-    return params if params and find(groups, params) else None
+    if not params:
+        return None
+    cells = [{key: trial.params[key] for key in trial.params if key != "run.seed"} for trial in given.studies[0].trials]
+    folders = {trial.folder for trial, cell in zip(given.studies[0].trials, cells, strict=True) if cell == params}
+    exact = [group for group in groups if any(run.folder in folders for run in group.runs)]
+    return next(iter(exact or find(groups, params)), None)
 
 
 def _named(group: Group, given: Given) -> Group:
@@ -135,8 +161,9 @@ def _named(group: Group, given: Given) -> Group:
     cells = {
         trial.folder: trial.cell for study in given.studies if study.named for trial in study.trials if trial.folder is not None
     }  # fmt: skip
-    names = dict.fromkeys(cells[run.folder] for run in group.runs if run.folder in cells)
-    return replace(group, label=" = ".join(names)) if names and all(run.folder in cells for run in group.runs) else group
+    runs = (*group.runs, *group.repeats)
+    names = dict.fromkeys(cells[run.folder] for run in runs if run.folder in cells)
+    return replace(group, label=" = ".join(names)) if names and all(run.folder in cells for run in runs) else group
 
 
 def render(content: Content, folder: Path) -> str:
@@ -159,9 +186,14 @@ def _target(given: Given, out: str | Path | None) -> Path:
     return path
 
 
+def _chosen(content: Content) -> dict[Path, Mapping[str, Any]]:
+    """By run folder, what a search tried there."""
+    return {trial.folder: trial.params for study in content.searches for trial in study.trials if trial.folder is not None}
+
+
 def _text(content: Content) -> str:
     """For the terminal: runs, then settings, then the answer."""
-    parts = [formats.as_text(runs_table(content.groups or content.trials))]
+    parts = [formats.as_text(runs_table(content.everything))]
     if any(len(group.runs) > 1 for group in content.groups) or content.found:
         parts.append(formats.as_text(settings_table(content.groups, content.found)))
         parts.append(settings_table(content.groups, content.found).caption)
@@ -174,19 +206,23 @@ def _tables(content: Content) -> list[Any]:
     return [
         *tables,
         *([differences_table(content.found)] if content.found else []),
-        runs_table(content.groups or content.trials),
+        *map(trials_table, content.searches),
+        runs_table(content.everything),
     ]
 
 
 def _markdown(content: Content) -> str:
     line = page.headline(content.given, content.groups, content.found)
-    notes = [f"- {note}\n" for note in page.caveats(content.groups, content.found)]
-    head = f"# {line.title}\n\n{line.question}\n\n{line.answer}\n\n{''.join(notes)}\n".replace(page.NBSP, " ")
+    notes = "".join(f"- {note}\n" for note in page.caveats(content.groups, content.found, content.trials))
+    missing = "".join(f"- {name}: {sentence}\n" for name, sentences in content.missing for sentence in sentences)
+    missing = f"What is missing:\n\n{missing}\n" if missing else ""
+    head = f"# {line.title}\n\n{line.question}\n\n{line.answer}\n\n{notes}\n{missing}".replace(page.NBSP, " ")
     return head + "\n".join(map(formats.as_markdown, _tables(content)))
 
 
 def _latex(content: Content) -> str:
-    return "\n".join(map(formats.as_latex, _tables(content)))
+    missing = "".join(f"% missing: {name}: {sentence}\n" for name, sentences in content.missing for sentence in sentences)
+    return missing + "\n".join(map(formats.as_latex, _tables(content)))
 
 
 # -------------------------------------------------------------------------------------------------------- the page
@@ -199,22 +235,22 @@ def _context(content: Content, folder: Path) -> dict[str, Any]:
     shown = _shown(judged)
     return {
         "headline": page.headline(content.given, groups, found),
-        "caveats": page.caveats(groups, found),
-        "missing": [(study.name, study.missing) for study in content.given.studies if study.missing]
-        + [(run.name, run.missing) for run in content.runs if run.missing and run.folder not in content.stopped],
+        "caveats": page.caveats(groups, found, content.trials),
+        "missing": content.missing,
         "content": content,
         "num_runs": len(content.runs),
         "cost": page.cost(content.runs),
         "settings": settings_table(groups, found) if groups else None,
         "differences": differences_table(found) if found else None,
-        "runs": runs_table(groups or content.trials, partial(_link, folder)),
+        "runs": runs_table(content.everything, partial(_link, folder)),
         "responses": _responses(content),
         "response_title": page.response_title(response(groups), found),
         "response_note": page.response_note(response(groups), found),
         "judged": judged,
+        "split": page.judged_on(judged),
         "num_settings": len(groups or content.trials),
         "searches": search_sections(content.given, partial(_trial_link, folder)),
-        "labels": label_sections(judged),
+        "labels": label_sections(judged, content.baseline),
         "overlaid": overlaid,
         "num_colors": NUM_COLORS,
         "properties": setting.setting_table(overlaid),
@@ -287,6 +323,9 @@ class Command:
     run: Run
     href: str
     command: str
+    """``setting.command``: what makes this very run."""
+    study: str
+    """The command of the study or search that it is of, if any."""
     against: str
     """Name of the baseline, empty for itself."""
     differing: list[tuple[str, Any, Any]]
@@ -306,6 +345,7 @@ def _commands(content: Content, folder: Path) -> list[Command]:
             run=run,
             href=_link(folder, run),
             command=setting.command(run),
+            study=study.command if (study := content.given.study_of(run)) else "",
             against="" if run is base else name,
             differing=setting.differing_keys(run, base) if base is not None else [],
             changed=setting.changed_keys(run),

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import parse_config
+from pipeline.config import MonitorSection, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
+from pipeline.training.signatures import Finding, find
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
 VIEWS = ("primary", "auxiliary", "mean")
@@ -57,8 +59,6 @@ class Run:
     evaluation: Mapping[str, Any]
     predictions: Predictions | None
     quarantine: tuple[Mapping[str, Any], ...]
-    signatures: tuple[Mapping[str, Any], ...]
-    """Failure signatures that training raised: name, since_step, until_step, message, knobs."""
     missing: tuple[str, ...]
 
     @property
@@ -82,11 +82,26 @@ class Run:
         found = self.facts.get("labels")
         return found if isinstance(found, dict) else {}
 
+    @cached_property
+    def signatures(self) -> tuple[Finding, ...]:
+        """Failure signatures in the lines, by the limits of the run's own monitors; none where its classes are unknown."""
+        classes = self.facts.get("classes") or self.evaluation.get("classes") or ()
+        own = {key.removeprefix("monitors."): value for key, value in self.config.items() if key.startswith("monitors.")}
+        try:
+            return tuple(find(self.lines, MonitorSection.model_validate(own), len(classes))) if len(classes) > 1 else ()
+        except (TypeError, ValueError):  # limits or lines of another version
+            return ()
+
     @property
     def last_step(self) -> int:
         """The last step that any file tells of, 0 when none does."""
         logged = int(self.lines[-1]["step"]) if self.lines else 0
         return max(logged, int(self.evaluation.get("step") or 0))
+
+    @property
+    def split(self) -> str:
+        """On whose videos it is judged: ``test`` or ``validation``."""
+        return str(self.evaluation.get("split") or self.config.get("evaluation.split") or "test")
 
     @property
     def unfinished(self) -> bool:
@@ -144,12 +159,18 @@ def read_run(folder: Path) -> Run:
         evaluation=_read_evaluation(folder / "evaluation.json", predictions, missing),
         predictions=predictions,
         quarantine=_read_quarantine(folder / "quarantine.parquet", missing),
-        signatures=_read_signatures(folder / "signatures.json", missing),
         missing=(),
     )
     if run.unfinished and run.lines:
         missing.append(f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}: under way or stopped.")
     return replace(run, missing=tuple(missing))
+
+
+def read_outcome(folder: Path) -> Mapping[str, Any]:
+    """evaluation.json of a run that has come to its end, else nothing; no other large file is read."""
+    evaluation = _read_json(folder / "evaluation.json", [])
+    steps = _read_config(folder / "config.yaml", []).get("train.steps") if evaluation else None
+    return evaluation if steps and evaluation.get("step") == steps else {}
 
 
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -232,15 +253,4 @@ def _read_quarantine(path: Path, missing: list[str]) -> tuple[Mapping[str, Any],
         return tuple(pq.read_table(path).to_pylist()) if path.is_file() else ()
     except (OSError, pa.ArrowException) as error:
         missing.append(f"quarantine.parquet cannot be read: {error}")
-        return ()
-
-
-def _read_signatures(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
-            raise ValueError("expected a list of objects with a name")
-        return tuple(found)
-    except (OSError, ValueError) as error:
-        missing.append(f"signatures.json cannot be read: {error}")
         return ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +102,8 @@ class Search:
     plan: Plan
     base: Config
     """Its storage_path is the search's folder; its seed is every trial's."""
+    write: Callable[[], None] = lambda: None
+    """Called whenever a trial has ended, so that a killed search says how far it came."""
     problems: list[str] = field(default_factory=list)
     _mine: dict[str, _Mine] = field(default_factory=dict)
 
@@ -240,6 +242,13 @@ class Search:
         else:
             self.study.tell(mine.trial, mine.values, mine.outcome)
         mine.claim.release()
+        self.write()
+
+    def let_go(self) -> None:
+        """Of trials that the budget cut off, so that another search may continue them."""
+        for mine in self._mine.values():
+            mine.claim.release()
+        self._mine.clear()
 
 
 def _remember(trial: optuna.Trial, step: int, scores: Mapping[str, float]) -> None:

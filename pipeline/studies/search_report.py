@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def next_command(plan: Plan, config_file: str, words: Sequence[str]) -> str:
     """How the best is tried on test."""
     return (
         f"its {plan.metric} on the validation videos is an upper guess, for it was selected by it; on test, once:\n"
-        f"python -m jobs.train --config {config_file} run.name=best {' '.join(words)}"
+        + shlex.join(["python", "-m", "jobs.train", "--config", config_file, "run.name=best", *words])
     )
 
 

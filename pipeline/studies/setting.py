@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -43,13 +47,24 @@ def differing_keys(run: Run, base: Run) -> list[tuple[str, Any, Any]]:
 
 
 def command(run: Run) -> str:
-    """The command that made the run; from its changed keys where facts.json does not keep it."""
-    words = [f"{key}={_word(value)}" for key, value, _ in changed_keys(run)]
-    return str(run.facts.get("command") or " ".join(["python -m jobs.train", *words]))
+    """The ``jobs.train`` command that makes the run, ready for a shell: the recorded one, or, of a run that a study or a search
+    made, its changed keys. Empty for a copied member of a population, which no command makes alone."""
+    recorded = str(run.facts.get("command") or "")
+    if {"jobs.train", "train"} & set(recorded.split()[:4]):
+        return recorded
+    if len(run.facts.get("lineage") or ()) > 1:
+        return ""
+    return shlex.join(["python", "-m", "jobs.train", *(f"{key}={_word(value)}" for key, value, _ in changed_keys(run))])
 
 
 def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """In YAML that is read back as the same value."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        return value if yaml.safe_load(value) == value else json.dumps(value)
+    except yaml.YAMLError:
+        return json.dumps(value)
 
 
 def _join(texts: Sequence[str]) -> str:

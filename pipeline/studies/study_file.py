@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,22 @@ def read_study(path: Path) -> Study:
     if "cases" in tree:
         if not isinstance(cases, dict) or not cases or not all(isinstance(values, dict) for values in cases.values()):
             raise UserError(f"study {path}: cases must give a mapping of configuration keys to values for each name")
+        _check_words(cases, path)
         return Study(path.stem, question, cases, is_grid=False)
     if not isinstance(grid, dict) or not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"study {path}: grid must give a list of values for each configuration key")
+    _check_words(grid, path)
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
     short = _short_names(list(grid))
     names = ["_".join(f"{short[key]}-{_text(value)}" for key, value in cell.items()) for cell in cells]
     if len(set(names)) < len(names):
         raise UserError(f"study {path}: two cells of the grid are the same")
     return Study(path.stem, question, dict(zip(names, cells, strict=True)), is_grid=True)
+
+
+def _check_words(names: Iterable[Any], path: Path) -> None:
+    if odd := [f"{name!r} is a {type(name).__name__}" for name in names if not isinstance(name, str)]:
+        raise UserError(f"study {path}: names and keys are words; put on, off, yes, no, null and numbers in quotes:", odd)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:

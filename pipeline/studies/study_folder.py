@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.run_folder import write_text
+from pipeline.run_folder import command_line, write_text
 
 ABOUT, TRIALS = "study.json", "trials.jsonl"
 
@@ -16,8 +15,7 @@ ABOUT, TRIALS = "study.json", "trials.jsonl"
 def write_about(folder: Path, facts: Mapping[str, Any]) -> None:
     """``study.json``: name, kind, question, objectives, baseline, space, and the command that continues the study."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
-    write_text(folder / ABOUT, json.dumps({**facts, "command": command}, indent=1))
+    write_text(folder / ABOUT, json.dumps({**facts, "command": command_line()}, indent=1))
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:

@@ -110,7 +110,7 @@ def runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
          *(percent(run.top1(view)) for view in VIEWS),
          Cell(DASH if run.seconds is None else hours_text(run.seconds / 3600), run.seconds),
          Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
-        for group in groups for run in group.runs
+        for group in groups for run in (*group.runs, *group.repeats)
     ]  # fmt: skip
     text = "Top-1 in percent. Hours and clips of the logged training steps; starts, evaluation, repeated steps come on top."
     return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)
@@ -129,7 +129,7 @@ def trials_table(study: Study, link: Any = lambda trial: "") -> Table:
         for trial in best_first(study)
     ]  # fmt: skip
     numeric = (True, False, *(_numbers(study.trials, key) for key in keys), *(True for _ in objectives), True)
-    text = f"The best first, by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
+    text = f"Trials of {study.name}, the best first by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
     return Table(columns, numeric, tuple(rows), text)
 
 

@@ -24,7 +24,7 @@ import torch
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.cluster import check_cluster, connect
+from pipeline.cluster import answers, check_cluster, connect
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.studies.claim import claimed
@@ -34,7 +34,11 @@ from pipeline.training.watch import StopSign
 
 ORPHAN_SECONDS = 20.0
 """How long a trial waits for one of a killed driver to leave its run folder."""
-_TAKEN = "{} is being written by another process"
+
+
+def taken(config: Config) -> str:
+    """Why a trial was not run that another command has under way."""
+    return f"{config.run_folder} is being written by another process"
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,9 @@ def share(config: Config, concurrent: int | None) -> int:
         return 1
     connect()
     totals = ray.cluster_resources()
-    workers = max(1, config.scale.workers)
     cpus = config.scale.cpus_per_worker or 1.0
     if concurrent is None:
-        decoder = 0.0 if config.scale.workers == 0 else config.scale.cpus_per_decoder or 1.0
-        concurrent = max(1, int(totals.get("CPU", 0.0) / (workers * cpus + decoder)))
-        if totals.get("GPU") and config.scale.gpu is not False:
-            concurrent = min(concurrent, max(1, int(totals["GPU"] / (workers * config.scale.gpus_per_worker))))
+        concurrent = _room(config, totals)
     if config.scale.workers:
         check_cluster(config, concurrent)
     elif concurrent * cpus > totals.get("CPU", 0.0) + 1e-6 and config.scale.cpus_per_worker:
@@ -104,6 +104,24 @@ def share(config: Config, concurrent: int | None) -> int:
             f"has {totals.get('CPU', 0.0):g}: lower one of them"
         )
     return concurrent
+
+
+def likely_share(config: Config, concurrent: int | None) -> int:
+    """What ``share`` would say, without starting Ray: on a cluster that is there, else on this machine alone."""
+    if concurrent is None and answers():
+        connect()
+        return _room(config, ray.cluster_resources())
+    return concurrent or _room(config, {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())})
+
+
+def _room(config: Config, totals: Mapping[str, float]) -> int:
+    """Trials at once that have a CPU, and where there are any a GPU share, for each process."""
+    workers, cpus = max(1, config.scale.workers), config.scale.cpus_per_worker or 1.0
+    decoder = 0.0 if config.scale.workers == 0 else config.scale.cpus_per_decoder or 1.0
+    room = max(1, int(totals.get("CPU", 0.0) / (workers * cpus + decoder)))
+    if totals.get("GPU") and config.scale.gpu is not False:
+        room = min(room, max(1, int(totals["GPU"] / (workers * config.scale.gpus_per_worker))))
+    return room
 
 
 def run_jobs(source: Source, like: Config, budget: Budget) -> None:
@@ -137,7 +155,7 @@ def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
     with claimed(_lock(job.config), ORPHAN_SECONDS) as ours:
         try:
             if not ours:
-                raise UserError(_TAKEN.format(job.config.run_folder))
+                raise UserError(taken(job.config))
             for step in job.stops:
                 if sign.number or time.monotonic() >= deadline:  # came while a run was judged
                     raise Stopped(sign.number or signal.SIGTERM, "stopped between two trials; the same command continues")
@@ -228,7 +246,7 @@ def _trial(space: dict[str, Any]) -> None:
         torch.set_num_threads(config.scale.torch_threads or max(1, int(cpus)))
     with claimed(_lock(config), ORPHAN_SECONDS) as ours:
         if not ours:
-            ray.tune.report({"step": 0, "error": _TAKEN.format(config.run_folder)})
+            ray.tune.report({"step": 0, "error": taken(config)})
             return
         for step in space["stops"]:
             try:
@@ -315,5 +333,7 @@ class _Deciding(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if trial.should_recover():  # Tune also calls this when it starts a lost trial again
+            return
         lines = [line for line in str(trial.get_error() or "it crashed").strip().splitlines() if line.strip()]
         self.bridge.ended(trial.trial_id, " | ".join(lines[-2:]))

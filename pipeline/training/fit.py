@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.manifest.labels import LabelSubset
 from pipeline.methods import build_method, first_unlabeled_step
-from pipeline.run_folder import Fingerprints, check_run, open_run
+from pipeline.run_folder import Fingerprints, check_run, command_line, open_run
 from pipeline.training import checkpoint
 from pipeline.training.held_out import check_held_out
 from pipeline.training.loop import Run, Worker, train
@@ -79,7 +78,7 @@ def prepare(config: Config) -> Prepared:
         "classes": list(classes),
         "manifest": {"path": config.data.manifest, "fingerprint": prints.manifest, "videos": source.manifest.table.num_rows},
         "labels": {"spec": labels.spec, "seed": labels.seed, "fingerprint": labels.fingerprint, "count": len(labels.ids)},
-        "command": " ".join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv),
+        "command": command_line(),
     }
     check_held_out(source, config)
     check_views(config.views)

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jobs import ablate
 from jobs.command import run
+from pipeline.clips.views import check_views
 from pipeline.config import load_config
-from pipeline.studies.ablation import plan_trials
+from pipeline.errors import UserError
+from pipeline.manifest.labels import read_labels
+from pipeline.manifest.schema import read_manifest
+from pipeline.studies import trials
+from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
 
 WORDS = ["train.steps=4", "train.checkpoint_every=2"]
@@ -29,10 +36,53 @@ def two(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", sorted(ablate.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_makes_checked_trials(path: Path) -> None:
     study = read_study(path)
-    trials = plan_trials(study, load_config(), seeds=2)
-    assert len(trials) == 2 * len(study.cells)
-    assert len({trial.config.run_folder for trial in trials}) == len(trials)
-    assert {trial.config.run.seed for trial in trials} == {0, 1}
+    planned = plan_trials(study, load_config(), seeds=2)
+    assert len(planned) == 2 * len(study.cells)
+    for trial in planned:
+        check_views(trial.config.views)  # a misspelt operation is found no earlier
+    assert all(name[0].islower() for name in study.cells)  # off is no False
+    assert len({trial.config.run_folder for trial in planned}) == len(planned)
+    assert {trial.config.run.seed for trial in planned} == {0, 1}
+
+
+def test_label_subsets_are_drawn_once_for_all_methods_of_a_seed(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text("question: q\ngrid: {labels: [25%, 4/class], method.name: [supervised, actnetformer]}\n", encoding="utf-8")
+    base = load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}"])
+    planned = plan_trials(read_study(path), base, seeds=2)
+    draw_subsets(planned, write=False)
+    assert not (tmp_path / "labels").exists()
+    draw_subsets(planned, write=True)
+    manifest = read_manifest(base.data.manifest)
+    drawn = {}
+    for trial in planned:
+        subset = read_labels(where := trial.config.labels_path, manifest)
+        drawn[trial.labels, trial.seed, trial.config.method.name] = where, subset
+    names = ["25-percent_seed-0", "25-percent_seed-1", "4-per-class_seed-0", "4-per-class_seed-1"]
+    assert sorted(path.stem for path in (tmp_path / "labels" / "labels").iterdir()) == names
+    for spec in ("25%", "4/class"):
+        for seed in (0, 1):
+            (one, subset), (other, _) = (drawn[spec, seed, name] for name in ("supervised", "actnetformer"))
+            assert one == other and (subset.spec, subset.seed) == (spec, seed)
+    assert len(drawn["4/class", 0, "supervised"][1].ids) == 16
+    small, large = (set(drawn[spec, 0, "supervised"][1].ids) for spec in ("25%", "4/class"))
+    assert small < large and drawn["25%", 0, "supervised"][1].ids != drawn["25%", 1, "supervised"][1].ids
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels" / "labels").iterdir()}
+    draw_subsets(planned, write=True)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    shutil.copy(drawn["25%", 1, "supervised"][0], drawn["25%", 0, "supervised"][0])
+    with pytest.raises(UserError, match=r"holds other labels than 25% of seed 0; delete it"):
+        draw_subsets(planned, write=False)
+
+
+def test_cells_that_are_the_same_run_are_run_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``threshold_policy`` without a warm-up in the configuration."""
+    assert command(tiny, tmp_path, "threshold_policy", "--seeds", "2", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "fixed-no-warm-up is left out: with this configuration it is the same run as fixed\n" in text
+    assert text.count("missing  ") == 2 * 5 and text.count("left out") == 4
+    assert command(tiny, tmp_path, "threshold_policy", "--dry-run", "method.supervised_steps=4") == 0
+    assert capsys.readouterr().out.count("missing  ") == 9
 
 
 def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +106,25 @@ def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Pat
     assert "<svg" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_dry_run_refuses_what_the_run_would(
+    tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.yaml"
+    one.write_text("question: q\ngrid: {method.contrast_weight: [0]}\n", encoding="utf-8")
+    assert command(tiny, tmp_path, str(one), "train.steps=2") == 0
+    for dry in ([], ["--dry-run"]):
+        assert command(tiny, tmp_path, str(one), "train.steps=2", "primary.optimizer.lr=0.5", *dry) == 2
+        text = capsys.readouterr().err
+        assert "primary.optimizer.lr: the run has" in text and "of a study: --name" in text
+        assert command(tiny, tmp_path, str(one), "data.manifest=nowhere.parquet", *dry) == 2
+        assert "nowhere.parquet" in capsys.readouterr().err
+    assert command(tiny, tmp_path, str(one), "--name", "faster", "primary.optimizer.lr=0.5", "--dry-run") == 0
+    assert f"1 trials in {tmp_path / 'faster'}" in capsys.readouterr().out
+    config = load_config(tiny / "tiny.yaml", ["data.labeled_per_step=8"])
+    cores = os.cpu_count() or 1
+    assert trials.likely_share(config, None) == max(1, cores) and trials.likely_share(config, 3) == 3
+
+
 def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, "contrast_wieght") == 2
     assert "did you mean contrast_weight?" in capsys.readouterr().err
@@ -63,6 +132,8 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text, message in (
         ("grid: [", "cannot be read"),
         ("grid: {}", "question and grid"),
+        ("question: q\ncases: {a: {}, off: {method.contrast_weight: 0}}", "False is a bool"),
+        ("question: q\ngrid: {1: [3]}", "1 is a int"),
         ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
         ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
         ("question: q\ngrid: {train.steps: 3}", "list of values"),

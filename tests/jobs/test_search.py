@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from jobs import label, search
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.run_folder import read_run
+from pipeline.run_folder import read_metrics, read_run
 from pipeline.studies import trials
 from pipeline.studies.run import read_scores
+from pipeline.studies.search import Plan
 from pipeline.studies.study_folder import read_trials
 from pipeline.training import checkpoint
 from pipeline.training.fit import fit_here, prepare
@@ -74,6 +81,13 @@ def test_a_search_is_of_ordinary_runs_on_validation_videos(
             assert json.loads((folder / "evaluation.json").read_text())["split"] == "validation"
     about = json.loads((tmp_path / "rates" / "study.json").read_text(encoding="utf-8"))
     assert (about["algorithm"], about["question"]) == ("asha", "Which learning rates let both students learn?")
+    assert command(*words, "--trials", "3", "--dry-run") == 0
+    assert "nothing is left to train" in capsys.readouterr().out  # whatever was stopped early
+    assert command(*words, "--trials", "4", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "8 steps are left" in text and "the median of 3 runs of this study" in text
+    assert command(*words, "--trials", "3", "train.steps=9", "--dry-run") == 2
+    assert "train.steps: the study has 8, now 9" in capsys.readouterr().err
     assert "trial-00002" in (tmp_path / "rates" / "report.html").read_text(encoding="utf-8")
     assert command(*words, "--trials", "3", "train.steps=9") == 2
     assert "train.steps: the study has 8, now 9" in capsys.readouterr().err
@@ -94,6 +108,8 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert command(*words, "--name", "whole") == 0
     assert "the knobs of" in capsys.readouterr().out
     decisions = json.loads((tmp_path / "whole" / "population.json").read_text(encoding="utf-8"))
+    assert command(*words, "--name", "whole", "--dry-run") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
     copies = [one for one in decisions["4"] if one["copies"]]
     assert copies, "no member was better than another one: choose another seed"
 
@@ -110,6 +126,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
         with pytest.raises(Killed):
             command(*words, "--name", "cut")
     monkeypatch.undo()
+    assert [trial["state"] for trial in read_trials(tmp_path / "cut")] == ["pruned"] * len(copies)  # who was replaced at step 4
     assert command(*words, "--name", "cut") == 0
     assert json.loads((tmp_path / "cut" / "population.json").read_text(encoding="utf-8")) == decisions
     for one in decisions["8"]:
@@ -131,6 +148,23 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert weights(second.run.folder) == weights(child)
     state = json.loads((second.run.folder / "checkpoint_000004" / "state.json").read_text(encoding="utf-8"))
     assert state["forked_from"]["run"] == parent.run.name
+
+
+def test_the_file_of_a_killed_search_has_what_had_ended(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, calls = trials.advance, []
+
+    def dies(prepared: Any, step: int) -> Any:
+        calls.append(step)
+        if len(calls) == 2:
+            raise Killed
+        return advance(prepared, step)
+
+    monkeypatch.setattr(trials, "advance", dies)
+    with pytest.raises(Killed):
+        command("--space", "rates", "--algorithm", "random", "--trials", "2", "train.steps=2")
+    assert [trial["state"] for trial in read_trials(tmp_path / "rates")] == ["complete"]
 
 
 def test_a_damaged_parent_is_named(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -187,3 +221,103 @@ def test_a_run_stopped_on_its_way_equals_one_that_was_not(tiny: Path, tmp_path: 
     fit_here(cut)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert replace(cut.run, until=99).end == 8
+
+
+# ------------------------------------------------------------------------------------------------------- by Ray Tune
+
+RANDOM = ["--space", "rates", "--algorithm", "random", "--concurrent", "2"]
+
+
+class SecondIsWorst(optuna.pruners.BasePruner):
+    """Stops the second trial at its first rung, whatever chance made of so small students."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number == 1
+
+
+@pytest.mark.long  # 40 s on 2 busy cores
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_asha_by_tune(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Plan, "pruner", lambda self, steps: SecondIsWorst())
+    words = ["--space", "rates", "--algorithm", "asha", "--min-steps", "2", "--reduction", "2", "train.steps=4"]
+    assert command(*words, "--concurrent", "2", "--trials", "2") == 0
+    assert "0 trials are begun, 2 at once" in capfd.readouterr().out
+    listed = read_trials(tmp_path / "rates")
+    assert [trial["state"] for trial in listed] == ["complete", "pruned"]
+    scored = [read_scores(tmp_path / "rates" / trial["run_folder"]) for trial in listed]
+    assert [[line["step"] for line in lines] for lines in scored] == [[2, 4], [2]]
+    assert not (tmp_path / "rates" / "trial-00001" / "evaluation.json").exists()
+
+
+def holder(lock: Path) -> int | None:
+    """The process that has a file open."""
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(entry) == str(lock):
+                return int(entry.parts[2])
+    return None
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_trial_process_is_continued(command: Any, tmp_path: Path) -> None:
+    """By Tune, from the newest checkpoint, to the bits of a trial that nobody killed."""
+    folder, killed = tmp_path / "killed" / "trial-00000", []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not any(line["step"] >= 8 for line in read_metrics(folder)):
+            time.sleep(0.05)
+        if process := holder(tmp_path / "killed" / ".trial-00000.lock"):
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    long = ["train.steps=60", "train.checkpoint_every=4", "--trials", "2"]
+    assert command(*RANDOM, "--name", "killed", *long) == 0
+    killer.join()
+    assert killed and killed[0] != os.getpid()
+    assert {trial["state"] for trial in read_trials(tmp_path / "killed")} == {"complete"}
+    assert [line["step"] for line in read_metrics(folder)] == list(range(4, 61, 4))
+    assert command(*RANDOM, "--name", "whole", *long) == 0
+    whole = tmp_path / "whole" / "trial-00000" / "checkpoint_000060" / "model.safetensors"
+    assert (folder / "checkpoint_000060" / "model.safetensors").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_population_by_tune_decides_as_one_in_this_process(command: Any, tmp_path: Path) -> None:
+    words = ["--space", "rates_and_losses", "--algorithm", "pbt", "--trials", "3", "--interval", "4", "run.seed=1"]
+    assert command(*words, "--name", "here") == 0
+    assert command(*words, "--name", "tune", "--concurrent", "2") == 0
+    here, tune = (json.loads((tmp_path / name / "population.json").read_text(encoding="utf-8")) for name in ("here", "tune"))
+    assert tune == here
+    assert [trial["run_folder"] for trial in read_trials(tmp_path / "tune")] == [
+        trial["run_folder"] for trial in read_trials(tmp_path / "here")]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Tune leaves its logs open when it cuts off
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_budget_ends_a_search_by_tune_and_the_same_command_continues(
+    command: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*RANDOM, "--trials", "2", "train.steps=8000", "train.checkpoint_every=4"]
+    reached = [0]
+    for seconds in (45, 90):  # on a busy machine processes take half a minute to start
+        assert command(*words, "--hours", str(seconds / 3600)) == 0
+        text = capfd.readouterr().out
+        assert "2 of 2 trials: 0 complete, 0 stopped early, 2 under way or cut off" in text
+        reached.append(read_metrics(tmp_path / "rates" / "trial-00000")[-1]["step"])
+    assert 0 < reached[1] < reached[2]
+    steps = [line["step"] for line in read_metrics(tmp_path / "rates" / "trial-00000")]
+    assert steps == list(range(4, steps[-1] + 1, 4))  # none twice, none left out

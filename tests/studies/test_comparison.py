@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.studies.comparison import Difference, Group, choose_baseline, compare, group_runs, in_order, varied_keys
 from pipeline.studies.folders import read_given
 from pipeline.studies.formats import as_text
+from pipeline.studies.page import caveats
 from pipeline.studies.runs import Run
 from pipeline.studies.table import runs_table, settings_table, signed
 
@@ -74,6 +75,18 @@ def test_seeds_of_one_setting_are_one_group(four: list[Path]) -> None:
     found = groups[0].top1("primary")
     assert found is not None and (found.mean, found.sd, found.seeds, found.over) == (
         pytest.approx(55.0), pytest.approx(50**0.5), 2, "seeds")  # fmt: skip
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    """The second run of a seed is no second draw: an earlier study made cells that were the same run."""
+    for name, top1 in (("a", None), ("b", 0.6), ("c", 0.6)):
+        write_light_run(tmp_path, "actnetformer", 0, top1, name=name)
+    write_light_run(tmp_path, "actnetformer", 1, 0.7, name="d")
+    (group,) = groups = group_runs(read_runs([tmp_path]))
+    assert [run.name for run in group.runs] == ["b", "d"] and [run.name for run in group.repeats] == ["c", "a"]
+    assert (found := group.top1("primary")) is not None and found.seeds == 2
+    assert len(runs_table(groups).rows) == 4
+    assert any("not counted, for they repeat one: c, a" in note for note in caveats(groups, []))
 
 
 def test_the_difference_is_taken_seed_by_seed(four: list[Path]) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from jobs import train
 from pipeline.studies.folders import read_given, read_study
+from pipeline.studies.page import best_trial
+from pipeline.studies.report import write_report
 from pipeline.studies.runs import read_run
 from tests.study_folders import SEARCH, line, search_trials, write_population, write_search, write_study
 
@@ -31,6 +34,17 @@ def test_what_was_planned_and_not_done_is_said(make_run: Any) -> None:
     assert found.missing == (
         "2 of 5 trials: 1 under way or cut off, 1 not begun. python -m jobs.ablate a continues it.",
         "Trial 4 failed: no room", "Run folders of complete trials that are not there: 3.")  # fmt: skip
+
+
+def test_a_run_that_came_to_its_end_is_complete_whatever_an_older_file_says(make_run: Any) -> None:
+    """The study runs, or was killed: its file is of its start."""
+    done, begun = make_run(seed=0), make_run(seed=1)
+    (begun / "evaluation.json").unlink()
+    lines = [line(0, done.name, "waiting"), line(1, begun.name, "waiting"), line(2, "c", "waiting")]
+    found = read_study(write_study(done.parent, lines))
+    assert [trial.state for trial in found.trials] == ["complete", "running", "waiting"]
+    assert found.trials[0].values["mean"] > 0
+    assert found.missing == ("2 of 3 trials: 1 under way or cut off, 1 not begun.",)
 
 
 def test_what_a_search_planned_and_did_not_do_is_said(tmp_path: Path) -> None:
@@ -60,9 +74,11 @@ def test_a_killed_search_is_read_from_its_run_folders(tmp_path: Path, manifest: 
     """trials.jsonl is as the search before left it, or not there at all."""
     folder = write_search(tmp_path, manifest, write_run)
     (folder / "trial-00003" / "scores.jsonl").write_text('{"step": 4, "mean": 0.25, "seconds": 7.5}\n{"step": 8, "me')
+    (folder / "trial-00003" / "evaluation.json").unlink()
     (folder / "trials.jsonl").unlink()
     study = read_study(folder)
-    assert [trial.number for trial in study.trials] == list(range(12)) and study.counts == {"running": 12}
+    assert [trial.number for trial in study.trials] == list(range(12)) and study.counts == {"complete": 11, "running": 1}
+    assert "best of 30" not in best_trial(study).lower() and "no trial is complete" not in best_trial(study)
     fourth, wanted = study.trials[3], search_trials()[3]["params"]
     assert fourth.params == wanted and fourth.values == {"mean": 0.25} and fourth.seconds == 7.5
 
@@ -80,7 +96,7 @@ def test_a_killed_population_is_read_from_its_run_folders(tmp_path: Path, manife
         write_run(folder, manifest, overrides=("primary.optimizer.lr=0.2", f"run.name={name}"))
     study = read_study(folder)
     assert [(trial.folder and trial.folder.name, trial.state) for trial in study.trials] == [
-        ("member-00", "running"), ("member-01", "pruned"), ("member-01_from-000100", "running")]  # fmt: skip
+        ("member-00", "complete"), ("member-01", "pruned"), ("member-01_from-000100", "running")]  # fmt: skip
     assert [len(trial.lineage) for trial in study.trials] == [0, 0, 2]
     assert study.trials[0].params == {"primary.optimizer.lr": 0.2}
 
@@ -93,14 +109,16 @@ def test_a_damaged_study_file_is_told_not_fatal(tmp_path: Path, content: str) ->
     assert study.missing[0].startswith("study.json")
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '[{"since_step": 3}]'])
-def test_damaged_signatures_are_told_not_fatal(make_run: Any, content: str) -> None:
-    folder = make_run()
-    (folder / "signatures.json").write_text(content)
-    run = read_run(folder)
-    assert run.signatures == () and any("signatures.json cannot be read" in sentence for sentence in run.missing)
-    (folder / "signatures.json").write_text(json.dumps([{"name": "zero mask"}]))
-    assert read_run(folder).signatures == ({"name": "zero mask"},)
+def test_signatures_are_what_training_warned_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a run that the training made, whose threshold keeps no label."""
+    words = ["method.confidence_threshold=1", "method.supervised_steps=0", "monitors.patience_steps=4"]
+    assert train.main(["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *words]) == 0
+    found = read_run(tmp_path / "tiny").signatures
+    assert [(one.name, one.since, one.until) for one in found if one.rule == "no_labels"] == [
+        ("no_labels/auxiliary_to_primary", 2, 12), ("no_labels/primary_to_auxiliary", 2, 12)]  # fmt: skip
+    assert capsys.readouterr().out.count("of labels are kept, in every line since step 2") == 2
+    html = write_report([tmp_path / "tiny"]).path.read_text(encoding="utf-8")
+    assert "<h2>Failure signatures</h2>" in html and "lower method.confidence_threshold" in html
 
 
 def test_cost_is_of_the_logged_steps(make_run: Any) -> None:

@@ -56,4 +56,4 @@ def test_trials_come_best_first_and_the_unjudged_last() -> None:
     assert table.rows[-1][4] == Cell("–", None)
     lowest = trials_table(Study(Path("x"), "x", "search", objectives=(Objective("mean", False),), trials=trials))
     assert [row[0].text for row in lowest.rows] == ["1", "4", "2", "3"]
-    assert re.match("The best first, by mean", table.caption)
+    assert re.match("Trials of x, the best first by mean", table.caption)

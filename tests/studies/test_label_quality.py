@@ -17,17 +17,19 @@ from hypothesis import strategies as st
 
 from jobs import label_quality, train
 from jobs.command import run
-from pipeline.clips.batch import Batch
 from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.inputs import Setup, Views
 from pipeline.methods.labels import PseudoLabels
 from pipeline.run_folder import read_metrics, score_parts
 from pipeline.studies import label_tables
+from pipeline.studies.comparison import group_runs
 from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
+from pipeline.studies.label_section import label_sections, own_thresholds
 from pipeline.studies.report import write_report
-from pipeline.training.scores import ScoreLog
+from pipeline.studies.runs import read_run
 from tests.methods.traces import small_config
+from tests.study_folders import write_scores
 
 LABELERS = ("primary", "auxiliary", "mean")
 
@@ -63,12 +65,47 @@ def test_counts_by_hand() -> None:
 
 
 def test_a_comparison_by_hand() -> None:
-    one = compare(said_of(BY_HAND), "primary", 0.8)
+    one = compare(said_of(BY_HAND), "primary", dict.fromkeys(LABELERS, 0.8))
     assert (one.accuracy["cross"], one.accuracy["self"]) == (pytest.approx(2 / 3), 1.0)
     assert one.self_at_equal_coverage == pytest.approx(2 / 3)  # its three surest of known class, as many as cross keeps
     assert (one.news, one.news_accuracy) == (pytest.approx(2 / 3), 0.5)
     text = label_tables.answer(one)
     assert text.startswith("At 0.8 the auxiliary labels 75.0 % of the clips, 66.7 % of them right; the primary’s own labels")
+
+
+def test_each_labeler_has_its_own_threshold(make_run: Any) -> None:
+    """``method.labels.primary_threshold``: that of the labels which the primary gives."""
+    words = ("method.confidence_threshold=0.6", "method.labels.primary_threshold=0.9", "method.labels.auxiliary_threshold=0.7")
+    own = own_thresholds(read_run(make_run(overrides=words)))
+    assert own == {"primary": 0.9, "auxiliary": 0.7, "mean": 0.6}
+    said = said_of(BY_HAND)
+    one = compare(said, "primary", own)
+    kept = {"cross": 3 / 4, "self": 2 / 4, "mean": 1.0}  # of the confidences of auxiliary, primary, mean
+    assert one.coverage == pytest.approx(kept)
+    assert label_tables.answer(one).startswith("At 0.7 the auxiliary labels 75.0 % of the clips")
+    assert "the primary’s own labels at 0.9 would be 50.0 %" in label_tables.answer(one)
+    table = label_tables.classes_table(said, own, ["a", "b", "c"])
+    assert "At 0.9 (primary), 0.7 (auxiliary), 0.6 (mean)" in table.caption
+    assert [cell.text for cell in table.rows[2][2::2]] == ["0.0", "100.0", "100.0"]
+    rows = csv.DictReader(label_tables.as_csv(said, own, ["a", "b", "c"]).splitlines())
+    in_windows = [row for row in rows if row["class"] == "a" and row["first_step"] == row["last_step"]]
+    assert {row["labeler"]: float(row["threshold"]) for row in in_windows} == own and len(in_windows) == 2 * len(SOURCES)
+
+
+def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(make_run: Any) -> None:
+    folders = []
+    for weight in range(6):
+        words = (f"method.contrast_weight={weight}", f"run.name=weight-{weight}")
+        folders.append(make_run(margin=float(weight), overrides=words))
+        scores = {name: torch.full((20, 4), 0.25) for name in STUDENTS}
+        write_scores(folders[-1], torch.zeros(20, dtype=torch.int64), scores)
+    groups = group_runs([read_run(folder) for folder in folders])
+    found = label_sections(groups, groups[0])
+    assert [one.title for one in found.shown] == [f"contrast_weight={weight}" for weight in (0, 3, 4, 5)]
+    assert found.note.startswith("4 of the 6 settings that saved scores: the baseline,")
+    html = write_report(folders, baseline={"method.contrast_weight": 0}).path.read_text(encoding="utf-8")
+    assert found.note in html
+    assert label_sections(groups[:4], groups[0]).note == ""
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 5))
@@ -114,15 +151,6 @@ def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:
     assert said is not None and problems == []
     assert said.classes["mean"].tolist() == wanted.classes.tolist()
     assert (said.confidence["mean"] >= np.float32(0.4)).tolist() == wanted.weights.bool().tolist()
-
-
-def write_scores(folder: Path, hidden: torch.Tensor, scores: dict[str, torch.Tensor]) -> None:
-    clips, both = torch.zeros(1), torch.stack([torch.zeros_like(hidden), hidden], dim=1)
-    batch = Batch(torch.arange(len(hidden)), torch.arange(len(hidden))[:, None].repeat(1, 2), both, clips, clips)
-    log = ScoreLog(1, folder, rank=0, step=0)
-    rest = log.take(1, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
-    assert list(rest) == ["loss"]
-    log.write(1)
 
 
 # ----------------------------------------------------------------------------------------------------------- real runs

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
+from pipeline.studies import setting
 from pipeline.studies.html import SORTING, script_hash
+from pipeline.studies.label_report import write_label_report
 from pipeline.studies.report import Report, write_report
-from tests.study_folders import line, write_population, write_rates, write_search, write_study, write_weights
+from pipeline.studies.runs import flatten, read_run
+from tests.study_folders import line, write_population, write_rates, write_scores, write_search, write_study, write_weights
 
 MAX_BYTES = 5_000_000
 WIDTHS = (1280, 390)
@@ -90,15 +98,68 @@ def test_the_page_fits_its_window_and_stays_at_home(
     page.goto(address)
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [address]
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert page.evaluate(CLIPPED) == []
-    plots = page.evaluate(ESCAPES)
-    assert len(plots) == PLOTS[name]
-    assert page.evaluate(OVERLAPS) == []
-    for plot in plots:
-        assert plot["inside"] and plot["width"] > 100 and plot["height"] > 60 and plot["cut"] == [], plot
+    assert check_layout(page) == PLOTS[name]
     broken = "[...document.images].filter(image => !image.complete || image.naturalWidth < 32).length"
     assert page.locator("img").count() >= 24 and page.evaluate(broken) == 0
+    page.close()
+
+
+def check_layout(page: Any) -> int:
+    """Nothing sticks out, is cut off or lies on another text, as the page is and with all opened; returns how many pictures."""
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert page.evaluate(CLIPPED) == []
+        plots = page.evaluate(ESCAPES)
+        for plot in plots:
+            assert plot["inside"] and plot["width"] > 100 and plot["height"] > 60 and plot["cut"] == [], plot
+        page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert page.evaluate(OVERLAPS) == []
+    return len(plots)
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_run: Any) -> dict[str, Path]:
+    """Pages of a run that saved scores, of these scores alone, and of a population."""
+    parent = tmp_path_factory.mktemp("further")
+    folder = write_run(parent, manifest)
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: (3 * torch.randn(60, 4, generator=generator)).softmax(dim=1) for name in ("primary", "auxiliary")}
+    write_scores(folder, torch.randint(-1, 4, (60,), generator=generator), scores, steps=30)
+    return {
+        "labels": write_report([folder]).path,
+        "label_quality": write_label_report([folder]).files[-1],
+        "population": write_report([write_population(parent / "pbt")]).path,
+    }
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["labels", "label_quality", "population"])
+def test_pages_of_labels_and_populations_fit_their_window_too(
+    browser: Any, further: dict[str, Path], name: str, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(further[name].as_uri())
+    assert check_layout(page) >= {"labels": 20, "label_quality": 8, "population": 1}[name]
+    assert complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("name", [*PAGES, "labels"])
+def test_print_shows_what_is_folded_and_no_table_is_cut(
+    browser: Any, reports: dict[str, Report], further: dict[str, Path], name: str
+) -> None:
+    """A4 between Chromium's margins is 718 px wide."""
+    page = browser.new_page(viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto((further[name] if name in further else reports[name].path).as_uri())
+    folded = "[...document.querySelectorAll('details:not([open]) > :not(summary)')]"
+    assert page.evaluate(f"{folded}.length") > 0
+    hidden = f"{folded}.filter(e => !e.checkVisibility({{contentVisibilityAuto: true}}) || !e.getBoundingClientRect().height)"
+    assert page.evaluate(f"{hidden}.map(e => e.outerHTML.slice(0, 80))") == []
+    wide = "[...document.querySelectorAll('table')].map(e => [Math.ceil(e.getBoundingClientRect().right), e.className])"
+    assert page.evaluate(f"{wide}.filter(([right]) => right > 718)") == []
     page.close()
 
 
@@ -140,8 +201,9 @@ def test_the_page_is_one_small_file_with_one_known_script_and_links_to_run_folde
     assert len(ids) == len(set(ids))
 
 
-def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[str, Report]) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[str, Report], width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(reports["contrast_weight"].path.as_uri())
     table = page.locator("#results table.sortable").first
     values = "table => [...table.tBodies[0].rows].map(row => row.cells[4].dataset.sort).map(Number)"
@@ -194,7 +256,8 @@ def test_an_ablation_answers_its_question_and_says_what_is_missing(reports: dict
     assert answer.startswith("Better than contrast_weight=0: contrast_weight=1 by +")
     assert "The other 2 settings are not distinguishable from it at n = 2 to 3." in answer
     assert "1 of 12 trials: 1 not begun. python -m jobs.ablate contrast_weight --config c.yaml --seeds 3 continues it." in html
-    assert "zero mask" in html and "from 120" in html and "keeps no &lt;label&gt;" in html
+    kept = '<td>no_labels/primary_to_auxiliary</td><td class="number">10 to 500</td>'
+    assert kept in html and "labels of the primary for the auxiliary: 0.0% of labels are kept" in html
     assert "Top-1 over method.contrast_weight" in html and "<b>" not in answer
     assert re.search(r"hours of training on [\d,]+ clips", html)
 
@@ -215,6 +278,22 @@ def test_a_search_shows_its_trials_and_doubts_its_best(reports: dict[str, Report
     for title in ("Trials, from knobs to value", "Value by trial", "Importance of each knob alone", "Two objectives"):
         assert f"<figcaption>{title}</figcaption>" in html
     assert html.count('<td data-sort="pruned">') == 10
+    assert "Judged on validation videos, not on test ones: all runs." in html
+    assert "<h2>Sample validation clips</h2>" in html and "test videos" not in html and "test clips" not in html
+
+
+def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict[str, Report], tmp_path: Path) -> None:
+    """Alone, and beside an ablation."""
+    both = write_report([reports[name].path.parent for name in ("contrast_weight", "rates")], tmp_path / "both.html")
+    for page in (reports["rates"].path, both.path):
+        rows = list(csv.DictReader(page.with_suffix(".csv").read_text(encoding="utf-8").splitlines()))
+        trials = [row for row in rows if row["setting"].startswith("trial ")]
+        assert len(trials) == 12 * 3 and all(row["primary.optimizer.lr"] and row["method.labels.source"] for row in trials)
+        markdown, latex = (page.with_suffix(end).read_text(encoding="utf-8") for end in (".md", ".tex"))
+        assert "| 29 | running |" in markdown and "| confidence_threshold |" in markdown and r"29 & running &" in latex
+        assert "- rates: Trial 13 failed: worker 0: the loss is not finite" in markdown
+        assert "% missing: rates: Trial 13 failed" in latex
+    assert "contrast_weight=1" in markdown and "| trial-00003 | trial 3 |" in markdown
 
 
 def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_run: Any, tmp_path: Path) -> None:
@@ -241,6 +320,18 @@ def test_cells_that_have_names_keep_them_and_a_baseline_without_a_run_is_replace
     assert '<th scope=row data-sort="none">none</th>' in html and "over all" in html
 
 
+def test_the_baseline_is_the_cell_of_just_these_keys(make_run: Any) -> None:
+    """As in ``contrast``: ``off`` has the same contrast_level, which it does not change."""
+    level, weight = {"method.contrast_level": "video"}, {"method.contrast_weight": 0}
+    cells = {"off": weight, "video": level, "frame": {"method.contrast_level": "frame"}}
+    lines = []
+    for number, (name, values) in enumerate(cells.items()):
+        folder = make_run(overrides=(*(f"{key}={value}" for key, value in values.items()), f"run.name={name}_seed-0"))
+        lines.append(line(number, folder.name, **values, **{"run.seed": 0}))
+    html = write_report([write_study(folder.parent, lines, baseline=level)]).path.read_text(encoding="utf-8")
+    assert "over video," in html and "over off" not in html
+
+
 def test_a_population_has_a_page(tmp_path: Path) -> None:
     html = write_report([write_population(tmp_path / "pbt")]).path.read_text(encoding="utf-8")
     assert "<figcaption>lr</figcaption>" in html and "each line is a member of the population" in html
@@ -265,6 +356,25 @@ def test_commands_and_changed_keys_are_shown(reports: dict[str, Report]) -> None
     changed = re.findall("<tr>" + 3 * "<td><code>([^<]+)</code></td>" + "</tr>", html)
     assert ("train.steps", "1000", "20000") in changed
     assert all(key != "train.precision" for key, _, _ in changed)
+
+
+def test_the_command_of_a_studys_run_makes_this_very_run_in_a_shell(make_run: Any, tmp_path: Path) -> None:
+    """Recorded is the command of the process that made it: the study's, or that of a worker of Ray's."""
+    words = ("views.strong.time.warp=[2, 4, 8]", "primary.network.arch=timesformer", "primary.optimizer.lr=0.00001")
+    off = "method.labels.distribution_alignment='off'"
+    folder = make_run(overrides=(*words, off, "train.milestones=[]", f"data.root={tmp_path}/a place"))
+    facts = json.loads((folder / "facts.json").read_text())
+    study = write_study(folder.parent, [line(0, folder.name)], command="python -m jobs.ablate 'my study.yaml'")
+    for recorded in ("python -m jobs.ablate x --config c.yaml", "/x/default_worker.py --node-ip-address=1", None):
+        (folder / "facts.json").write_text(json.dumps({**facts, "command": recorded}))
+        made = shlex.split(setting.command(run := read_run(folder)))
+        assert made[:3] == ["python", "-m", "jobs.train"]
+        assert flatten(load_config(overrides=made[3:]).model_dump(mode="json")) == run.config
+    html = write_report([study]).path.read_text(encoding="utf-8")
+    assert "views.strong.time.warp=[2, 4, 8]&#39;" in html
+    assert "<pre>python -m jobs.ablate &#39;my study.yaml&#39;</pre>" in html
+    (folder / "facts.json").write_text(json.dumps({**facts, "command": None, "lineage": [{"from": 0}, {"from": 100}]}))
+    assert setting.command(read_run(folder)) == ""
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "quarantine.parquet"])

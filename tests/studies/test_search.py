@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.studies.folders import read_study
 from pipeline.studies.search import Plan, Search
-from pipeline.studies.search_report import best, lines_of, objectives, trial_lines
+from pipeline.studies.search_report import best, lines_of, next_command, objectives, trial_lines
 from pipeline.studies.space import Space, read_space
 from pipeline.studies.storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
 from pipeline.studies.study_folder import write_about, write_trials
@@ -324,3 +325,9 @@ def test_storages_that_cannot_be(url: str, message: str) -> None:
 def test_a_password_is_not_shown() -> None:
     assert "secret" not in hidden("postgresql+psycopg://me:secret@host/db")
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
+
+
+def test_the_printed_command_survives_a_shell() -> None:
+    words = ["views.strong.time.warp=[2, 4, 8]", 'method.labels.source="self"']
+    command = next_command(Plan("tpe", 1), "my config.yaml", words).splitlines()[-1]
+    assert shlex.split(command)[3:] == ["--config", "my config.yaml", "run.name=best", *words]

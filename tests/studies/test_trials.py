@@ -146,7 +146,24 @@ def test_two_commands_on_one_study_do_not_write_into_one_run(
     assert "failed: contrast_weight-1_seed-0: " in text
     assert "is being written by another process" in text
     assert "2 of 3 trials" in text
+    assert [(trial["state"], trial["message"]) for trial in read_trials(tmp_path / "three")] == [
+        ("complete", ""), ("running", ""), ("complete", "")]  # fmt: skip
     other.release()
+
+
+def test_the_file_of_a_study_follows_its_trials(
+    tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there when the driver is killed in its second trial."""
+    advance, states = trials.advance, []
+
+    def watched(*rest: Any) -> Any:
+        states.append([trial["state"] for trial in read_trials(tmp_path / "three")])
+        return advance(*rest)
+
+    monkeypatch.setattr(trials, "advance", watched)
+    assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")) == 0
+    assert states == [["waiting"] * 3, ["complete", "waiting", "waiting"], ["complete", "complete", "waiting"]]
 
 
 @pytest.mark.ray
