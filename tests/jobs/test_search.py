@@ -150,9 +150,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert state["forked_from"]["run"] == parent.run.name
 
 
-def test_the_file_of_a_killed_search_has_what_had_ended(
-    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_of_a_killed_search_has_what_had_ended(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     advance, calls = trials.advance, []
 
     def dies(prepared: Any, step: int) -> Any:
