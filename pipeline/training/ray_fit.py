@@ -31,7 +31,7 @@ from ray.train import (
     TrainingFailedError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
@@ -54,6 +54,8 @@ POLL_SECONDS = 1.0
 """Between two looks of the first worker whether the driver wants to stop."""
 LOOK_STEPS, LOOK_SECONDS = 10, 2.0
 """Between two looks of all workers together, which cost a collective: SIGTERM must be seen long before scale.stop_seconds."""
+RESIZE = -1
+"""Where a signal's number would be: other workers are about to take over."""
 SEEN_SECONDS = 20.0
 """For a file of the driver to be seen on another node: NFS clients may remember for some seconds that it was not there."""
 
@@ -122,7 +124,10 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
             logging_config=LoggingConfig(log_level="WARNING"),
             # how often to start again is decided by _persist, which knows whether a failure repeats
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            callbacks=[_StartWatch(more["sign"], 2 * scale.start_timeout_seconds)],
+            callbacks=[
+                _StartWatch(more["sign"], 2 * scale.start_timeout_seconds),
+                _Handover(more["sign"], scale.stop_seconds),
+            ],
         ),
     )
 
@@ -209,6 +214,7 @@ class _Sign:
 
     def __init__(self) -> None:
         self.number = 0
+        self.saved = False
         self.words: dict[int | None, str] = {}
 
     def stop(self, number: int) -> None:
@@ -216,6 +222,18 @@ class _Sign:
 
     def asked(self) -> int:
         return self.number
+
+    def resize(self) -> None:
+        self.number, self.saved = self.number or RESIZE, False
+
+    def left(self) -> None:
+        self.saved = True
+
+    def has_left(self) -> bool:
+        return self.saved
+
+    def resized(self) -> None:
+        self.number = 0 if self.number == RESIZE else self.number
 
     def say(self, worker: int | None, words: str) -> None:
         self.words[worker] = words
@@ -278,6 +296,30 @@ class _StartWatch(WorkerGroupCallback):  # type: ignore[misc]
         self._timer.cancel()
 
 
+class _Handover(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """In Ray's controller, which ends all workers, whatever they are at, to start more of them: they leave a checkpoint first."""
+
+    def __init__(self, sign: Any, seconds: float) -> None:
+        self.sign, self.seconds = sign, seconds
+        self.running = False
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Called by Ray when all of them run the train function."""
+        self.running = True
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Called by Ray before the first start too. Waits ``seconds`` at most: without the checkpoint steps are repeated."""
+        if not self.running:
+            return
+        self.running = False
+        end = time.monotonic() + self.seconds
+        with contextlib.suppress(Exception):  # the driver's node does not answer
+            ray.get(self.sign.resize.remote(), timeout=5)
+            while time.monotonic() < end and not ray.get(self.sign.has_left.remote(), timeout=5):
+                time.sleep(0.1)
+            ray.get(self.sign.resized.remote(), timeout=5)
+
+
 def _placeholder() -> ray.data.Dataset:
     """Ray wants a dataset before it knows how many workers there will be; ``_Planned`` makes the real one."""
     return ray.data.from_blocks([pa.table({"row": [0]})])
@@ -319,6 +361,8 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     except Stopped as error:
         return {"stopped": (error.number, str(error))}
     except Preempted:
+        if rank == 0:
+            ray.get(sign.left.remote())
         raise
     except Exception as error:
         raise StepFailed.at(progress.step, rank, platform.node(), error) from error
@@ -403,6 +447,8 @@ class _Stop:
         if step < self._next and not (self.world == 1 and self.number):
             return None
         number, self._next = self._said_by_first(self.number, step + self._steps_to_next_look(step))
+        if number == RESIZE:
+            return Preempted(f"the number of workers changes; step {step} is saved")
         if number:
             return stopped(number, step)
         if self.several_nodes and ray.train.get_preemption_info() is not None:

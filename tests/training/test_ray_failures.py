@@ -31,7 +31,7 @@ from jobs.command import run
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.run_folder import read_metrics
 from pipeline.training import ray_fit
-from pipeline.training.ray_fit import Preempted, _persist, _StartWatch, _Stop
+from pipeline.training.ray_fit import RESIZE, Preempted, _Handover, _persist, _StartWatch, _Stop
 from pipeline.training.recovery import Final, StepFailed
 from tests.methods.traces import small_config
 from tests.training.test_fit import worker_pids
@@ -207,6 +207,8 @@ def test_one_worker_alone_stops_after_the_step_under_way() -> None:
     assert stop(1) is None
     stop.number = 15
     assert isinstance(stop(2), Stopped)
+    stop.number = RESIZE
+    assert isinstance(stop(3), Preempted)
 
 
 @pytest.mark.long
@@ -243,3 +245,25 @@ def test_a_worker_that_stands_still_while_it_starts_is_given_up(tiny: Path, tmp_
     assert line["cause"].startswith("the workers did not run after 60 s") and line["worker"] is None
     one, other = ([(line["step"], line["loss"]) for line in read_metrics(tmp_path / name)] for name in ("ray", "here"))
     assert one == other
+
+
+def test_workers_leave_a_checkpoint_before_their_number_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray asks before the first start too, when there is nobody to wait for."""
+    monkeypatch.setattr(ray_fit.ray, "get", lambda answer, timeout: answer)
+    asked: list[str] = []
+
+    class Called:
+        def __init__(self, name: str, answer: object) -> None:
+            self.name, self.answer = name, answer
+
+        def remote(self) -> object:
+            asked.append(self.name)
+            return self.answer
+
+    sign = SimpleNamespace(**{name: Called(name, name == "has_left") for name in ("resize", "has_left", "resized")})
+    handover = _Handover(sign, seconds=5.0)
+    handover.before_controller_execute_resize_decision(None)
+    assert asked == []
+    handover.after_worker_group_training_start(None)
+    handover.before_controller_execute_resize_decision(None)
+    assert asked == ["resize", "has_left", "resized"]
