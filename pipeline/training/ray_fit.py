@@ -297,7 +297,7 @@ class _StartWatch(WorkerGroupCallback):  # type: ignore[misc]
 
 
 class _Handover(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
-    """In Ray's controller, which ends all workers, whatever they are at, to start more of them: they leave a checkpoint first."""
+    """In Ray's controller, which ends all workers at any moment to start more of them: they leave a checkpoint first."""
 
     def __init__(self, sign: Any, seconds: float) -> None:
         self.sign, self.seconds = sign, seconds
