@@ -118,7 +118,7 @@ def test_collectives_have_a_limit_of_a_second_at_least(
     made: list[Any] = []
     monkeypatch.setattr(ray_fit, "TorchTrainer", lambda *_, torch_config, **__: made.append(torch_config))
     prepared = prepare(load_config(tiny / "tiny.yaml", [f"train.step_timeout_seconds={limit}", "scale.workers=1"]))
-    ray_fit._trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {})
+    ray_fit._trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"sign": None})
     assert made[0].timeout_s == seconds
 
 
