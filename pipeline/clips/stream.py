@@ -37,9 +37,6 @@ MAX_TICKET_TASKS = 1000
 """Ray holds what a dataset starts from in memory, and hands it over before anything starts: 20,000 took minutes."""
 DECODE_RETRIES = 3
 """Of a decode task whose process died. Ray's default is without end: a video that crashes it would be tried for ever."""
-DECODING_NICE = 5
-"""Of threads that decode beside the training, and so of the processes they start: on Linux each thread has its own niceness.
-A third of the CPU of a thread of niceness 0 where they compete; choice."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -162,13 +159,9 @@ def _told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
 
 
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
-    """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance.
-
-    The training's own thread comes first where cores are few: with batches there in time, a step must not wait for a core that
-    decoding has. While it waits for a batch, decoding has them all.
-    """
+    """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance."""
     steps = range(first_step, config.train.steps)
-    with ThreadPoolExecutor(os.cpu_count(), initializer=os.nice, initargs=(DECODING_NICE,)) as decoders:
+    with ThreadPoolExecutor(os.cpu_count()) as decoders:
 
         def decode(step: int) -> Columns:
             return source.rows(worker_rows([step], source.plan.rows_per_step, 0, 1)[0], decoders)

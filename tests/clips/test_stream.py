@@ -7,13 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from concurrent.futures import Executor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +19,11 @@ import torch
 from pipeline.clips.gauges import store_figures
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.pressure import TICKETS, store_use
-from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import (
     DECODE_RETRIES,
-    DECODING_NICE,
     NoBatch,
     _told_by_task,
-    local_batches,
     make_deal,
     ray_stream,
     shard_batches,
@@ -277,28 +270,3 @@ def test_prometheus_gets_the_streams_figures() -> None:
             page = answer.read().decode()
     assert wanted.search(page)
     assert "ray_actnetformer_quarantined{" in page
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="niceness of a thread is Linux's")
-def test_local_decoding_gives_way_to_the_thread_that_trains() -> None:
-    """Its threads, and the processes that they start; the caller's own stays."""
-    seen: list[tuple[int, int]] = []
-
-    class Fake:
-        plan = SimpleNamespace(rows_per_step=2)
-
-        def rows(self, rows: Ints, pool: Executor) -> dict[str, Any]:
-            here = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            child = pool.submit(subprocess.run, ["nice"], capture_output=True, check=True)
-            seen.append((here.result(), int(child.result().stdout)))
-            empty = np.zeros((len(rows), 1), dtype=np.int64)
-            return {
-                "row": rows, "video": empty, "label": empty, "primary": empty, "auxiliary": empty,
-                "quarantined": np.array(["[]"] * len(rows)), "seconds": np.zeros(len(rows)),
-            }  # fmt: skip
-
-    source: Any = Fake()
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    assert len(list(local_batches(source, load_config(None, ["train.steps=3"]), 0))) == 3
-    assert seen == [(before + DECODING_NICE, before + DECODING_NICE)] * 3
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
