@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.clips.plan import Deal
 from pipeline.config import Config, StartSection
 from pipeline.errors import UserError
 
@@ -37,14 +38,15 @@ def check_steps(steps: int, per_block: int) -> None:
         raise UserError(f"--steps {steps}: at least {LEAST_BLOCKS * per_block}, {LEAST_BLOCKS} blocks, are a steady state")
 
 
-def steady_rate(consumers: Sequence[Sequence[float]], each: int, per_block: int = 1) -> float:
+def steady_rate(consumers: Sequence[Sequence[float]], each: int, deal: Deal | None = None) -> float:
     """Rate of all consumers together after the first quarter of each one's arrivals, which is start-up.
 
-    Every arrival brings ``each``; ``per_block`` of them come at once, so time is taken from block to block.
+    Every arrival brings ``each``; those of a block of ``deal`` come at once, so time is taken from block to block.
     """
     rate = 0.0
     for times in consumers:
-        blocks = times[::per_block]
-        skip = len(blocks) // 4
-        rate += (len(blocks) - 1 - skip) * per_block * each / (blocks[-1] - blocks[skip])
+        firsts = list(range(len(times))) if deal is None else deal.starts(len(times))
+        last = firsts[-1]
+        first = next(index for index in firsts if index >= len(times) // 4)
+        rate += (last - first) * each / (times[last] - times[first])
     return rate

@@ -65,8 +65,7 @@ def stream_views_rate(source: Source, config: Config, cpus: float) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
-    per_block = make_deal(source, config, 0, 1).steps_per_block
-    return steady_rate([times], source.plan.rows_per_step * source.plan.slots, per_block)
+    return steady_rate([times], source.plan.rows_per_step * source.plan.slots, make_deal(source, config, 0, 1))
 
 
 @ray.remote  # type: ignore[untyped-decorator]

@@ -109,7 +109,7 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
         "open_first_seconds": opened - begun,
         "open_seconds": again - opened,
         "first_batch_seconds": times[0][0] - started,
-        "seconds_per_clip": 1 / steady_rate([[moment for moment, _ in times]], clips, deal.steps_per_block),
+        "seconds_per_clip": 1 / steady_rate([[moment for moment, _ in times]], clips, deal),
         "decode_seconds_per_clip": float(np.mean([seconds for _, seconds in times])) / clips,
         "driver_private_mb": watch.stop(),
         "blocks_in_the_run": deal.blocks,

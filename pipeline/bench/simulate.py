@@ -113,36 +113,37 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
     """Videos per second after the first quarter, share of time in which training waited, and most blocks in stores."""
     clips_per_step = site.rows_per_step // site.workers * site.slots
     deal = Deal(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
-    clips = deal.rows(0).size * site.slots
+    rounds = deal.blocks // site.workers
+    steps_of = np.diff([deal.start(turn) for turn in range(rounds + 1)])
+    clips = np.repeat(steps_of * deal.share * site.slots, site.workers)  # of each block
     random = np.random.default_rng(seed)
     spread = np.sqrt(np.log1p(np.expm1(site.decode_spread**2) / clips))  # of the sum of a block's, taken as lognormal
     taken = random.lognormal(-(spread**2) / 2, spread, deal.blocks) * site.decode_seconds * clips
     ceilings = site.ceilings()
-    link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that a block occupies the slower of the two
+    link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that each occupies the slower of the two
     limit = site.blocks_ahead * site.workers
     free = [0.0] * min(site.decoders, deal.blocks)
     ready = np.zeros(deal.blocks)  # when a block and all before it have come
-    rounds = deal.blocks // site.workers
     ends, waits = np.zeros(rounds), 0.0
     sent = last = now = 0.0
     trained, most = 0, 0
     for block in range(deal.blocks):
         if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
             while trained <= behind:
-                now, waits = _train(site, ready, trained, now, waits, deal.steps_per_block)
+                now, waits = _train(site, ready, trained, now, waits, steps_of[trained])
                 ends[trained] = now
                 trained += 1
         start = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
         heapq.heappush(free, start + taken[block])
-        sent = max(sent + link, start + taken[block])
+        sent = max(sent + link[block], start + taken[block])
         last = ready[block] = max(last, sent)
         most = max(most, block + 1 - trained * site.workers)
     while trained < rounds:
-        now, waits = _train(site, ready, trained, now, waits, deal.steps_per_block)
+        now, waits = _train(site, ready, trained, now, waits, steps_of[trained])
         ends[trained] = now
         trained += 1
     skip = rounds // 4
-    rate = (rounds - 1 - skip) * site.workers * clips / (ends[-1] - ends[skip])
+    rate = steps_of[skip + 1 :].sum() * site.rows_per_step * site.slots / (ends[-1] - ends[skip])
     return rate, waits / now, min(most, limit + len(free))
 
 

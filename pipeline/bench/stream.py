@@ -12,7 +12,7 @@ import ray.data
 import torch
 
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
-from pipeline.clips.plan import worker_rows
+from pipeline.clips.plan import Deal, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
@@ -38,7 +38,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in range(repeats):
-        floors.append(floor_rate(source, steps, deal.steps_per_block))
+        floors.append(floor_rate(source, deal))
         rate, first = stream_rate(source, config, resources)
         streams.append(rate)
         firsts.append(first)
@@ -48,7 +48,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "floor_clips_per_second": statistics.median(floors),
         "first_batch_seconds": statistics.median(firsts),
         "clips_per_repeat": steps * source.plan.rows_per_step * source.plan.slots,
-        "clips_per_block": deal.rows(0).size * source.plan.slots,
+        "clips_per_block": deal.steps_per_block * deal.share * source.plan.slots,
     }
 
 
@@ -61,10 +61,9 @@ def stream_rate(source: Source, config: Config, resources: Resources) -> tuple[f
     ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
     begun = time.time()
     shards = ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
-    share = source.plan.rows_per_step // resources.workers
-    arrivals = ray.get([one.arrivals.remote(shard, share) for one, shard in zip(consumers, shards, strict=True)])
-    per_block = make_deal(source, config, 0, resources.workers).steps_per_block
-    return steady_rate(arrivals, share * source.plan.slots, per_block), min(times[0] for times in arrivals) - begun
+    deal = make_deal(source, config, 0, resources.workers)
+    arrivals = ray.get([one.arrivals.remote(shard, deal.share) for one, shard in zip(consumers, shards, strict=True)])
+    return steady_rate(arrivals, deal.share * source.plan.slots, deal), min(times[0] for times in arrivals) - begun
 
 
 @ray.remote(num_cpus=0)
@@ -74,12 +73,12 @@ class _Consumer:
         return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
-def floor_rate(source: Source, steps: int, per_block: int) -> float:
+def floor_rate(source: Source, deal: Deal) -> float:
     """Videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        jobs = [(source, steps, worker) for worker in range(PROCESSES)]
+        jobs = [(source, deal.last_step, worker) for worker in range(PROCESSES)]
         times = pool.starmap(_decode_all, jobs, chunksize=1)
-    return steady_rate(times, source.plan.rows_per_step // PROCESSES * source.plan.slots, per_block)
+    return steady_rate(times, deal.share * source.plan.slots, deal)
 
 
 def _decode_all(source: Source, steps: int, worker: int) -> list[float]:

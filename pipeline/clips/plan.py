@@ -9,6 +9,7 @@ needs to store the next row only, and there is no bubble between epochs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +89,9 @@ def _cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
 class Deal:
     """How the rows of steps ``first_step`` .. ``last_step`` - 1 are cut into blocks, by arithmetic: nothing is listed.
 
-    Block n goes to worker n mod ``workers`` and holds that worker's share of ``steps_per_block`` consecutive steps, so every
-    worker meets its rows of step s at its s-th batch. Only the last blocks may hold fewer steps, those of all workers alike.
+    Block n goes to worker n mod ``workers`` and holds that worker's share of some consecutive steps, so every worker meets its
+    rows of step s at its s-th batch. Each worker's first block holds one step, because training waits for it; each one after it
+    twice as many, until they hold ``steps_per_block``. Only the last blocks may hold fewer, those of all workers alike.
     """
 
     first_step: int
@@ -104,16 +106,32 @@ class Deal:
         return largest_share(self.rows_per_step, self.workers)
 
     @property
+    def doublings(self) -> int:
+        """Blocks of each worker that hold fewer steps than ``steps_per_block`` because they are its first."""
+        return (self.steps_per_block - 1).bit_length()
+
+    @property
     def blocks(self) -> int:
         """Their number, a multiple of the workers'."""
-        return self.workers * max(0, -(-(self.last_step - self.first_step) // self.steps_per_block))
+        steps, few = max(0, self.last_step - self.first_step), (1 << self.doublings) - 1
+        rounds = steps.bit_length() if steps <= few else self.doublings - (few - steps) // self.steps_per_block
+        return self.workers * rounds
+
+    def start(self, turn: int) -> int:
+        """First step of each worker's ``turn``-th block, 0 being its first one."""
+        doubled = min(turn, self.doublings)
+        return min(self.first_step + (1 << doubled) - 1 + (turn - doubled) * self.steps_per_block, self.last_step)
+
+    def starts(self, steps: int) -> list[int]:
+        """Which of each worker's first ``steps`` batches are the first of a block."""
+        turns = takewhile(lambda turn: self.start(turn) < self.first_step + steps, range(self.blocks // self.workers))
+        return [self.start(turn) - self.first_step for turn in turns]
 
     def rows(self, block: int) -> Ints:
         """[steps, share]: run rows of a block; where the workers do not divide the rows, -1 stands for the row that a smaller
         share lacks, so that all workers' blocks are equally long."""
-        start = self.first_step + block // self.workers * self.steps_per_block
-        steps = np.arange(start, min(start + self.steps_per_block, self.last_step))
-        rows = worker_rows(steps, self.rows_per_step, block % self.workers, self.workers)
+        turn, worker = divmod(block, self.workers)
+        rows = worker_rows(np.arange(self.start(turn), self.start(turn + 1)), self.rows_per_step, worker, self.workers)
         return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 
 

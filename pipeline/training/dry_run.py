@@ -39,7 +39,8 @@ def arithmetic(prepared: Prepared) -> list[str]:
         f"{largest_share(plan.rows_per_step, workers)} rows each, {rows} at a time",
         f"decoding: {plan.rows_per_step * plan.slots} videos of {frames} frames a step, so as many a second for one step a "
         f"second; {decoded:,} in the run",
-        f"stream: {deal.blocks:,} blocks to come, of {deal.steps_per_block} steps and {deal.rows(0).size * plan.slots} videos"
+        f"stream: {deal.blocks:,} blocks to come, of at most {deal.steps_per_block} steps and "
+        f"{deal.steps_per_block * deal.share * plan.slots} videos"
         if deal.blocks else "stream: no block is left",
         f"schedule: {train.warmup_steps} steps of warm-up, then {train.schedule}; "
         + (f"unlabeled videos count from step {first} on" if first < train.steps else "unlabeled videos never count"),

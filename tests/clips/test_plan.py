@@ -94,9 +94,19 @@ def test_windows_join_without_seam_when_workers_change(cuts: list[int], workers:
         assert sorted(rows) == list(range(last * 12))
 
 
+@given(steps=st.integers(0, 200), size=st.integers(1, 40), workers=st.integers(1, 3))
+def test_the_first_block_is_one_step_and_the_next_ones_double(steps: int, size: int, workers: int) -> None:
+    deal = Deal(5, 5 + steps, 3, workers, size)
+    sizes = [len(deal.rows(block)) for block in range(0, deal.blocks, workers)]
+    assert sum(sizes) == steps and all(sizes)
+    assert all(got == min(2**turn, size) for turn, got in enumerate(sizes[:-1]))
+    assert deal.starts(steps) == [sum(sizes[:turn]) for turn in range(len(sizes))]
+    assert deal.starts(min(steps, 1)) == [0][:steps]
+
+
 def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:
     deal = Deal(0, 10**9, 512, 256, 10)
-    assert deal.blocks == 256 * 10**8
+    assert deal.blocks == 256 * (4 + 99_999_999)  # 1 + 2 + 4 + 8 steps, then tens
     assert deal.rows(deal.blocks - 1)[-1].tolist() == [10**9 * 512 - 2, 10**9 * 512 - 1]
 
 
