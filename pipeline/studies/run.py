@@ -14,7 +14,7 @@ from pipeline.resources import Resources
 from pipeline.run_folder import read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here
-from pipeline.training.ray_fit import fit_on_ray
+from pipeline.training.on_ray.fit import fit_on_ray
 
 VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"

@@ -1,4 +1,4 @@
-"""A configuration checked and opened, and the loop in this process; ``ray_fit.py`` runs the same on a cluster."""
+"""A configuration checked and opened, and the loop in this process; ``on_ray`` runs the same on a cluster."""
 
 from __future__ import annotations
 

@@ -23,8 +23,9 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.resources import Resources
 from pipeline.run_folder import read_metrics, score_parts
-from pipeline.training import ray_fit
 from pipeline.training.fit import prepare
+from pipeline.training.on_ray import fit as ray_fit
+from pipeline.training.on_ray import worker as ray_worker
 from tests.processes import run_two
 
 
@@ -92,10 +93,10 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
 def _sees(rank: int, meeting: str, folder: str) -> None:
     """Worker 1's node has another disk: it does not see what the driver wrote."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    ray_fit.SEEN_SECONDS = 1.0
+    ray_worker.SEEN_SECONDS = 1.0
     text = ""
     try:
-        ray_fit.check_shared(Path(folder) / ("token" if rank == 0 else "elsewhere"), 2, "/data/runs")
+        ray_worker.check_shared(Path(folder) / ("token" if rank == 0 else "elsewhere"), 2, "/data/runs")
     except UserError as error:
         text = str(error)
     (Path(folder) / f"{rank}.txt").write_text(text)

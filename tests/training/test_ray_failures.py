@@ -30,8 +30,11 @@ from jobs import train
 from jobs.command import run
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.run_folder import read_metrics
-from pipeline.training import ray_fit
-from pipeline.training.ray_fit import RESIZE, Preempted, _Handover, _persist, _StartWatch, _Stop
+from pipeline.training.on_ray import controller, sign, worker
+from pipeline.training.on_ray.controller import Handover, StartWatch
+from pipeline.training.on_ray.fit import _set_limits, persist
+from pipeline.training.on_ray.sign import RESIZE
+from pipeline.training.on_ray.worker import Preempted, Stop
 from pipeline.training.recovery import Final, StepFailed
 from tests.methods.traces import small_config
 from tests.training.test_fit import worker_pids
@@ -73,7 +76,7 @@ class Fits:
         config = small_config(run={"storage_path": str(self.folder), "name": "run"}, train=train)
         config.run_folder.mkdir(exist_ok=True)
         run: Any = SimpleNamespace(config=config, folder=config.run_folder, store=None)
-        return _persist(self.fit, lambda: self.words, run)
+        return persist(self.fit, lambda: self.words, run)
 
     def lines(self) -> list[dict[str, Any]]:
         path = self.folder / "run" / "failures.jsonl"
@@ -130,7 +133,7 @@ def test_last_words_are_the_cause_of_a_process_that_ended_itself(tmp_path: Path)
 
 def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> None:
     said: list[Any] = []
-    watch = travelled(_StartWatch("sign", 0.2))  # as Ray sends it
+    watch = travelled(StartWatch("sign", 0.2))  # as Ray sends it
     watch.end = lambda *words: said.append(words)
     with watch.on_worker_group_start():
         pass
@@ -141,8 +144,8 @@ def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> No
     assert not said
     with watch.on_worker_group_start():
         time.sleep(0.5)
-    ((sign, words),) = said
-    assert sign == "sign" and words.startswith("the workers did not run after 0.2 s")
+    ((whom, words),) = said
+    assert whom == "sign" and words.startswith("the workers did not run after 0.2 s")
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,16 +153,16 @@ def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: 
         watched = any(thread.name == "watchdog" for thread in threading.enumerate())
         raise UserError("no manifest") if watched else AssertionError("nobody watches")
 
-    monkeypatch.setattr(ray_fit, "open_parts", open_parts)
-    monkeypatch.setattr(ray_fit.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(worker, "open_parts", open_parts)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     with pytest.raises(Final, match="no manifest"):
-        ray_fit._train_worker({"config": small_config().model_dump(mode="json"), "sign": None})
+        worker.train_worker({"config": small_config().model_dump(mode="json"), "sign": None})
 
 
 def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORKER_HEALTH_CHECK", "WORKER_GROUP_START", "COLLECTIVE"):
         monkeypatch.setenv(f"RAY_TRAIN_{name}_TIMEOUT_S", "1")  # so that it is as before afterwards
-    ray_fit._set_limits(small_config(train={"step_timeout_seconds": 100}, scale={"start_timeout_seconds": 7}))
+    _set_limits(small_config(train={"step_timeout_seconds": 100}, scale={"start_timeout_seconds": 7}))
     assert float(os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]) == pytest.approx(80)
     assert float(os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"]) == 100  # and gloo's, see TorchConfig
     assert float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) == 7
@@ -169,20 +172,20 @@ def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatc
 @pytest.mark.usefixtures("ray_cluster")
 def test_last_words_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(ray_fit, "end_process", ended.append)
-    sign = ray_fit._Sign.remote()  # type: ignore[attr-defined]
-    ray_fit._leave(sign, 1, "no progress")
-    assert [ray.get(sign.last_words.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
-    ray.kill(sign)
-    ray_fit._leave(sign, 1, "nobody hears it")
+    monkeypatch.setattr(sign, "end_process", ended.append)
+    actor = sign.Sign.remote()  # type: ignore[attr-defined]
+    sign.leave(actor, 1, "no progress")
+    assert [ray.get(actor.last_words.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
+    ray.kill(actor)
+    sign.leave(actor, 1, "nobody hears it")
     assert ended == ["no progress", "nobody hears it"]
 
 
-def look(stop: _Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def look(stop: Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps after which all look together."""
     clock = [0.0]
     looks: list[int] = []
-    monkeypatch.setattr(ray_fit.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
     said = stop._said_by_first
     monkeypatch.setattr(stop, "_said_by_first", lambda number, following: looks.append(following) or said(number, following))
     for step in range(steps):
@@ -196,12 +199,12 @@ def look(stop: _Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("seconds", "between"), [(0.01, 10), (0.5, 4), (3.0, 1)])
 def test_slow_steps_are_asked_more_often_whether_to_stop(seconds: float, between: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise ten steps of 3 s would be longer than scale.stop_seconds."""
-    stop = _Stop(None, 1, 1, torch.device("cpu"), several_nodes=False)
+    stop = Stop(None, 1, 1, torch.device("cpu"), several_nodes=False)
     assert look(stop, 40, seconds, monkeypatch)[:4] == [0, 1, 1 + between, 1 + 2 * between]
 
 
 def test_one_worker_alone_stops_after_the_step_under_way() -> None:
-    stop = _Stop(None, 0, 1, torch.device("cpu"), several_nodes=False)
+    stop = Stop(None, 0, 1, torch.device("cpu"), several_nodes=False)
     stop(0)
     stop._next = 10
     assert stop(1) is None
@@ -249,7 +252,7 @@ def test_a_worker_that_stands_still_while_it_starts_is_given_up(tiny: Path, tmp_
 
 def test_workers_leave_a_checkpoint_before_their_number_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray asks before the first start too, when there is nobody to wait for."""
-    monkeypatch.setattr(ray_fit.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(controller.ray, "get", lambda answer, timeout: answer)
     asked: list[str] = []
 
     class Called:
@@ -260,8 +263,8 @@ def test_workers_leave_a_checkpoint_before_their_number_changes(monkeypatch: pyt
             asked.append(self.name)
             return self.answer
 
-    sign = SimpleNamespace(**{name: Called(name, name == "has_left") for name in ("resize", "has_left", "resized")})
-    handover = _Handover(sign, seconds=5.0)
+    told = SimpleNamespace(**{name: Called(name, name == "has_left") for name in ("resize", "has_left", "resized")})
+    handover = Handover(told, seconds=5.0)
     handover.before_controller_execute_resize_decision(None)
     assert asked == []
     handover.after_worker_group_training_start(None)

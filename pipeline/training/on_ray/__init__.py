@@ -1,0 +1,1 @@
+"""A run on a cluster: the rim between Ray Train and the loop."""
