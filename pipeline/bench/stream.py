@@ -47,6 +47,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "clips_per_second": statistics.median(streams),
         "floor_clips_per_second": statistics.median(floors),
         "first_batch_seconds": statistics.median(firsts),
+        "first_batch_seconds_in_turn": [round(first, 2) for first in firsts],  # Ray's processes start for the first one
         "clips_per_repeat": steps * source.plan.rows_per_step * source.plan.slots,
         "clips_per_block": deal.steps_per_block * deal.share * source.plan.slots,
     }

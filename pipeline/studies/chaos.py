@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray._common.utils import get_system_memory
+from ray._private.utils import get_used_memory
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
@@ -30,6 +32,10 @@ NODES = 2
 CPUS_PER_NODE = 2
 STORE_BYTES = 200_000_000
 LOOK_SECONDS = 0.05
+NOTICE_SECONDS = 20
+"""Between the word that a node will be taken away and its end."""
+MEMORY_PIECE = 100_000_000
+"""Bytes taken at a time when memory is to run low."""
 SETTLE_SECONDS = 1.0
 """After a kill: a worker that has not noticed yet still logs the step that it had done."""
 START_SECONDS = 300.0
@@ -73,6 +79,8 @@ class Ring:
     log: Path
     driver: subprocess.Popen[bytes] | None = None
     nodes: list[Any] = field(default_factory=list)
+    least_memory: int = field(default_factory=lambda: (get_system_memory() - get_used_memory()) // 4)
+    """Bytes."""
 
     def start(self, name: str) -> None:
         """Start the driver."""
@@ -82,8 +90,9 @@ class Ring:
             self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def add_node(self) -> None:
-        """One more node for workers and decoders."""
-        self.nodes.append(self.cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=STORE_BYTES))
+        """One more node for workers and decoders. Its memory monitor ends processes when a quarter is left of what was free."""
+        limit = {"RAY_memory_usage_threshold": f"{1 - self.least_memory / get_system_memory():.3f}"}
+        self.nodes.append(self.cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=STORE_BYTES, env_vars=limit))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """metrics.jsonl of a run."""
@@ -234,6 +243,30 @@ def _take_memory(ring: Ring, name: str) -> str:
     return "a train worker got no more memory"
 
 
+def _fill_memory(ring: Ring, name: str) -> str:
+    """Memory of the machine until Ray's monitor, see ``add_node``, has ended a process of the run."""
+    before = {*_ours("RayTrainWorker"), *_ours("MapBatches")}
+    taken: list[bytearray] = []
+    while before and get_system_memory() - get_used_memory() > ring.least_memory / 2:
+        taken.append(bytearray(b"x" * MEMORY_PIECE))
+        time.sleep(LOOK_SECONDS)
+        if before - {*_ours("RayTrainWorker"), *_ours("MapBatches")}:
+            return "the machine ran low on memory, and Ray ended processes of the run"
+    return ""
+
+
+def _drain_node(ring: Ring, name: str) -> str:
+    """As clouds take spot machines away: announced, and some time later gone."""
+    ring.add_node()
+    node = ring.nodes.pop(ring.random.randrange(len(ring.nodes) - 1))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={ring.cluster.address}"]
+    command += [f"--node-id={node.node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=chaos"]
+    subprocess.run([*command, f"--deadline-remaining-seconds={NOTICE_SECONDS}"], check=True, capture_output=True)
+    _wait(ring, name, lambda: False, NOTICE_SECONDS)
+    ring.cluster.remove_node(node, allow_graceful=False)
+    return f"a node was drained, and gone {NOTICE_SECONDS} s later"
+
+
 def _kill_node(ring: Ring, name: str) -> str:
     node = ring.nodes.pop(ring.random.randrange(len(ring.nodes)))
     ring.cluster.remove_node(node, allow_graceful=False)
@@ -303,6 +336,8 @@ KINDS: dict[str, Callable[[Ring, str], str]] = {
     "task": _kill_decode_task,
     "decoder": _kill_decoder,
     "memory": _take_memory,
+    "full": _fill_memory,
+    "drain": _drain_node,
     "node": _kill_node,
     "raylet": _kill_raylet,
     "driver": _end_driver(signal.SIGKILL, "the driver was killed"),

@@ -8,7 +8,7 @@ import torch
 
 from jobs import bench
 from jobs.command import run
-from pipeline.bench.step import _prepared, _ready, ideal_seconds
+from pipeline.bench.ready import prepared_alone, ready_here
 from pipeline.config import load_config
 from pipeline.training.step import Place, take_step
 
@@ -18,6 +18,7 @@ RATIOS = {
     "concatenated_over_separate",
     "views_of_step",
     "end_to_end_over_ideal",
+    "end_to_end_over_alone",
     "checkpoint_cost",
     "logging_cost",
 }
@@ -41,7 +42,7 @@ def test_step_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFixt
 def test_views_made_beforehand_change_no_result(tiny: Path, tmp_path: Path) -> None:
     """What is timed is the step that training takes."""
     config = load_config(tiny / "tiny.yaml")
-    one, other = (_ready(_prepared(config, str(tmp_path / name), 2)) for name in ("one", "other"))
+    one, other = (ready_here(prepared_alone(config, str(tmp_path / name), 2)) for name in ("one", "other"))
     results = one.step(made=True)
     usual = take_step(other.state.method, other.state, other.batch, other.config, Place(0, torch.device("cpu"), 1.0))
     assert set(results) == set(usual)
@@ -50,7 +51,7 @@ def test_views_made_beforehand_change_no_result(tiny: Path, tmp_path: Path) -> N
 
 def test_the_bare_passes_are_those_of_the_step(tiny: Path, tmp_path: Path) -> None:
     """They give every parameter a gradient, from as many clips."""
-    ready = _ready(_prepared(load_config(tiny / "tiny.yaml"), str(tmp_path), 2))
+    ready = ready_here(prepared_alone(load_config(tiny / "tiny.yaml"), str(tmp_path), 2))
     seen: dict[str, list[int]] = {"bare": [], "step": []}
     for name, work in (("bare", lambda: ready.bare("separate")), ("step", lambda: ready.step(made=True))):
         hooks = [
@@ -62,11 +63,3 @@ def test_the_bare_passes_are_those_of_the_step(tiny: Path, tmp_path: Path) -> No
             hook.remove()
         assert all(parameter.grad is not None for parameter in ready.state.students.parameters())
     assert seen["bare"] == seen["step"] == [2, 4, 4, 2, 4, 4]
-
-
-def test_the_ideal_is_all_cores_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    for threads, device, seconds in ((4, "cpu", 3.0), (2, "cpu", 2.0), (1, "cpu", 2.0), (4, "cuda", 2.0), (8, "cpu", 3.0)):
-        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-        assert ideal_seconds(1.0, 2.0, torch.device(device)) == seconds
-    assert ideal_seconds(5.0, 2.0, torch.device("cuda")) == 5.0

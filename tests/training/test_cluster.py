@@ -81,13 +81,6 @@ def trainers(raylet: int | None = None) -> list[int]:
     return found
 
 
-def memory() -> tuple[int, int]:
-    """Bytes of this machine: all, and used as Ray counts them."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    here = {words[0]: 1024 * int(words[1]) for words in lines if words[-1] == "kB"}
-    return here["MemTotal:"], here["MemTotal:"] - here["MemAvailable:"]
-
-
 def assert_same(one: Path, other: Path) -> None:
     """Losses within what rounding makes of other orders of sums in 200 steps: 2e-7."""
     lines = read_metrics(one), read_metrics(other)
@@ -204,7 +197,10 @@ def test_sigterm_to_workers_on_two_nodes_loses_no_step(cluster: Any, tiny: Path,
 
 def test_a_worker_that_ray_ends_for_memory_comes_back(cluster: Any, tiny: Path, tmp_path: Path) -> None:
     """This process takes memory until Ray's monitor, whose threshold is low on that node, ends the train worker."""
-    total, used = memory()
+    from ray._common.utils import get_system_memory
+    from ray._private.utils import get_used_memory
+
+    total, used = get_system_memory(), get_used_memory()
     if total - used < 10e9:
         pytest.skip("10 GB of memory are not free")
     cluster.add_node(num_cpus=2, env_vars={"RAY_memory_usage_threshold": f"{(used + 5e9) / total:.3f}"}, **STORE)
@@ -215,7 +211,7 @@ def test_a_worker_that_ray_ends_for_memory_comes_back(cluster: Any, tiny: Path, 
         (worker,) = trainers()
         taken = []
         while worker in trainers():
-            assert driver.poll() is None and memory()[1] < used + 8e9
+            assert driver.poll() is None and get_used_memory() < used + 8e9
             taken.append(np.ones(25_000_000))  # 200 MB
             time.sleep(0.2)
         gone = last(folder)

@@ -1,0 +1,149 @@
+"""A run with decoding over the same decoding and the same computing side by side, with nothing handed from one to the other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from typing import Any, Self
+
+import torch
+
+from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
+from pipeline.bench.ready import Ready, prepared_alone, ready_here
+from pipeline.clips.plan import worker_rows
+from pipeline.clips.source import Source, open_source
+from pipeline.clips.stream import make_deal
+from pipeline.cluster import check_cluster, connect
+from pipeline.config import Config
+from pipeline.run_folder import read_metrics
+from pipeline.training.allocator import keep_freed_memory
+from pipeline.training.fit import fit_here
+from pipeline.training.on_ray.fit import fit_on_ray
+
+LINES = 16
+"""Of metrics in the steps that are timed: the first quarter is start-up."""
+LEAST_STEPS = 16
+"""In this process."""
+AHEAD = 4
+"""Steps that are decoded in advance in this process."""
+
+
+def bench_end_to_end(config: Config, steps: int, repeats: int) -> dict[str, Any]:
+    """``end_to_end_over_ideal_ratio``: steps per second of the run on ``scale.workers`` workers (0: in this process), over
+    those of as many processes that only compute beside processes that only decode the same videos.
+
+    Of the latter there is one for each core, or one for each core that computing leaves: whichever is faster.
+    ``end_to_end_over_alone_ratio``: over what would be if neither slowed the other down, which cores that share a memory or
+    their units do; decoding and computing are measured one after the other for it.
+    """
+    steps, more = lengths(config, steps)
+    actual, ideal, alone = [], [], []
+    with Apart(config) as apart:
+        for _ in range(repeats):
+            actual.append(1 / run_seconds(config, steps, more))
+            decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
+            beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
+            ideal.append(1 / min(apart.seconds(apart.workers, decoders, steps) for decoders in beside))
+            busy = 0.0 if torch.cuda.is_available() else min(1.0, apart.workers * apart.threads / apart.cores)
+            alone.append(1 / max(compute, decode + busy * compute))
+    return {
+        "end_to_end_over_ideal": ratio("end_to_end_over_ideal_ratio", actual, ideal),
+        "end_to_end_over_alone": ratio("end_to_end_over_alone_ratio", actual, alone),
+    }
+
+
+def lengths(config: Config, steps: int) -> tuple[int, int]:
+    """(steps that are timed, those after them, so that the last ones share the cores with decoding too)."""
+    if config.scale.workers == 0:
+        return max(steps, LEAST_STEPS), AHEAD
+    deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
+    blocks = config.data.blocks_ahead + 2 * (os.cpu_count() or 1) + 2  # that wait, are being decoded, or have come
+    return max(steps, 2 * LEAST_BLOCKS * deal.steps_per_block), blocks * deal.steps_per_block
+
+
+def run_seconds(config: Config, steps: int, more: int) -> float:
+    """Of a step of the run itself, by its own metrics, after the first quarter of ``steps``."""
+    every = max(1, steps // LINES)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        prepared = prepared_alone(config, folder, steps + more, every, config.scale.workers)
+        if config.scale.workers == 0:
+            fit_here(prepared)
+        else:
+            connect()
+            fit_on_ray(prepared, check_cluster(prepared.run.config))
+        lines = [line for line in read_metrics(prepared.run.folder) if steps // 4 < line["step"] <= steps]
+    return float(sum(line["seconds/step"] for line in lines) / len(lines))
+
+
+class Apart:
+    """Processes that only compute, one for each worker, and processes that only decode, one for each core."""
+
+    def __init__(self, config: Config) -> None:
+        scale = config.scale
+        self.cores, self.workers = os.cpu_count() or 1, max(1, scale.workers)
+        self.threads = scale.torch_threads or (
+            max(1, self.cores // scale.workers) if scale.workers else torch.get_num_threads()
+        )
+        self._tree = config.model_dump_json()
+        spawn = multiprocessing.get_context("spawn")
+        self._computing, self._decoding = (
+            [ProcessPoolExecutor(1, spawn) for _ in range(number)] for number in (self.workers, self.cores)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (*self._computing, *self._decoding):
+            process.shutdown()
+
+    def seconds(self, computing: int, decoding: int, steps: int) -> float:
+        """Of a step, where so many processes of each kind do ``steps`` steps together."""
+        for number in (max(2, decoding), steps):  # with the first call a process builds its part, and warms up
+            begun = time.perf_counter()
+            pending = [
+                *(
+                    process.submit(_compute, self._tree, rank, self.workers, self.threads, number)
+                    for rank, process in enumerate(self._computing[:computing])
+                ),
+                *(
+                    process.submit(_decode, self._tree, range(part, number, decoding))
+                    for part, process in enumerate(self._decoding[:decoding])
+                ),
+            ]
+            for one in pending:
+                one.result()
+        return (time.perf_counter() - begun) / steps
+
+
+def _compute(tree: str, rank: int, workers: int, threads: int, steps: int) -> None:
+    ready = _ready(tree, rank, workers, threads)
+    for _ in range(steps):
+        ready.step()
+
+
+@cache
+def _ready(tree: str, rank: int, workers: int, threads: int) -> Ready:
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        prepared = prepared_alone(Config.model_validate_json(tree), folder, 1)
+        return ready_here(prepared, worker_rows([0], prepared.run.plan.rows_per_step, rank, workers)[0])
+
+
+def _decode(tree: str, steps: Sequence[int]) -> None:
+    source = _source(tree)
+    for rows in worker_rows(steps, source.plan.rows_per_step, 0, 1):
+        source.rows(rows)
+
+
+@cache
+def _source(tree: str) -> Source:
+    return open_source(for_bench(Config.model_validate_json(tree), 1))[0]

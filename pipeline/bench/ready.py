@@ -1,0 +1,91 @@
+"""The state of a run and the clips of a step, to be timed in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.bench.figures import for_bench
+from pipeline.clips.batch import Batch
+from pipeline.clips.plan import worker_rows
+from pipeline.clips.seeds import Ints
+from pipeline.clips.stream import to_batch
+from pipeline.config import Config
+from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views
+from pipeline.methods.passes import pass_views
+from pipeline.training import checkpoint
+from pipeline.training.equipment import equip
+from pipeline.training.fit import Prepared, prepare
+from pipeline.training.optim import build_optimizer
+from pipeline.training.step import PRECISIONS, Place, Results, take_step
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run's state on its device, with the first step's clips and views."""
+
+    prepared: Prepared
+    state: checkpoint.TrainState
+    batch: Batch
+    views: Views
+    weights: LossWeights
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        return self.prepared.run.config
+
+    def step(self, made: bool = False) -> Results:
+        """A whole training step; with ``made`` its views were made beforehand."""
+        view: Callable[..., Views] = (lambda *_, **__: self.views) if made else make_views
+        return take_step(self.state.method, self.state, self.batch, self.config, Place(0, self.device, 1.0, view))
+
+    def bare(self, batch_norm: Any) -> None:
+        """Forward and backward passes of the two networks on the step's views, which end in means instead of losses."""
+        self.state.method.zero_grad(set_to_none=True)
+        dtype = PRECISIONS[self.config.train.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            passed = pass_views(self.state.students, self.views, self.weights, batch_norm)
+        logits = [said[0].float() for outputs in passed for said in outputs.values() if said[0].requires_grad]
+        torch.stack([values.mean() for values in logits]).sum().backward()
+
+    def views_alone(self) -> None:
+        """What is made of the step's clips."""
+        make_views(self.batch, self.config, self.config.run.seed, self.device, unlabeled=self.weights.use_unlabeled)
+
+
+def prepared_alone(config: Config, folder: str, steps: int, log_every: int | None = None, workers: int = 0) -> Prepared:
+    """A run of its own in ``folder``, of as many ``workers`` (0: in this process), without trackers or clocks that would stop
+    it; its unlabeled videos are trained from the first step on."""
+    tree: dict[str, Any] = for_bench(config, steps).model_dump()
+    tree["run"] |= {"storage_path": folder, "name": "bench"}
+    tree["train"] |= {"accumulation": 1, "checkpoint_every": steps, "step_timeout_seconds": None, "keep_best": 0}
+    tree["train"] |= {} if log_every is None else {"log_every": log_every}
+    tree["tracking"] = {}
+    tree["scale"] |= {"workers": workers, "min_workers": None}
+    prepared = prepare(Config.model_validate(tree))
+    prepared.open()
+    return prepared
+
+
+def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
+    """On this process's device, with the clips of the first step, or of these ``rows`` of it."""
+    run, config = prepared.run, prepared.run.config
+    device = torch.device("cuda" if config.scale.gpu is not False and torch.cuda.is_available() else "cpu")
+    if config.scale.torch_threads:
+        torch.set_num_threads(config.scale.torch_threads)
+    torch.manual_seed(config.run.seed)
+    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, device).to(device)
+    optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
+    state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
+    if config.train.precision == "fp16":
+        state.scaler = torch.amp.GradScaler(device.type)
+    weights = loss_weights(config.method, 0)
+    rows = worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
+    batch = to_batch(prepared.source.rows(rows))
+    views = make_views(batch, config, config.run.seed, device, unlabeled=weights.use_unlabeled)
+    return Ready(prepared, state, batch, views, weights, device)
