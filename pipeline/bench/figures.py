@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.clips.plan import Deal
 from pipeline.config import Config, StartSection
 from pipeline.errors import UserError
@@ -41,12 +43,13 @@ def check_steps(steps: int, per_block: int) -> None:
 def steady_rate(consumers: Sequence[Sequence[float]], each: int, deal: Deal | None = None) -> float:
     """Rate of all consumers together after the first quarter of each one's arrivals, which is start-up.
 
-    Every arrival brings ``each``; those of a block of ``deal`` come at once, so time is taken from block to block.
+    Every arrival brings ``each``; those of a block of ``deal`` come at once, so only its first one counts. They come in waves, as
+    many as are decoded together: the rate is the slope of the line through all of them, because that of a span from one block
+    to another would depend on where in its wave each of the two lies.
     """
     rate = 0.0
     for times in consumers:
         firsts = list(range(len(times))) if deal is None else deal.starts(len(times))
-        last = firsts[-1]
-        first = next(index for index in firsts if index >= len(times) // 4)
-        rate += (last - first) * each / (times[last] - times[first])
+        steady = [index for index in firsts if index >= len(times) // 4]
+        rate += each * float(np.polyfit(np.asarray(times)[steady] - times[0], steady, 1)[0])
     return rate

@@ -8,8 +8,10 @@ import pytest
 
 from jobs import bench
 from jobs.command import run
+from pipeline.bench.figures import steady_rate
 from pipeline.bench.loader import PerViewDataset, _collate
 from pipeline.bench.views import VIEWS
+from pipeline.clips.plan import Deal
 from pipeline.clips.source import open_source
 from pipeline.clips.stream import to_batch
 from pipeline.config import load_config
@@ -134,3 +136,13 @@ def test_a_million_rows_take_bounded_memory_and_linear_time() -> None:
 def test_sizes_that_cannot_be_measured(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["manifest", "--rows", rows]) == 2
     assert f"--rows {rows}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocks", [8, 9, 16])
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_the_rate_is_that_of_whole_waves(blocks: int, together: int) -> None:
+    """Blocks of 2 steps that come ``together`` at a time, a second between: one after the other in no time."""
+    deal = Deal(0, 2 * blocks, 4, 1, 2)
+    times = [10.0 + turn // together for turn, start in enumerate(deal.starts(2 * blocks)) for _ in range(2 if turn else 1)]
+    rate = steady_rate([times[: 2 * blocks], times[: 2 * blocks]], 12, deal)
+    assert rate == pytest.approx(2 * 12 * 2 * together, rel=0.15)
