@@ -43,9 +43,9 @@ def check_steps(steps: int, per_block: int) -> None:
 def steady_rate(consumers: Sequence[Sequence[float]], each: int, deal: Deal | None = None) -> float:
     """Rate of all consumers together after the first quarter of each one's arrivals, which is start-up.
 
-    Every arrival brings ``each``; those of a block of ``deal`` come at once, so only its first one counts. They come in waves, as
-    many as are decoded together: the rate is the slope of the line through all of them, because that of a span from one block
-    to another would depend on where in its wave each of the two lies.
+    Every arrival brings ``each``; those of a block of ``deal`` come at once, so only its first one counts. Blocks come in
+    waves, as many as are decoded together: the rate is the slope of the line through all of them, because that of a span from
+    one block to another would depend on where in its wave each of the two lies.
     """
     rate = 0.0
     for times in consumers:

@@ -7,6 +7,7 @@ stores, which is more than a slow trainer will ever need. Kept apart because it 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 
 TICKETS = 256
 """Blocks that wait to be decoded: more than any node has cores, so that none of them idles."""
+ROUND_SECONDS = 0.05
+"""Of a round of Ray's loop at least."""
 KEPT_STATISTICS = 100
 """Of the newest blocks of each operator: Ray keeps 3 KB for every block of a run, 3 GB in a million blocks."""
 _AHEAD = "actnetformer.blocks_ahead"
@@ -69,11 +72,20 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
         return tickets, decode
 
 
-class ForgetStatistics(ExecutionCallback):  # type: ignore[misc]
-    """Keeps Ray's statistics of blocks from growing with the run."""
+class Rounds(ExecutionCallback):  # type: ignore[misc]
+    """Keeps Ray's loop from spinning, and its statistics of blocks from growing with the run.
+
+    The loop waits until all its tasks have something to say, a tenth of a second at most. The task that makes tickets has while
+    nobody reads them: with as many blocks as may wait it is the only task, and the loop took half a core.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
         """Called by Ray in each round of its loop."""
+        time.sleep(max(0.0, self._last + ROUND_SECONDS - time.monotonic()))
+        self._last = time.monotonic()
         for op in executor._topology:
             if isinstance(op, MapOperator) and len(op._output_blocks_stats) > 2 * KEPT_STATISTICS:
                 del op._output_blocks_stats[:-KEPT_STATISTICS]
@@ -87,7 +99,7 @@ def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
     context.set_config(_AHEAD, blocks_ahead)
     context.set_config(_FIRST, max(1, int(ray.cluster_resources().get("CPU", 1))))
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, ForgetStatistics]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Rounds]
     context.enable_progress_bars = False  # ours has rate and time left; Ray counts tickets
     context.memory_usage_poll_interval_s = None  # a thread in each task that reads /proc
     context.issue_detectors_config.detectors = []  # they advise on memory of single tasks

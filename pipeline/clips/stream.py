@@ -9,10 +9,11 @@ them, so it can neither deal a part of a block nor cut one, however large or sma
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -159,14 +160,50 @@ def _told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
 
 
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
-    """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance."""
-    steps = range(first_step, config.train.steps)
-    with ThreadPoolExecutor(os.cpu_count()) as decoders:
+    """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
+    the next batch is waited for, and otherwise on those that torch's threads leave, but one at least."""
+    steps, cores = range(first_step, config.train.steps), os.cpu_count() or 1
+    with Decoders(cores) as decoders:
 
         def decode(step: int) -> Columns:
             return source.rows(worker_rows([step], source.plan.rows_per_step, 0, 1)[0], decoders)
 
-        yield from map(to_batch, map_ahead(decode, steps, ahead))
+        for columns in map_ahead(decode, steps, ahead):
+            batch = to_batch(columns)
+            decoders.allow(max(1, cores - (0 if torch.cuda.is_available() else torch.get_num_threads())))
+            try:
+                yield batch
+            finally:
+                decoders.allow(cores)
+
+
+class Decoders(ThreadPoolExecutor):
+    """Threads, as many of which work at a time as ``allow`` said last."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, thread_name_prefix="decoder")
+        self._allowed, self._working, self._turn = number, 0, threading.Condition()
+
+    def allow(self, number: int) -> None:
+        """From now on; what more are doing is finished first."""
+        with self._turn:
+            self._allowed = number
+            self._turn.notify_all()
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        """As every executor's."""
+        return super().submit(self._in_turn, fn, *args, **kwargs)
+
+    def _in_turn(self, fn: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        with self._turn:
+            self._turn.wait_for(lambda: self._working < self._allowed)
+            self._working += 1
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            with self._turn:
+                self._working -= 1
+                self._turn.notify()
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
