@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,13 @@ class Source:
     limits: Limits | None = None
     """Of a decoder process for one video; None: videos are decoded in this process."""
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, Column]:
         """``video_columns`` of the manifest."""
         return video_columns(self.manifest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "columns"}  # they are the manifest's
 
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].

@@ -65,6 +65,7 @@ class Child:
     def __init__(self, function: Callable[..., Any], limits: Limits) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: _Pipe
+        self._statm: int | None = None
         self._shared: mmap.mmap
         self.function, self.limits = function, limits
         _children.add(self)
@@ -99,15 +100,16 @@ class Child:
             self._start()
         assert self._process is not None
         with contextlib.suppress(OSError):  # it died while idle: noticed below
-            self._pipe.send(arguments)
+            self._pipe.send(pickle.dumps(arguments, protocol=pickle.HIGHEST_PROTOCOL))
         return self._receive(self.limits.seconds)
 
     def memory(self) -> int:
         """Bytes that the process has for itself; 0 where the system does not tell."""
+        if self._process is None or self._statm is None:
+            return 0
         try:
-            with open(f"/proc/{self._process.pid if self._process else 0}/statm", encoding="ascii") as file:
-                fields = file.read().split()
-        except OSError:
+            fields = os.pread(self._statm, 200, 0).split()
+        except OSError:  # it has ended
             return 0
         return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
 
@@ -139,6 +141,9 @@ class Child:
         )
         os.close(here[0])
         os.close(there[1])
+        self._statm = None
+        with contextlib.suppress(OSError):
+            self._statm = os.open(f"/proc/{self._process.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._pipe = _Pipe(there[0], here[1])
         ready = self._receive(START_SECONDS)
         if isinstance(ready, Lost):
@@ -171,6 +176,9 @@ class Child:
         if process is not None:
             self._pipe.close()  # it ends when it reads the end of this; arrays handed out keep their memory
             os.close(self._file)
+            statm, self._statm = self._statm, None
+            if statm is not None:
+                os.close(statm)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
                 return
@@ -181,7 +189,7 @@ class Child:
 class _Pipe:
     def __init__(self, readable: int, writable: int) -> None:
         self.incoming, self.outgoing = Connection(readable, writable=False), Connection(writable, readable=False)
-        self.send, self.receive, self.poll = self.outgoing.send, self.incoming.recv, self.incoming.poll
+        self.send, self.receive, self.poll = self.outgoing.send_bytes, self.incoming.recv, self.incoming.poll
 
     def close(self) -> None:
         self.incoming.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -22,8 +24,10 @@ from pipeline.clips.pressure import TICKETS, store_use
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import (
     DECODE_RETRIES,
+    Decoders,
     NoBatch,
     _told_by_task,
+    local_batches,
     make_deal,
     ray_stream,
     shard_batches,
@@ -270,3 +274,64 @@ def test_prometheus_gets_the_streams_figures() -> None:
             page = answer.read().decode()
     assert wanted.search(page)
     assert "ray_actnetformer_quarantined{" in page
+
+
+def test_as_many_threads_decode_as_are_allowed() -> None:
+    """All while the training waits, fewer while it computes; what waits for its turn gets it."""
+    working, most = 0, 0
+    lock = threading.Lock()
+
+    def job(_: int) -> None:
+        nonlocal working, most
+        with lock:
+            working += 1
+            most = max(most, working)
+        time.sleep(0.02)
+        with lock:
+            working -= 1
+
+    with Decoders(3) as decoders:
+        decoders.allow(1)
+        list(decoders.map(job, range(6)))
+        assert most == 1
+        decoders.allow(3)
+        list(decoders.map(job, range(9)))
+        assert most == 3
+
+
+def test_decoding_leaves_cores_to_the_training_while_it_computes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    allowed: list[int] = []
+    monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
+    config = load_config(tiny / "tiny.yaml", ["train.steps=2"])
+    for _ in local_batches(open_source(config)[0], config, 0):
+        allowed.append(0)
+    assert allowed == [1, 0, 4, 1, 0, 4]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("ray_cluster")
+def test_rays_loop_does_not_spin_while_nobody_takes_blocks(tiny: Path) -> None:
+    """It looked thousands of times a second, and took half a core from the training."""
+    source, config = blank(tiny, "train.steps=2000", "data.clips_per_block=6")
+    (shard,) = ray_stream(source, config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
+    batches = shard_batches(shard, make_deal(source, config, 0, 1).share, torch.device("cpu"), timeout=60.0)
+    next(batches)
+    (coordinator,) = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if "SplitCoordinator" in _name(pid)]
+    time.sleep(3)  # until as many blocks wait as may
+    before = _cpu_seconds(coordinator)
+    time.sleep(4)
+    assert _cpu_seconds(coordinator) - before < 4 * 0.3
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
