@@ -110,7 +110,7 @@ def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
 
 
 def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
-    """Videos per second after the first quarter, share of time in which training waited, and most blocks in stores."""
+    """Videos per second and share of time in which training waited, both after the first quarter, and most blocks in stores."""
     clips_per_step = site.rows_per_step // site.workers * site.slots
     deal = Deal(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
     rounds = deal.blocks // site.workers
@@ -124,13 +124,13 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
     limit = site.blocks_ahead * site.workers
     free = [0.0] * min(site.decoders, deal.blocks)
     ready = np.zeros(deal.blocks)  # when a block and all before it have come
-    ends, waits = np.zeros(rounds), 0.0
+    ends, waits = np.zeros(rounds), np.zeros(rounds)
     sent = last = now = 0.0
     trained, most = 0, 0
     for block in range(deal.blocks):
         if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
             while trained <= behind:
-                now, waits = _train(site, ready, trained, now, waits, steps_of[trained])
+                now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])
                 ends[trained] = now
                 trained += 1
         start = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
@@ -139,18 +139,18 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
         last = ready[block] = max(last, sent)
         most = max(most, block + 1 - trained * site.workers)
     while trained < rounds:
-        now, waits = _train(site, ready, trained, now, waits, steps_of[trained])
+        now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])
         ends[trained] = now
         trained += 1
     skip = rounds // 4
     rate = steps_of[skip + 1 :].sum() * site.rows_per_step * site.slots / (ends[-1] - ends[skip])
-    return rate, waits / now, min(most, limit + len(free))
+    return rate, float(waits[skip + 1 :].sum() / (ends[-1] - ends[skip])), min(most, limit + len(free))
 
 
-def _train(site: Site, ready: Any, number: int, now: float, waits: float, steps: int) -> tuple[float, float]:
-    """All workers train their blocks of a round, when the last of these has come."""
+def _train(site: Site, ready: Any, number: int, now: float, steps: int) -> tuple[float, float]:
+    """When all workers have trained their blocks of a round, and how long they waited for the last of these."""
     start = max(now, float(ready[(number + 1) * site.workers - 1]))
-    return start + steps * site.train_seconds, waits + (start - now if number else 0.0)
+    return start + steps * site.train_seconds, start - now
 
 
 def _plan_costs(site: Site) -> dict[str, float]:

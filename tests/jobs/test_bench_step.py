@@ -8,6 +8,7 @@ import torch
 
 from jobs import bench
 from jobs.command import run
+from pipeline.bench.end_to_end import bench_end_to_end, lengths
 from pipeline.bench.ready import prepared_alone, ready_here
 from pipeline.config import load_config
 from pipeline.training.step import Place, take_step
@@ -63,3 +64,24 @@ def test_the_bare_passes_are_those_of_the_step(tiny: Path, tmp_path: Path) -> No
             hook.remove()
         assert all(parameter.grad is not None for parameter in ready.state.students.parameters())
     assert seen["bare"] == seen["step"] == [2, 4, 4, 2, 4, 4]
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_end_to_end_is_measured_with_the_runs_own_workers(tiny: Path, tmp_path: Path) -> None:
+    """A real fit of one worker, and as many processes that only compute beside those that only decode."""
+    config = load_config(tiny / "tiny.yaml", ["scale.workers=1", f"run.storage_path={tmp_path}"])
+    figures = bench_end_to_end(config, steps=4, repeats=1)
+    for name, measured in figures.items():
+        assert measured[f"{name}_ratio"] > 0 and measured["n"] == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_lengths_leave_decoding_to_do_until_the_end(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    here, one, two = (lengths(load_config(tiny / "tiny.yaml", [f"scale.workers={number}"]), 4) for number in (0, 1, 2))
+    assert here == (16, 4)
+    assert one == (16 * 2, 10 * 2)  # blocks of 12 videos are 2 steps of one worker, and 4 steps of each of two
+    assert two == (16 * 4, 10 * 4)
