@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from typing import Any, Self
 
+import numpy as np
+import ray
 import torch
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
@@ -22,6 +23,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal
 from pipeline.cluster import check_cluster, connect
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.fit import fit_here
@@ -39,20 +41,22 @@ def bench_end_to_end(config: Config, steps: int, repeats: int) -> dict[str, Any]
     """``end_to_end_over_ideal_ratio``: steps per second of the run on ``scale.workers`` workers (0: in this process), over
     those of as many processes that only compute beside processes that only decode the same videos.
 
-    Of the latter there is one for each core, or one for each core that computing leaves: whichever is faster.
+    Of the latter there is one for each core, or one for each core that computing leaves, or one works after the other:
+    whichever is fastest.
     ``end_to_end_over_alone_ratio``: over what would be if neither slowed the other down, which cores that share a memory or
     their units do; decoding and computing are measured one after the other for it.
     """
     steps, more = lengths(config, steps)
     actual, ideal, alone = [], [], []
-    with Apart(config) as apart:
-        for _ in range(repeats):
-            actual.append(1 / run_seconds(config, steps, more))
+    for _ in range(repeats):
+        actual.append(1 / run_seconds(config, steps, more))
+        with Apart(config) as apart:
             decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
             beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
-            ideal.append(1 / min(apart.seconds(apart.workers, decoders, steps) for decoders in beside))
-            busy = 0.0 if torch.cuda.is_available() else min(1.0, apart.workers * apart.threads / apart.cores)
-            alone.append(1 / max(compute, decode + busy * compute))
+            together = [apart.seconds(apart.workers, decoders, steps) for decoders in beside]
+        ideal.append(1 / min(*together, decode + compute))
+        busy = 0.0 if on_gpu(config) else min(1.0, apart.workers * apart.threads / apart.cores)
+        alone.append(1 / max(compute, decode + busy * compute))
     return {
         "end_to_end_over_ideal": ratio("end_to_end_over_ideal_ratio", actual, ideal),
         "end_to_end_over_alone": ratio("end_to_end_over_alone_ratio", actual, alone),
@@ -63,9 +67,15 @@ def lengths(config: Config, steps: int) -> tuple[int, int]:
     """(steps that are timed, those after them, so that the last ones share the cores with decoding too)."""
     if config.scale.workers == 0:
         return max(steps, LEAST_STEPS), AHEAD
+    if config.scale.workers > config.data.labeled_per_step:
+        raise UserError(
+            f"scale.workers={config.scale.workers} is more than data.labeled_per_step={config.data.labeled_per_step}"
+        )
     deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
-    blocks = config.data.blocks_ahead + 2 * (os.cpu_count() or 1) + 2  # that wait, are being decoded, or have come
-    return max(steps, 2 * LEAST_BLOCKS * deal.steps_per_block), blocks * deal.steps_per_block
+    decoding = 2 * (os.cpu_count() or 1)  # blocks at once
+    timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
+    after = config.data.blocks_ahead + decoding + 2  # that wait, are being decoded, or have come
+    return max(steps, timed * deal.steps_per_block), after * deal.steps_per_block
 
 
 def run_seconds(config: Config, steps: int, more: int) -> float:
@@ -77,6 +87,8 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
             fit_here(prepared)
         else:
             connect()
+            if len([node for node in ray.nodes() if node["Alive"]]) > 1:
+                raise UserError("bench step compares with one machine: unset RAY_ADDRESS, or name a cluster of one node")
             fit_on_ray(prepared, check_cluster(prepared.run.config))
         lines = [line for line in read_metrics(prepared.run.folder) if steps // 4 < line["step"] <= steps]
     return float(sum(line["seconds/step"] for line in lines) / len(lines))
@@ -114,7 +126,7 @@ class Apart:
                     for rank, process in enumerate(self._computing[:computing])
                 ),
                 *(
-                    process.submit(_decode, self._tree, range(part, number, decoding))
+                    process.submit(_decode, self._tree, number, part, decoding)
                     for part, process in enumerate(self._decoding[:decoding])
                 ),
             ]
@@ -127,21 +139,32 @@ def _compute(tree: str, rank: int, workers: int, threads: int, steps: int) -> No
     ready = _ready(tree, rank, workers, threads)
     for _ in range(steps):
         ready.step()
+    if ready.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def on_gpu(config: Config) -> bool:
+    """Whether the run computes there."""
+    return config.scale.gpu is not False and torch.cuda.is_available()
 
 
 @cache
 def _ready(tree: str, rank: int, workers: int, threads: int) -> Ready:
     keep_freed_memory()
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         prepared = prepared_alone(Config.model_validate_json(tree), folder, 1)
         return ready_here(prepared, worker_rows([0], prepared.run.plan.rows_per_step, rank, workers)[0])
 
 
-def _decode(tree: str, steps: Sequence[int]) -> None:
+def _decode(tree: str, steps: int, part: int, parts: int) -> None:
+    """Every ``parts``-th row of the steps."""
     source = _source(tree)
-    for rows in worker_rows(steps, source.plan.rows_per_step, 0, 1):
-        source.rows(rows)
+    rows = np.arange(part, steps * source.plan.rows_per_step, parts)
+    for start in range(0, len(rows), source.plan.rows_per_step):
+        source.rows(rows[start : start + source.plan.rows_per_step])
 
 
 @cache

@@ -35,15 +35,15 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """Videos per second, in turns. One consumer gets the same rows' views from both: weak ones of labeled videos, weak and
     strong ones of unlabeled videos, for each student, as normalized float tensors. The stream's are made by the consumer,
     where training makes them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time. The
-    DataLoader has as many processes as the stream decode tasks, and that is as many as training has."""
+    DataLoader has as many processes as the stream decode tasks: two for each CPU, as in training."""
     config = for_bench(config, steps)
     source, _ = open_source(config)
-    check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
     all_cpus = ray.cluster_resources().get("CPU", 1.0)
     cpus = decoder_cpus(all_cpus)
     processes = int(all_cpus / cpus)
+    check_steps(steps, max(processes, make_deal(source, config, 0, 1).steps_per_block))
     loaders, streams = [], []
     for _ in range(repeats):
         loaders.append(loader_rate(source, config, steps, processes))

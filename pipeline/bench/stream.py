@@ -17,6 +17,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.resources import Resources, decoder_cpus
 
 PROCESSES = 2
@@ -33,6 +34,10 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     source, _ = open_source(config)
     deal = make_deal(source, config, 0, PROCESSES)
     check_steps(steps, deal.steps_per_block)
+    if source.plan.rows_per_step % PROCESSES:
+        raise UserError(
+            f"data.labeled_per_step={source.plan.rows_per_step}: bench stream shares a step out to {PROCESSES} equally"
+        )
     connect()
     resources = Resources(PROCESSES, 0.0, decoder_cpus(ray.cluster_resources().get("CPU", 1.0)), gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False

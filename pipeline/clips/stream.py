@@ -50,7 +50,7 @@ class NoBatch(RuntimeError):
 
 
 def make_deal(source: Source, config: Config, first_step: int, workers: int) -> Deal:
-    """The blocks of all steps from ``first_step`` on, each of ``data.clips_per_block`` videos at least."""
+    """The blocks of all steps from ``first_step`` on, of ``data.clips_per_block`` videos at least but for the first and last ones."""
     clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     steps_per_block = -(-config.data.clips_per_block // clips)
     return Deal(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
@@ -163,6 +163,7 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
     """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
     the next batch is waited for, and otherwise on those that torch's threads leave, but one at least."""
     steps, cores = range(first_step, config.train.steps), os.cpu_count() or 1
+    busy = 0 if config.scale.gpu is not False and torch.cuda.is_available() else torch.get_num_threads()
     with Decoders(cores) as decoders:
 
         def decode(step: int) -> Columns:
@@ -170,7 +171,7 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
 
         for columns in map_ahead(decode, steps, ahead):
             batch = to_batch(columns)
-            decoders.allow(max(1, cores - (0 if torch.cuda.is_available() else torch.get_num_threads())))
+            decoders.allow(max(1, cores - busy))
             try:
                 yield batch
             finally:

@@ -141,9 +141,8 @@ class Child:
         )
         os.close(here[0])
         os.close(there[1])
-        self._statm = None
         with contextlib.suppress(OSError):
-            self._statm = os.open(f"/proc/{self._process.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+            self._statm = os.open(f"/proc/{self._process.pid}/statm", os.O_RDONLY)
         self._pipe = _Pipe(there[0], here[1])
         ready = self._receive(START_SECONDS)
         if isinstance(ready, Lost):

@@ -34,6 +34,8 @@ STORE_BYTES = 200_000_000
 LOOK_SECONDS = 0.05
 NOTICE_SECONDS = 20
 """Between the word that a node will be taken away and its end."""
+LEAST_MEMORY = 2_500_000_000
+"""Bytes left at which Ray is to end processes; where it would have to be less, the run itself needs them."""
 MEMORY_PIECE = 100_000_000
 """Bytes taken at a time when memory is to run low."""
 SETTLE_SECONDS = 1.0
@@ -91,7 +93,9 @@ class Ring:
 
     def add_node(self) -> None:
         """One more node for workers and decoders. Its memory monitor ends processes when a quarter is left of what was free."""
-        limit = {"RAY_memory_usage_threshold": f"{1 - self.least_memory / get_system_memory():.3f}"}
+        limit = {}
+        if self.least_memory >= LEAST_MEMORY:
+            limit = {"RAY_memory_usage_threshold": f"{1 - self.least_memory / get_system_memory():.3f}"}
         self.nodes.append(self.cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=STORE_BYTES, env_vars=limit))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -193,6 +197,8 @@ def _last(lines: Sequence[Mapping[str, Any]]) -> int:
 def _next_kind(ring: Ring, done: Sequence[str]) -> str:
     """At random among the kinds that came least often."""
     counts = {kind: done.count(kind) for kind in KINDS}
+    if ring.least_memory < LEAST_MEMORY:
+        del counts["full"]
     return ring.random.choice([kind for kind, count in counts.items() if count == min(counts.values())])
 
 
@@ -244,14 +250,15 @@ def _take_memory(ring: Ring, name: str) -> str:
 
 
 def _fill_memory(ring: Ring, name: str) -> str:
-    """Memory of the machine until Ray's monitor, see ``add_node``, has ended a process of the run."""
-    before = {*_ours("RayTrainWorker"), *_ours("MapBatches")}
+    """Memory of the machine until Ray's monitor, see ``add_node``, ends a train worker, or all may be taken and it ends none."""
+    before = set(_ours("RayTrainWorker"))
     taken: list[bytearray] = []
-    while before and get_system_memory() - get_used_memory() > ring.least_memory / 2:
+    while before and (free := get_system_memory() - get_used_memory()) > ring.least_memory / 2:
         taken.append(bytearray(b"x" * MEMORY_PIECE))
         time.sleep(LOOK_SECONDS)
-        if before - {*_ours("RayTrainWorker"), *_ours("MapBatches")}:
-            return "the machine ran low on memory, and Ray ended processes of the run"
+        if any(not Path(f"/proc/{pid}").exists() for pid in before):
+            low = free < ring.least_memory + MEMORY_PIECE and not _over(ring)
+            return "the machine ran low on memory, and Ray ended a train worker" if low else ""
     return ""
 
 

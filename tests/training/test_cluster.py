@@ -59,9 +59,10 @@ def last(folder: Path) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
-def left_alone(tiny: Path, tmp_path: Path) -> Path:
+def left_alone(tiny: Path, tmp_path: Path, *words: str) -> Path:
     """Folder of the same run in this process."""
-    assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *WORDS, f"run.storage_path={tmp_path}", "run.name=here"]) == 0
+    where = [f"run.storage_path={tmp_path}", "run.name=here"]
+    assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *WORDS, *words, *where]) == 0
     return tmp_path / "here"
 
 
@@ -148,7 +149,7 @@ def test_a_node_of_ray_start_is_killed_and_replaced(cluster: Any, tiny: Path, tm
 def test_a_drained_node_is_left_without_a_failure_or_a_step_twice(cluster: Any, tiny: Path, tmp_path: Path) -> None:
     """What clouds announce before they take a spot machine away."""
     nodes = [cluster.add_node(num_cpus=2, **STORE) for _ in range(2)]
-    driver = start(cluster, tiny, "scale.workers=1", f"run.storage_path={tmp_path}", "run.name=drained")
+    driver = start(cluster, tiny, "scale.workers=1", "train.steps=400", f"run.storage_path={tmp_path}", "run.name=drained")
     folder, log = tmp_path / "drained", tiny / "driver.log"
     try:
         wait(lambda: last(folder) >= 20, driver)
@@ -169,7 +170,7 @@ def test_a_drained_node_is_left_without_a_failure_or_a_step_twice(cluster: Any, 
     steps = re.findall(r"^step (\d+)/", log.read_text(), flags=re.MULTILINE)
     assert len(steps) == len(set(steps)), steps
     assert failures(folder) == []
-    assert_same(left_alone(tiny, tmp_path), folder)
+    assert_same(left_alone(tiny, tmp_path, "train.steps=400"), folder)
 
 
 def test_sigterm_to_workers_on_two_nodes_loses_no_step(cluster: Any, tiny: Path, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_sigterm_to_workers_on_two_nodes_loses_no_step(cluster: Any, tiny: Path,
     finally:
         driver.kill()
     newest, _ = checkpoint.newest(folder)
-    assert newest is not None and checkpoint.read_facts(newest)["step"] == last(folder)
+    assert newest is not None and checkpoint.read_facts(newest)["step"] - last(folder) in (0, 1)  # a line every other step
     again = start(cluster, tiny, *words)
     assert again.wait(300) == 0, log.read_text()[-3000:]
     assert failures(folder) == []

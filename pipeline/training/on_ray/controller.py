@@ -26,7 +26,7 @@ from pipeline.training.on_ray.sign import leave
 
 
 def leave_controller(sign: Any, words: str) -> None:
-    """The same, and give back what was reserved for the workers.
+    """``leave`` for the controller: what was reserved for the workers is given back first.
 
     Ray does that for a controller that dies only with a dashboard; otherwise the next start waits for what the last one holds.
     Ray hands the group to no callback before the workers run, but this process has no others.
