@@ -250,7 +250,7 @@ def _take_memory(ring: Ring, name: str) -> str:
 
 
 def _fill_memory(ring: Ring, name: str) -> str:
-    """Memory of the machine until Ray's monitor, see ``add_node``, ends a train worker, or all may be taken and it ends none."""
+    """Memory of the machine until Ray's monitor, see ``add_node``, ends a train worker; nothing if it ends none."""
     before = set(_ours("RayTrainWorker"))
     taken: list[bytearray] = []
     while before and (free := get_system_memory() - get_used_memory()) > ring.least_memory / 2:
