@@ -45,7 +45,8 @@ class DataSection(Section):
     """``count``: each clip has its ``clip.frames``, so that a higher ``clip.fps`` sees fewer seconds. ``span``: the auxiliary's
     ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps."""
     clips_per_block: int = Field(24, ge=1)
-    """Least videos decoded by one task, but for a run's first tasks: larger blocks spread Ray's cost of 20-70 ms a block over more clips."""
+    """Least videos decoded by one task, but for a run's first ones: larger blocks spread Ray's cost of 20-70 ms a block over
+    more clips."""
     blocks_ahead: int = Field(4, ge=1)
     """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, two for
     each decode task and up to four on each worker's side are all of the stream's memory. A few ride out a slow video."""
