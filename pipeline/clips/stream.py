@@ -50,7 +50,7 @@ class NoBatch(RuntimeError):
 
 
 def make_deal(source: Source, config: Config, first_step: int, workers: int) -> Deal:
-    """The blocks of all steps from ``first_step`` on, of ``data.clips_per_block`` videos at least once they have doubled to it."""
+    """The blocks of all steps from ``first_step`` on; they double until they hold ``data.clips_per_block`` videos."""
     clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     steps_per_block = -(-config.data.clips_per_block // clips)
     return Deal(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
