@@ -31,6 +31,7 @@ from jobs.command import run
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.run_folder import read_metrics
 from pipeline.training.on_ray import controller, sign, worker
+from pipeline.training.on_ray.backend import Backend, Torch
 from pipeline.training.on_ray.controller import Handover, StartWatch
 from pipeline.training.on_ray.fit import _set_limits, persist
 from pipeline.training.on_ray.sign import RESIZE
@@ -179,6 +180,18 @@ def test_last_words_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> 
     ray.kill(actor)
     sign.leave(actor, 1, "nobody hears it")
     assert ended == ["no progress", "nobody hears it"]
+
+
+def test_workers_that_ray_ended_for_memory_are_ended_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise what was reserved for them stays so."""
+    assert Torch(timeout_s=9).backend_cls is Backend and Torch(timeout_s=9).timeout_s == 9
+
+    def get(*_: object, **__: object) -> None:
+        raise ray.exceptions.OutOfMemoryError("1 worker was killed")
+
+    monkeypatch.setattr(ray, "get", get)
+    workers = SimpleNamespace(execute_async=lambda *_, **__: [])
+    Backend().on_shutdown(type("Group", (), {"__len__": lambda self: 2, **vars(workers)})(), Torch())
 
 
 def look(stop: Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:

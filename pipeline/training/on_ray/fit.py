@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from pipeline import run_store, storage
 from pipeline.config import Config
@@ -24,6 +24,7 @@ from pipeline.resources import Resources
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared
 from pipeline.training.loop import Run
+from pipeline.training.on_ray.backend import Torch
 from pipeline.training.on_ray.controller import Handover, Planned, StartWatch, placeholder
 from pipeline.training.on_ray.sign import Sign, here
 from pipeline.training.on_ray.worker import train_worker
@@ -79,7 +80,7 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": tree, **more},
-        torch_config=TorchConfig(timeout_s=math.ceil(limit or 10**6)),
+        torch_config=Torch(timeout_s=math.ceil(limit or 10**6)),
         datasets={"train": placeholder},
         dataset_config=Planned(tree, run.end, resources),
         scaling_config=ScalingConfig(
