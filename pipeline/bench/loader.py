@@ -27,26 +27,26 @@ from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect
 from pipeline.config import ClipSection, Config
 from pipeline.methods import make_views
-from pipeline.resources import Resources, decoder_cpus
+from pipeline.resources import Resources
 from pipeline.training.allocator import keep_freed_memory
+
+PROCESSES = 2
+"""Of the DataLoader, and decode tasks at once of the stream."""
 
 
 def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """Videos per second, in turns. One consumer gets the same rows' views from both: weak ones of labeled videos, weak and
     strong ones of unlabeled videos, for each student, as normalized float tensors. The stream's are made by the consumer,
-    where training makes them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time. The
-    DataLoader has as many processes as the stream decode tasks: two for each CPU, as in training."""
+    where training makes them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time."""
     config = for_bench(config, steps)
     source, _ = open_source(config)
+    check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    all_cpus = ray.cluster_resources().get("CPU", 1.0)
-    cpus = decoder_cpus(all_cpus)
-    processes = int(all_cpus / cpus)
-    check_steps(steps, max(processes, make_deal(source, config, 0, 1).steps_per_block))
+    cpus = min(1.0, ray.cluster_resources().get("CPU", 1.0) / PROCESSES)  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
     for _ in range(repeats):
-        loaders.append(loader_rate(source, config, steps, processes))
+        loaders.append(loader_rate(source, config, steps))
         streams.append(stream_views_rate(source, config, cpus))
     videos = source.plan.rows_per_step * source.plan.slots
     return {
@@ -55,7 +55,6 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "loader_videos_per_second": statistics.median(loaders),
         "views_per_step": source.plan.rows_per_step * 2 * (1 + 2 * source.plan.unlabeled_per_labeled),
         "videos_per_repeat": videos * steps,
-        "processes": processes,
         "views_made_on": "cuda" if torch.cuda.is_available() else "cpu",
     }
 
@@ -83,11 +82,11 @@ def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) ->
     return times
 
 
-def loader_rate(source: Source, config: Config, steps: int, processes: int) -> float:
+def loader_rate(source: Source, config: Config, steps: int) -> float:
     """Videos per second of the DataLoader."""
     data = PerViewDataset(source, config, steps)
     loader: Any = DataLoader(
-        data, batch_size=source.plan.rows_per_step, num_workers=processes, multiprocessing_context="spawn", collate_fn=_collate
+        data, batch_size=source.plan.rows_per_step, num_workers=PROCESSES, multiprocessing_context="spawn", collate_fn=_collate
     )
     return steady_rate([[time.time() for _ in loader]], source.plan.rows_per_step * source.plan.slots)
 

@@ -43,7 +43,7 @@ def test_a_dry_run_says_what_follows_and_writes_nothing(tiny: Path, tmp_path: Pa
         f"decoding: 6 videos of 8 frames a step, so as many a second for one step a second; {12 * 2 + 10 * 4} in the run"
         in text
     )
-    assert "stream: 6 blocks to come, of 2 steps and 12 videos" in text
+    assert "stream: 7 blocks to come, of at most 2 steps and 12 videos" in text
     assert "schedule: 2 steps of warm-up, then cosine; unlabeled videos count from step 2 on" in text
     assert "a checkpoint every 4 (3 in the run, 2 kept)" in text
     assert "nothing is trained yet" in text and "reserves: nothing, it runs in this process" in text
