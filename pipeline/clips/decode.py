@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.clips.sampling import Moment, Span, clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import Moment, clip_times, constant_rate, frame_indices
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
 from pipeline.manifest import still
@@ -42,9 +42,7 @@ class Video:
     """``decord``; ``pyav`` where the probe found decord's frames wrong; ``frames`` for numbered images."""
 
 
-def decode_clips(
-    video: Video, moment: Moment, window: float, clips: Sequence[ClipSection | Span], size: int
-) -> tuple[UInt8s, ...]:
+def decode_clips(video: Video, moment: Moment, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
     ``moment`` places the clips in time (see ``clip_times``). The shorter side is scaled to ``size`` and a square window is

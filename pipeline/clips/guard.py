@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
-from pipeline.clips.sampling import Moment, Span
+from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection
 from pipeline.manifest.isolation import Child, Limits, Lost
 
@@ -44,11 +44,10 @@ class Guard:
             raise DecodeError(self._lost[video])
         with self._lock:
             child = self._idle.pop() if self._idle else Child(decode_clips, self.limits)
-        words = video, moment, window, [Span(clip.frames, clip.fps) for clip in clips], size
         try:
-            result = child.call(*words)
+            result = child.call(video, moment, window, clips, size)
             if isinstance(result, Lost) and result.doubtful:
-                result = child.call(*words)
+                result = child.call(video, moment, window, clips, size)
             if isinstance(result, Lost):
                 if len(self._lost) < MAX_KNOWN:
                     self._lost[video] = f"decoder: {result.reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,14 +13,7 @@ Moment = float | tuple[float, ...]
 """Where in time clips lie, 0 to 1: one for all students, or one for each."""
 
 
-class Span(NamedTuple):
-    """What the decoder needs of a ClipSection: this crosses to another process in a tenth of the time."""
-
-    frames: int
-    fps: float
-
-
-def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection | Span]) -> list[Floats]:
+def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
     """Times in seconds of each student's frames, [T] each; of one moment, all clips are centered on it.
 
     ``moment`` in [0, 1] places the longest clip between ``start`` and ``end``: 0 begins at start, 1 ends at end. A clip
