@@ -78,6 +78,16 @@ def fit_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Res
     return fit_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus)
 
 
+def check_share(config: Config) -> None:
+    """Raises UserError if a step has fewer rows than workers."""
+    workers, rows = config.scale.workers, config.data.labeled_per_step
+    if workers > rows:
+        raise UserError(
+            f"scale.workers={workers} is more than data.labeled_per_step={rows}, the global batch in rows: a worker would have "
+            "none"
+        )
+
+
 def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float | None = None) -> Resources:
     """Reservations for a run on a cluster with these totals. Raises UserError naming what is missing and the remedy.
 
@@ -86,11 +96,7 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
     """
     scale, workers = config.scale, config.scale.workers
     least = scale.min_workers or workers
-    if workers > config.data.labeled_per_step:
-        raise UserError(
-            f"scale.workers={workers} is more than data.labeled_per_step={config.data.labeled_per_step}, the global batch in "
-            "rows: a worker would have none"
-        )
+    check_share(config)
     wanted = least * scale.gpus_per_worker
     if scale.gpu and gpus < wanted:
         raise UserError(f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}")

@@ -18,14 +18,16 @@ import torch
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
 from pipeline.bench.ready import Ready, prepared_alone, ready_here
+from pipeline.clips.allocator import keep_freed_memory
+from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal
 from pipeline.cluster import check_cluster, connect
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
-from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.fit import fit_here
 from pipeline.training.on_ray.fit import fit_on_ray
 
@@ -55,7 +57,7 @@ def bench_end_to_end(config: Config, steps: int, repeats: int) -> dict[str, Any]
             beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
             together = [apart.seconds(apart.workers, decoders, steps) for decoders in beside]
         ideal.append(1 / min(*together, decode + compute))
-        busy = 0.0 if on_gpu(config) else min(1.0, apart.workers * apart.threads / apart.cores)
+        busy = min(1.0, apart.workers * apart.threads / apart.cores) if own_device(config).type == "cpu" else 0.0
         alone.append(1 / max(compute, decode + busy * compute))
     return {
         "end_to_end_over_ideal": ratio("end_to_end_over_ideal_ratio", actual, ideal),
@@ -67,10 +69,7 @@ def lengths(config: Config, steps: int) -> tuple[int, int]:
     """(steps that are timed, those after them, so that the last ones share the cores with decoding too)."""
     if config.scale.workers == 0:
         return max(steps, LEAST_STEPS), AHEAD
-    if config.scale.workers > config.data.labeled_per_step:
-        raise UserError(
-            f"scale.workers={config.scale.workers} is more than data.labeled_per_step={config.data.labeled_per_step}"
-        )
+    check_share(config)
     deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
     decoding = 2 * (os.cpu_count() or 1)  # blocks at once
     timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
@@ -141,11 +140,6 @@ def _compute(tree: str, rank: int, workers: int, threads: int, steps: int) -> No
         ready.step()
     if ready.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def on_gpu(config: Config) -> bool:
-    """Whether the run computes there."""
-    return config.scale.gpu is not False and torch.cuda.is_available()
 
 
 @cache

@@ -19,6 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
+from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.decode import Video
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
@@ -28,7 +29,6 @@ from pipeline.cluster import connect
 from pipeline.config import ClipSection, Config
 from pipeline.methods import make_views
 from pipeline.resources import Resources
-from pipeline.training.allocator import keep_freed_memory
 
 PROCESSES = 2
 """Of the DataLoader, and decode tasks at once of the stream."""

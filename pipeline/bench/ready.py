@@ -10,6 +10,7 @@ import torch
 
 from pipeline.bench.figures import for_bench
 from pipeline.clips.batch import Batch
+from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.seeds import Ints
 from pipeline.clips.stream import to_batch
@@ -75,7 +76,7 @@ def prepared_alone(config: Config, folder: str, steps: int, log_every: int | Non
 def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
     """On this process's device, with the clips of the first step, or of these ``rows`` of it."""
     run, config = prepared.run, prepared.run.config
-    device = torch.device("cuda" if config.scale.gpu is not False and torch.cuda.is_available() else "cpu")
+    device = own_device(config)
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
     torch.manual_seed(config.run.seed)

@@ -16,8 +16,8 @@ import torch
 from pipeline.bench.end_to_end import bench_end_to_end
 from pipeline.bench.figures import ratio
 from pipeline.bench.ready import Ready, prepared_alone, ready_here
+from pipeline.clips.allocator import keep_freed_memory
 from pipeline.config import Config
-from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.metrics import MetricLog
 from pipeline.training.scores import ScoreLog
 from pipeline.training.tracking import Outlets

@@ -22,7 +22,9 @@ import ray
 import ray.data
 import torch
 
+from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.batch import Batch
+from pipeline.clips.device import own_device
 from pipeline.clips.plan import Deal, largest_share, worker_rows
 from pipeline.clips.pressure import bound
 from pipeline.clips.seeds import Floats, Ints
@@ -88,6 +90,7 @@ def _ray_blocks(
     reference = ray.put([shared])  # once in the object store, not once per task
 
     def work(ticket: dict[str, Any]) -> Columns:
+        keep_freed_memory()  # a block's for the next: page faults were a fifth of what a decode task itself does for a clip
         (number,) = ticket["block"]
         return {name: values[None] for name, values in decode(shared_by_tasks(reference), int(number)).items()}
 
@@ -163,7 +166,7 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
     """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
     the next batch is waited for, and otherwise on those that torch's threads leave, but one at least."""
     steps, cores = range(first_step, config.train.steps), os.cpu_count() or 1
-    busy = 0 if config.scale.gpu is not False and torch.cuda.is_available() else torch.get_num_threads()
+    busy = torch.get_num_threads() if own_device(config).type == "cpu" else 0
     with Decoders(cores) as decoders:
 
         def decode(step: int) -> Columns:

@@ -11,6 +11,7 @@ import torch
 
 from pipeline import run_store
 from pipeline.clips.batch import Batch
+from pipeline.clips.device import own_device
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import local_batches
 from pipeline.clips.views import check_views
@@ -116,7 +117,7 @@ def fit_here(prepared: Prepared, batches: Callable[[int], Iterator[Batch]] | Non
     ``batches(step)``, if given, yields other batches than those of the run's source.
     """
     config = prepared.run.config
-    device = torch.device("cuda" if config.scale.gpu is not False and torch.cuda.is_available() else "cpu")
+    device = own_device(config)
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
     progress = Progress()

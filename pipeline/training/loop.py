@@ -16,6 +16,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from pipeline import run_store
+from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, shares, worker_rows
 from pipeline.clips.source import Source
@@ -24,7 +25,6 @@ from pipeline.errors import RunFailed, UserError
 from pipeline.methods import STUDENTS, build_method
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
-from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.equipment import equip
 from pipeline.training.held_out import accuracies
 from pipeline.training.metrics import MetricLog

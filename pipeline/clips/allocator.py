@@ -1,4 +1,4 @@
-"""Memory that a training step frees and its next one needs again."""
+"""Memory that a step or a block frees and the next one needs again."""
 
 from __future__ import annotations
 
