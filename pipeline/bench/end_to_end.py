@@ -9,12 +9,15 @@ import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any, Self
 
 import numpy as np
 import ray
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
 from pipeline.bench.ready import Ready, prepared_alone, ready_here
@@ -94,7 +97,10 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
 
 
 class Apart:
-    """Processes that only compute, one for each worker, and processes that only decode, one for each core."""
+    """Processes that only compute, one for each worker, and processes that only decode, one for each core.
+
+    Those of several workers average their gradients, as no training of theirs can do without.
+    """
 
     def __init__(self, config: Config) -> None:
         scale = config.scale
@@ -103,6 +109,7 @@ class Apart:
             max(1, self.cores // scale.workers) if scale.workers else torch.get_num_threads()
         )
         self._tree = config.model_dump_json()
+        self._folder = tempfile.TemporaryDirectory()
         spawn = multiprocessing.get_context("spawn")
         self._computing, self._decoding = (
             [ProcessPoolExecutor(1, spawn) for _ in range(number)] for number in (self.workers, self.cores)
@@ -114,6 +121,7 @@ class Apart:
     def __exit__(self, *_: object) -> None:
         for process in (*self._computing, *self._decoding):
             process.shutdown()
+        self._folder.cleanup()
 
     def seconds(self, computing: int, decoding: int, steps: int) -> float:
         """Of a step, where so many processes of each kind do ``steps`` steps together."""
@@ -121,7 +129,7 @@ class Apart:
             begun = time.perf_counter()
             pending = [
                 *(
-                    process.submit(_compute, self._tree, rank, self.workers, self.threads, number)
+                    process.submit(_compute, self._tree, rank, self.workers, self.threads, self._folder.name, number)
                     for rank, process in enumerate(self._computing[:computing])
                 ),
                 *(
@@ -134,8 +142,8 @@ class Apart:
         return (time.perf_counter() - begun) / steps
 
 
-def _compute(tree: str, rank: int, workers: int, threads: int, steps: int) -> None:
-    ready = _ready(tree, rank, workers, threads)
+def _compute(tree: str, rank: int, workers: int, threads: int, folder: str, steps: int) -> None:
+    ready = _ready(tree, rank, workers, threads, folder)
     for _ in range(steps):
         ready.step()
     if ready.device.type == "cuda":
@@ -143,14 +151,19 @@ def _compute(tree: str, rank: int, workers: int, threads: int, steps: int) -> No
 
 
 @cache
-def _ready(tree: str, rank: int, workers: int, threads: int) -> Ready:
+def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Ready:
     keep_freed_memory()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         prepared = prepared_alone(Config.model_validate_json(tree), folder, 1)
-        return ready_here(prepared, worker_rows([0], prepared.run.plan.rows_per_step, rank, workers)[0])
+        ready = ready_here(prepared, worker_rows([0], prepared.run.plan.rows_per_step, rank, workers)[0])
+    if workers == 1:
+        return ready
+    backend = "nccl" if ready.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{meeting}/meeting", rank=rank, world_size=workers)
+    return replace(ready, wrapped=DistributedDataParallel(ready.state.method))
 
 
 def _decode(tree: str, steps: int, part: int, parts: int) -> None:
