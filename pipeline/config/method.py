@@ -91,13 +91,13 @@ class MethodSection(Section):
     """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5. Choice: 0.5."""
     contrast_features: Literal["probabilities", "embeddings", "projection"] = "probabilities"
     """What is aligned: softmax vectors (as TCL; fits the paper's parameter count), the pooled features of equal width, or
-    their ``projection`` by a small network of each student's (as LTG)."""
+    their ``projection`` by a small network of each student's (as LTG). Of methods that contrast students: actnetformer, ltg."""
     contrast_negatives: Literal["both", "cross"] = "both"
     """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
     contrast_level: Literal["video", "frame"] = "video"
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
     nearest in time; other frames of the same video are then no negatives. Needs ``data.moments=shared`` and nothing in
-    ``views.weak.time``. The paper leaves it open: choice."""
+    ``views.weak.time``. Of methods that contrast students: actnetformer, ltg. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
     """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
     group_contrast_weight: float = Field(1.0, ge=0)

@@ -6,38 +6,23 @@ Everything that is killed is a process of its own, started here; what recovers i
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ray._common.utils import get_system_memory
-from ray._private.utils import get_used_memory
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics
+from pipeline.studies.kills import KINDS, STORE_BYTES, Ring, next_kind
 from pipeline.training import checkpoint
 
 NODES = 2
-CPUS_PER_NODE = 2
-STORE_BYTES = 200_000_000
-LOOK_SECONDS = 0.05
-NOTICE_SECONDS = 20
-"""Between the word that a node will be taken away and its end."""
-LEAST_MEMORY = 2_500_000_000
-"""Bytes left at which Ray is to end processes; where it would have to be less, the run itself needs them."""
-MEMORY_PIECE = 100_000_000
-"""Bytes taken at a time when memory is to run low."""
 SETTLE_SECONDS = 1.0
 """After a kill: a worker that has not noticed yet still logs the step that it had done."""
 START_SECONDS = 300.0
@@ -46,8 +31,6 @@ ROUNDING = 1e-6
 """Relative difference of a line that a stop cut: the workers' sums until then are added up earlier. Weights must be equal."""
 CLOCK = ("seconds", "clips_per_second", "memory", "eta")
 """Beginnings of metrics that a clock or the machine determines."""
-EXITS = {"driver": -signal.SIGKILL, "terminate": 128 + signal.SIGTERM, "interrupt": 128 + signal.SIGINT}
-"""Exit codes of a driver that was killed, stopped, interrupted."""
 
 
 @dataclass
@@ -67,40 +50,6 @@ class Kill:
     """Whether such a line came."""
     equal: bool | None = None
     """Whether all lines until the next kill are those of the run left alone."""
-
-
-@dataclass
-class Ring:
-    """The cluster and the run on it. ``seed`` chooses kinds and moments."""
-
-    config: Config
-    words: Sequence[str]
-    """Arguments of jobs.train, less the run's name."""
-    cluster: Cluster
-    random: random.Random
-    log: Path
-    driver: subprocess.Popen[bytes] | None = None
-    nodes: list[Any] = field(default_factory=list)
-    least_memory: int = field(default_factory=lambda: (get_system_memory() - get_used_memory()) // 4)
-    """Bytes."""
-
-    def start(self, name: str) -> None:
-        """Start the driver."""
-        command = [sys.executable, "-m", "jobs.train", *self.words, f"run.name={name}"]
-        environment = {**os.environ, "RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
-        with self.log.open("ab") as log:
-            self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-    def add_node(self) -> None:
-        """One more node for workers and decoders. Its memory monitor ends processes when a quarter is left of what was free."""
-        limit = {}
-        if self.least_memory >= LEAST_MEMORY:
-            limit = {"RAY_memory_usage_threshold": f"{1 - self.least_memory / get_system_memory():.3f}"}
-        self.nodes.append(self.cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=STORE_BYTES, env_vars=limit))
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """metrics.jsonl of a run."""
-        return read_metrics(Path(self.config.run.storage_path) / name)
 
 
 def survive(config: Config, words: Sequence[str], kills: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -140,17 +89,17 @@ def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[
     """One run to its end; its kills are added to ``table``."""
     made: list[Kill] = []
     ring.start(name)
-    _wait(ring, name, lambda: bool(ring.lines(name)), START_SECONDS)
-    while not _over(ring):
+    ring.wait(name, lambda: bool(ring.lines(name)), START_SECONDS)
+    while not ring.over:
         if len(table) >= kills:
-            _wait(ring, name, lambda: False, START_SECONDS)
+            ring.wait(name, lambda: False, START_SECONDS)
             continue
         began, moment = time.monotonic(), ring.random.uniform(0, 6)
-        _wait(ring, name, lambda: time.monotonic() - began > moment, moment)  # noqa: B023
+        ring.wait(name, lambda: time.monotonic() - began > moment, moment)  # noqa: B023
         step = _last(ring.lines(name))
-        if _over(ring) or step >= ring.config.train.steps:
+        if ring.over or step >= ring.config.train.steps:
             continue
-        kind = _next_kind(ring, [kill.kind for kill in table])
+        kind = next_kind(ring, [kill.kind for kill in table])
         kill = Kill(len(table) + 1, kind, step, moment)
         killed = time.monotonic()
         kill.outcome = KINDS[kind](ring, name)
@@ -160,226 +109,15 @@ def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[
         step = kill.step = _last(ring.lines(name))  # what was logged until it took effect
         table.append(kill)
         made.append(kill)
-        kill.back = _wait(ring, name, lambda: _last(ring.lines(name)) > step or _over(ring), START_SECONDS)  # noqa: B023
+        kill.back = ring.wait(name, lambda: _last(ring.lines(name)) > step or ring.over, START_SECONDS)  # noqa: B023
         kill.recovery = time.monotonic() - killed
         kill.outcome += "" if kill.back else ", did not come back"
         say(f"{kill.number:3} {kind:10} at step {step:5}  back after {kill.recovery:6.1f} s  {kill.outcome}")
     return made
 
 
-def _wait(ring: Ring, name: str, until: Callable[[], bool], seconds: float) -> bool:
-    """Whether it came true before the time was over or the run ended. A driver that was ended is started again."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if until():
-            return True
-        assert ring.driver is not None
-        code = ring.driver.poll()
-        if code == 0:
-            return until()
-        if code is not None:
-            if code not in EXITS.values():
-                raise UserError(f"{name} ended with exit code {code}: see {ring.log}")
-            ring.start(name)
-        time.sleep(LOOK_SECONDS)
-    return False
-
-
-def _over(ring: Ring) -> bool:
-    assert ring.driver is not None
-    return ring.driver.poll() == 0
-
-
 def _last(lines: Sequence[Mapping[str, Any]]) -> int:
     return int(lines[-1]["step"]) if lines else 0
-
-
-def _next_kind(ring: Ring, done: Sequence[str]) -> str:
-    """At random among the kinds that came least often."""
-    counts = {kind: done.count(kind) for kind in KINDS}
-    if ring.least_memory < LEAST_MEMORY:
-        del counts["full"]
-    return ring.random.choice([kind for kind, count in counts.items() if count == min(counts.values())])
-
-
-# ------------------------------------------------------------------------------------------------------- the kills
-
-
-def _kill_worker(ring: Ring, name: str) -> str:
-    return _signal(ring, "RayTrainWorker", signal.SIGKILL, "a train worker was killed")
-
-
-def _freeze_worker(ring: Ring, name: str) -> str:
-    return _signal(ring, "RayTrainWorker", signal.SIGSTOP, "a train worker stood still")
-
-
-def _freeze_start(ring: Ring, name: str) -> str:
-    """A worker is killed, and one of those that come in its place stands still before it has begun."""
-    before, deadline = set(_ours("RayTrainWorker")), time.monotonic() + 60
-    if not before:
-        return ""
-    os.kill(ring.random.choice(sorted(before)), signal.SIGKILL)
-    while time.monotonic() < deadline:
-        for pid in set(_ours("RayTrainWorker")) - before:
-            os.kill(pid, signal.SIGSTOP)
-            return "a train worker stood still while starting"
-        time.sleep(0.01)
-    return "a train worker was killed, none came within 60 s"
-
-
-def _kill_decode_task(ring: Ring, name: str) -> str:
-    return _signal(ring, "MapBatches", signal.SIGKILL, "a decode task was killed")
-
-
-def _kill_decoder(ring: Ring, name: str) -> str:
-    return _signal(ring, "pipeline.manifest.child", signal.SIGKILL, "a decoding process was killed")
-
-
-def _take_memory(ring: Ring, name: str) -> str:
-    """No more memory for a train worker: its next large allocation fails."""
-    pids = list(_ours("RayTrainWorker"))
-    if not pids:
-        return ""
-    pid = ring.random.choice(pids)
-    try:
-        now = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (now, now))
-    except OSError:
-        return ""
-    return "a train worker got no more memory"
-
-
-def _fill_memory(ring: Ring, name: str) -> str:
-    """Memory of the machine until Ray's monitor, see ``add_node``, ends a train worker; nothing if it ends none."""
-    before = set(_ours("RayTrainWorker"))
-    taken: list[bytearray] = []
-    while before and (free := get_system_memory() - get_used_memory()) > ring.least_memory / 2:
-        taken.append(bytearray(b"x" * MEMORY_PIECE))
-        time.sleep(LOOK_SECONDS)
-        if any(not Path(f"/proc/{pid}").exists() for pid in before):
-            low = free < ring.least_memory + MEMORY_PIECE and not _over(ring)
-            return "the machine ran low on memory, and Ray ended a train worker" if low else ""
-    return ""
-
-
-def _drain_node(ring: Ring, name: str) -> str:
-    """As clouds take spot machines away: announced, and some time later gone."""
-    ring.add_node()
-    node = ring.nodes.pop(ring.random.randrange(len(ring.nodes) - 1))
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={ring.cluster.address}"]
-    command += [f"--node-id={node.node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=chaos"]
-    subprocess.run([*command, f"--deadline-remaining-seconds={NOTICE_SECONDS}"], check=True, capture_output=True)
-    _wait(ring, name, lambda: False, NOTICE_SECONDS)
-    ring.cluster.remove_node(node, allow_graceful=False)
-    return f"a node was drained, and gone {NOTICE_SECONDS} s later"
-
-
-def _kill_node(ring: Ring, name: str) -> str:
-    node = ring.nodes.pop(ring.random.randrange(len(ring.nodes)))
-    ring.cluster.remove_node(node, allow_graceful=False)
-    ring.add_node()
-    return "a node was lost, another came"
-
-
-def _kill_raylet(ring: Ring, name: str) -> str:
-    node = ring.nodes.pop(ring.random.randrange(len(ring.nodes)))
-    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-    ring.add_node()
-    return "a raylet vanished, a node came"
-
-
-def _end_driver(number: int, text: str) -> Callable[[Ring, str], str]:
-    def end(ring: Ring, name: str) -> str:
-        assert ring.driver is not None
-        ring.driver.send_signal(number)
-        try:
-            code = ring.driver.wait(60)
-        except subprocess.TimeoutExpired:
-            return f"{text}, which did not end it within 60 s"
-        if code != 0:
-            ring.start(name)
-        return f"{text}, exit code {code}, started again"
-
-    return end
-
-
-def _kill_after_checkpoint(ring: Ring, name: str) -> str:
-    """Within 2 s after a checkpoint, in which Ray would not have committed it."""
-    return _at_checkpoint(ring, name, "checkpoint_*", "a train worker was killed right after a checkpoint")
-
-
-def _kill_in_checkpoint(ring: Ring, name: str) -> str:
-    return _at_checkpoint(ring, name, ".checkpoint_*", "all train workers were killed while one wrote a checkpoint")
-
-
-def _damage(ring: Ring, name: str) -> str:
-    newest, _ = checkpoint.newest(Path(ring.config.run.storage_path) / name)
-    if newest is None:
-        return ""
-    with (newest / checkpoint.FILES[0]).open("r+b") as file:
-        file.seek(-8, os.SEEK_END)
-        file.write(b"damaged!")
-    return _signal(ring, "RayTrainWorker", signal.SIGKILL, "the newest checkpoint was damaged, a train worker killed")
-
-
-def _at_checkpoint(ring: Ring, name: str, pattern: str, text: str) -> str:
-    folder = Path(ring.config.run.storage_path) / name
-    before, deadline = set(folder.glob(pattern)), time.monotonic() + 60
-    while not set(folder.glob(pattern)) - before:
-        if _over(ring) or time.monotonic() > deadline:
-            return ""
-        time.sleep(0.001)
-    for pid in _ours("RayTrainWorker"):
-        os.kill(pid, signal.SIGKILL)
-        if pattern.startswith("checkpoint"):
-            break
-    return text
-
-
-KINDS: dict[str, Callable[[Ring, str], str]] = {
-    "worker": _kill_worker,
-    "freeze": _freeze_worker,
-    "starting": _freeze_start,
-    "task": _kill_decode_task,
-    "decoder": _kill_decoder,
-    "memory": _take_memory,
-    "full": _fill_memory,
-    "drain": _drain_node,
-    "node": _kill_node,
-    "raylet": _kill_raylet,
-    "driver": _end_driver(signal.SIGKILL, "the driver was killed"),
-    "terminate": _end_driver(signal.SIGTERM, "SIGTERM to the driver"),
-    "interrupt": _end_driver(signal.SIGINT, "Ctrl-C to the driver"),
-    "saved": _kill_after_checkpoint,
-    "saving": _kill_in_checkpoint,
-    "damage": _damage,
-}
-
-
-def _signal(ring: Ring, word: str, number: int, text: str) -> str:
-    pids = list(_ours(word))
-    if not pids:
-        return ""
-    os.kill(ring.random.choice(pids), number)
-    return text
-
-
-def _ours(word: str) -> Iterator[int]:
-    """Processes with the word in their command line that descend from this one."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if word in (folder / "cmdline").read_bytes().decode(errors="replace") and _descends(int(folder.name)):
-                yield int(folder.name)
-        except OSError:
-            continue
-
-
-def _descends(pid: int) -> bool:
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
-    return False
 
 
 # --------------------------------------------------------------------------------------------------- the comparison

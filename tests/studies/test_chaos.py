@@ -30,12 +30,12 @@ def test_what_is_survived(kills: list[dict[str, bool]], runs: list[dict[str, boo
 
 
 def test_every_kind_comes_once_before_one_comes_twice_and_memory_only_where_there_is_enough() -> None:
-    from pipeline.studies.chaos import KINDS, LEAST_MEMORY, _next_kind
+    from pipeline.studies.kills import KINDS, LEAST_MEMORY, next_kind
 
     for free, kinds in ((LEAST_MEMORY, set(KINDS)), (LEAST_MEMORY - 1, set(KINDS) - {"full"})):
         ring, done = SimpleNamespace(random=random.Random(0), least_memory=free), list[str]()
         for _ in kinds:
-            done.append(_next_kind(ring, done))  # type: ignore[arg-type]
+            done.append(next_kind(ring, done))  # type: ignore[arg-type]
         assert set(done) == kinds and len(done) == len(kinds)
 
 

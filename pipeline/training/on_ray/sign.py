@@ -24,32 +24,41 @@ class Sign:
         self.words: dict[int | None, str] = {}
 
     def stop(self, number: int) -> None:
+        """The driver got this signal."""
         self.number = number
 
     def asked(self) -> int:
+        """What workers look at: a signal's number, ``RESIZE``, or 0."""
         return self.number
 
     def resize(self) -> None:
+        """Workers are to save and leave, for others to take over; a signal goes before."""
         self.number, self.saved = self.number or RESIZE, False
 
     def left(self) -> None:
+        """The first worker has saved."""
         self.saved = True
 
     def has_left(self) -> bool:
+        """Whether it has since ``resize``."""
         return self.saved
 
     def resized(self) -> None:
+        """The others took over."""
         self.number = 0 if self.number == RESIZE else self.number
 
     def say(self, worker: int | None, words: str) -> None:
+        """Why a worker, or the controller (None), is about to end itself."""
         self.words[worker] = words
 
     def last_words(self) -> dict[int | None, str]:
+        """Of those that have ended since this was asked last."""
         words, self.words = self.words, {}
         return words
 
 
 def here() -> NodeAffinitySchedulingStrategy:
+    """For actors that must live as long as this process's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
