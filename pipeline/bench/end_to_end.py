@@ -23,7 +23,7 @@ from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
 from pipeline.bench.ready import Ready, prepared_alone, ready_here
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.device import own_device
-from pipeline.clips.plan import worker_rows
+from pipeline.clips.plan import shares, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal
 from pipeline.cluster import check_cluster, connect
@@ -158,12 +158,14 @@ def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Re
         torch.cuda.set_device(rank % torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         prepared = prepared_alone(Config.model_validate_json(tree), folder, 1)
-        ready = ready_here(prepared, worker_rows([0], prepared.run.plan.rows_per_step, rank, workers)[0])
+        rows = prepared.run.plan.rows_per_step
+        ready = ready_here(prepared, worker_rows([0], rows, rank, workers)[0])
     if workers == 1:
         return ready
     backend = "nccl" if ready.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}/meeting", rank=rank, world_size=workers)
-    return replace(ready, wrapped=DistributedDataParallel(ready.state.method))
+    place = replace(ready.place, rank=rank, parts=[list(shares(rows, workers))])
+    return replace(ready, place=place, wrapped=DistributedDataParallel(ready.state.method))
 
 
 def _decode(tree: str, steps: int, part: int, parts: int) -> None:

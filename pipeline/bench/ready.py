@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,9 +33,14 @@ class Ready:
     batch: Batch
     views: Views
     weights: LossWeights
-    device: torch.device
+    place: Place
     wrapped: Any
     """The method, or what makes it distributed."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the step is computed."""
+        return self.place.device
 
     @property
     def config(self) -> Config:
@@ -45,7 +50,7 @@ class Ready:
     def step(self, made: bool = False) -> Results:
         """A whole training step; with ``made`` its views were made beforehand."""
         view: Callable[..., Views] = (lambda *_, **__: self.views) if made else make_views
-        return take_step(self.wrapped, self.state, self.batch, self.config, Place(0, self.device, 1.0, view))
+        return take_step(self.wrapped, self.state, self.batch, self.config, replace(self.place, view=view))
 
     def bare(self, batch_norm: Any) -> None:
         """Forward and backward passes of the two networks on the step's views, which end in means instead of losses."""
@@ -91,4 +96,4 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
     rows = worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
     batch = to_batch(prepared.source.rows(rows))
     views = make_views(batch, config, config.run.seed, device, unlabeled=weights.use_unlabeled)
-    return Ready(prepared, state, batch, views, weights, device, method)
+    return Ready(prepared, state, batch, views, weights, Place(0, device, 1.0), method)

@@ -8,7 +8,7 @@ import torch
 
 from jobs import bench
 from jobs.command import run
-from pipeline.bench.end_to_end import bench_end_to_end, lengths
+from pipeline.bench.end_to_end import Apart, bench_end_to_end, lengths
 from pipeline.bench.ready import prepared_alone, ready_here
 from pipeline.config import load_config
 from pipeline.training.step import Place, take_step
@@ -77,6 +77,14 @@ def test_end_to_end_is_measured_with_the_runs_own_workers(tiny: Path, tmp_path: 
     for name, measured in figures.items():
         assert measured[f"{name}_ratio"] > 0 and measured["n"] == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+def test_what_only_computes_does_so_as_workers_do_with_unequal_shares_too(tiny: Path) -> None:
+    config = load_config(tiny / "tiny.yaml", ["scale.workers=2", "data.labeled_per_step=3", "method.contrast_weight=1"])
+    with Apart(config) as apart:
+        assert apart.seconds(2, 0, steps=2) > 0 and apart.seconds(0, 1, steps=2) > 0
 
 
 def test_lengths_leave_decoding_to_do_until_the_end(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
