@@ -1,4 +1,5 @@
-"""``python -m jobs.chaos --config FILE --kills 20 [--seed S] [--json] [key=value ...]``: does a run survive everything?
+"""``python -m jobs.chaos --config FILE --kills 20 [--seed S] [--kinds A,B] [--json] [key=value ...]``: does a run
+survive everything?
 
 Starts a cluster of three raylets on this machine, trains once without kills and once with them, at moments and of kinds
 that the seed chooses, and prints a table: what was killed, when, how long until the next step, and whether all is equal.
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--config", metavar="FILE", required=True)
     arguments.add_argument("--kills", type=int, default=20)
     arguments.add_argument("--seed", type=int, help="of kinds and moments; printed, and at random by default")
+    arguments.add_argument(
+        "--kinds", metavar="A,B", help="what may be killed; by default everything"
+    )
     arguments.add_argument("--json", action="store_true", help="the table as one JSON object, last")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_intermixed_args(argv)
@@ -38,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     from pipeline.studies.chaos import survive  # Ray and its test cluster, only when it is needed
+    from pipeline.studies.kills import KINDS
 
-    result = survive(config, ["--config", options.config, *words], options.kills, seed, lambda text: print(text, flush=True))
+    kinds = options.kinds.split(",") if options.kinds else list(KINDS)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UserError(f"--kinds: there is no {', '.join(unknown)}, only {', '.join(KINDS)}")
+    given = ["--config", options.config, *words]
+    result = survive(config, given, options.kills, seed, kinds, lambda text: print(text, flush=True))
     path = Path(config.run.storage_path) / f"chaos-{seed}.json"
     write_text(path, json.dumps(result, indent=1))
     print(table(result), flush=True)

@@ -52,7 +52,9 @@ class Kill:
     """Whether all lines until the next kill are those of the run left alone."""
 
 
-def survive(config: Config, words: Sequence[str], kills: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def survive(
+    config: Config, words: Sequence[str], kills: int, seed: int, kinds: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Run once without and as often as needed with kills, until ``kills`` were made; returns what ``jobs.chaos`` prints."""
     folder = Path(config.run.storage_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def survive(config: Config, words: Sequence[str], kills: int, seed: int, say: Ca
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False},
     )
-    ring = Ring(config, words, cluster, random.Random(seed), folder / f"chaos-{seed}.log")
+    ring = Ring(config, words, cluster, random.Random(seed), kinds, folder / f"chaos-{seed}.log")
     try:
         for _ in range(NODES):
             ring.add_node()
@@ -90,14 +92,14 @@ def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[
     made: list[Kill] = []
     ring.start(name)
     ring.wait(name, lambda: bool(ring.lines(name)), START_SECONDS)
-    while not ring.over:
+    while not ring.over():
         if len(table) >= kills:
             ring.wait(name, lambda: False, START_SECONDS)
             continue
         began, moment = time.monotonic(), ring.random.uniform(0, 6)
         ring.wait(name, lambda: time.monotonic() - began > moment, moment)  # noqa: B023
         step = _last(ring.lines(name))
-        if ring.over or step >= ring.config.train.steps:
+        if ring.over() or step >= ring.config.train.steps:
             continue
         kind = next_kind(ring, [kill.kind for kill in table])
         kill = Kill(len(table) + 1, kind, step, moment)
@@ -109,7 +111,7 @@ def _round(ring: Ring, name: str, kills: int, table: list[Kill], say: Callable[[
         step = kill.step = _last(ring.lines(name))  # what was logged until it took effect
         table.append(kill)
         made.append(kill)
-        kill.back = ring.wait(name, lambda: _last(ring.lines(name)) > step or ring.over, START_SECONDS)  # noqa: B023
+        kill.back = ring.wait(name, lambda: _last(ring.lines(name)) > step or ring.over(), START_SECONDS)  # noqa: B023
         kill.recovery = time.monotonic() - killed
         kill.outcome += "" if kill.back else ", did not come back"
         say(f"{kill.number:3} {kind:10} at step {step:5}  back after {kill.recovery:6.1f} s  {kill.outcome}")

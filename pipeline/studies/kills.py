@@ -22,6 +22,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics
 from pipeline.training import checkpoint
+from pipeline.training.recovery import FAILURES, MONITOR
 
 CPUS_PER_NODE = 2
 STORE_BYTES = 200_000_000
@@ -32,6 +33,10 @@ LEAST_MEMORY = 2_500_000_000
 """Bytes left at which Ray is to end processes; where it would have to be less, the run itself needs them."""
 MEMORY_PIECE = 100_000_000
 """Bytes taken at a time when memory is to run low."""
+TOLD_SECONDS = 60.0
+"""For a failure to be on record."""
+THERE_SECONDS = 10.0
+"""For a process of a kind to be there: decode tasks come and go."""
 EXITS = {"driver": -signal.SIGKILL, "terminate": 128 + signal.SIGTERM, "interrupt": 128 + signal.SIGINT}
 """Exit codes of a driver that was killed, stopped, interrupted."""
 
@@ -45,6 +50,8 @@ class Ring:
     """Arguments of jobs.train, less the run's name."""
     cluster: Cluster
     random: random.Random
+    kinds: Sequence[str]
+    """Of ``KINDS``, that may come."""
     log: Path
     driver: subprocess.Popen[bytes] | None = None
     nodes: list[Any] = field(default_factory=list)
@@ -69,7 +76,6 @@ class Ring:
         """metrics.jsonl of a run."""
         return read_metrics(Path(self.config.run.storage_path) / name)
 
-    @property
     def over(self) -> bool:
         """Whether the run has ended as it should."""
         assert self.driver is not None
@@ -95,9 +101,7 @@ class Ring:
 
 def next_kind(ring: Ring, done: Sequence[str]) -> str:
     """At random among the kinds that came least often."""
-    counts = {kind: done.count(kind) for kind in KINDS}
-    if ring.least_memory < LEAST_MEMORY:
-        del counts["full"]
+    counts = {kind: done.count(kind) for kind in ring.kinds if kind != "full" or ring.least_memory >= LEAST_MEMORY}
     return ring.random.choice([kind for kind, count in counts.items() if count == min(counts.values())])
 
 
@@ -146,16 +150,23 @@ def _take_memory(ring: Ring, name: str) -> str:
 
 
 def _fill_memory(ring: Ring, name: str) -> str:
-    """Memory of the machine until Ray's monitor, see ``add_node``, ends a train worker; nothing if it ends none."""
-    before = set(_ours("RayTrainWorker"))
+    """Memory of the machine until Ray's monitor, see ``add_node``, ends a train worker, by the run's own record of failures."""
+    path = Path(ring.config.run.storage_path) / name / FAILURES
+    before, told = set(_ours("RayTrainWorker")), _ended_by_monitor(path)
     taken: list[bytearray] = []
-    while before and (free := get_system_memory() - get_used_memory()) > ring.least_memory / 2:
+    while before and get_system_memory() - get_used_memory() > ring.least_memory / 2:
         taken.append(bytearray(b"x" * MEMORY_PIECE))
         time.sleep(LOOK_SECONDS)
         if any(not Path(f"/proc/{pid}").exists() for pid in before):
-            low = free < ring.least_memory + MEMORY_PIECE and not ring.over
-            return "the machine ran low on memory, and Ray ended a train worker" if low else ""
+            taken.clear()
+            if ring.wait(name, lambda: _ended_by_monitor(path) > told, TOLD_SECONDS):
+                return "the machine ran low on memory, and Ray ended a train worker"
+            break
     return ""
+
+
+def _ended_by_monitor(path: Path) -> int:
+    return path.read_text(encoding="utf-8").count(MONITOR) if path.exists() else 0
 
 
 def _drain_node(ring: Ring, name: str) -> str:
@@ -222,7 +233,7 @@ def _at_checkpoint(ring: Ring, name: str, pattern: str, text: str) -> str:
     folder = Path(ring.config.run.storage_path) / name
     before, deadline = set(folder.glob(pattern)), time.monotonic() + 60
     while not set(folder.glob(pattern)) - before:
-        if ring.over or time.monotonic() > deadline:
+        if ring.over() or time.monotonic() > deadline:
             return ""
         time.sleep(0.001)
     for pid in _ours("RayTrainWorker"):
@@ -253,11 +264,13 @@ KINDS: dict[str, Callable[[Ring, str], str]] = {
 
 
 def _signal(ring: Ring, word: str, number: int, text: str) -> str:
-    pids = list(_ours(word))
-    if not pids:
-        return ""
-    os.kill(ring.random.choice(pids), number)
-    return text
+    deadline = time.monotonic() + THERE_SECONDS
+    while time.monotonic() < deadline and not ring.over():
+        pids = list(_ours(word))
+        if pids:
+            os.kill(ring.random.choice(pids), number)
+            return text
+    return ""
 
 
 def _ours(word: str) -> Iterator[int]:

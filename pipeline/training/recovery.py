@@ -12,6 +12,9 @@ from pathlib import Path
 
 from pipeline.errors import RunFailed, UserError
 
+FAILURES = "failures.jsonl"
+"""What ended a run's workers, a line for each time; of the run folder."""
+MONITOR = "Ray's memory monitor ended it"
 REPEATS = 3
 """Failures of one and the same step that end the run."""
 COLLATERAL = re.compile(
@@ -86,7 +89,7 @@ class Failure:
         if limit := re.search(r"WORKER_HEALTH_CHECK_TIMEOUT_S.*?([\d.]+) seconds", text, re.DOTALL):
             return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
         if spent := re.search(r"low on memory\. Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text):
-            told = f"Ray's memory monitor ended it: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
+            told = f"{MONITOR}: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
             remedy = "lower data.labeled_per_step or data.blocks_ahead, or put fewer workers on a node"
             return cls(worker, f"{told}; {remedy}", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):

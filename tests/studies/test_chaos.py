@@ -33,7 +33,7 @@ def test_every_kind_comes_once_before_one_comes_twice_and_memory_only_where_ther
     from pipeline.studies.kills import KINDS, LEAST_MEMORY, next_kind
 
     for free, kinds in ((LEAST_MEMORY, set(KINDS)), (LEAST_MEMORY - 1, set(KINDS) - {"full"})):
-        ring, done = SimpleNamespace(random=random.Random(0), least_memory=free), list[str]()
+        ring, done = SimpleNamespace(random=random.Random(0), least_memory=free, kinds=list(KINDS)), list[str]()
         for _ in kinds:
             done.append(next_kind(ring, done))  # type: ignore[arg-type]
         assert set(done) == kinds and len(done) == len(kinds)
@@ -48,3 +48,8 @@ def test_a_run_survives_kills_of_several_kinds(tiny: Path, tmp_path: Path) -> No
     assert run(chaos.main, ["--config", str(tiny / "tiny.yaml"), "--kills", "4", "--seed", "8", *words]) == 0
     result = json.loads((tmp_path / "chaos-8.json").read_text())
     assert len(result["kills"]) == 4 and all(part["same_steps"] for part in result["runs"])
+
+
+def test_a_kind_that_does_not_exist_is_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(chaos.main, ["--config", str(tiny / "tiny.yaml"), "--kinds", "worker,wrker", "scale.workers=2"]) == 2
+    assert "there is no wrker, only worker, freeze" in capsys.readouterr().err

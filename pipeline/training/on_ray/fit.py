@@ -28,7 +28,7 @@ from pipeline.training.on_ray.backend import Torch
 from pipeline.training.on_ray.controller import Handover, Planned, StartWatch, placeholder
 from pipeline.training.on_ray.sign import Sign, here
 from pipeline.training.on_ray.worker import train_worker
-from pipeline.training.recovery import Failure, Restarts, record, root_cause
+from pipeline.training.recovery import FAILURES, Failure, Restarts, record, root_cause
 from pipeline.training.watch import StopSign
 
 
@@ -167,7 +167,7 @@ def _answer(failures: Sequence[Failure], restarts: Restarts, run: Run) -> None:
     newest, _ = checkpoint.newest(run.folder, run.store)
     step = checkpoint.read_facts(newest)["step"] if newest else 0
     verdict = restarts.verdict(step, failures)
-    path = run.folder / "failures.jsonl"
+    path = run.folder / FAILURES
     record(path, step, failures, verdict)
     with contextlib.suppress(OSError):  # the record is not worth the run
         if run.store is not None:
