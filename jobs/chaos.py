@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--config", metavar="FILE", required=True)
     arguments.add_argument("--kills", type=int, default=20)
     arguments.add_argument("--seed", type=int, help="of kinds and moments; printed, and at random by default")
-    arguments.add_argument(
-        "--kinds", metavar="A,B", help="what may be killed; by default everything"
-    )
+    arguments.add_argument("--kinds", metavar="A,B", help="what may be killed; by default everything")
     arguments.add_argument("--json", action="store_true", help="the table as one JSON object, last")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_intermixed_args(argv)
