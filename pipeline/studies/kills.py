@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -41,6 +42,14 @@ EXITS = {"driver": -signal.SIGKILL, "terminate": 128 + signal.SIGTERM, "interrup
 """Exit codes of a driver that was killed, stopped, interrupted."""
 
 
+def used_memory() -> int:
+    """Bytes, as Ray's monitor counts them: what the kernel says is not available, or a container's own. Ray's Python tells the
+    latter, but up to 1 GB too little outside of containers."""
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    assert found is not None
+    return int(max(get_used_memory(), get_system_memory() - 1024 * int(found[1])))
+
+
 @dataclass
 class Ring:
     """The cluster and the run on it. ``seed`` chooses kinds and moments."""
@@ -55,7 +64,7 @@ class Ring:
     log: Path
     driver: subprocess.Popen[bytes] | None = None
     nodes: list[Any] = field(default_factory=list)
-    least_memory: int = field(default_factory=lambda: (get_system_memory() - get_used_memory()) // 4)
+    least_memory: int = field(default_factory=lambda: (get_system_memory() - used_memory()) // 4)
     """Bytes."""
 
     def start(self, name: str) -> None:
@@ -154,7 +163,7 @@ def _fill_memory(ring: Ring, name: str) -> str:
     path = Path(ring.config.run.storage_path) / name / FAILURES
     before, told = set(_ours("RayTrainWorker")), _ended_by_monitor(path)
     taken: list[bytearray] = []
-    while before and get_system_memory() - get_used_memory() > ring.least_memory / 2:
+    while before and get_system_memory() - used_memory() > ring.least_memory / 2:
         taken.append(bytearray(b"x" * MEMORY_PIECE))
         time.sleep(LOOK_SECONDS)
         if any(not Path(f"/proc/{pid}").exists() for pid in before):
