@@ -27,6 +27,8 @@ SETTLE_SECONDS = 1.0
 """After a kill: a worker that has not noticed yet still logs the step that it had done."""
 START_SECONDS = 300.0
 """For a run to log its first line."""
+MOST_IDLE = 3
+"""Runs in a row without a kill."""
 ROUNDING = 1e-6
 """Relative difference of a line that a stop cut: the workers' sums until then are added up earlier. Weights must be equal."""
 CLOCK = ("seconds", "clips_per_second", "memory", "eta")
@@ -79,6 +81,11 @@ def survive(
             made = _round(ring, name, kills, table, say)
             runs.append(_compare(folder / reference, folder / name, made))
             say(f"{name}: {runs[-1]['outcome']}")
+            if len(runs) >= MOST_IDLE and not any(run["kills"] for run in runs[-MOST_IDLE:]):
+                raise UserError(
+                    f"{MOST_IDLE} runs ended before anything of {', '.join(kinds)} could be killed: train.steps={config.train.steps} are "
+                    "too few (filling memory takes half a minute), or choose other --kinds"
+                )
     finally:
         if ring.driver is not None and ring.driver.poll() is None:
             ring.driver.kill()
