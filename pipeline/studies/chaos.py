@@ -83,8 +83,8 @@ def survive(
             say(f"{name}: {runs[-1]['outcome']}")
             if len(runs) >= MOST_IDLE and not any(run["kills"] for run in runs[-MOST_IDLE:]):
                 raise UserError(
-                    f"{MOST_IDLE} runs ended before anything of {', '.join(kinds)} could be killed: train.steps={config.train.steps} are "
-                    "too few (filling memory takes half a minute), or choose other --kinds"
+                    f"{MOST_IDLE} runs ended before anything of {', '.join(kinds)} could be killed: raise train.steps (filling "
+                    "memory takes half a minute), or choose other --kinds"
                 )
     finally:
         if ring.driver is not None and ring.driver.poll() is None:
