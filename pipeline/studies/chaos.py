@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder import read_metrics
-from pipeline.studies.kills import KINDS, STORE_BYTES, Ring, next_kind
+from pipeline.studies.kills import KINDS, STORE_BYTES, Ring, next_kind, possible_kinds
 from pipeline.training import checkpoint
 
 NODES = 2
@@ -66,6 +66,7 @@ def survive(
     )
     ring = Ring(config, words, cluster, random.Random(seed), kinds, folder / f"chaos-{seed}.log")
     try:
+        possible_kinds(ring)
         for _ in range(NODES):
             ring.add_node()
         reference = f"chaos-{seed}-reference"

@@ -108,9 +108,17 @@ class Ring:
         return False
 
 
+def possible_kinds(ring: Ring) -> list[str]:
+    """Of those that may come. Raises UserError if this machine has no memory for the only one."""
+    kinds = [kind for kind in ring.kinds if kind != "full" or ring.least_memory >= LEAST_MEMORY]
+    if not kinds:
+        raise UserError(f"--kinds full needs {4 * LEAST_MEMORY / 1e9:g} GB of free memory: name another kind, or free some")
+    return kinds
+
+
 def next_kind(ring: Ring, done: Sequence[str]) -> str:
     """At random among the kinds that came least often."""
-    counts = {kind: done.count(kind) for kind in ring.kinds if kind != "full" or ring.least_memory >= LEAST_MEMORY}
+    counts = {kind: done.count(kind) for kind in possible_kinds(ring)}
     return ring.random.choice([kind for kind, count in counts.items() if count == min(counts.values())])
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import chaos
 from jobs.command import run
+from pipeline.errors import UserError
 
 KILL = {"back": True, "equal": True}
 RUN = {"same_weights": True}
@@ -30,13 +31,16 @@ def test_what_is_survived(kills: list[dict[str, bool]], runs: list[dict[str, boo
 
 
 def test_every_kind_comes_once_before_one_comes_twice_and_memory_only_where_there_is_enough() -> None:
-    from pipeline.studies.kills import KINDS, LEAST_MEMORY, next_kind
+    from pipeline.studies.kills import KINDS, LEAST_MEMORY, next_kind, possible_kinds
 
     for free, kinds in ((LEAST_MEMORY, set(KINDS)), (LEAST_MEMORY - 1, set(KINDS) - {"full"})):
         ring, done = SimpleNamespace(random=random.Random(0), least_memory=free, kinds=list(KINDS)), list[str]()
         for _ in kinds:
             done.append(next_kind(ring, done))  # type: ignore[arg-type]
         assert set(done) == kinds and len(done) == len(kinds)
+    poor = SimpleNamespace(least_memory=LEAST_MEMORY - 1, kinds=["full"])
+    with pytest.raises(UserError, match="needs 10 GB of free memory"):
+        possible_kinds(poor)  # type: ignore[arg-type]
 
 
 @pytest.mark.long
