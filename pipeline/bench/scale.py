@@ -37,7 +37,10 @@ LABELED = "4/class"
 
 
 def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) -> dict[str, Any]:
-    """Every size ``repeats`` times, in turns. ``scale_ratio``: seconds per clip of the largest over the smallest."""
+    """Every size ``repeats`` times. ``scale_ratio``: seconds per clip of the largest over the smallest.
+
+    Sizes come in turns, up and down again, so that a machine that grows slower is not taken for growth with size.
+    """
     if len(sizes) < 2 or min(sizes) < 1000:
         raise UserError("--rows: at least two sizes of 1000 rows or more are compared")
     check_steps(steps, make_deal(open_source(config)[0], config, 0, 1).steps_per_block)
@@ -45,8 +48,8 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
             _run("generate", config, size, Path(scratch) / str(size), steps)
-        for _ in range(repeats):
-            for size in sizes:
+        for repeat in range(repeats):
+            for size in sizes if repeat % 2 == 0 else reversed(sizes):
                 results[size].append(_run("measure", config, size, Path(scratch) / str(size), steps))
     first, last = ([one["seconds_per_clip"] for one in results[size]] for size in (sizes[0], sizes[-1]))
     names = list(results[sizes[0]][0])
