@@ -59,8 +59,12 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
 
 def _run(what: str, config: Config, size: int, folder: Path, steps: int) -> dict[str, float]:
     # not multiprocessing: its children import what the parent's main module does, and that is memory too
+    # a temporary folder of its own: each is a node's first process, and the manifest it maps ends with the benchmark
     words = [what, json.dumps(config.model_dump(mode="json")), str(size), str(folder), str(steps)]
-    done = subprocess.run([sys.executable, "-m", "pipeline.bench.scale", *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pipeline.bench.scale", *words]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as node:  # Ray's processes end after it
+        environment = {"RAY_TMPDIR": tempfile.gettempdir(), **os.environ, "TMPDIR": node}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise UserError(f"{what} {size} rows failed: {done.stderr.strip().splitlines()[-1:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

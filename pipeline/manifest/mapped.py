@@ -41,25 +41,33 @@ class MappedManifest(Manifest):
 def open_manifest(path: str, root: str | None = None, least: int = MAPPED_ROWS) -> Manifest:
     """``read_manifest``, mapped from a file in this node's temporary folder where it has ``least`` rows or more.
 
-    The file is made on first use, after the manifest's fingerprint was checked, and made again when a part of the manifest has
-    another size or time of change. Raises UserError as ``read_manifest`` does.
+    The file is made on first use, after the manifest's fingerprint was checked, and made again, in place of the earlier one,
+    when a part of the manifest has another size or time of change. Raises UserError as ``read_manifest`` does.
     """
     parts = _parts(path)
     if parts is None or sum(pq.read_metadata(part).num_rows for part in parts) < least:
         return read_manifest(path, root)
     marks = [[str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
-    name = hashlib.sha256(json.dumps([VERSION, marks]).encode()).hexdigest()[:24]
-    return _open_mapped(path, root, least, name)
+    return _open_mapped(path, root, least, f"{_digest(str(Path(storage.local_path(path)).resolve()))}-{_digest([VERSION, marks])}")
+
+
+def _digest(of: Any) -> str:
+    return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)
 def _open_mapped(path: str, root: str | None, least: int, name: str) -> MappedManifest:
+    """``name``: of the manifest's place, and of its content there."""
     parts = _parts(path) or []
-    target = _folder() / f"manifest-{name}.arrow"
-    with _alone(target):
+    place, _ = name.split("-")
+    folder = _folder()
+    target = folder / f"manifest-{name}.arrow"
+    with _alone(folder / f"manifest-{place}.lock"):
         if not target.exists():
             _make(path, parts, target)
-    table = _map(target)
+            for earlier in set(folder.glob(f"manifest-{place}-*.arrow")) - {target}:
+                earlier.unlink()  # who has it mapped keeps it
+        table = _map(target)
     facts = json.loads(table.schema.metadata[KEY])
     return MappedManifest(
         table.replace_schema_metadata(None), tuple(facts["classes"]), root or facts["root"], facts["source"],
@@ -116,8 +124,8 @@ def _folder() -> Path:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _alone(lock: Path) -> Iterator[None]:
     """One process of the node at a time."""
-    with open(target.with_suffix(".lock"), "w", encoding="ascii") as file:
+    with open(lock, "w", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -60,12 +60,15 @@ def test_another_process_gets_its_place_and_not_its_rows(tmp_path: Path, node: P
     assert told.stdout.decode().split() == ["40", mapped.fingerprint]
 
 
-def test_a_manifest_that_was_written_again_is_mapped_again(tmp_path: Path) -> None:
+def test_a_manifest_that_was_written_again_is_mapped_again(tmp_path: Path, node: Path) -> None:
     manifest_at(tmp_path / "m.parquet")
+    manifest_at(tmp_path / "other.parquet")
+    open_manifest(str(tmp_path / "other.parquet"), None, 1)
     first = open_manifest(str(tmp_path / "m.parquet"), None, 1)
     write_manifest(make_table({"a": 20, "b": 20}).slice(0, 30), tmp_path / "m.parquet", ("a", "b"), "/videos", "made")
     assert open_manifest(str(tmp_path / "m.parquet"), None, 1).table.num_rows == 30
-    assert first.table.num_rows == 40
+    assert first.table.num_rows == 40 and first.table.column("id")[39].as_py()  # still mapped
+    assert len(list(node.glob("*/*.arrow"))) == 2  # the other manifest's, and one of this
 
 
 def test_an_edited_one_is_refused_and_leaves_nothing(tmp_path: Path, node: Path) -> None:
