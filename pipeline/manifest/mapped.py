@@ -48,7 +48,8 @@ def open_manifest(path: str, root: str | None = None, least: int = MAPPED_ROWS) 
     if parts is None or sum(pq.read_metadata(part).num_rows for part in parts) < least:
         return read_manifest(path, root)
     marks = [[str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
-    return _open_mapped(path, root, least, f"{_digest(str(Path(storage.local_path(path)).resolve()))}-{_digest([VERSION, marks])}")
+    place = str(Path(storage.local_path(path)).resolve())
+    return _open_mapped(path, root, least, f"{_digest(place)}-{_digest([VERSION, marks])}")
 
 
 def _digest(of: Any) -> str:
