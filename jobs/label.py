@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--per-class", type=int, metavar="N", help="videos of every class")
-    how.add_argument("--fraction", metavar="10%%", help="share of the train videos, at least one of every class")
+    how.add_argument("--fraction", metavar="10%", help="share of the train videos, at least one of every class")
     how.add_argument(
         "--import", nargs=2, dest="import_", metavar=(f"{'|'.join(LINES)}", "FILE"), help="a published list, by any path prefix"
     )
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--proportional", dest="balanced", action="store_false", help="the fraction is taken of every class (default)"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subset everywhere (default: 0)")
-    parser.add_argument("--hold-out", metavar="10%%", help="share of the labeled videos of every class kept for validation")
+    parser.add_argument("--hold-out", metavar="10%", help="share of the labeled videos of every class kept for validation")
     parser.add_argument(
         "--nested", action=argparse.BooleanOptionalAction, default=True,
         help="1%% of a seed is part of its 5%%; --no-nested draws every size independently (default: nested)",

@@ -146,7 +146,7 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
         source.add_argument(
             "--fps", type=float, required=name == "frames", help="frames per second of frame folders, which do not say it"
         )
-        source.add_argument("--frame-pattern", metavar="img_%%05d.jpg", help="images of a frame folder (default: found out)")
+        source.add_argument("--frame-pattern", metavar="img_%05d.jpg", help="images of a frame folder (default: found out)")
     if name == "synthetic":
         _add_synthetic(source)
 

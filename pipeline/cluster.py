@@ -26,7 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine. Raises UserError if there is none there."""
+    """Join the cluster that RAY_ADDRESS names, else one that runs on this machine, else start one.
+
+    Raises UserError if none answers where RAY_ADDRESS says.
+    """
     quiet = {name: os.environ.setdefault(name, value) for name, value in QUIET.items()}
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)

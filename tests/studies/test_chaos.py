@@ -54,6 +54,20 @@ def test_a_run_survives_kills_of_several_kinds(tiny: Path, tmp_path: Path) -> No
     assert len(result["kills"]) == 4 and all(part["same_steps"] for part in result["runs"])
 
 
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_runs_too_short_for_a_kill_end_with_a_remedy(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not for ever: with one step, whoever has logged a line is at its end."""
+    words = [f"run.storage_path={tmp_path}", "scale.workers=1", "train.steps=1", "method.supervised_steps=0"]
+    assert run(chaos.main, ["--config", str(tiny / "tiny.yaml"), "--seed", "3", "--kinds", "worker", *words]) == 2
+    told = capsys.readouterr()
+    assert "3 runs ended before anything of worker could be killed: raise train.steps" in told.err
+    assert told.out.count("the same bits in the last checkpoint") == 3
+
+
 def test_a_kind_that_does_not_exist_is_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(chaos.main, ["--config", str(tiny / "tiny.yaml"), "--kinds", "worker,wrker", "scale.workers=2"]) == 2
     assert "there is no wrker, only worker, freeze" in capsys.readouterr().err
