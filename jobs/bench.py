@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--steps", type=positive, help="in one repeat (default: 48; step 4, loader 16, scale 32, simulate 1000)"
     )
-    arguments.add_argument("--repeats", type=positive, help="default: 3")
+    arguments.add_argument("--repeats", type=positive, help="default: 3; scale 1")
     arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000; scale: 10000000 too)")
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
-import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from pipeline.clips.stream import make_deal
 from pipeline.cluster import check_cluster, connect
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.manifest.isolation import num_cores
 from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
 from pipeline.training.fit import fit_here
@@ -74,7 +74,7 @@ def lengths(config: Config, steps: int) -> tuple[int, int]:
         return max(steps, LEAST_STEPS), AHEAD
     check_share(config)
     deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
-    decoding = 2 * (os.cpu_count() or 1)  # blocks at once
+    decoding = 2 * num_cores()  # blocks at once
     timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
     after = config.data.blocks_ahead + decoding + 2  # that wait, are being decoded, or have come
     return max(steps, timed * deal.steps_per_block), after * deal.steps_per_block
@@ -104,7 +104,7 @@ class Apart:
 
     def __init__(self, config: Config) -> None:
         scale = config.scale
-        self.cores, self.workers = os.cpu_count() or 1, max(1, scale.workers)
+        self.cores, self.workers = num_cores(), max(1, scale.workers)
         self.threads = scale.torch_threads or (
             max(1, self.cores // scale.workers) if scale.workers else torch.get_num_threads()
         )

@@ -43,7 +43,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = min(1.0, ray.cluster_resources().get("CPU", 1.0) / PROCESSES)  # as many tasks as the DataLoader has processes
+    cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
     for _ in range(repeats):
         loaders.append(loader_rate(source, config, steps))

@@ -93,7 +93,7 @@ def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
     wait, take a random time, arrive in order, and are trained by all workers together."""
     ceilings = site.ceilings()
     slowest = min(ceilings, key=lambda name: ceilings[name])
-    rate, waited, most = _play(site, steps, seed)
+    rate, waited, held = _play(site, steps, seed)
     return {
         "site": asdict(site),
         "ceilings_videos_per_second": {name: round(value, 1) for name, value in ceilings.items()},
@@ -102,15 +102,17 @@ def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
         "of_ceiling_ratio": round(rate / ceilings[slowest], 4),
         "n": 1,
         "data_wait_share": round(waited, 4),
-        "store_gigabytes_at_most": round(most * site.clips_per_block * site.clip_bytes / 1e9, 1),
+        "store_gigabytes_at_most": round(max(held) * site.clip_bytes / 1e9, 1),
+        "store_gigabytes_usually": round(float(np.median(held[len(held) // 4 :])) * site.clip_bytes / 1e9, 1),
         "gigabytes_per_second_into_a_node": round(rate * site.clip_bytes / 1e9 / site.nodes, 3),
         "hours_per_epoch": round((site.videos - site.labeled) / (rate * (1 - 1 / site.slots)) / 3600, 2),
         **_plan_costs(site),
     }
 
 
-def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
-    """Videos per second and share of time in which training waited, both after the first quarter, and most blocks in stores."""
+def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
+    """Videos per second and share of time in which training waited, both after the first quarter, and how many videos are in
+    stores when a block begins: those of blocks that are under way, have come, or are being trained."""
     clips_per_step = site.rows_per_step // site.workers * site.slots
     deal = Deal(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
     rounds = deal.blocks // site.workers
@@ -123,28 +125,32 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, int]:
     link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that each occupies the slower of the two
     limit = site.blocks_ahead * site.workers
     free = [0.0] * min(site.decoders, deal.blocks)
-    ready = np.zeros(deal.blocks)  # when a block and all before it have come
+    starts, ready = (
+        np.zeros(deal.blocks),
+        np.zeros(deal.blocks),
+    )  # when a block begins to be decoded; when a block and all before it have come
     ends, waits = np.zeros(rounds), np.zeros(rounds)
     sent = last = now = 0.0
-    trained, most = 0, 0
+    trained = 0
     for block in range(deal.blocks):
         if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
             while trained <= behind:
                 now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])
                 ends[trained] = now
                 trained += 1
-        start = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
+        start = starts[block] = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
         heapq.heappush(free, start + taken[block])
         sent = max(sent + link[block], start + taken[block])
         last = ready[block] = max(last, sent)
-        most = max(most, block + 1 - trained * site.workers)
     while trained < rounds:
         now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])
         ends[trained] = now
         trained += 1
+    gone = np.concatenate([[0], np.cumsum(clips)[site.workers - 1 :: site.workers]])  # after so many rounds
+    held = np.cumsum(clips) - gone[np.searchsorted(ends, starts, side="right")]
     skip = rounds // 4
     rate = steps_of[skip + 1 :].sum() * site.rows_per_step * site.slots / (ends[-1] - ends[skip])
-    return rate, float(waits[skip + 1 :].sum() / (ends[-1] - ends[skip])), min(most, limit + len(free))
+    return rate, float(waits[skip + 1 :].sum() / (ends[-1] - ends[skip])), held.tolist()
 
 
 def _train(site: Site, ready: Any, number: int, now: float, steps: int) -> tuple[float, float]:
@@ -154,7 +160,7 @@ def _train(site: Site, ready: Any, number: int, now: float, steps: int) -> tuple
 
 
 def _plan_costs(site: Site) -> dict[str, float]:
-    """What the real plan costs at this size: microseconds per video, and that an epoch's rows are a permutation, by sample."""
+    """What the real plan costs at this size: microseconds per video, and megabytes of its list of unlabeled videos."""
     pool = np.arange(site.labeled, site.videos)
     plan = Plan(np.arange(site.labeled), pool, site.unlabeled_per_labeled, site.rows_per_step, 0)
     rows = np.random.default_rng(0).integers(0, 10**9, 20_000)

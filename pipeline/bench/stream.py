@@ -21,7 +21,8 @@ from pipeline.errors import UserError
 from pipeline.resources import Resources, decoder_cpus
 
 PROCESSES = 2
-"""Of the floor, and consumers of the stream, which decodes as in training: in two tasks for each CPU."""
+"""Of the floor, and consumers of the stream. It decodes in as many tasks at once as the floor has processes, but on two CPUs as
+in training: in two tasks for each."""
 
 
 def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
             f"data.labeled_per_step={source.plan.rows_per_step}: bench stream shares a step out to {PROCESSES} equally"
         )
     connect()
-    resources = Resources(PROCESSES, 0.0, decoder_cpus(ray.cluster_resources().get("CPU", 1.0)), gpu=False)
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    resources = Resources(PROCESSES, 0.0, decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in range(repeats):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.clips.sampling import Moment, clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import SLACK, Moment, clip_times, constant_rate, frame_indices
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
 from pipeline.manifest import still
@@ -46,8 +46,8 @@ def decode_clips(video: Video, moment: Moment, window: float, clips: Sequence[Cl
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
     ``moment`` places the clips in time (see ``clip_times``). The shorter side is scaled to ``size`` and a square window is
-    cut at ``window`` (0..1) along the longer side. Raises DecodeError for anything wrong with the file, among them a frame
-    count that is not the manifest's.
+    cut at ``window`` (0..1) along the longer side. Raises DecodeError for anything wrong with the file, among them, where it is
+    known without decoding all, a frame count that is not the manifest's.
     """
     width, height = scaled_size(video.width, video.height, size)
     times = clip_times(moment, video.start, video.end, clips)
@@ -91,7 +91,7 @@ def _misread(width: int) -> bool:
 
 
 def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    if _misread(width):
+    if decord is None or _misread(width):  # the probe has found both to agree on this file
         return _read_pyav(video, times, width, height)
     source = storage.for_decoder(video.location)
     reader = decord.VideoReader(source, width=width, height=height, num_threads=1)
@@ -122,19 +122,26 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
 
 
 def _read_told(source: str | io.BufferedIOBase, video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    """Decode from the first frame on, by the times that the frames tell."""
-    last = max(float(t.max()) for t in times)
-    kept: list[UInt8s] = []
+    """Decode from the first frame on, by the times that the frames tell; only frames that are wanted are kept."""
+    wanted = list(np.unique(np.concatenate(times))[::-1] + SLACK)  # the earliest is last
+    kept: dict[int, UInt8s] = {}
     told: list[float] = []
     with open_container(source) as container:
+        before = None
         for frame in container.decode(video_stream(container)):
             told.append(float(frame.time))
-            kept.append(upright(frame, width, height))
-            if told[-1] - told[0] > last:
+            if before is not None and wanted[-1] < told[-1] - told[0]:
+                kept[len(told) - 2] = upright(before, width, height)
+                while wanted and wanted[-1] < told[-1] - told[0]:
+                    wanted.pop()
+            before = frame
+            if not wanted:
                 break
-    if not kept:
-        raise DecodeError("no frame decodes")
-    return np.stack(kept), np.asarray(told) - told[0], np.arange(len(kept))
+        if before is None:
+            raise DecodeError("no frame decodes")
+        if wanted:
+            kept[len(told) - 1] = upright(before, width, height)
+    return np.stack(list(kept.values())), np.asarray(told) - told[0], np.asarray(list(kept))
 
 
 def _read_images(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:

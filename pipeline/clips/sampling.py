@@ -11,13 +11,15 @@ from pipeline.config import ClipSection
 
 Moment = float | tuple[float, ...]
 """Where in time clips lie, 0 to 1: one for all students, or one for each."""
+SLACK = 1e-6
+"""Seconds by which a frame counts as earlier: 0.2 * 25 is 5.000000000000001 or 4.999999999999999, as it was computed."""
 
 
 def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
     """Times in seconds of each student's frames, [T] each; of one moment, all clips are centered on it.
 
     ``moment`` in [0, 1] places the longest clip between ``start`` and ``end``: 0 begins at start, 1 ends at end. A clip
-    longer than that is centered on the middle; its outer frames repeat the first or last frame (see ``frame_indices``).
+    longer than that is centered on the middle; its outer frames repeat the first or last frame in between.
     With a moment for each student, each clip is placed for itself.
     Frame k of T stands for the k-th of T equal parts of the clip's T / fps seconds, at its middle. Choice: the paper is silent.
     """
@@ -26,10 +28,11 @@ def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSec
         centers = [_center(one, start, end, length) for one, length in zip(moment, lengths, strict=True)]
     else:
         centers = [_center(moment, start, end, max(lengths))] * len(clips)
-    return [
-        np.asarray(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps, dtype=np.float64)
+    times = [
+        center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps
         for center, clip in zip(centers, clips, strict=True)
     ]
+    return [np.asarray(np.clip(each, start, end - 2 * SLACK), dtype=np.float64) for each in times]
 
 
 def _center(moment: float, start: float, end: float, length: float) -> float:
@@ -39,8 +42,7 @@ def _center(moment: float, start: float, end: float, length: float) -> float:
 
 def frame_indices(times: Floats, frame_starts: Floats) -> Ints:
     """Index of the frame on screen at each time, given the sorted presentation times of all frames; ends are repeated."""
-    # a microsecond's slack: 0.2 * 25 is 5.000000000000001 or 4.999999999999999 depending on how it was computed
-    indices = np.searchsorted(frame_starts, times + 1e-6, side="right") - 1
+    indices = np.searchsorted(frame_starts, times + SLACK, side="right") - 1
     return np.asarray(np.clip(indices, 0, len(frame_starts) - 1), dtype=np.int64)
 
 

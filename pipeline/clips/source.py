@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
@@ -36,7 +37,8 @@ MAX_SUBSTITUTES = 32
 
 @dataclass(frozen=True)
 class Source:
-    """A manifest, a plan and what the students want to see; picklable, and small but for a small manifest's table."""
+    """A manifest, a plan and what the students want to see; picklable: 8 bytes for each unlabeled video, and a small manifest's
+    table."""
 
     manifest: Manifest
     plan: Plan
@@ -157,7 +159,9 @@ class Source:
                 uri = self.manifest.location(video)
                 failures.append({"row": row, "slot": slot, "video": video, "uri": uri, "reason": str(error), "replaced_by": -1})
         last = failures[-1]
-        raise UserError(f"{len(tried)} videos in a row cannot be decoded, the last: {last['uri']}: {last['reason']}")
+        raise UserError(
+            f"{len(tried)} videos in a row cannot be decoded on {platform.node()}, the last: {last['uri']}: {last['reason']}"
+        )
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,7 @@ def video_columns(manifest: Manifest) -> dict[str, Column]:
 
 def video_at(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
     """The decoder's view of a manifest row; ``columns`` are ``video_columns`` of the manifest."""
-    start = columns["start"][row]
-    end = columns["end"][row]
+    start, end, duration = (columns[name][row] for name in ("start", "end", "duration"))
     return Video(
         location=manifest.location(row),
         frames=int(columns["frames"][row]),
@@ -242,7 +245,7 @@ def video_at(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
         width=int(columns["width"][row]),
         height=int(columns["height"][row]),
         start=0.0 if np.isnan(start) else float(start),
-        end=float(columns["duration"][row]) if np.isnan(end) else float(end),
+        end=float(np.fmin(end, duration)),  # the file's, where the part has none or a later one
         decoder=str(columns["decoder"][row]),
     )
 

@@ -8,7 +8,6 @@ them, so it can neither deal a part of a block nor cut one, however large or sma
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections import deque
@@ -32,6 +31,7 @@ from pipeline.clips.source import Columns, Source, failures_of
 from pipeline.clips.tasks import shared_by_tasks, tickets
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.manifest.isolation import num_cores
 from pipeline.resources import Resources
 
 TICKETS_PER_TASK = 1024
@@ -165,7 +165,7 @@ def _told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
     """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
     the next batch is waited for, and otherwise on those that torch's threads leave, but one at least."""
-    steps, cores = range(first_step, config.train.steps), os.cpu_count() or 1
+    steps, cores = range(first_step, config.train.steps), num_cores()
     busy = torch.get_num_threads() if own_device(config).type == "cpu" else 0
     with Decoders(cores) as decoders:
 

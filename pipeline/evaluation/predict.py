@@ -25,6 +25,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
 from pipeline.evaluation.protocol import average_views, view_grid
+from pipeline.manifest.isolation import num_cores
 from pipeline.methods import STUDENTS, build_students
 from pipeline.resources import Resources
 from pipeline.run_folder import write_text
@@ -92,7 +93,7 @@ def _here(source: Source, score: Any, grid: Grid, size: int) -> list[Columns]:
     def decode(block: slice) -> Columns:
         return source.views(videos[block], moments[block], windows[block])
 
-    return list(map(score(), map_ahead(decode, blocks, ahead=os.cpu_count() or 1)))
+    return list(map(score(), map_ahead(decode, blocks, ahead=num_cores())))
 
 
 def _on_ray(source: Source, resources: Resources, score: Any, grid: Grid, size: int) -> list[Columns]:

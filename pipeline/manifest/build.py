@@ -68,10 +68,27 @@ def probe_listing(
     paths = [locate(listing.root, uri) for uri in listing.uris]
     with remembered(folder) as (known, note):
         probes = probe(paths, options, known, note)
+    if listing.starts or listing.ends:
+        nothing = (None,) * len(probes)
+        parts = zip(probes, listing.starts or nothing, listing.ends or nothing, strict=True)
+        probes = [_of_part(found, start or 0.0, end) for found, start, end in parts]
     if not any(found.status == "ok" for found in probes):
         reasons = [f"{uri}: {found.status}, {found.reason}" for uri, found in zip(listing.uris, probes, strict=True)]
         raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", first_few(reasons))
     return probes
+
+
+def _of_part(found: Probe, start: float, end: float | None) -> Probe:
+    """A file's probe, or that fewer than two of its frames lie in the part: nothing could be seen to move."""
+    if found.status != "ok" or not (found.duration and found.fps):
+        return found
+    stop = found.duration if end is None else min(end, found.duration)
+    if (stop - start) * found.fps > 2 - 1e-6:
+        return found
+    reason = f"its part from {start:g} s on has fewer than 2 frames: the file ends at {found.duration:.3g} s"
+    if end is not None and end <= found.duration:
+        reason = f"its part from {start:g} to {end:g} s has fewer than 2 frames"
+    return replace(found, status="too_short", reason=reason, stamp=None)  # of the part: the file is probed again next time
 
 
 def joined_groups(groups: Sequence[str | None], probes: Sequence[Probe]) -> tuple[str | None, ...]:

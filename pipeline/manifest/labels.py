@@ -122,7 +122,15 @@ def hold_out_rows(manifest: Manifest, rows: Rows, share: float, seed: int) -> Ro
 
 
 def _texts(manifest: Manifest, column: str, rows: Rows) -> list[str]:
-    return [str(text) for text in manifest.table[column].take(pa.array(rows, pa.int64())).to_pylist()]
+    """Of ascending rows, chunk by chunk: the column's own ``take`` joins all of its chunks first, 150 MB of 10 M rows."""
+    assert (np.diff(rows) >= 0).all()
+    texts: list[object] = []
+    start = 0
+    for chunk in manifest.table[column].chunks:
+        first, last = np.searchsorted(rows, [start, start + len(chunk)])
+        texts += chunk.take(pa.array(rows[first:last] - start)).to_pylist() if first < last else []
+        start += len(chunk)
+    return [str(text) for text in texts]
 
 
 def _subset(manifest: Manifest, rows: Rows, held: Rows, spec: str, seed: int) -> LabelSubset:

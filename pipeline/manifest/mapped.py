@@ -35,7 +35,7 @@ class MappedManifest(Manifest):
     least: int = MAPPED_ROWS
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_manifest, (self.path, self.root, self.least)
+        return _open_same, (self.path, self.root, self.least, self.fingerprint)
 
 
 def open_manifest(path: str, root: str | None = None, least: int = MAPPED_ROWS) -> Manifest:
@@ -52,6 +52,17 @@ def open_manifest(path: str, root: str | None = None, least: int = MAPPED_ROWS) 
     return _open_mapped(path, root, least, f"{_digest(place)}-{_digest([VERSION, marks])}")
 
 
+def _open_same(path: str, root: str | None, least: int, expected: str) -> Manifest:
+    """For another process of a command that has it open already."""
+    manifest = open_manifest(path, root, least)
+    if manifest.fingerprint != expected:
+        raise UserError(
+            f"manifest {path} was written again while a command used it (fingerprint {expected} before, now "
+            f"{manifest.fingerprint}): put the earlier one back, or start another run"
+        )
+    return manifest
+
+
 def _digest(of: Any) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
@@ -65,9 +76,9 @@ def _open_mapped(path: str, root: str | None, least: int, name: str) -> MappedMa
     target = folder / f"manifest-{name}.arrow"
     with _alone(folder / f"manifest-{place}.lock"):
         if not target.exists():
+            for earlier in folder.glob(f"manifest-{place}-*"):
+                earlier.unlink()  # who has it mapped keeps it; half ones are of processes that were killed
             _make(path, parts, target)
-            for earlier in set(folder.glob(f"manifest-{place}-*.arrow")) - {target}:
-                earlier.unlink()  # who has it mapped keeps it
         table = _map(target)
     facts = json.loads(table.schema.metadata[KEY])
     return MappedManifest(

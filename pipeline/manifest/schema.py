@@ -75,13 +75,16 @@ class Manifest:
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Usable rows of a split, ascending."""
-        assert split in SPLITS, split
-        wanted = pc.and_(pc.equal(self.table["status"], "ok"), pc.equal(self.table["split"], split))
-        return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
+        return self._usable(split)
 
     def training_rows(self) -> NDArray[np.int64]:
         """Usable rows to learn from, ascending: train and unlabeled."""
-        return np.sort(np.concatenate([self.rows("train"), self.rows("unlabeled")]))
+        return self._usable("train", "unlabeled")
+
+    def _usable(self, *splits: str) -> NDArray[np.int64]:
+        assert set(splits) <= set(SPLITS), splits
+        wanted = pc.and_(pc.equal(self.table["status"], "ok"), pc.is_in(self.table["split"], pa.array(splits)))
+        return np.flatnonzero(wanted.to_numpy()).astype(np.int64, copy=False)  # a copy of 10 M rows is 80 MB
 
     def location(self, row: int) -> str:
         """Absolute path or URI of a row's video."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.clips.stream import map_ahead
 from pipeline.clips.views import center_views
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.manifest.isolation import num_cores
 
 
 def held_out_videos(source: Source) -> Ints:
@@ -56,7 +56,7 @@ def accuracies(method: nn.Module, source: Source, config: Config, alive: Callabl
     modes = {module: module.training for module in students.modules()}
     students.eval()
     try:
-        for views in map_ahead(decode, blocks, ahead=os.cpu_count() or 1):
+        for views in map_ahead(decode, blocks, ahead=num_cores()):
             for name in right:
                 right[name] += _right(students[name], views, source, config, name)
             alive()

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.clips import decode
 from pipeline.clips.decode import DecodeError, Video, decode_clips, scaled_size
-from pipeline.clips.sampling import clip_times
+from pipeline.clips.sampling import Moment, clip_times
 from pipeline.config import ClipSection
 from tests.videos import read_number, write_numbers
 
@@ -47,6 +48,32 @@ def test_variable_rate_shows_what_was_on_screen(tmp_path: Path, decoder: str) ->
     assert [read_number(frame) for frame in clip] == (np.searchsorted(seconds, times + 1e-4, side="right") - 1).tolist()
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.9, 1.0])
+def test_frames_on_the_way_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: float) -> None:
+    """FLV tells times only while it is decoded: all frames before the clip would be gigabytes of a long video."""
+    steps = np.cumsum([0] + [20, 20, 20, 200] * 40).tolist()
+    path = write_numbers(tmp_path / "v.flv", frames=len(steps), size=(96, 96), steps=steps)
+    seconds, end = np.array(steps) / 1000, steps[-1] / 1000 + 0.065
+    one = video(path, len(steps), len(steps) / end, "pyav", width=96, height=96, end=end, variable_fps=True)
+    converted: list[object] = []
+    upright = decode.upright
+    monkeypatch.setattr(decode, "upright", lambda frame, *size: converted.append(frame) or upright(frame, *size))
+    slow, fast = decode_clips(one, moment, 0.5, [SLOW, FAST], 64)
+    for clip, times in zip((slow, fast), clip_times(moment, 0, end, [SLOW, FAST]), strict=True):
+        assert [read_number(frame) for frame in clip] == (np.searchsorted(seconds, times + 1e-4, side="right") - 1).tolist()
+    assert 2 < len(converted) <= 16
+
+
+def test_without_decord_its_files_are_read_by_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none for ARM, and the manifest may come from elsewhere."""
+    path = write_numbers(tmp_path / "n.mp4", size=(96, 96))
+    one = video(path, width=96, height=96)
+    usual = decode_clips(one, 0.3, 0.5, [FAST], 64)[0]
+    monkeypatch.setattr(decode, "decord", None)
+    numbers = [[read_number(frame) for frame in clip] for clip in (usual, decode_clips(one, 0.3, 0.5, [FAST], 64)[0])]
+    assert numbers[0] == numbers[1]
+
+
 def test_the_window_moves_along_the_longer_side(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "n.mp4")
     left, center, right = (decode_clips(video(path), 0.5, place, [SLOW], 48)[0] for place in (0.0, 0.5, 1.0))
@@ -79,6 +106,16 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
     numbers = [read_number(frame) for frame in clip]
     assert numbers[0] == 51
     assert numbers[-1] == 73
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.5, 1.0, (0.0, 1.0)])
+def test_no_frame_is_of_another_part(tmp_path: Path, moment: Moment) -> None:
+    """A list's next part is another action; the longer clip is four times as long as this part."""
+    path = write_numbers(tmp_path / "n.mp4", frames=100, size=(96, 96))
+    clips = decode_clips(video(path, 100, width=96, height=96, start=2.0, end=2.24), moment, 0.5, [SLOW, FAST], 64)
+    for clip in clips:
+        numbers = [read_number(frame) for frame in clip]
+        assert numbers[0] == 50 and numbers[-1] == 55 and sorted(numbers) == numbers
 
 
 def test_short_videos_repeat_their_ends(tmp_path: Path) -> None:

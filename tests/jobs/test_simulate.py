@@ -38,6 +38,17 @@ def test_waiting_blocks_are_bounded_by_the_knob() -> None:
     assert few["store_gigabytes_at_most"] < many["store_gigabytes_at_most"]
 
 
+def test_a_store_holds_what_has_come_and_not_what_could() -> None:
+    """Where training waits for decoding nothing else does. And blocks hold whole steps, however many clips are asked for."""
+    words = [*SMALL, "decoders=4", "decode_seconds=2", "train_seconds=0.1"]
+    block = 2 * 6 * 16 * 256**2 * 3 / 1e9  # a worker's 2 rows of 6 videos
+    starved = simulate(Site.parse([*words, "clips_per_block=12"]), 400)
+    assert starved["store_gigabytes_at_most"] == pytest.approx(8 * block, abs=0.06)  # 4 under way and 4 in training; 20 may be
+    assert starved["store_gigabytes_usually"] == pytest.approx(4 * block, abs=0.06)
+    odd, even = (simulate(Site.parse([*SMALL, f"clips_per_block={number}"]), 400) for number in (13, 24))
+    assert odd["store_gigabytes_at_most"] == even["store_gigabytes_at_most"]
+
+
 def test_slow_videos_are_ridden_out_by_blocks_ahead() -> None:
     """Decoders for 1.3 of what training takes, and videos of very different length."""
     words = [*SMALL, "decoders=42", "decode_seconds=0.13", "train_seconds=0.2", "decode_spread=2"]

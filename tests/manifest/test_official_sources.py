@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.clips.source import video_at, video_columns
 from pipeline.errors import UserError
-from pipeline.manifest.build import build_table
+from pipeline.manifest.build import build_table, probe_listing
 from pipeline.manifest.labels import draw_labels
 from pipeline.manifest.probe import probe_file
 from pipeline.manifest.schema import write_manifest
@@ -348,3 +349,20 @@ def test_time_ranges_reach_the_manifest(tmp_path: Path) -> None:
     )
     assert ranges == {"abc_000000_000001": (0.5, 1.5), "abc_000001_000002": (1.0, 2.0), "def_000000_000001": (None, None)}
     assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_parts_beyond_the_end_are_not_learned_from(tmp_path: Path) -> None:
+    """They would be still pictures under a label; the same file's other parts are used, and a longer one ends with it."""
+    write_numbers(tmp_path / "k" / "abc.mp4", frames=50)
+    ranges = ("0,1", "1.5,9", "2,3", "1.98,4", "1.2,1.25")
+    write(tmp_path / "all.csv", "label,youtube_id,time_start,time_end,split", *(f"a,abc,{one},train" for one in ranges))
+    write(tmp_path / "val.csv", "label,youtube_id,time_start,time_end,split", "b,abc,0.2,3.2,val")
+    listing = list_kinetics(tmp_path / "k", [tmp_path / "all.csv", tmp_path / "val.csv"])
+    probes = probe_listing(listing)
+    manifest = write_manifest(build_table(listing, probes), tmp_path / "m.parquet", ("a", "b"), listing.root, "kinetics")
+    rows = {row["start"]: row for row in manifest.table.to_pylist()}
+    assert [rows[start]["status"] for start in (0, 1.5, 2, 1.98, 1.2, 0.2)] == ["ok", "ok", *["too_short"] * 3, "ok"]
+    assert rows[2.0]["reason"] == "its part from 2 s on has fewer than 2 frames: the file ends at 2 s"
+    assert rows[1.2]["reason"] == "its part from 1.2 to 1.25 s has fewer than 2 frames"
+    place = manifest.table["start"].to_pylist().index(1.5)
+    assert video_at(manifest, video_columns(manifest), place).end == 2.0

@@ -57,9 +57,7 @@ def test_a_run_survives_kills_of_several_kinds(tiny: Path, tmp_path: Path) -> No
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_runs_too_short_for_a_kill_end_with_a_remedy(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_too_short_for_a_kill_end_with_a_remedy(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not for ever: with one step, whoever has logged a line is at its end."""
     words = [f"run.storage_path={tmp_path}", "scale.workers=1", "train.steps=1", "method.supervised_steps=0"]
     assert run(chaos.main, ["--config", str(tiny / "tiny.yaml"), "--seed", "3", "--kinds", "worker", *words]) == 2

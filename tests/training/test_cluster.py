@@ -101,7 +101,9 @@ def test_workers_leave_and_join_and_the_result_is_the_same(cluster: Any, tiny: P
     """Three rows a step on two workers (2 and 1), then one (3), then two again."""
     nodes = [cluster.add_node(num_cpus=2, **STORE) for _ in range(2)]
     elastic = ["scale.workers=2", "scale.min_workers=1", "scale.cpus_per_worker=1.5", "scale.cpus_per_decoder=0.5"]
-    driver = start(cluster, tiny, *elastic, "scale.resize_seconds=10", f"run.storage_path={tmp_path}", "run.name=elastic")
+    elastic += ["scale.resize_seconds=10", f"run.storage_path={tmp_path}", "run.name=elastic"]
+    length = "train.steps=800"  # one worker does 20 to 50 a second, and a node that comes is noticed after some ten seconds
+    driver = start(cluster, tiny, *elastic, length)
     folder, log = tmp_path / "elastic", tiny / "driver.log"
     try:
         wait(lambda: last(folder) >= 20, driver)
@@ -119,7 +121,7 @@ def test_workers_leave_and_join_and_the_result_is_the_same(cluster: Any, tiny: P
     alone = log.read_text().split("with 1 worker", 1)[1]
     lines = re.findall(r"^step (\d+)/", alone, flags=re.MULTILINE)
     assert len(lines) == len(set(lines)), lines
-    assert_same(left_alone(tiny, tmp_path), folder)
+    assert_same(left_alone(tiny, tmp_path, length), folder)
     assert "with 2 workers" in log.read_text() and "with 1 worker" in log.read_text()
 
 

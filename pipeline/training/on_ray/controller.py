@@ -20,6 +20,7 @@ from ray.util.placement_group import PlacementGroup
 from pipeline.clips.stream import ray_stream
 from pipeline.config import parse_config
 from pipeline.resources import Resources
+from pipeline.run_folder import check_run
 from pipeline.training import checkpoint
 from pipeline.training.fit import ends_at, open_parts
 from pipeline.training.on_ray.sign import leave
@@ -107,6 +108,7 @@ class Planned(DataConfig):  # type: ignore[misc]
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
     ) -> list[dict[str, Any]]:
         run, source, _ = open_parts(parse_config(self.tree))
+        check_run(run.config, run.prints)  # its inputs may have been written again since the driver looked
         newest, _ = checkpoint.newest(run.folder, run.store)
         first_step = checkpoint.read_facts(newest)["step"] if newest else 0
         stream = ray_stream(source, ends_at(run.config, self.end), first_step, replace(self.resources, workers=world_size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import platform
 import threading
 import time
@@ -26,6 +25,8 @@ from pipeline.clips.plan import largest_share
 from pipeline.clips.stream import shard_batches
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
+from pipeline.manifest.isolation import num_cores
+from pipeline.run_folder import check_run
 from pipeline.training.fit import open_parts, stopped
 from pipeline.training.loop import Worker, train
 from pipeline.training.on_ray.sign import RESIZE, leave
@@ -66,10 +67,11 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
 def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: Progress) -> dict[str, Any]:
     run, _, _ = open_parts(config)
+    check_run(config, run.prints)
     run = replace(run, until=loop_config["until"], profiled=loop_config["profiled"])
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
-    torch.set_num_threads(config.scale.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(config.scale.torch_threads or max(1, num_cores() // context.get_local_world_size()))
     share = largest_share(run.plan.rows_per_step, world)
 
     def batches(_first_step: int) -> Iterator[Batch]:
