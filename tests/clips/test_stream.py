@@ -300,7 +300,7 @@ def test_as_many_threads_decode_as_are_allowed() -> None:
 
 
 def test_decoding_leaves_cores_to_the_training_while_it_computes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("pipeline.clips.stream.num_cores", lambda: 4)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     allowed: list[int] = []
     monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
