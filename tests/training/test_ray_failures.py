@@ -28,8 +28,13 @@ from ray.train.v2._internal.util import construct_user_exception_with_traceback
 
 from jobs import train
 from jobs.command import run
+from pipeline.config import load_config
 from pipeline.errors import RunFailed, Stopped, UserError
+from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.schema import read_manifest
+from pipeline.resources import Resources
 from pipeline.run_folder import read_metrics
+from pipeline.training.fit import prepare
 from pipeline.training.on_ray import controller, sign, worker
 from pipeline.training.on_ray.backend import Backend, Torch
 from pipeline.training.on_ray.controller import Handover, StartWatch
@@ -37,6 +42,7 @@ from pipeline.training.on_ray.fit import _set_limits, persist
 from pipeline.training.on_ray.sign import RESIZE
 from pipeline.training.on_ray.worker import Preempted, Stop
 from pipeline.training.recovery import Final, StepFailed
+from pipeline.training.watch import Progress
 from tests.methods.traces import small_config
 from tests.training.test_fit import worker_pids
 
@@ -147,6 +153,21 @@ def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> No
         time.sleep(0.5)
     ((whom, words),) = said
     assert whom == "sign" and words.startswith("the workers did not run after 0.2 s")
+
+
+def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, tmp_path: Path) -> None:
+    """Before the first checkpoint nothing else would tell that other videos are labeled now."""
+    manifest, labels = read_manifest(tiny / "manifest.parquet"), tmp_path / "labels.parquet"
+    words = [f"data.labels={labels}", f"run.storage_path={tmp_path}"]
+    write_labels(draw_labels(manifest, "2/class", 0), manifest, labels)
+    prepared = prepare(load_config(tiny / "tiny.yaml", words))
+    prepared.open()
+    write_labels(draw_labels(manifest, "2/class", 1), manifest, labels)
+    tree = prepared.run.config.model_dump(mode="json")
+    with pytest.raises(UserError, match="label subset: the run's has fingerprint"):
+        controller.Planned(tree, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
+    with pytest.raises(UserError, match="label subset: the run's has fingerprint"):
+        worker._train_here(prepared.run.config, {}, None, Progress())
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
