@@ -100,6 +100,7 @@ def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
     context.set_config(_FIRST, max(1, int(ray.cluster_resources().get("CPU", 1))))
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Rounds]
+    context.raise_original_map_exception = True  # Ray's own arrives without its cause, a UserError
     context.enable_progress_bars = False  # ours has rate and time left; Ray counts tickets
     context.memory_usage_poll_interval_s = None  # a thread in each task that reads /proc
     context.issue_detectors_config.detectors = []  # they advise on memory of single tasks

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,16 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "columns"}  # they are the manifest's
+
+    def planned_on(self, fingerprint: str) -> Self:
+        """Itself. Raises UserError if its manifest has not this fingerprint, that of the rows that are planned: a mapped one
+        is opened where a task runs, and may have been written again since."""
+        if self.manifest.fingerprint != fingerprint:
+            raise UserError(
+                f"manifest {self.manifest.path} was written again while a command used it (fingerprint {fingerprint} before, "
+                f"now {self.manifest.fingerprint}): put the earlier one back, or start another run"
+            )
+        return self
 
     def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
         """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].

@@ -64,21 +64,22 @@ def ray_stream(source: Source, config: Config, first_step: int, resources: Resou
     Two maps: one task at a time hands out *tickets*, the numbers of blocks to come, and decode tasks turn one each into clips.
     Starting takes as long for a billion blocks as for ten, and the plan is nowhere a list.
     """
-    deal = make_deal(source, config, first_step, resources.workers)
+    deal, planned = make_deal(source, config, first_step, resources.workers), source.manifest.fingerprint
 
     def decode(shared: Source, block: int) -> Columns:
-        return shared.rows(deal.rows(block).reshape(-1))
+        return shared.planned_on(planned).rows(deal.rows(block).reshape(-1))
 
     return _ray_blocks(source, decode, deal.blocks, config.data.blocks_ahead * resources.workers, resources)
 
 
 def ray_views(source: Source, grid: Grid, size: int, resources: Resources) -> ray.data.Dataset:
     """Decoded test views in their order, ``size`` a block: what ``source.views`` gives, each block a single row of Ray's."""
+    planned = source.manifest.fingerprint
 
     def decode(shared: tuple[Source, Grid], block: int) -> Columns:
         here, (videos, moments, windows) = shared
         part = slice(block * size, (block + 1) * size)
-        return here.views(videos[part], moments[part], windows[part])
+        return here.planned_on(planned).views(videos[part], moments[part], windows[part])
 
     return _ray_blocks((source, grid), decode, -(-len(grid[0]) // size), 4 * resources.workers, resources)
 
@@ -127,7 +128,7 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
         try:
             batch = coming.result(timeout=limit)
         except ray.exceptions.RayError as error:
-            raise _told_by_task(error) or error from None
+            raise told_by_task(error) or error from None
         except TimeoutError:
             raise NoBatch(
                 f"no batch arrived within {limit:.0f} s (data.decode_timeout_seconds): a decoder hangs, the storage does not "
@@ -148,10 +149,13 @@ def _cut(shard: ray.data.DataIterator, share: int, pin: bool) -> Iterator[Batch]
             yield to_batch({name: values[start : start + share] for name, values in columns.items()}, pin)
 
 
-def _told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
+def told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
     """What to raise for an error of the stream: the UserError that a decode task ended with, or that its process died."""
-    while error is not None and not isinstance(error, UserError | ray.exceptions.WorkerCrashedError):
-        error = getattr(error, "cause", None) or error.__cause__
+    while error is not None and not isinstance(error, ray.exceptions.WorkerCrashedError):
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None and isinstance(error, UserError):  # what is around it says the same with Ray's traces
+            break
+        error = inner
     if isinstance(error, UserError):
         return UserError(str(error))
     if error is not None:

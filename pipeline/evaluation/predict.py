@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from pipeline.clips.modalities import derive
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
-from pipeline.clips.stream import Grid, map_ahead, ray_views
+from pipeline.clips.stream import Grid, map_ahead, ray_views, told_by_task
 from pipeline.clips.views import center_views
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
@@ -107,7 +108,10 @@ def _on_ray(source: Source, resources: Resources, score: Any, grid: Grid, size: 
         **({"label_selector": resources.train_labels} if resources.train_labels else {}),
     )
     parts = scores.iter_batches(batch_size=None, batch_format="numpy")  # in order: sums of scores are the same bits every time
-    return [{name: values[0] for name, values in part.items()} for part in parts]
+    try:
+        return [{name: values[0] for name, values in part.items()} for part in parts]
+    except ray.exceptions.RayError as error:
+        raise told_by_task(error) or error from None
 
 
 def score(

@@ -26,13 +26,16 @@ from pipeline.clips.stream import (
     DECODE_RETRIES,
     Decoders,
     NoBatch,
-    _told_by_task,
     local_batches,
     make_deal,
     ray_stream,
     shard_batches,
+    told_by_task,
 )
 from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.resources import Resources
 from pipeline.training.prometheus import Gauges
 
@@ -217,10 +220,28 @@ def test_kills_and_other_numbers_of_workers_train_the_plan_once(tiny: Path, tmp_
     assert sorted(trained) == list(range(steps * 6))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_manifest_that_is_written_again_under_its_tasks_ends_the_stream(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would decode other videos than the plan means."""
+    monkeypatch.setattr("pipeline.manifest.mapped.open_manifest.__defaults__", (None, 1))
+    was = read_manifest(tiny / "manifest.parquet")
+    path, labels = tmp_path / "manifest.parquet", tmp_path / "labels.parquet"
+    written = write_manifest(was.table, path, was.classes, was.root, "made")
+    write_labels(draw_labels(written, "2/class", 0), written, labels)
+    config = load_config(tiny / "tiny.yaml", [f"data.manifest={path}", f"data.labels={labels}"])
+    (shard,) = ray_stream(open_source(config)[0], config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
+    write_manifest(was.table.slice(1), path, was.classes, was.root, "made")
+    with pytest.raises(UserError, match=r"^manifest \S*manifest\.parquet was written again while a command used it"):
+        next(shard_batches(shard, 2, torch.device("cpu"), timeout=60.0))
+
+
 def test_a_task_that_died_is_said_with_the_remedy() -> None:
-    died = _told_by_task(ray.exceptions.WorkerCrashedError())
+    died = told_by_task(ray.exceptions.WorkerCrashedError())
     assert isinstance(died, NoBatch) and "data.isolate_decoder=true" in str(died)
-    assert _told_by_task(ValueError("something else")) is None
+    assert told_by_task(ValueError("something else")) is None
 
 
 @pytest.mark.long
