@@ -41,6 +41,13 @@ def connect() -> None:
         raise UserError(f"no Ray cluster answers ({error}): unset RAY_ADDRESS to use this machine, or start one") from None
 
 
+def connect_one(what: str) -> None:
+    """``connect`` to a cluster of one node, because ``what`` compares with processes of this machine. Raises UserError."""
+    connect()
+    if len([node for node in ray.nodes() if node["Alive"]]) > 1:
+        raise UserError(f"{what} compares with one machine: unset RAY_ADDRESS, or name a cluster of one node")
+
+
 def answers() -> bool:
     """Whether a cluster is joined, or one listens where ``connect`` would look first; starts nothing and writes nothing."""
     if ray.is_initialized():

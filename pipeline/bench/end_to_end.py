@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -13,7 +14,6 @@ from functools import cache
 from typing import Any, Self
 
 import numpy as np
-import ray
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -25,9 +25,8 @@ from pipeline.clips.device import own_device
 from pipeline.clips.plan import shares, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal
-from pipeline.cluster import check_cluster, connect
+from pipeline.cluster import check_cluster, connect_one
 from pipeline.config import Config
-from pipeline.errors import UserError
 from pipeline.manifest.isolation import num_cores
 from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
@@ -74,7 +73,7 @@ def lengths(config: Config, steps: int) -> tuple[int, int]:
         return max(steps, LEAST_STEPS), AHEAD
     check_share(config)
     deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
-    decoding = 2 * num_cores()  # blocks at once
+    decoding = 2 * (os.cpu_count() or 1)  # blocks at once: Ray counts the machine's cores, not those that may be used
     timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
     after = config.data.blocks_ahead + decoding + 2  # that wait, are being decoded, or have come
     return max(steps, timed * deal.steps_per_block), after * deal.steps_per_block
@@ -88,9 +87,7 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
         if config.scale.workers == 0:
             fit_here(prepared)
         else:
-            connect()
-            if len([node for node in ray.nodes() if node["Alive"]]) > 1:
-                raise UserError("bench step compares with one machine: unset RAY_ADDRESS, or name a cluster of one node")
+            connect_one("bench step")
             fit_on_ray(prepared, check_cluster(prepared.run.config))
         lines = [line for line in read_metrics(prepared.run.folder) if steps // 4 < line["step"] <= steps]
     return float(sum(line["seconds/step"] for line in lines) / len(lines))

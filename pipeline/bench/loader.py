@@ -25,7 +25,7 @@ from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal, ray_stream, shard_batches
-from pipeline.cluster import connect
+from pipeline.cluster import connect_one
 from pipeline.config import ClipSection, Config
 from pipeline.methods import make_views
 from pipeline.resources import Resources
@@ -41,7 +41,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     config = for_bench(config, steps)
     source, _ = open_source(config)
     check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
-    connect()
+    connect_one("bench loader")
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []

@@ -15,7 +15,7 @@ from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.plan import Deal, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.stream import make_deal, ray_stream, shard_batches
-from pipeline.cluster import connect
+from pipeline.cluster import connect_one
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.resources import Resources, decoder_cpus
@@ -39,7 +39,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         raise UserError(
             f"data.labeled_per_step={source.plan.rows_per_step}: bench stream shares a step out to {PROCESSES} equally"
         )
-    connect()
+    connect_one("bench stream")
     cpus = ray.cluster_resources().get("CPU", 1.0)
     resources = Resources(PROCESSES, 0.0, decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False

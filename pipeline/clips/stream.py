@@ -152,10 +152,9 @@ def _cut(shard: ray.data.DataIterator, share: int, pin: bool) -> Iterator[Batch]
 def told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
     """What to raise for an error of the stream: the UserError that a decode task ended with, or that its process died."""
     while error is not None and not isinstance(error, ray.exceptions.WorkerCrashedError):
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None and isinstance(error, UserError):  # what is around it says the same with Ray's traces
-            break
-        error = inner
+        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError):
+            break  # a RayTaskError of the same type is around it and says it with Ray's traces
+        error = getattr(error, "cause", None) or error.__cause__
     if isinstance(error, UserError):
         return UserError(str(error))
     if error is not None:

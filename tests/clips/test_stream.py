@@ -242,6 +242,9 @@ def test_a_task_that_died_is_said_with_the_remedy() -> None:
     died = told_by_task(ray.exceptions.WorkerCrashedError())
     assert isinstance(died, NoBatch) and "data.isolate_decoder=true" in str(died)
     assert told_by_task(ValueError("something else")) is None
+    mistake = UserError("no such file")
+    mistake.__cause__ = OSError("2")
+    assert str(told_by_task(mistake)) == "no such file"
 
 
 @pytest.mark.long

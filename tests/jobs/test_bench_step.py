@@ -88,7 +88,7 @@ def test_what_only_computes_does_so_as_workers_do_with_unequal_shares_too(tiny: 
 
 
 def test_lengths_leave_decoding_to_do_until_the_end(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.bench.end_to_end.num_cores", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     here, one, two = (lengths(load_config(tiny / "tiny.yaml", [f"scale.workers={number}"]), 4) for number in (0, 1, 2))
     assert here == (16, 4)
     assert one == (16 * 2, 10 * 2)  # blocks of 12 videos are 2 steps of one worker, and 4 steps of each of two

@@ -166,8 +166,8 @@ def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, 
     tree = prepared.run.config.model_dump(mode="json")
     with pytest.raises(UserError, match="label subset: the run's has fingerprint"):
         controller.Planned(tree, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
-    with pytest.raises(UserError, match="label subset: the run's has fingerprint"):
-        worker._train_here(prepared.run.config, {}, None, Progress())
+    with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
+        worker._train_here(prepared.run.config, {"prints": prepared.run.prints}, None, Progress())
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:

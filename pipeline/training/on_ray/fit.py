@@ -47,6 +47,7 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
         "sign": sign,
         "until": prepared.run.until,
         "profiled": prepared.run.profiled,
+        "prints": prepared.run.prints,
     }
     trainer = _trainer(prepared.run, resources, more)
     try:
