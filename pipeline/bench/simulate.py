@@ -125,10 +125,8 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
     link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that each occupies the slower of the two
     limit = site.blocks_ahead * site.workers
     free = [0.0] * min(site.decoders, deal.blocks)
-    starts, ready = (
-        np.zeros(deal.blocks),
-        np.zeros(deal.blocks),
-    )  # when a block begins to be decoded; when a block and all before it have come
+    starts = np.zeros(deal.blocks)  # when a block begins to be decoded
+    ready = np.zeros(deal.blocks)  # when a block and all before it have come
     ends, waits = np.zeros(rounds), np.zeros(rounds)
     sent = last = now = 0.0
     trained = 0

@@ -106,6 +106,20 @@ def open_parts(config: Config) -> tuple[Run, Source, LabelSubset]:
     return run, source, labels
 
 
+def open_again(config: Config, prints: Fingerprints) -> tuple[Run, Source]:
+    """``open_parts`` in another process than the one that ``prepare`` ran in, which found these fingerprints.
+
+    Not compared with the run folder: that of an object store is a copy here, which may be an older run's. Raises UserError.
+    """
+    run, source, _ = open_parts(config)
+    if run.prints != prints:
+        raise UserError(
+            f"the manifest or labels of run {config.run.name} were written again since it started: put the earlier ones back, "
+            "or choose another run.name"
+        )
+    return run, source
+
+
 def ends_at(config: Config, step: int) -> Config:
     """For streams of a run that stops on its way: nothing after ``step`` is decoded."""
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": step})})

@@ -163,22 +163,22 @@ def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, 
     prepared = prepare(load_config(tiny / "tiny.yaml", words))
     prepared.open()
     write_labels(draw_labels(manifest, "2/class", 1), manifest, labels)
-    tree = prepared.run.config.model_dump(mode="json")
-    with pytest.raises(UserError, match="label subset: the run's has fingerprint"):
-        controller.Planned(tree, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
+    tree, prints = prepared.run.config.model_dump(mode="json"), prepared.run.prints
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
-        worker._train_here(prepared.run.config, {"prints": prepared.run.prints}, None, Progress())
+        controller.Planned(tree, prints, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
+    with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
+        worker._train_here(prepared.run.config, {"prints": prints}, None, Progress())
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_parts(config: Any) -> Any:
+    def open_parts(config: Any, prints: Any) -> Any:
         watched = any(thread.name == "watchdog" for thread in threading.enumerate())
         raise UserError("no manifest") if watched else AssertionError("nobody watches")
 
-    monkeypatch.setattr(worker, "open_parts", open_parts)
+    monkeypatch.setattr(worker, "open_again", open_parts)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     with pytest.raises(Final, match="no manifest"):
-        worker.train_worker({"config": small_config().model_dump(mode="json"), "sign": None})
+        worker.train_worker({"config": small_config().model_dump(mode="json"), "sign": None, "prints": None})
 
 
 def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

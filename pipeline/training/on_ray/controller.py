@@ -20,9 +20,9 @@ from ray.util.placement_group import PlacementGroup
 from pipeline.clips.stream import ray_stream
 from pipeline.config import parse_config
 from pipeline.resources import Resources
-from pipeline.run_folder import check_run
+from pipeline.run_folder import Fingerprints
 from pipeline.training import checkpoint
-from pipeline.training.fit import ends_at, open_parts
+from pipeline.training.fit import ends_at, open_again
 from pipeline.training.on_ray.sign import leave
 
 
@@ -100,15 +100,14 @@ def placeholder() -> ray.data.Dataset:
 class Planned(DataConfig):  # type: ignore[misc]
     """The rest of the run from the newest checkpoint on, made for the workers there are: anew at every start of them."""
 
-    def __init__(self, tree: dict[str, Any], end: int, resources: Resources) -> None:
+    def __init__(self, tree: dict[str, Any], prints: Fingerprints, end: int, resources: Resources) -> None:
         super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
-        self.tree, self.end, self.resources = tree, end, resources
+        self.tree, self.prints, self.end, self.resources = tree, prints, end, resources
 
     def configure(
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        run, source, _ = open_parts(parse_config(self.tree))
-        check_run(run.config, run.prints)  # its inputs may have been written again since the driver looked
+        run, source = open_again(parse_config(self.tree), self.prints)
         newest, _ = checkpoint.newest(run.folder, run.store)
         first_step = checkpoint.read_facts(newest)["step"] if newest else 0
         stream = ray_stream(source, ends_at(run.config, self.end), first_step, replace(self.resources, workers=world_size))

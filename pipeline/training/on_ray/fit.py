@@ -83,7 +83,7 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
         train_loop_config={"config": tree, **more},
         torch_config=Torch(timeout_s=math.ceil(limit or 10**6)),
         datasets={"train": placeholder},
-        dataset_config=Planned(tree, run.end, resources),
+        dataset_config=Planned(tree, run.prints, run.end, resources),
         scaling_config=ScalingConfig(
             num_workers=resources.workers if scale.min_workers is None else (scale.min_workers, scale.workers),
             use_gpu=resources.gpu,

@@ -26,7 +26,7 @@ from pipeline.clips.stream import shard_batches
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.manifest.isolation import num_cores
-from pipeline.training.fit import open_parts, stopped
+from pipeline.training.fit import open_again, stopped
 from pipeline.training.loop import Worker, train
 from pipeline.training.on_ray.sign import RESIZE, leave
 from pipeline.training.prometheus import Gauges
@@ -65,12 +65,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: Progress) -> dict[str, Any]:
-    run, _, _ = open_parts(config)
-    if run.prints != loop_config["prints"]:  # not by the run folder: on an object store this node's copy may be an older run's
-        raise UserError(
-            f"the manifest or labels of run {config.run.name} were written again since it started: put the earlier ones back, "
-            "or choose another run.name"
-        )
+    run, _ = open_again(config, loop_config["prints"])
     run = replace(run, until=loop_config["until"], profiled=loop_config["profiled"])
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
