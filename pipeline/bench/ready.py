@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.clips.plan import worker_rows
 from pipeline.clips.seeds import Ints
 from pipeline.clips.stream import to_batch
 from pipeline.config import Config
-from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views
+from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.passes import pass_views
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip
@@ -49,8 +49,8 @@ class Ready:
 
     def step(self, made: bool = False) -> Results:
         """A whole training step; with ``made`` its views were made beforehand."""
-        view: Callable[..., Views] = (lambda *_, **__: self.views) if made else make_views
-        return take_step(self.wrapped, self.state, self.batch, self.config, replace(self.place, view=view))
+        views: Callable[..., Iterator[Views]] = (lambda *_, **__: iter([self.views])) if made else make_views_of_parts
+        return take_step(self.wrapped, self.state, self.batch, self.config, replace(self.place, views=views))
 
     def bare(self, batch_norm: Any) -> None:
         """Forward and backward passes of the two networks on the step's views, which end in means instead of losses."""
@@ -63,7 +63,8 @@ class Ready:
 
     def views_alone(self) -> None:
         """What is made of the step's clips."""
-        make_views(self.batch, self.config, self.config.run.seed, self.device, unlabeled=self.weights.use_unlabeled)
+        wanted = self.weights.use_unlabeled, self.weights.use_strong
+        make_views(self.batch, self.config, self.config.run.seed, self.device, *wanted)
 
 
 def prepared_alone(config: Config, folder: str, steps: int, log_every: int | None = None, workers: int = 0) -> Prepared:
@@ -95,5 +96,5 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
     weights = loss_weights(config.method, 0)
     rows = worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
     batch = to_batch(prepared.source.rows(rows))
-    views = make_views(batch, config, config.run.seed, device, unlabeled=weights.use_unlabeled)
+    views = make_views(batch, config, config.run.seed, device, weights.use_unlabeled, weights.use_strong)
     return Ready(prepared, state, batch, views, weights, Place(0, device, 1.0), method)

@@ -1,13 +1,16 @@
 """Random views of decoded clips: the same parameters for all frames, drawn from a seed that belongs to the view alone.
 
-Geometry is one affine map per clip, applied to the whole batch at once on the clips' device; appearance follows clip by
-clip. A view's bytes depend on its clip and its seed only: not on the batch it is in, the worker, or what came before.
+In two halves. ``draw_weak`` and ``draw_strong`` draw everything random on the host, without looking at a pixel. ``apply_views``
+computes the views of a whole batch from it on the clips' device: one affine map a clip, then RandAugment's operations, each for
+all clips that drew it. The number of operator calls does not grow with the number of clips, and nothing waits for the device.
+A view's bytes depend on its clip and its seed only: not on the batch it is in, the worker, or what came before.
 Coordinates run from -1 to 1 over a window, as in ``torch.nn.functional.grid_sample``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +18,30 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.operations import APPEARANCE, GEOMETRIC, OPERATIONS, Matrix
+from pipeline.clips.operations import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS, Matrix
 from pipeline.clips.seeds import Ints, hash64
+from pipeline.clips.upload import Arrays, Tensors, upload
 from pipeline.config import StrongSection, TimeSection, ViewsSection, WeakSection
 from pipeline.errors import UserError
 
 PLAIN = torch.contiguous_format
+Operation = tuple[str, float]
+"""Name and strength."""
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """Everything random in the views of N clips."""
+
+    arrays: Arrays
+    """What the device needs. ``maps`` [N, 2, 3] float32 from view to window; ``centers`` [size] float32 of the view's pixels;
+    ``frames`` [N, T] int64, which frame is shown when, if time is changed; ``erased`` [N, 2, 2] float32, where rows and columns
+    of a square begin and end, if one is erased; ``clips`` int64 and ``values`` float32 of all ``groups``, one after the other.
+    """
+    groups: Sequence[tuple[str, int]] = ()
+    """Operations on pixels in the order in which they are applied, each with the number of clips that drew it there."""
+    appearance: bool = False
+    """Whether operations on pixels could be drawn, by any clip of any batch."""
 
 
 def view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) -> list[int]:
@@ -28,30 +49,66 @@ def view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) 
     return [int(number) for number in hash64(seed, np.asarray(rows)[:, None], np.asarray(slots)[None], view).ravel()]
 
 
+def draw_weak(seeds: Sequence[int], section: ViewsSection, frames: int, size: int) -> ViewParameters:
+    """Scale jitter, crop and flip of clips of ``frames`` frames, by seed; ``size`` is the side of the views in pixels."""
+    maps = [_draw_crop(_generator(seed), section.weak) for seed in seeds]
+    return ViewParameters({**_geometry(maps, size), **_draw_frames(seeds, section.weak.time, frames)})
+
+
+def draw_strong(seeds: Sequence[int], section: ViewsSection, frames: int, size: int) -> ViewParameters:
+    """Weak geometry drawn anew, RandAugment's operations (Cubuk et al., 2020) and cutout.
+
+    RandAugment's geometric operations are folded into the crop, so that pixels are sampled once.
+    """
+    generators = [_generator(seed) for seed in seeds]
+    crops = [_draw_crop(generator, section.weak) for generator in generators]
+    operations = [_draw_operations(generator, section.strong) for generator in generators]
+    arrays = _geometry([_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
+    arrays |= _draw_frames(seeds, section.strong.time, frames)
+    if section.strong.cutout > 0:
+        arrays["erased"] = _float32([_draw_square(generator, section.strong.cutout, size) for generator in generators])
+    groups = _group(operations)
+    if groups:
+        arrays["clips"] = np.array([clip for _, members in groups for clip, _ in members], dtype=np.int64)
+        arrays["values"] = _float32([value for _, members in groups for _, value in members])
+    appearance = section.strong.ops > 0 and section.strong.appearance
+    return ViewParameters(arrays, [(name, len(members)) for name, members in groups], appearance)
+
+
+def center_pixels(clips_NTHWC: torch.Tensor) -> torch.Tensor:
+    """uint8 clips -> float32 [N, T, C, H, W], 0..1 less MEAN: what all views of the same clips are made of."""
+    pixels = clips_NTHWC.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=PLAIN)
+    return pixels.mul_(1 / 255).sub_(MEAN)
+
+
+def apply_views(
+    pixels_NTCHW: torch.Tensor, parameters: ViewParameters, tensors: Tensors, size: int, layout: torch.memory_format = PLAIN
+) -> torch.Tensor:
+    """Views of ``center_pixels``, normalized, float32 [N, C, T, size, size], in memory as ``layout`` says.
+
+    ``tensors`` are the parameters' ``arrays`` on the pixels' device. The pixels are left as they are.
+    """
+    if "frames" in tensors:
+        clips = torch.arange(len(pixels_NTCHW), device=pixels_NTCHW.device)[:, None]
+        pixels_NTCHW = pixels_NTCHW[clips, tensors["frames"]]
+    views_NTCHW = _sample(pixels_NTCHW, tensors["maps"], tensors["centers"])
+    if parameters.appearance:
+        _change_appearance(views_NTCHW, parameters, tensors)
+    return _normalize(views_NTCHW, tensors, layout)
+
+
 def weak_views(
     clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int, layout: torch.memory_format = PLAIN
 ) -> torch.Tensor:
-    """Scale jitter, crop, flip of uint8 clips -> normalized float32 [N, C, T, size, size], in memory as ``layout`` says."""
-    maps = [_crop(_generator(seed), section.weak) for seed in seeds]
-    return _normalized(_sample(_retime(clips_NTHWC, seeds, section.weak.time), maps, size), layout)
+    """Weak views of uint8 clips, drawn and applied: normalized float32 [N, C, T, size, size]."""
+    return _views(clips_NTHWC, draw_weak(seeds, section, clips_NTHWC.shape[1], size), size, layout)
 
 
 def strong_views(
     clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: ViewsSection, size: int, layout: torch.memory_format = PLAIN
 ) -> torch.Tensor:
-    """Weak geometry drawn anew, RandAugment (Cubuk et al., 2020) and cutout -> normalized float32 [N, C, T, size, size].
-
-    RandAugment's geometric operations are folded into the crop, so that pixels are sampled once.
-    """
-    generators = [_generator(seed) for seed in seeds]
-    crops = [_crop(generator, section.weak) for generator in generators]
-    operations = [_draw_operations(generator, section.strong) for generator in generators]
-    retimed_NTHWC = _retime(clips_NTHWC, seeds, section.strong.time)
-    centered_NTCHW = _sample(retimed_NTHWC, [_fold(*drawn) for drawn in zip(crops, operations, strict=True)], size)
-    for number, generator in enumerate(generators):
-        _apply_appearance(centered_NTCHW[number], operations[number])
-        _cutout(centered_NTCHW[number], generator, section.strong.cutout)
-    return _normalized(centered_NTCHW, layout)
+    """Strong views of uint8 clips, drawn and applied: normalized float32 [N, C, T, size, size]."""
+    return _views(clips_NTHWC, draw_strong(seeds, section, clips_NTHWC.shape[1], size), size, layout)
 
 
 def center_views(clips_NTHWC: torch.Tensor, size: int, layout: torch.memory_format = PLAIN) -> torch.Tensor:
@@ -59,14 +116,27 @@ def center_views(clips_NTHWC: torch.Tensor, size: int, layout: torch.memory_form
     height, width = clips_NTHWC.shape[2:4]
     side = min(height, width)
     center = np.array([[side / width, 0, 0], [0, side / height, 0]])
-    return _normalized(_sample(clips_NTHWC, [center] * len(clips_NTHWC), size), layout)
+    return _views(clips_NTHWC, ViewParameters(_geometry([center] * len(clips_NTHWC), size)), size, layout)
+
+
+def _views(clips_NTHWC: torch.Tensor, parameters: ViewParameters, size: int, layout: torch.memory_format) -> torch.Tensor:
+    (tensors,) = upload([parameters.arrays], clips_NTHWC.device)
+    return apply_views(center_pixels(clips_NTHWC), parameters, tensors, size, layout)
+
+
+def _float32(values: object) -> npt.NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
+
+
+def _geometry(maps: Sequence[Matrix], size: int) -> Arrays:
+    return {"maps": _float32(maps), "centers": (np.arange(size, dtype=np.float32) * 2 + 1) / np.float32(size) - 1}
 
 
 def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-def _crop(generator: np.random.Generator, section: WeakSection) -> Matrix:
+def _draw_crop(generator: np.random.Generator, section: WeakSection) -> Matrix:
     """[2, 3] map from view to window: a square of random side and place, mirrored or not."""
     scale = generator.uniform(section.min_scale, 1)
     x, y = generator.uniform(-1, 1, 2) * (1 - scale)
@@ -78,14 +148,12 @@ def _crop(generator: np.random.Generator, section: WeakSection) -> Matrix:
     return np.array([[mirror * width, 0, x], [0, height, y]])
 
 
-def _retime(clips_NTHWC: torch.Tensor, seeds: Sequence[int], section: TimeSection) -> torch.Tensor:
-    """Each clip with frames chosen by ``frame_order``; the clips themselves where nothing is switched on."""
+def _draw_frames(seeds: Sequence[int], section: TimeSection, frames: int) -> Arrays:
+    """``frames`` by ``frame_order``; nothing where nothing is switched on."""
     if section == TimeSection():
-        return clips_NTHWC
+        return {}
     # a generator of its own: switching time on leaves all else of a view as it was
-    orders = [frame_order(_generator(int(hash64(seed, "time"))), section, clips_NTHWC.shape[1]) for seed in seeds]
-    rows = torch.arange(len(seeds), device=clips_NTHWC.device)[:, None]
-    return clips_NTHWC[rows, torch.from_numpy(np.stack(orders)).to(clips_NTHWC.device)]
+    return {"frames": np.stack([frame_order(_generator(int(hash64(seed, "time"))), section, frames) for seed in seeds])}
 
 
 def frame_order(generator: np.random.Generator, section: TimeSection, frames: int) -> Ints:
@@ -101,28 +169,6 @@ def frame_order(generator: np.random.Generator, section: TimeSection, frames: in
     return shown
 
 
-def _sample(clips_NTHWC: torch.Tensor, maps: Sequence[Matrix], size: int) -> torch.Tensor:
-    """Bilinear samples less MEAN, float32 [N, T, C, size, size]; frames share the grid, as channels of one image."""
-    frames, channels = clips_NTHWC.shape[1], clips_NTHWC.shape[4]
-    images = clips_NTHWC.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=PLAIN).flatten(1, 2)
-    theta = torch.from_numpy(np.stack(maps)).to(clips_NTHWC.device, torch.float32)[:, :, :, None, None]
-    centers = (torch.arange(size, device=theta.device) * 2 + 1) / size - 1
-    # elementwise instead of F.affine_grid's matrix product, whose rounding may depend on the number of clips
-    grid = theta[:, :, 0] * centers + theta[:, :, 1] * centers[:, None] + theta[:, :, 2]
-    centered = images.mul_(1 / 255).sub_(MEAN)
-    samples = F.grid_sample(centered, grid.permute(0, 2, 3, 1), mode="bilinear", align_corners=False)
-    return torch.unflatten(samples, 1, (frames, channels))
-
-
-def _normalized(centered_NTCHW: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
-    """Divided in place, then moved once: dividing and moving in one pass took three times as long."""
-    return centered_NTCHW.div_(STD).transpose(1, 2).contiguous(memory_format=layout)
-
-
-Operation = tuple[str, float]
-"""Name and strength."""
-
-
 def check_views(section: ViewsSection) -> None:
     """Raises UserError for operations that do not exist, and when none is left."""
     unknown = [name for name in section.strong.without if name not in OPERATIONS]
@@ -133,7 +179,7 @@ def check_views(section: ViewsSection) -> None:
 
 
 def _names(section: StrongSection) -> list[str]:
-    names = [*(APPEARANCE if section.appearance else ()), *(GEOMETRIC if section.geometric else ())]
+    names = [*((IDENTITY, *APPEARANCE) if section.appearance else ()), *(GEOMETRIC if section.geometric else ())]
     return [name for name in names if name not in section.without]
 
 
@@ -151,21 +197,52 @@ def _fold(crop: Matrix, operations: Sequence[Operation]) -> Matrix:
     return crop
 
 
-def _apply_appearance(centered_TCHW: torch.Tensor, operations: Sequence[Operation]) -> None:
-    """In place, in the order drawn."""
-    named = [(APPEARANCE[name], strength) for name, strength in operations if name in APPEARANCE]
-    if not named:
-        return
-    clip = centered_TCHW.add(MEAN).clamp_(0, 1)
-    for operation, strength in named:
-        clip = operation(clip, strength)
-    centered_TCHW.copy_(clip).sub_(MEAN)
+def _group(operations: Sequence[Sequence[Operation]]) -> list[tuple[str, list[tuple[int, float]]]]:
+    """Operations on pixels and, for each, clips and values: of all clips' first operation, then of their second, and so on."""
+    groups: list[tuple[str, list[tuple[int, float]]]] = []
+    for turn in zip(*operations, strict=True):
+        for name, operation in APPEARANCE.items():
+            members = [(clip, operation.value(strength)) for clip, (drawn, strength) in enumerate(turn) if drawn == name]
+            if members:
+                groups.append((name, members))
+    return groups
 
 
-def _cutout(centered_TCHW: torch.Tensor, generator: np.random.Generator, largest: float) -> None:
-    """Erase, in place, a square of side 0 to ``largest`` shares of the view around a random point (DeVries, 2017)."""
-    size = centered_TCHW.shape[-1]
+def _draw_square(generator: np.random.Generator, largest: float, size: int) -> list[list[float]]:
+    """Where rows and columns of a square begin and end, which has a side of 0 to ``largest`` shares of the view, lies around a
+    random point (DeVries, 2017) and is cut between pixels."""
     half = generator.uniform(0, largest) * size / 2
     y, x = generator.uniform(0, size, 2)
-    top, bottom, left, right = (max(0, round(edge)) for edge in (y - half, y + half, x - half, x + half))
-    centered_TCHW[:, :, top:bottom, left:right] = 0
+    return [[round(middle + side) / size * 2 - 1 for side in (-half, half)] for middle in (y, x)]
+
+
+def _sample(pixels_NTCHW: torch.Tensor, maps_N23: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """Bilinear samples, float32 [N, T, C, size, size], new; frames share the grid, as channels of one image."""
+    theta = maps_N23[:, :, :, None, None]
+    # elementwise instead of F.affine_grid's matrix product, whose rounding may depend on the number of clips
+    grid = theta[:, :, 0] * centers + theta[:, :, 1] * centers[:, None] + theta[:, :, 2]
+    images = pixels_NTCHW.flatten(1, 2)
+    samples = F.grid_sample(images, grid.permute(0, 2, 3, 1), mode="bilinear", align_corners=False)
+    return torch.unflatten(samples, 1, tuple(pixels_NTCHW.shape[1:3]))
+
+
+def _change_appearance(views_NTCHW: torch.Tensor, parameters: ViewParameters, tensors: Tensors) -> None:
+    """Apply the groups' operations, in place."""
+    pixels = views_NTCHW.add_(MEAN).clamp_(0, 1)
+    if parameters.groups:
+        counts = [count for _, count in parameters.groups]
+        values = tensors["values"].view(-1, 1, 1, 1, 1).split(counts)
+        for (name, _), clips, value in zip(parameters.groups, tensors["clips"].split(counts), values, strict=True):
+            pixels.index_copy_(0, clips, APPEARANCE[name].change(pixels.index_select(0, clips), value))
+    pixels.sub_(MEAN)
+
+
+def _normalize(views_NTCHW: torch.Tensor, tensors: Tensors, layout: torch.memory_format) -> torch.Tensor:
+    """Divided by STD in place, erased squares by infinity, then moved once: in one pass it took three times as long."""
+    if "erased" not in tensors:
+        return views_NTCHW.div_(STD).transpose(1, 2).contiguous(memory_format=layout)
+    centers, edges = tensors["centers"], tensors["erased"][..., None]
+    inside = (centers > edges[:, :, 0]) & (centers < edges[:, :, 1])
+    divisors = torch.full((len(views_NTCHW), len(centers), len(centers)), STD, device=centers.device)
+    divisors.masked_fill_(inside[:, 0, :, None] & inside[:, 1, None, :], float("inf"))
+    return views_NTCHW.div_(divisors[:, None, None]).transpose(1, 2).contiguous(memory_format=layout)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 
-from pipeline.clips.batch import Batch
-from pipeline.clips.modalities import derive
-from pipeline.clips.seeds import Ints, hash64
-from pipeline.clips.views import strong_views, view_seeds, weak_views
-from pipeline.config import ClipSection, Config, MethodSection, ViewsSection
+from pipeline.config import Config, MethodSection
 
 STUDENTS = ("primary", "auxiliary")
 Outputs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Logits [N, K] and features [N, D] by student."""
-
-ViewFunction = Callable[[torch.Tensor, Sequence[int], ViewsSection, int, torch.memory_format], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Views:
     weak: dict[str, torch.Tensor] | None = None
     """Weak views of the unlabeled videos, or None when the step has none."""
     strong: dict[str, torch.Tensor] | None = None
-    """Strong views of the same videos in the same order."""
+    """Strong views of the same videos in the same order, or None when no loss of the step uses them."""
     hidden_labels: torch.Tensor | None = None
     """[U] int64, -1 where unknown: for monitors, never for a loss."""
     videos: torch.Tensor | None = None
@@ -101,6 +93,11 @@ class LossWeights:
         return any(getattr(self, field.name) > 0 for field in fields(self) if field.name != "supervised")
 
     @property
+    def use_strong(self) -> bool:
+        """Whether a loss that counts looks at strong views."""
+        return self.pseudo_label > 0 or self.mix > 0
+
+    @property
     def weak_gradient(self) -> bool:
         """Whether a loss that counts compares features of weak views: pseudo-labels need no gradient there."""
         return self.contrast > 0 or self.group_contrast > 0 or self.alignment > 0
@@ -118,51 +115,3 @@ def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> Los
         return share * getattr(section, f"{term}_weight") if since >= 0 else 0.0
 
     return LossWeights(**{term: weight(term) for term in ("supervised", *terms)})
-
-
-def make_views(batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True) -> Views:
-    """Views of a batch on ``device``: slot 0 labeled; slots 1.. weak and strong, unless ``unlabeled`` is off (pass the
-    step's ``LossWeights.use_unlabeled``: views that no loss uses cost time).
-
-    Each view's seed is a hash of (seed, run row, slot, "student/kind"), so the students' views are independent and any
-    view of any run can be made again.
-    """
-    make = partial(_views, batch, config, seed, torch.device(device))
-    weak = strong = hidden = videos = None
-    if unlabeled and batch.labels.shape[1] > 1:
-        slots = range(1, batch.labels.shape[1])
-        weak = {name: make(weak_views, "weak", name, slots) for name in STUDENTS}
-        strong = {name: make(strong_views, "strong", name, slots) for name in STUDENTS}
-        hidden = batch.labels[:, 1:].flatten().to(device)
-        videos = batch.videos[:, 1:].flatten().to(device)
-    labeled = {name: make(weak_views, "labeled", name, range(1)) for name in STUDENTS}
-    shares = mixup_shares(seed, batch.rows.numpy(), config.method.mixup, device) if config.method.mixup else None
-    if shares is not None:
-        labeled = {name: mix_clips(clips, shares) for name, clips in labeled.items()}
-    return Views(
-        labeled, batch.labels[:, 0].to(device), weak, strong, hidden, videos, config.method.label_smoothing, shares
-    )  # fmt: skip
-
-
-def mixup_shares(seed: int, rows_B: Ints, alpha: float, device: torch.device | str) -> torch.Tensor:
-    """[B] float32 from Beta(alpha, alpha), each by (seed, row)."""
-    seeds = [int(number) for number in hash64(seed, rows_B, "mixup")]
-    shares = [np.random.Generator(np.random.Philox(key=number)).beta(alpha, alpha) for number in seeds]
-    return torch.tensor(shares, dtype=torch.float32, device=device)
-
-
-def mix_clips(clips_NCTHW: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
-    """Each clip's share of itself, the rest of the one before it in the batch, the last one before the first."""
-    return clips_NCTHW.roll(1, dims=0).lerp(clips_NCTHW, shares_N[:, None, None, None, None])
-
-
-def _views(
-    batch: Batch, config: Config, seed: int, device: torch.device, make: ViewFunction, kind: str, student: str, slots: range
-) -> torch.Tensor:
-    clips_BSTHWC: torch.Tensor = getattr(batch, student)
-    seeds = view_seeds(seed, batch.rows.numpy(), list(slots), f"{student}/{kind}")
-    clips_NTHWC = clips_BSTHWC[:, slots.start : slots.stop].to(device, non_blocking=True).flatten(0, 1)
-    clip: ClipSection = getattr(config, student).clip
-    # convolutions with weights in this layout would copy clips of another one twice, forward and backward
-    layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
-    return derive(make(clips_NTHWC, seeds, config.views, clip.size, layout), clip.modality)

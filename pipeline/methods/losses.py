@@ -67,16 +67,20 @@ def group_contrast_loss(fast_UK: torch.Tensor, slow_UK: torch.Tensor, temperatur
     """TCL's group contrast: NT-Xent between the mean softmax vectors of each pseudo-class (argmax) in two views.
 
     Over all workers, with gradient; a class that is not found in both views has no group. 0 with a zero gradient when less
-    than two classes are left, since one group has nothing to differ from.
+    than two classes are left, since one group has nothing to differ from. All K classes are computed with, and those without
+    a group are masked: how many have one is never asked of the device.
     """
     fast_GK, slow_GK = gather_with_gradient(torch.stack([fast_UK.float(), slow_UK.float()], dim=1)).unbind(dim=1)
     means, sizes = zip(*(_group_means(view_GK) for view_GK in (fast_GK, slow_GK)), strict=True)
-    shared = (sizes[0] > 0) & (sizes[1] > 0)
-    if int(shared.sum()) < 2:
-        return 0 * (fast_GK.sum() + slow_GK.sum())
-    features = torch.cat([_normalize(mean[shared]) for mean in means])
-    similarity = (_products(features, features) / temperature).fill_diagonal_(float("-inf"))
-    return F.cross_entropy(similarity, torch.arange(len(features), device=features.device).roll(len(features) // 2))
+    shared_2K = ((sizes[0] > 0) & (sizes[1] > 0)).repeat(2)
+    features = torch.cat([_normalize(mean) for mean in means])
+    anchors = torch.arange(len(features), device=features.device)
+    ignored = ~shared_2K | (anchors == anchors[:, None])
+    similarity = (_products(features, features) / temperature).masked_fill(ignored, float("-inf"))
+    similarity = similarity.masked_fill(~shared_2K[:, None], 0.0)
+    found = F.cross_entropy(similarity, anchors.roll(len(anchors) // 2), reduction="none")
+    loss: torch.Tensor = found.masked_fill(~shared_2K, 0.0).sum() / shared_2K.sum().clamp(min=1)
+    return loss
 
 
 def _group_means(view_GK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,11 +18,13 @@ def supervised_terms(labeled: Outputs, views: Views) -> Monitors:
 
 
 def pseudo_label_terms(strong: Outputs, labels: dict[str, Labels], hidden_U: torch.Tensor) -> tuple[Monitors, Monitors]:
-    """``pseudo_label_loss/{learner}`` with gradient into the learner only, and what is watched of the labels."""
+    """``pseudo_label_loss/{learner}`` with gradient into the learner only, unless there are no strong views; and what is
+    watched of the labels."""
     terms: Monitors = {}
     watched: Monitors = {}
     for learner, found in labels.items():
-        terms[f"pseudo_label_loss/{learner}"] = losses.pseudo_label_loss(strong[learner][0], found.targets, found.weights)
+        if strong:
+            terms[f"pseudo_label_loss/{learner}"] = losses.pseudo_label_loss(strong[learner][0], found.targets, found.weights)
         watched |= label_monitors(found, hidden_U)
     return terms, watched
 
@@ -36,8 +38,8 @@ def contrast_term(features: dict[str, torch.Tensor], section: MethodSection, vid
 
 
 def total(terms: Monitors) -> torch.Tensor:
-    """Sum of terms."""
-    return torch.stack(list(terms.values())).sum()
+    """Sum of terms; 0 if there are none."""
+    return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
 
 
 def results(loss: torch.Tensor, *parts: Monitors) -> Monitors:

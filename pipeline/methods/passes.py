@@ -17,13 +17,14 @@ Said = tuple[torch.Tensor, torch.Tensor]
 def pass_views(
     students: nn.ModuleDict, views: Views, weights: LossWeights, batch_norm: Literal["separate", "joint"]
 ) -> tuple[Outputs, Outputs, Outputs]:
-    """Outputs of both students for labeled, weak and strong views; nothing for the last two when they do not count."""
-    if not weights.use_unlabeled or views.weak is None or views.strong is None:
-        return {name: students[name](views.labeled[name]) for name in STUDENTS}, {}, {}
+    """Outputs of both students for labeled, weak and strong views; nothing for those that no loss that counts uses."""
+    kinds = [views.labeled]
+    if weights.use_unlabeled and views.weak is not None:
+        kinds += [views.weak] if views.strong is None or not weights.use_strong else [views.weak, views.strong]
     passes = {"separate": _separate, "joint": _joint}[batch_norm]
-    kinds = (views.labeled, views.weak, views.strong)
-    triples = [passes(students[name], [kind[name] for kind in kinds], weights) for name in STUDENTS]
-    labeled, weak, strong = (dict(zip(STUDENTS, outputs, strict=True)) for outputs in zip(*triples, strict=True))
+    of_students = [passes(students[name], [kind[name] for kind in kinds], weights) for name in STUDENTS]
+    found = [dict(zip(STUDENTS, outputs, strict=True)) for outputs in zip(*of_students, strict=True)]
+    labeled, weak, strong = [*found, {}, {}][:3]
     return labeled, weak, strong
 
 
@@ -34,14 +35,16 @@ def _joint(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) 
 
 
 def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Said]:
-    """Three passes. Weak views need a gradient for what compares features only. Strong views do not look like test clips,
+    """A pass each. Weak views need a gradient for what compares features only. Strong views do not look like test clips,
     so they leave BatchNorm's running statistics alone."""
-    labeled, weak, strong = views
+    labeled, *unlabeled = views
     outputs = [student(labeled)]
-    with torch.set_grad_enabled(weights.weak_gradient):
-        outputs.append(student(weak))
-    with torch.set_grad_enabled(weights.pseudo_label > 0), frozen_statistics(student):
-        outputs.append(student(strong))
+    for weak in unlabeled[:1]:
+        with torch.set_grad_enabled(weights.weak_gradient):
+            outputs.append(student(weak))
+    for strong in unlabeled[1:]:
+        with torch.set_grad_enabled(weights.pseudo_label > 0), frozen_statistics(student):
+            outputs.append(student(strong))
     return outputs
 
 

@@ -52,11 +52,12 @@ def mix_tubes(clips_NCTHW: torch.Tensor, patch: int, concentration: float) -> tu
 
     The share is drawn from Beta(concentration, concentration) and rounded to whole tubes; which ones, uniformly.
     """
-    number, (height, width) = len(clips_NCTHW), clips_NCTHW.shape[3:]
+    number, (height, width), device = len(clips_NCTHW), clips_NCTHW.shape[3:], clips_NCTHW.device
     rows, columns = -(-height // patch), -(-width // patch)
-    wanted = torch.distributions.Beta(concentration, concentration, validate_args=False).sample((number, 1))
-    order = torch.rand(number, rows * columns).argsort(dim=1).argsort(dim=1)
-    own = (order < (wanted * rows * columns).round()).to(clips_NCTHW.device)
+    both = torch.full((2,), concentration, device=device)  # drawn where the clips are: nothing waits for a copy
+    wanted = torch.distributions.Beta(both[0], both[1], validate_args=False).sample((number, 1))
+    order = torch.rand(number, rows * columns, device=device).argsort(dim=1).argsort(dim=1)
+    own = order < (wanted * rows * columns).round()
     tubes = own.view(number, rows, columns).repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :height, :width]
     mixed = torch.where(tubes[:, None, None], clips_NCTHW, clips_NCTHW.roll(1, dims=0))
     return mixed, tubes.flatten(1).float().mean(dim=1)

@@ -54,7 +54,7 @@ class LabelPolicy(nn.Module):
         if self.section.distribution_alignment != "off":
             self._follow("predicted", gather(p_UK).mean(dim=0))
             if self.section.distribution_alignment == "labeled":
-                counts = torch.bincount(gather(labels_B), minlength=p_UK.shape[1])
+                counts = count_classes(gather(labels_B), p_UK.shape[1])
                 self._follow("target", counts / counts.sum())
             p_UK = align(p_UK, self.predicted, self.target)
         confidence_U, classes_U = p_UK.max(dim=1)
@@ -73,9 +73,7 @@ class LabelPolicy(nn.Module):
         self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         thresholds = self.threshold * flexmatch_share(self.last_label, p.shape[1], self.num_unlabeled)[k]
-        videos_G, c_G, k_G = gather(videos), gather(c), gather(k)
-        sure = c_G >= self.threshold
-        self.last_label[videos_G[sure]] = k_G[sure].to(torch.int32)
+        remember_labels(self.last_label, gather(videos), gather(k), gather(c) >= self.threshold)
         return (c >= thresholds).float(), thresholds
 
     def _freematch(
@@ -106,13 +104,30 @@ def align(p_UK: torch.Tensor, predicted_K: torch.Tensor, target_K: torch.Tensor)
     return raw / raw.sum(dim=1, keepdim=True)
 
 
+def count_classes(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """[K] int64: how often each class is among labels of -1 (counted nowhere) to K - 1; ``bincount`` waits for the device."""
+    counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(0, labels.long() + 1, counts.new_ones(1).expand(len(labels)))[1:]
+
+
+def remember_labels(last_label_V: torch.Tensor, videos_G: torch.Tensor, classes_G: torch.Tensor, sure_G: torch.Tensor) -> None:
+    """Note, in place, the class of each sure clip as its video's last label; of several clips of a video the last sure one's.
+
+    All clips write: those that are not sure what is there already, because choosing them would wait for the device.
+    """
+    turns_G = torch.arange(1, len(videos_G) + 1, device=videos_G.device)
+    last_sure_G = ((videos_G[:, None] == videos_G) * (turns_G * sure_G)).amax(dim=1)  # counted from 1; 0 if there is none
+    earlier_G = last_label_V[videos_G]
+    last_label_V[videos_G] = torch.where(last_sure_G > 0, classes_G[(last_sure_G - 1).clamp(min=0)].to(torch.int32), earlier_G)
+
+
 def flexmatch_share(last_label_V: torch.Tensor, num_classes: int, num_unlabeled: int) -> torch.Tensor:
     """[K] share b / (2 - b) of the threshold (FlexMatch, Zhang et al. 2021, eqs. 6, 7, 10, 11).
 
     b is a class's number of confident videos over the largest such number, or over the number of videos never confident
     while that is larger (threshold warm-up). ``last_label`` [V] holds each video's last confident label or -1.
     """
-    counts = torch.bincount(last_label_V[last_label_V >= 0].long(), minlength=num_classes)
+    counts = count_classes(last_label_V, num_classes)
     unused = num_unlabeled - counts.sum()
     b = counts / torch.maximum(counts.max(), unused).clamp(min=1)
     return b / (2 - b)

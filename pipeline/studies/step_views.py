@@ -55,7 +55,8 @@ def step_views(config: Config, source: Source, step: int) -> Iterator[tuple[dict
     weights = loss_weights(config.method, step)
     for row in worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
         columns = source.rows(np.array([row]))
-        yield columns, make_views(to_batch(columns), config, config.run.seed, "cpu", unlabeled=weights.use_unlabeled)
+        wanted = weights.use_unlabeled, weights.use_strong
+        yield columns, make_views(to_batch(columns), config, config.run.seed, "cpu", *wanted)
 
 
 def _slots(source: Source, columns: dict[str, Any], views: Views) -> list[Slot]:

@@ -31,16 +31,17 @@ class ScoreLog:
         """Keep the scores among a step's results if it is one to keep; returns the scalars."""
         scores = {key.partition("/")[2]: value for key, value in results.items() if key.startswith(f"{SCORES}/")}
         if scores and self.every and step % self.every == 0:
-            device = next(iter(scores.values())).device
             known = {"video": batch.videos[:, 1:].flatten(), "label": batch.labels[:, 1:].flatten()}
             steps = torch.full_like(known["video"], step)
-            self._kept.append({key: value.to(device) for key, value in {"step": steps, **known}.items()} | scores)
+            self._kept.append({"step": steps, **known, **scores})
         return {key: value for key, value in results.items() if not key.startswith(f"{SCORES}/")}
 
     def write(self, step: int) -> None:
         """Write what was kept since the last call, all workers' together; every worker must call it."""
         if self._kept:
-            columns = {key: gather(torch.cat([part[key] for part in self._kept])).cpu() for key in self._kept[0]}
+            device = next(value.device for key, value in self._kept[0].items() if key not in ("step", "video", "label"))
+            kept = {key: torch.cat([part[key] for part in self._kept]).to(device) for key in self._kept[0]}
+            columns = {key: gather(value).cpu() for key, value in kept.items()}
             if self.rank == 0:
                 _write(columns, scores_path(self.folder, self.first, step))
         self._kept, self.first = [], step + 1

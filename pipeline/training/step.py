@@ -15,7 +15,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import shares
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config
-from pipeline.methods import LossWeights, Views, loss_weights, make_views
+from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
 from pipeline.methods.monitors import SCORES
 from pipeline.methods.workers import set_shares
 from pipeline.training.checkpoint import TrainState
@@ -37,8 +37,8 @@ class Place:
     device: torch.device
     weight: float
     """Rows of this worker over the mean of all workers."""
-    view: Callable[..., Views] = make_views
-    """How views are made: benchmarks have them made beforehand."""
+    views: Callable[..., Iterator[Views]] = make_views_of_parts
+    """How the views of a step's parts are made: benchmarks have them made beforehand."""
     parts: Sequence[Sequence[int]] = ()
     """[parts][workers]: rows of a step; by default ``train.accumulation`` parts, the same on all workers."""
 
@@ -58,11 +58,13 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, pla
     parts = list(split(batch, [of_workers[place.rank if place.parts else 0] for of_workers in rows]))
     weighs = [place.weight * (len(part.rows) / len(batch.rows)) for part in parts]
     found: list[Results] = []
-    for number, (part, weight) in enumerate(zip(parts, weighs, strict=True)):
+    wanted = {"unlabeled": weights.use_unlabeled, "strong": weights.use_strong}
+    views = place.views(parts, config, config.run.seed, place.device, **wanted)
+    for number, weight in enumerate(weighs):
         set_shares(rows[number])
         waits = number + 1 < len(parts) and hasattr(wrapped, "no_sync")
         with wrapped.no_sync() if waits else contextlib.nullcontext():
-            found.append(_add_gradient(wrapped, state, part, config, place, weights, weight))
+            found.append(_add_gradient(wrapped, state, views, config, weights, weight))
     with record_function("update"):
         norms = _update(state, config)
     return {**_together(found, weighs), **{name: place.weight * norm for name, norm in norms.items()}}
@@ -77,19 +79,19 @@ def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
 
 
 def _add_gradient(
-    wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place, weights: LossWeights, share: float
+    wrapped: Any, state: TrainState, parts: Iterator[Views], config: Config, weights: LossWeights, share: float
 ) -> Results:
-    """Forward and backward of one part, which counts by ``share``."""
+    """Views, forward and backward of the next of the step's ``parts``, which counts by ``share``."""
     with record_function("views"):
-        views = place.view(batch, config, config.run.seed, place.device, unlabeled=weights.use_unlabeled)
-    dtype = PRECISIONS[config.train.precision]
-    with record_function("forward"), torch.autocast(place.device.type, dtype, enabled=dtype != torch.float32):
+        views = next(parts)
+    dtype, device = PRECISIONS[config.train.precision], views.labels.device
+    with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         results: Results = wrapped(views, weights)
     with record_function("backward"):
         loss = share * results["loss"]
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
-    parts = {name: value.detach() for name, value in results.items()}
-    return parts | _weighted(parts, weights)
+    found = {name: value.detach() for name, value in results.items()}
+    return found | _weighted(found, weights)
 
 
 def _weighted(results: Results, weights: LossWeights) -> Results:

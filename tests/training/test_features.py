@@ -17,8 +17,8 @@ from pipeline.config import Config, OptimizerSection, TrainSection, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import Scorer
 from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, build_method, make_views
+from pipeline.methods.batch_views import draw_mixup_shares, mix_clips
 from pipeline.methods.fixmatch import FixMatch
-from pipeline.methods.inputs import mix_clips, mixup_shares
 from pipeline.methods.losses import supervised_loss
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip
@@ -327,7 +327,7 @@ def test_mixed_clips_and_their_labels() -> None:
     plain, mixing = (make_views(batch_of(0), each, 0, "cpu") for each in (small_config(), config))
     assert plain.mixed_shares is None and mixing.mixed_shares is not None
     rows = batch_of(0).rows.numpy()
-    assert torch.equal(mixing.mixed_shares, mixup_shares(0, rows, 0.4, "cpu"))
+    assert torch.equal(mixing.mixed_shares, torch.from_numpy(draw_mixup_shares(0, rows, 0.4)).float())
     for name in STUDENTS:
         assert torch.equal(mixing.labeled[name], mix_clips(plain.labeled[name], mixing.mixed_shares))
         assert plain.strong is not None and mixing.strong is not None

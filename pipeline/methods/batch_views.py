@@ -1,0 +1,119 @@
+"""The views that a step learns from: what is random is drawn on the host and copied at once; the device does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pipeline.clips.batch import Batch
+from pipeline.clips.modalities import derive
+from pipeline.clips.seeds import Floats, Ints, hash64
+from pipeline.clips.upload import Arrays, Tensors, upload
+from pipeline.clips.views import ViewParameters, apply_views, center_pixels, draw_strong, draw_weak, view_seeds
+from pipeline.config import ClipSection, Config, ViewsSection
+from pipeline.methods.inputs import STUDENTS, Views
+
+Kind = Literal["labeled", "weak", "strong"]
+DRAW: dict[Kind, Callable[[Sequence[int], ViewsSection, int, int], ViewParameters]] = {
+    "labeled": draw_weak, "weak": draw_weak, "strong": draw_strong,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is random in the views of a batch, and the numbers of its videos, on the host."""
+
+    views: dict[tuple[Kind, str], ViewParameters]
+    """By kind and student; only the kinds that are wanted."""
+    numbers: Arrays
+    """``labels`` [B]; of unlabeled videos ``hidden_labels`` and ``videos`` [U]; ``mixed_shares`` [B] with mixup."""
+
+    @property
+    def arrays(self) -> list[Arrays]:
+        """All that the device needs."""
+        return [self.numbers, *(parameters.arrays for parameters in self.views.values())]
+
+
+def make_views(
+    batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True, strong: bool = True
+) -> Views:
+    """Views of a batch on ``device``: slot 0 labeled; slots 1.. weak and strong, unless ``unlabeled`` or ``strong`` is off
+    (pass the step's ``LossWeights.use_unlabeled`` and ``use_strong``: views that no loss uses cost time).
+
+    Each view's seed is a hash of (seed, run row, slot, "student/kind"), so the students' views are independent and any
+    view of any run can be made again.
+    """
+    return next(make_views_of_parts([batch], config, seed, torch.device(device), unlabeled, strong))
+
+
+def make_views_of_parts(
+    parts: Sequence[Batch], config: Config, seed: int, device: torch.device, unlabeled: bool, strong: bool
+) -> Iterator[Views]:
+    """``make_views`` of every part of a step, each made when it is asked for; all of them together need one small copy to the
+    device, beside that of clips that are not there yet."""
+    kinds: list[Kind] = ["labeled"]
+    if unlabeled:
+        kinds += ["weak", "strong"] if strong else ["weak"]
+    draws = [_draw(part, config, seed, kinds) for part in parts]
+    tensors = iter(upload([arrays for draw in draws for arrays in draw.arrays], device))
+    for part, draw in zip(parts, draws, strict=True):
+        numbers, *of_views = (next(tensors) for _ in draw.arrays)
+        yield _apply(part, config, draw, numbers, dict(zip(draw.views, of_views, strict=True)), device)
+
+
+def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind]) -> Draw:
+    rows, slots = batch.rows.numpy(), batch.labels.shape[1]
+    numbers: Arrays = {"labels": batch.labels[:, 0].numpy()}
+    if slots > 1 and "weak" in kinds:
+        numbers["hidden_labels"] = batch.labels[:, 1:].numpy().ravel()
+        numbers["videos"] = batch.videos[:, 1:].numpy().ravel()
+    if config.method.mixup:
+        numbers["mixed_shares"] = draw_mixup_shares(seed, rows, config.method.mixup).astype(np.float32)
+    views = {}
+    for kind in kinds if slots > 1 else kinds[:1]:
+        for student in STUDENTS:
+            clip: ClipSection = getattr(config, student).clip
+            seeds = view_seeds(seed, rows, [0] if kind == "labeled" else list(range(1, slots)), f"{student}/{kind}")
+            views[kind, student] = DRAW[kind](seeds, config.views, clip.frames, clip.size)
+    return Draw(views, numbers)
+
+
+def _apply(
+    batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: dict[tuple[Kind, str], Tensors], device: torch.device
+) -> Views:
+    made: dict[Kind, dict[str, torch.Tensor]] = {}
+    # convolutions with weights in this layout would copy clips of another one twice, forward and backward
+    layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
+    for student in STUDENTS:
+        clip: ClipSection = getattr(config, student).clip
+        clips_BSTHWC: torch.Tensor = getattr(batch, student).to(device, non_blocking=True)
+        for kinds, slots in ((("labeled",), slice(0, 1)), (("weak", "strong"), slice(1, None))):
+            wanted: list[Kind] = [kind for kind, name in draw.views if kind in kinds and name == student]
+            if not wanted:
+                continue
+            pixels_NTCHW = center_pixels(clips_BSTHWC[:, slots].flatten(0, 1))
+            for kind in wanted:
+                parameters = draw.views[kind, student]
+                views = apply_views(pixels_NTCHW, parameters, tensors[kind, student], clip.size, layout)
+                made.setdefault(kind, {})[student] = derive(views, clip.modality)
+    shares = numbers.get("mixed_shares")
+    labeled = made["labeled"] if shares is None else {name: mix_clips(made["labeled"][name], shares) for name in STUDENTS}
+    return Views(
+        labeled, numbers["labels"], made.get("weak"), made.get("strong"), numbers.get("hidden_labels"), numbers.get("videos"),
+        config.method.label_smoothing, shares,
+    )  # fmt: skip
+
+
+def draw_mixup_shares(seed: int, rows_B: Ints, alpha: float) -> Floats:
+    """[B] from Beta(alpha, alpha), each by (seed, row)."""
+    seeds = [int(number) for number in hash64(seed, rows_B, "mixup")]
+    return np.array([np.random.Generator(np.random.Philox(key=number)).beta(alpha, alpha) for number in seeds])
+
+
+def mix_clips(clips_NCTHW: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
+    """Each clip's share of itself, the rest of the one before it in the batch, the last one before the first."""
+    return clips_NCTHW.roll(1, dims=0).lerp(clips_NCTHW, shares_N[:, None, None, None, None])
