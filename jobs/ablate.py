@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, run
+from jobs.command import DONE, FAILED, add_config, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.studies.ablation import Trial, distinct, draw_subsets, plan_trials, run_study, study_folder, unfinished
@@ -52,7 +52,7 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Arguments of the command."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.ablate", description=__doc__)
     arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
-    arguments.add_argument("--config", metavar="FILE", required=True)
+    add_config(arguments, required=True)
     arguments.add_argument("--name", help="of the study's folder (default: the study's), for other overrides beside the first")
     arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
     add_budget(arguments)

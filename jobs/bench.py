@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.command import DONE, positive, run
+from jobs.command import DONE, add_config, positive, run
 from pipeline.bench.decode import bench_decode
 from pipeline.bench.loader import bench_loader
 from pipeline.bench.scale import bench_scale
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = "; ".join(f"{name}: {about}" for name, (_, _, about) in BENCHMARKS.items())
     arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     arguments.add_argument("what", choices=BENCHMARKS, help=what)
-    arguments.add_argument("--config", metavar="FILE")
+    add_config(arguments)
     arguments.add_argument(
         "--steps", type=positive, help="in one repeat (default: 48; step 4, loader 16, scale 32, simulate 1000)"
     )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, FAILED, run
+from jobs.command import DONE, FAILED, add_config, run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder import write_text
@@ -26,7 +26,7 @@ SETTING = ("train.max_failures=10", "train.step_timeout_seconds=30", "scale.star
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print and write the table; exit code 1 if something was not equal or a kill was not recovered from."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.chaos", description=__doc__)
-    arguments.add_argument("--config", metavar="FILE", required=True)
+    add_config(arguments, required=True)
     arguments.add_argument("--kills", type=int, default=20)
     arguments.add_argument("--seed", type=int, help="of kinds and moments; printed, and at random by default")
     arguments.add_argument("--kinds", metavar="A,B", help="what may be killed; by default everything")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = options.kinds.split(",") if options.kinds else list(KINDS)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--kinds: there is no {', '.join(unknown)}, only {', '.join(KINDS)}")
-    given = ["--config", options.config, *words]
+    given = [*(word for file in options.config for word in ("--config", file)), *words]
     result = survive(config, given, options.kills, seed, kinds, lambda text: print(text, flush=True))
     path = Path(config.run.storage_path) / f"chaos-{seed}.json"
     write_text(path, json.dumps(result, indent=1))

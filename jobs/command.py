@@ -30,6 +30,12 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
         return INTERRUPTED
 
 
+def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> None:
+    """The option that names configuration files, which a later file may change in part."""
+    about = "YAML file of overrides; repeated: each changes the keys that it has (default: the paper's setting)"
+    arguments.add_argument("--config", metavar="FILE", action="append", required=required, help=about)
+
+
 def positive(text: str) -> int:
     """Type of an option that is a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, run
+from jobs.command import DONE, FAILED, add_config, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError, first_few
@@ -57,7 +57,7 @@ def _verify(manifest: Manifest) -> list[tuple[str, str]]:
 def _clips(argv: Sequence[str]) -> int:
     """Write a page with the views of one step."""
     parser = argparse.ArgumentParser(prog="python -m jobs.inspect clips", description="the views of a training step")
-    parser.add_argument("--config", metavar="FILE", help="of the run; config.yaml of its folder will do")
+    add_config(parser)
     parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 0")
     parser.add_argument("--out", type=Path, metavar="PAGE", help="default: NAME-step-N.html in the current folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

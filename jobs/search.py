@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 
 from jobs.ablate import add_budget
-from jobs.command import DONE, FAILED, run
+from jobs.command import DONE, FAILED, add_config, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError
 from pipeline.studies.ablation import study_folder
@@ -119,7 +119,7 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Arguments of the command."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.search", description=__doc__)
     add = arguments.add_argument
-    add("--config", metavar="FILE", required=True)
+    add_config(arguments, required=True)
     add("--space", metavar="SPACE", required=True, help=f"one of {', '.join(names)}, or the path of a YAML file")
     add("--trials", type=int, required=True, metavar="N", help="trials of the study in all, over all nights; pbt: its members")
     add("--algorithm", choices=ALGORITHMS, default="tpe", help="default: tpe, multivariate")

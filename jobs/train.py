@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from jobs.command import DONE, FAILED, positive, run
+from jobs.command import DONE, FAILED, add_config, positive, run
 from pipeline.cluster import answers
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -18,7 +18,7 @@ from pipeline.training.fit import Prepared, prepare
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
-    arguments.add_argument("--config", metavar="FILE", help="YAML file of overrides; the defaults are the paper's setting")
+    add_config(arguments)
     arguments.add_argument("--max-steps", metavar="N", type=positive, help="stop at step N; without it the command goes on")
     arguments.add_argument("--profile", action="store_true", help="record some steps: a trace and a table of where time goes")
     alone = arguments.add_mutually_exclusive_group()

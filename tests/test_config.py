@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, all_keys, load_config, parse_config
+from pipeline.config import Config, Section, all_keys, load_config, parse_config
 from pipeline.errors import UserError
 
 
@@ -58,6 +59,55 @@ def test_yaml_then_words(tmp_path: Path) -> None:
     config = load_config(path, ["train.steps=9", "auxiliary.network.attention=joint"])
     assert (config.train.steps, config.train.log_every, config.primary.network.width) == (9, 3, 12)
     assert config.primary.network.arch == "slow_resnet"
+
+
+def test_later_files_change_the_keys_that_they_have(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("train: {steps: 7, log_every: 3}\nauxiliary: {network: {width: 192, heads: 3}}\n", encoding="utf-8")
+    two.write_text("train: {steps: 8}\nauxiliary: {network: {depth: 6}}\nscale: {workers: 4}\n", encoding="utf-8")
+    config = load_config([one, two], ["train.warmup_steps=1"])
+    assert (config.train.steps, config.train.log_every, config.train.warmup_steps, config.scale.workers) == (8, 3, 1, 4)
+    assert (config.auxiliary.network.width, config.auxiliary.network.depth) == (192, 6)
+    two.write_text("auxiliary: {network: {arch: slow_resnet, depth: 18}}\n", encoding="utf-8")
+    assert load_config([one, two]).auxiliary.network == load_config(two).auxiliary.network  # another arch: nothing of the first
+    two.write_text("train: {setps: 8}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"one\.yaml, .*two\.yaml(?s:.*)did you mean train\.steps"):
+        load_config([one, two])
+    with pytest.raises(UserError, match="config file not found"):
+        load_config([one, tmp_path / "three.yaml"])
+
+
+def test_one_key_of_a_section_leaves_the_others_at_their_defaults_there() -> None:
+    """Of every section within another: with one of its keys given, all of its keys are what they are without."""
+
+    def sections(section: Section, prefix: str = "") -> Iterator[tuple[str, Section]]:
+        for name in type(section).model_fields:
+            if isinstance(child := getattr(section, name), Section):
+                yield f"{prefix}{name}", child
+                yield from sections(child, f"{prefix}{name}.")
+
+    found = dict(sections(Config()))
+    assert {"auxiliary.optimizer", "auxiliary.clip", "auxiliary.network", "primary.network", "method.labels"} <= set(found)
+    for path, section in found.items():
+        for key, value in section.model_dump(mode="json").items():
+            if isinstance(value, dict):
+                continue
+            tree: dict[str, object] = {key: value}
+            for part in reversed(path.split(".")):
+                tree = {part: tree}
+            config: object = parse_config(tree)
+            for part in path.split("."):
+                config = getattr(config, part)
+            assert isinstance(config, Section)
+            assert config == section, (path, key)
+
+
+def test_the_auxiliary_keeps_its_rate_and_clipping() -> None:
+    for words in (["auxiliary.optimizer.weight_decay=0.05"], ["auxiliary={optimizer: {weight_decay: 0.05}}"]):
+        optimizer = load_config(None, words).auxiliary.optimizer
+        assert (optimizer.lr, optimizer.clip_gradient_norm, optimizer.weight_decay) == (0.01, 1.0, 0.05)
+    assert load_config(None, ["auxiliary.optimizer.clip_gradient_norm=null"]).auxiliary.optimizer.clip_gradient_norm is None
+    assert load_config(None, ["primary.optimizer.weight_decay=0.05"]).primary.optimizer.lr == 0.1
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

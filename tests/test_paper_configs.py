@@ -1,4 +1,5 @@
-"""The configurations of the paper's settings: each is built at full size, and its arithmetic is printed (``pytest -s``)."""
+"""The configurations of real data sets: the paper's settings and practical ones. Each is built at full size, on every number of
+GPUs that there is a file for, and its arithmetic is printed (``pytest -s``)."""
 
 from __future__ import annotations
 
@@ -7,16 +8,22 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
 
-from jobs import label, prepare
+from jobs import label, prepare, train
+from jobs.command import run
 from pipeline.clips.batch import Batch
+from pipeline.clips.plan import Plan
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, first_unlabeled_step, make_views
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study
+from pipeline.training.dry_run import memory
+from pipeline.training.loop import part_shares
 
 STUDIES = Path(__file__).resolve().parent.parent / "jobs" / "studies"
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
@@ -30,17 +37,39 @@ SETTINGS = {  # classes, training videos, labeled ones: UCF-101 and HMDB-51 as t
     "kinetics400_10pct": (400, 240_000, 24_000),
 }
 EACH = pytest.mark.parametrize("name", SETTINGS)
+PRACTICAL = {"ucf101_practical": (101, 9_537, 1_010), "hmdb51_practical": (51, 5_236, 2_094)}
+"""Beside the paper's."""
+ALL = SETTINGS | PRACTICAL
+GPUS = {  # configurations that are added to one for eight GPUs of 80 GB: how many, gigabytes of each
+    None: (8, 80),
+    "4": (4, 80),
+    "1": (1, 80),
+    "1_of_24gb": (1, 24),
+}
+CONTEXT_GB = 1.5
+"""What a GPU's own context, workspaces and fragments may take beside what is counted."""
 MILLIONS = {51: 62.31, 101: 62.43, 400: 63.16}
 """Parameters of both students by classes; the paper says 62.3."""
 
 
-def config_of(name: str, *words: str) -> Config:
-    return load_config(CONFIGS / f"{name}.yaml", words)
+def config_of(name: str, *words: str, gpus: str | None = None) -> Config:
+    return load_config(files_of(name, gpus), words)
+
+
+def files_of(name: str, gpus: str | None = None) -> list[str]:
+    return [str(CONFIGS / f"{name}.yaml"), *([str(CONFIGS / "gpus" / f"{gpus}.yaml")] if gpus else [])]
+
+
+def plan_of(name: str, config: Config) -> Plan:
+    _, videos, labeled = ALL[name]
+    ratio, rows = config.unlabeled_per_labeled, config.data.labeled_per_step
+    return Plan(np.arange(labeled), np.arange(labeled, videos), ratio, rows, config.run.seed)
 
 
 def test_no_setting_of_the_paper_is_missing() -> None:
     sets = ("ucf101", "hmdb51", "kinetics400")
-    assert {path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(sets)} == set(SETTINGS)
+    assert {path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(sets)} == set(ALL)
+    assert {path.stem for path in (CONFIGS / "gpus").iterdir()} == {name for name in GPUS if name}
 
 
 @EACH
@@ -85,7 +114,87 @@ def test_every_method_builds_with_its_own_papers_settings(name: str, monkeypatch
     assert found["actnetformer"] == found["mvpl"] == found["supervised"]
 
 
-@EACH
+@pytest.mark.parametrize("name", PRACTICAL)
+def test_a_practical_setting_differs_from_the_papers_in_what_its_header_says(name: str) -> None:
+    """ImageNet's weights, lower rates, AdamW, clips of two seconds, labels alone at first; and the same data and batch."""
+    config, (_, videos, labeled) = config_of(name), PRACTICAL[name]
+    paper = config_of({"ucf101": "ucf101_10pct", "hmdb51": "hmdb51_40pct"}[name.split("_")[0]])
+    assert (config.data, config.scale) == (paper.data, paper.scale)
+    for student, theirs in ((config.primary, paper.primary), (config.auxiliary, paper.auxiliary)):
+        source, _, network = (student.network.weights or "").partition(":")
+        assert source == "timm" and timm.is_model_pretrained(network)
+        assert student.clip.frames / student.clip.fps == 2.0
+        assert student.optimizer.lr < theirs.optimizer.lr
+    assert (config.primary.optimizer.algorithm, config.auxiliary.optimizer.algorithm) == ("sgd", "adamw")
+    assert config.auxiliary.optimizer.clip_gradient_norm == 1.0
+    steps, method = config.train.steps, config.method
+    assert (method.supervised_steps, method.ramp_steps) == (steps // 4, steps // 8)
+    passes = steps * 160 / (videos - labeled)
+    header = " ".join(line.lstrip("# ") for line in (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines())
+    assert f"{steps:,} steps" in header and f"{passes:.0f} passes over the unlabeled list" in header
+
+
+@pytest.mark.parametrize("gpus", GPUS)
+@pytest.mark.parametrize("name", ALL)
+def test_fewer_gpus_take_the_same_batch_in_parts_of_the_same_size(name: str, gpus: str | None) -> None:
+    """What a file in gpus/ says of BatchNorm's batch and the contrast's negatives follows from these numbers."""
+    eight, config = config_of(name), config_of(name, gpus=gpus)
+    assert config.scale.workers == GPUS[gpus][0] and config.scale.gpu
+    place = {"scale": True, "train": {"accumulation", "activation_checkpointing"}}
+    assert config.model_dump(exclude=place) == eight.model_dump(exclude=place)
+    parts = part_shares(plan_of(name, config), config, config.scale.workers)
+    here = part_shares(plan_of(name, eight), eight, 8)
+    assert len(here) == 1 and {rows for part in parts for rows in part} == set(here[0])
+    assert sum(rows for part in parts for rows in part) == config.data.labeled_per_step
+    if gpus:
+        text = (CONFIGS / "gpus" / f"{gpus}.yaml").read_text(encoding="utf-8")
+        assert f"in {len(parts)} parts" in text
+        negatives = {rows * 5 * 2 - 2 for rows in map(sum, parts)}
+        assert gpus == "1_of_24gb" or eight.data.labeled_per_step != 32 or f"{negatives.pop()} negatives instead of 318" in text
+
+
+def check_memory(name: str, gpus: str | None) -> None:
+    config, limit = config_of(name, gpus=gpus), GPUS[gpus][1]
+    needed = sum(memory(config, plan_of(name, config), ALL[name][0]).values()) / 1e9
+    print(f"\n{name}, {gpus or 8} GPUs: {needed:.1f} of {limit} GB")
+    assert needed + CONTEXT_GB < limit
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [("kinetics400_10pct", None), ("kinetics400_10pct", "1"), ("kinetics400_10pct", "1_of_24gb"), ("ucf101_practical", "1")],
+)
+def test_the_largest_fit_into_the_gpus_memory(name: str, gpus: str | None) -> None:
+    """The others have smaller parts of the same networks (``long`` looks at all)."""
+    check_memory(name, gpus)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("gpus", GPUS)
+@pytest.mark.parametrize("name", ALL)
+def test_all_fit_into_the_gpus_memory(name: str, gpus: str | None) -> None:
+    check_memory(name, gpus)
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("ucf101_10pct", None), ("ucf101_practical", "1"), ("hmdb51_practical", "4")])
+def test_a_dry_run_goes_through(
+    name: str, gpus: str | None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command as the files' headers have it, over other videos and without downloading weights."""
+    monkeypatch.setattr("jobs.train.answers", lambda: False)  # whether some Ray runs on this machine is not the question
+    files = [word for file in files_of(name, gpus) for word in ("--config", file)]
+    data = [f"data.manifest={tiny / 'manifest.parquet'}", "data.labels=null", f"run.storage_path={tmp_path / 'runs'}"]
+    random = ["primary.network.weights=null", "auxiliary.network.weights=null"]
+    assert run(train.main, [*files, "--dry-run", *data, *random]) == 0
+    text, (workers, limit) = capsys.readouterr().out, GPUS[gpus]
+    assert f"a step: 32 labeled + 160 unlabeled videos; {workers} worker" in text and "4 at a time" in text
+    together = float(re.findall(r"together +([\d,.]+) MB", text)[0].replace(",", "")) / 1000
+    assert 10 < together < limit
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_the_header_has_the_commands_that_make_its_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their options exist, or argparse would end the process; only the videos and the manifest are missing here."""
     text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").replace("\\\n#", "")

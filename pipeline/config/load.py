@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -13,17 +13,23 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.run import Config
+from pipeline.config.section import merge
 from pipeline.config.students import ARCHS
 from pipeline.errors import UserError
 
 
-def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, then the YAML file, then ``dotted.key=value`` words (values in YAML syntax), in this order.
+def load_config(files: str | Path | Sequence[str | Path] | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, then the YAML file or files, then ``dotted.key=value`` words (values in YAML syntax), in this order.
 
-    Raises UserError with all mistakes at once: unknown keys with the nearest name, values of a wrong type or range.
+    Of several files a later one changes only the keys that it has, section by section. Raises UserError with all mistakes at
+    once: unknown keys with the nearest name, values of a wrong type or range.
     """
-    tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
-    return override(tree, overrides, source=str(path) if path else "command line")
+    paths = [files] if isinstance(files, str | Path) else list(files or ())
+    # files need not name the architecture, but one that names another replaces the network and does not change it in part
+    tree = Config().model_dump(include={student: {"network": {"arch"}} for student in ("primary", "auxiliary")})
+    for path in paths:
+        tree = merge(tree, _read_yaml(Path(path)))
+    return override(tree, overrides, source=", ".join(str(path) for path in paths) or "command line")
 
 
 def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:

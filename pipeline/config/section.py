@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+SELECTOR = "arch"
+"""The key that says which kind of section this is, where there are several (``primary.network``)."""
 
 
 class Section(BaseModel):
     """A group of knobs; unknown names are errors and values never change after loading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, tree: Any) -> Any:
+        """A section within this one that is given in part keeps, for the rest, the defaults that it has *here*.
+
+        ``auxiliary.optimizer`` has another learning rate than ``primary.optimizer``, though both are an ``OptimizerSection``:
+        pydantic alone would fill what is not given with the class's defaults.
+        """
+        if not isinstance(tree, Mapping):
+            return tree
+        defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
+        given = {name: tree[name] for name in defaults if isinstance(tree.get(name), Mapping)}
+        return {**tree, **{name: merge(defaults[name].model_dump(exclude_unset=True), part) for name, part in given.items()}}
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one, key by key; where both have a value, that of ``changes``.
+
+    A section of another kind (``arch``) takes nothing from the one that it replaces.
+    """
+    if SELECTOR in base and changes.get(SELECTOR, base[SELECTOR]) != base[SELECTOR]:
+        return dict(changes)
+    merged = dict(base)
+    for key, value in changes.items():
+        before = merged.get(key)
+        merged[key] = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return merged

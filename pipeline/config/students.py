@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.config.section import Section
 
@@ -89,13 +89,6 @@ ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18")
 Network = Annotated[SlowResNetSection | TimeSformerSection | VideoResNetSection, Field(discriminator="arch")]
 
 
-def _with_arch(tree: Any, arch: str) -> Any:
-    """``network.width=12`` alone keeps the student's own architecture."""
-    if isinstance(tree, dict) and isinstance(tree.get("network"), dict) and "arch" not in tree["network"]:
-        return {**tree, "network": {"arch": arch, **tree["network"]}}
-    return tree
-
-
 class OptimizerSection(Section):
     """SGD, as in the paper; everything but the algorithm is choice."""
 
@@ -118,26 +111,14 @@ class OptimizerSection(Section):
 class PrimarySection(Section):
     """The primary student: Slow-ResNet50 on a low frame rate."""
 
-    network: Network = SlowResNetSection()
+    network: Network = SlowResNetSection(arch="slow_resnet")
     clip: ClipSection = ClipSection(frames=8, fps=8.0, size=224)
     optimizer: OptimizerSection = OptimizerSection()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_arch(cls, tree: Any) -> Any:
-        return _with_arch(tree, "slow_resnet")
 
 
 class AuxiliarySection(Section):
     """The auxiliary student: TimeSformer ViT-S on a higher frame rate."""
 
-    network: Network = TimeSformerSection()
+    network: Network = TimeSformerSection(arch="timesformer")
     clip: ClipSection = ClipSection(frames=8, fps=16.0, size=224)
     optimizer: OptimizerSection = OptimizerSection(lr=0.01, clip_gradient_norm=1.0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_arch(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(tree.get("clip"), dict):
-            tree = {**tree, "clip": {"fps": 16.0, **tree["clip"]}}  # clip.frames=16 alone keeps this student's rate
-        return _with_arch(tree, "timesformer")

@@ -87,11 +87,12 @@ def member_lines(population: Population, members: Sequence[Member]) -> list[str]
     return lines
 
 
-def next_command(plan: Plan, config_file: str, words: Sequence[str]) -> str:
+def next_command(plan: Plan, config_files: Sequence[str], words: Sequence[str]) -> str:
     """How the best is tried on test."""
+    files = [word for file in config_files for word in ("--config", file)]
     return (
         f"its {plan.metric} on the validation videos is an upper guess, for it was selected by it; on test, once:\n"
-        + shlex.join(["python", "-m", "jobs.train", "--config", config_file, "run.name=best", *words])
+        + shlex.join(["python", "-m", "jobs.train", *files, "run.name=best", *words])
     )
 
 

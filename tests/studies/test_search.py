@@ -329,5 +329,5 @@ def test_a_password_is_not_shown() -> None:
 
 def test_the_printed_command_survives_a_shell() -> None:
     words = ["views.strong.time.warp=[2, 4, 8]", 'method.labels.source="self"']
-    command = next_command(Plan("tpe", 1), "my config.yaml", words).splitlines()[-1]
-    assert shlex.split(command)[3:] == ["--config", "my config.yaml", "run.name=best", *words]
+    command = next_command(Plan("tpe", 1), ["my config.yaml", "gpus.yaml"], words).splitlines()[-1]
+    assert shlex.split(command)[3:] == ["--config", "my config.yaml", "--config", "gpus.yaml", "run.name=best", *words]
