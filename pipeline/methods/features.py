@@ -46,7 +46,7 @@ class ContrastFeatures(nn.Module):
         if self.frames:
             counts = (features[name].shape[1] for name in STUDENTS)
             pairs = paired_moments(*(self.clips[name] for name in STUDENTS), *counts)
-            features = {name: features[name][:, pair].flatten(0, 1) for name, pair in zip(STUDENTS, pairs, strict=True)}
+            features = {name: _choose(features[name], pair) for name, pair in zip(STUDENTS, pairs, strict=True)}
             if self.kind == "probabilities":
                 logits = {name: networks[name].head(features[name]) for name in features}
         if self.kind == "projection":
@@ -92,6 +92,11 @@ def paired_moments(primary: ClipSection, auxiliary: ClipSection, primary_count: 
     inside = distance.min(axis=1) <= spans[coarse] / 2 + 1e-9
     found = {coarse: np.flatnonzero(inside), fine: distance.argmin(axis=1)[inside]}
     return np.asarray(found[0], dtype=np.int64), np.asarray(found[1], dtype=np.int64)
+
+
+def _choose(features_UMD: torch.Tensor, moments: Ints) -> torch.Tensor:
+    """[U * moments, D]. One by one: an index of several would be copied to the device in every step, which waits."""
+    return torch.stack([features_UMD[:, int(moment)] for moment in moments], dim=1).flatten(0, 1)
 
 
 def _projection(width: int, outputs: int) -> nn.Sequential:
