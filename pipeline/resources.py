@@ -14,6 +14,9 @@ from pipeline.errors import UserError
 
 LEAST_CPUS = 0.1
 """Smallest fraction given out by itself."""
+GPU_CPUS = 2.0
+"""CPUs of a worker with a GPU where there are enough: one launches kernels without a pause, and beside it the same process
+copies batches into pinned memory and writes checkpoints. Choice, not measured on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ def fit_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Res
                 "give them with `ray start --labels`"
             )
     train, decode = pools
+    beside_gpu = min((node.cpus / node.gpus for node in train if node.gpus), default=None)
     # a little is left for the drivers of concurrent runs, which Tune starts as tasks
     cpus = sum(node.cpus for node in train) / concurrent - (0.02 if concurrent > 1 else 0.0)
     apart = not any(node in train for node in decode)
     decode_cpus = sum(node.cpus for node in decode) / concurrent if apart else None
-    return fit_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus)
+    return fit_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus, beside_gpu)
 
 
 def check_share(config: Config) -> None:
@@ -88,11 +92,13 @@ def check_share(config: Config) -> None:
         )
 
 
-def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float | None = None) -> Resources:
+def fit_resources(
+    config: Config, cpus: float, gpus: float, decode_cpus: float | None = None, beside_gpu: float | None = None
+) -> Resources:
     """Reservations for a run on a cluster with these totals. Raises UserError naming what is missing and the remedy.
 
-    Half of the CPUs at most go to workers that do not have a GPU each; decode tasks share the rest, or ``decode_cpus`` on
-    machines of their own.
+    Decode tasks share what the workers leave (see ``worker_cpus``), or ``decode_cpus`` on machines of their own. Where
+    machines differ, ``beside_gpu`` are the CPUs for each GPU on the one that has fewest.
     """
     scale, workers = config.scale, config.scale.workers
     least = scale.min_workers or workers
@@ -103,7 +109,10 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
     gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     if scale.min_workers is not None:
         workers = _room(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
-    per_worker = scale.cpus_per_worker or _floor(min(1.0, cpus / (2 if decode_cpus is None else 1) / workers))
+    own = worker_cpus(cpus / workers, gpu, alone=decode_cpus is not None)
+    if gpu and beside_gpu is not None:
+        own = min(own, beside_gpu * scale.gpus_per_worker)
+    per_worker = scale.cpus_per_worker or _floor(own)
     left = cpus - workers * per_worker
     rest = left if decode_cpus is None else decode_cpus
     per_decoder = scale.cpus_per_decoder or decoder_cpus(rest)
@@ -117,6 +126,16 @@ def fit_resources(config: Config, cpus: float, gpus: float, decode_cpus: float |
         )
     labels = dict(scale.train_labels), dict(scale.decode_labels)
     return Resources(workers, per_worker, per_decoder, gpu, *labels, scale.gpus_per_worker)
+
+
+def worker_cpus(cpus: float, gpu: bool, alone: bool = False) -> float:
+    """What a train worker reserves where there are ``cpus`` for each: 1, but no more than half of them, because the other half
+    decodes for it; with a GPU ``GPU_CPUS``, if that is a quarter of them at most. On machines that do not decode (``alone``) it
+    may have all of them."""
+    if alone:
+        return min(GPU_CPUS if gpu else 1.0, cpus)
+    least = min(1.0, cpus / 2)
+    return max(least, min(GPU_CPUS, cpus / 4)) if gpu else least
 
 
 def decoder_cpus(cpus: float) -> float:

@@ -22,7 +22,8 @@ def test_what_is_given_out_fits_and_leaves_room_to_decode(workers: int, cpus: in
         return
     resources = fit_resources(config, cpus, gpus)
     assert resources.workers * resources.cpus_per_worker + resources.cpus_per_decoder <= cpus + 1e-9
-    assert 0.1 <= resources.cpus_per_worker <= 1
+    assert 0.1 <= resources.cpus_per_worker <= (2 if resources.gpu else 1)
+    assert resources.workers * resources.cpus_per_worker <= cpus / 2 + 1e-9  # the other half decodes
     assert resources.gpu == (gpus >= workers)
 
 
@@ -46,7 +47,7 @@ TRAIN, DECODE = Node(8, 4, {"role": "train"}), Node(32, 0, {"role": "decode", "z
 def test_decode_tasks_on_machines_of_their_own_leave_the_others_to_the_workers() -> None:
     words = ["scale.workers=4", "scale.train_labels={role: train}", "scale.decode_labels={role: decode}"]
     resources = fit_nodes(load_config(overrides=words), [TRAIN, DECODE])
-    assert (resources.gpu, resources.cpus_per_worker, resources.cpus_per_decoder) == (True, 1, 0.5)
+    assert (resources.gpu, resources.cpus_per_worker, resources.cpus_per_decoder) == (True, 2, 0.5)
     assert (resources.train_labels, resources.decode_labels) == ({"role": "train"}, {"role": "decode"})
     with pytest.raises(
         UserError, match=r"the cluster has 8 CPUs that may train and 32 that may decode; 4 .* \(4 x 3 \+ 0\.5\)"
@@ -57,6 +58,30 @@ def test_decode_tasks_on_machines_of_their_own_leave_the_others_to_the_workers()
 def test_without_labels_all_machines_count() -> None:
     resources = fit_nodes(load_config(overrides=["scale.workers=4"]), [TRAIN, DECODE])
     assert resources == fit("scale.workers=4", cpus=40, gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "each"),
+    [(16, 1, 2), (8, 1, 2), (6, 1, 1.5), (4, 1, 1), (2, 1, 1), (1, 1, 0.5), (96, 8, 2), (16, 8, 1)],
+)
+def test_a_worker_with_a_gpu_has_two_cpus_where_a_quarter_of_them_is_that(cpus: int, gpus: int, each: float) -> None:
+    """What they leave decodes: see the table of docs/stream.md."""
+
+    def own(*words: str) -> float:
+        config = load_config(overrides=["data.labeled_per_step=8", f"scale.workers={gpus}", *words])
+        return fit_resources(config, cpus, gpus).cpus_per_worker
+
+    assert own() == own("scale.gpu=true") == each
+    assert own("scale.gpu=false") == min(1, cpus / gpus / 2)
+    assert own("scale.cpus_per_worker=0.3") == 0.3
+
+
+def test_workers_fit_beside_the_gpus_of_the_machine_with_fewest_cpus() -> None:
+    """Ray places a worker on one machine: CPUs of others do not help it."""
+    nodes = [Node(8, 8), Node(64, 8), Node(128, 0)]
+    assert fit_nodes(load_config(overrides=["scale.workers=8"]), nodes).cpus_per_worker == 1
+    assert fit_nodes(load_config(overrides=["scale.workers=8", "scale.gpus_per_worker=0.5"]), nodes).cpus_per_worker == 0.5
+    assert fit_nodes(load_config(overrides=["scale.workers=8"]), nodes[1:]).cpus_per_worker == 2
 
 
 def test_labels_that_no_node_has_are_named() -> None:

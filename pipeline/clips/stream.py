@@ -32,7 +32,7 @@ from pipeline.clips.tasks import shared_by_tasks, tickets
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.manifest.isolation import num_cores
-from pipeline.resources import Resources
+from pipeline.resources import Resources, worker_cpus
 
 TICKETS_PER_TASK = 1024
 """Blocks announced by one task of the few that announce blocks."""
@@ -167,9 +167,10 @@ def told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
 
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
     """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
-    the next batch is waited for, and otherwise on those that torch's threads leave, but one at least."""
+    the next batch is waited for, and otherwise on those that torch's threads, or the one that keeps a GPU at work, leave, but
+    one at least."""
     steps, cores = range(first_step, config.train.steps), num_cores()
-    busy = torch.get_num_threads() if own_device(config).type == "cpu" else 0
+    busy = torch.get_num_threads() if own_device(config).type == "cpu" else int(worker_cpus(cores, gpu=True))
     with Decoders(cores) as decoders:
 
         def decode(step: int) -> Columns:

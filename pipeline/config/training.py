@@ -132,8 +132,9 @@ class ScaleSection(Section):
     gpu: bool | None = None
     """Whether each worker gets a GPU; by default if the cluster has one for each."""
     cpus_per_worker: float | None = Field(None, gt=0)
-    """CPUs reserved for a worker; by default 1, or a fair fraction on small machines. A trial with ``workers: 0`` that runs
-    beside others is one worker."""
+    """CPUs reserved for a worker; by default 1, or half of the CPUs that there are for each worker where that is less. With a
+    GPU 2, if that is a quarter of them at most: the others decode (docs/stream.md says how many a GPU needs). A trial with
+    ``workers: 0`` that runs beside others is one worker."""
     gpus_per_worker: float = Field(1.0, gt=0, le=1)
     """GPUs reserved for a worker that gets one: 0.25 lets four trials share a GPU whose memory holds them."""
     cpus_per_decoder: float | None = Field(None, gt=0)

@@ -323,15 +323,20 @@ def test_as_many_threads_decode_as_are_allowed() -> None:
         assert most == 3
 
 
-def test_decoding_leaves_cores_to_the_training_while_it_computes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.clips.stream.num_cores", lambda: 4)
+@pytest.mark.parametrize(("device", "cores", "left"), [("cpu", 4, 1), ("cuda", 4, 3), ("cuda", 16, 14), ("cuda", 1, 1)])
+def test_decoding_leaves_cores_to_the_training_while_it_computes(
+    device: str, cores: int, left: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To torch's threads on a CPU; to the process that keeps a GPU at work as many as a worker with a GPU reserves."""
+    monkeypatch.setattr("pipeline.clips.stream.own_device", lambda _: torch.device(device))
+    monkeypatch.setattr("pipeline.clips.stream.num_cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     allowed: list[int] = []
     monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
     config = load_config(tiny / "tiny.yaml", ["train.steps=2"])
     for _ in local_batches(open_source(config)[0], config, 0):
         allowed.append(0)
-    assert allowed == [1, 0, 4, 1, 0, 4]
+    assert allowed == [left, 0, cores, left, 0, cores]
 
 
 @pytest.mark.ray
