@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -34,8 +34,11 @@ from pipeline.training.scores import ScoreLog
 from pipeline.training.step import Place, take_step
 from pipeline.training.stopwatch import Stopwatch, time_collectives
 from pipeline.training.tracking import Outlets
+from pipeline.training.upload_ahead import UploadAhead
 from pipeline.training.watch import Progress
 from pipeline.training.writer import Writer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     log.restore(state.unwritten, worker.device)
     log.watch = watch.read
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
-    stream = batches(state.step)
+    uploads = UploadAhead(batches(state.step), worker.device)
     place = Place(worker.rank, worker.device, worker_weight(run.plan, worker), parts=parts)
     with ExitStack() as stack:
         log.outlets += [stack.enter_context(outlets) for outlets in _open_outlets(run, worker)]
@@ -118,25 +121,31 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
         span = profiled_steps(config.method, state.step, run.end) if run.profiled and worker.rank == 0 else None
         profile = stack.enter_context(StepProfile(run.folder, span, worker.device))
         while state.step < run.end:
-            worker.progress.at(state.step, "data")
-            waiting = time.perf_counter()
-            with record_function("batch"):
-                batch = next(stream)
-            waited = time.perf_counter() - waiting
+            batch = _wait_for_data(uploads.take, state.step, log, worker)
             _check_rows(batch, run.plan, state.step, worker)
             worker.progress.at(state.step, "step")
-            log.spent("data", waited)
             begun = watch.mark()
             results = take_step(wrapped, state, batch, config, place)
             watch.add("compute", begun, watch.mark())
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
             log.add(scores.take(state.step, results, batch), batch)
+            if state.step < run.end:
+                _wait_for_data(uploads.start_next, state.step, log, worker)
             with record_function("after"):
                 _after_step(state, run, worker, log, scores, writer)
             profile.step(state.step)
         worker.progress.at(state.step, "checkpoint")
     return log.latest
+
+
+def _wait_for_data(fetch: Callable[[], T], step: int, log: MetricLog, worker: Worker) -> T:
+    worker.progress.at(step, "data")
+    begun = time.perf_counter()
+    with record_function("batch"):
+        result = fetch()
+    log.spent("data", time.perf_counter() - begun)
+    return result
 
 
 def _open_outlets(run: Run, worker: Worker) -> list[Outlets]:
