@@ -80,7 +80,7 @@ def _reserved(prepared: Prepared) -> str:
         return "reserves: nothing, it runs in this process"
     if not answers():
         return "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
-    resources = reserve(prepared)
+    resources = reserve(prepared.run.config)
     assert resources is not None
     worker = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.worker.items())
     return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}"

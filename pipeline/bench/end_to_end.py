@@ -24,12 +24,12 @@ from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.device import own_device
 from pipeline.clips.plan import shares, worker_rows
 from pipeline.clips.source import Source, open_source
-from pipeline.clips.stream import make_deal
 from pipeline.cluster import check_cluster, connect_one
 from pipeline.config import Config
 from pipeline.manifest.isolation import num_cores
 from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
+from pipeline.stream.batches import make_deal
 from pipeline.training.fit import fit_here
 from pipeline.training.on_ray.fit import fit_on_ray
 

@@ -24,11 +24,12 @@ from pipeline.clips.decode import Video
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.source import Source, open_source
-from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect_one
 from pipeline.config import ClipSection, Config
 from pipeline.methods import make_views
 from pipeline.resources import Resources
+from pipeline.stream.batches import make_deal
+from pipeline.stream.on_ray import ray_stream, shard_batches
 
 PROCESSES = 2
 """Of the DataLoader, and decode tasks at once of the stream."""

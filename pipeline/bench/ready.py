@@ -13,10 +13,10 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.seeds import Ints
-from pipeline.clips.stream import to_batch
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.passes import pass_views
+from pipeline.stream.batches import to_batch
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip
 from pipeline.training.fit import Prepared, prepare

@@ -14,11 +14,12 @@ import torch
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.plan import Deal, worker_rows
 from pipeline.clips.source import Source, open_source
-from pipeline.clips.stream import make_deal, ray_stream, shard_batches
 from pipeline.cluster import connect_one
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.resources import Resources, decoder_cpus
+from pipeline.stream.batches import make_deal
+from pipeline.stream.on_ray import ray_stream, shard_batches
 
 PROCESSES = 2
 """Of the floor, and consumers of the stream. It decodes in as many tasks at once as the floor has processes, but on two CPUs as

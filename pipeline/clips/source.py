@@ -31,6 +31,8 @@ from pipeline.manifest.schema import Manifest
 Columns = dict[str, npt.NDArray[Any]]
 Clips = tuple[UInt8s, UInt8s]
 """Primary's and auxiliary's."""
+Grid = tuple[Ints, Floats, Floats]
+"""Manifest row, moment and window of every test view."""
 MAX_SUBSTITUTES = 32
 """Candidates for a slot before the run stops."""
 

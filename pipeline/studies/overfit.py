@@ -19,7 +19,7 @@ from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import Scorer
+from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS
 from pipeline.run_folder import read_metrics, read_run
 from pipeline.training import checkpoint

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import run_store
-from pipeline.cluster import check_cluster, connect
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, score
 from pipeline.resources import Resources
 from pipeline.run_folder import read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here
-from pipeline.training.on_ray.fit import fit_on_ray
 
 VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
@@ -29,7 +28,7 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     summary = evaluated(prepared)
     if summary:
         return summary
-    resources = reserve(prepared, concurrent)
+    resources = reserve(prepared.run.config, concurrent)
     weights, step = _train(prepared, resources)
     summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
     if prepared.run.store is not None:
@@ -41,7 +40,7 @@ def train_up_to(prepared: Prepared, step: int) -> int:
     """Train up to ``step``, as if cut there, and evaluate nothing; returns the step that the run is at. Raises UserError."""
     if prepared.step < step:
         part = prepared.up_to(step)
-        _train(part, reserve(part))
+        _train(part, reserve(part.run.config))
     return prepared.step
 
 
@@ -66,7 +65,7 @@ def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, flo
 
 
 def _score_at(prepared: Prepared, concurrent: int) -> dict[str, Any]:
-    resources = reserve(prepared, concurrent)
+    resources = reserve(prepared.run.config, concurrent)
     weights, reached = _train(prepared, resources)
     if reached != prepared.run.end:
         folder = prepared.run.folder
@@ -78,19 +77,33 @@ def _train(prepared: Prepared, resources: Resources | None) -> tuple[Path, int]:
     """Weights at the run's end, and its step; trained unless they are there."""
     prepared.open()
     if prepared.step < prepared.run.end:
-        _ = fit_here(prepared) if resources is None else fit_on_ray(prepared, resources)
+        _fit(prepared, resources)
     newest, problems = checkpoint.newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
     return newest / "model.safetensors", checkpoint.read_facts(newest)["step"]
 
 
-def reserve(prepared: Prepared, concurrent: int = 1) -> Resources | None:
-    """What the run reserves of the cluster, which is joined or started; None for scale.workers=0."""
-    if prepared.run.config.scale.workers == 0:
+def _fit(prepared: Prepared, resources: Resources | None) -> None:
+    if resources is None:
+        fit_here(prepared)
+    else:
+        from pipeline.training.on_ray.fit import fit_on_ray  # scale.workers=0 works where Ray is not installed
+
+        fit_on_ray(prepared, resources)
+
+
+def reserve(config: Config, concurrent: int = 1) -> Resources | None:
+    """What a run reserves of the cluster, which is joined or started; None for scale.workers=0, which needs no Ray.
+
+    Raises UserError if it does not fit.
+    """
+    if config.scale.workers == 0:
         return None
+    from pipeline.cluster import check_cluster, connect
+
     connect()
-    return check_cluster(prepared.run.config, concurrent)
+    return check_cluster(config, concurrent)
 
 
 def evaluated(prepared: Prepared) -> dict[str, Any] | None:

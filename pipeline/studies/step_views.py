@@ -15,10 +15,10 @@ from torch.nn.functional import interpolate
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source
-from pipeline.clips.stream import to_batch
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import STUDENTS, Views, loss_weights, make_views
+from pipeline.stream.batches import to_batch
 from pipeline.studies.html import image_uri, render_page, write_page
 
 HEIGHT, QUALITY = 96, 85

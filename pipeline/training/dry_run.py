@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.clips.plan import Plan, largest_share
-from pipeline.clips.stream import make_deal
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, first_unlabeled_step, loss_weights
+from pipeline.stream.batches import make_deal
 from pipeline.training.equipment import blocks_of, equip
 from pipeline.training.fit import Prepared
 from pipeline.training.loop import part_shares

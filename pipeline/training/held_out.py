@@ -11,11 +11,11 @@ from torch import nn
 from pipeline.clips.modalities import derive
 from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
-from pipeline.clips.stream import map_ahead
 from pipeline.clips.views import center_views
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.manifest.isolation import num_cores
+from pipeline.stream.in_process import map_ahead
 
 
 def held_out_videos(source: Source) -> Ints:

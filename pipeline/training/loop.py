@@ -58,6 +58,8 @@ class Worker:
     """Of this worker, for whoever watches it."""
     publish: Callable[[Mapping[str, Any]], None] = lambda line: None
     """Called by the first worker with every line of metrics."""
+    store_figures: Callable[[], Mapping[str, float]] = dict
+    """The use of this node's object store, for the lines of metrics; empty without Ray."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
     log.quarantined = worker.first(log.quarantined)
     log.restore(state.unwritten, worker.device)
-    log.watch = watch.read
+    log.watch, log.store_figures = watch.read, worker.store_figures
     scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
     uploads = UploadAhead(batches(state.step), worker.device)
     place = Place(worker.rank, worker.device, worker_weight(run.plan, worker), parts=parts)

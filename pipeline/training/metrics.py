@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.gauges import store_figures
 from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -40,6 +39,8 @@ class MetricLog:
         """Called with every new line, on the first worker."""
         self.watch: Callable[[], Mapping[str, float]] = dict
         """Asked once a line for more of what ``spent`` counts."""
+        self.store_figures: Callable[[], Mapping[str, float]] = dict
+        """Asked once a line, on the first worker, for the use of its node's object store."""
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._spent: dict[str, float] = {}
@@ -106,7 +107,7 @@ class MetricLog:
             "seconds/data_share": self._spent.get("data", 0.0) / seconds,
             "seconds/decode_per_clip": self._decoding / max(self._clips, 1),
             "memory/step_megabytes": self._bytes / rows * self.plan.rows_per_step / 1e6,
-            **(store_figures() if self.rank == 0 else {}),  # Ray itself has every node's in Prometheus
+            **(self.store_figures() if self.rank == 0 else {}),  # Ray itself has every node's in Prometheus
         }
 
     def unwritten(self) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from pipeline.clips import guard
 from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.guard import Guard
 from pipeline.clips.source import failures_of, open_source
-from pipeline.clips.stream import local_batches, ray_stream
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.manifest.isolation import Limits
 from pipeline.resources import Resources
+from pipeline.stream.in_process import local_batches
+from pipeline.stream.on_ray import ray_stream
 from tests.clips import misbehaving
 from tests.conftest import TINY
 from tests.videos import write_numbers

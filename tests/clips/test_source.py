@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from pipeline.clips.source import Source, failures_of, open_source
-from pipeline.clips.stream import local_batches, make_deal, to_batch
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.methods import first_unlabeled_step
+from pipeline.stream.batches import make_deal, to_batch
+from pipeline.stream.in_process import local_batches
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline.clips import gauges
 from pipeline.run_folder import read_metrics
-from pipeline.training.prometheus import gauges_of
+from pipeline.stream import object_store
+from pipeline.training.on_ray.prometheus import gauges_of
 
 SELECTED = re.compile(r'(\w+)\{run=~"\$run"(?:, of=~"([^"]+)")?\}')
 
@@ -30,9 +30,9 @@ def test_every_panel_shows_what_is_exported(
 ) -> None:
     words = ["train.steps=2", "method.confidence_threshold=0.01", f"run.storage_path={tmp_path}"]
     assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *words]) == 0
-    monkeypatch.setattr(gauges, "ray", SimpleNamespace(is_initialized=lambda: True))
-    monkeypatch.setattr(gauges, "store_use", lambda: SimpleNamespace(used=1, spilled=0))
-    line = {**read_metrics(tmp_path / "tiny")[-1], **gauges.store_figures()}
+    monkeypatch.setattr(object_store, "ray", SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr(object_store, "store_use", lambda: SimpleNamespace(used=1, spilled=0))
+    line = {**read_metrics(tmp_path / "tiny")[-1], **object_store.store_figures()}
     exported = {(f"ray_{name}", of) for name, of in gauges_of(line)}
     shown = set()
     for panel in dashboard["panels"]:

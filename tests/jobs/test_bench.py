@@ -13,10 +13,10 @@ from pipeline.bench.loader import PerViewDataset, _collate
 from pipeline.bench.views import VIEWS
 from pipeline.clips.plan import Deal
 from pipeline.clips.source import open_source
-from pipeline.clips.stream import to_batch
 from pipeline.config import load_config
 from pipeline.manifest.scale import measure_sizes
 from pipeline.methods import make_views
+from pipeline.stream.batches import to_batch
 
 SMALL = "data.clips_per_block=3"
 

@@ -15,9 +15,9 @@ from PIL import Image
 from jobs import inspect, prepare
 from jobs.command import DONE, FAILED, USER_ERROR, run
 from pipeline.clips.source import open_source
-from pipeline.clips.stream import local_batches
 from pipeline.config import load_config
 from pipeline.methods import make_views
+from pipeline.stream.in_process import local_batches
 from pipeline.studies.step_views import pixels, step_views
 from tests.videos import write_numbers
 

@@ -17,10 +17,10 @@ from ray.train import DataConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
-from pipeline.clips.stream import ray_stream
 from pipeline.config import parse_config
 from pipeline.resources import Resources
 from pipeline.run_folder import Fingerprints
+from pipeline.stream.on_ray import ray_stream
 from pipeline.training import checkpoint
 from pipeline.training.fit import ends_at, open_again
 from pipeline.training.on_ray.sign import leave

@@ -22,14 +22,15 @@ from torch import nn
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import largest_share
-from pipeline.clips.stream import shard_batches
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.manifest.isolation import num_cores
+from pipeline.stream.object_store import store_figures
+from pipeline.stream.on_ray import shard_batches
 from pipeline.training.fit import open_again, stopped
 from pipeline.training.loop import Worker, train
+from pipeline.training.on_ray.prometheus import Gauges
 from pipeline.training.on_ray.sign import RESIZE, leave
-from pipeline.training.prometheus import Gauges
 from pipeline.training.recovery import Final, StepFailed
 from pipeline.training.watch import Progress, Watchdog
 
@@ -85,7 +86,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     stop = Stop(loop_config["sign"], rank, world, device, several_nodes=_first(_alive_nodes() > 1))
     with stop:
         gauges = Gauges(config.run.name)
-        return train(run, batches, Worker(rank, world, device, wrap, _first, stop, progress, gauges))
+        return train(run, batches, Worker(rank, world, device, wrap, _first, stop, progress, gauges, store_figures))
 
 
 def _alive_nodes() -> int:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -18,26 +17,18 @@ import pytest
 import ray
 import torch
 
-from pipeline.clips.gauges import store_figures
 from pipeline.clips.plan import worker_rows
-from pipeline.clips.pressure import TICKETS, store_use
 from pipeline.clips.source import Source, open_source
-from pipeline.clips.stream import (
-    DECODE_RETRIES,
-    Decoders,
-    NoBatch,
-    local_batches,
-    make_deal,
-    ray_stream,
-    shard_batches,
-    told_by_task,
-)
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.labels import draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.resources import Resources
-from pipeline.training.prometheus import Gauges
+from pipeline.stream.backpressure import TICKETS, store_use
+from pipeline.stream.batches import make_deal
+from pipeline.stream.object_store import store_figures
+from pipeline.stream.on_ray import DECODE_RETRIES, NoBatch, ray_stream, shard_batches, told_by_task
+from pipeline.training.on_ray.prometheus import Gauges
 
 FRAMES, SIZE = 4, 40
 
@@ -276,7 +267,7 @@ def test_a_stream_that_stands_still_is_said_with_what_it_waits_for() -> None:
 
 def test_decode_tasks_do_not_import_torch() -> None:
     """Their processes' first block would wait for it."""
-    code = "import sys, pipeline.clips.tasks, pipeline.clips.source, pipeline.clips.guard; print('torch' in sys.modules)"
+    code = "import sys, pipeline.stream.ray_tasks, pipeline.clips.source, pipeline.clips.guard; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["False"]
 
@@ -298,45 +289,6 @@ def test_prometheus_gets_the_streams_figures() -> None:
             page = answer.read().decode()
     assert wanted.search(page)
     assert "ray_actnetformer_quarantined{" in page
-
-
-def test_as_many_threads_decode_as_are_allowed() -> None:
-    """All while the training waits, fewer while it computes; what waits for its turn gets it."""
-    working, most = 0, 0
-    lock = threading.Lock()
-
-    def job(_: int) -> None:
-        nonlocal working, most
-        with lock:
-            working += 1
-            most = max(most, working)
-        time.sleep(0.02)
-        with lock:
-            working -= 1
-
-    with Decoders(3) as decoders:
-        decoders.allow(1)
-        list(decoders.map(job, range(6)))
-        assert most == 1
-        decoders.allow(3)
-        list(decoders.map(job, range(9)))
-        assert most == 3
-
-
-@pytest.mark.parametrize(("device", "cores", "left"), [("cpu", 4, 1), ("cuda", 4, 3), ("cuda", 16, 14), ("cuda", 1, 1)])
-def test_decoding_leaves_cores_to_the_training_while_it_computes(
-    device: str, cores: int, left: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To torch's threads on a CPU; to the process that keeps a GPU at work as many as a worker with a GPU reserves."""
-    monkeypatch.setattr("pipeline.clips.stream.own_device", lambda _: torch.device(device))
-    monkeypatch.setattr("pipeline.clips.stream.num_cores", lambda: cores)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
-    allowed: list[int] = []
-    monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
-    config = load_config(tiny / "tiny.yaml", ["train.steps=2"])
-    for _ in local_batches(open_source(config)[0], config, 0):
-        allowed.append(0)
-    assert allowed == [left, 0, cores, left, 0, cores]
 
 
 @pytest.mark.ray

@@ -1,21 +1,18 @@
-"""Batches for a worker: from Ray Data on a cluster, from threads in one process. The only user of Ray Data for training.
+"""Batches for a worker of a cluster, from Ray Data. The only user of Ray Data for training.
 
-Both walk the same plan and call the same ``Source.rows``; what differs is who decodes.
+It walks the same plan as ``in_process`` and calls the same ``Source.rows``; what differs is who decodes.
 
-On a cluster a block of the stream is one *row* of Ray's: a worker's share of some steps. Ray deals rows and cuts blocks between
-them, so it can neither deal a part of a block nor cut one, however large or small the blocks are.
+A block of the stream is one *row* of Ray's: a worker's share of some steps. Ray deals rows and cuts blocks between them, so it
+can neither deal a part of a block nor cut one, however large or small the blocks are.
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -23,16 +20,13 @@ import torch
 
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.batch import Batch
-from pipeline.clips.device import own_device
-from pipeline.clips.plan import Deal, largest_share, worker_rows
-from pipeline.clips.pressure import bound
-from pipeline.clips.seeds import Floats, Ints
-from pipeline.clips.source import Columns, Source, failures_of
-from pipeline.clips.tasks import shared_by_tasks, tickets
+from pipeline.clips.source import Columns, Grid, Source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.manifest.isolation import num_cores
-from pipeline.resources import Resources, worker_cpus
+from pipeline.resources import Resources
+from pipeline.stream.backpressure import bound
+from pipeline.stream.batches import make_deal, to_batch
+from pipeline.stream.ray_tasks import shared_by_tasks, tickets
 
 TICKETS_PER_TASK = 1024
 """Blocks announced by one task of the few that announce blocks."""
@@ -41,21 +35,9 @@ MAX_TICKET_TASKS = 1000
 DECODE_RETRIES = 3
 """Of a decode task whose process died. Ray's default is without end: a video that crashes it would be tried for ever."""
 
-T = TypeVar("T")
-R = TypeVar("R")
-Grid = tuple[Ints, Floats, Floats]
-"""Manifest row, moment and window of every test view."""
-
 
 class NoBatch(RuntimeError):
     """The stream stands still."""
-
-
-def make_deal(source: Source, config: Config, first_step: int, workers: int) -> Deal:
-    """The blocks of all steps from ``first_step`` on; they double until they hold ``data.clips_per_block`` videos."""
-    clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
-    steps_per_block = -(-config.data.clips_per_block // clips)
-    return Deal(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
 
 
 def ray_stream(source: Source, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
@@ -163,88 +145,3 @@ def told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
             "last words): with data.isolate_decoder=true a decoder that crashes is named, and its video replaced"
         )
     return None
-
-
-def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
-    """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
-    the next batch is waited for, and otherwise on those that torch's threads, or the one that keeps a GPU at work, leave, but
-    one at least."""
-    steps, cores = range(first_step, config.train.steps), num_cores()
-    busy = torch.get_num_threads() if own_device(config).type == "cpu" else int(worker_cpus(cores, gpu=True))
-    with Decoders(cores) as decoders:
-
-        def decode(step: int) -> Columns:
-            return source.rows(worker_rows([step], source.plan.rows_per_step, 0, 1)[0], decoders)
-
-        for columns in map_ahead(decode, steps, ahead):
-            batch = to_batch(columns)
-            decoders.allow(max(1, cores - busy))
-            try:
-                yield batch
-            finally:
-                decoders.allow(cores)
-
-
-class Decoders(ThreadPoolExecutor):
-    """Threads, as many of which work at a time as ``allow`` said last."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number, thread_name_prefix="decoder")
-        self._allowed, self._working, self._turn = number, 0, threading.Condition()
-
-    def allow(self, number: int) -> None:
-        """From now on; what more are doing is finished first."""
-        with self._turn:
-            self._allowed = number
-            self._turn.notify_all()
-
-    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        """As every executor's."""
-        return super().submit(self._in_turn, fn, *args, **kwargs)
-
-    def _in_turn(self, fn: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        with self._turn:
-            self._turn.wait_for(lambda: self._working < self._allowed)
-            self._working += 1
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            with self._turn:
-                self._working -= 1
-                self._turn.notify()
-
-
-def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``function`` of every item in turn, by ``ahead`` threads that are as many items in advance, and no more."""
-    with ThreadPoolExecutor(ahead) as threads:
-        pending: deque[Any] = deque()
-        for item in items:
-            pending.append(threads.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def to_batch(columns: Columns, pin: bool = False) -> Batch:
-    """Columns of ``Source.rows`` as tensors, without rows that stand for none; one copy, into pinned memory if wanted."""
-    there = columns["row"] >= 0
-    if not there.all():
-        columns = {name: column[there] for name, column in columns.items()}
-
-    def tensor(name: str) -> torch.Tensor:
-        # blocks are read-only views of the object store: copied, so that they can be released
-        value = np.asarray(columns[name])
-        copy = torch.empty(value.shape, dtype=torch.from_numpy(np.empty(0, value.dtype)).dtype, pin_memory=pin)
-        np.copyto(copy.numpy(), value)
-        return copy
-
-    return Batch(
-        rows=tensor("row"),
-        videos=tensor("video"),
-        labels=tensor("label"),
-        primary=tensor("primary"),
-        auxiliary=tensor("auxiliary"),
-        quarantined=failures_of(columns),
-        decode_seconds=float(np.sum(columns["seconds"])),
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import ray
 
-from pipeline.clips.pressure import store_use
+from pipeline.stream.backpressure import store_use
 
 
 def store_figures() -> dict[str, float]:

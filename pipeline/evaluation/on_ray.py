@@ -1,0 +1,44 @@
+"""Scores of views on a cluster: decode tasks, then scoring actors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from pipeline.clips.source import Columns, Grid, Source
+from pipeline.evaluation.scorer import Scorer
+from pipeline.resources import Resources
+from pipeline.stream.on_ray import ray_views, told_by_task
+
+
+class BlockScorer(Scorer):
+    """The same of a block of the stream, which is a single row of Ray's."""
+
+    def __call__(self, columns: Columns) -> Columns:
+        """[1, n, ...] in, [1, n, ...] out."""
+        scores = super().__call__({name: values[0] for name, values in columns.items()})
+        return {name: np.asarray(values)[None] for name, values in scores.items()}
+
+
+def score_on_ray(source: Source, resources: Resources, scorer: tuple[Any, ...], grid: Grid, size: int) -> list[Columns]:
+    """Scores of the views of ``grid`` in their order, ``size`` a part; ``scorer`` are the arguments of ``Scorer``.
+
+    Raises UserError where a decode task ended with one.
+    """
+    scores = ray_views(source, grid, size, resources).map_batches(
+        BlockScorer,
+        fn_constructor_args=scorer,
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=resources.workers),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.worker.get("GPU", 0),
+        **({"label_selector": resources.train_labels} if resources.train_labels else {}),
+    )
+    parts = scores.iter_batches(batch_size=None, batch_format="numpy")  # in order: sums of scores are the same bits every time
+    try:
+        return [{name: values[0] for name, values in part.items()} for part in parts]
+    except ray.exceptions.RayError as error:
+        raise told_by_task(error) or error from None
