@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.command import DONE, add_config, positive, run
+from pipeline.bench.copies import bench_copies
 from pipeline.bench.decode import bench_decode
 from pipeline.bench.loader import bench_loader
 from pipeline.bench.scale import bench_scale
@@ -33,6 +34,10 @@ def _stream(options: Options) -> Figures:
 
 def _decode(options: Options) -> Figures:
     return bench_decode(_config(options), options.repeats or 3)
+
+
+def _copies(options: Options) -> Figures:
+    return bench_copies(_config(options), _numbers(options.sides or "256,128", "--sides", "256,128"), options.repeats or 5)
 
 
 def _loader(options: Options) -> Figures:
@@ -65,6 +70,9 @@ BENCHMARKS: dict[str, tuple[Callable[[Options], Figures], frozenset[str], str]] 
         _stream, frozenset({"config", "steps", "repeats"}), "Ray Data stream over two plain processes that only decode"
     ),
     "decode": (_decode, frozenset({"config", "repeats"}), "an open per view over one for all views, and other savings"),
+    "copies": (
+        _copies, frozenset({"config", "sides", "repeats"}), "decoding originals over decoding copies of --sides, in CPU time"
+    ),
     "loader": (
         _loader, frozenset({"config", "steps", "repeats"}), "the stream and views over a DataLoader that opens per view"
     ),
@@ -90,13 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--steps", type=positive, help="in one repeat (default: 48; step 4, loader 16, scale 32, simulate 1000)"
     )
-    arguments.add_argument("--repeats", type=positive, help="default: 3; scale 1")
+    arguments.add_argument("--repeats", type=positive, help="default: 3; scale 1, copies 5")
+    arguments.add_argument("--sides", metavar="N,N", help="short sides of copies in pixels (default: 256,128)")
     arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000; scale: 10000000 too)")
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_intermixed_args(argv)
     measure, takes, _ = BENCHMARKS[options.what]
-    given = {name for name in ("config", "steps", "repeats", "rows") if getattr(options, name) is not None}
+    given = {name for name in ("config", "steps", "repeats", "rows", "sides") if getattr(options, name) is not None}
     if given - takes:
         raise UserError(f"bench {options.what} takes no --{min(given - takes)}")
     figures = measure(options)
@@ -108,9 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sizes(rows: str) -> list[int]:
-    if not all(word.isdecimal() for word in rows.split(",")):
-        raise UserError(f"--rows {rows}: write sizes with commas between, for example 10000,100000")
-    return [int(word) for word in rows.split(",")]
+    return _numbers(rows, "--rows", "10000,100000")
+
+
+def _numbers(text: str, option: str, example: str) -> list[int]:
+    if not all(word.isdecimal() for word in text.split(",")):
+        raise UserError(f"{option} {text}: write sizes with commas between, for example {example}")
+    return [int(word) for word in text.split(",")]
 
 
 def _print(figures: Figures) -> None:

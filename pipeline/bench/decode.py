@@ -43,7 +43,7 @@ def bench_decode(config: Config, repeats: int) -> dict[str, Any]:
     ``decode_once_ratio``: an open for each view of an unlabeled video (weak and strong of each student) over one for all.
     """
     source, _ = open_source(config)
-    jobs = _jobs(source)
+    jobs = planned_jobs(source, "bench decode", "decord")
     guard = Guard(Limits())
     work = _work(source.clips, source.size, guard)
     times: dict[str, list[float]] = {name: [] for name in work}
@@ -74,20 +74,22 @@ def bench_decode(config: Config, repeats: int) -> dict[str, Any]:
     }
 
 
-def _jobs(source: Source) -> list[Job]:
-    """Unlabeled videos of the first rows of the plan that decord decodes: all ways of decoding are open to them."""
+def planned_jobs(source: Source, name: str, decoder: str | None = None) -> list[Job]:
+    """Unlabeled videos of the first rows of the plan, for the benchmark of this name; only those that ``decoder`` decodes
+    (to what decord decodes all ways of decoding are open). Raises UserError if there are none."""
     pool = source.plan
     if pool.unlabeled_per_labeled == 0:
-        raise UserError("bench decode measures unlabeled videos: leave method.name=supervised and mu = 0 away")
+        raise UserError(f"{name} measures unlabeled videos: leave method.name=supervised and mu = 0 away")
     jobs: list[Job] = []
     for row in range(VIDEOS):
         for slot in range(1, pool.slots):
             video = source.video(int(pool.videos([row])[0, slot]))
             moment = pool.moments([row])[0, slot]
-            if video.decoder == "decord" and len(jobs) < VIDEOS:
+            if decoder in (None, video.decoder) and len(jobs) < VIDEOS:
                 jobs.append(Job(video, float(moment[0]), float(moment[1])))
     if not jobs:
-        raise UserError(f"{source.manifest.path} has no unlabeled training video that decord decodes")
+        which = f" that {decoder} decodes" if decoder else ""
+        raise UserError(f"{source.manifest.path} has no unlabeled training video{which}")
     return jobs
 
 

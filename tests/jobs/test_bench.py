@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import bench
+from jobs import bench, prepare
 from jobs.command import run
 from pipeline.bench.figures import steady_rate
 from pipeline.bench.loader import PerViewDataset, _collate
@@ -17,6 +17,7 @@ from pipeline.config import load_config
 from pipeline.manifest.scale import measure_sizes
 from pipeline.methods import make_views
 from pipeline.stream.batches import to_batch
+from tests.videos import write_numbers
 
 SMALL = "data.clips_per_block=3"
 
@@ -69,6 +70,34 @@ def test_decode_compares_an_open_per_view_with_one(tiny: Path, capsys: pytest.Ca
     assert figures["decode_once_ratio"] == pytest.approx(took["an open per view"] / took["once"], rel=0.05)
     assert figures["decode_once_ratio"] > 1.5  # four opens over one; how much more is the machine's
     assert all(any("ratio" in key for key in measure) and measure["n"] == 1 for measure in figures["measures"].values())
+
+
+def test_copies_are_decoded_beside_their_originals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same videos and moments; a copy of an original that is small already keeps its size."""
+    for kind in ("a", "b"):
+        for number in range(4):
+            write_numbers(tmp_path / "videos" / kind / f"{number}.mp4", frames=60, size=(128, 96), gop=60)
+    assert run(prepare.main, ["folder", str(tmp_path / "videos"), str(tmp_path / "data"), "--labeled", "1/class"]) == 0
+    words = [f"data.manifest={tmp_path / 'data' / 'manifest.parquet'}", "data.decode_size=224"]
+    capsys.readouterr()
+    assert run(bench.main, ["copies", "--json", "--repeats", "2", "--sides", "48,96", *words]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    originals, copies = figures["originals"], figures["copies of 48"]
+    unlike = figures["copies of 96"]
+    assert [kind["frames"] for kind in (originals, copies, unlike)] == ["128x96 (4)", "64x48 (4)", "128x96 (4)"]
+    assert [kind["decode_size"] for kind in (originals, copies, unlike)] == [224, 48, 96]
+    assert figures["copies_48"]["n"] == 2 and figures["copies_48"]["copies_48_ratio"] > 0
+    for kind in (originals, copies):
+        assert kind["spread"][0] <= kind["cpu_milliseconds_per_video"] <= kind["spread"][1]
+        assert kind["decoders"] == {"decord": 4}
+        needed = kind["cores_for_120_videos_per_second"]
+        assert needed == pytest.approx(0.12 * kind["cpu_milliseconds_per_video"], abs=0.06)
+        assert kind["videos_per_core_second"] == pytest.approx(1000 / kind["cpu_milliseconds_per_video"], rel=0.01)
+    bytes_each = [path.stat().st_size for path in (tmp_path / "videos").rglob("*.mp4")]
+    assert originals["kilobytes_per_video"] == pytest.approx(np.mean(bytes_each) / 1000, abs=1)
+    assert copies["copying_cpu_seconds_per_video"] > 0 and "copying_cpu_seconds_per_video" not in originals
+    assert run(bench.main, ["copies", "--sides", "8", *words]) == 2
+    assert "--sides 8: at least 16 pixels" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -15,6 +15,9 @@ from PIL import Image
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
+from pipeline.clips.decode import Video, decode_clips
+from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.config import ClipSection
 from pipeline.manifest.probe import probe_file
 from pipeline.manifest.resize import Copy, copy_names, resize, resize_all
 from pipeline.manifest.schema import read_manifest
@@ -33,6 +36,33 @@ def test_frames_and_times_are_kept(tmp_path: Path) -> None:
     assert small.variable_fps and small.duration == pytest.approx(probe.duration, abs=1e-3)
     assert [read_number(frame) for frame in every_frame(copy.target)] == list(range(28))
     np.testing.assert_allclose(read_index(copy.target).times, np.array(steps) / 1000, atol=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_clips_from_anywhere_in_a_copy_show_the_frames_that_belong_there(tmp_path: Path, decoder: str) -> None:
+    """Both decoders seek in it; numbers are read off the pixels."""
+    source = write_numbers(tmp_path / "v.mp4", frames=150, fps="30", size=(320, 320), gop=250)
+    copy = Copy(str(source), str(tmp_path / "copy.mp4"), 160, 30.0, False)
+    assert resize(copy) == ""
+    video = Video(copy.target, 150, 30.0, False, 160, 160, 0.0, 5.0, decoder)
+    clips = [ClipSection(frames=8, fps=8.0), ClipSection(frames=8, fps=16.0)]
+    for moment in np.linspace(0, 1, 9):
+        placed = clip_times(moment, 0.0, 5.0, clips)
+        for images, times in zip(decode_clips(video, moment, 0.5, clips, 160), placed, strict=True):
+            assert [read_number(image) for image in images] == frame_indices(times, constant_rate(150, 30.0)).tolist()
+
+
+def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path) -> None:
+    """Of a real clip: groups of at most 12 pictures, each of which decoding can begin at, and no costly tools."""
+    source = str(shared_data / "odd" / "h264_longgop.mp4")
+    probe = probe_file(source)
+    copy = Copy(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)
+    assert resize(copy) == ""
+    index = read_index(copy.target)
+    assert len(index.starts) == len(index.keys) and max(np.diff([*index.keys, probe.frames])) <= 12
+    assert len(read_index(source).keys) < len(index.keys)
+    told = Path(copy.target).read_bytes()  # x264 writes its settings into the stream
+    assert all(word in told for word in (b"cabac=0", b"deblock=0", b"weightp=0", b"open_gop=0", b"keyint=12", b"mbtree=0"))
 
 
 @pytest.mark.parametrize("name", ["h264_rot90.mp4", "xvid_b2.avi", "h264_editlist.mp4", "audio_first.mp4", "h264.ts"])
