@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import LabelSubset, make_subset
 from pipeline.manifest.schema import Manifest
-from pipeline.manifest.sources.files import read_lines
+from pipeline.manifest.sources.files import read_lines, video_stem
 from pipeline.manifest.sources.listing import refuse
 
 LINES = {
@@ -34,7 +34,6 @@ LINES = {
 """A line of each format."""
 MAX_CONTRADICTIONS = 0.1
 """Share of lines whose number may stand for another class than it mostly does."""
-SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,9 @@ def _read(kind: str, file: str) -> list[_Entry]:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """From the name without suffix up to the root; spaces and underscores are the same, as in names of classes."""
-    return tuple(reversed(SUFFIX.sub("", path.replace("\\", "/")).replace(" ", "_").split("/")))
+    """From the name without a video's suffix up to the root; spaces and underscores are the same, as in names of classes."""
+    *folders, name = path.replace("\\", "/").split("/")
+    return tuple(part.replace(" ", "_") for part in (video_stem(name), *reversed(folders)))
 
 
 def _match(manifest: Manifest, entries: Sequence[_Entry], file: str) -> list[int]:

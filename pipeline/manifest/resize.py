@@ -6,6 +6,7 @@ appears under its name when it is complete, so an interrupted run goes on where 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,13 @@ def copy_names(ids: Sequence[str]) -> list[str]:
     ]
     short = [str(name.with_suffix(".mp4")) for name in plain]
     counts = Counter(short)
-    return [name if counts[name] == 1 else f"{long}.mp4" for name, long in zip(short, plain, strict=True)]
+    names = [name if counts[name] == 1 else f"{long}.mp4" for name, long in zip(short, plain, strict=True)]
+    counts = Counter(names)  # jump.v0 beside jump.v0.avi, or ../a.mp4 beside a.mp4, are still one name
+    return [_with_digest(name, of) if counts[name] > 1 else name for name, of in zip(names, ids, strict=True)]
+
+
+def _with_digest(name: str, of: str) -> str:
+    return f"{name.removesuffix('.mp4')}.{hashlib.sha256(of.encode()).hexdigest()[:8]}.mp4"
 
 
 def resize_all(copies: Sequence[Copy], processes: int | None = None, timeout_seconds: float = 600.0) -> dict[int, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 
 
 def open_root(folder: str | Path, option: str = "folder") -> str:
@@ -65,7 +66,20 @@ def names_like(folder: str, sign: str) -> list[str]:
         raise UserError(f"folder {folder} cannot be read: {error}") from None
 
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
+VIDEO_SUFFIXES = {
+    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv", ".mts", ".m2ts",
+    ".vob", ".asf",
+}  # fmt: skip
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file's name ends as those of videos do."""
+    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def video_stem(name: str) -> str:
+    """A file's name without the suffix of a video; any other dot belongs to the name: ``jump.v0`` is not ``jump``."""
+    return PurePosixPath(name).stem if is_video_name(name) else PurePosixPath(name).name
 
 
 def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> list[str | None]:
@@ -73,34 +87,80 @@ def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> lis
 
     ``ignore_case`` is for lists whose spelling is known to differ from the files'.
     URIs, and everything below a root that is one, are taken as listed: whether they are there is found when they are opened.
+    Raises UserError where a listed name fits several files.
     """
-    folders: dict[str, dict[str, str]] = {}
+    folders: dict[str, _Folder] = {}
     found: list[str | None] = []
+    unclear: list[str] = []
     for uri in uris:
         if "://" in uri or "://" in root:
             found.append(uri)
             continue
         folder, _, name = uri.rpartition("/")
         if folder not in folders:
-            folders[folder] = _names(os.path.join(root, folder) if folder or not uri.startswith("/") else "/")
-        names = folders[folder]
-        stem = PurePosixPath(name).stem
-        here = names.get(name) or names.get(f"{stem}.*") or (names.get(f"{stem.casefold()}.?") if ignore_case else None)
+            folders[folder] = _Folder(os.path.join(root, folder) if folder or not uri.startswith("/") else "/")
+        names = folders[folder].files_of(name, ignore_case)
+        unclear += [f"{uri}: {' and '.join(names)}"] if len(names) > 1 else []
+        here = names[0] if names else None
         found.append(None if here is None else f"{folder}/{here}" if folder or uri.startswith("/") else here)
+    refuse_unclear(unclear)
     return found
 
 
-def _names(folder: str) -> dict[str, str]:
-    """Names in a folder by themselves, videos also as ``stem.*`` and in small letters as ``stem.?``."""
+def refuse_unclear(unclear: Sequence[str]) -> None:
+    """Raises UserError naming the files where one listed video may be any of several."""
+    if unclear:
+        remedy = "remove or rename all but one, or list it with its suffix"
+        raise UserError(f"listed videos that fit several files; {remedy}:", first_few(unclear))
+
+
+def one_of_each(paths: Sequence[str]) -> list[str]:
+    """The first of the paths that lead to one file, which hard and symbolic links do."""
+    return list({_number(path): path for path in reversed(paths)}.values())[::-1]
+
+
+def _number(path: str) -> object:
     try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
-    stems = {name: PurePosixPath(name).stem for name in names if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES}
-    loose = {f"{stem.casefold()}.?": name for name, stem in stems.items()}
-    return loose | {f"{stem}.*": name for name, stem in stems.items()} | {name: name for name in names}
+        status = os.stat(path)
+    except OSError:  # also a name in an object store
+        return path
+    return status.st_dev, status.st_ino
+
+
+class _Folder:
+    """Names in a folder, by which listed videos are found; none where there is no such folder. Raises UserError."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self.names = {name for name in os.listdir(path) if not name.startswith(".")}
+        except (FileNotFoundError, NotADirectoryError):
+            self.names = set()
+        except OSError as error:
+            raise UserError(f"folder {path} cannot be read: {error.strerror}") from None
+
+    def files_of(self, name: str, ignore_case: bool) -> list[str]:
+        """The file of that very name; else the videos of its stem, which may be several, or none."""
+        stem = video_stem(name)
+        if name in self.names and (stem != name or stem not in self._by_stem or os.path.isfile(os.path.join(self.path, name))):
+            return [name]
+        names = self._by_stem.get(stem) or (self._by_small_stem.get(stem.casefold()) if ignore_case else None) or []
+        return names if len(names) < 2 else [os.path.basename(p) for p in one_of_each([f"{self.path}/{n}" for n in names])]
+
+    @functools.cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _grouped((video_stem(name), name) for name in sorted(self.names) if is_video_name(name))
+
+    @functools.cached_property
+    def _by_small_stem(self) -> dict[str, list[str]]:
+        return _grouped((stem.casefold(), name) for stem, names in self._by_stem.items() for name in names)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, name in pairs:
+        groups.setdefault(key, []).append(name)
+    return groups
 
 
 def files_below(root: str, folder: str = "") -> list[str]:

@@ -4,21 +4,32 @@
     "air drumming",_dbcJuKJQNs,40,50,val,0
 
 Clips are looked for by name at any depth below the folder: cut ones as ``ID_START_END.mp4`` with six digits, or whole
-videos as ``ID.mp4``, of which the listed seconds are used.
+videos as ``ID.mp4``, of which the listed seconds are used. Files that are no videos by their name do not count
+(``ID_START_END.json``), and a clip in the folder ``replacement_for_corrupted_k400`` is taken in place of the damaged one.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
-from pipeline.manifest.schema import Split
-from pipeline.manifest.sources.files import files_below, open_root, read_lines
+from pipeline.manifest.schema import Split, locate
+from pipeline.manifest.sources.files import (
+    files_below,
+    is_video_name,
+    one_of_each,
+    open_root,
+    read_lines,
+    refuse_unclear,
+    video_stem,
+)
 from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, recordings, refuse, some
 
+REPLACEMENTS = re.compile(r"replacement_for_corrupted_k\d+")
 NEEDED = ("youtube_id", "time_start", "time_end")
 
 
@@ -50,9 +61,13 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
     known = [clip for clip in clips if clip.label is not None or clip.split != "test"]
     notes = [f"{len(clips) - len(known)} test clips have no label and are left out"] if len(known) < len(clips) else []
     files = _files(root)
-    found = [_find(files, clip) for clip in known]
+    candidates = [_candidates(files, clip) for clip in known]
+    refuse_unclear([f"{clip.id}: {' and '.join(c)}" for clip, c in zip(known, candidates, strict=True) if _several(root, c)])
+    found = [names[0] if names else None for names in candidates]
+    replaced = sum(uri is not None and _is_replacement(uri) for uri in found)
+    notes += [f"{replaced} clips are taken from replacement_for_corrupted_k*, in place of damaged ones"] if replaced else []
     notes += missing_note(root, [clip.split for clip in known], [uri is not None for uri in found], "the lists")
-    whole = [uri is not None and PurePosixPath(uri).stem == clip.video for uri, clip in zip(found, known, strict=True)]
+    whole = [uri is not None and video_stem(uri) == clip.video for uri, clip in zip(found, known, strict=True)]
     groups, torn = recordings([clip.video for clip in known], [clip.split for clip in known])
     return checked(Listing(
         root=root,
@@ -103,15 +118,27 @@ def _clip(row: dict[str, str], by_name: Split | None, place: str) -> _Clip:
 
 
 def _files(root: str) -> dict[str, list[str]]:
-    """Name without suffix -> files of that name."""
+    """Name without suffix -> video files of that name."""
     found: dict[str, list[str]] = {}
     for uri in files_below(root):
-        found.setdefault(PurePosixPath(uri).stem, []).append(uri)
+        if is_video_name(uri):
+            found.setdefault(video_stem(uri), []).append(uri)
     return found
 
 
-def _find(files: dict[str, list[str]], clip: _Clip) -> str | None:
-    """The clip's file; of several the one whose folders name its split and class."""
+def _candidates(files: dict[str, list[str]], clip: _Clip) -> list[str]:
+    """The clip's file: of several the replacement of a damaged one, else those whose folders name its split and class."""
     candidates = files.get(clip.id) or files.get(clip.video) or []
+    candidates = [uri for uri in candidates if _is_replacement(uri)] or candidates
     signs = {clip.split, clip.label, (clip.label or "").replace(" ", "_")}
-    return max(candidates, key=lambda uri: len(signs.intersection(uri.split("/")[:-1])), default=None)
+    fits = [len(signs.intersection(uri.split("/")[:-1])) for uri in candidates]
+    return [uri for uri, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
+
+
+def _is_replacement(uri: str) -> bool:
+    """Whether it lies in the folder of good copies that the Kinetics data set ships beside damaged ones."""
+    return any(REPLACEMENTS.fullmatch(folder) for folder in uri.split("/")[:-1])
+
+
+def _several(root: str, uris: Sequence[str]) -> bool:
+    return len(uris) > 1 and len(one_of_each([locate(root, uri) for uri in uris])) > 1
