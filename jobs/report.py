@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from jobs.command import DONE, run
-from pipeline.config import all_keys
+from pipeline.config import all_keys, convert_for
+from pipeline.config.text import parse_word
 from pipeline.errors import UserError
 from pipeline.studies.report import FORMATS, write_report
 
@@ -39,7 +40,10 @@ def _baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
     pairs = [word.partition("=") for word in words]
     if wrong := [key for key, equals, _ in pairs if not equals or key not in all_keys()]:
         raise UserError("--baseline wants configuration keys as key=value, for example method.contrast_weight=2:", wrong)
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    try:
+        return {key: convert_for(key, parse_word(value)) for key, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise UserError(f"--baseline {' '.join(words)}: {str(error).splitlines()[0]}") from None
 
 
 if __name__ == "__main__":

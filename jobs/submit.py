@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, run
+from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -69,14 +69,14 @@ def runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
     folder = Path(working_dir).expanduser().resolve()
     if not folder.is_dir():
         raise UserError(f"--working-dir {working_dir}: no such folder")
-    try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--runtime-env {file} cannot be read: {error}") from None
+    written = read_yaml(Path(file), "--runtime-env") if file else {}
+    tree = guess(written)
     if not isinstance(tree, dict):
         raise UserError(f"--runtime-env {file} must be a mapping, for example 'env_vars: {{NAME: value}}'")
     if "working_dir" in tree:
         raise UserError(f"--runtime-env {file} names a working_dir; use --working-dir instead")
+    if isinstance(tree.get("env_vars"), dict):  # texts, whatever they look like: NAME: 010 stays 010
+        tree["env_vars"] = {name: str(text) if isinstance(text, str) else text for name, text in written["env_vars"].items()}
     return {**tree, "working_dir": str(folder)}
 
 

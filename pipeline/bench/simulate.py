@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clips.plan import Deal, Plan
+from pipeline.config.text import convert
 from pipeline.errors import UserError
 
 
@@ -58,9 +59,9 @@ class Site:
             if name not in kinds or not equals:
                 raise UserError(f"'{word}': write name=value with one of {', '.join(kinds)}")
             try:
-                values[name] = kinds[name](float(text))
-            except ValueError:
-                raise UserError(f"'{word}': {text!r} is no number") from None
+                values[name] = convert(text, kinds[name])
+            except ValueError as error:
+                raise UserError(f"'{word}': {text!r} is no number of this kind: {error}") from None
         if any(value <= 0 for name, value in values.items() if name != "decode_spread"):
             raise UserError("all numbers of a site must be positive")
         site = cls(**values)

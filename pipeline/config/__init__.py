@@ -5,7 +5,7 @@ The defaults are the paper's setting as far as it is known; where the paper is s
 """
 
 from pipeline.config.data import DataSection, RunSection
-from pipeline.config.load import all_keys, load_config, override, parse_config
+from pipeline.config.load import all_keys, convert_for, load_config, override, parse_config
 from pipeline.config.method import LabelSection, MethodSection, RampSection, StartSection
 from pipeline.config.run import Config
 from pipeline.config.section import Section
@@ -28,5 +28,5 @@ __all__ = [
     "MethodSection", "MonitorSection", "Network", "OptimizerSection", "PrimarySection", "RampSection", "RunSection",
     "ScaleSection", "Section", "SlowResNetSection", "StartSection", "StrongSection", "TimeSection",
     "TimeSformerSection", "TrackingSection", "TrainSection", "VideoResNetSection", "ViewsSection", "WeakSection",
-    "all_keys", "load_config", "override", "parse_config",
+    "all_keys", "convert_for", "load_config", "override", "parse_config",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -13,13 +14,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.run import Config
-from pipeline.config.section import merge
+from pipeline.config.section import Refused, merge
 from pipeline.config.students import ARCHS
+from pipeline.config.text import convert, parse_word, read_yaml
 from pipeline.errors import UserError
 
 
 def load_config(files: str | Path | Sequence[str | Path] | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, then the YAML file or files, then ``dotted.key=value`` words (values in YAML syntax), in this order.
+    """Defaults, then the YAML file or files, then ``dotted.key=value`` words, in this order; the type of a key says what its
+    value means (see ``pipeline.config.text``).
 
     Of several files a later one changes only the keys that it has, section by section. Raises UserError with all mistakes at
     once: unknown keys with the nearest name, values of a wrong type or range.
@@ -42,9 +45,12 @@ def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> 
             mistakes.append(f"'{word}': write overrides as key=value, for example train.steps=100")
             continue
         try:
-            _set(tree, key.split("."), yaml.safe_load(value) if value else None)
-        except (yaml.YAMLError, TypeError) as error:
-            mistakes.append(f"'{word}': {str(error).splitlines()[0]}")
+            _set(tree, key.split("."), parse_word(value))
+        except TypeError as error:
+            mistakes.append(f"'{word}': {error}")
+        except yaml.YAMLError as error:
+            mistakes.append(f"'{word}': {str(error).splitlines()[0]}; a text that begins with a quote, [ or {{ needs quotes: "
+                            f"{key}={json.dumps(value)}")  # fmt: skip
     return parse_config(tree, source=source, mistakes=mistakes)
 
 
@@ -73,6 +79,29 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
+def convert_for(key: str, value: Any) -> Any:
+    """What is written for a dotted key, as the key's type; unchanged where it is no such value, which validation then says."""
+    wanted = _types(key)
+    if isinstance(value, Mapping) and not any(get_origin(kind) is dict for kind in wanted):
+        return {str(name): convert_for(f"{key}.{name}", part) for name, part in value.items()}
+    for kind in wanted:
+        try:
+            return convert(value, kind)
+        except ValueError:
+            continue
+    return value
+
+
+def _types(key: str) -> list[Any]:
+    """Annotations of a dotted key, several where it is one of several kinds of sections; none where it does not exist."""
+    sections: list[type[BaseModel]] = [Config]
+    found: list[Any] = []
+    for name in key.split("."):
+        found = [section.model_fields[name].annotation for section in sections if name in section.model_fields]
+        sections = [child for annotation in found for child in _sections(annotation)]
+    return found
+
+
 def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -91,14 +120,11 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
-        raise UserError(f"config file not found: {path}{hint}") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from None
+        raise UserError(f"config file not found: {path}{hint}")
+    tree = read_yaml(path, "config file")
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"config file {path} must be a mapping of sections, found {type(tree).__name__}")
     return tree or {}
@@ -115,5 +141,6 @@ def _explain(detail: Any) -> str:
         near = near or [k for k in keys if k.split(".")[-1] == parts[-1]][:1]
         near = near or [k for k in keys if difflib.get_close_matches(parts[-1], [k.split(".")[-1]], cutoff=0.75)][:1]
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, got {detail['input']!r}" if key else message
+    given = detail["input"]
+    message = given.reason if isinstance(given, Refused) else detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {given!r}" if key else message

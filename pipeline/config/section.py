@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from pipeline.config.text import convert
 
 SELECTOR = "arch"
 """The key that says which kind of section this is, where there are several (``primary.network``)."""
 
 
+@dataclass(frozen=True)
+class Refused:
+    """In the place of a text that is no value of its field: pydantic takes it for none either, and lists it with all else."""
+
+    value: Any
+    reason: str
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
 class Section(BaseModel):
     """A group of knobs; unknown names are errors and values never change after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert_text(cls, tree: Any) -> Any:
+        """A text means what its field's type makes of it (see ``pipeline.config.text``)."""
+        if not isinstance(tree, Mapping):
+            return tree
+        converted = dict(tree)
+        for name in tree.keys() & cls.model_fields.keys():
+            try:
+                converted[name] = convert(tree[name], cls.model_fields[name].annotation)
+            except ValueError as error:
+                converted[name] = Refused(tree[name], str(error))
+        return converted
 
     @model_validator(mode="before")
     @classmethod

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from pipeline.config import Config, load_config
+from pipeline.config.text import format_word
 from pipeline.errors import UserError
 from pipeline.studies.comparison import BASELINE, Group, manifest_fingerprint
 from pipeline.studies.comparison import setting as setting_of
@@ -54,17 +52,7 @@ def command(run: Run) -> str:
         return recorded
     if len(run.facts.get("lineage") or ()) > 1:
         return ""
-    return shlex.join(["python", "-m", "jobs.train", *(f"{key}={_word(value)}" for key, value, _ in changed_keys(run))])
-
-
-def _word(value: Any) -> str:
-    """In YAML that is read back as the same value."""
-    if not isinstance(value, str):
-        return json.dumps(value)
-    try:
-        return value if yaml.safe_load(value) == value else json.dumps(value)
-    except yaml.YAMLError:
-        return json.dumps(value)
+    return shlex.join(["python", "-m", "jobs.train", *(f"{key}={format_word(value)}" for key, value, _ in changed_keys(run))])
 
 
 def _join(texts: Sequence[str]) -> str:

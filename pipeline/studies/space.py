@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.config import Config, override
+from pipeline.config import Config, convert_for, override
+from pipeline.config.text import convert, read_yaml
 from pipeline.errors import UserError
 from pipeline.studies.runs import flatten
 
@@ -54,17 +54,15 @@ def _stored(choice: Any) -> Any:
 
 def read_space(path: Path, base: Config) -> Space:
     """Read a space and try its ends and choices on the base configuration. Raises UserError with all mistakes at once."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"space {path} cannot be read: {error}") from None
+    tree = read_yaml(path, "space")
     fields = set(tree) if isinstance(tree, dict) else set()
     if fields != {"question", "space"} or not isinstance(tree["space"], dict) or not tree["space"]:
         raise UserError(f"space {path} needs exactly the fields question, and space with a range or choices for each key")
     known = flatten(base.model_dump(mode="json"))
+    ranges = {str(key): _typed(key, written) for key, written in tree["space"].items()}
     distributions: dict[str, Distribution] = {}
     mistakes: list[str] = []
-    for key, written in tree["space"].items():
+    for key, written in ranges.items():
         try:
             distributions[key] = _distribution(written, isinstance(known.get(key), float))
         except ValueError as error:
@@ -73,7 +71,23 @@ def read_space(path: Path, base: Config) -> Space:
         mistakes += _try_ends(base, key, written)
     if mistakes:
         raise UserError(f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)} in space {path}:", mistakes)
-    return Space(str(tree["question"]), distributions, tree["space"])
+    return Space(str(tree["question"]), distributions, ranges)
+
+
+def _typed(key: str, written: Any) -> Any:
+    """Choices as values of the key; low, high and step as numbers and log as a truth value, where they are such."""
+    if isinstance(written, list):
+        return [convert_for(key, choice) for choice in written]
+    if not isinstance(written, Mapping):
+        return written
+    kinds: dict[str, Any] = {"log": bool, "low": float, "high": float, "step": float}
+    typed = {}
+    for name, part in written.items():
+        try:
+            typed[str(name)] = convert(part, kinds.get(name, str))
+        except ValueError:
+            typed[str(name)] = part
+    return typed
 
 
 def _distribution(written: Any, decimal: bool) -> Distribution:
@@ -89,7 +103,9 @@ def _distribution(written: Any, decimal: bool) -> Distribution:
         raise ValueError("low, high and step must be numbers")
     if not written["low"] < written["high"]:
         raise ValueError("low must be below high")
-    log, step = bool(written.get("log", False)), written.get("step")
+    log, step = written.get("log", False), written.get("step")
+    if not isinstance(log, bool):
+        raise ValueError("log must be true or false")
     if all(isinstance(number, int) for number in numbers) and not decimal:
         return IntDistribution(written["low"], written["high"], log=log, step=step or 1)
     return FloatDistribution(written["low"], written["high"], log=log, step=step)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.config import Config
+from pipeline.config import Config, convert_for
+from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 from pipeline.studies.runs import flatten
 
@@ -36,21 +35,18 @@ def read_study(path: Path) -> Study:
 
     A value ``{times: 1.5}`` is that multiple of the base configuration's. The key ``labels`` draws a label subset.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"study {path} cannot be read: {error}") from None
+    tree = read_yaml(path, "study")
     if not isinstance(tree, dict) or set(tree) not in ({"question", "grid"}, {"question", "cases"}):
         raise UserError(f"study {path} needs exactly the fields question and grid, or question and cases")
     question, grid, cases = str(tree["question"]), tree.get("grid"), tree.get("cases")
     if "cases" in tree:
         if not isinstance(cases, dict) or not cases or not all(isinstance(values, dict) for values in cases.values()):
             raise UserError(f"study {path}: cases must give a mapping of configuration keys to values for each name")
-        _check_words(cases, path)
-        return Study(path.stem, question, cases, is_grid=False)
+        named = {str(name): {str(key): _typed(key, value) for key, value in values.items()} for name, values in cases.items()}
+        return Study(path.stem, question, named, is_grid=False)
     if not isinstance(grid, dict) or not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"study {path}: grid must give a list of values for each configuration key")
-    _check_words(grid, path)
+    grid = {str(key): [_typed(key, value) for value in values] for key, values in grid.items()}
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
     short = _short_names(list(grid))
     names = ["_".join(f"{short[key]}-{_text(value)}" for key, value in cell.items()) for cell in cells]
@@ -59,9 +55,13 @@ def read_study(path: Path) -> Study:
     return Study(path.stem, question, dict(zip(names, cells, strict=True)), is_grid=True)
 
 
-def _check_words(names: Iterable[Any], path: Path) -> None:
-    if odd := [f"{name!r} is a {type(name).__name__}" for name in names if not isinstance(name, str)]:
-        raise UserError(f"study {path}: names and keys are words; put on, off, yes, no, null and numbers in quotes:", odd)
+def _typed(key: str, value: Any) -> Any:
+    """What is written in a cell: text for labels, a number for a multiple, and for all else what the key's type makes of it."""
+    if key == LABELS:
+        return str(value)
+    if isinstance(value, Mapping) and set(value) == {"times"}:
+        return {"times": guess(value["times"])}
+    return convert_for(key, value)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -132,8 +132,9 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text, message in (
         ("grid: [", "cannot be read"),
         ("grid: {}", "question and grid"),
-        ("question: q\ncases: {a: {}, off: {method.contrast_weight: 0}}", "False is a bool"),
-        ("question: q\ngrid: {1: [3]}", "1 is a int"),
+        ("question: q\ncases: {a: {}, off: {method.contrast_weight: on}}", "method.contrast_weight: write a number"),
+        ("question: q\ngrid: {1: [3]}", "unknown key 1"),
+        ("question: q\ncases: {off: {}, \"off\": {method.contrast_weight: 0}}", "'off' is there twice"),
         ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
         ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
         ("question: q\ngrid: {train.steps: 3}", "list of values"),
