@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,9 +16,21 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Call a command's ``main``; UserError and RunFailed become one message on stderr and exit code 2 or 1, Stopped one
-    and 130 or 143."""
+    and 130 or 143.
+
+    What standard output cannot encode is written as an escape: a name must not end a command when its work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # tests and notebooks put others in their place
+            stream.reconfigure(errors="backslashreplace")
+    words = keep_files(sys.argv[1:] if argv is None else argv)
     try:
-        return main(argv)
+        return main(words)
+    except SystemExit as end:  # argparse has said what is wrong; with such a word it may be wrong about it
+        odd = [word for word in words if word[:1] == "-" and not OPTION.fullmatch(word)]
+        if end.code == USER_ERROR and odd:
+            print(f"if {odd[0]} is a file: write a name that begins with - as ./-name", file=sys.stderr)
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -28,6 +43,18 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+OPTION = re.compile(r"--[A-Za-z][A-Za-z-]*(=.*)?|--|-h|-[0-9.]+", re.DOTALL)
+"""What may be an option of a command, or a negative number."""
+
+
+def keep_files(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, where ``-abc.mp4`` is ``./-abc.mp4`` if there is such a file or folder.
+
+    A word that may be an option stays one: a file named ``--hash`` must be given as ``./--hash``, or behind ``--``.
+    """
+    return [f"./{word}" if word[:1] == "-" and not OPTION.fullmatch(word) and os.path.lexists(word) else word for word in argv]
 
 
 def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> None:
