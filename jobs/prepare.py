@@ -24,6 +24,7 @@ from pipeline.manifest.parquet import remove_table
 from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
 from pipeline.manifest.reserve import reserved
 from pipeline.manifest.resize import probe_copies, resize_all, resized
+from pipeline.manifest.same_file import merge_files, merge_spellings
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.sources import (
     Listing,
@@ -55,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(words: argparse.Namespace, out: Path) -> None:
-    listing = SOURCES[words.source](words, out)
+    listing = merge_spellings(SOURCES[words.source](words, out))
     options = ProbeOptions(words.probe, words.decoder, words.hash)
     prober = _prober(words, len(listing.uris))
-    probes = probe_listing(listing, options, out, prober)
+    listing, probes = merge_files(listing, probe_listing(listing, options, out, prober))
     if words.resize:
         copy = partial(resize_all, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
         listing, probes = resized(listing, probes, out / f"resized-{words.resize}", words.resize, copy)

@@ -64,6 +64,8 @@ def import_labels(
         raise UserError(f"{file}: none of its {len(rows)} videos can be used")
     lost = [entry.path for entry, fine in zip(entries, usable, strict=True) if not fine]
     notes += [f"{len(lost)} of {len(entries)} videos of {file} cannot be used here, the first: {lost[0]}"] if lost else []
+    again = len(rows) - len(set(rows))
+    notes += [f"{again} of {len(rows)} lines of {file} name a video that an earlier line names too"] if again else []
     unlabeled = sorted(set(manifest.classes) - set(np.asarray(table["class"], dtype=object)[usable]))
     notes += [f"classes without a label: {', '.join(first_few(unlabeled))}"] if unlabeled else []
     chosen = np.unique(np.asarray(rows, np.int64)[usable])

@@ -86,13 +86,14 @@ def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> lis
     """Where each listed file is, None where it is missing; another video suffix will do where the listed one is absent.
 
     ``ignore_case`` is for lists whose spelling is known to differ from the files'.
-    URIs, and everything below a root that is one, are taken as listed: whether they are there is found when they are opened.
+    URIs, and everything below a root that is one, are taken as listed, without the ``./`` and ``//`` that object stores would
+    take for parts of a name: whether they are there is found when they are opened.
     Raises UserError where a listed name fits several files.
     """
     folders: dict[str, _Folder] = {}
     found: list[str | None] = []
     unclear: list[str] = []
-    for uri in uris:
+    for uri in map(plain_path, uris):
         if "://" in uri or "://" in root:
             found.append(uri)
             continue
@@ -105,6 +106,15 @@ def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> lis
         found.append(None if here is None else f"{folder}/{here}" if folder or uri.startswith("/") else here)
     refuse_unclear(unclear)
     return found
+
+
+def plain_path(path: str) -> str:
+    """A path or URI without ``./`` and doubled slashes: ``./b//a.mp4`` is ``b/a.mp4``."""
+    if "//" not in path and "./" not in path:
+        return path
+    scheme, found, rest = path.partition("://") if "://" in path else ("", "", path)
+    start = "/" if rest.startswith("/") else ""
+    return f"{scheme}{found}{start}" + "/".join(part for part in rest.split("/") if part not in ("", "."))
 
 
 def refuse_unclear(unclear: Sequence[str]) -> None:

@@ -41,14 +41,14 @@ def list_hmdb51(folder: str | Path, lists: str | None = None, fold: int = 1) -> 
     refuse(mistakes, where)
     some(rows, where)
     agree([(uri, split, place) for uri, _, split, place in rows], f"the lists in {where}")
-    uris, labels, splits, _ = zip(*rows, strict=True)
+    uris, labels, splits, places = zip(*rows, strict=True)
     found = find_files(root, uris)
     notes = missing_note(root, splits, [uri is not None for uri in found], where)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
     classes = tuple(sorted(set(labels)))
     groups, torn = recordings([_recording(uri, name) for uri, name in zip(uris, labels, strict=True)], splits)
     source, notes = f"hmdb51 split {fold}", (*notes, *torn)
-    return checked(Listing(root, source, at, labels, groups, splits, notes, ids=uris, class_list=classes))
+    return checked(Listing(root, source, at, labels, groups, splits, notes, ids=uris, class_list=classes, places=places))
 
 
 def _recording(uri: str, name: str) -> str:

@@ -79,6 +79,7 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
         notes=(*notes, *torn),
         ids=tuple(clip.id for clip in known),
         starts=tuple(clip.start if cut else None for clip, cut in zip(known, whole, strict=True)),
+        places=tuple(clip.place for clip in known),
         ends=tuple(clip.end if cut else None for clip, cut in zip(known, whole, strict=True)),
     ))  # fmt: skip
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.schema import Split
 from pipeline.manifest.splits import check_groups, draw_splits
+
+T = TypeVar("T")
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -51,6 +54,8 @@ class Listing:
     """Seconds in the file where the video ends."""
     class_list: tuple[str, ...] | None = None
     """All classes in the order of their labels, where the source has such a list."""
+    places: tuple[str, ...] | None = None
+    """Where each is listed, for messages: ``train.csv:3``; None: in no list."""
     frame_rate: float | None = None
     """Frames per second of frame folders, which do not say it themselves; None: these are video files."""
 
@@ -63,13 +68,33 @@ class Listing:
         return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
+    def only(self, places: Sequence[int]) -> Listing:
+        """The same of some of its videos, by their places."""
+
+        def some_of(column: tuple[T, ...] | None) -> tuple[T, ...] | None:
+            return None if column is None else tuple(column[place] for place in places)
+
+        if len(places) == len(self.uris):
+            return self
+        return replace(
+            self,
+            uris=tuple(self.uris[place] for place in places),
+            labels=tuple(self.labels[place] for place in places),
+            groups=tuple(self.groups[place] for place in places),
+            splits=some_of(self.splits),
+            ids=some_of(self.ids),
+            starts=some_of(self.starts),
+            ends=some_of(self.ends),
+            places=some_of(self.places),
+        )
+
+
 def checked(listing: Listing) -> Listing:
     """The listing, with val as test where there is no test split. Raises UserError for what no data set may have.
 
     That is: a video twice, a name that is not UTF-8, a group in two splits, fewer than two classes.
     """
-    twice = [name for name, count in Counter(listing.ids or listing.uris).items() if count > 1]
-    if twice:
+    if twice := _twice(listing):
         raise UserError("videos are listed more than once:", first_few(twice))
     unwritable = [repr(uri) for uri in listing.uris if not uri.isprintable() and _not_utf8(uri)]
     if unwritable:
@@ -79,6 +104,16 @@ def checked(listing: Listing) -> Listing:
     if listing.splits is not None:
         check_groups(listing.uris, listing.groups, listing.splits)
     return _with_test(listing)
+
+
+def _twice(listing: Listing) -> list[str]:
+    """Ids that are not unique, with the lines that list them."""
+    ids = listing.ids or listing.uris
+    lines: dict[str, list[str]] = {name: [] for name, count in Counter(ids).items() if count > 1}
+    for name, place in zip(ids, listing.places or (), strict=False) if lines else ():
+        if name in lines:
+            lines[name].append(place)
+    return [f"{name}, in {' and '.join(where)}" if where else name for name, where in lines.items()]
 
 
 def _not_utf8(text: str) -> bool:

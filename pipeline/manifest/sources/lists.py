@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.schema import Split, locate
-from pipeline.manifest.sources.files import find_files, open_root, read_lines
+from pipeline.manifest.sources.files import find_files, open_root, plain_path, read_lines
 from pipeline.manifest.sources.frames import image_patterns
 from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, outside, refuse
 
@@ -99,6 +99,7 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
         ids=tuple(row.id for row in rows),
         starts=tuple(row.start for row in rows),
         ends=tuple(row.end for row in rows),
+        places=tuple(row.place for row in rows),
         class_list=None if classes is None else tuple(classes.values()),
         frame_rate=options.frame_rate,
     ))  # fmt: skip
@@ -247,7 +248,8 @@ def _row(fields: Mapping[str, str], classes: dict[str, str] | None, split: Split
 
 def _below(root: str, row: _Row) -> _Row:
     """An absolute path below the root as a relative one, so that ids do not change when the root moves."""
-    return replace(row, path=row.path[len(root) + 1 :]) if row.path.startswith(f"{root}/") else row
+    rest = row.path.removeprefix(f"{root}/")
+    return row if rest == row.path or rest.startswith("/") else replace(row, path=rest)
 
 
 def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | None]:
@@ -256,9 +258,10 @@ def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | N
     found: list[str | None] = []
     torn: list[str] = []
     for row in rows:
-        series = image_patterns(_images(root, row.path), options.frame_pattern)
+        folder = plain_path(row.path)
+        series = image_patterns(_images(root, folder), options.frame_pattern)
         torn += [f"{row.path}: {' and '.join(series)}"] if len(series) > 1 else []
-        found.append(f"{row.path}/{series[0]}" if series else None)
+        found.append(f"{folder}/{series[0]}" if series else None)
     if torn:
         raise UserError("frame folders with several series of images; choose one with --frame-pattern:", first_few(torn))
     return found

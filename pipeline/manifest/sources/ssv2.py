@@ -48,12 +48,13 @@ def list_ssv2(folder: str | Path, lists: str | None = None) -> Listing:
     refuse(mistakes, where)
     some(rows, where)
     agree([(name, (label, split), place) for name, label, split, place in rows], f"the lists in {where}")
-    ids, labels, splits, _ = zip(*rows, strict=True)
+    ids, labels, splits, places = zip(*rows, strict=True)
     uris = [f"{name}.webm" for name in ids]
     found = find_files(root, uris)
     notes = missing_note(root, splits, [uri is not None for uri in found], where)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
-    return checked(Listing(root, "ssv2", at, labels, (None,) * len(ids), splits, notes, ids=ids, class_list=classes))
+    groups = (None,) * len(ids)
+    return checked(Listing(root, "ssv2", at, labels, groups, splits, notes, ids=ids, class_list=classes, places=places))
 
 
 def _classes(where: str) -> tuple[str, ...]:

@@ -39,13 +39,14 @@ def list_ucf101(folder: str | Path, lists: str | None = None, fold: int = 1) -> 
     refuse(mistakes, where)
     some(rows, where)
     agree([(uri, split, place) for uri, _, split, place in rows], f"the lists in {where}")
-    uris, labels, splits, _ = zip(*rows, strict=True)
+    uris, labels, splits, places = zip(*rows, strict=True)
     found = find_files(root, uris, ignore_case=True)  # HandstandPushups holds v_HandStandPushups or v_HandstandPushups
     notes = missing_note(root, splits, [uri is not None for uri in found], where)
     groups = tuple(match[1] if (match := GROUP.match(Path(uri).stem)) else None for uri in uris)
     at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
     names = tuple(classes.values())
-    return checked(Listing(root, f"ucf101 split {fold}", at, labels, groups, splits, notes, ids=uris, class_list=names))
+    source = f"ucf101 split {fold}"
+    return checked(Listing(root, source, at, labels, groups, splits, notes, ids=uris, class_list=names, places=places))
 
 
 def _read_classes(file: str) -> dict[str, str]:
