@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.build import LABELS, Draw, build, probe_listing
+from pipeline.manifest.build import LABELS, Draw, build, classes_without, probe_listing
 from pipeline.manifest.chance import parse_share, round_half_up
 from pipeline.manifest.labels import LabelSubset, labels_per_class
 from pipeline.manifest.memory import MANIFEST, forget
@@ -68,7 +68,14 @@ def _prepare(words: argparse.Namespace, out: Path) -> None:
     manifest, labels = build(listing, probes, out, draw, words.parts or None)
     if not words.resize:  # else only the notes know what was found in the originals
         forget(out)
-    print(summary(manifest, labels, listing.notes))
+    print(summary(manifest, labels, (*listing.notes, *_empty_classes(manifest))))
+
+
+def _empty_classes(manifest: Manifest) -> list[str]:
+    """A class of which nothing can be used to train is refused; what is not tested is said."""
+    empty = classes_without(manifest, "test")
+    many = f"{len(empty)} of {len(manifest.classes)} classes have no usable test video"
+    return [f"{many}, so that no accuracy says anything of them: {', '.join(first_few(empty))}"] if empty else []
 
 
 def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:

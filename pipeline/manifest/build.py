@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
 from pipeline.manifest.memory import MANIFEST, remembered
 from pipeline.manifest.parquet import move_table, remove_table
 from pipeline.manifest.probe import Probe, ProbeFiles, ProbeOptions, probe_files
-from pipeline.manifest.schema import SCHEMA, Manifest, locate, write_manifest
+from pipeline.manifest.schema import SCHEMA, Manifest, Split, locate, write_manifest
 from pipeline.manifest.sources import Listing, with_splits
 
 LABELS = "labels.parquet"
+NEEDED: tuple[Split, ...] = ("train", "test")
+"""Splits without which a run cannot be: something to draw labels from, and something to evaluate on."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,47 @@ def joined_groups(groups: Sequence[str | None], probes: Sequence[Probe]) -> tupl
     return tuple(find(group) if group is not None else None for group in joined)
 
 
+def split_listing(listing: Listing, probes: Sequence[Probe], test_share: float, seed: int) -> Listing:
+    """The listing with splits: its own, or drawn over usable videos, with copies of a file on one side.
+
+    Raises UserError where nothing can be learned from, or nothing tested on.
+    """
+    usable = [probe.status == "ok" for probe in probes]
+    drawn = listing.splits is None
+    if drawn:
+        listing = with_splits(replace(listing, groups=joined_groups(listing.groups, probes)), test_share, seed, usable)
+    assert listing.splits is not None
+    for split in NEEDED:
+        there = [place for place, name in enumerate(listing.splits) if name == split]
+        if any(usable[place] for place in there):
+            continue
+        if drawn and split == "test":
+            what = "no class has two usable videos of different groups, so that no test split can be drawn"
+            raise UserError(f"{what}: add videos, or name the test videos in a list or a folder test/")
+        reasons = [f"{listing.uris[place]}: {probes[place].status}, {probes[place].reason}" for place in there]
+        what = f"none of the {len(there)} videos of split {split} can be used"
+        raise UserError(f"{what}; mend or add their files, or name other videos:", first_few(reasons))
+    return listing
+
+
+def classes_without(manifest: Manifest, split: str) -> list[str]:
+    """Classes of which no video of a split can be used, each with how many it names."""
+    table = manifest.table.select(["class", "split"])
+    listed = Counter(table.filter(pc.equal(table["split"], split))["class"].to_pylist())
+    usable = np.unique(np.asarray(manifest.table["label"])[manifest.rows(split)])
+    empty = sorted(set(range(len(manifest.classes))).difference(usable.tolist()))
+    return [f"{manifest.classes[label]} ({listed[manifest.classes[label]]} listed)" for label in empty]
+
+
 def build(
     listing: Listing, probes: Sequence[Probe], folder: Path, draw: Draw, parts: bool | None = None
 ) -> tuple[Manifest, LabelSubset]:
     """Split, draw labels, and write ``folder/manifest.parquet`` and ``folder/labels.parquet``.
 
     Both are complete under temporary names before either replaces an older one; should the machine stop between the two
-    replacements, ``read_labels`` refuses the pair. Raises UserError, with nothing written, when a class has too few videos.
+    replacements, ``read_labels`` refuses the pair. Raises UserError, with nothing written, when a class or split has too few.
     """
-    if listing.splits is None:
-        listing = with_splits(replace(listing, groups=joined_groups(listing.groups, probes)), draw.test_share, draw.seed)
+    listing = split_listing(listing, probes, draw.test_share, draw.seed)
     table = build_table(listing, probes)
     folder.mkdir(parents=True, exist_ok=True)
     fresh = {name: folder / f".fresh-{name}" for name in (MANIFEST, LABELS)}

@@ -21,7 +21,7 @@ from pipeline.methods import build_method, first_unlabeled_step
 from pipeline.run_folder import Fingerprints, check_run, command_line, open_run
 from pipeline.stream.in_process import local_batches
 from pipeline.training import checkpoint
-from pipeline.training.held_out import check_held_out
+from pipeline.training.held_out import check_evaluated, check_held_out
 from pipeline.training.loop import Run, Worker, train
 from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps
 from pipeline.training.tracking import check_tracking
@@ -82,6 +82,7 @@ def prepare(config: Config) -> Prepared:
         "command": command_line(),
     }
     check_held_out(source, config)
+    check_evaluated(source, config)
     check_views(config.views)
     check_tracking(config.tracking)
     with torch.random.fork_rng():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -14,8 +16,12 @@ from pipeline.clips.source import Columns, Source
 from pipeline.clips.views import center_views
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.manifest import content
 from pipeline.manifest.isolation import num_cores
 from pipeline.stream.in_process import map_ahead
+
+LOOKED_AT = 8
+"""Files of the evaluated split that are looked for before a run starts: some may be missing, but not all."""
 
 
 def held_out_videos(source: Source) -> Ints:
@@ -35,6 +41,28 @@ def check_held_out(source: Source, config: Config) -> None:
         except UserError as error:
             best = config.train.keep_best
             raise UserError(f"train.keep_best={best} needs held-out videos: {error}; or set it to 0") from None
+
+
+def check_evaluated(source: Source, config: Config) -> None:
+    """Raises UserError for what would end the evaluation after the last step: nothing to evaluate, no known class, no file."""
+    split = config.evaluation.split
+    rows = source.evaluated(split)
+    if not pc.any(pc.greater_equal(source.manifest.table["label"].take(pa.array(rows)), 0)).as_py():
+        what = f"none of the {len(rows)} videos of {source.manifest.path} in evaluation.split={split} has a known class"
+        raise UserError(f"{what}: evaluate on a split that has, or prepare the manifest with the classes of these")
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), LOOKED_AT)).round().astype(np.int64)]
+    locations = [source.manifest.location(int(row)) for row in some]
+    if not any(map(_is_there, locations)):
+        what = f"evaluation.split={split}: {len(some)} of its {len(rows)} files were looked for, and none is there"
+        raise UserError(f"{what}; say with data.root where the videos are now:", locations)
+
+
+def _is_there(location: str) -> bool:
+    try:
+        content.facts(location)
+    except OSError:
+        return False
+    return True
 
 
 def accuracies(method: nn.Module, source: Source, config: Config, alive: Callable[[], None]) -> dict[str, float]:

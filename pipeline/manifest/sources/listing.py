@@ -137,12 +137,19 @@ def _with_test(listing: Listing) -> Listing:
     return replace(listing, splits=None, notes=(*listing.notes, note))
 
 
-def with_splits(listing: Listing, test_share: float, seed: int) -> Listing:
-    """The listing with a drawn test split, unless it has one."""
+def with_splits(listing: Listing, test_share: float, seed: int, usable: Sequence[bool] | None = None) -> Listing:
+    """The listing with a drawn test split, unless it has one.
+
+    Drawn over the ``usable`` videos, None: over all; the others are put into train, where nothing is learned from them.
+    """
     if listing.splits is not None:
         return listing
-    drawn = draw_splits(listing.ids or listing.uris, listing.labels, listing.groups, test_share, seed)
-    return replace(listing, splits=tuple(drawn))
+    places = range(len(listing.uris)) if usable is None else [place for place, fine in enumerate(usable) if fine]
+    of = listing.only(places)
+    splits: list[Split] = ["train"] * len(listing.uris)
+    for place, split in zip(places, draw_splits(of.ids or of.uris, of.labels, of.groups, test_share, seed), strict=True):
+        splits[place] = split
+    return replace(listing, splits=tuple(splits))
 
 
 def recordings(names: Sequence[str], splits: Sequence[Split]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:

@@ -1,0 +1,143 @@
+"""Splits and labels are drawn over what can be used, and a run is refused at its start for what would end it at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import prepare
+from jobs.command import DONE, USER_ERROR, run
+from pipeline.config import Config, load_config
+from pipeline.errors import UserError
+from pipeline.manifest.build import split_listing
+from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.schema import read_manifest, write_manifest
+from pipeline.manifest.sources import Listing
+from pipeline.training import fit
+from tests.manifest.tables import BROKEN, GOOD
+from tests.videos import write_numbers
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_numbers(tmp_path / "video.mp4", frames=25, size=(32, 32))
+
+
+def listing_of(usable: Sequence[bool]) -> Listing:
+    """Videos of two classes in turn, of which no split is known."""
+    uris = tuple(f"{'xy'[n % 2]}/{n}.mp4" for n in range(len(usable)))
+    return Listing("/v", "folder", uris, tuple(uri[0] for uri in uris), (None,) * len(uris), None)
+
+
+def test_a_class_of_four_good_videos_has_one_in_test_however_many_broken_ones_lie_beside_them() -> None:
+    usable = [True] * 8 + [False] * 40
+    probes = [GOOD if fine else BROKEN for fine in usable]
+    for seed in range(20):
+        listing = split_listing(listing_of(usable), probes, 0.25, seed)
+        assert listing.splits is not None
+        pairs = zip(listing.labels, listing.splits, usable, strict=True)
+        assert Counter((label, split) for label, split, fine in pairs if fine) == {
+            ("x", "train"): 3, ("x", "test"): 1, ("y", "train"): 3, ("y", "test"): 1,
+        }  # fmt: skip
+        assert set(listing.splits[8:]) == {"train"}
+
+
+def test_a_draw_over_usable_videos_is_that_of_a_folder_without_the_others() -> None:
+    usable = [True] * 40 + [False] * 10
+    whole = split_listing(listing_of(usable), [GOOD] * 40 + [BROKEN] * 10, 0.25, 3)
+    alone = split_listing(listing_of(usable[:40]), [GOOD] * 40, 0.25, 3)
+    assert whole.splits is not None and whole.splits[:40] == alone.splits
+
+
+def test_broken_files_take_no_place_in_a_folders_test_split(tmp_path: Path, video: Path) -> None:
+    for name in ("run", "jump"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for number in range(4):
+            shutil.copy(video, tmp_path / "videos" / name / f"good{number}.mp4")
+            (tmp_path / "videos" / name / f"broken{number}.mp4").write_bytes(b"no video")
+            (tmp_path / "videos" / name / f"empty{number}.mp4").touch()
+    for seed in range(3):
+        words = ["folder", tmp_path / "videos", tmp_path / "out", "--seed", seed, "--processes", 1]
+        assert run(prepare.main, list(map(str, words))) == DONE
+        manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
+        assert Counter(manifest.table["class"].take(pa.array(manifest.rows("test"))).to_pylist()) == {"run": 1, "jump": 1}
+
+
+def prepare_list(tmp_path: Path, *lines: str) -> int:
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines]), encoding="utf-8")
+    words = ["list", tmp_path / "list.csv", tmp_path / "out", "--root", tmp_path / "videos", "--processes", 1]
+    return run(prepare.main, list(map(str, words)))
+
+
+def test_a_list_of_which_no_test_file_is_there_is_refused(
+    tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b", "c", "d"):
+        shutil.copy(video, tmp_path / "videos" / f"{name}.mp4")
+    train = ["a.mp4,run,train", "b.mp4,jump,train"]
+    assert prepare_list(tmp_path, *train, "x.mp4,run,test", "y.mp4,jump,test") == USER_ERROR
+    err = capsys.readouterr().err
+    assert "none of the 2 videos of split test can be used" in err and "x.mp4: missing, no such file" in err
+    assert not (tmp_path / "out" / "manifest.parquet").exists()
+    assert prepare_list(tmp_path, "x.mp4,run,train", "y.mp4,jump,train", "c.mp4,run,test", "d.mp4,jump,test") == USER_ERROR
+    assert "none of the 2 videos of split train can be used" in capsys.readouterr().err
+    assert prepare_list(tmp_path, *train, "c.mp4,run,test", "y.mp4,jump,test") == DONE
+    note = "note: 1 of 2 classes have no usable test video, so that no accuracy says anything of them: jump (1 listed)"
+    assert note in capsys.readouterr().out
+
+
+def test_a_folder_of_which_nothing_can_be_tested_on_is_refused(
+    tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("run", "jump"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        shutil.copy(video, tmp_path / "videos" / name)
+    words = ["folder", tmp_path / "videos", tmp_path / "out", "--processes", 1]
+    assert run(prepare.main, list(map(str, words))) == USER_ERROR
+    assert "no class has two usable videos of different groups" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ at the start of a run
+
+
+def changed(tiny: Path, tmp_path: Path, column: str, values: list[object], root: str | None = None) -> Config:
+    """The configuration of the small data set with another column, and labels drawn again."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    place = manifest.table.schema.get_field_index(column)
+    table = manifest.table.set_column(place, manifest.table.schema.field(place), pa.array(values, manifest.table[column].type))
+    path = tmp_path / "manifest.parquet"
+    other = write_manifest(table, path, manifest.classes, root or manifest.root, manifest.source)
+    write_labels(draw_labels(other, "2/class", 0), other, tmp_path / "labels.parquet")
+    return load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path / 'runs'}", f"data.manifest={path}"])
+
+
+def test_a_run_without_anything_to_evaluate_is_refused_at_its_start(tiny: Path, tmp_path: Path) -> None:
+    table = read_manifest(tiny / "manifest.parquet").table
+    status = ["ok" if split == "train" else "missing" for split in table["split"].to_pylist()]
+    with pytest.raises(UserError, match="has no usable video to evaluate in split 'test'"):
+        fit.prepare(changed(tiny, tmp_path, "status", status))
+
+
+def test_a_run_whose_evaluated_videos_have_no_class_is_refused_at_its_start(tiny: Path, tmp_path: Path) -> None:
+    table = read_manifest(tiny / "manifest.parquet").table
+    known = zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True)
+    with pytest.raises(UserError, match=r"none of the 8 videos of .* in evaluation.split=test has a known class"):
+        fit.prepare(changed(tiny, tmp_path, "label", [label if split == "train" else -1 for label, split in known]))
+
+
+def test_a_run_whose_evaluated_files_are_gone_is_refused_at_its_start(tiny: Path, tmp_path: Path) -> None:
+    table = read_manifest(tiny / "manifest.parquet").table
+    uris = [
+        uri if split == "train" else f"gone/{uri}"
+        for uri, split in zip(table["uri"].to_pylist(), table["split"].to_pylist(), strict=True)
+    ]
+    with pytest.raises(UserError, match=r"evaluation.split=test: 8 of its 8 files were looked for, and none is there"):
+        fit.prepare(changed(tiny, tmp_path, "uri", uris))
+    uris[table["split"].to_pylist().index("test")] = table["uri"].to_pylist()[table["split"].to_pylist().index("test")]
+    assert fit.prepare(changed(tiny, tmp_path, "uri", uris)).step == 0  # a few missing ones are named by evaluation
