@@ -80,7 +80,7 @@ def _empty_classes(manifest: Manifest) -> list[str]:
 
 def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
     """Processes of this machine, or the tasks of a cluster: one that RAY_ADDRESS names, or --ray starts here."""
-    on_ray = words.ray if words.ray is not None else "RAY_ADDRESS" in os.environ and files >= ENOUGH_FOR_RAY
+    on_ray = words.ray if words.ray is not None else bool(os.environ.get("RAY_ADDRESS")) and files >= ENOUGH_FOR_RAY
     if not on_ray:
         return partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
     from pipeline.cluster import connect  # Ray takes seconds to import

@@ -20,18 +20,22 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, run
+from pipeline.cluster.address import TOKEN_REMEDY
 from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+MEANT = "for example --address http://HEAD:8265"
+GCS_PORTS = (6379, 10001)
+"""Of drivers: the cluster's own service and Ray Client's."""
 CONNECT_SECONDS = 10.0
-TOKEN_REMEDY = "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,10 +85,28 @@ def runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
 
 
 def dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
-    """URL of the cluster's dashboard: ``--address``, else Ray's own variables, else this machine's."""
-    address = given or environ.get("RAY_API_SERVER_ADDRESS") or environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"address {address}: give the dashboard's URL, for example http://HEAD:8265")
+    """URL of the cluster's dashboard: ``--address``, else Ray's own variables, else this machine's.
+
+    Raises UserError, with the URL that was probably meant, for what is no URL of a web server.
+    """
+    named = {"--address": given, **{name: environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}}
+    source, address = next(((name, said) for name, said in named.items() if said), ("", DEFAULT_ADDRESS))
+    scheme, separator, rest = address.rpartition("://")
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname or "HEAD", parts.port
+    except ValueError:
+        raise UserError(f"{source} {address}: its port must be a number; give the dashboard's URL, {MEANT}") from None
+    host = f"[{host}]" if ":" in host else host
+    if separator and scheme.lower() not in ("http", "https"):
+        raise UserError(
+            f"{source} {address} is not a dashboard's address, which jobs are sent to; give its URL, --address http://{host}:8265"
+        )
+    if not separator:
+        likely = 8265 if port in (None, *GCS_PORTS) else port
+        drivers = f"names port {port}, where drivers join the cluster; jobs are sent to its dashboard"
+        about = drivers if port in GCS_PORTS else "is no URL"
+        raise UserError(f"{source} {address} {about}: give --address http://{host}:{likely}")
     return address.rstrip("/")
 
 
@@ -134,7 +156,8 @@ def _require_answer(address: str) -> None:
     except urllib.error.HTTPError as error:
         error.close()  # it answers; the client tells a wrong token from a wrong server
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        reason = str(getattr(error, "reason", error)).strip()
+        reason = reason if reason.isprintable() else "what answers is no web server"
         raise UserError(
             f"no Ray cluster answers at {address} within {CONNECT_SECONDS:g} s ({reason}); give --address http://HEAD:8265, "
             "the dashboard's address, and forward the port when the cluster is remote (see cluster/README.md)"

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 
+import grpc
 import pytest
+import ray
+from ray.core.generated.gcs_service_pb2 import CheckAliveReply
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from pipeline import cluster
+from pipeline.cluster import address as addresses
+from pipeline.cluster import sockets
 from pipeline.errors import UserError
 
 
@@ -28,8 +42,67 @@ def note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "ray" / "ray_current_cluster"
 
 
-def test_without_a_cluster_ray_chooses(note: Path) -> None:
-    assert cluster._address() is None
+class Gcs(NodeInfoGcsServiceServicer):
+    """Answers as a cluster's service does, or refuses."""
+
+    def __init__(self, version: str = ray.__version__, refuse: grpc.StatusCode | None = None) -> None:
+        self.version, self.refuse = version, refuse
+
+    def CheckAlive(self, request: object, context: grpc.ServicerContext) -> CheckAliveReply:  # noqa: N802
+        if self.refuse is not None:
+            context.abort(self.refuse, "InvalidAuthToken")
+        return CheckAliveReply(ray_version=self.version)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Gcs | None], str]]:
+    """Starts a gRPC server, without any service for None; returns its address."""
+    servers = []
+
+    def start(service: Gcs | None) -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(1))
+        if service is not None:
+            add_NodeInfoGcsServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("0.0.0.0:0")  # Ray asks this machine by the address of its network
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None)
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[bytes | None], str]]:
+    """Starts a server that answers each connection with these bytes and closes it, or with None never answers."""
+    servers = []
+
+    def start(answer: bytes | None) -> str:
+        server = socket.create_server(("", 0))
+        servers.append(server)
+
+        def loop() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(24)
+                    connection.sendall(answer or b"")
+
+        if answer is not None:
+            threading.Thread(target=loop, daemon=True).start()
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_without_a_cluster_one_is_started_here(note: Path) -> None:
+    assert cluster._address() == "local"
 
 
 def test_a_cluster_that_was_killed_is_not_waited_for(note: Path, dead_address: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -39,15 +112,25 @@ def test_a_cluster_that_was_killed_is_not_waited_for(note: Path, dead_address: s
     assert dead_address.rpartition(":")[2] in caplog.text
 
 
-def test_a_cluster_that_listens_is_joined(note: Path) -> None:
-    with socket.create_server(("", 0)) as server:
-        note.write_text(f"127.0.0.1:{server.getsockname()[1]}")
-        assert cluster._address() is None
+def test_a_cluster_that_answers_is_joined(
+    note: Path, serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "find_node_ids", lambda: {"a raylet of this machine"})
+    note.write_text(serve(Gcs()))
+    assert cluster._address() is None
+    assert note.exists()
+
+
+def test_a_cluster_whose_port_another_service_took_over_is_gone(note: Path, listen: Callable[[bytes | None], str]) -> None:
+    """6379 is also Redis's port."""
+    note.write_text(listen(b"-ERR unknown command\r\n"))
+    assert cluster._address() == "local"
+    assert not note.exists()
 
 
 def test_a_cluster_of_another_machine_is_not_forgotten(note: Path) -> None:
     note.write_text("unknown.invalid:6379")
-    with pytest.raises(ConnectionError, match="ray stop"):
+    with pytest.raises(UserError, match="ray stop"):
         cluster._address()
     assert note.exists()
 
@@ -56,4 +139,115 @@ def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", dead_address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(UserError, match=r"no Ray cluster answers .*unset RAY_ADDRESS"):
+        cluster.connect()
+
+
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        ("http://head:8265", "python -m jobs.submit --address http://head:8265 COMMAND"),
+        ("https://ray.example.com", "RAY_ADDRESS=ray.example.com:6379"),
+        ("ray://head:10001", "python -m jobs.submit --address http://head:8265 COMMAND"),
+        ("gcs://head", "RAY_ADDRESS=head:6379"),
+        ("head", "head:6379"),
+        ("10.0.0.1", "10.0.0.1:6379"),
+        (":6379", "HOST:6379"),
+        ("fd00::1", "HOST:6379"),
+        ("[fd00::1]", "HOST:6379"),
+        ("head:", "head:6379"),
+        ("head:gcs", "port 'gcs' is no number"),
+        ("head:0", "port '0' is no number from 1 to 65535"),
+        ("head:65536", "head:6379"),
+        ("head:6379 ", "port '6379 ' is no number"),
+    ],
+)
+def test_what_is_no_address_is_refused_with_the_remedy(named: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for ask in (cluster.connect, cluster.answers):
+        with pytest.raises(UserError) as refused:
+            ask()
+        text = str(refused.value)
+        assert f"RAY_ADDRESS={named}" in text and remedy in text and "unset RAY_ADDRESS" in text
+
+
+@pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:1", "[fd00::1]:6379", "auto", "local"])
+def test_an_address_of_the_right_form_is_taken(address: str) -> None:
+    addresses.check_form(address)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (None, "no answer within 0.5 s"),
+        (b"", "does not speak Ray's protocol"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "does not speak Ray's protocol"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak Ray's protocol"),
+    ],
+    ids=["silent", "hangs up", "ssh", "web"],
+)
+def test_a_service_other_than_ray_is_told_within_seconds(
+    answer: bytes | None, reason: str, listen: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", listen(answer))
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=reason):
+        cluster.connect()
+    assert time.monotonic() - begun < 10
+
+
+def test_a_grpc_service_other_than_a_clusters_is_told(serve: Callable[[Gcs | None], str]) -> None:
+    """Such as Ray Client's own, at port 10001."""
+    refusal = addresses.refusal(serve(None))
+    assert refusal is not None and refusal.absent and "another service" in refusal.reason
+
+
+def test_an_unknown_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "unknown.invalid:6379")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=unknown.invalid:6379 \(the host's name is unknown here\)"):
+        cluster.connect()
+
+
+def test_a_cluster_of_another_version_of_ray_is_told(serve: Callable[[Gcs | None], str]) -> None:
+    refusal = addresses.refusal(serve(Gcs("2.9.0")))
+    assert refusal is not None and "2.9.0" in refusal.reason and ray.__version__ in refusal.reason and not refusal.absent
+
+
+def test_a_cluster_that_wants_a_token_is_told_of_by_its_remedy(
+    serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", serve(Gcs(refuse=grpc.StatusCode.UNAUTHENTICATED)))
+    with pytest.raises(UserError, match="RAY_AUTH_TOKEN"):
+        cluster.connect()
+
+
+def test_a_noted_cluster_that_wants_a_token_is_left_to_ray(
+    note: Path, serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which looks for this user's token only where no address is named."""
+    monkeypatch.setattr(cluster, "find_node_ids", lambda: {"a raylet of this machine"})
+    note.write_text(serve(Gcs(refuse=grpc.StatusCode.UNAUTHENTICATED)))
+    assert cluster._address() is None
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_is_told(
+    serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "find_node_ids", set)
+    monkeypatch.setattr(cluster, "NODE_SECONDS", 0.1)
+    monkeypatch.setenv("RAY_ADDRESS", serve(Gcs()))
+    with pytest.raises(UserError, match=r"no node of the Ray cluster .*jobs.submit"):
+        cluster.connect()
+
+
+def test_auto_without_a_cluster_says_how_to_start_one(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=auto: no Ray runs on this machine; start one with `ray start --head`"):
         cluster.connect()

@@ -16,9 +16,11 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 from ray.job_submission import JobDetails
 
@@ -79,8 +81,39 @@ def test_address_given_first_then_rays_variables() -> None:
     assert submit.dashboard_address("http://a:3", environ) == "http://a:3"
     assert submit.dashboard_address(None, environ) == "https://c:2"
     assert submit.dashboard_address(None, {}) == submit.DEFAULT_ADDRESS
-    with pytest.raises(UserError, match="http://HEAD:8265"):
-        submit.dashboard_address("ray://head:10001", {})
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("ray://head:10001", "--address http://head:8265"),
+        ("head:6379", "names port 6379, where drivers join the cluster.*--address http://head:8265"),
+        ("[fd00::1]:6379", r"--address http://\[fd00::1\]:8265"),
+        ("head:9000", "--address http://head:9000"),
+        ("head", "--address http://head:8265"),
+        ("http://head:dashboard", "port must be a number.*--address http://HEAD:8265"),
+        ("head:dashboard", "port must be a number.*--address http://HEAD:8265"),
+        ("http://head:99999", "port must be a number"),
+    ],
+)
+def test_what_is_no_dashboards_address_is_refused_with_the_one_that_was_meant(address: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"^--address .*{meant}"):
+        submit.dashboard_address(address, {})
+    with pytest.raises(UserError, match=f"^RAY_ADDRESS .*{meant}"):
+        submit.dashboard_address(None, {"RAY_ADDRESS": address})
+
+
+def test_a_clusters_other_port_is_told_from_its_dashboard() -> None:
+    """What answers a web request there are bytes of HTTP/2."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(UserError, match=r"no Ray cluster answers at .*--address http://HEAD:8265") as refused:
+            submit.connect(f"http://127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize(

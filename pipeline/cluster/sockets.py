@@ -1,0 +1,117 @@
+"""A short name for a long temporary folder: a path of a Unix socket has at most 107 bytes, and Ray's begin with TMPDIR.
+
+Batch systems such as Slurm give each job a temporary folder with a long path. Ray's files stay in it; only its name is
+replaced, by a symbolic link in a new folder of this user alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import ray
+from ray._common.utils import get_default_ray_temp_dir
+
+from pipeline.errors import UserError
+
+SOCKET_BYTES = 107
+"""Of a socket's path, on Linux."""
+BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_TaskEventsHead")
+"""The longest that Ray 2.60 adds to its temporary folder."""
+PREFIX = "actnetformer-ray-"
+LINK = "r"
+_log = logging.getLogger(__name__)
+
+
+def short_temporary_folder() -> str | None:
+    """Where Ray's own temporary folder is too long, another name for it; None where it is short enough.
+
+    The name is said, and is removed when this process ends. A process that was killed leaves a link behind, which the next
+    one removes. Raises UserError if there is no place for it.
+    """
+    folder = Path(get_default_ray_temp_dir())
+    if fits(folder):
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): set TMPDIR to a folder that can be written") from None
+    link = link_to(folder, [os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"])
+    _log.warning("%s is too long a path for Ray's sockets: %s is another name for it while this command runs", folder, link)
+    return str(link)
+
+
+def fits(folder: Path) -> bool:
+    """Whether paths of Ray's sockets under ``folder`` are short enough."""
+    return len(os.fsencode(folder)) + BELOW <= SOCKET_BYTES
+
+
+def link_to(folder: Path, parents: Iterable[str]) -> Path:
+    """A link to ``folder`` in a new folder, of mode 0700, in the first of ``parents`` that is safe and short enough.
+
+    Raises UserError if none is.
+    """
+    for parent in map(Path, filter(None, parents)):
+        if not (fits(parent / f"{PREFIX}12345678" / LINK) and _is_safe(parent)):
+            continue
+        remove_left_over(parent)
+        with contextlib.suppress(OSError):  # full, or not writable
+            own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # new, mode 0700, this user's
+            lock = _lock(own)  # released by the system when this process ends, however that is
+            assert lock is not None
+            (own / LINK).symlink_to(folder, target_is_directory=True)
+            atexit.register(_remove_at_exit, own)
+            return own / LINK
+    raise UserError(f"{folder} is too long a path for Ray's sockets: set RAY_TMPDIR to a folder with a short path")
+
+
+def remove_left_over(parent: Path) -> None:
+    """Remove what killed processes of this user left in ``parent``: such folders are no longer locked."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            facts = folder.lstat()
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+                continue
+            lock = _lock(folder)
+            if lock is not None:
+                _remove(folder)
+                os.close(lock)
+
+
+def _is_safe(parent: Path) -> bool:
+    """Whether no other user can rename or remove what this one makes in it."""
+    try:
+        facts = parent.stat()
+    except OSError:
+        return False
+    owned = facts.st_uid in (0, os.getuid())
+    return owned and (bool(facts.st_mode & stat.S_ISVTX) or not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _lock(folder: Path) -> int | None:
+    """Descriptor of a lock on ``folder``; None if another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_at_exit(folder: Path) -> None:
+    ray.shutdown()  # its processes still use the name
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / LINK).unlink(missing_ok=True)
+        folder.rmdir()
