@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +17,6 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, 
 
 from pipeline import cluster
 from pipeline.cluster import address as addresses
-from pipeline.cluster import sockets
 from pipeline.errors import UserError
 
 

@@ -25,7 +25,7 @@ SOCKET_BYTES = 107
 """Of a socket's path, on Linux."""
 BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_TaskEventsHead")
 """The longest that Ray 2.60 adds to its temporary folder."""
-PREFIX = "actnetformer-ray-"
+PREFIX = "anf-ray-"
 LINK = "r"
 _log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def link_to(folder: Path, parents: Iterable[str]) -> Path:
         remove_left_over(parent)
         with contextlib.suppress(OSError):  # full, or not writable
             own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # new, mode 0700, this user's
-            lock = _lock(own)  # released by the system when this process ends, however that is
-            assert lock is not None
+            if _lock(own) is None:  # else the system releases it when this process ends, however that is
+                continue  # another process is about to remove it as left over
             (own / LINK).symlink_to(folder, target_is_directory=True)
             atexit.register(_remove_at_exit, own)
             return own / LINK
