@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ from pipeline.manifest.sources import (
     list_ucf101,
 )
 from pipeline.manifest.sources.lists import DELIMITERS, ListOptions, parse_columns
-from pipeline.manifest.synthetic import MARK, Difficulty, render_folder
+from pipeline.manifest.synthetic import MARK, Difficulty, is_rendered, render_folder
 
 ENOUGH_FOR_RAY = 1000
 """Files for which joining a cluster, which takes 5-10 s, is worth while."""
@@ -215,19 +216,26 @@ def _list(words: argparse.Namespace, out: Path) -> Listing:
 
 
 def _synthetic(words: argparse.Namespace, out: Path) -> Listing:
-    """Render beside the old videos, then replace them; without their manifest, so that a stop in between leaves no mixture."""
-    difficulty = _check_synthetic(words, out)
-    fresh = out / ".videos.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Render unless the videos are there: beside the old ones, which are then replaced, without their manifest, so that a stop
+    in between leaves no mixture."""
+    order = (words.videos, words.classes, words.seed, _check_synthetic(words, out))
+    videos, fresh, old = out / "videos", out / ".videos.tmp", out / ".videos.old"
+    for rest in (fresh, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    if is_rendered(videos, *order):
+        print(f"the {words.videos} videos are there: nothing is rendered again", file=sys.stderr, flush=True)
+        return replace(list_folder(videos), source="synthetic")
     try:
-        render_folder(fresh, words.videos, words.classes, words.seed, difficulty, words.processes)
+        render_folder(fresh, *order, words.processes)
         for name in (MANIFEST, LABELS):
             remove_table(out / name)
-        shutil.rmtree(out / "videos", ignore_errors=True)
-        fresh.rename(out / "videos")
+        if videos.exists():
+            videos.rename(old)  # at once, with its mark: removed file by file, a stop would leave videos without one
+        fresh.rename(videos)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return replace(list_folder(out / "videos"), source="synthetic")
+        for rest in (fresh, old):
+            shutil.rmtree(rest, ignore_errors=True)
+    return replace(list_folder(videos), source="synthetic")
 
 
 def _check_synthetic(words: argparse.Namespace, out: Path) -> Difficulty:

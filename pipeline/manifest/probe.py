@@ -6,8 +6,8 @@ So a file is left to it only if its packets are simple, its count and times agre
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -112,14 +112,34 @@ def probe_files(
 ) -> list[Probe]:
     """Probe files in worker processes; a file that crashes or hangs its process is undecodable, the rest goes on.
 
-    ``known``: what an earlier probe found; files whose stamp is the same are not opened again.
+    ``known``: what an earlier probe found; files whose stamp is the same are not opened again, and no process is started
+    for them.
     """
-    work = Work(locations, options or ProbeOptions(), known)
-    probes: dict[int, Probe] = {}
-    for place, result in progress(probe_isolated(work, processes, timeout_seconds), len(work), "probed"):
-        probes[place] = result
+    options = options or ProbeOptions()
+    probes = unchanged(locations, options, known)
+    for place, result in probes.items():
         note(locations[place], result)
-    return [probes[place] for place in range(len(work))]
+    left = [place for place in range(len(locations)) if place not in probes]
+    if probes:
+        print(f"{len(probes)} of {len(locations)} files are as they were when they were probed", file=sys.stderr, flush=True)
+    if left or not probes:
+        work = Work([locations[place] for place in left], options, known)
+        for number, result in progress(probe_isolated(work, processes, timeout_seconds), len(work), "probed"):
+            probes[left[number]] = result
+            note(work.locations[number], result)
+    return [probes[place] for place in range(len(locations))]
+
+
+def unchanged(locations: Sequence[str], options: ProbeOptions, known: Known) -> dict[int, Probe]:
+    """Earlier probes of files of this machine that did not change since, by place. To ask an object store takes long: that is
+    left to many processes."""
+    found = {}
+    for place, location in enumerate(locations):
+        if not storage.is_remote(location):
+            before = known(location)
+            if before is not None and _still_true(location, options, before):
+                found[place] = before
+    return found
 
 
 def probe_isolated(
@@ -133,12 +153,19 @@ def probe_isolated(
 def probe_again(item: Item) -> Probe:
     """The earlier probe if the file is unchanged and was looked at in the same way, else a new one."""
     location, options, before = item
-    if before is not None and before.stamp is not None:
-        with contextlib.suppress(OSError):
-            now = content.facts(location)
-            if (now.bytes, stamp(now, options)) == (before.bytes, before.stamp):
-                return before
+    if before is not None and _still_true(location, options, before):
+        return before
     return probe_file(location, options)
+
+
+def _still_true(location: str, options: ProbeOptions, before: Probe) -> bool:
+    if before.stamp is None:
+        return False
+    try:
+        now = content.facts(location)
+    except OSError:
+        return False
+    return (now.bytes, stamp(now, options)) == (before.bytes, before.stamp)
 
 
 def stamp(facts: storage.Facts, options: ProbeOptions) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,10 +107,16 @@ def resize_all(copies: Sequence[Copy], processes: int | None = None, timeout_sec
     sources = {os.path.realpath(copy.source) for copy in copies}
     if over := [copy.target for copy in copies if os.path.realpath(copy.target) in sources]:
         raise UserError(f"--resize would write over the original {over[0]}: choose another OUT")
-    failures = {}
-    for place, reason in progress(map_isolated(resize, copies, processes, timeout_seconds), len(copies), "resized"):
+    failures: dict[int, str] = {}
+    left = [place for place, copy in enumerate(copies) if storage.is_remote(copy.source) or not _is_done_here(copy)]
+    if len(left) < len(copies):
+        print(f"{len(copies) - len(left)} of {len(copies)} copies are there", file=sys.stderr, flush=True)
+    todo = [copies[place] for place in left]
+    if not todo:
+        return {}
+    for number, reason in progress(map_isolated(resize, todo, processes, timeout_seconds), len(todo), "resized"):
         if reason := reason.reason if isinstance(reason, Lost) else reason:
-            failures[place] = str(reason)
+            failures[left[number]] = str(reason)
     return failures
 
 
@@ -129,6 +136,13 @@ def resize(copy: Copy) -> str:
         partial.unlink(missing_ok=True)
         return f"{type(error).__name__}: {first_line(error)}"
     return ""
+
+
+def _is_done_here(copy: Copy) -> bool:
+    try:
+        return _is_done(copy)
+    except OSError:  # said by ``resize``
+        return False
 
 
 def _is_done(copy: Copy) -> bool:

@@ -9,6 +9,7 @@ any other. Everything follows from (seed, index). All of it is choice; no paper 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -32,6 +33,10 @@ RATES = (Fraction(15), Fraction(16), Fraction(20), Fraction(24000, 1001), Fracti
 """Frames per second."""
 MARK = ".synthetic.json"
 """File in the folder of videos that says they were made here, and how."""
+
+
+RENDERING = 1
+"""Raised when the same arguments give other videos than before."""
 
 
 @dataclass(frozen=True)
@@ -292,5 +297,29 @@ def render_folder(
     for place, result in progress(map_isolated(_render_to_file, orders, processes), videos, "rendered"):
         if isinstance(result, Lost):
             raise RuntimeError(f"{orders[place].path}: {result.reason}")
-    facts = {"videos": videos, "classes": classes, "seed": seed, "difficulty": dataclasses.asdict(difficulty)}
+    facts = _facts(videos, classes, seed, difficulty) | {"content": _content(folder)}
     (folder / MARK).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def is_rendered(folder: Path, videos: int, classes: int, seed: int, difficulty: Difficulty) -> bool:
+    """Whether the folder holds what ``render_folder`` would write into it, and nothing else."""
+    try:
+        facts = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    wanted = _facts(videos, classes, seed, difficulty)
+    return bool(facts == wanted | {"content": facts.get("content")} and facts["content"] == _content(folder))
+
+
+def _facts(videos: int, classes: int, seed: int, difficulty: Difficulty) -> dict[str, Any]:
+    given = {"videos": videos, "classes": classes, "seed": seed, "difficulty": dataclasses.asdict(difficulty)}
+    return {**given, "rendering": RENDERING}
+
+
+def _content(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all files but the mark."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

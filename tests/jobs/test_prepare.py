@@ -256,6 +256,56 @@ def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet", "manifest.parquet", "videos"]
 
 
+def test_what_is_complete_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither rendered nor probed nor copied: no process is started for it. What changed is."""
+    words = ["synthetic", tmp_path, "--classes", "2", "--videos", "8", "--labeled", "1/class", "--resize", "48"]
+    assert call(*words) == DONE
+    first = read_manifest(tmp_path / "manifest.parquet").table
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.manifest.isolation.Child._start", refuse)
+        assert call(*words) == DONE
+        assert read_manifest(tmp_path / "manifest.parquet").table == first
+        said = capsys.readouterr().err
+        for what in ("the 8 videos are there", "8 of 8 files are as they were", "8 of 8 copies are there"):
+            assert what in said
+        for changed in (["--seed", "1"], ["--objects", "2"], ["--difficulty", "0.1"], ["--videos", "10"]):
+            with pytest.raises(AssertionError, match="a process was started"):
+                call(*words, *changed)
+        monkeypatch.setattr("pipeline.manifest.synthetic.RENDERING", 0)  # as after an update of the program
+        with pytest.raises(AssertionError, match="a process was started"):
+            call(*words)
+    assert read_manifest(tmp_path / "manifest.parquet").table == first  # still there
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "added", "killed between two renames"])
+def test_synthetic_videos_that_are_not_whole_are_rendered_again(damage: str, tmp_path: Path) -> None:
+    def folder() -> dict[str, bytes]:
+        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in (tmp_path / "videos").rglob("*.mp4")}
+
+    words = ["synthetic", tmp_path, "--classes", "2", "--videos", "4", "--labeled", "1/class", "--test", "50%"]
+    assert call(*words) == DONE
+    whole = folder()
+    one = tmp_path / next(iter(whole))
+    if damage == "changed":
+        one.write_bytes(bytes(one.stat().st_size))
+    elif damage == "removed":
+        one.unlink()
+    elif damage == "added":
+        one.with_name("more.mp4").write_bytes(whole[next(iter(whole))])
+    else:
+        (tmp_path / "videos").rename(tmp_path / ".videos.old")  # killed between the two renames
+    assert call(*words) == DONE
+    assert folder() == whole
+    assert set(read_manifest(tmp_path / "manifest.parquet").table["status"].to_pylist()) == {"ok"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet", "manifest.parquet", "videos"]
+
+
 def test_only_what_changed_is_probed_again(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen by the access times that the kernel would set: an unchanged file is damaged without its time and size changing."""
     call("folder", videos, tmp_path / "out")
