@@ -9,6 +9,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from jobs.command import DONE, FAILED, add_config, run
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         unfinished(trials)
         list_trials(study, trials, base, options.concurrent)
         return DONE
-    problems = run_study(study, trials, base, Budget(share(base, options.concurrent), options.hours))
+    budget = cache(lambda: Budget(share(base, options.concurrent), options.hours))
+    if not all(state_of(trial.config).done for trial in trials):
+        budget()  # that a trial does not fit is said before anything is written; where all are done no Ray is started
+    problems = run_study(study, trials, base, budget)
     left = show(study, trials)
     for name, problem in problems.items():
         print(f"failed: {name}: {problem}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, add_config, run
@@ -74,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dry_run(order)
     setting = check(order)
     study = open_study(order.url, order.name, order.plan.directions, setting)
-    budget = Budget(share(order.base, order.options.concurrent), order.options.hours)
+    left = something_is_left(order, study)
+    # to ask for a share of the cluster starts one
+    budget = Budget(share(order.base, order.options.concurrent), order.options.hours) if left else Budget(1, None)
     write_about(order.folder, facts(order))
     for where in order.options.warm_start:
         print(warm_start(study, order.space, order.url, where, order.folder), flush=True)
-    print(f"{order.name}: {len(runs(study))} trials are begun, {budget.concurrent} at once", flush=True)
+    at_once = f"{budget.concurrent} at once" if left else "nothing is left to run"
+    print(f"{order.name}: {len(runs(study))} trials are begun, {at_once}", flush=True)
     problems = evolve(order, study, budget, begun) if order.options.algorithm == "pbt" else search(order, study, budget)
     write_trials(order.folder, lines_of(study, order.plan))
     if list(order.folder.glob("*/config.yaml")):
@@ -86,6 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"failed: {problem}")
     return FAILED if problems else DONE
+
+
+def something_is_left(order: Order, study: optuna.Study) -> bool:
+    """Whether a trial is still to be begun or to be ended."""
+    if order.options.algorithm == "pbt":
+        return bool(places(order.folder, order.plan.trials, order.base.train.steps))
+    begun = [trial for trial in runs(study) if trial.state != TrialState.WAITING]
+    return len(begun) < order.plan.trials or not all(trial.state.is_finished() for trial in begun)
 
 
 def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:

@@ -1,10 +1,13 @@
-"""Two real processes, as two workers of a run."""
+"""Two real processes, as two workers of a run; and none of Ray's where there is nothing to do."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 
 def run_two(target: Callable[[int, str, str], None], folder: Path, seconds: float = 60) -> None:
@@ -20,3 +23,15 @@ def run_two(target: Callable[[int, str, str], None], folder: Path, seconds: floa
     finally:
         for worker in workers:
             worker.kill()
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Within, a study or search that joins or starts a cluster fails."""
+
+    def refuse() -> None:
+        raise AssertionError("Ray was started")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.studies.trials.connect", refuse)
+        yield

@@ -13,6 +13,7 @@ from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 
 from pipeline.cluster import address as addresses
 from pipeline.cluster.address import VARIABLE, Refusal
+from pipeline.cluster.output import harmless_lines_in_a_file
 from pipeline.cluster.sockets import short_temporary_folder
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -45,7 +46,8 @@ def connect() -> None:
     address = _address()
     folder = short_temporary_folder() if address == "local" else None  # whoever joins a cluster uses its folder
     try:
-        ray.init(address, logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, _temp_dir=folder)
+        with harmless_lines_in_a_file():
+            ray.init(address, logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, _temp_dir=folder)
     except ConnectionError as error:
         raise UserError(f"the Ray cluster cannot be joined ({error.__cause__ or error}): {ELSEWHERE}") from None
     except RuntimeError as error:

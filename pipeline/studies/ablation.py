@@ -120,8 +120,8 @@ def unfinished(trials: Sequence[Trial]) -> list[Trial]:
     return missing
 
 
-def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budget) -> dict[str, str]:
-    """Run what is missing within the budget; returns what went wrong, by run.
+def run_study(study: Study, trials: Sequence[Trial], base: Config, afford: Callable[[], Budget]) -> dict[str, str]:
+    """Run what is missing within the budget, which is asked for only if something is; returns what went wrong, by run.
 
     Everything that can be wrong with any trial's input raises UserError before the first one starts.
     """
@@ -130,7 +130,7 @@ def run_study(study: Study, trials: Sequence[Trial], base: Config, budget: Budge
     write_study(study, trials, base, {})
     if not missing:
         return {}
-    done = len(trials) - len(missing)
+    done, budget = len(trials) - len(missing), afford()
     print(f"{done} of {len(trials)} trials are done, {len(missing)} to run, {budget.concurrent} at once", flush=True)
     listed = _Listed(missing, partial(write_study, study, trials, base))
     run_jobs(listed, missing[0].config.with_absolute_paths(), budget)

@@ -17,6 +17,7 @@ from pipeline.manifest.schema import read_manifest
 from pipeline.studies import trials
 from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
+from tests.processes import without_ray
 
 WORDS = ["train.steps=4", "train.checkpoint_every=2"]
 
@@ -104,6 +105,12 @@ def test_runs_what_is_missing_and_only_that(tiny: Path, tmp_path: Path, two: Pat
     assert len(rows) == 6  # two cells by three views
     assert all(row["n"] == "2" and row["sd"] for row in rows)
     assert "<svg" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+
+    with without_ray():
+        assert command(tiny, tmp_path, str(two), "--seeds", "2", "--concurrent", "2") == 0
+        assert "4 of 4 trials" in capsys.readouterr().out  # nothing is left: no cluster is joined or started
+        with pytest.raises(AssertionError, match="Ray"):
+            command(tiny, tmp_path, str(two), "--seeds", "3", "--concurrent", "2")
 
 
 def test_a_dry_run_refuses_what_the_run_would(

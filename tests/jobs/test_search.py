@@ -26,6 +26,7 @@ from pipeline.studies.search import Plan
 from pipeline.studies.study_folder import read_trials
 from pipeline.training import checkpoint
 from pipeline.training.fit import fit_here, prepare
+from tests.processes import without_ray
 
 WORDS = ["train.steps=8", "train.checkpoint_every=8", "train.log_every=4", "--concurrent", "1"]
 
@@ -83,6 +84,11 @@ def test_a_search_is_of_ordinary_runs_on_validation_videos(
     assert (about["algorithm"], about["question"]) == ("asha", "Which learning rates let both students learn?")
     assert command(*words, "--trials", "3", "--dry-run") == 0
     assert "nothing is left to train" in capsys.readouterr().out  # whatever was stopped early
+    with without_ray():
+        assert command(*words, "--trials", "3", "--concurrent", "2") == 0
+        assert "3 trials are begun, nothing is left to run" in capsys.readouterr().out
+        with pytest.raises(AssertionError, match="Ray"):
+            command(*words, "--trials", "4", "--concurrent", "2")
     assert command(*words, "--trials", "4", "--dry-run") == 0
     text = capsys.readouterr().out
     assert "8 steps are left" in text and "the median of 3 runs of this study" in text
@@ -110,6 +116,9 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     decisions = json.loads((tmp_path / "whole" / "population.json").read_text(encoding="utf-8"))
     assert command(*words, "--name", "whole", "--dry-run") == 0
     assert "nothing is left to train" in capsys.readouterr().out
+    with without_ray():
+        assert command(*words, "--name", "whole", "--concurrent", "2") == 0
+        assert "nothing is left to run" in capsys.readouterr().out
     copies = [one for one in decisions["4"] if one["copies"]]
     assert copies, "no member was better than another one: choose another seed"
 
