@@ -37,7 +37,9 @@ from pipeline.manifest.sources import (
     list_ssv2,
     list_ucf101,
 )
+from pipeline.manifest.sources.folder import Layout
 from pipeline.manifest.sources.lists import DELIMITERS, ListOptions, parse_columns
+from pipeline.manifest.sources.synonyms import UNLABELED
 from pipeline.manifest.synthetic import MARK, Difficulty, is_rendered, render_folder
 
 ENOUGH_FOR_RAY = 1000
@@ -146,7 +148,19 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
         source.add_argument("--lists", metavar="DIR", help="folder of the list files, unless it lies in DIR or beside it")
     if name == "kinetics":
         source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists")
+    if name in ("folder", "frames"):
+        source.add_argument(
+            "--splits",
+            metavar="train=FOLDER,test=FOLDER",
+            help="folders of the splits; none: all folders are classes (default: found out by their names)",
+        )
+        source.add_argument("--skip", action="append", default=[], metavar="FOLDER", help="leave such folders out; repeatable")
     if name == "list":
+        source.add_argument(
+            "--unlabeled",
+            metavar="WORDS",
+            help=f"labels of videos of unknown class, with commas (default: no label{', '.join(UNLABELED)})",
+        )
         source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
         source.add_argument("--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1")
         source.add_argument("--delimiter", metavar="CHAR", help=f"{', '.join(DELIMITERS)} or a character (default: detected)")
@@ -211,7 +225,8 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
 
 def _list(words: argparse.Namespace, out: Path) -> Listing:
     columns = parse_columns(words.columns)
-    options = ListOptions(words.root, columns, words.delimiter, words.classes, words.fps, words.frame_pattern)
+    marks = None if words.unlabeled is None else tuple(word.strip().lower() for word in words.unlabeled.split(","))
+    options = ListOptions(words.root, columns, words.delimiter, words.classes, words.fps, words.frame_pattern, marks)
     return list_files(words.files, options)
 
 
@@ -263,8 +278,10 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
     "hmdb51": lambda words, out: list_hmdb51(words.dir, words.lists, words.fold),
     "kinetics": lambda words, out: list_kinetics(words.dir, words.lists),
     "ssv2": lambda words, out: list_ssv2(words.dir, words.lists),
-    "folder": lambda words, out: list_folder(words.dir),
-    "frames": lambda words, out: list_frames(words.dir, words.fps, words.frame_pattern),
+    "folder": lambda words, out: list_folder(words.dir, Layout(words.splits, tuple(words.skip))),
+    "frames": lambda words, out: list_frames(
+        words.dir, words.fps, words.frame_pattern, Layout(words.splits, tuple(words.skip))
+    ),
     "list": _list,
     "synthetic": _synthetic,
 }

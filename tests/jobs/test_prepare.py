@@ -186,7 +186,7 @@ def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: py
         (["folder", "videos", "out", "--seed", "-1"], "--seed -1"),
         (["folder", "videos", "out", "--timeout", "0"], "--timeout 0"),
         (["folder", "videos", "videos/a/0.mp4"], "is a file; OUT must be a folder"),
-        (["folder", "empty", "out"], "class folders without a file"),
+        (["folder", "empty", "out"], "class folders without a video"),
         (["folder", "junk", "out"], "none of the 2 files"),
         (["list", "none.csv", "out", "--root", "videos"], "list not found"),
         (["list", "none.csv", "out", "--root", "none"], "--root not found"),

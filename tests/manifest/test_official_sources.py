@@ -267,7 +267,7 @@ def test_kinetics_mistakes(kinetics: Path) -> None:
     )
     message = refused(lambda: list_kinetics(kinetics, [train, val]))
     assert "4 lines" in message and all(f"{train}:{number}: " in message for number in (2, 3, 4, 5))
-    write(train, "label,start")
+    write(train, "label,from")
     assert "has no column youtube_id, time_start, time_end" in refused(lambda: list_kinetics(kinetics, [train]))
     write(train, HEADER, "zumba,n1,3,13,train,1", "yoga,n2,3,13,train,1")
     assert "none of the 2 files" in refused(lambda: list_kinetics(kinetics, [train]))

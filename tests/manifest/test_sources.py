@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.manifest.sources import Listing, list_files, list_folder, with_splits
+from pipeline.manifest.sources.folder import Layout
 from pipeline.manifest.sources.lists import ListOptions
 
 
@@ -60,8 +61,10 @@ def test_train_alone_gets_a_drawn_test(tmp_path: Path) -> None:
     assert (with_splits(listing, 0.25, 0).splits or ()).count("test") == 2
 
 
-def test_folders_with_the_names_of_splits_among_classes_are_classes(tmp_path: Path) -> None:
-    assert list_folder(touch(tmp_path, "train/a.mp4", "ship/b.mp4")).classes == ("ship", "train")
+def test_folders_with_the_names_of_splits_among_classes_are_classes_where_the_user_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.mp4", "ship/b.mp4")
+    assert "train may be a split or a class, for beside it lie ship; say --splits train=train" in refused_folder(tmp_path)
+    assert list_folder(tmp_path, Layout(splits="none")).classes == ("ship", "train")
 
 
 def refused_folder(root: Path) -> str:
@@ -112,7 +115,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     [
         ("", "holds no videos"),
         ("path,label\n", "holds no videos"),
-        ("file,label\na.mp4,x\n", "has no column path; it has file, label"),
+        ("what,label\na.mp4,x\n", "has no column path; it has what, label"),
         ("path,label\na.mp4,x\nb.mp4\n", "list.csv:3: 1 fields, the header has 2"),
         ("path,label\na.mp4,x,y\nb.mp4,y\n", "list.csv:2: 3 fields, the header has 2"),
         ("path,label\na.mp4,x\nb.mp4,x\n", "at least 2 classes"),

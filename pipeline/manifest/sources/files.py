@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -85,12 +86,13 @@ def video_stem(name: str) -> str:
 def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> list[str | None]:
     """Where each listed file is, None where it is missing; another video suffix will do where the listed one is absent.
 
+    So will another Unicode form of the same letters: macOS writes an e and an accent where other systems have one letter.
     ``ignore_case`` is for lists whose spelling is known to differ from the files'.
     URIs, and everything below a root that is one, are taken as listed, without the ``./`` and ``//`` that object stores would
     take for parts of a name: whether they are there is found when they are opened.
     Raises UserError where a listed name fits several files.
     """
-    folders: dict[str, _Folder] = {}
+    folders: dict[str, tuple[str, _Folder]] = {}
     found: list[str | None] = []
     unclear: list[str] = []
     for uri in map(plain_path, uris):
@@ -99,13 +101,37 @@ def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> lis
             continue
         folder, _, name = uri.rpartition("/")
         if folder not in folders:
-            folders[folder] = _Folder(os.path.join(root, folder) if folder or not uri.startswith("/") else "/")
-        names = folders[folder].files_of(name, ignore_case)
+            above = existing_folder(root, folder) if folder or not uri.startswith("/") else "/"
+            folders[folder] = above, _Folder(os.path.join(root, above))
+        above, files = folders[folder]
+        names = files.files_of(name, ignore_case)
         unclear += [f"{uri}: {' and '.join(names)}"] if len(names) > 1 else []
         here = names[0] if names else None
-        found.append(None if here is None else f"{folder}/{here}" if folder or uri.startswith("/") else here)
+        found.append(None if here is None else f"{above.rstrip('/')}/{here}" if above else here)
     refuse_unclear(unclear)
     return found
+
+
+def existing_folder(root: str, folder: str) -> str:
+    """A folder below the root, or an absolute one, as it is on the disk where only its Unicode form differs."""
+    if folder.isascii() or os.path.isdir(os.path.join(root, folder)):
+        return folder
+    here = "/" if folder.startswith("/") else ""
+    for part in folder.strip("/").split("/"):
+        try:
+            names = os.listdir(os.path.join(root, here))
+        except OSError:
+            return folder
+        fits = [part] if part in names else [name for name in names if composed(name) == composed(part)]
+        if len(fits) != 1:
+            return folder
+        here = os.path.join(here, fits[0])
+    return here
+
+
+def composed(name: str) -> str:
+    """A name in the Unicode form (NFC) in which names that look the same are the same."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def plain_path(path: str) -> str:
@@ -154,12 +180,19 @@ class _Folder:
         stem = video_stem(name)
         if name in self.names and (stem != name or stem not in self._by_stem or os.path.isfile(os.path.join(self.path, name))):
             return [name]
+        if not name.isascii() and (names := self._by_composed_name.get(composed(name))):
+            return names
+        stem = composed(stem)
         names = self._by_stem.get(stem) or (self._by_small_stem.get(stem.casefold()) if ignore_case else None) or []
         return names if len(names) < 2 else [os.path.basename(p) for p in one_of_each([f"{self.path}/{n}" for n in names])]
 
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        return _grouped((video_stem(name), name) for name in sorted(self.names) if is_video_name(name))
+        return _grouped((composed(video_stem(name)), name) for name in sorted(self.names) if is_video_name(name))
+
+    @functools.cached_property
+    def _by_composed_name(self) -> dict[str, list[str]]:
+        return _grouped((composed(name), name) for name in sorted(self.names))
 
     @functools.cached_property
     def _by_small_stem(self) -> dict[str, list[str]]:

@@ -15,22 +15,24 @@ from pathlib import Path
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.schema import Split
 from pipeline.manifest.sources.files import files_below, open_root
-from pipeline.manifest.sources.folder import class_folders
+from pipeline.manifest.sources.folder import Layout, class_folders
 from pipeline.manifest.sources.listing import Listing, checked
 
 IMAGE = re.compile(r"(.*?)(\d+)(\.(?:jpe?g|png|bmp|webp))", re.IGNORECASE)
 
 
-def list_frames(folder: str | Path, frame_rate: float, pattern: str | None = None) -> Listing:
+def list_frames(folder: str | Path, frame_rate: float, pattern: str | None = None, layout: Layout | None = None) -> Listing:
     """Frame folders below class folders. ``pattern`` (``img_%05d.jpg``) is found out where all images are numbered alike.
 
     Raises UserError for class folders without images and for folders with two series of them.
     """
     root = open_root(folder)
-    rows: list[tuple[str, str, Split | None]] = []
+    rows: list[tuple[str, str | None, Split | None]] = []
     empty: list[str] = []
     torn: list[str] = []
-    for path, name, split in class_folders(root, "<video>/<numbered images>"):
+    folders, notes = class_folders(root, "<video>/<numbered images>", _is_image_name, layout or Layout())
+    for one in folders:
+        path, name, split = one.path, one.name, one.split
         videos: dict[str, list[str]] = {}
         for uri in files_below(root, path):
             videos.setdefault(os.path.dirname(uri), []).append(os.path.basename(uri))
@@ -41,11 +43,16 @@ def list_frames(folder: str | Path, frame_rate: float, pattern: str | None = Non
     if torn:
         raise UserError("frame folders with several series of images; choose one with --frame-pattern:", first_few(torn))
     if empty:
-        raise UserError("class folders without a folder of numbered images:", first_few(empty))
+        remedy = "remove them, or leave them out with --skip FOLDER"
+        raise UserError(f"class folders without a folder of numbered images; {remedy}:", first_few(empty))
     uris, labels, splits = zip(*rows, strict=True)
     ids = tuple(os.path.dirname(uri) for uri in uris)
     known = None if None in splits else splits
-    return checked(Listing(root, "frames", uris, labels, (None,) * len(uris), known, ids=ids, frame_rate=frame_rate))
+    return checked(Listing(root, "frames", uris, labels, (None,) * len(uris), known, notes, ids=ids, frame_rate=frame_rate))
+
+
+def _is_image_name(name: str) -> bool:
+    return IMAGE.fullmatch(name) is not None
 
 
 def image_patterns(names: Iterable[str], pattern: str | None = None) -> list[str]:

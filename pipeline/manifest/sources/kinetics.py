@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split, locate
 from pipeline.manifest.sources.files import (
+    composed,
     files_below,
     is_video_name,
     one_of_each,
@@ -27,10 +28,12 @@ from pipeline.manifest.sources.files import (
     refuse_unclear,
     video_stem,
 )
-from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, recordings, refuse, some
+from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, recordings, refuse, some
+from pipeline.manifest.sources.synonyms import columns_of, label_of, split_of, splits_in
 
 REPLACEMENTS = re.compile(r"replacement_for_corrupted_k\d+")
-NEEDED = ("youtube_id", "time_start", "time_end")
+NEEDED = {"path": "youtube_id", "start": "time_start", "end": "time_end"}
+"""Columns, and what they are called in the official lists."""
 
 
 @dataclass(frozen=True)
@@ -86,36 +89,42 @@ def list_kinetics(folder: str | Path, lists: Sequence[str | Path]) -> Listing:
 
 def _read(file: str, mistakes: list[str]) -> Iterator[_Clip]:
     lines = read_lines(file)
-    header = [name.strip().lower() for name in next(csv.reader([lines[0][1]]))] if lines else []
-    if lost := [name for name in NEEDED if name not in header]:
-        raise UserError(f"{file} has no column {', '.join(lost)}; expected label,youtube_id,time_start,time_end,split")
-    words = PurePosixPath(file).stem.lower().replace("-", "_").split("_")
-    by_name = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
-    if "split" not in header and by_name is None:
+    header = [name.strip() for name in next(csv.reader([lines[0][1]]))] if lines else []
+    columns, unclear = columns_of(header)
+    if lost := [name for column, name in NEEDED.items() if column not in columns]:
+        unclear = [f"it has no column {', '.join(lost)}"]
+    if unclear:
+        raise UserError(f"{file}: {'; '.join(unclear)}; expected label,youtube_id,time_start,time_end,split")
+    said = splits_in(PurePosixPath(file).stem)
+    by_name = next(iter(said)) if len(said) == 1 else None
+    if "split" not in columns and by_name is None:
         raise UserError(f"{file} has no column split, and its name does not say train, val or test")
+    if "label" not in columns and by_name not in ("test", "unlabeled"):
+        raise UserError(f"{file} has no column label; it has {', '.join(header)}")
+    places = {column: header.index(name) for column, name in columns.items()}
     for number, line in lines[1:]:
         try:
             fields = next(csv.reader([line]))
             if len(fields) != len(header):
                 raise ValueError(f"{len(fields)} fields, the header has {len(header)}")
-            yield _clip(dict(zip(header, map(str.strip, fields), strict=True)), by_name, f"{file}:{number}")
+            yield _clip({column: fields[at].strip() for column, at in places.items()}, by_name, f"{file}:{number}")
         except (ValueError, csv.Error) as error:
             mistakes.append(f"{file}:{number}: {error}")
 
 
 def _clip(row: dict[str, str], by_name: Split | None, place: str) -> _Clip:
-    start, end = float(row["time_start"]), float(row["time_end"])
+    start, end = float(row["start"]), float(row["end"])
     if not 0 <= start < end:
         raise ValueError(f"time_start {start:g} and time_end {end:g} are no time range")
-    if not row["youtube_id"]:
+    if not row["path"]:
         raise ValueError("youtube_id is empty")
-    split = by_name if "split" not in row else SPLIT_NAMES.get(row["split"].lower())
+    split = by_name if "split" not in row else split_of(row["split"])
     if split is None:
         raise ValueError(f"unknown split {row['split']!r}")
-    label = row.get("label") or None
-    if label is None and split != "test":
+    label = label_of(row.get("label", ""), None, None)
+    if label is None and split not in ("test", "unlabeled"):
         raise ValueError("the label is empty")
-    return _Clip(row["youtube_id"], start, end, label, split, place)
+    return _Clip(row["path"], start, end, label, split, place)
 
 
 def _files(root: str) -> dict[str, list[str]]:
@@ -132,7 +141,7 @@ def _candidates(files: dict[str, list[str]], clip: _Clip) -> list[str]:
     candidates = files.get(clip.id) or files.get(clip.video) or []
     candidates = [uri for uri in candidates if _is_replacement(uri)] or candidates
     signs = {clip.split, clip.label, (clip.label or "").replace(" ", "_")}
-    fits = [len(signs.intersection(uri.split("/")[:-1])) for uri in candidates]
+    fits = [len(signs.intersection(map(composed, uri.split("/")[:-1]))) for uri in candidates]
     return [uri for uri, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,23 +11,10 @@ from typing import TypeVar
 
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.schema import Split
+from pipeline.manifest.sources.files import composed
 from pipeline.manifest.splits import check_groups, draw_splits
 
 T = TypeVar("T")
-
-SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "unlabel": "unlabeled",
-    "unlabeled": "unlabeled",
-    "test": "test",
-    "testing": "test",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-}
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -67,7 +56,6 @@ class Listing:
         names = {name for name in self.labels if name is not None}
         return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
-
     def only(self, places: Sequence[int]) -> Listing:
         """The same of some of its videos, by their places."""
 
@@ -90,12 +78,17 @@ class Listing:
 
 
 def checked(listing: Listing) -> Listing:
-    """The listing, with val as test where there is no test split. Raises UserError for what no data set may have.
+    """The listing, with val as test where there is no test split, and class names in the same Unicode form (NFC).
 
-    That is: a video twice, a name that is not UTF-8, a group in two splits, fewer than two classes.
+    Raises UserError for what no data set may have: a video twice, a name that is not UTF-8, a group in two splits, fewer than
+    two classes, a class that only rows of split unlabeled name.
     """
+    listing = _with_one_spelling(listing)
     if twice := _twice(listing):
         raise UserError("videos are listed more than once:", first_few(twice))
+    if sys.getfilesystemencoding() != "utf-8" and not all(uri.isascii() for uri in listing.uris):
+        raise UserError(f"this system's names of files are {sys.getfilesystemencoding()}, not UTF-8: start the command with "
+                        "PYTHONUTF8=1 in front, so that the names fit elsewhere too")  # fmt: skip
     unwritable = [repr(uri) for uri in listing.uris if not uri.isprintable() and _not_utf8(uri)]
     if unwritable:
         raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(unwritable))
@@ -103,7 +96,46 @@ def checked(listing: Listing) -> Listing:
         raise UserError(f"at least 2 classes are needed, found {', '.join(listing.classes) or 'none'} in {listing.root}")
     if listing.splits is not None:
         check_groups(listing.uris, listing.groups, listing.splits)
+        _check_unlabeled(listing, listing.splits)
     return _with_test(listing)
+
+
+def _with_one_spelling(listing: Listing) -> Listing:
+    """Class names as NFC; notes on those that differ in case, spaces or underscores only, and on files found so."""
+    labels = tuple(None if name is None else composed(name) for name in listing.labels)
+    class_list = None if listing.class_list is None else tuple(map(composed, listing.class_list))
+    listing = replace(listing, labels=labels, class_list=class_list)
+    alike: dict[str, list[str]] = {}
+    for name in listing.classes:
+        alike.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+    twins = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    notes = [f"classes whose names differ in spelling only: {', '.join(twins)}; rename them if they are one"] if twins else []
+    other = [uri for name, uri in zip(listing.ids or listing.uris, listing.uris, strict=True) if _other_form(name, uri)]
+    if other:
+        notes.append(f"{len(other)} files are listed in another Unicode form than their names have here, the first: {other[0]}")
+    return replace(listing, notes=(*listing.notes, *notes))
+
+
+def _other_form(name: str, uri: str) -> bool:
+    """Whether a listed name (of a part of a file or a frame folder too) and where it was found only look the same."""
+    if name.isascii() or name in uri or uri in name:
+        return False
+    return composed(name) in composed(uri) or composed(uri) in composed(name)
+
+
+def _check_unlabeled(listing: Listing, splits: Sequence[Split]) -> None:
+    """Raises UserError for classes of which nothing could ever be learned: often a word that stands for no class."""
+    if listing.class_list is not None:
+        return
+    known = {name for name, split in zip(listing.labels, splits, strict=True) if split != "unlabeled"}
+    names = listing.places or listing.uris
+    alone = {name: where for name, where in zip(listing.labels, names, strict=True) if name is not None and name not in known}
+    if alone:
+        raise UserError(
+            "classes that are named only where videos are unlabeled; leave the label of such rows empty, or put the videos of "
+            "unknown class directly into the unlabeled folder:",
+            first_few([f"{name}, for example {where}" for name, where in sorted(alone.items())]),
+        )
 
 
 def _twice(listing: Listing) -> list[str]:
@@ -206,4 +238,5 @@ def missing_note(root: str, splits: Sequence[str], found: Sequence[bool], what: 
 def outside(label: str, classes: Mapping[str, str]) -> str:
     """Words for a label that is not in the class list."""
     keys = list(classes)
-    return f"class {label} is outside the class list ({len(keys)} classes, {keys[0]} to {keys[-1]})"
+    known = f"{len(keys)} classes, {keys[0]} to {keys[-1]}"
+    return f"class {label} is outside the class list ({known}); leave it empty where the class is unknown"

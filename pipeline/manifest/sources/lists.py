@@ -19,15 +19,27 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.schema import Split, locate
-from pipeline.manifest.sources.files import find_files, open_root, plain_path, read_lines
+from pipeline.manifest.sources.class_list import read_classes
+from pipeline.manifest.sources.files import existing_folder, find_files, is_video_name, open_root, plain_path, read_lines
 from pipeline.manifest.sources.frames import image_patterns
-from pipeline.manifest.sources.listing import SPLIT_NAMES, Listing, agree, checked, missing_note, outside, refuse
+from pipeline.manifest.sources.listing import Listing, agree, checked, missing_note, outside, refuse
+from pipeline.manifest.sources.synonyms import (
+    COLUMNS,
+    NO_GROUP,
+    SPLITS,
+    UNLABELED,
+    columns_of,
+    is_header,
+    label_of,
+    split_of,
+    splits_in,
+)
 
-COLUMNS = ("path", "label", "group", "split", "start", "end", "frames", "offset")
 LAYOUTS = {1: ("path", "label"), 2: ("path", "frames", "label"), 3: ("path", "offset", "frames", "label")}
 """Columns of a list without a header, by how many numbers end its lines."""
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " "}
-VIDEO = re.compile(r"\.\w{2,5}$")
+NUMBER = re.compile(r"\d+|-1")
+"""A label, a number of frames or an offset; -1 marks unlabeled videos."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class ListOptions:
     """Frames per second, where the paths are frame folders."""
     frame_pattern: str | None = None
     """Of their images, for example ``img_%05d.jpg``; None: found out."""
+    unlabeled: tuple[str, ...] | None = None
+    """Labels that mark videos of unknown class; None: those that can be nothing else."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +87,23 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
     root = open_root(options.root, "--root")
     if options.delimiter is not None and options.delimiter not in DELIMITERS and len(options.delimiter) != 1:
         raise UserError(f"--delimiter {options.delimiter!r} must be {', '.join(DELIMITERS)} or one character")
-    classes = _read_classes(options.classes) if options.classes else None
+    classes = read_classes(options.classes) if options.classes else None
     mistakes: list[str] = []
+    read_notes: list[str] = []
     rows: list[_Row] = []
     for word in files:
         split, file = _split_of(str(word), several=len(files) > 1)
-        rows += [_below(root, row) for row in _read(file, options, classes, split, mistakes)]
+        rows += [_below(root, row) for row in _read(file, options, classes, split, mistakes, read_notes)]
     names = " and ".join(map(str, files))
-    refuse(mistakes, f"list {names}")
+    refuse(mistakes or _mixed_labels(rows, classes), f"list {names}")
     agree([(row.id, (row.label, row.split), row.place) for row in rows], "the lists" if len(files) > 1 else f"lines of {names}")
     if len({row.split is None for row in rows}) > 1:
-        raise UserError(f"only some of the lists {names} say train, val or test; write train=FILE for every one")
+        first = next(row.place for row in rows if row.split is None)
+        remedy = "write train=FILE for every one" if len(files) > 1 else "fill in the split of every row, or of none"
+        raise UserError(f"only some rows of {names} have a split, {first} has none; {remedy}")
     found = _find(root, rows, options)
+    if not options.columns:
+        _refuse_unread_header(rows, found)
     splits = tuple(row.split for row in rows if row.split is not None)
     parts = [row.split or "without split" for row in rows]
     notes = missing_note(root, parts, [uri is not None for uri in found], f"list {names}")
@@ -95,7 +114,7 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
         labels=tuple(row.label for row in rows),
         groups=tuple(row.group for row in rows),
         splits=splits or None,
-        notes=notes,
+        notes=(*read_notes, *notes),
         ids=tuple(row.id for row in rows),
         starts=tuple(row.start for row in rows),
         ends=tuple(row.end for row in rows),
@@ -116,30 +135,23 @@ def parse_columns(words: str) -> dict[str, str]:
 
 
 def _split_of(word: str, several: bool) -> tuple[Split | None, str]:
+    """The split that ``train=FILE``, or one of several files by its name, says; and the file."""
     name, equals, path = word.partition("=")
-    if equals and name.lower() in SPLIT_NAMES:
-        return SPLIT_NAMES[name.lower()], path
-    words = re.split(r"[^a-z]+", Path(word).stem.lower())
-    return next((SPLIT_NAMES[part] for part in words if part in SPLIT_NAMES), None) if several else None, word
-
-
-def _read_classes(file: str) -> dict[str, str]:
-    """Label as written in lists -> name. Lines are names, or numbers from 0 or 1 before names."""
-    lines = [line.strip() for _, line in read_lines(file)]
-    pairs = [re.fullmatch(r"(\d+)[\s,]+(.+)", line) for line in lines]
-    if lines and all(pairs):
-        classes = {pair[1]: pair[2] for pair in pairs if pair}
-        first = min(map(int, classes))
-        if first > 1 or sorted(map(int, classes)) != list(range(first, first + len(lines))):
-            raise UserError(f"--classes {file}: the numbers must run from 0 or 1 without a gap")
-        return dict(sorted(classes.items(), key=lambda item: int(item[0])))
-    if len(set(lines)) < len(lines):
-        raise UserError(f"--classes {file} names a class twice")
-    return {str(number): line for number, line in enumerate(lines)}
+    if equals and split_of(name):
+        return split_of(name), path
+    said = splits_in(Path(word).stem) if several else set()
+    if len(said) > 1:
+        raise UserError(f"list {word}: its name says {' and '.join(sorted(said))}; write train={word}, or whichever it is")
+    return next(iter(said), None), word
 
 
 def _read(
-    file: str, options: ListOptions, classes: dict[str, str] | None, split: Split | None, mistakes: list[str]
+    file: str,
+    options: ListOptions,
+    classes: dict[str, str] | None,
+    split: Split | None,
+    mistakes: list[str],
+    notes: list[str],
 ) -> list[_Row]:
     lines = read_lines(file)
     delimiter = DELIMITERS.get(options.delimiter or "", options.delimiter) or _detect([line for _, line in lines[:200]])
@@ -147,7 +159,10 @@ def _read(
     header = _header(lines[0][1], delimiter, given) if lines else None
     if not lines[1 if header else 0 :]:
         raise UserError(f"list {file} holds no videos; expected a line for each, for example: some/path.mp4{delimiter}3")
-    layout = _named(file, header, given) if header else _numbered(lines, delimiter, given)
+    if (header and not all(column.isdecimal() for column in given.values())) or (header and not given):
+        layout = _named(file, header, given, ("path",) if split == "unlabeled" else ("path", "label"), notes)
+    else:
+        layout = _numbered(lines, delimiter, given)
     if "frames" in layout and options.frame_rate is None and not header:
         raise UserError(
             f"list {file} has lines of a path and {len(layout) - 1} numbers, as of frame folders: say with --fps how many "
@@ -157,8 +172,10 @@ def _read(
     for number, line in lines[1 if header else 0 :]:
         place = f"{file}:{number}"
         try:
-            fields = _fields(line, delimiter, header, given, len(layout))
-            rows.append(_row({name: fields[at].strip() for name, at in layout.items()}, classes, split, place))
+            fields = _fields(line, delimiter, header, given, len(layout), split == "unlabeled")
+            values = {name: fields[at].strip() for name, at in layout.items()}
+            label = label_of(values.get("label", ""), classes, options.unlabeled)
+            rows.append(_row(values, label, classes, split, place))
         except (ValueError, csv.Error) as error:
             mistakes.append(f"{place}: {error}")
     return rows
@@ -170,7 +187,11 @@ def _detect(lines: Sequence[str]) -> str:
     In most of the lines will do, where none stands in all: a malformed line must not make the others malformed too.
     """
     rows = [line.strip() for line in lines[1:] or lines]
-    ending = {d: sum(line.rpartition(d)[2].strip().isdecimal() for line in rows if d in line) for d in DELIMITERS.values()}
+
+    def ends_in_number(line: str, delimiter: str) -> bool:
+        return delimiter in line and NUMBER.fullmatch(line.rpartition(delimiter)[2].strip()) is not None
+
+    ending = {d: sum(ends_in_number(line, d) for line in rows) for d in DELIMITERS.values()}
     present = {d: sum(d in line for line in rows) for d in DELIMITERS.values()}
     most = len(rows) // 2 + 1
     for counts, least in ((ending, len(rows)), (ending, most), (present, len(rows)), (present, most)):
@@ -181,18 +202,26 @@ def _detect(lines: Sequence[str]) -> str:
 
 def _header(line: str, delimiter: str, given: Mapping[str, str]) -> list[str] | None:
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
-    known = {*COLUMNS, *(column for column in given.values() if not column.isdecimal())}
-    return names if known.intersection(names) or any(not column.isdecimal() for column in given.values()) else None
+    return names if is_header(names) or any(not column.isdecimal() for column in given.values()) else None
 
 
-def _named(file: str, header: list[str], given: Mapping[str, str]) -> dict[str, int]:
+def _named(
+    file: str, header: list[str], given: Mapping[str, str], needed: Sequence[str], notes: list[str]
+) -> dict[str, int]:
     """Column -> place, of a list with a header."""
-    names = {name: given.get(name, name) for name in COLUMNS}
-    needed = [names[name] for name in COLUMNS if name in ("path", "label") or name in given]
-    if missing := [name for name in needed if name not in header]:
-        has = f"{file} has no column {', '.join(missing)}; it has {', '.join(header)}"
-        raise UserError(f"{has}. Map them with --columns path=...,label=...")
-    return {name: header.index(column) for name, column in names.items() if column in header}
+    found, unclear = columns_of(header, given.values())
+    names = {**{name: field for name, field in found.items() if name not in given}, **given}
+    unclear = [sentence for sentence in unclear if sentence.rpartition(" ")[2] not in given]
+    missing = [given.get(name, name) for name in needed if name not in names]
+    missing += [column for column in given.values() if column not in header]
+    if missing and not unclear:
+        unclear = [f"it has no column {', '.join(missing)}; it has {', '.join(header)}"]
+    if unclear:
+        raise UserError(f"{file}: {'; '.join(unclear)}. Map them with --columns path=...,label=...")
+    if read := [f"{name} from {field}" for name, field in names.items() if name != field and name not in given]:
+        unused = [field for field in header if field not in names.values()]
+        notes.append(f"header of {file}: {', '.join(read)}" + (f"; not used: {', '.join(unused)}" if unused else ""))
+    return {name: header.index(column) for name, column in names.items()}
 
 
 def _numbered(lines: Sequence[tuple[int, str]], delimiter: str, given: Mapping[str, str]) -> dict[str, int]:
@@ -206,12 +235,16 @@ def _numbered(lines: Sequence[tuple[int, str]], delimiter: str, given: Mapping[s
 
 def _trailing_numbers(line: str, delimiter: str) -> int:
     fields = [field.strip() for field in line.strip().split(delimiter if delimiter != " " else None)]
-    numbers = [field.isdecimal() for field in reversed(fields[1:])]
+    numbers = [bool(NUMBER.fullmatch(field)) for field in reversed(fields[1:])]
     return numbers.index(False) if False in numbers else len(numbers)
 
 
-def _fields(line: str, delimiter: str, header: list[str] | None, given: Mapping[str, str], count: int) -> list[str]:
+def _fields(
+    line: str, delimiter: str, header: list[str] | None, given: Mapping[str, str], count: int, unlabeled: bool
+) -> list[str]:
     if header is None and not given:
+        if unlabeled and (is_video_name(line.strip()) or len(line.split(None if delimiter == " " else delimiter)) == 1):
+            return [line.strip().strip('"'), *[""] * (count - 1)]  # an unlabeled list may be one of paths alone
         fields = line.strip().rsplit(None if delimiter == " " else delimiter, count - 1)
         if len(fields) != count:
             raise ValueError(f"expected {count} fields, found {line!r}")
@@ -223,27 +256,55 @@ def _fields(line: str, delimiter: str, header: list[str] | None, given: Mapping[
     return fields
 
 
-def _row(fields: Mapping[str, str], classes: dict[str, str] | None, split: Split | None, place: str) -> _Row:
+def _row(
+    fields: Mapping[str, str], label: str | None, classes: dict[str, str] | None, split: Split | None, place: str
+) -> _Row:
     path = fields["path"].replace("\\", "/")
     if not path:
         raise ValueError("the path is empty")
     for name in ("frames", "offset"):
         if not (fields.get(name) or "0").isdecimal():
             raise ValueError(f"{name} must be a number, found {fields[name]!r}")
-    label = fields["label"] or None
-    if label is not None and classes is not None:
-        if label not in classes and label not in classes.values():
-            raise ValueError(outside(label, classes))
-        label = classes.get(label, label)
+    if label is not None and classes is not None and label not in classes.values():
+        raise ValueError(outside(label, classes))
     if fields.get("split"):
-        said = SPLIT_NAMES.get(fields["split"].lower())
+        said = split_of(fields["split"])
         if said is None:
-            raise ValueError(f"unknown split {fields['split']!r}; known are train, test, val and unlabeled")
+            raise ValueError(f"unknown split {fields['split']!r}; known are {', '.join(SPLITS)}")
         split = said
-    start, end = (float(fields[name]) if fields.get(name) else None for name in ("start", "end"))
+    times = [None if (text := fields.get(name, "")).lower() in UNLABELED else text for name in ("start", "end")]
+    start, end = (None if text is None else float(text) for text in times)
     if not 0 <= (start or 0) < (float("inf") if end is None else end):
         raise ValueError(f"start {start} and end {end} are no time range")
-    return _Row(path, label, fields.get("group") or None, split, start, end, place)
+    group = fields.get("group", "")
+    return _Row(path, label, None if group.lower() in NO_GROUP else group, split, start, end, place)
+
+
+def _mixed_labels(rows: Sequence[_Row], classes: dict[str, str] | None) -> list[str]:
+    """Rows whose label is a word where most have numbers, or the other way: comments, a header, lists of another kind."""
+    if classes is not None:
+        return []
+    numbers = [row for row in rows if row.label is not None and row.label.isdecimal()]
+    words = [row for row in rows if row.label is not None and not row.label.isdecimal()]
+    few, others = (words, "numbers") if len(words) <= len(numbers) else (numbers, "words")
+    reason = f"and the other labels are {others}; name all classes with --classes FILE if both are meant"
+    return [f"{row.place}: the label is {row.label}, {reason}" for row in few] if numbers and words else []
+
+
+def _refuse_unread_header(rows: Sequence[_Row], found: Sequence[str | None]) -> None:
+    """Raises UserError where a first line alone names no file and is written as no other: a header of unknown words."""
+
+    def kind(row: _Row) -> tuple[bool, bool, bool]:
+        return is_video_name(row.path), "/" in row.path, row.path.isdecimal()
+
+    first = rows[0] if rows else None
+    if first is None or first.place.rpartition(":")[2] != "1" or found[0] is not None:
+        return
+    rest = [row for row, uri in zip(rows[1:], found[1:], strict=True) if uri is not None]
+    if rest and kind(first) not in {kind(row) for row in rest}:
+        words = f"{first.path} and {first.label}" if first.label else first.path
+        remedy = "name the columns with --columns path=...,label=..., by these words, or by numbers from 1 if it is a video"
+        raise UserError(f"{first.place} names no file and looks like a header of unknown words ({words}): {remedy}")
 
 
 def _below(root: str, row: _Row) -> _Row:
@@ -258,7 +319,7 @@ def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | N
     found: list[str | None] = []
     torn: list[str] = []
     for row in rows:
-        folder = plain_path(row.path)
+        folder = existing_folder(root, plain_path(row.path))
         series = image_patterns(_images(root, folder), options.frame_pattern)
         torn += [f"{row.path}: {' and '.join(series)}"] if len(series) > 1 else []
         found.append(f"{folder}/{series[0]}" if series else None)
