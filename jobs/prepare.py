@@ -18,6 +18,7 @@ from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.build import LABELS, Draw, build, classes_without, probe_listing
 from pipeline.manifest.chance import parse_share, round_half_up
+from pipeline.manifest.groups import AUTO, NAMINGS, NONE, check_pattern, with_groups
 from pipeline.manifest.labels import LabelSubset, labels_per_class
 from pipeline.manifest.memory import MANIFEST, forget
 from pipeline.manifest.motions import MOTIONS
@@ -60,9 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(words: argparse.Namespace, out: Path) -> None:
     listing = merge_spellings(SOURCES[words.source](words, out))
+    group = getattr(words, "group", NONE)
+    with_groups(listing, group)  # for what it refuses: now and not after hours of probing
     options = ProbeOptions(words.probe, words.decoder, words.hash)
     prober = _prober(words, len(listing.uris))
     listing, probes = merge_files(listing, probe_listing(listing, options, out, prober))
+    listing = with_groups(listing, group)
     if words.resize:
         copy = partial(resize_all, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
         listing, probes = resized(listing, probes, out / f"resized-{words.resize}", words.resize, copy)
@@ -96,6 +100,7 @@ def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
 def _check(words: argparse.Namespace) -> None:
     """Mistakes that must not wait for the probe."""
     labels_per_class(words.labeled, 1)
+    check_pattern(getattr(words, "group", NONE))
     if parse_share(words.test, "--test") > 0.9:
         raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
     if words.resize is not None and words.resize < 16:
@@ -170,6 +175,9 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
             "--fps", type=float, required=name == "frames", help="frames per second of frame folders, which do not say it"
         )
         source.add_argument("--frame-pattern", metavar="img_%05d.jpg", help="images of a frame folder (default: found out)")
+    if name in ("list", "folder", "frames"):
+        known = f"recordings or persons by name: {', '.join(NAMINGS)}, {NONE}, or a regular expression that captures"
+        source.add_argument("--group", default=AUTO, metavar="PATTERN", help=f"{known} (default: guessed, and told)")
     if name == "synthetic":
         _add_synthetic(source)
 

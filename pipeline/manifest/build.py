@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError, first_few
+from pipeline.manifest.groups import join_groups
 from pipeline.manifest.labels import LabelSubset, draw_labels, write_labels
 from pipeline.manifest.memory import MANIFEST, remembered
 from pipeline.manifest.parquet import move_table, remove_table
@@ -98,26 +99,7 @@ def _of_part(found: Probe, start: float, end: float | None) -> Probe:
 
 def joined_groups(groups: Sequence[str | None], probes: Sequence[Probe]) -> tuple[str | None, ...]:
     """Groups joined where files have the same content, so that a drawn split puts copies of a video on one side."""
-    places: dict[str, list[int]] = {}
-    for place, probe in enumerate(probes):
-        if probe.hash is not None:
-            places.setdefault(probe.hash, []).append(place)
-    leader: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while name in leader:
-            name = leader[name]
-        return name
-
-    joined = list(groups)
-    for digest, copies in places.items():
-        if len(copies) > 1:
-            names = sorted({find(group) for place in copies if (group := joined[place]) is not None})
-            first = names[0] if names else f"content {digest[:16]}"
-            leader |= dict.fromkeys(names[1:], first)
-            for place in copies:
-                joined[place] = first
-    return tuple(find(group) if group is not None else None for group in joined)
+    return join_groups(groups, [None if probe.hash is None else probe.hash[:16] for probe in probes], "content")
 
 
 def split_listing(listing: Listing, probes: Sequence[Probe], test_share: float, seed: int) -> Listing:
@@ -136,7 +118,8 @@ def split_listing(listing: Listing, probes: Sequence[Probe], test_share: float, 
             continue
         if drawn and split == "test":
             what = "no class has two usable videos of different groups, so that no test split can be drawn"
-            raise UserError(f"{what}: add videos, or name the test videos in a list or a folder test/")
+            remedy = "add videos, name the test videos in a list or a folder test/, or draw by video with --group none"
+            raise UserError(f"{what}: {remedy}")
         reasons = [f"{listing.uris[place]}: {probes[place].status}, {probes[place].reason}" for place in there]
         what = f"none of the {len(there)} videos of split {split} can be used"
         raise UserError(f"{what}; mend or add their files, or name other videos:", first_few(reasons))
