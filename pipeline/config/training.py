@@ -70,6 +70,15 @@ class TrainSection(Section):
             raise ValueError("schedule: step needs milestones, for example [12000, 16000], and no other schedule has them")
         return self
 
+    @model_validator(mode="after")
+    def _compiles(self) -> TrainSection:
+        if self.compile != "off" and self.activation_checkpointing:
+            raise ValueError(
+                f"compile={self.compile} and activation_checkpointing=true do not work together: the compiler cannot trace a "
+                "block that is computed twice. Turn one of them off; if a step does not fit the memory then, raise accumulation"
+            )
+        return self
+
 
 class MonitorSection(Section):
     """When something that the method is known to fail by is said to have happened. None of these changes the result."""

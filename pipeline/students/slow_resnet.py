@@ -67,7 +67,7 @@ class FramePool(nn.Module):
         halved: torch.Tensor
         if not torch.are_deterministic_algorithms_enabled():
             halved = nn.functional.max_pool3d(maps_NCTHW, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        elif maps_NCTHW.is_contiguous():
+        elif maps_NCTHW.is_contiguous() and not torch.compiler.is_compiling():  # traced convolutions claim to be contiguous
             halved = _halved(maps_NCTHW.flatten(1, 2)).unflatten(1, maps_NCTHW.shape[1:3])
         else:  # of channels_last_3d each frame is channels_last: nothing is copied
             frames = maps_NCTHW.transpose(1, 2)

@@ -91,7 +91,10 @@ class TimeSformer(nn.Module):
 
 
 class DividedBlock(nn.Module):
-    """Attention over time at each place, then over space in each frame with a copy of the cls token, then the MLP."""
+    """Attention over time at each place, then over space in each frame with a copy of the cls token, then the MLP.
+
+    The patches are [N, L, P, D] in memory all the way; only attention over space copies them, behind the cls tokens.
+    """
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
@@ -102,16 +105,35 @@ class DividedBlock(nn.Module):
         self.space = _vit_block(width, heads, drop_path)
 
     def forward(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        places = patches_NLPD.transpose(1, 2)
-        moments = self.temporal_attention(self.temporal_norm(places).flatten(0, 1)).unflatten(0, places.shape[:2])
-        patches_NLPD = (places + self.temporal_fc(self.drop_path(moments))).transpose(1, 2)
-        space, shape = self.space, patches_NLPD.shape[:2]
-        seen = space.drop_path1(space.attn(space.norm1(_frames_with_cls(cls_N1D, patches_NLPD)))).unflatten(0, shape)
+        space = self.space
+        moments = attend_over_time(self.temporal_attention, self.temporal_norm(patches_NLPD))
+        patches_NLPD = patches_NLPD + self.temporal_fc(self.drop_path(moments))
+        frames = _frames_with_cls(space.norm1(cls_N1D), space.norm1(patches_NLPD))
+        seen = space.drop_path1(space.attn(frames)).unflatten(0, patches_NLPD.shape[:2])
         # the paper's cls token is one for the clip: it takes the mean of what its copies saw in the frames
-        tokens = torch.cat([cls_N1D, patches_NLPD.flatten(1, 2)], dim=1)
-        tokens = tokens + torch.cat([seen[:, :, :1].mean(dim=1), seen[:, :, 1:].flatten(1, 2)], dim=1)
-        tokens = tokens + space.drop_path2(space.mlp(space.norm2(tokens)))
-        return tokens[:, :1], tokens[:, 1:].view_as(patches_NLPD)
+        cls_N1D = cls_N1D + seen[:, :, :1].mean(dim=1)
+        patches_NLPD = patches_NLPD + seen[:, :, 1:]
+        cls_change, patches_change = (space.mlp(space.norm2(tokens)) for tokens in (cls_N1D, patches_NLPD))
+        if isinstance(space.drop_path2, DropPath):  # a clip drops all of its tokens or none
+            kept_N11 = space.drop_path2(torch.ones_like(cls_N1D[:, :, :1]))
+            cls_change, patches_change = cls_change * kept_N11, patches_change * kept_N11[..., None]
+        return cls_N1D + cls_change, patches_NLPD + patches_change
+
+
+def attend_over_time(attention: Attention, tokens_NLPD: torch.Tensor) -> torch.Tensor:
+    """Attention of each patch to the same patch of other frames, by timm's weights: [N, L, P, D] to the same.
+
+    A place's heads count as heads of the clip, so that nothing is copied into another order and no batch has clips times
+    patches rows, of which attention kernels of some versions take no more than 65,535.
+    """
+    heads = attention.num_heads
+    biases = attention.qkv.bias.chunk(3)
+    parts = [F.linear(tokens_NLPD, *of) for of in zip(attention.qkv.weight.chunk(3), biases, strict=True)]
+    # [N, P * heads, L, D / heads], views of [N, L, P, D]
+    query, key, value = (part.unflatten(3, (heads, -1)).flatten(2, 3).transpose(1, 2) for part in parts)
+    seen = F.scaled_dot_product_attention(query, key, value)
+    projected: torch.Tensor = attention.proj(seen.transpose(1, 2).reshape(tokens_NLPD.shape))
+    return projected
 
 
 def resize_position(embedding: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -33,7 +33,8 @@ def equip(method: Method, train: TrainSection, device: torch.device) -> Method:
                 block.forward = partial(_checkpointed, block, block.forward)
     if train.compile != "off":
         for student in equipped.students.values():
-            student.compile(backend=train.compile)
+            # a graph for each number of clips: a step has two or three of them, and never others
+            student.compile(backend=train.compile, dynamic=False)
     made: Method = equipped
     return made
 

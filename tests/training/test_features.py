@@ -119,6 +119,11 @@ def test_rates_fall_at_milestones() -> None:
     )
 
 
+def test_compile_with_activation_checkpointing_is_refused_before_a_run_starts() -> None:
+    with pytest.raises(UserError, match="compile=aot_eager and activation_checkpointing=true do not work together"):
+        config_of(compile="aot_eager", activation_checkpointing=True)
+
+
 @pytest.mark.parametrize("train", [{"schedule": "step"}, {"milestones": [5]}, {"schedule": "step", "milestones": [5, 3]}])
 def test_milestones_that_make_no_schedule(train: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="milestones"):
@@ -269,6 +274,23 @@ def test_compiled_students_say_the_same(plain: tuple[checkpoint.TrainState, list
     assert [float(line["loss"]) for line in found] == pytest.approx([float(line["loss"]) for line in plain[1]], rel=1e-4)
     assert state.method.state_dict().keys() == plain[0].method.state_dict().keys()
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["actnetformer", "tcl"])
+def test_compiled_students_are_compiled_in_the_first_step_and_never_again(name: str) -> None:
+    """One graph for each number of clips that a student sees, none for numbers in general; BatchNorm, whose running statistics
+    strong views leave alone, included."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config = small_config(method={"name": name}, primary=BATCH_NORM, train={"compile": "aot_eager"})
+    state = state_of(config)
+    graphs = []
+    for step in range(3):
+        take_step(state.method, state, batch_of(step), config, HERE)
+        state.step += 1
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == graphs[2] <= 8
     torch._dynamo.reset()
 
 
