@@ -11,11 +11,11 @@ import numpy as np
 from jobs.command import DONE, run
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.folder_lock import lock_folder
 from pipeline.manifest.build import LABELS
 from pipeline.manifest.chance import parse_share
 from pipeline.manifest.labels import DrawOptions, LabelSubset, draw_labels, write_labels
 from pipeline.manifest.published import LINES, import_labels
-from pipeline.manifest.reserve import reserved
 from pipeline.manifest.schema import Manifest, read_manifest
 
 WAIT_SECONDS = 30.0
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
         subset = draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option))
-    with reserved(out.parent, WAIT_SECONDS):
+    with lock_folder(out.parent, WAIT_SECONDS):
         write_labels(subset, manifest, out)
     print(summary(manifest, subset, out, notes))
     return DONE

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
+from pipeline.folder_lock import lock_folder
 from pipeline.manifest.build import LABELS, Draw, build, classes_without, probe_listing
 from pipeline.manifest.chance import parse_share, round_half_up
 from pipeline.manifest.groups import AUTO, NAMINGS, NONE, check_pattern, with_groups
@@ -24,7 +25,6 @@ from pipeline.manifest.memory import MANIFEST, forget
 from pipeline.manifest.motions import MOTIONS
 from pipeline.manifest.parquet import remove_table
 from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
-from pipeline.manifest.reserve import reserved
 from pipeline.manifest.resize import probe_copies, resize_all, resized
 from pipeline.manifest.same_file import merge_files, merge_spellings
 from pipeline.manifest.schema import SPLITS, Manifest
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(argv)
     _check(words)
     out = Path(words.out).expanduser().absolute()
-    with reserved(out):
+    with lock_folder(out):
         _prepare(words, out)
     return DONE
 

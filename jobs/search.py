@@ -20,8 +20,8 @@ from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, add_config, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError
+from pipeline.folder_lock import lock_file
 from pipeline.studies.ablation import study_folder
-from pipeline.studies.claim import claimed
 from pipeline.studies.cost import estimate
 from pipeline.studies.population import Population, check_space, first_members, places
 from pipeline.studies.report import write_report
@@ -116,9 +116,8 @@ def evolve(order: Order, study: optuna.Study, budget: Budget, begun: float) -> l
     """Population-based training; one process at a time, for its members wait for each other."""
     population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric,
                             lambda: write_trials(order.folder, lines_of(study, order.plan)))  # fmt: skip
-    with claimed(order.folder / ".population.lock", 0) as ours:
-        if not ours:
-            raise UserError(f"another process trains the population in {order.folder}; its members wait for each other")
+    remedy = "the members of a population wait for each other: let that search end, or stop it"
+    with lock_file(order.folder / ".population.lock", f"the population in {order.folder}", remedy=remedy):
         members, problems = population.run(budget, lambda: (time.monotonic() - begun) / 3600)
     print("\n".join([order.space.question, "", *member_lines(population, members)]))
     return problems

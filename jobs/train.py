@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 
 from jobs.command import DONE, FAILED, add_config, positive, run
 from pipeline.cluster import answers
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.run_folder import lock_run
 from pipeline.studies.overfit import overfit
 from pipeline.studies.run import complete, reserve, train_up_to
 from pipeline.training import dry_run
@@ -36,10 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--dry-run and --overfit take neither --profile nor --max-steps")
     if options.overfit:
         return _overfit(config, options.overfit)
+    if options.dry_run:
+        return _dry_run(config)
+    with lock_run(config):
+        return _train(config, options)
+
+
+def _train(config: Config, options: argparse.Namespace) -> int:
     prepared = prepare(config)
     print(arithmetic(prepared), flush=True)
-    if options.dry_run:
-        return _dry_run(prepared)
     if options.profile:
         prepared = (prepared.up_to(options.max_steps) if options.max_steps else prepared).profiled()
     if options.max_steps is not None and options.max_steps < config.train.steps:
@@ -67,8 +74,16 @@ def _overfit(config: Config, videos: int) -> int:
     return DONE if verdict.learned else FAILED
 
 
-def _dry_run(prepared: Prepared) -> int:
+def _dry_run(config: Config) -> int:
+    with tempfile.TemporaryDirectory() as place:  # of an object store's run: another process may use its local copy now
+        if config.run_store is not None:
+            config = config.model_copy(update={"run": config.run.model_copy(update={"staging_path": place})})
+        return _show_dry_run(prepare(config))
+
+
+def _show_dry_run(prepared: Prepared) -> int:
     config = prepared.run.config
+    print(arithmetic(prepared), flush=True)
     print("\n".join([*dry_run.arithmetic(prepared), _reserved(prepared)]))
     print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))))
     return DONE

@@ -13,13 +13,13 @@ storage_path/name/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-import shlex
-import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +32,7 @@ import yaml
 
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
+from pipeline.folder_lock import StoreSilent, lock_folder
 
 PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
 QUARANTINE = pa.schema(
@@ -59,6 +60,17 @@ class Fingerprints:
         return {"config": self.config, "manifest": self.manifest, "labels": self.labels}
 
 
+@contextmanager
+def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Be the only writer of the run's folder, see ``pipeline.folder_lock``. Raises FolderTaken if another process is."""
+    remedy = "wait until it has ended, stop it, or choose another run.name"
+    try:
+        with lock_folder(config.run_folder, wait_seconds, config.run_store, remedy):
+            yield
+    except StoreSilent as error:
+        raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
+
+
 def check_run(config: Config, prints: Fingerprints) -> None:
     """Nothing, if the run folder is new or this run's. Raises UserError naming what differs otherwise."""
     if (config.run_folder / "facts.json").is_file():
@@ -66,8 +78,9 @@ def check_run(config: Config, prints: Fingerprints) -> None:
 
 
 def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> None:
-    """Make the run folder with config.yaml and facts.json, if it is not there."""
+    """Make the run folder with config.yaml and facts.json, if it is not there. Raises UserError if it is another run's."""
     folder = config.run_folder
+    check_run(config, prints)
     if (folder / "facts.json").is_file():
         return
     known = {
@@ -81,12 +94,13 @@ def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> 
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    known["config_digest"] = config_digest(folder)
     write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
 
 
-def command_line() -> str:
-    """How this process was called, as a shell takes it."""
-    return shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
+def config_digest(folder: Path) -> str:
+    """SHA-256 of config.yaml: the file that was written, whatever a later program makes of it."""
+    return hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
 
 
 def _version(name: str) -> str | None:

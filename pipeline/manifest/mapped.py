@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -63,7 +61,7 @@ def _open_mapped(path: str, root: str | None, least: int, name: str) -> MappedMa
     place, _ = name.split("-")
     folder = _folder()
     target = folder / f"manifest-{name}.arrow"
-    with _alone(folder / f"manifest-{place}.lock"):
+    with FileLock(folder / f"manifest-{place}.lock"):
         if not target.exists():
             for earlier in folder.glob(f"manifest-{place}-*"):
                 earlier.unlink()  # who has it mapped keeps it; half ones are of processes that were killed
@@ -124,9 +122,3 @@ def _folder() -> Path:
     return folder
 
 
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process of the node at a time."""
-    with open(lock, "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

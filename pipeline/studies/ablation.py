@@ -15,14 +15,18 @@ from typing import Any
 
 from pipeline.config import Config, override
 from pipeline.errors import UserError
+from pipeline.folder_lock import TAKEN, lock_file
 from pipeline.manifest.labels import LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.studies.cost import state_of
 from pipeline.studies.run import evaluated, training_seconds
 from pipeline.studies.study_file import LABELS, Study, resolve
 from pipeline.studies.study_folder import read_trials, write_about, write_trials
-from pipeline.studies.trials import Budget, Job, run_jobs, taken
+from pipeline.studies.trials import Budget, Job, run_jobs
 from pipeline.training.fit import prepare
+
+FILES_SECONDS = 60.0
+"""For another command on the same study to have written study.json and trials.jsonl, which takes it a moment."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +174,14 @@ def write_study(study: Study, trials: Sequence[Trial], base: Config, failed: Map
     objectives = [{"name": name, "direction": "maximize"} for name in ("mean", "primary", "auxiliary")]
     about = {"name": study.name, "kind": "ablation", "question": study.question, "objectives": objectives,
              "baseline": _unchanged(trials, base)}  # fmt: skip
-    write_about(folder, about)
-    before = {line["run_folder"]: line for line in read_trials(folder)}
-    for trial in trials:
-        name = trial.config.run.name
-        number = before[name]["number"] if name in before else 1 + max((line["number"] for line in before.values()), default=-1)
-        before[name] = _line(trial, number, failed.get(name))
-    write_trials(folder, sorted(before.values(), key=lambda line: int(line["number"])))
+    with lock_file(folder / ".study.lock", str(folder), FILES_SECONDS):
+        write_about(folder, about)
+        known = {line["run_folder"]: line for line in read_trials(folder)}
+        for trial in trials:
+            name = trial.config.run.name
+            free = 1 + max((line["number"] for line in known.values()), default=-1)
+            known[name] = _line(trial, known[name]["number"] if name in known else free, failed.get(name))
+        write_trials(folder, sorted(known.values(), key=lambda line: int(line["number"])))
 
 
 def _unchanged(trials: Sequence[Trial], base: Config) -> dict[str, Any] | None:
@@ -198,7 +203,7 @@ def _line(trial: Trial, number: int, failure: str | None) -> dict[str, Any]:
     if state.done:
         summary = json.loads((trial.config.run_folder / "evaluation.json").read_text(encoding="utf-8"))
         values = {name: summary[name]["top1"] for name in values}
-    busy = failure == taken(trial.config.with_absolute_paths())  # another command runs it, and will say what came of it
+    busy = TAKEN in (failure or "")  # another command runs it, and will say what came of it
     failure = None if busy else failure
     word = "complete" if state.done else "failed" if failure else "running" if state.step or busy else "waiting"
     seconds = training_seconds(trial.config.run_folder, trial.config.train.steps)

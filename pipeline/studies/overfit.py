@@ -20,8 +20,9 @@ from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.scorer import Scorer
+from pipeline.folder_lock import is_lock_file
 from pipeline.methods import STUDENTS
-from pipeline.run_folder import read_metrics, read_run
+from pipeline.run_folder import lock_run, read_metrics, read_run
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here, prepare
 
@@ -70,6 +71,11 @@ def overfit(config: Config, videos: int) -> Verdict:
     smoothing. The run folder is NAME-overfit-N, and only that is replaced. Raises UserError.
     """
     config = overfit_config(config, videos)
+    with lock_run(config):
+        return _overfit(config, videos)
+
+
+def _overfit(config: Config, videos: int) -> Verdict:
     _forget(config.run_folder)
     prepared = prepare(config)
     chosen = choose(prepared.source, videos)
@@ -101,10 +107,11 @@ def overfit_config(config: Config, videos: int) -> Config:
 
 def _forget(folder: Path) -> None:
     """Remove what an earlier check left: a change of the code is checked anew. Raises UserError for another run's folder."""
-    if folder.exists():
-        if "overfit" not in read_run(folder)[1]:
-            raise UserError(f"{folder} is another run's folder: choose another run.name")
-        shutil.rmtree(folder)
+    left = [path for path in folder.iterdir() if not is_lock_file(path)]
+    if left and "overfit" not in read_run(folder)[1]:
+        raise UserError(f"{folder} is another run's folder: choose another run.name")
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def choose(source: Source, videos: int) -> Ints:

@@ -26,11 +26,11 @@ from optuna.trial import TrialState, create_trial
 from pipeline.clips.seeds import uniform
 from pipeline.config import Config, override
 from pipeline.errors import UserError
-from pipeline.run_folder import write_text
+from pipeline.run_folder import lock_run, write_text
 from pipeline.studies.run import read_scores
 from pipeline.studies.space import Space, clip, draw
 from pipeline.studies.storage import runs
-from pipeline.studies.trials import Budget, Job, run_jobs
+from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, run_jobs
 from pipeline.training import checkpoint
 from pipeline.training.fit import prepare
 
@@ -219,16 +219,17 @@ class Population:
         """Start a copy from its parent's checkpoint; the parent has not moved on yet, for all are made before any trains."""
         if member.parent is None:
             return
-        prepared = prepare(self.config(member))
-        if prepared.step:
-            return
-        prepared = replace(prepared, facts={**prepared.facts, "lineage": member.lineage})
-        prepared.open()
-        source = self.config(member.parent).run_folder / f"checkpoint_{member.start:06d}"
-        try:
-            checkpoint.fork(source, prepared.run.folder, prepared.run.prints.as_dict())
-        except checkpoint.DamagedCheckpoint as error:
-            raise UserError(f"{member.run} cannot start from {member.parent.run}: {error}") from None
+        with lock_run(self.config(member), ORPHAN_SECONDS):
+            prepared = prepare(self.config(member))
+            if prepared.step:
+                return
+            prepared = replace(prepared, facts={**prepared.facts, "lineage": member.lineage})
+            prepared.open()
+            source = self.config(member.parent).run_folder / f"checkpoint_{member.start:06d}"
+            try:
+                checkpoint.fork(source, prepared.run.folder, prepared.run.prints.as_dict())
+            except checkpoint.DamagedCheckpoint as error:
+                raise UserError(f"{member.run} cannot start from {member.parent.run}: {error}") from None
 
     def _record(self, before: Sequence[Member], after: Sequence[Member], step: int, scores: Mapping[int, Score]) -> None:
         """What ended goes into the study: members that were replaced as pruned, at the last step all as complete."""

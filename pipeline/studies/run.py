@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, score
 from pipeline.resources import Resources
-from pipeline.run_folder import read_metrics, write_text
+from pipeline.run_folder import lock_run, read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here
 
@@ -23,24 +23,27 @@ SCORES = "scores.jsonl"
 def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     """Train what is missing, evaluate if that is missing; returns evaluation.json's content.
 
-    ``concurrent`` runs share the cluster. Raises UserError before anything starts if the run does not fit.
+    ``concurrent`` runs share the cluster. Raises UserError before anything starts if the run does not fit, or if another
+    process writes its folder.
     """
     summary = evaluated(prepared)
     if summary:
         return summary
-    resources = reserve(prepared.run.config, concurrent)
-    weights, step = _train(prepared, resources)
-    summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
-    if prepared.run.store is not None:
-        run_store.push_files(prepared.run.folder, prepared.run.store)
+    with lock_run(prepared.run.config):
+        resources = reserve(prepared.run.config, concurrent)
+        weights, step = _train(prepared, resources)
+        summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
+        if prepared.run.store is not None:
+            run_store.push_files(prepared.run.folder, prepared.run.store)
     return summary
 
 
 def train_up_to(prepared: Prepared, step: int) -> int:
     """Train up to ``step``, as if cut there, and evaluate nothing; returns the step that the run is at. Raises UserError."""
-    if prepared.step < step:
-        part = prepared.up_to(step)
-        _train(part, reserve(part.run.config))
+    with lock_run(prepared.run.config):
+        if prepared.step < step:
+            part = prepared.up_to(step)
+            _train(part, reserve(part.run.config))
     return prepared.step
 
 
@@ -51,6 +54,11 @@ def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, flo
     The run goes on from there as if it had not stopped. At the last step this is ``complete``. What was scored before is
     read from the run folder's scores.jsonl. Raises UserError.
     """
+    with lock_run(prepared.run.config):
+        return _advance(prepared, step, concurrent)
+
+
+def _advance(prepared: Prepared, step: int, concurrent: int) -> dict[str, float]:
     folder = prepared.run.folder
     last = step >= prepared.run.config.train.steps
     known = next((line for line in read_scores(folder) if line["step"] == step), None)
@@ -115,7 +123,8 @@ def evaluated(prepared: Prepared) -> dict[str, Any] | None:
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     protocol = config.evaluation
     wanted = {"step": config.train.steps, "clips": protocol.clips, "crops": protocol.crops, "split": protocol.split}
-    return summary if all(summary.get(key) == value for key, value in wanted.items()) else None
+    own = summary.get("data", {}).get("fingerprint", prepared.run.prints.manifest) == prepared.run.prints.manifest
+    return summary if own and all(summary.get(key) == value for key, value in wanted.items()) else None
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.clips.seeds import hash64
 from pipeline.config import Config, override
 from pipeline.errors import UserError
-from pipeline.studies.claim import Claim
+from pipeline.folder_lock import Claim
 from pipeline.studies.space import Space
 from pipeline.studies.storage import runs
 from pipeline.studies.trials import Job
@@ -114,12 +114,11 @@ class Search:
 
     def next(self) -> Job | None:
         """A trial that nobody runs any more, else a new one, else None."""
-        for frozen in runs(self.study):
-            if frozen.state == TrialState.RUNNING and (job := self._adopt(frozen)):
-                return job
+        if job := self._adopt_any(patient=False):
+            return job
         for _ in range(MAX_REPEATS):
             if self._begun() >= self.plan.trials:
-                return None
+                return self._adopt_any(patient=True)  # nothing else is left to do: see who on other machines is alive
             job, repeated = self._ask()
             if job or not repeated:
                 return job
@@ -129,11 +128,15 @@ class Search:
     def _begun(self) -> int:
         return sum(trial.state != TrialState.WAITING for trial in runs(self.study))
 
-    def _adopt(self, frozen: FrozenTrial) -> Job | None:
-        """Continue a trial whose search is gone."""
+    def _adopt_any(self, patient: bool) -> Job | None:
+        unfinished = [frozen for frozen in runs(self.study) if frozen.state == TrialState.RUNNING]
+        return next((job for frozen in unfinished if (job := self._adopt(frozen, patient))), None)
+
+    def _adopt(self, frozen: FrozenTrial, patient: bool) -> Job | None:
+        """Continue a trial whose search is gone; ``patient``: see ``Claim.take``."""
         claim = self._claim(frozen.number)
         name = run_name(frozen.number)
-        if name in self._mine or not claim.take():
+        if name in self._mine or not claim.take(patient=patient):
             return None
         current = self._current(frozen.number)
         if current.state != TrialState.RUNNING:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
 from pipeline.errors import UserError
-from pipeline.studies.claim import claimed
+from pipeline.folder_lock import lock_file
 from pipeline.studies.space import Space
 from pipeline.studies.study_folder import read_about
 
@@ -92,9 +92,7 @@ def warm_start(study: optuna.Study, space: Space, url: str, where: str, folder: 
     if len(earlier.directions) != len(study.directions):
         raise UserError(f"--warm-start {where}: it has {len(earlier.directions)} objectives, this has {len(study.directions)}")
     same = earlier.user_attrs.get(SETTING) == study.user_attrs.get(SETTING)
-    with claimed(folder / ".warm-start.lock", 60) as ours:
-        if not ours:
-            raise UserError(f"another search has been copying into {folder} for a minute")
+    with lock_file(folder / ".warm-start.lock", str(folder), 60):
         known = {trial.user_attrs.get("imported_from") for trial in study.get_trials(deepcopy=False)}
         taken = skipped = 0
         for trial in runs(earlier):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.run_folder import command_line, write_text
+from pipeline.folder_lock import command_line
+from pipeline.run_folder import write_text
 
 ABOUT, TRIALS = "study.json", "trials.jsonl"
 

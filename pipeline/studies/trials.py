@@ -27,18 +27,13 @@ from ray.tune.search import Searcher
 from pipeline.cluster import answers, check_cluster, connect
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
-from pipeline.studies.claim import claimed
+from pipeline.run_folder import lock_run
 from pipeline.studies.run import advance
 from pipeline.training.fit import prepare
 from pipeline.training.watch import StopSign
 
 ORPHAN_SECONDS = 20.0
 """How long a trial waits for one of a killed driver to leave its run folder."""
-
-
-def taken(config: Config) -> str:
-    """Why a trial was not run that another command has under way."""
-    return f"{config.run_folder} is being written by another process"
 
 
 @dataclass(frozen=True)
@@ -152,10 +147,8 @@ def _here(source: Source, budget: Budget) -> None:
 def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
     """Bring a trial to its last stop, or as far as it goes. Raises Stopped, and then it has not ended."""
     error = None
-    with claimed(_lock(job.config), ORPHAN_SECONDS) as ours:
-        try:
-            if not ours:
-                raise UserError(taken(job.config))
+    try:
+        with lock_run(job.config, ORPHAN_SECONDS):
             for step in job.stops:
                 if sign.number or time.monotonic() >= deadline:  # came while a run was judged
                     raise Stopped(sign.number or signal.SIGTERM, "stopped between two trials; the same command continues")
@@ -163,8 +156,8 @@ def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
                 _say(job, step, scores)
                 if not source.scored(job, step, scores):
                     break
-        except (UserError, RunFailed) as failure:
-            error = str(failure)
+    except (UserError, RunFailed) as failure:
+        error = str(failure)
     source.ended(job, error)
 
 
@@ -181,10 +174,6 @@ def _signal_after(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _lock(config: Config) -> Path:
-    return Path(config.run.storage_path) / f".{config.run.name}.lock"
 
 
 def _say(job: Job, step: int, scores: Mapping[str, float]) -> None:
@@ -244,17 +233,14 @@ def _trial(space: dict[str, Any]) -> None:
     if config.scale.workers == 0:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         torch.set_num_threads(config.scale.torch_threads or max(1, int(cpus)))
-    with claimed(_lock(config), ORPHAN_SECONDS) as ours:
-        if not ours:
-            ray.tune.report({"step": 0, "error": taken(config)})
-            return
-        for step in space["stops"]:
-            try:
+    step = 0
+    try:
+        with lock_run(config, ORPHAN_SECONDS):
+            for step in space["stops"]:
                 scores = advance(prepare(config), step, space["concurrent"])
-            except UserError as error:  # to try again would only meet it again
-                ray.tune.report({"step": step, "error": str(error)})
-                return
-            ray.tune.report({"step": step, "scores": scores, "last": step == space["stops"][-1]})
+                ray.tune.report({"step": step, "scores": scores, "last": step == space["stops"][-1]})
+    except UserError as error:  # to try again would only meet it again
+        ray.tune.report({"step": step, "error": str(error)})
 
 
 class _Bridge:

@@ -16,9 +16,10 @@ from pipeline.clips.source import Source, open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped, UserError
+from pipeline.folder_lock import command_line
 from pipeline.manifest.labels import LabelSubset
 from pipeline.methods import build_method, first_unlabeled_step
-from pipeline.run_folder import Fingerprints, check_run, command_line, open_run
+from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.stream.in_process import local_batches
 from pipeline.training import checkpoint
 from pipeline.training.held_out import check_evaluated, check_held_out

@@ -18,10 +18,10 @@ import pytest
 from jobs import label, prepare
 from jobs.command import DONE, INTERRUPTED, USER_ERROR, run
 from pipeline.errors import UserError
+from pipeline.folder_lock import LOCK, Claim, lock_folder
 from pipeline.manifest.labels import read_labels
 from pipeline.manifest.memory import NOTES, remembered
 from pipeline.manifest.probe import ProbeOptions, probe_file
-from pipeline.manifest.reserve import reserved
 from pipeline.manifest.schema import read_manifest
 from tests.videos import write_numbers
 
@@ -117,7 +117,9 @@ def test_two_at_once(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert run(prepare.main, ["folder", str(videos), str(out)]) == USER_ERROR
         process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=60) == DONE
-    assert f"another command is writing into {out}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{out} is being written by another process: process {process.pid} on " in error
+    assert f"`python -m jobs.prepare folder {videos} {out}" in error
     assert len(read_manifest(out / "manifest.parquet").table) == COUNT
 
 
@@ -125,18 +127,20 @@ def test_labels_wait_for_each_other(videos: Path, tmp_path: Path, monkeypatch: p
     out = tmp_path / "out"
     assert run(prepare.main, ["folder", str(videos), str(out), "--labeled", "1/class"]) == DONE
     words = [sys.executable, "-m", "jobs.label", str(out / "manifest.parquet"), "--per-class", "2", "--out"]
-    with reserved(out):
-        several = [subprocess.Popen([*words, str(out / f"{n % 2}.parquet"), "--seed", str(n)]) for n in range(4)]
-        time.sleep(0.5)
-        monkeypatch.setattr(label, "WAIT_SECONDS", 0.2)
-        assert run(label.main, [str(out / "manifest.parquet"), "--per-class", "2"]) == USER_ERROR
+    other = Claim(out / LOCK)
+    assert other.take()
+    several = [subprocess.Popen([*words, str(out / f"{n % 2}.parquet"), "--seed", str(n)]) for n in range(4)]
+    time.sleep(0.5)
+    monkeypatch.setattr(label, "WAIT_SECONDS", 0.2)
+    assert run(label.main, [str(out / "manifest.parquet"), "--per-class", "2"]) == USER_ERROR
+    other.release()
     assert [process.wait(timeout=60) for process in several] == [DONE] * 4
     manifest = read_manifest(out / "manifest.parquet")
     assert [len(read_labels(out / f"{n}.parquet", manifest).ids) for n in range(2)] == [4, 4]
 
 
 def test_a_folder_that_stays_empty_is_removed_again(tmp_path: Path) -> None:
-    with pytest.raises(UserError), reserved(tmp_path / "new" / "folder"):
+    with pytest.raises(UserError), lock_folder(tmp_path / "new" / "folder"):
         raise UserError("mine")
     assert list(tmp_path.iterdir()) == []
 

@@ -17,10 +17,10 @@ from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.folder_lock import LOCK, Claim
 from pipeline.run_folder import read_metrics
 from pipeline.studies import trials
 from pipeline.studies.ablation import _Listed
-from pipeline.studies.claim import Claim
 from pipeline.studies.study_folder import read_trials
 from pipeline.training.checkpoint import FILES
 
@@ -43,7 +43,7 @@ def weights(folder: Path, step: int) -> list[bytes]:
 
 
 def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from pipeline.studies.claim import Claim\n"
+    code = "import sys, time; from pathlib import Path; from pipeline.folder_lock import Claim\n"
     code += "claim = Claim(Path(sys.argv[1])); print(claim.take(), flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -51,7 +51,8 @@ def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
         claim = Claim(tmp_path / "lock")
         assert not claim.take()
         holder.kill()
-        assert claim.take(seconds=10)
+        holder.wait()
+        assert claim.take()
     other = Claim(tmp_path / "lock")
     assert not other.take(seconds=0.3)
     claim.release()
@@ -139,7 +140,7 @@ def test_two_commands_on_one_study_do_not_write_into_one_run(
     tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trials, "ORPHAN_SECONDS", 0.2)
-    other = Claim(tmp_path / "three" / ".contrast_weight-1_seed-0.lock")
+    other = Claim(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
     assert other.take()
     assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")) == 1
     text = capsys.readouterr().out
@@ -173,7 +174,7 @@ def test_small_trials_run_side_by_side(tiny: Path, tmp_path: Path, three: Path, 
     """Three whole runs in processes of Tune's, two at once on two CPUs, one of which fails."""
     victim = tmp_path / "three" / "contrast_weight-1_seed-0"
     victim.mkdir(parents=True)
-    blocked = Claim(tmp_path / "three" / ".contrast_weight-1_seed-0.lock")
+    blocked = Claim(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
     assert blocked.take()
     assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 1
     text = capfd.readouterr().out

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline import run_store, storage
+from pipeline import folder_lock, run_store, storage
 from pipeline.config import load_config
 from pipeline.run_folder import read_metrics
 from pipeline.training import checkpoint, loop
@@ -35,6 +39,7 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(folder_lock, "SETTLE_SECONDS", 0.1)
     storage._connect.cache_clear()
     yield server
     server.failures.clear()
@@ -163,6 +168,67 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     # and a third machine only sees that it is done
     assert run(train.main, [*words, remote[0], f"run.staging_path={tmp_path}/third"]) == 0
     assert "is done: 12 steps are trained" in capsys.readouterr().out
+
+
+def held_elsewhere(store: str, beat: int) -> None:
+    """The lock of a process on another machine."""
+    holder = folder_lock.Holder("elsewhere", 7, "me", "python -m jobs.train", "2026-11-28T08:00:00+00:00", "t", "there", beat)
+    storage.write_bytes(f"{store}/.lock", json.dumps(asdict(holder)).encode())
+
+
+def test_a_run_on_a_store_has_one_writer(
+    s3: ObjectStore, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused while the other is alive, taken over when it was silent, and at once where it was of this machine."""
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.4)
+    monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 1.0)
+    store, staging = "s3://runs/shared/tiny", f"run.staging_path={tmp_path}"
+    words = ["--config", str(tiny / "tiny.yaml"), "run.storage_path=s3://runs/shared", staging, "--max-steps", "1"]
+    over = threading.Event()
+
+    def beats() -> None:
+        for beat in itertools.count(1):
+            if over.wait(0.2):
+                return
+            held_elsewhere(store, beat)
+
+    held_elsewhere(store, 0)
+    other = threading.Thread(target=beats)
+    other.start()
+    try:
+        assert run(train.main, words) == 2
+    finally:
+        over.set()
+        other.join()
+    error = capsys.readouterr().err
+    assert f"{store} is being written by another process: process 7 on elsewhere, of user me, since 2026-11-28T08:00" in error
+    assert storage.names(store) == [".lock"] and not list(tmp_path.rglob("*.yaml"))
+    begun = time.monotonic()
+    assert run(train.main, words) == 0
+    assert time.monotonic() - begun > folder_lock.DEAD_SECONDS
+    assert ".lock" not in storage.names(store) and "checkpoint_000001" in storage.names(store)
+
+
+def test_who_lost_its_lock_on_a_store_ends(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.1)
+    ended, told = threading.Event(), []
+
+    def end(*words: object) -> None:
+        told.append(words)
+        ended.set()
+
+    monkeypatch.setattr(folder_lock, "_end", end)
+    with folder_lock.lock_folder(tmp_path / "run", store="s3://runs/lost-lock"):
+        beat = json.loads(storage.read_bytes("s3://runs/lost-lock/.lock"))["beat"]
+        while json.loads(storage.read_bytes("s3://runs/lost-lock/.lock"))["beat"] < beat + 2:
+            time.sleep(0.05)
+        assert not told
+        for beat in range(100):  # a heartbeat under way may come after it
+            held_elsewhere("s3://runs/lost-lock", beat)
+            if ended.wait(0.1):
+                break
+    assert told[0][1].pid == 7  # type: ignore[attr-defined]
+    assert json.loads(storage.read_bytes("s3://runs/lost-lock/.lock"))["pid"] == 7  # it is not ours to delete
 
 
 @pytest.mark.timeout(240)

@@ -1,0 +1,185 @@
+"""Locks of folders, by real processes: who has one, who must not, who takes over. Another machine is a process with another
+host name and another kernel's boot, which is all by which a lock file tells machines apart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import folder_lock
+from pipeline.errors import UserError
+from pipeline.folder_lock import LOCK, Claim, FolderTaken, lock_folder
+
+HOLDER = """
+import socket, sys, time
+from pathlib import Path
+import filelock._identity
+host, boot = sys.argv[2:4]
+socket.gethostname = lambda: host or sys.argv[4]
+filelock._identity._BOOT_ID = int(boot) or filelock._identity._BOOT_ID
+from pipeline import folder_lock
+folder_lock.platform.node = socket.gethostname
+folder_lock.HEARTBEAT_SECONDS, folder_lock.DEAD_SECONDS = 0.3, 1.5
+with folder_lock.lock_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+TAKER = """
+import sys
+from pathlib import Path
+from pipeline import folder_lock
+while sys.stdin.readline():
+    claim = folder_lock.Claim(Path(sys.argv[1]) / folder_lock.LOCK)
+    print("yes" if claim.take() else "no", flush=True)
+    sys.stdin.readline()
+    claim.release()
+    print("free", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 1.5)
+
+
+@contextlib.contextmanager
+def holder(folder: Path, host: str = "", boot: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the folder's lock; as of another machine with ``host`` and ``boot``."""
+    words = [sys.executable, "-c", HOLDER, str(folder), host, str(boot), os.uname().nodename]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def refused(folder: Path) -> str:
+    before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+    with pytest.raises(FolderTaken) as caught, lock_folder(folder):
+        raise AssertionError("both have it")
+    assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
+    return str(caught.value)
+
+
+def test_the_second_is_told_who_writes_since_when_and_writes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with holder(folder) as first:
+        text = refused(folder)
+        assert text.startswith(f"{folder} is being written by another process: process {first.pid} on {os.uname().nodename}")
+        assert ", of user " in text and ", since 20" in text and "`-c" in text and text.endswith("or choose another folder")
+
+
+def test_a_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    with holder(tmp_path) as first:
+        first.kill()
+        first.wait()
+        begun = time.monotonic()
+        with lock_folder(tmp_path):
+            assert time.monotonic() - begun < folder_lock.DEAD_SECONDS / 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_stands_still_on_this_machine_keeps_its_lock(tmp_path: Path) -> None:
+    with holder(tmp_path) as first:
+        first.send_signal(signal.SIGSTOP)
+        time.sleep(folder_lock.DEAD_SECONDS + 0.5)
+        assert f"process {first.pid}" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["elsewhere", ""], ids=["another name", "the same name"])
+def test_another_machine_is_told_by_its_heart(tmp_path: Path, host: str) -> None:
+    """The same name: a replaced pod, whose process ids mean nothing here."""
+    with holder(tmp_path, host, boot=12345) as first:
+        assert f"process {first.pid} on {host or os.uname().nodename}" in refused(tmp_path)
+        first.kill()
+        first.wait()
+        begun = time.monotonic()
+        with lock_folder(tmp_path):
+            assert time.monotonic() - begun > 0.9 * folder_lock.DEAD_SECONDS
+
+
+def test_who_was_taken_over_while_it_stood_still_ends(tmp_path: Path) -> None:
+    with holder(tmp_path, "elsewhere", boot=12345) as first:
+        first.send_signal(signal.SIGSTOP)
+        with lock_folder(tmp_path):
+            first.send_signal(signal.SIGCONT)
+            error = first.communicate(timeout=30)[1]
+            assert first.returncode == 1
+            assert f"failed: the lock of {tmp_path} is taken over by process {os.getpid()} on " in error
+
+
+def test_a_folder_that_is_removed_ends_its_writer(tmp_path: Path) -> None:
+    with holder(tmp_path / "one") as first:
+        for path in (tmp_path / "one").iterdir():
+            path.unlink()
+        assert "is gone (marker-missing" in first.communicate(timeout=30)[1]
+
+
+def test_who_is_not_patient_takes_another_machine_for_alive(tmp_path: Path) -> None:
+    with holder(tmp_path, "elsewhere", boot=12345) as first:
+        first.kill()
+        first.wait()
+        claim = Claim(tmp_path / LOCK)
+        assert not claim.take(patient=False)
+        assert claim.take()
+        claim.release()
+
+
+def test_a_lock_within_a_lock_is_the_same(tmp_path: Path) -> None:
+    with lock_folder(tmp_path), lock_folder(tmp_path / ".." / tmp_path.name):
+        assert (tmp_path / LOCK).is_file()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_half_a_lock_file_is_no_lock(tmp_path: Path) -> None:
+    """Its writer was killed between making it and writing its name into it."""
+    (tmp_path / LOCK).touch()
+    with lock_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_take_over_one_does(tmp_path: Path) -> None:
+    """Sixteen times four processes find the lock of a dead one at the same moment."""
+    with holder(tmp_path) as first:
+        first.kill()
+        first.wait()
+    words = [sys.executable, "-c", TAKER, str(tmp_path)]
+    takers = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    dead = (tmp_path / LOCK).read_bytes()
+    try:
+        for _ in range(16):
+            (tmp_path / LOCK).write_bytes(dead)
+            for taker in takers:
+                assert taker.stdin is not None
+                taker.stdin.write("take\n")
+                taker.stdin.flush()
+            answers = sorted(taker.stdout.readline() for taker in takers if taker.stdout is not None)
+            assert answers == ["no\n"] * 3 + ["yes\n"]
+            for taker in takers:
+                assert taker.stdin is not None
+                taker.stdin.write("let go\n")
+                taker.stdin.flush()
+            assert [taker.stdout.readline() for taker in takers if taker.stdout is not None] == ["free\n"] * 4
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.communicate()
+
+
+def test_a_folder_that_cannot_be_written_into_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "run"
+    with pytest.raises(UserError, match=r"folder .*file/run cannot be made or written into"), lock_folder(place):
+        pass
