@@ -5,54 +5,83 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.command import DONE, run
-from pipeline.clips.source import Source, open_source
-from pipeline.cluster import check_cluster, connect
-from pipeline.config import Config, override
-from pipeline.errors import UserError
-from pipeline.evaluation.predict import evaluate
-from pipeline.resources import Resources
+from pipeline.clips.source import Source
+from pipeline.errors import UserError, first_few
+from pipeline.evaluation.predict import Results, evaluate
+from pipeline.folder_lock import lock_folder
 from pipeline.run_folder import read_run
-from pipeline.training import checkpoint
+from pipeline.studies.run import reserve
+from pipeline.studies.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
+
+ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
+"""What may be overridden: how the run is judged, where that is computed, and where its data lies now."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate; only ``evaluation.*``, ``scale.*`` and ``data.root`` may be overridden."""
+    """Evaluate on the run's own data, or on purpose on other data; print accuracies and where the scores are."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     arguments.add_argument("run_folder", type=Path)
-    arguments.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments.add_argument("--other-data", metavar="MANIFEST", help="evaluate on another data set, classes matched by name")
+    arguments.add_argument("--out", type=Path, metavar="FOLDER", help="write there; the run folder stays as it is")
+    arguments.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.*; data.manifest, data.root of data that moved"
+    )
     options = arguments.parse_intermixed_args(argv)
-    source, config, newest, resources = open_evaluation(options.run_folder, options.overrides)
-    step = checkpoint.read_facts(newest)["step"]
-    summary = evaluate(source, config, newest / "model.safetensors", step, resources)
+    folder, words = options.run_folder.expanduser().resolve(), list(options.overrides)
+    if options.other_data is not None:
+        if any(word.startswith("data.manifest=") for word in words):
+            raise UserError("--other-data and data.manifest= both name a manifest: the second is for the run's own that moved")
+        words.append(f"data.manifest={options.other_data}")
+    read_run(folder)  # whether it is a run folder at all, before its lock makes it one
+    out = folder if options.out is None else options.out.expanduser().resolve()
+    if out != folder and (out / "facts.json").exists():
+        raise UserError(f"--out {options.out} is a run folder: choose another")
+    with lock_folder(out, remedy="wait until it has ended, stop it, or write elsewhere with --out FOLDER"):
+        return _evaluate(open_saved_run(folder, words, ALLOWED), options.other_data is not None, out)
+
+
+def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
+    found = source_of_other_data(saved) if other else None
+    source = found.source if found else source_of_run(saved)
+    resources = reserve(saved.config)
+    results = _results(saved, source, found, out)
+    summary = evaluate(source, saved.config, saved.weights, saved.step, resources, results)
     for name in ("primary", "auxiliary", "mean"):
-        print(f"{name:10} {summary[name]['top1']:.1%}")
-    where = config.run_folder / "predictions.parquet"
-    print(f"{summary['videos']} {config.evaluation.split} videos, step {step}; predictions: {where}")
+        top1 = summary[name]["top1"]
+        print(f"{name:10} " + ("unknown: no video has a label" if top1 is None else f"{top1:.1%}"))
+    for note in _notes(summary, found):
+        print(f"note: {note}")
+    where = f"of {source.manifest.path}, " if found else ""
+    split = saved.config.evaluation.split
+    print(f"{summary['videos']} {split} videos, {where}step {saved.step}; predictions: {results.predictions}")
     return DONE
 
 
-def open_evaluation(run_folder: Path, overrides: Sequence[str]) -> tuple[Source, Config, Path, Resources | None]:
-    """The data, configuration and newest checkpoint of a run, and what it reserves on the cluster, if it uses one."""
-    folder = run_folder.resolve()
-    foreign = [word for word in overrides if not word.startswith(("evaluation.", "scale.", "data.root="))]
-    if foreign:
-        raise UserError("only evaluation.*, scale.* and data.root can be overridden here:", foreign)
-    old, _ = read_run(folder)
-    config = override(old.model_dump(mode="json"), overrides, source=str(folder / "config.yaml"))
-    config = override(
-        config.model_dump(mode="json"), [f"run.storage_path={folder.parent}", f"run.name={folder.name}"], source="run folder"
-    )
-    newest, problems = checkpoint.newest(folder)
-    if newest is None:
-        raise UserError(f"{folder} has no whole checkpoint yet: run jobs.train first", problems)
-    source, _ = open_source(config)
-    resources = None
-    if config.scale.workers:
-        connect()
-        resources = check_cluster(config)
-    return source, config, newest, resources
+def _results(saved: SavedRun, source: Source, found: OtherData | None, out: Path) -> Results:
+    about: dict[str, Any] = {}
+    if out != saved.folder:
+        about["run"] = str(saved.folder)
+    if found is None:
+        return Results(out, "", about)
+    about["other_data"] = {"trained_on": saved.fingerprints.manifest, "unknown_classes": found.unknown}
+    return Results(out, f"_on_{source.manifest.fingerprint}" if out == saved.folder else "", about)
+
+
+def _notes(summary: dict[str, Any], found: OtherData | None) -> list[str]:
+    notes = []
+    if summary["undecodable"]:
+        paths = [f"{path}: {reason}" for path, reason in summary["undecodable"].items()]
+        notes.append(f"{len(paths)} videos could not be decoded and count nowhere, the first: {paths[0]}")
+    if found is not None:
+        notes.append("this is not the run's own data; whether the run learned from any of these videos is not checked")
+        if found.unknown:
+            names = [f"{name} ({count})" for name, count in found.unknown.items()]
+            total = sum(found.unknown.values())
+            notes.append(f"{total} videos of classes that the run does not know count nowhere: {', '.join(first_few(names))}")
+    return notes
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pipeline.manifest.summary import as_text, summarize
 from pipeline.manifest.verify import verify
 from pipeline.methods import first_unlabeled_step
 from pipeline.studies.contact_sheet import write_contact_sheet
+from pipeline.studies.saved_run import check_inputs
 from pipeline.studies.step_views import write_step
 
 
@@ -64,6 +65,8 @@ def _clips(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     config = load_config(options.config, options.overrides)
     out = options.out or Path(f"{config.run.name}-step-{options.step}.html")
+    for file in options.config or ():
+        check_inputs(Path(file), config)
     write_step(config, open_source(config, first_unlabeled_step(config))[0], options.step, out)
     print(f"page {out}")
     return DONE

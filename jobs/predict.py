@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, run
-from jobs.evaluate import open_evaluation
 from pipeline.errors import UserError
 from pipeline.evaluation.files import predict_files, write_file_predictions
+from pipeline.studies.run import reserve
+from pipeline.studies.saved_run import open_saved_run, source_of_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print each file's most probable classes; ``--out`` writes all scores as Parquet."""
+    """Print each file's most probable classes; ``--out`` writes all scores as Parquet. Only the run folder is needed."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.predict", description=__doc__)
     arguments.add_argument("run_folder", type=Path)
     arguments.add_argument("files", nargs="+", metavar="FILE", help="video files, and key=value of evaluation.*, scale.*")
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("name at least one video file")
     if options.out is not None and not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
-    source, config, checkpoint, resources = open_evaluation(options.run_folder, overrides)
-    predictions = predict_files(source, config, checkpoint / "model.safetensors", files, resources)
-    classes = source.manifest.classes
+    saved = open_saved_run(options.run_folder, overrides, ("evaluation.", "scale."))
+    predictions = predict_files(source_of_files(saved), saved.config, saved.weights, files, reserve(saved.config))
+    classes = saved.classes
     for one in predictions:
         if one.scores:
             best = one.scores["mean"].argsort()[::-1][: max(1, options.top)]

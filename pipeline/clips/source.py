@@ -215,6 +215,19 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[Source, 
     return source, labels
 
 
+def source_of_views(config: Config, manifest: Manifest, held_out: Ints | None = None) -> Source:
+    """A source of test views: evaluation and prediction need no labels, and nothing is planned on it."""
+    nothing = np.empty(0, np.int64)
+    return Source(
+        manifest=manifest,
+        plan=Plan(np.array([-1]), nothing, 0, config.data.labeled_per_step, config.run.seed),  # -1: no video
+        clips=(config.primary.clip, config.auxiliary.clip),
+        size=config.data.decode_size,
+        held_out=nothing if held_out is None else held_out,
+        limits=_limits(config),
+    )
+
+
 def _limits(config: Config) -> Limits | None:
     if not config.data.isolate_decoder:
         return None

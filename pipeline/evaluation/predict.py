@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +83,49 @@ def score(
     return summary, kept, values
 
 
-def evaluate(source: Source, config: Config, weights: Path, step: int, resources: Resources | None) -> dict[str, Any]:
-    """Write predictions.parquet and evaluation.json into the run folder; returns the latter's content."""
+@dataclass(frozen=True)
+class Results:
+    """Where an evaluation is written, and what it says beside accuracies and scores."""
+
+    folder: Path
+    suffix: str = ""
+    """Of both files' names: ``_on_FINGERPRINT`` where another data set than the run's was evaluated."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Into evaluation.json and the metadata of predictions.parquet."""
+
+    @property
+    def predictions(self) -> Path:
+        """Scores of each video."""
+        return self.folder / f"predictions{self.suffix}.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        """Accuracies."""
+        return self.folder / f"evaluation{self.suffix}.json"
+
+
+def evaluate(
+    source: Source, config: Config, weights: Path, step: int, resources: Resources | None, results: Results | None = None
+) -> dict[str, Any]:
+    """Write predictions.parquet and evaluation.json into the run folder, or as ``results`` says; returns the accuracies."""
+    results = results or Results(config.run_folder)
     summary, kept, values = score(source, config, weights, resources)
-    summary["step"] = step
-    _write_predictions(config.run_folder, source, kept, values)
-    write_text(config.run_folder / "evaluation.json", json.dumps(summary, indent=1))
+    manifest = source.manifest
+    data = {"manifest": manifest.path, "root": manifest.root, "source": manifest.source, "fingerprint": manifest.fingerprint}
+    summary |= {"step": step, "data": data, **results.about}
+    _write_predictions(results, source, kept, values)
+    write_text(results.evaluation, json.dumps(summary, indent=1))
     return summary
 
 
 def _write_predictions(
-    folder: Path, source: Source, rows: np.ndarray[Any, Any], values: dict[str, np.ndarray[Any, Any]]
+    results: Results, source: Source, rows: np.ndarray[Any, Any], values: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(rows))
     for name, scores in values.items():
         table = table.append_column(name, pa.array(list(scores.astype(np.float32)), pa.list_(pa.float32())))
-    about = json.dumps({"classes": list(source.manifest.classes), "manifest": source.manifest.fingerprint})
-    scratch = folder / f".predictions.{uuid.uuid4().hex}"
+    facts = {"classes": list(source.manifest.classes), "manifest": source.manifest.fingerprint, **results.about}
+    about = json.dumps(facts)
+    scratch = results.folder / f".predictions.{uuid.uuid4().hex}"
     pq.write_table(table.replace_schema_metadata({b"actnetformer": about.encode()}), scratch)
-    os.replace(scratch, folder / "predictions.parquet")
+    os.replace(scratch, results.predictions)

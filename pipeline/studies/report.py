@@ -36,7 +36,7 @@ from pipeline.studies.response_plots import curve_svg, map_svg, rows_svg
 from pipeline.studies.runs import VIEWS, Run
 from pipeline.studies.samples import samples
 from pipeline.studies.search_section import search_sections, trial_groups
-from pipeline.studies.table import differences_table, runs_table, settings_table, trials_table
+from pipeline.studies.table import differences_table, other_data_table, runs_table, settings_table, trials_table
 
 Format = Literal["html", "md", "csv", "tex"]
 FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")
@@ -197,6 +197,8 @@ def _text(content: Content) -> str:
     if any(len(group.runs) > 1 for group in content.groups) or content.found:
         parts.append(formats.as_text(settings_table(content.groups, content.found)))
         parts.append(settings_table(content.groups, content.found).caption)
+    if (others := other_data_table(content.runs)) is not None:
+        parts += [formats.as_text(others), others.caption]
     line = page.headline(content.given, content.groups, content.found)
     return "\n\n".join([*parts, line.answer.replace(page.NBSP, " ")])
 
@@ -208,6 +210,7 @@ def _tables(content: Content) -> list[Any]:
         *([differences_table(content.found)] if content.found else []),
         *map(trials_table, content.searches),
         runs_table(content.everything),
+        *([others] if (others := other_data_table(content.runs)) else []),
     ]
 
 
@@ -243,6 +246,7 @@ def _context(content: Content, folder: Path) -> dict[str, Any]:
         "settings": settings_table(groups, found) if groups else None,
         "differences": differences_table(found) if found else None,
         "runs": runs_table(content.everything, partial(_link, folder)),
+        "other_data": other_data_table(content.runs),
         "responses": _responses(content),
         "response_title": page.response_title(response(groups), found),
         "response_note": page.response_note(response(groups), found),

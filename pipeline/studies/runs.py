@@ -44,6 +44,8 @@ class Predictions:
     scores: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
     """[N, K] softmax scores of each of ``VIEWS``."""
     classes: tuple[str, ...]
+    manifest: str = ""
+    """Fingerprint of the manifest that lists the videos; "" where the file does not tell."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Run:
     predictions: Predictions | None
     quarantine: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...]
+    other_data: tuple[Mapping[str, Any], ...] = ()
+    """Contents of evaluation_on_*.json: what jobs.evaluate --other-data found, by the data's name."""
 
     @property
     def name(self) -> str:
@@ -81,6 +85,12 @@ class Run:
         """The label subset: spec, seed, fingerprint, count."""
         found = self.facts.get("labels")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def manifest_fingerprint(self) -> str:
+        """Of the manifest that it was trained with; "" where unknown."""
+        found = self.facts.get("fingerprints")
+        return str(found.get("manifest") or "") if isinstance(found, dict) else ""
 
     @cached_property
     def signatures(self) -> tuple[Finding, ...]:
@@ -160,10 +170,34 @@ def read_run(folder: Path) -> Run:
         predictions=predictions,
         quarantine=_read_quarantine(folder / "quarantine.parquet", missing),
         missing=(),
+        other_data=_read_other_data(folder, missing),
     )
+    missing += _other_videos(run)
     if run.unfinished and run.lines:
         missing.append(f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}: under way or stopped.")
     return replace(run, missing=tuple(missing))
+
+
+def _read_other_data(folder: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
+    found = [_read_json(path, missing) for path in sorted(folder.glob("evaluation_on_*.json"))]
+    return tuple(sorted((one for one in found if one), key=lambda one: str((one.get("data") or {}).get("manifest"))))
+
+
+def _other_videos(run: Run) -> list[str]:
+    """Sentences, where what lies in the folder as the run's own evaluation is of other data than it was trained with."""
+    data = run.evaluation.get("data") or {}
+    if run.evaluation.get("other_data"):
+        trained_on = run.evaluation["other_data"].get("trained_on")
+        whose = f"{run.evaluation.get('run', 'there')}, which was trained on the manifest of fingerprint {trained_on}"
+        return [f"Its own data: these are results of other data than the run's, {data.get('manifest')}. The run: {whose}."]
+    fingerprints = {str(data.get("fingerprint") or ""), run.predictions.manifest if run.predictions else ""} - {""}
+    if run.manifest_fingerprint and fingerprints - {run.manifest_fingerprint}:
+        was = ", ".join(sorted(fingerprints - {run.manifest_fingerprint}))
+        return [
+            f"Results on the data that it was trained with: those found are of another manifest (fingerprint {was}, the run's "
+            f"is {run.manifest_fingerprint}). python -m jobs.evaluate replaces them."
+        ]
+    return []
 
 
 def read_outcome(folder: Path) -> Mapping[str, Any]:
@@ -196,7 +230,7 @@ def _read_json(path: Path, missing: list[str]) -> dict[str, Any]:
             raise ValueError(f"expected an object, found {type(content).__name__}")
         return content
     except FileNotFoundError:
-        missing.append(ABSENT[path.name])
+        missing.append(ABSENT.get(path.name, f"{path.name} is gone."))
         return {}
     except (OSError, ValueError) as error:
         missing.append(f"{path.name} cannot be read: {error}")
@@ -229,12 +263,14 @@ def read_lines(path: Path, missing: list[str] | None = None) -> tuple[Mapping[st
 def _read_predictions(path: Path, missing: list[str]) -> Predictions | None:
     try:
         table = pq.read_table(path)
-        classes = json.loads((table.schema.metadata or {})[b"actnetformer"])["classes"]
+        about = json.loads((table.schema.metadata or {})[b"actnetformer"])
+        classes = about["classes"]
         scores = {view: np.array(table[view].to_pylist(), dtype=np.float64) for view in VIEWS}
         if not table.num_rows or any(values.shape != (table.num_rows, len(classes)) for values in scores.values()):
             raise ValueError(f"{table.num_rows} rows do not hold {len(classes)} scores each")
         labels = table["label"].to_numpy().astype(np.int64)
-        return Predictions(tuple(map(str, table["id"].to_pylist())), labels, scores, tuple(classes))
+        ids = tuple(map(str, table["id"].to_pylist()))
+        return Predictions(ids, labels, scores, tuple(classes), str(about.get("manifest") or ""))
     except FileNotFoundError:
         missing.append("predictions.parquet: without it there are no confusion matrix and no sample clips.")
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:

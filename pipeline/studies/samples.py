@@ -136,13 +136,24 @@ def _frames(manifest: Manifest, row: int | None) -> tuple[tuple[str, ...], str]:
 
 
 def _manifest(run: Run) -> tuple[Manifest | None, str]:
-    path = run.config.get("data.manifest")
-    if not path:
-        return None, "config.yaml names no manifest, so the videos are unknown"
-    try:
-        return read_manifest(path, root=run.config.get("data.root")), ""
-    except UserError as error:
-        return None, f"the manifest cannot be read: {str(error).splitlines()[0]}"
+    """The manifest that lists the predicted videos, where it lay at the evaluation or at the training; or why there is none.
+
+    Ids alone do not make it the same: a data set that was prepared again may have other videos and classes under them.
+    """
+    data = run.evaluation.get("data") or {}
+    places = [(data.get("manifest"), data.get("root")), (run.config.get("data.manifest"), run.config.get("data.root"))]
+    wanted = (run.predictions.manifest if run.predictions else "") or run.manifest_fingerprint
+    why = "config.yaml names no manifest, so the videos are unknown"
+    for path, root in dict.fromkeys((str(path), root) for path, root in places if path):
+        try:
+            manifest = read_manifest(path, root=root)
+        except UserError as error:
+            why = f"the manifest cannot be read: {str(error).splitlines()[0]}"
+            continue
+        if manifest.fingerprint == (wanted or manifest.fingerprint):
+            return manifest, ""
+        why = f"the manifest {path} was written again since the run: it may list other videos under the same names"
+    return None, why
 
 
 def _true_class(predictions: Predictions, index: int) -> str:

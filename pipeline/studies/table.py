@@ -116,6 +116,32 @@ def runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
     return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)
 
 
+def other_data_table(runs: Iterable[Run]) -> Table | None:
+    """A row for each evaluation of a run on other data than its own; None without one."""
+    columns = ("run", "other data", "fingerprint", "split", "videos", *(f"{view} %" for view in VIEWS), "not counted")
+    rows = []
+    for run in runs:
+        for found in run.other_data:
+            data, unknown = found.get("data") or {}, (found.get("other_data") or {}).get("unknown_classes") or {}
+            left_out = ", ".join(f"{name} ({count})" for name, count in unknown.items()) or DASH
+            shares = [(found.get(view) or {}).get("top1") for view in VIEWS]
+            rows.append((
+                Cell(run.name, run.name), *(_text(data.get(key)) for key in ("manifest", "fingerprint")),
+                _text(found.get("split")),
+                Cell(f"{found.get('videos', 0):,}", found.get("videos", 0)),
+                *(percent(None if share is None else 100 * share) for share in shares),
+                Cell(left_out, sum(unknown.values())),
+            ))  # fmt: skip
+    text = "Evaluated on other data: top-1 in percent, classes matched by name. Not counted: videos of classes that the run "
+    text += "does not know. Whether the run learned from any of these videos is not checked."
+    numeric = (False, False, False, False, True, *(True for _ in VIEWS), False)
+    return Table(columns, numeric, tuple(rows), text) if rows else None
+
+
+def _text(value: Any) -> Cell:
+    return Cell("?" if value is None else str(value), None if value is None else str(value))
+
+
 def trials_table(study: Study, link: Any = lambda trial: "") -> Table:
     """A row for each trial of a search: state, what it chose, what came out."""
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.params))

@@ -1,0 +1,190 @@
+"""A run folder opened for evaluation and prediction. What was learned is known from the folder alone: class names, clips,
+views and fingerprints. Data is compared with the fingerprints before anything is made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.clips.source import Source, source_of_views
+from pipeline.config import Config, override
+from pipeline.errors import UserError, first_few
+from pipeline.manifest.labels import read_labels
+from pipeline.manifest.mapped import open_manifest
+from pipeline.manifest.schema import SCHEMA, Manifest
+from pipeline.run_folder import Fingerprints, config_digest, read_run
+from pipeline.training import checkpoint
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run and its newest whole checkpoint."""
+
+    folder: Path
+    config: Config
+    """As it was trained, the command's overrides applied; paths are absolute."""
+    classes: tuple[str, ...]
+    fingerprints: Fingerprints
+    """Of the configuration, manifest and labels that it was trained with."""
+    videos: int
+    """Of the manifest that it was trained with."""
+    weights: Path
+    step: int
+
+
+def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> SavedRun:
+    """Read a run folder; only keys that begin as one of ``allowed`` may be overridden. Raises UserError."""
+    folder = folder.expanduser().resolve()
+    if foreign := [word for word in overrides if not word.startswith(tuple(allowed))]:
+        keys = [f"{key}*" if key.endswith(".") else key.rstrip("=") for key in allowed]
+        raise UserError(f"only {', '.join(keys)} can be overridden here:", foreign)
+    trained, facts = read_run(folder)
+    classes, prints, videos = _known(facts, folder)
+    if facts.get("config_digest", "") != config_digest(folder) and trained.fingerprint() != prints.config:
+        raise UserError(
+            f"{folder / 'config.yaml'} was changed after the run was made: its knobs are no longer those that were trained "
+            f"(fingerprint {trained.fingerprint()}, the run's is {prints.config}); put the earlier file back"
+        )
+    here = [f"run.storage_path={folder.parent}", f"run.name={folder.name}"]
+    config = override(trained.model_dump(mode="json"), overrides, source=f"{folder / 'config.yaml'} and the command line")
+    config = override(config.model_dump(mode="json"), here, source="run folder").with_absolute_paths()
+    newest, problems = checkpoint.newest(folder)
+    if newest is None:
+        raise UserError(f"{folder} has no whole checkpoint yet: run jobs.train first", problems)
+    state = checkpoint.read_facts(newest)
+    if state["fingerprints"] != prints.as_dict():
+        raise UserError(f"{newest} is a checkpoint of another run (its fingerprints are not those of facts.json): remove it")
+    return SavedRun(folder, config, classes, prints, videos, newest / checkpoint.FILES[0], int(state["step"]))
+
+
+def _known(facts: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], Fingerprints, int]:
+    try:
+        classes = tuple(facts["classes"])
+        prints = Fingerprints(**facts["fingerprints"])
+        videos = int(facts["manifest"]["videos"])
+        if not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes are no names")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'facts.json'} lacks what the run was trained with ({error}): restore it") from None
+    return classes, prints, videos
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+
+def source_of_files(run: SavedRun) -> Source:
+    """For prediction of any files: it knows the run's classes and clips, and lists no video."""
+    nothing = Manifest(SCHEMA.empty_table(), run.classes, "", "no videos", "", str(run.folder / "facts.json"))
+    return source_of_views(run.config, nothing)
+
+
+def source_of_run(run: SavedRun) -> Source:
+    """The run's own data, wherever it lies now. Raises UserError if it is not what the run was trained with."""
+    manifest = _open(run)
+    if manifest.fingerprint != run.fingerprints.manifest:
+        raise UserError(
+            f"{manifest.path} is not the manifest that {run.folder.name} was trained with; put the earlier one back, say where "
+            "it is now with data.manifest=FILE, or evaluate on this one on purpose with --other-data FILE:",
+            _differences(run.classes, run.fingerprints, run.videos, manifest),
+        )
+    if run.config.evaluation.split != "validation":
+        return source_of_views(run.config, manifest)  # needs no labels, which may be gone
+    return source_of_views(run.config, manifest, _held_out(run, manifest))
+
+
+def _open(run: SavedRun) -> Manifest:
+    try:
+        return open_manifest(run.config.data.manifest, run.config.data.root)
+    except UserError as error:
+        raise UserError(f"{error}\nif the data moved, say data.manifest=FILE, and data.root=FOLDER for the videos") from None
+
+
+def check_inputs(config_file: Path, config: Config) -> None:
+    """Raises UserError if the file is a run's own config.yaml and ``config`` names other data than the run's."""
+    if config_file.name != "config.yaml" or not (config_file.parent / "facts.json").is_file():
+        return
+    _, facts = read_run(config_file.parent)
+    classes, prints, videos = _known(facts, config_file.parent)
+    remedy = "say where it is now with data.manifest=FILE, and data.labels=FILE:"
+    manifest = open_manifest(config.data.manifest, config.data.root)
+    if manifest.fingerprint != prints.manifest:
+        what = f"{manifest.path} is not the manifest that {config_file.parent.name} was trained with"
+        raise UserError(f"{what}; {remedy}", _differences(classes, prints, videos, manifest))
+    labels = read_labels(config.labels_path, manifest)
+    if labels.fingerprint != prints.labels:
+        what = f"{config.labels_path} is not the label subset that {config_file.parent.name} was trained with"
+        raise UserError(f"{what}; {remedy}", [f"fingerprint {labels.fingerprint}, the run's is {prints.labels}"])
+
+
+def _differences(classes: tuple[str, ...], prints: Fingerprints, videos: int, manifest: Manifest) -> list[str]:
+    lines = [f"fingerprint {manifest.fingerprint}, the run's is {prints.manifest}"]
+    count = manifest.table.num_rows
+    lines += [f"{count} videos, the run's had {videos}"] if count != videos else []
+    mine, theirs = set(classes), set(manifest.classes)
+    lines += [f"classes that the run does not know: {', '.join(first_few(sorted(theirs - mine)))}"] if theirs - mine else []
+    lines += [f"classes that are no longer there: {', '.join(first_few(sorted(mine - theirs)))}"] if mine - theirs else []
+    if mine == theirs and manifest.classes != classes:
+        lines.append("the same classes in another order")
+    return lines if len(lines) > 1 else [*lines, "the same classes and number of videos: other files, splits or groups"]
+
+
+def _held_out(run: SavedRun, manifest: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows that the run's labels hold out. The labels are looked for where they were, and beside a manifest that moved."""
+    recorded = run.config.labels_path
+    beside = str(Path(manifest.path).parent / Path(recorded).name) if not storage.is_remote(manifest.path) else recorded
+    wrong = []
+    for path in dict.fromkeys((recorded, beside)):
+        try:
+            labels = read_labels(path, manifest)
+        except UserError as error:
+            wrong.append(str(error))
+            continue
+        if labels.fingerprint == run.fingerprints.labels:
+            return labels.held_out
+        wrong.append(f"{path} has fingerprint {labels.fingerprint}, the run's is {run.fingerprints.labels}")
+    what = "the held-out videos are unknown without the run's label subset; say where it is with data.labels=FILE:"
+    raise UserError(what, wrong)
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """Another data set, its labels those of the run's classes of the same names."""
+
+    source: Source
+    unknown: dict[str, int]
+    """Videos of the evaluated split by class, of classes that the run does not know: they count in no accuracy."""
+    known: int
+    """Videos of the split whose class the run knows."""
+
+
+def source_of_other_data(run: SavedRun) -> OtherData:
+    """The manifest of ``run.config``, which is another than the run's, with labels by the run's classes of the same name.
+
+    Raises UserError if none of its videos is of a class that the run knows.
+    """
+    manifest = _open(run)
+    if manifest.fingerprint == run.fingerprints.manifest:
+        raise UserError(f"{manifest.path} is the data that {run.folder.name} was trained with: say data.manifest= instead")
+    place = pc.index_in(manifest.table["class"], value_set=pa.array(run.classes, pa.string()))
+    labels = pc.fill_null(place, -1).cast(pa.int32())
+    column = SCHEMA.get_field_index("label")
+    table = manifest.table.set_column(column, SCHEMA.field("label"), labels)
+    source = source_of_views(run.config, replace(manifest, table=table, classes=run.classes))
+    rows = source.evaluated(run.config.evaluation.split)
+    here = table.select(["class", "label"]).take(pa.array(rows))
+    known = np.asarray(here["label"]) >= 0
+    unknown = Counter(name for name in here["class"].filter(pa.array(~known)).to_pylist() if name is not None)
+    if not known.any():
+        raise UserError(
+            f"no video of {manifest.path} is of a class that {run.folder.name} knows; classes are matched by name:",
+            [f"of the run: {', '.join(first_few(run.classes))}", f"there: {', '.join(first_few(manifest.classes))}"],
+        )
+    return OtherData(source, dict(sorted(unknown.items())), int(known.sum()))

@@ -1,0 +1,211 @@
+"""A finished run whose data was prepared again, moved, or is gone: what guards training guards what comes after it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import evaluate, inspect, predict, train
+from jobs.command import DONE, USER_ERROR, run
+from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.schema import SCHEMA, Manifest, read_manifest, write_manifest
+from pipeline.studies.report import write_report
+
+RENAMED = {"drift_up": "rise"}
+
+
+@pytest.fixture(scope="module")
+def master(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of its own and a run of two steps on it."""
+    folder = tmp_path_factory.mktemp("saved")
+    rewrite(tiny, folder / "data")
+    words = ["--config", str(tiny / "tiny.yaml"), *where(folder), "train.steps=2", "train.warmup_steps=0"]
+    assert run(train.main, words) == DONE
+    return folder
+
+
+@pytest.fixture
+def folder(master: Path, tmp_path: Path) -> Path:
+    """A copy of both, the run's of the copied data."""
+    shutil.copytree(master / "runs", tmp_path / "runs")
+    shutil.copytree(master / "data", tmp_path / "data")
+    for name in ("config.yaml", "facts.json", "evaluation.json"):
+        path = tmp_path / "runs" / "tiny" / name
+        path.write_text(path.read_text(encoding="utf-8").replace(str(master), str(tmp_path)), encoding="utf-8")
+    return tmp_path
+
+
+def where(folder: Path) -> list[str]:
+    return [f"run.storage_path={folder}/runs", f"data.manifest={folder}/data/manifest.parquet"]
+
+
+def rewrite(
+    tiny: Path, out: Path, names: dict[str, str] | None = None, splits: bool = False, more: Sequence[str] = ()
+) -> Manifest:
+    """The tiny data set, with classes of other names, splits drawn anew, or classes more; its labels beside it."""
+    old = read_manifest(tiny / "manifest.parquet")
+    rows = old.table.to_pylist()
+    for row in rows:
+        row["class"] = (names or {}).get(row["class"], row["class"])
+        if splits and row["split"] != "unlabeled":
+            row["split"] = {"train": "test", "test": "train"}[row["split"]]
+    classes = sorted({*(row["class"] for row in rows if row["class"]), *more})
+    rows = [{**row, "label": classes.index(row["class"]) if row["class"] else -1} for row in rows]
+    out.mkdir(exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    manifest = write_manifest(table, out / "manifest.parquet", classes, old.root, "synthetic, again")
+    if not more:
+        write_labels(draw_labels(manifest, "2/class", 0), manifest, out / "labels.parquet")
+    return manifest
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"names": RENAMED}, ("classes that the run does not know: rise", "classes that are no longer there: drift_up")),
+        ({"more": ("zoom",)}, ("classes that the run does not know: zoom",)),
+        ({"splits": True}, ("the same classes and number of videos: other files, splits or groups",)),
+    ],
+    ids=["a class renamed", "a class more", "the split drawn anew"],
+)
+def test_data_prepared_again_under_the_same_path_is_refused(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object], words: tuple[str, ...]
+) -> None:
+    one = folder / "runs" / "tiny"
+    before = contents(one)
+    assert {"evaluation.json", "predictions.parquet"} <= before.keys()
+    rewrite(tiny, folder / "data", **change)  # type: ignore[arg-type]
+    assert run(evaluate.main, [str(one)]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert f"{folder}/data/manifest.parquet is not the manifest that tiny was trained with" in error
+    assert all(word in error for word in words) and "--other-data" in error and "Traceback" not in error
+    clips = ["clips", "--config", str(one / "config.yaml"), "--step", "0", "--out", str(folder / "x.html")]
+    assert run(inspect.main, clips) == USER_ERROR
+    assert "is not the manifest that" in capsys.readouterr().err and not (folder / "x.html").exists()
+    assert contents(one) == before
+    page = write_report([one]).path.read_text(encoding="utf-8")
+    assert "was written again since the run" in page and "data:image/jpeg" not in page
+
+
+def test_prediction_needs_the_run_folder_alone(folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = folder / "elsewhere"
+    shutil.move(folder / "runs" / "tiny", one)
+    shutil.rmtree(folder / "data")
+    video = next((tiny / "videos").rglob("*.mp4"))
+    assert run(predict.main, [str(one), str(video), "--top", "4", "--out", str(folder / "scores.parquet")]) == DONE
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("drift_up", "drift_down", "drift_left", "drift_right"))
+    rewrite(tiny, folder / "data", RENAMED)  # nor does it look at what is there now
+    assert run(predict.main, [str(one), str(video), "--top", "4"]) == DONE
+    assert "drift_up" in capsys.readouterr().out
+
+
+def test_data_that_moved_is_known_by_its_content(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, moved = folder / "runs" / "tiny", folder / "moved"
+    before = json.loads((one / "evaluation.json").read_text())
+    shutil.move(folder / "data", moved)
+    assert run(evaluate.main, [str(one)]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert "manifest not found" in error and "if the data moved, say data.manifest=FILE, and data.root=FOLDER" in error
+    assert run(evaluate.main, [str(one), f"data.manifest={moved}/manifest.parquet"]) == DONE
+    after = json.loads((one / "evaluation.json").read_text())
+    assert after["data"]["manifest"] == f"{moved}/manifest.parquet"
+    assert {key: after[key] for key in before if key != "data"} == {key: before[key] for key in before if key != "data"}
+    assert "data:image/jpeg" in write_report([one]).path.read_text(encoding="utf-8")  # it looks where the data was last
+    (moved / "labels.parquet").unlink()
+    assert run(evaluate.main, [str(one), f"data.manifest={moved}/manifest.parquet"]) == DONE  # test videos need no labels
+    capsys.readouterr()
+    words = [f"data.manifest={moved}/manifest.parquet", "evaluation.split=validation"]
+    assert run(evaluate.main, [str(one), *words]) == USER_ERROR
+    assert "data.labels=FILE" in capsys.readouterr().err
+    words = [f"data.manifest={moved}/manifest.parquet", f"data.root={folder}/nowhere"]
+    assert run(evaluate.main, [str(one), *words]) == USER_ERROR
+    assert "none of the 8 test videos can be decoded" in capsys.readouterr().err
+
+
+def test_other_data_on_purpose_is_matched_by_name_and_said(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same videos, one class under another name, so that all labels are other numbers."""
+    one = folder / "runs" / "tiny"
+    before = contents(one)
+    other = rewrite(tiny, folder / "other", {"drift_up": "a_first_class"})
+    assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet")]) == DONE
+    said = capsys.readouterr().out
+    assert "note: this is not the run's own data" in said
+    assert "note: 2 videos of classes that the run does not know count nowhere: a_first_class (2)" in said
+    after = contents(one)
+    assert {name: after[name] for name in before} == before
+    new = {f"evaluation_on_{other.fingerprint}.json", f"predictions_on_{other.fingerprint}.parquet"}
+    assert set(after) - set(before) == new
+    own, found = (json.loads(after[name]) for name in ("evaluation.json", f"evaluation_on_{other.fingerprint}.json"))
+    assert found["classes"] == own["classes"] and found["videos"] == 6 and own["videos"] == 8
+    trained_on = json.loads(after["facts.json"])["fingerprints"]["manifest"]
+    assert found["other_data"] == {"trained_on": trained_on, "unknown_classes": {"a_first_class": 2}}
+    for name in own["classes"]:
+        assert found["mean"]["per_class"][name] == (None if name == "drift_up" else own["mean"]["per_class"][name])
+    table = pq.read_table(one / f"predictions_on_{other.fingerprint}.parquet")
+    assert json.loads(table.schema.metadata[b"actnetformer"])["other_data"] == found["other_data"]
+    mine = {row["id"]: row["mean"] for row in pq.read_table(one / "predictions.parquet").to_pylist()}
+    for row in table.to_pylist():  # scores of videos that no class of the run names are there all the same
+        np.testing.assert_allclose(row["mean"], mine[row["id"]], rtol=1e-5)
+        assert row["label"] == (-1 if row["class"] == "a_first_class" else own["classes"].index(row["class"]))
+    report = write_report([one])
+    page = report.path.read_text(encoding="utf-8")
+    assert "Evaluated on other data" in page and other.fingerprint in page and "a_first_class" in page
+    assert "Evaluated on other data" in report.path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_other_data_can_be_written_elsewhere_and_says_whose_it_is(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, out = folder / "runs" / "tiny", folder / "out"
+    rewrite(tiny, folder / "other", RENAMED)
+    before = contents(one)
+    assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet"), "--out", str(out)]) == DONE
+    assert contents(one) == before and sorted(contents(out)) == ["evaluation.json", "predictions.parquet"]
+    assert json.loads((out / "evaluation.json").read_text())["run"] == str(one)
+    page = write_report([out]).path.read_text(encoding="utf-8")
+    assert "results of other data than the run" in page
+    capsys.readouterr()
+    words = [str(one), "--other-data", str(folder / "data" / "manifest.parquet")]
+    assert run(evaluate.main, words) == USER_ERROR
+    assert "is the data that tiny was trained with" in capsys.readouterr().err
+    rewrite(tiny, folder / "other", {name: f"x{name}" for name in ("drift_up", "drift_down", "drift_left", "drift_right")})
+    assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet")]) == USER_ERROR
+    assert "no video of" in capsys.readouterr().err
+    assert run(evaluate.main, [str(one), "--out", str(one)]) == DONE  # its own place
+    shutil.copytree(one, folder / "runs" / "two")
+    assert run(evaluate.main, [str(one), "--out", str(folder / "runs" / "two")]) == USER_ERROR
+    assert "is a run folder: choose another" in capsys.readouterr().err
+
+
+def test_a_folder_with_anothers_parts_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A configuration edited after the fact, a checkpoint of another run, class names that are gone."""
+    one = folder / "runs" / "tiny"
+    text = (one / "config.yaml").read_text(encoding="utf-8")
+    (one / "config.yaml").write_text(text.replace("decode_size: 40", "decode_size: 48"), encoding="utf-8")
+    assert run(evaluate.main, [str(one)]) == USER_ERROR
+    assert "config.yaml was changed after the run was made" in capsys.readouterr().err
+    (one / "config.yaml").write_text(text, encoding="utf-8")
+    facts = json.loads((one / "facts.json").read_text(encoding="utf-8"))
+    changed = {**facts, "fingerprints": {**facts["fingerprints"], "manifest": "0" * 16}}
+    (one / "facts.json").write_text(json.dumps(changed), encoding="utf-8")
+    assert run(evaluate.main, [str(one)]) == USER_ERROR
+    assert "is a checkpoint of another run" in capsys.readouterr().err
+    (one / "facts.json").write_text(json.dumps({**facts, "classes": None}), encoding="utf-8")
+    assert run(evaluate.main, [str(one)]) == USER_ERROR
+    assert "facts.json lacks what the run was trained with" in capsys.readouterr().err
+    assert run(evaluate.main, [str(one), "train.steps=3"]) == USER_ERROR
+    assert "only evaluation.*, scale.*, data.manifest, data.labels, data.root can be overridden here" in capsys.readouterr().err
