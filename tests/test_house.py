@@ -97,9 +97,44 @@ def test_the_installed_package_has_its_data(tmp_path: Path) -> None:
             (tmp_path / source).parent.mkdir(exist_ok=True)
             copy(ROOT / source, tmp_path / source)
     command = ["docker/install.sh", sys.executable, "project", "--quiet", "--target", str(tmp_path / "site")]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=100)
+    log = {**os.environ, "INSTALL_LOG": str(tmp_path / "install.log")}
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=100, env=log)
     shipped = [name for name in _files() if name.startswith(("pipeline/", "jobs/"))]
     assert [name for name in shipped if not (tmp_path / "site" / name).is_file()] == []
+
+
+PIP = """#!/usr/bin/env bash
+if [[ $1 != -m ]]; then exec {python} "$@"; fi
+for ((line = 0; line < 3000; line++)); do echo "Collecting package $line"; done
+echo "ERROR: no space left" >&2
+exit {status}
+"""
+"""Stands for an environment's python whose pip says much."""
+
+
+def _install(tmp_path: Path, status: int) -> subprocess.CompletedProcess[str]:
+    python = tmp_path / "python"
+    python.write_text(PIP.format(python=shlex.quote(sys.executable), status=status), encoding="utf-8")
+    python.chmod(0o755)
+    return subprocess.run(
+        ["docker/install.sh", str(python), "dependencies", "dev"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "INSTALL_LOG": str(tmp_path / "install.log")},
+    )  # fmt: skip
+
+
+def test_an_installation_says_what_concerns_a_newcomer_and_keeps_the_rest_in_a_file(tmp_path: Path) -> None:
+    done = _install(tmp_path, 0)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.count("\n") == 1 and f"what pip says: {tmp_path / 'install.log'}" in done.stdout
+    log = (tmp_path / "install.log").read_text(encoding="utf-8")
+    assert log.count("Collecting package 2999") == 2 and "ERROR: no space left" in log  # both of its calls, stderr too
+
+
+def test_an_installation_that_fails_shows_why_and_where_the_rest_is(tmp_path: Path) -> None:
+    done = _install(tmp_path, 3)
+    assert done.returncode == 3
+    assert "ERROR: no space left" in done.stderr and str(tmp_path / "install.log") in done.stderr
+    assert done.stderr.count("\n") < 50
 
 
 # ------------------------------------------------------------------------------------------- commands and configs
