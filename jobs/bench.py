@@ -4,116 +4,184 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.command import DONE, add_config, positive, run
 from pipeline.bench.copies import bench_copies
-from pipeline.bench.decode import bench_decode
+from pipeline.bench.decode import VIDEOS, bench_decode
+from pipeline.bench.end_to_end import LEAST_STEPS
+from pipeline.bench.figures import LEAST_BLOCKS, small
 from pipeline.bench.loader import bench_loader
 from pipeline.bench.scale import bench_scale
 from pipeline.bench.simulate import Site, simulate
 from pipeline.bench.step import bench_step
 from pipeline.bench.stream import bench_stream
-from pipeline.bench.views import bench_views
+from pipeline.bench.views import VIEW_CLIPS, bench_views
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.manifest.scale import measure_sizes
 
 Options = argparse.Namespace
 Figures = dict[str, Any]
+QUICK_STEPS = LEAST_BLOCKS
+"""With --quick each is a block."""
+QUICK_VIDEOS = 6
 
 
 def _config(options: Options) -> Config:
-    return load_config(options.config, options.overrides).with_absolute_paths()
+    config = load_config(options.config, options.overrides).with_absolute_paths()
+    return small(config) if options.quick else config
 
 
 def _stream(options: Options) -> Figures:
-    return bench_stream(_config(options), options.steps or 48, options.repeats or 3)
+    return bench_stream(_config(options), options.steps, options.repeats)
 
 
 def _decode(options: Options) -> Figures:
-    return bench_decode(_config(options), options.repeats or 3)
+    return bench_decode(_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
 
 
 def _copies(options: Options) -> Figures:
-    return bench_copies(_config(options), _numbers(options.sides or "256,128", "--sides", "256,128"), options.repeats or 5)
+    sides = _numbers(options.sides, "--sides", "256,128")
+    return bench_copies(_config(options), sides, options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
 
 
 def _loader(options: Options) -> Figures:
-    return bench_loader(_config(options), options.steps or 16, options.repeats or 3)
+    return bench_loader(_config(options), options.steps, options.repeats)
 
 
 def _views(options: Options) -> Figures:
-    return bench_views(_config(options), options.repeats or 3)
+    return bench_views(_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIEW_CLIPS)
 
 
 def _step(options: Options) -> Figures:
-    return bench_step(_config(options), options.steps or 4, options.repeats or 3)
+    return bench_step(_config(options), options.steps, options.repeats, QUICK_STEPS if options.quick else LEAST_STEPS)
 
 
 def _scale(options: Options) -> Figures:
-    sizes = _sizes(options.rows or "10000,100000,1000000,10000000")
-    return bench_scale(_config(options), sizes, options.steps or 32, options.repeats or 1)
+    return bench_scale(_config(options), _sizes(options.rows), options.steps, options.repeats)
 
 
 def _simulate(options: Options) -> Figures:
-    return simulate(Site.parse(options.overrides), options.steps or 1000)
+    return simulate(Site.parse(options.overrides), options.steps)
 
 
 def _manifest(options: Options) -> Figures:
-    return {"sizes": measure_sizes(_sizes(options.rows or "10000,100000,1000000"))}
+    return {"sizes": measure_sizes(_sizes(options.rows))}
 
 
-BENCHMARKS: dict[str, tuple[Callable[[Options], Figures], frozenset[str], str]] = {
-    "stream": (
-        _stream, frozenset({"config", "steps", "repeats"}), "Ray Data stream over two plain processes that only decode"
+@dataclass(frozen=True)
+class Benchmark:
+    """One of ``BENCHMARKS``."""
+
+    measure: Callable[[Options], Figures]
+    about: str
+    minutes: float
+    """By default, with jobs/configs/demo.yaml, on two cores: once measured, rounded up."""
+    defaults: dict[str, Any]
+    """The options that it takes, and their values where they are not given."""
+    quick: dict[str, Any]
+    """The same with --quick."""
+    reads: bool = True
+    """Whether it takes --config, and key=value words of it."""
+
+
+BENCHMARKS = {
+    "stream": Benchmark(
+        _stream, "Ray Data stream over two plain processes that only decode",
+        7, {"steps": 48, "repeats": 3}, {"steps": QUICK_STEPS, "repeats": 2},
     ),
-    "decode": (_decode, frozenset({"config", "repeats"}), "an open per view over one for all views, and other savings"),
-    "copies": (
-        _copies, frozenset({"config", "sides", "repeats"}), "decoding originals over decoding copies of --sides, in CPU time"
+    "decode": Benchmark(
+        _decode, "an open per view over one for all views, and other savings",
+        1, {"repeats": 3}, {"repeats": 2},
     ),
-    "loader": (
-        _loader, frozenset({"config", "steps", "repeats"}), "the stream and views over a DataLoader that opens per view"
+    "copies": Benchmark(
+        _copies, "decoding originals over decoding copies of --sides, in CPU time",
+        1, {"sides": "256,128", "repeats": 5}, {"sides": "256,128", "repeats": 2},
     ),
-    "views": (_views, frozenset({"config", "repeats"}), "each kind of view on random clips over resizing them"),
-    "step": (
-        _step, frozenset({"config", "steps", "repeats"}), "a training step over its networks' passes; decoding, checkpoints"
+    "loader": Benchmark(
+        _loader, "the stream and views over a DataLoader that opens per view",
+        5, {"steps": 16, "repeats": 3}, {"steps": QUICK_STEPS, "repeats": 2},
     ),
-    "scale": (
-        _scale, frozenset({"config", "rows", "steps", "repeats"}), "a run's start, time per clip and driver's memory by --rows"
+    "views": Benchmark(
+        _views, "each kind of view on random clips over resizing them",
+        1, {"repeats": 3}, {"repeats": 2},
     ),
-    "simulate": (_simulate, frozenset({"steps"}), "a run on paper: name=value of pipeline.bench.simulate.Site"),
-    "manifest": (_manifest, frozenset({"rows"}), "time and memory of a manifest by --rows"),
+    "step": Benchmark(
+        _step, "a training step over its networks' passes; decoding, checkpoints",
+        15, {"steps": 4, "repeats": 3}, {"steps": 2, "repeats": 2},
+    ),
+    "scale": Benchmark(
+        _scale, "a run's start, time per clip and driver's memory by --rows",
+        20, {"rows": "10000,100000,1000000,10000000", "steps": 32, "repeats": 1},
+        {"rows": "1000,10000", "steps": QUICK_STEPS, "repeats": 1},
+    ),
+    "simulate": Benchmark(
+        _simulate, "a run on paper: name=value of pipeline.bench.simulate.Site",
+        1, {"steps": 1000}, {"steps": 100}, reads=False,
+    ),
+    "manifest": Benchmark(
+        _manifest, "time and memory of a manifest by --rows",
+        2, {"rows": "10000,100000,1000000"}, {"rows": "4000,40000"}, reads=False,
+    ),
 }  # fmt: skip
-"""Function, the options that it takes, and what it measures."""
+OPTIONS = ("steps", "repeats", "rows", "sides")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its figures; with ``--json`` one JSON object comes last on standard output."""
-    what = "; ".join(f"{name}: {about}" for name, (_, _, about) in BENCHMARKS.items())
-    arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
-    arguments.add_argument("what", choices=BENCHMARKS, help=what)
-    add_config(arguments)
-    arguments.add_argument(
-        "--steps", type=positive, help="in one repeat (default: 48; step 4, loader 16, scale 32, simulate 1000)"
-    )
-    arguments.add_argument("--repeats", type=positive, help="default: 3; scale 1, copies 5")
-    arguments.add_argument("--sides", metavar="N,N", help="short sides of copies in pixels (default: 256,128)")
-    arguments.add_argument("--rows", metavar="N,N", help="sizes (default: 10000,100000,1000000; scale: 10000000 too)")
-    arguments.add_argument("--json", action="store_true")
-    arguments.add_argument("overrides", nargs="*", metavar="key=value")
-    options = arguments.parse_intermixed_args(argv)
-    measure, takes, _ = BENCHMARKS[options.what]
-    given = {name for name in ("config", "steps", "repeats", "rows", "sides") if getattr(options, name) is not None}
-    if given - takes:
-        raise UserError(f"bench {options.what} takes no --{min(given - takes)}")
-    figures = measure(options)
+    options = _parser().parse_intermixed_args(argv)
+    benchmark = BENCHMARKS[options.what]
+    given = {name for name in (*OPTIONS, "config") if getattr(options, name) is not None}
+    if unknown := given - set(benchmark.defaults) - ({"config"} if benchmark.reads else set()):
+        raise UserError(f"bench {options.what} takes no --{min(unknown)}")
+    for name, value in (benchmark.quick if options.quick else benchmark.defaults).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    print(announcement(options, benchmark), file=sys.stderr, flush=True)
+    figures = benchmark.measure(options)
     if options.json:
         print(json.dumps(figures))
     else:
         _print(figures)
     return DONE
+
+
+def announcement(options: Options, benchmark: Benchmark) -> str:
+    """What is about to be measured and how long that takes."""
+    sizes = ", ".join(f"--{name} {getattr(options, name)}" for name in benchmark.defaults)
+    where = "on two cores" + (" with the demo's configuration" if benchmark.reads else "")
+    if options.quick:
+        wide = "; look at their spread before you believe a difference" if "repeats" in benchmark.defaults else ""
+        return f"bench {options.what} --quick ({sizes}): less than a minute {where}. The same figures from less work{wide}"
+    minutes = f"about {benchmark.minutes:g} min" if benchmark.minutes > 1 else "a minute or less"
+    longer = ", longer with larger clips and students" if benchmark.reads else ""
+    return f"bench {options.what} ({sizes}): by default {minutes} {where}{longer}; --quick takes less than one"
+
+
+def _parser() -> argparse.ArgumentParser:
+    def defaults(name: str) -> str:
+        each = {what: one.defaults[name] for what, one in BENCHMARKS.items() if name in one.defaults}
+        return "default: " + "; ".join(f"{what} {value}" for what, value in each.items())
+
+    what = "; ".join(f"{name}: {one.about} ({one.minutes:g} min)" for name, one in BENCHMARKS.items())
+    arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    arguments.add_argument("what", choices=BENCHMARKS, help=f"{what}. Minutes are of two cores with the demo's configuration")
+    add_config(arguments)
+    arguments.add_argument(
+        "--quick", action="store_true", help="a look in less than a minute on two cores: the same figures from less work (2 "
+        "repeats, at most 2 labeled videos a step, scale.workers=0), with a wider spread",
+    )  # fmt: skip
+    arguments.add_argument("--steps", type=positive, help=f"in one repeat ({defaults('steps')})")
+    arguments.add_argument("--repeats", type=positive, help=defaults("repeats"))
+    arguments.add_argument("--sides", metavar="N,N", help=f"short sides of copies in pixels ({defaults('sides')})")
+    arguments.add_argument("--rows", metavar="N,N", help=f"sizes ({defaults('rows')})")
+    arguments.add_argument("--json", action="store_true")
+    arguments.add_argument("overrides", nargs="*", metavar="key=value")
+    return arguments
 
 
 def _sizes(rows: str) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bench.decode import Job, planned_jobs
+from pipeline.bench.decode import VIDEOS, Job, planned_jobs
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips
 from pipeline.clips.source import Source, open_source
@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.manifest.content import facts
 from pipeline.manifest.probe import probe_file
+from pipeline.manifest.progress import progress
 from pipeline.manifest.resize import Copy, resize
 
 GPU_VIDEOS_PER_SECOND = 120
@@ -37,7 +38,7 @@ class Kind:
     """CPU seconds in which a copy was made."""
 
 
-def bench_copies(config: Config, sides: Sequence[int], repeats: int) -> dict[str, Any]:
+def bench_copies(config: Config, sides: Sequence[int], repeats: int, videos: int = VIDEOS) -> dict[str, Any]:
     """CPU milliseconds of this process for the clips of unlabeled videos of the plan, from originals and from copies, in turns.
 
     Originals are decoded at ``data.decode_size``, copies at their own size where that is smaller, as training from them
@@ -46,13 +47,13 @@ def bench_copies(config: Config, sides: Sequence[int], repeats: int) -> dict[str
     if wrong := [side for side in sides if side < LEAST_SIDE]:
         raise UserError(f"--sides {wrong[0]}: at least {LEAST_SIDE} pixels")
     source, _ = open_source(config)
-    jobs = planned_jobs(source, "bench copies")
+    jobs = planned_jobs(source, "bench copies", videos=videos)
     with tempfile.TemporaryDirectory(prefix="copies-") as folder:
         kinds = {"originals": Kind(jobs, source.size)}
         for side in sides:
             kinds[f"copies of {side}"] = _copied(jobs, side, min(side, source.size), Path(folder) / str(side))
         times: dict[str, list[float]] = {name: [] for name in kinds}
-        for repeat in range(repeats + 1):  # the first warms up
+        for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
             for name, kind in kinds.items():
                 seconds = _decode(kind, source)
                 if repeat:

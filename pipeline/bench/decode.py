@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.agreement import decord
 from pipeline.manifest.frames import FrameIndex, index_packets, open_container, video_stream
 from pipeline.manifest.isolation import Limits
+from pipeline.manifest.progress import progress
 from pipeline.manifest.window import read_frames, upright
 
 VIDEOS = 24
@@ -37,17 +38,17 @@ class Job:
     window: float
 
 
-def bench_decode(config: Config, repeats: int) -> dict[str, Any]:
+def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str, Any]:
     """Wall time for the same videos, moments and windows, in turns; ratios are over repeats, with milliseconds per video.
 
     ``decode_once_ratio``: an open for each view of an unlabeled video (weak and strong of each student) over one for all.
     """
     source, _ = open_source(config)
-    jobs = planned_jobs(source, "bench decode", "decord")
+    jobs = planned_jobs(source, "bench decode", "decord", videos)
     guard = Guard(Limits())
     work = _work(source.clips, source.size, guard)
     times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):  # the first warms up
+    for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
         for name, do in work.items():
             begun = time.perf_counter()
             for job in jobs:
@@ -74,7 +75,7 @@ def bench_decode(config: Config, repeats: int) -> dict[str, Any]:
     }
 
 
-def planned_jobs(source: Source, name: str, decoder: str | None = None) -> list[Job]:
+def planned_jobs(source: Source, name: str, decoder: str | None = None, videos: int = VIDEOS) -> list[Job]:
     """Unlabeled videos of the first rows of the plan, for the benchmark of this name; only those that ``decoder`` decodes
     (to what decord decodes all ways of decoding are open). Raises UserError if there are none."""
     pool = source.plan
@@ -85,7 +86,7 @@ def planned_jobs(source: Source, name: str, decoder: str | None = None) -> list[
         for slot in range(1, pool.slots):
             video = source.video(int(pool.videos([row])[0, slot]))
             moment = pool.moments([row])[0, slot]
-            if decoder in (None, video.decoder) and len(jobs) < VIDEOS:
+            if decoder in (None, video.decoder) and len(jobs) < videos:
                 jobs.append(Job(video, float(moment[0]), float(moment[1])))
     if not jobs:
         which = f" that {decoder} decodes" if decoder else ""

@@ -27,6 +27,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.cluster import check_cluster, connect_one
 from pipeline.config import Config
 from pipeline.manifest.isolation import num_cores
+from pipeline.manifest.progress import progress
 from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
 from pipeline.stream.batches import make_deal
@@ -36,12 +37,12 @@ from pipeline.training.on_ray.fit import fit_on_ray
 LINES = 16
 """Of metrics in the steps that are timed: the first quarter is start-up."""
 LEAST_STEPS = 16
-"""In this process."""
+"""In this process, unless fewer are asked for (``least``)."""
 AHEAD = 4
 """Steps that are decoded in advance in this process."""
 
 
-def bench_end_to_end(config: Config, steps: int, repeats: int) -> dict[str, Any]:
+def bench_end_to_end(config: Config, steps: int, repeats: int, least: int = LEAST_STEPS) -> dict[str, Any]:
     """``end_to_end_over_ideal_ratio``: steps per second of the run on ``scale.workers`` workers (0: in this process), over
     those of as many processes that only compute beside processes that only decode the same videos.
 
@@ -50,9 +51,9 @@ def bench_end_to_end(config: Config, steps: int, repeats: int) -> dict[str, Any]
     ``end_to_end_over_alone_ratio``: over what would be if neither slowed the other down, which cores that share a memory or
     their units do; decoding and computing are measured one after the other for it.
     """
-    steps, more = lengths(config, steps)
+    steps, more = lengths(config, steps, least)
     actual, ideal, alone = [], [], []
-    for _ in range(repeats):
+    for _ in progress(range(repeats), repeats, "repeats end to end"):
         actual.append(1 / run_seconds(config, steps, more))
         with Apart(config) as apart:
             decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
@@ -67,10 +68,10 @@ def bench_end_to_end(config: Config, steps: int, repeats: int) -> dict[str, Any]
     }
 
 
-def lengths(config: Config, steps: int) -> tuple[int, int]:
+def lengths(config: Config, steps: int, least: int = LEAST_STEPS) -> tuple[int, int]:
     """(steps that are timed, those after them, so that the last ones share the cores with decoding too)."""
     if config.scale.workers == 0:
-        return max(steps, LEAST_STEPS), AHEAD
+        return max(steps, least), AHEAD
     check_share(config)
     deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
     decoding = 2 * (os.cpu_count() or 1)  # blocks at once: Ray counts the machine's cores, not those that may be used

@@ -34,6 +34,13 @@ def for_bench(config: Config, steps: int) -> Config:
     return config.model_copy(update={"train": train, "method": method})
 
 
+def small(config: Config) -> Config:
+    """For ``--quick``: steps of two labeled videos at most, each a block of its own, in this process."""
+    data = config.data.model_copy(update={"labeled_per_step": min(2, config.data.labeled_per_step), "clips_per_block": 1})
+    scale = config.scale.model_copy(update={"workers": 0, "min_workers": None})
+    return config.model_copy(update={"data": data, "scale": scale})
+
+
 def check_steps(steps: int, per_block: int) -> None:
     """Raises UserError if so many steps are too few blocks for a steady state."""
     if steps < LEAST_BLOCKS * per_block:

@@ -26,6 +26,7 @@ from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.source import Source, open_source
 from pipeline.cluster import connect_one
 from pipeline.config import ClipSection, Config
+from pipeline.manifest.progress import progress
 from pipeline.methods import make_views
 from pipeline.resources import Resources
 from pipeline.stream.batches import make_deal
@@ -46,7 +47,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
-    for _ in range(repeats):
+    for _ in progress(range(repeats), repeats, "repeats"):
         loaders.append(loader_rate(source, config, steps))
         streams.append(stream_views_rate(source, config, cpus))
     videos = source.plan.rows_per_step * source.plan.slots

@@ -29,6 +29,7 @@ from pipeline.cluster import connect
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
+from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.resources import Resources, decoder_cpus
 from pipeline.stream.batches import make_deal
@@ -49,7 +50,7 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
             _run("generate", config, size, Path(scratch) / str(size), steps)
-        for repeat in range(repeats):
+        for repeat in progress(range(repeats), repeats, "repeats"):
             for size in sizes if repeat % 2 == 0 else reversed(sizes):
                 results[size].append(_run("measure", config, size, Path(scratch) / str(size), steps))
     first, last = ([one["seconds_per_clip"] for one in results[size]] for size in (sizes[0], sizes[-1]))

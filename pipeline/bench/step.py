@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from pipeline.bench.end_to_end import bench_end_to_end
+from pipeline.bench.end_to_end import LEAST_STEPS, bench_end_to_end
 from pipeline.bench.figures import ratio
 from pipeline.bench.ready import Ready, prepared_alone, ready_here
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.config import Config
+from pipeline.manifest.progress import progress
 from pipeline.training.metrics import MetricLog
 from pipeline.training.scores import ScoreLog
 from pipeline.training.tracking import Outlets
@@ -29,7 +30,7 @@ Times = dict[str, list[float]]
 """Seconds of each kind of work, one of each from every repeat."""
 
 
-def bench_step(config: Config, steps: int, repeats: int) -> dict[str, Any]:
+def bench_step(config: Config, steps: int, repeats: int, least: int = LEAST_STEPS) -> dict[str, Any]:
     """In this process, on the GPU if there is one, in turns of ``steps`` steps; nothing is left in the run's folder. Only end
     to end there are ``scale.workers``, see ``end_to_end``.
 
@@ -52,7 +53,7 @@ def bench_step(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "step_over_bare_cpu": ratio("step_over_bare_cpu_ratio", times["step, CPU"], times["bare, CPU"]),
         "concatenated_over_separate": ratio("concatenated_over_separate_ratio", times["concatenated"], times["separate"]),
         "views_of_step": ratio("views_of_step_ratio", times["views"], whole),
-        **bench_end_to_end(config, steps, repeats),
+        **bench_end_to_end(config, steps, repeats, least),
         "checkpoint_cost": ratio("checkpoint_cost_ratio", with_checkpoint, [EVERY * step for step in whole]),
         "logging_cost": ratio("logging_cost_ratio", [s + cost for s, cost in zip(whole, logged, strict=True)], whole),
         "milliseconds": {
@@ -82,7 +83,7 @@ def _in_turns(work: dict[str, Callable[[], Any]], steps: int, repeats: int) -> T
     seconds of this process's CPU as ``KIND, CPU``, which what else the machine does hardly changes."""
     kinds = [*work, *(f"{name}, CPU" for name in work)]
     times: Times = {kind: [] for kind in kinds}
-    for repeat in range(repeats + 1):
+    for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):
         singles: Times = {kind: [] for kind in kinds}
         for _ in range(steps if repeat else 1):  # the first warms up
             for name, do in work.items():

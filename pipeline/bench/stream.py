@@ -17,6 +17,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.cluster import connect_one
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.manifest.progress import progress
 from pipeline.resources import Resources, decoder_cpus
 from pipeline.stream.batches import make_deal
 from pipeline.stream.on_ray import ray_stream, shard_batches
@@ -45,7 +46,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     resources = Resources(PROCESSES, 0.0, decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
-    for _ in range(repeats):
+    for _ in progress(range(repeats), repeats, "repeats"):
         floors.append(floor_rate(source, deal))
         rate, first = stream_rate(source, config, resources)
         streams.append(rate)

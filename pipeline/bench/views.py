@@ -14,6 +14,7 @@ from pipeline.bench.figures import ratio
 from pipeline.clips.modalities import Modality, check_modalities, derive
 from pipeline.clips.views import center_views, strong_views, weak_views
 from pipeline.config import Config, TimeSection
+from pipeline.manifest.progress import progress
 
 VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "weak": ("weak", {}, "rgb"),
@@ -29,13 +30,13 @@ VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
 VIEW_CLIPS = 32
 
 
-def bench_views(config: Config, repeats: int) -> dict[str, Any]:
+def bench_views(config: Config, repeats: int, at_once: int = VIEW_CLIPS) -> dict[str, Any]:
     """Milliseconds per clip of the primary, median over repeats, on the GPU if there is one; and each as a multiple of the
     floor, which is resizing the clip and nothing else."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clip, size = config.primary.clip, config.data.decode_size
-    clips = torch.randint(0, 256, (VIEW_CLIPS, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
-    seeds = list(range(VIEW_CLIPS))
+    clips = torch.randint(0, 256, (at_once, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
+    seeds = list(range(at_once))
     makers = {"weak": weak_views, "strong": strong_views}
 
     def view(kind: str, strong: dict[str, Any], modality: Modality) -> torch.Tensor:
@@ -46,21 +47,21 @@ def bench_views(config: Config, repeats: int) -> dict[str, Any]:
     work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: center_views(clips, clip.size)}
     work |= {name: partial(view, *parts) for name, parts in VIEWS.items()}
     times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):  # the first one warms up
+    for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first one warms up
         for name, make in work.items():
             start = time.perf_counter()
             make()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if repeat:
-                times[name].append(1000 * (time.perf_counter() - start) / VIEW_CLIPS)
+                times[name].append(1000 * (time.perf_counter() - start) / at_once)
     floors = times["floor, resize alone"]
     return {
         "views": {
             name: {"milliseconds_per_clip": round(statistics.median(values), 3), **ratio("floor_ratio", values, floors)}
             for name, values in times.items()
         },
-        "clip": f"{clip.frames} frames of {size} to {clip.size} pixels, {VIEW_CLIPS} at once",
+        "clip": f"{clip.frames} frames of {size} to {clip.size} pixels, {at_once} at once",
         "device": device.type,
         "threads": torch.get_num_threads(),
     }

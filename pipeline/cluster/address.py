@@ -95,7 +95,7 @@ def _understood(code: grpc.StatusCode, details: str) -> Refusal:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return Refusal(f"no answer within {ANSWER_SECONDS:g} s", absent=False)
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        return Refusal("it wants a token", absent=False, wants_token=True, remedy=TOKEN_REMEDY)
+        return Refusal("it wants a token, or another one", absent=False, wants_token=True, remedy=TOKEN_REMEDY)
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return Refusal("what listens there is another service, not a cluster's GCS", absent=True)
     if "Connection refused" in details:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,77 @@ def test_runs_over_generated_manifests_of_two_sizes(tiny: Path, capsys: pytest.C
     assert (small["rows"], large["rows"]) == (1000, 300_000) and figures["n"] == 1
     assert figures["scale_ratio"] == pytest.approx(large["seconds_per_clip"] / small["seconds_per_clip"], rel=0.05)
     assert large["driver_private_mb"] < small["driver_private_mb"] + 200  # MB
+
+
+def keys(figures: object) -> object:
+    """Names of all figures, without their values."""
+    if isinstance(figures, dict):
+        return {name: keys(value) for name, value in figures.items() if name not in ("decoders", "frames")}
+    return [keys(value) for value in figures] if isinstance(figures, list) else None
+
+
+@pytest.mark.parametrize("what", ["decode", "views", "copies"])
+def test_a_quick_benchmark_has_the_same_figures_with_their_spread(
+    what: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for words in (["--repeats", "1"], ["--quick"]):
+        assert run(bench.main, [what, "--json", "--config", str(tiny / "tiny.yaml"), *words]) == 0
+        said = capsys.readouterr()
+        printed.append(json.loads(said.out.strip().splitlines()[-1]))
+        assert said.err.startswith(f"bench {what} ") and "minute" in said.err.splitlines()[0]
+    whole, quick = printed
+    assert keys(quick) == keys(whole)
+    assert '"n": 2' in json.dumps(quick) and '"n": 2' not in json.dumps(whole)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("what", ["stream", "loader"])
+def test_a_quick_benchmark_of_the_stream(what: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose blocks would be too few by the configuration's own size of a block."""
+    assert run(bench.main, [what, "--json", "--quick", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert figures[f"{what}_ratio"] == figures["median"] > 0 and figures["n"] == 1
+    videos = figures["clips_per_repeat" if what == "stream" else "videos_per_repeat"]
+    assert videos == bench.QUICK_STEPS * 2 * 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("what", ["step", "scale"])
+def test_a_quick_benchmark_of_whole_steps(what: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As configured it would train on two workers."""
+    words = ["--config", str(tiny / "tiny.yaml"), "scale.workers=2"]
+    assert run(bench.main, [what, "--json", "--quick", *words]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (figures["end_to_end_over_ideal"] if what == "step" else figures)["median"] > 0
+    assert (figures["end_to_end_over_ideal"] if what == "step" else figures)["n"] == (2 if what == "step" else 1)
+
+
+@pytest.mark.parametrize("what", bench.BENCHMARKS)
+def test_what_is_given_counts_more_than_quick_and_quick_more_than_the_defaults(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = bench.BENCHMARKS[what]
+    asked: list[argparse.Namespace] = []
+
+    def measure(options: argparse.Namespace) -> dict[str, int]:
+        asked.append(options)
+        return {"nothing": 0}
+
+    monkeypatch.setitem(bench.BENCHMARKS, what, replace(one, measure=measure))
+    name = next(iter(one.defaults))
+    for words in ([], ["--quick"], ["--quick", f"--{name}", "7"]):
+        assert run(bench.main, [what, *words]) == 0
+    for options, values in zip(asked, (one.defaults, one.quick), strict=False):
+        assert {name: getattr(options, name) for name in one.defaults} == values
+    assert str(getattr(asked[2], name)) == "7"
+    assert set(one.quick) == set(one.defaults) and one.quick != one.defaults
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "--quick takes less than one" in first and "min" in first
+    assert "less than a minute" in second and "less than a minute" in third and f"--{name} 7" in third
 
 
 @pytest.mark.parametrize("rows", ["1000", "10,2000"])
