@@ -1,0 +1,96 @@
+"""What Ray's processes say: remarks for its developers go to a file, all else to the terminal."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import output
+
+HARMLESS = [
+    "[2026-11-28 09:15:37,822 E 20507 21411] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: '9a7c98' "
+    "has constructor arguments in the object store and max_restarts > 0. If the arguments in the object store go out of scope or "
+    "are lost, the actor restart will fail. See https://github.com/ray-project/ray/issues/53727 for more details.",
+    "Progress bars disabled. To enable, set `ray.data.DataContext.get_current().enable_progress_bars = True`.",
+    "Tip: use `ray status` to view detailed cluster status. To disable these messages, set RAY_SCHEDULER_EVENTS=0.",
+]
+"""As Ray 2.60 said them in the demo, or would on a cluster that grows."""
+CONCERNS = [
+    "step 10/24  loss 4.743  2 videos/s  data wait 86%  0:42 left",
+    "Traceback (most recent call last):",
+    "RuntimeError: CUDA error: an illegal memory access was encountered",
+    "*** SIGSEGV received at time=1764321234 on cpu 1 ***",
+    "[2026-11-28 09:15:37,822 E 20507 21411] core_worker.cc:2465: Actor with class name: 'MyActor' and ID: '9a7c98' has "
+    "constructor arguments in the object store and max_restarts > 0.",
+    "(raylet) A worker died or was killed while executing a task by an unexpected system error.",
+    "(raylet) 1 Workers (tasks / actors) killed due to memory pressure (OOM)",
+    "Spilled 2048 MiB, 5 objects, write throughput 512 MiB/s.",
+    "Token authentication is disabled for this Ray cluster. Anyone with network access to the cluster can run arbitrary code",
+    "Error: No available node types can fulfill resource request {'GPU': 8.0}.",
+]
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> output.HarmlessLines:
+    fresh = output.HarmlessLines()
+    monkeypatch.setattr(output, "_lines", fresh)
+    return fresh
+
+
+def shown(*texts: str) -> list[str]:
+    batches: list[dict[str, Any]] = []
+    data = {"lines": list(texts), "pid": 7, "ip": "10.0.0.1", "actor_name": "RayTrainWorker", "task_name": None, "is_err": True}
+    output.without_harmless_lines(batches.append, data)
+    assert all({**batch, "lines": []} == {**data, "lines": []} for batch in batches)
+    return [line for batch in batches for line in batch["lines"]]
+
+
+def test_remarks_go_to_a_file_that_is_named_once_and_all_else_is_shown(
+    lines: output.HarmlessLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines.into(tmp_path / "ray.log")
+    assert shown(HARMLESS[0], *CONCERNS[:5], *HARMLESS[1:], *CONCERNS[5:]) == CONCERNS
+    assert shown(*HARMLESS) == []
+    kept = (tmp_path / "ray.log").read_text(encoding="utf-8").splitlines()
+    assert len(kept) == 2 * len(HARMLESS)
+    assert all(line.endswith(text) for line, text in zip(kept, 2 * HARMLESS, strict=True))
+    assert "RayTrainWorker pid=7, ip=10.0.0.1" in kept[0]
+    assert capsys.readouterr().err.count(str(tmp_path / "ray.log")) == 1
+
+
+def test_without_remarks_there_is_no_file(
+    lines: output.HarmlessLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines.into(tmp_path / "ray.log")
+    assert shown(*CONCERNS) == CONCERNS
+    assert not (tmp_path / "ray.log").exists() and capsys.readouterr().err == ""
+
+
+def test_a_remark_that_cannot_be_written_down_is_shown(
+    lines: output.HarmlessLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lines.keep("ray", HARMLESS[1])  # before the path is known
+    lines.into(tmp_path / "absent" / "ray.log")
+    assert HARMLESS[1] in capsys.readouterr().err
+    assert shown(*HARMLESS) == HARMLESS
+
+
+def test_rays_own_log_in_this_process_is_treated_alike(
+    lines: output.HarmlessLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a cluster is protected concerns nobody; that it is not does."""
+    monkeypatch.setattr(output, "_beside_rays_logs", lambda: tmp_path / "ray.log")
+    seen: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: seen.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("ray"), "handlers", [handler])
+    with output.harmless_lines_in_a_file():
+        log = logging.getLogger("ray._private.authentication")
+        log.warning("Token authentication is enabled for this Ray cluster. Set RAY_AUTH_MODE=disabled to opt out.")
+        log.warning(CONCERNS[-2])
+        assert not (tmp_path / "ray.log").exists()  # Ray has not said yet where its logs are
+    assert seen == [CONCERNS[-2]]
+    assert "is enabled" in (tmp_path / "ray.log").read_text(encoding="utf-8")
