@@ -12,8 +12,8 @@ from pipeline.cluster import output
 
 HARMLESS = [
     "[2026-11-28 09:15:37,822 E 20507 21411] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: '9a7c98' "
-    "has constructor arguments in the object store and max_restarts > 0. If the arguments in the object store go out of scope or "
-    "are lost, the actor restart will fail. See https://github.com/ray-project/ray/issues/53727 for more details.",
+    "has constructor arguments in the object store and max_restarts > 0. If the arguments in the object store go out of scope "
+    "or are lost, the actor restart will fail. See https://github.com/ray-project/ray/issues/53727 for more details.",
     "Progress bars disabled. To enable, set `ray.data.DataContext.get_current().enable_progress_bars = True`.",
     "Tip: use `ray status` to view detailed cluster status. To disable these messages, set RAY_SCHEDULER_EVENTS=0.",
 ]
