@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(words: argparse.Namespace, out: Path) -> None:
     listing = merge_spellings(SOURCES[words.source](words, out))
     group = getattr(words, "group", NONE)
-    with_groups(listing, group)  # for what it refuses: now and not after hours of probing
+    if group != AUTO:
+        with_groups(listing, group)  # for what it refuses: now and not after hours of probing
     options = ProbeOptions(words.probe, words.decoder, words.hash)
     prober = _prober(words, len(listing.uris))
     listing, probes = merge_files(listing, probe_listing(listing, options, out, prober))

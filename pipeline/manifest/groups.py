@@ -22,6 +22,8 @@ from pipeline.manifest.splits import check_groups
 AUTO, NONE = "auto", "none"
 SHARE = 0.9
 """Of the names that must fit a pattern before it is taken for the data set's."""
+LOOKED_AT = 1000
+"""Names, spread evenly, of which one at least must fit before all are looked at: that takes seconds for a million."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def check_pattern(how: str) -> None:
 
 
 def with_groups(listing: Listing, how: str = AUTO) -> Listing:
-    """The listing with groups from its names, and a note that says so; parts of one file are always a group.
+    """The listing with groups from its names, and a note that says so.
+
+    Parts of one file are always a group, and so is a video in two formats.
 
     ``how`` is ``auto``, ``none``, a key of ``NAMINGS``, or a regular expression that is searched in the path without suffix:
     what it captures, or all that it finds, names the group. Raises UserError where it finds nothing, where the source has
@@ -108,7 +112,7 @@ def join_groups(groups: Sequence[str | None], keys: Sequence[Hashable | None], k
 def _given(listing: Listing, how: str) -> Listing:
     if any(listing.groups):
         raise UserError(f"--group {how} cannot be used where the list has groups of its own: leave one of them out")
-    groups = _named(listing, NAMINGS[how]) if how in NAMINGS else _searched(listing, re.compile(how))
+    groups = _named(_paths(listing), NAMINGS[how]) if how in NAMINGS else _searched(listing, re.compile(how))
     alone = [uri for uri, group in zip(listing.uris, groups, strict=True) if group is None]
     if len(alone) == len(groups):
         raise UserError(f"--group {how} fits none of the {len(groups)} names, the first is {alone[0]}")
@@ -121,8 +125,11 @@ def _given(listing: Listing, how: str) -> Listing:
 
 def _guessed(listing: Listing) -> Listing:
     """With the groups that the names show, where the evidence is good; a note where it is half good."""
+    paths = _paths(listing)
     for key, naming in NAMINGS.items():
-        groups = _named(listing, naming)
+        if not any(_named(paths[:: max(1, len(paths) // LOOKED_AT)], naming)):
+            continue
+        groups = _named(paths, naming)
         sizes = Counter(group for group in groups if group is not None)
         if len(sizes) < 2 or max(sizes.values()) < 2:
             continue
@@ -157,10 +164,10 @@ def _whole(
     return tuple(old if new in torn else new for old, new in zip(otherwise, groups, strict=True)), len(torn)
 
 
-def _named(listing: Listing, naming: Naming) -> tuple[str | None, ...]:
+def _named(paths: Sequence[str], naming: Naming) -> tuple[str | None, ...]:
     """The group of each name; of persons also from the folder that is nearest to the file."""
     found: list[str | None] = []
-    for path in _paths(listing):
+    for path in paths:
         *folders, name = path.split("/")
         match = naming.pattern.search(name)
         for folder in () if match or naming.is_sure else reversed(folders):
@@ -201,12 +208,13 @@ def _evidence(groups: Sequence[str | None]) -> str:
 
 
 def _with_parts_together(listing: Listing) -> Listing:
-    """Parts of a file as a group, unless the source's own splits part them: a recording is one whatever is cut from it."""
-    if len(set(listing.uris)) == len(listing.uris):
+    """Parts of a file, and a video in several formats (``x.avi`` and ``x.mp4``), as a group, unless the source parts them."""
+    paths = _paths(listing)
+    if len(set(paths)) == len(paths):
         return listing
-    groups = join_groups(listing.groups, listing.uris, "file")
+    groups = join_groups(listing.groups, paths, "file")
     if listing.splits is None:
         return replace(listing, groups=groups)
     kept, torn = _whole(groups, listing.groups, listing.splits)
-    note = f"{torn} files have parts in two splits, which are kept as they are listed"
+    note = f"{torn} files have parts, or the same name in another format, in two splits, which are kept as they are listed"
     return replace(listing, groups=kept, notes=(*listing.notes, note) if torn else listing.notes)

@@ -148,7 +148,12 @@ def test_parts_of_a_file_are_drawn_as_one() -> None:
     splits: tuple[Split, ...] = ("train", "test", "train", "train", "test")
     given = with_groups(Listing("/v", "list", tuple(uris), listing.labels, (None,) * 5, splits), "none")
     assert given.groups == (None,) * 5
-    assert given.notes == ("1 files have parts in two splits, which are kept as they are listed",)
+    assert given.notes[0].startswith("1 files have parts, or the same name in another format, in two splits")
+
+
+def test_a_video_in_two_formats_is_drawn_as_one() -> None:
+    listing = with_groups(listing_of(["run/x.avi", "run/x.mp4", "jump/x.mp4", "run/x.v1.mp4"]))
+    assert listing.groups == ("file run/x", "file run/x", None, None)
 
 
 def test_joining_is_transitive() -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import UserError, first_few
@@ -75,12 +75,14 @@ VIDEO_SUFFIXES = {
 
 def is_video_name(name: str) -> bool:
     """Whether a file's name ends as those of videos do."""
-    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+    return video_stem(name) != name.rpartition("/")[2]
 
 
 def video_stem(name: str) -> str:
     """A file's name without the suffix of a video; any other dot belongs to the name: ``jump.v0`` is not ``jump``."""
-    return PurePosixPath(name).stem if is_video_name(name) else PurePosixPath(name).name
+    name = name.rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix.lower()}" in VIDEO_SUFFIXES else name
 
 
 def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> list[str | None]:
