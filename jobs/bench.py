@@ -1,4 +1,7 @@
-"""``python -m jobs.bench NAME``: speed against a floor measured in the same run, or growth with size."""
+"""``python -m jobs.bench NAME``: speed against a floor measured in the same run, or growth with size.
+
+Each benchmark is imported when it is asked for: some need Ray or decord, which the others do without.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.command import DONE, add_config, positive, run
-from pipeline.bench.copies import bench_copies
-from pipeline.bench.decode import VIDEOS, bench_decode
-from pipeline.bench.end_to_end import LEAST_STEPS
 from pipeline.bench.figures import LEAST_BLOCKS, small
-from pipeline.bench.loader import bench_loader
-from pipeline.bench.scale import bench_scale
-from pipeline.bench.simulate import Site, simulate
-from pipeline.bench.step import bench_step
-from pipeline.bench.stream import bench_stream
-from pipeline.bench.views import VIEW_CLIPS, bench_views
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.manifest.scale import measure_sizes
 
 Options = argparse.Namespace
 Figures = dict[str, Any]
@@ -37,39 +30,59 @@ def _config(options: Options) -> Config:
 
 
 def _stream(options: Options) -> Figures:
+    from pipeline.bench.stream import bench_stream
+
     return bench_stream(_config(options), options.steps, options.repeats)
 
 
 def _decode(options: Options) -> Figures:
+    from pipeline.bench.decode import VIDEOS, bench_decode
+
     return bench_decode(_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
 
 
 def _copies(options: Options) -> Figures:
+    from pipeline.bench.copies import bench_copies
+    from pipeline.bench.decode import VIDEOS
+
     sides = _numbers(options.sides, "--sides", "256,128")
     return bench_copies(_config(options), sides, options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
 
 
 def _loader(options: Options) -> Figures:
+    from pipeline.bench.loader import bench_loader
+
     return bench_loader(_config(options), options.steps, options.repeats)
 
 
 def _views(options: Options) -> Figures:
+    from pipeline.bench.views import VIEW_CLIPS, bench_views
+
     return bench_views(_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIEW_CLIPS)
 
 
 def _step(options: Options) -> Figures:
+    from pipeline.bench.end_to_end import LEAST_STEPS
+    from pipeline.bench.step import bench_step
+
     return bench_step(_config(options), options.steps, options.repeats, QUICK_STEPS if options.quick else LEAST_STEPS)
 
 
 def _scale(options: Options) -> Figures:
+    from pipeline.bench.scale import bench_scale
+
     return bench_scale(_config(options), _sizes(options.rows), options.steps, options.repeats)
 
 
 def _simulate(options: Options) -> Figures:
+    from pipeline.bench.simulate import Site, simulate
+
     return simulate(Site.parse(options.overrides), options.steps)
 
 
 def _manifest(options: Options) -> Figures:
+    from pipeline.manifest.scale import measure_sizes
+
     return {"sizes": measure_sizes(_sizes(options.rows))}
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import UserError, first_few
 from pipeline.evaluation.predict import Results, evaluate
 from pipeline.folder_lock import lock_folder
 from pipeline.run_folder import read_run
-from pipeline.studies.run import reserve
+from pipeline.studies.run import reserve_to_score
 from pipeline.studies.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
     found = source_of_other_data(saved) if other else None
     source = found.source if found else source_of_run(saved)
-    resources = reserve(saved.config)
+    resources = reserve_to_score(saved.config, len(source.evaluated(saved.config.evaluation.split)))
     results = _results(saved, source, found, out)
     summary = evaluate(source, saved.config, saved.weights, saved.step, resources, results)
     for name in ("primary", "auxiliary", "mean"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.command import DONE, run
 from pipeline.errors import UserError
 from pipeline.evaluation.files import predict_files, write_file_predictions
-from pipeline.studies.run import reserve
+from pipeline.studies.run import reserve_to_score
 from pipeline.studies.saved_run import open_saved_run, source_of_files
 
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out is not None and not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
     saved = open_saved_run(options.run_folder, overrides, ("evaluation.", "scale."))
-    predictions = predict_files(source_of_files(saved), saved.config, saved.weights, files, reserve(saved.config))
+    resources = reserve_to_score(saved.config, len(files))
+    predictions = predict_files(source_of_files(saved), saved.config, saved.weights, files, resources)
     classes = saved.classes
     for one in predictions:
         if one.scores:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 
 from jobs.command import DONE, FAILED, add_config, positive, run
-from pipeline.cluster import answers
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.run_folder import lock_run
@@ -93,6 +92,8 @@ def _reserved(prepared: Prepared) -> str:
     """What the run reserves of the cluster, if there is one. Raises UserError if it does not fit."""
     if prepared.run.config.scale.workers == 0:
         return "reserves: nothing, it runs in this process"
+    from pipeline.cluster import answers  # scale.workers=0 works where Ray is not installed
+
     if not answers():
         return "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
     resources = reserve(prepared.run.config)

@@ -24,7 +24,6 @@ from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.device import own_device
 from pipeline.clips.plan import shares, worker_rows
 from pipeline.clips.source import Source, open_source
-from pipeline.cluster import check_cluster, connect_one
 from pipeline.config import Config
 from pipeline.manifest.isolation import num_cores
 from pipeline.manifest.progress import progress
@@ -32,7 +31,6 @@ from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
 from pipeline.stream.batches import make_deal
 from pipeline.training.fit import fit_here
-from pipeline.training.on_ray.fit import fit_on_ray
 
 LINES = 16
 """Of metrics in the steps that are timed: the first quarter is start-up."""
@@ -88,6 +86,9 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
         if config.scale.workers == 0:
             fit_here(prepared)
         else:
+            from pipeline.cluster import check_cluster, connect_one  # scale.workers=0 works where Ray is not installed
+            from pipeline.training.on_ray.fit import fit_on_ray
+
             connect_one("bench step")
             fit_on_ray(prepared, check_cluster(prepared.run.config))
         lines = [line for line in read_metrics(prepared.run.folder) if steps // 4 < line["step"] <= steps]

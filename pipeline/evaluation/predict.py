@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Grid, Source
@@ -46,6 +47,17 @@ def predict(source: Source, config: Config, weights: Path, videos: Ints, resourc
 
         parts = score_on_ray(source, resources, scorer, grid, size)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def needs_cluster(config: Config, videos: int) -> bool:
+    """Whether scores of so many videos are worth a Ray cluster: not with ``scale.workers=0``, and not for a few views, unless
+    ``scale.gpu=true`` asks for a GPU that this machine does not have."""
+    few = _num_views(config, videos) <= FEW_VIEWS and not (config.scale.gpu is True and not torch.cuda.is_available())
+    return config.scale.workers > 0 and not few
+
+
+def _num_views(config: Config, videos: int) -> int:
+    return videos * config.evaluation.clips * config.evaluation.crops
 
 
 def _here(source: Source, scorer: Scorer, grid: Grid, size: int) -> list[Columns]:

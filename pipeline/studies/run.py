@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import run_store
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import evaluate, score
+from pipeline.evaluation.predict import evaluate, needs_cluster, score
 from pipeline.resources import Resources
 from pipeline.run_folder import lock_run, read_metrics, write_text
 from pipeline.training import checkpoint
@@ -112,6 +112,11 @@ def reserve(config: Config, concurrent: int = 1) -> Resources | None:
 
     connect()
     return check_cluster(config, concurrent)
+
+
+def reserve_to_score(config: Config, videos: int) -> Resources | None:
+    """``reserve`` for scores of so many videos; None too where they are so few that this process scores them sooner."""
+    return reserve(config) if needs_cluster(config, videos) else None
 
 
 def evaluated(prepared: Prepared) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ class Outlets:
         self.watch = Watch(config.monitors, num_classes)
         for line in lines:
             self.watch.see(line)
-        self.trackers: list[Tracker] = [TensorBoard(folder)]
+        self.trackers: list[Tracker] = _tensorboard(folder)
         if config.tracking.mlflow:
             self.trackers.append(MLflow(config, folder))
         if config.tracking.wandb:
@@ -98,6 +98,15 @@ def check_tracking(tracking: TrackingSection) -> None:
 def scalars(line: Line) -> dict[str, float]:
     """The numbers of a line, without its step; histograms and what has no value are left out."""
     return {name: float(value) for name, value in line.items() if isinstance(value, int | float) and name != "step"}
+
+
+def _tensorboard(folder: Path) -> list[Tracker]:
+    """TensorBoard's files, or nothing and a remark where tensorboardX is missing: metrics.jsonl has all that they have."""
+    try:
+        return [TensorBoard(folder)]
+    except ImportError:
+        print("note: without tensorboardX no files for TensorBoard are written (pip install tensorboardX)", flush=True)
+        return []
 
 
 class TensorBoard:

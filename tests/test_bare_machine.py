@@ -1,0 +1,101 @@
+"""A machine without Ray, decord, Optuna and TensorBoard trains in one process: their absence is feigned, for children too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.manifest.schema import read_manifest
+
+ABSENT = ("ray", "decord", "fsspec", "optuna", "sqlalchemy", "tensorboardX", "grpc", "mlflow", "wandb", "duckdb", "psycopg")
+HOOK = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of processes, and of those that they start, to which the modules in ABSENT are not installed."""
+    folder = tmp_path_factory.mktemp("absent")
+    (folder / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+    root = Path(__file__).resolve().parent.parent
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}
+
+
+def python(bare: dict[str, str], code: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *words], env=bare, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_absent_modules_cannot_be_imported(bare: dict[str, str]) -> None:
+    """Otherwise the tests below would prove nothing."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        print(name)
+    except ModuleNotFoundError:
+        pass
+"""
+    assert python(bare, code, *ABSENT) == ""
+
+
+COMMANDS = """
+import sys
+from jobs import evaluate, predict, train
+from jobs.command import run
+
+config, storage, video = sys.argv[1:]
+assert run(train.main, ["--config", config, f"run.storage_path={storage}", "train.steps=2"]) == 0
+assert run(train.main, ["--config", config, f"run.storage_path={storage}", "train.steps=2", "--dry-run"]) == 0
+assert run(evaluate.main, [f"{storage}/tiny", "evaluation.clips=1"]) == 0
+assert run(predict.main, [f"{storage}/tiny", video, "scale.workers=2"]) == 0
+"""
+
+
+@pytest.mark.timeout(240)
+def test_a_run_is_trained_evaluated_and_asked_about_a_file(bare: dict[str, str], tiny: Path, tmp_path: Path) -> None:
+    """The manifest says that decord decodes, which PyAV does in its place. One file needs no cluster, whatever
+    ``scale.workers`` says."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    assert "decord" in manifest.table["decoder"].to_pylist()
+    video = manifest.location(int(manifest.rows("test")[0]))
+    printed = python(bare, COMMANDS, str(tiny / "tiny.yaml"), str(tmp_path), video)
+    assert printed.count("note: without tensorboardX no files for TensorBoard are written") == 1
+    assert f"{video}  " in printed and "not predicted" not in printed
+    folder = tmp_path / "tiny"
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[-1])["step"] == 2 and json.loads(lines[-1])["quarantined"] == 0
+    assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["clips"] == 1
+    assert not (folder / "tensorboard").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_step_is_measured(bare: dict[str, str], tiny: Path) -> None:
+    """With the processes that only decode and only compute."""
+    code = "import sys; from jobs import bench; bench.main(sys.argv[1:])"
+    words = ["step", "--json", "--quick", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
+    figures = json.loads(python(bare, code, *words).strip().splitlines()[-1])
+    assert figures["step_over_bare"]["n"] == 1
+
+
+def test_a_command_imports_no_other_one() -> None:
+    """``actnetformer --help`` neither: torch alone takes seconds."""
+    code = "import sys, jobs.__main__; print(*sorted(n for n in sys.modules if n.startswith(('jobs.', 'torch', 'ray'))))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.split() == ["jobs.__main__", "jobs.command"]
