@@ -110,6 +110,26 @@ def test_a_short_folder_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sockets.short_temporary_folder() is None
 
 
+LISTEN = """
+import os
+from multiprocessing.connection import Listener
+print(os.environ['TMPDIR'], Listener(family='AF_UNIX').address)
+"""
+
+
+def test_processes_that_hand_over_tensors_find_a_short_folder(long_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As workers of a DataLoader do: each listens at a socket of its own."""
+    monkeypatch.setenv("TMPDIR", str(long_folder))
+    monkeypatch.setattr("tempfile.tempdir", None)  # asked anew
+    listen = [sys.executable, "-c", LISTEN]
+    assert "AF_UNIX path too long" in subprocess.run(listen, capture_output=True, text=True, check=False).stderr
+    with sockets.short_temporary_folder_of_children():
+        folder, address = subprocess.run(listen, capture_output=True, text=True, check=True).stdout.split()
+    assert Path(folder).resolve() == long_folder.resolve() and address.startswith(folder)
+    assert os.environ["TMPDIR"] == str(long_folder)
+    sockets._remove(Path(folder).parent)
+
+
 @pytest.mark.parametrize("name", ["é" * 40, "a" * 80])
 def test_bytes_count_not_letters(name: str) -> None:
     assert not sockets.fits(Path("/") / name)

@@ -25,6 +25,7 @@ from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.source import Source, open_source
 from pipeline.cluster import connect_one
+from pipeline.cluster.sockets import short_temporary_folder_of_children
 from pipeline.config import ClipSection, Config
 from pipeline.manifest.progress import progress
 from pipeline.methods import make_views
@@ -90,7 +91,9 @@ def loader_rate(source: Source, config: Config, steps: int) -> float:
     loader: Any = DataLoader(
         data, batch_size=source.plan.rows_per_step, num_workers=PROCESSES, multiprocessing_context="spawn", collate_fn=_collate
     )
-    return steady_rate([[time.time() for _ in loader]], source.plan.rows_per_step * source.plan.slots)
+    with short_temporary_folder_of_children():
+        times = [time.time() for _ in loader]
+    return steady_rate([times], source.plan.rows_per_step * source.plan.slots)
 
 
 def _collate(rows: list[dict[str, list[torch.Tensor]]]) -> dict[str, torch.Tensor]:

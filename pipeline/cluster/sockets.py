@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ray
@@ -25,7 +25,10 @@ SOCKET_BYTES = 107
 """Of a socket's path, on Linux."""
 BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_TaskEventsHead")
 """The longest that Ray 2.60 adds to its temporary folder."""
+BELOW_OF_PYTHON = len("/pymp-12345678/listener-12345678")
+"""The same of Python's ``multiprocessing``."""
 PREFIX = "anf-ray-"
+PARENTS = (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm")
 LINK = "r"
 _log = logging.getLogger(__name__)
 
@@ -43,14 +46,31 @@ def short_temporary_folder() -> str | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): set TMPDIR to a folder that can be written") from None
-    link = link_to(folder, [os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"])
+    link = link_to(folder, PARENTS)
     _log.warning("%s is too long a path for Ray's sockets: %s is another name for it while this command runs", folder, link)
     return str(link)
 
 
-def fits(folder: Path) -> bool:
-    """Whether paths of Ray's sockets under ``folder`` are short enough."""
-    return len(os.fsencode(folder)) + BELOW <= SOCKET_BYTES
+@contextlib.contextmanager
+def short_temporary_folder_of_children() -> Iterator[None]:
+    """Within, processes that are started find a short TMPDIR: a DataLoader's workers hand tensors over by sockets in it, and
+    else wait for ever. Raises UserError if there is no place for it."""
+    before = os.environ.get("TMPDIR")
+    folder = Path(tempfile.gettempdir())
+    if not fits(folder, BELOW_OF_PYTHON):
+        os.environ["TMPDIR"] = str(link_to(folder, PARENTS))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TMPDIR", None)
+        else:
+            os.environ["TMPDIR"] = before
+
+
+def fits(folder: Path, below: int = BELOW) -> bool:
+    """Whether paths of sockets under ``folder``, ``below`` bytes longer, are short enough."""
+    return len(os.fsencode(folder)) + below <= SOCKET_BYTES
 
 
 def link_to(folder: Path, parents: Iterable[str]) -> Path:
