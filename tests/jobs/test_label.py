@@ -158,6 +158,33 @@ def test_plain_list(manifest: Manifest, tmp_path: Path) -> None:
     assert len(call(manifest, "--import", "list", tmp_path / "mine.txt").ids) == 2
 
 
+@pytest.mark.parametrize("header", ["path,label\n", "", "# Video Name,Class\n"])
+@pytest.mark.parametrize("labels", [("Archery", "biking"), ("0", "1"), ('"Archery"', "Biking")])
+def test_a_list_with_words_and_a_header(manifest: Manifest, tmp_path: Path, header: str, labels: tuple[str, str]) -> None:
+    text = f"{header}v_Archery_g05_c01.avi,{labels[0]}\nv_Biking_g05_c00.avi,{labels[1]}\n"
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8")
+    assert counts(call(manifest, "--import", "list", tmp_path / "mine.csv")) == [1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["svformer", "videossl", "list"])
+def test_lines_that_mark_unlabeled_videos_are_left_out_and_told(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    text = "v_Archery_g05_c01.avi 0\nv_Biking_g05_c00.avi -1\nv_Biking_g06_c00.avi 1\n"
+    (tmp_path / "train.csv").write_text(text, encoding="utf-8")
+    assert counts(call(manifest, "--import", kind, tmp_path / "train.csv")) == [1, 1, 0]
+    out = capsys.readouterr().out
+    assert "note: 1 of 3 lines of" in out and "mark unlabeled videos and are left out, the first: v_Biking_g05_c00.avi" in out
+
+
+def test_a_list_of_unlabeled_videos_is_no_list_of_labels(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ucf101_train_5_percent_unlabeled_videossl_split.txt"
+    file.write_text("Archery/v_Archery_g05_c01 120 0\n", encoding="utf-8")
+    assert "its name says that its videos are unlabeled" in refused(manifest, capsys, "--import", "videossl", file)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
@@ -171,6 +198,10 @@ def test_plain_list(manifest: Manifest, tmp_path: Path) -> None:
         ),
         ("list", "Biking/v_Biking_g03_c00.avi\n", "none of its 1 videos can be used"),
         ("list", "\n", "names no videos"),
+        ("list", "v_Archery_g05_c01.avi -1\n", "names no labeled videos: all labels mark unlabeled ones"),
+        ("list", "v_Archery_g05_c01.avi Biking\n", "list.txt:1: the label says Biking and Archery here"),
+        ("list", "file,video\nv_Archery_g05_c01.avi,x\n", "file and video could each be the path. Write the header"),
+        ("list", "path,label\nv_Archery_g05_c01.avi\n", "list.txt:2: 1 fields, the header has 2"),
         ("tcl", "x\n", "--import tcl is not known"),
     ],
 )
