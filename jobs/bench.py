@@ -65,7 +65,7 @@ def _step(options: Options) -> Figures:
     from pipeline.bench.end_to_end import LEAST_STEPS
     from pipeline.bench.step import bench_step
 
-    return bench_step(_config(options), options.steps, options.repeats, QUICK_STEPS if options.quick else LEAST_STEPS)
+    return bench_step(_config(options), options.steps, options.repeats, QUICK_STEPS // 2 if options.quick else LEAST_STEPS)
 
 
 def _scale(options: Options) -> Figures:
@@ -125,7 +125,7 @@ BENCHMARKS = {
     ),
     "step": Benchmark(
         _step, "a training step over its networks' passes; decoding, checkpoints",
-        15, {"steps": 4, "repeats": 3}, {"steps": 2, "repeats": 2},
+        15, {"steps": 4, "repeats": 3}, {"steps": 1, "repeats": 2},
     ),
     "scale": Benchmark(
         _scale, "a run's start, time per clip and driver's memory by --rows",
