@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.evaluation.files import predict_files, write_file_predictions
+from pipeline.manifest.sources.files import existing_file
 from pipeline.studies.run import reserve_to_score
 from pipeline.studies.saved_run import open_saved_run, source_of_files
 
@@ -22,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--top", type=int, default=3, metavar="N", help="classes to print for each (default: %(default)s)")
     options = arguments.parse_args(argv)
     overrides = [word for word in options.files if word.startswith(("evaluation.", "scale.")) and "=" in word]
-    files = [word for word in options.files if word not in overrides]
-    if not files:
-        raise UserError("name at least one video file")
+    files = checked_files([word for word in options.files if word not in overrides])
     if options.out is not None and not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
     saved = open_saved_run(options.run_folder, overrides, ("evaluation.", "scale."))
@@ -40,6 +42,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out is not None:
         write_file_predictions(predictions, classes, options.out)
     return DONE
+
+
+KEY = re.compile(r"[a-z_]+(?:\.[a-z_]+)+(?==)")
+"""What a word begins with that overrides a key of the configuration."""
+
+
+def checked_files(words: Sequence[str]) -> list[str]:
+    """The files that the words name, as they are on the disk. Raises UserError for words that can be none."""
+    keys = [word for word in words if KEY.match(word) and not os.path.lexists(word)]
+    if keys:
+        raise UserError("no such files, and only evaluation.* and scale.* can be overridden here:", keys)
+    if wrong := [repr(word) for word in words if not _is_utf8(word)]:
+        raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(wrong))
+    if not words:
+        raise UserError("name at least one video file")
+    files = [existing_file(word) for word in words]
+    if other := [file for file, word in zip(files, words, strict=True) if file != word]:
+        print(f"note: {len(other)} names have another Unicode form on the disk, the first: {other[0]}", file=sys.stderr)
+    return files
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from jobs import label, predict, prepare
 from jobs.command import DONE, keep_files, run
+from pipeline.errors import UserError
 from pipeline.manifest.schema import read_manifest
 from tests.videos import write_numbers
 
@@ -81,3 +83,24 @@ def test_commands_take_files_whose_names_begin_with_a_dash(
     assert "a name that begins with - as ./-name" in capsys.readouterr().err
     assert run(predict.main, ["runs/none", "-0é.mp4"]) == 2  # a file: what is missing is the run
     assert "runs/none is no run folder" in capsys.readouterr().err.replace(str(Path.cwd()) + "/", "")
+
+
+def test_words_of_predict_that_are_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.x=1.mp4").touch()
+    Path(unicodedata.normalize("NFD", "é")).mkdir()
+    stored = unicodedata.normalize("NFD", "é/ü.mp4")
+    Path(stored).touch()
+    assert predict.checked_files(["a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", unicodedata.normalize("NFC", stored)]) == [
+        "a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", stored,
+    ]  # fmt: skip
+    assert "another Unicode form on the disk" in capsys.readouterr().err
+    for words, message in (
+        (["a.mp4", "evalution.clips=1", "data.root=/x"], "no such files, and only evaluation"),
+        (["a\udcff.mp4"], "not UTF-8"),
+        ([], "at least one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict.checked_files(words)

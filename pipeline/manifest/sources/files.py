@@ -121,7 +121,7 @@ def existing_folder(root: str, folder: str) -> str:
     here = "/" if folder.startswith("/") else ""
     for part in folder.strip("/").split("/"):
         try:
-            names = os.listdir(os.path.join(root, here))
+            names = os.listdir(os.path.join(root, here) or ".")
         except OSError:
             return folder
         fits = [part] if part in names else [name for name in names if composed(name) == composed(part)]
@@ -129,6 +129,19 @@ def existing_folder(root: str, folder: str) -> str:
             return folder
         here = os.path.join(here, fits[0])
     return here
+
+
+def existing_file(path: str) -> str:
+    """A local path as it is on the disk, where only its Unicode form differs from that of one file there."""
+    if path.isascii() or "://" in path or os.path.lexists(path):
+        return path
+    folder, name = os.path.split(path)
+    folder = existing_folder("", folder)
+    try:
+        fits = [other for other in os.listdir(folder or ".") if composed(other) == composed(name)]
+    except OSError:
+        return path
+    return os.path.join(folder, fits[0]) if len(fits) == 1 else path
 
 
 def composed(name: str) -> str:
