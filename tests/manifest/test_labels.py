@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +85,15 @@ def test_too_few_names_every_class() -> None:
     assert "class a has 3 usable train videos, 4 are needed" in str(caught.value)
     assert "class c has 2 usable train videos" in str(caught.value)
     assert "class b" not in str(caught.value) and "--labeled" in str(caught.value)
+
+
+def test_videos_of_split_unlabeled_name_the_remedy(tmp_path: Path) -> None:
+    """A class list names the class, so nothing is wrong but that no label of it can be drawn."""
+    table = pa.concat_tables([make_table({"a": 3}), make_table({"b": 2}, "unlabeled")])
+    table = table.set_column(4, "label", pa.array([0] * 3 + [1] * 2, pa.int32()))
+    manifest = write_manifest(table, tmp_path / "m.parquet", ("a", "b"), "/videos", "list")
+    with pytest.raises(UserError, match="class b has 0 usable train videos, 1 are needed; 2 more are of split unlabeled"):
+        draw_labels(manifest, "10%", 0)
 
 
 @pytest.mark.parametrize("spec", ["", "10", "0%", "101%", "-5%", "4", "0/class", "x/class", "4/video", "4/class/5", "ten%"])
