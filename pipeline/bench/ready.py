@@ -16,12 +16,13 @@ from pipeline.clips.seeds import Ints
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.passes import pass_views
+from pipeline.methods.precision import autocast
 from pipeline.stream.batches import to_batch
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip
 from pipeline.training.fit import Prepared, prepare
 from pipeline.training.optim import build_optimizer
-from pipeline.training.step import PRECISIONS, Place, Results, take_step
+from pipeline.training.step import Place, Results, take_step
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Ready:
     def bare(self, batch_norm: Any) -> None:
         """Forward and backward passes of the two networks on the step's views, which end in means instead of losses."""
         self.state.method.zero_grad(set_to_none=True)
-        dtype = PRECISIONS[self.config.train.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(self.device, self.config.train.precision):
             passed = pass_views(self.state.students, self.views, self.weights, batch_norm)
         logits = [said[0].float() for outputs in passed for said in outputs.values() if said[0].requires_grad]
         torch.stack([values.mean() for values in logits]).sum().backward()

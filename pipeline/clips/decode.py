@@ -45,23 +45,41 @@ class Video:
 def decode_clips(video: Video, moment: Moment, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
-    ``moment`` places the clips in time (see ``clip_times``). The shorter side is scaled to ``size`` and a square window is
-    cut at ``window`` (0..1) along the longer side. Raises DecodeError for anything wrong with the file, among them, where it is
-    known without decoding all, a frame count that is not the manifest's.
+    ``moment`` places the clips in time (see ``clip_times``), and a square window is cut at ``window`` (0..1) along the longer
+    side. Raises DecodeError as ``decode_frames`` does.
+    """
+    frames_NHWC, shown = decode_frames(video, [moment], clips, size)
+    left, top = window_corner(window, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
+    square = frames_NHWC[:, top : top + size, left : left + size]
+    return tuple(square[shown_KT[0]] for shown_KT in shown)
+
+
+def decode_frames(
+    video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int
+) -> tuple[UInt8s, tuple[Ints, ...]]:
+    """Decode in one pass what the clips at all K ``moments`` show. Only these frames are kept, and each of them once.
+
+    Returns [N, H, W, 3] uint8 frames in their order, whose shorter side is scaled to ``size``; and for each student [K, T],
+    which of these N frames its clips show. Raises DecodeError for anything wrong with the file, among them, where it is known
+    without decoding all, a frame count that is not the manifest's.
     """
     width, height = scaled_size(video.width, video.height, size)
-    times = clip_times(moment, video.start, video.end, clips)
+    times = [each for moment in moments for each in clip_times(moment, video.start, video.end, clips)]
     try:
         frames_NHWC, starts, wanted = READERS[video.decoder](video, times, width, height)
     except DecodeError:
         raise
     except Exception as error:  # decord and FFmpeg raise many types; all mean that this file failed
         raise DecodeError(f"{type(error).__name__}: {first_line(error)}") from None
-    left, top = round(window * (width - size)), round(window * (height - size))
-    square = frames_NHWC[:, top : top + size, left : left + size]
-    if square.shape[1:] != (size, size, 3):
+    if frames_NHWC.shape[1:] != (height, width, 3):
         raise DecodeError(f"frames of {frames_NHWC.shape[2]}x{frames_NHWC.shape[1]} where {width}x{height} were asked for")
-    return tuple(square[np.searchsorted(wanted, frame_indices(t, starts))] for t in times)
+    shown = [np.searchsorted(wanted, frame_indices(each, starts)) for each in times]
+    return frames_NHWC, tuple(np.stack(shown[student :: len(clips)]) for student in range(len(clips)))
+
+
+def window_corner(window: float, width: int, height: int, size: int) -> tuple[int, int]:
+    """Left and top in pixels of the square of side ``size`` at ``window`` (0..1) along the longer side."""
+    return round(window * (width - size)), round(window * (height - size))
 
 
 def scaled_size(width: int, height: int, size: int) -> tuple[int, int]:

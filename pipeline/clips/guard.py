@@ -8,13 +8,16 @@ way costs one copy in the child.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
 from pipeline.clips.sampling import Moment
+from pipeline.clips.seeds import Ints
 from pipeline.config import ClipSection
 from pipeline.manifest.isolation import Child, Limits, Lost
 
@@ -36,27 +39,50 @@ class Guard:
     ) -> None:
         """``decode_clips`` in a child, into ``out``. Raises DecodeError, also for a hang, a crash and too much memory.
 
+        Videos that hang or crash are remembered, so that a hang costs its time limit once in a process and not once an epoch.
+        """
+        with self._result(decode_clips, video, moment, window, clips, size) as result:
+            for array, clip in zip(out, result, strict=True):
+                np.copyto(array, clip)
+
+    def decode_frames(
+        self, video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int
+    ) -> tuple[UInt8s, tuple[Ints, ...]]:
+        """``decode_frames`` in a child. Raises DecodeError as ``decode`` does.
+
+        What hangs or crashes is remembered if it was a single moment: a pass over several ones says nothing of each.
+        """
+        with self._result(decode_frames, video, moments, clips, size, remember=len(moments) == 1) as (frames, shown):
+            return frames.copy(), tuple(each.copy() for each in shown)
+
+    @contextmanager
+    def _result(self, function: Callable[..., Any], video: Video, *words: Any, remember: bool = True) -> Iterator[Any]:
+        """``function(video, *words)``, in memory that is the child's. Raises DecodeError.
+
         A crash is believed when it happens twice: the first may have been the kernel's choice on a machine without memory, or
         the memory that videos before it had leaked.
-        Such videos are remembered, so that a hang costs its time limit once in a process and not once an epoch.
         """
         if video in self._lost:
             raise DecodeError(self._lost[video])
         with self._lock:
-            child = self._idle.pop() if self._idle else Child(decode_clips, self.limits)
+            child = self._idle.pop() if self._idle else Child(call, self.limits)
         try:
-            result = child.call(video, moment, window, clips, size)
+            result = child.call(function, video, *words)
             if isinstance(result, Lost) and result.doubtful:
-                result = child.call(video, moment, window, clips, size)
+                result = child.call(function, video, *words)
             if isinstance(result, Lost):
-                if len(self._lost) < MAX_KNOWN:
+                if remember and len(self._lost) < MAX_KNOWN:
                     self._lost[video] = f"decoder: {result.reason}"
                 raise DecodeError(f"decoder: {result.reason}")
-            for array, clip in zip(out, result, strict=True):
-                np.copyto(array, clip)
+            yield result
         finally:
             with self._lock:
                 self._idle.append(child)
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a child runs: ``function`` comes by its name."""
+    return function(*arguments)
 
 
 @cache

@@ -6,7 +6,7 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
 from pipeline.clips.guard import guard
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import Moment
@@ -31,8 +31,6 @@ from pipeline.manifest.schema import Manifest
 Columns = dict[str, npt.NDArray[Any]]
 Clips = tuple[UInt8s, UInt8s]
 """Primary's and auxiliary's."""
-Grid = tuple[Ints, Floats, Floats]
-"""Manifest row, moment and window of every test view."""
 MAX_SUBSTITUTES = 32
 """Candidates for a slot before the run stops."""
 
@@ -105,7 +103,10 @@ class Source:
         }
 
     def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
-        """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed."""
+        """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed.
+
+        Every view opens its file: for several ones of a video, ``video_frames.decode_videos`` opens it once.
+        """
         primary, auxiliary = self._blank(len(videos))
         reasons = []
         for place, (video, moment, window) in enumerate(zip(videos, moments, windows, strict=True)):
@@ -129,6 +130,11 @@ class Source:
         else:
             for array, clip in zip(out, decode_clips(*words), strict=True):
                 np.copyto(array, clip)
+
+    def frames(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
+        """Frames of one video that both students' clips at these moments show, as ``decode_frames`` gives them."""
+        words = (self.video(video), moments, self.clips, self.size)
+        return guard(self.limits).decode_frames(*words) if self.limits is not None else decode_frames(*words)
 
     def evaluated(self, split: str) -> Ints:
         """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -124,8 +125,17 @@ class EvaluationSection(Section):
     """Clips per video, evenly spaced in time."""
     crops: Literal[1, 3] = 3
     """1: the center square; 3: both ends and the center of the longer side."""
-    batch_videos: int = Field(8, ge=1)
-    """Views that go through the students at once."""
+    batch_views: int | None = Field(None, ge=1)
+    """Views that go through the students at once; by default 64 on a GPU and 8 on a CPU. Where a GPU's memory does not hold as
+    many, half of them, as often as it takes. The scores are the same but for rounding."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_name(cls, tree: Any) -> Any:
+        """Folders of earlier runs say ``batch_videos``, which counted views as well."""
+        if isinstance(tree, Mapping) and "batch_videos" in tree and "batch_views" not in tree:
+            return {"batch_views" if name == "batch_videos" else name: value for name, value in tree.items()}
+        return tree
 
 
 class ScaleSection(Section):

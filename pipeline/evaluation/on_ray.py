@@ -8,27 +8,30 @@ import numpy as np
 import ray
 import ray.data
 
-from pipeline.clips.source import Columns, Grid, Source
+from pipeline.clips.seeds import Floats, Ints
+from pipeline.clips.source import Columns, Source
 from pipeline.evaluation.scorer import Scorer
 from pipeline.resources import Resources
-from pipeline.stream.on_ray import ray_views, told_by_task
+from pipeline.stream.on_ray import ray_videos, told_by_task
 
 
 class BlockScorer(Scorer):
     """The same of a block of the stream, which is a single row of Ray's."""
 
     def __call__(self, columns: Columns) -> Columns:
-        """[1, n, ...] in, [1, n, ...] out."""
-        scores = super().__call__({name: values[0] for name, values in columns.items()})
-        return {name: np.asarray(values)[None] for name, values in scores.items()}
+        """Columns of ``decode_videos`` [1, ...] in, scores of all their views [1, n, ...] out."""
+        parts = list(self.score_videos([self.block({name: values[0] for name, values in columns.items()})]))
+        return {name: np.concatenate([part[name] for part in parts])[None] for name in parts[0]}
 
 
-def score_on_ray(source: Source, resources: Resources, scorer: tuple[Any, ...], grid: Grid, size: int) -> list[Columns]:
-    """Scores of the views of ``grid`` in their order, ``size`` a part; ``scorer`` are the arguments of ``Scorer``.
+def score_on_ray(
+    source: Source, resources: Resources, scorer: tuple[Any, ...], videos: Ints, moments: Floats, size: int
+) -> list[Columns]:
+    """Scores of the videos' test views in their order, ``size`` videos a part; ``scorer`` are the arguments of ``Scorer``.
 
     Raises UserError where a decode task ended with one.
     """
-    scores = ray_views(source, grid, size, resources).map_batches(
+    scores = ray_videos(source, videos, moments, size, resources).map_batches(
         BlockScorer,
         fn_constructor_args=scorer,
         batch_size=None,

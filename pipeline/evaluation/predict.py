@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.clips.seeds import Floats, Ints
-from pipeline.clips.source import Columns, Grid, Source
+from pipeline.clips.source import Columns, Source
+from pipeline.clips.video_frames import decode_videos
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
-from pipeline.evaluation.protocol import average_views, view_grid
-from pipeline.evaluation.scorer import Scorer
+from pipeline.evaluation.protocol import average_views, clip_moments
+from pipeline.evaluation.scorer import Block, Scorer, views_at_once
 from pipeline.manifest.isolation import num_cores
 from pipeline.methods import STUDENTS
 from pipeline.resources import Resources
@@ -35,17 +36,18 @@ FEW_VIEWS = 256
 def predict(source: Source, config: Config, weights: Path, videos: Ints, resources: Resources | None) -> Columns:
     """Scores of every view of the given manifest rows: ``video``, ``reason`` [n] and both students' [n, K].
 
-    On the cluster with ``resources``, in this process without, and for a few views.
+    A video's file is opened once for all of its views. On the cluster with ``resources``; in this process without, and for a
+    few views.
     """
-    grid = view_grid(np.asarray(videos, dtype=np.int64), config.evaluation.clips, config.evaluation.crops)
-    size = config.evaluation.batch_videos
+    rows, moments = np.asarray(videos, dtype=np.int64), clip_moments(config.evaluation.clips)
     scorer = config.model_dump(mode="json"), len(source.manifest.classes), str(weights)
-    if resources is None or (not resources.gpu and len(grid[0]) <= FEW_VIEWS):
-        parts = _here(source, Scorer(*scorer), grid, size)
+    if resources is None or (not resources.gpu and _num_views(config, len(rows)) <= FEW_VIEWS):
+        parts = _here(source, Scorer(*scorer), rows, moments)
     else:
         from pipeline.evaluation.on_ray import score_on_ray  # only where scale.workers asks for Ray
 
-        parts = score_on_ray(source, resources, scorer, grid, size)
+        size = max(1, views_at_once(config, resources.gpu) // _num_views(config, 1))
+        parts = score_on_ray(source, resources, scorer, rows, moments, size)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -60,14 +62,11 @@ def _num_views(config: Config, videos: int) -> int:
     return videos * config.evaluation.clips * config.evaluation.crops
 
 
-def _here(source: Source, scorer: Scorer, grid: Grid, size: int) -> list[Columns]:
-    videos, moments, windows = grid
-    blocks = [slice(start, start + size) for start in range(0, len(videos), size)]
+def _here(source: Source, scorer: Scorer, videos: Ints, moments: Floats) -> list[Columns]:
+    def decode(video: int) -> Block:
+        return scorer.block(decode_videos(source, np.array([video]), moments))
 
-    def decode(block: slice) -> Columns:
-        return source.views(videos[block], moments[block], windows[block])
-
-    return list(map(scorer, map_ahead(decode, blocks, ahead=num_cores())))
+    return list(scorer.score_videos(map_ahead(decode, videos.tolist(), ahead=num_cores())))
 
 
 def score(

@@ -10,11 +10,15 @@ WINDOWS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
 """Places of the square window on the longer side."""
 
 
+def clip_moments(clips: int) -> Floats:
+    """Where in time the clips of a video lie, 0 to 1."""
+    return np.asarray((np.arange(clips) + 0.5) / clips)
+
+
 def view_grid(videos: Ints, clips: int, crops: int) -> tuple[Ints, Floats, Floats]:
     """Manifest row, moment and window of every view: each video's ``clips * crops`` views once, side by side."""
-    moments = (np.arange(clips) + 0.5) / clips
     windows = np.array(WINDOWS[crops])
-    grid = np.stack(np.meshgrid(moments, windows, indexing="ij"), axis=-1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(clip_moments(clips), windows, indexing="ij"), axis=-1).reshape(-1, 2)
     return np.repeat(videos, len(grid)), np.tile(grid[:, 0], len(videos)), np.tile(grid[:, 1], len(videos))
 
 

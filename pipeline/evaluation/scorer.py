@@ -1,28 +1,44 @@
-"""Decoded views in, class scores of both students out."""
+"""Decoded test clips in, class scores of both students out."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipeline.clips.modalities import derive
 from pipeline.clips.source import Columns
-from pipeline.clips.views import center_views
-from pipeline.config import parse_config
+from pipeline.clips.video_frames import VideoFrames, ViewBatch, batch_views, to_tensors, unpack
+from pipeline.config import Config, parse_config
+from pipeline.errors import UserError
+from pipeline.evaluation.protocol import WINDOWS
 from pipeline.methods import STUDENTS, build_students
+from pipeline.methods.precision import center_logits
+
+BATCH_VIEWS = {"cuda": 64, "cpu": 8}
+"""Views at once, by device, where ``evaluation.batch_views`` does not say. A GPU needs many to be busy."""
+Block = tuple[Columns, dict[str, torch.Tensor]]
+"""Columns of ``decode_videos`` and their ``to_tensors``."""
+_log = logging.getLogger(__name__)
+
+
+def views_at_once(config: Config, gpu: bool) -> int:
+    """``evaluation.batch_views``, or its default for the device."""
+    return config.evaluation.batch_views or BATCH_VIEWS["cuda" if gpu else "cpu"]
 
 
 class Scorer:
-    """Both students of a checkpoint; called with decoded views, returns their softmax scores."""
+    """Both students of a checkpoint, in the run's precision."""
 
     def __init__(self, tree: dict[str, Any], num_classes: int, weights: str, threads: int | None = None) -> None:
         self.config = parse_config(tree)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if threads:
             torch.set_num_threads(threads)
+        self.batch = views_at_once(self.config, self.device.type == "cuda")
         self.students = build_students(self.config, num_classes)
         stored = {key.partition("."): value for key, value in load_file(weights).items()}
         # the running means if there are any; no projection heads, label statistics and teachers, which are for training only
@@ -30,14 +46,66 @@ class Scorer:
         kept = {key: value for (room, _, key), value in stored.items() if room == wanted and ".projection." not in key}
         self.students.load_state_dict(kept)
         self.students.to(self.device).eval()
+        if self.device.type == "cuda" and self.config.train.channels_last:
+            self.students.to(memory_format=torch.channels_last_3d)
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Of decoded clips (``Source.views``): ``video`` [n], ``reason`` [n], and [n, K] float32 scores of both students."""
+        scores = self._scores({name: torch.from_numpy(np.array(columns[name])).to(self.device) for name in STUDENTS})
+        return {"video": columns["video"], "reason": columns["reason"], **_fetch(scores)}
+
+    def score_videos(self, blocks: Iterable[Block]) -> Iterator[Columns]:
+        """The same of all clips x crops of the videos of ``decode_videos``, in their order, a batch of views at a time.
+
+        Scores are fetched when the next batch has been given to the device, which therefore need not wait. Raises UserError
+        if not even one view fits into the GPU's memory.
+        """
+        windows, before = WINDOWS[self.config.evaluation.crops], None
+        for batch in batch_views(self._unpack(blocks), windows, self.config.data.decode_size, self.batch):
+            scores = self._scores(batch.clips)
+            if before is not None:
+                yield _columns(*before)
+            before = batch, scores
+        if before is not None:
+            yield _columns(*before)
+
+    def _unpack(self, blocks: Iterable[Block]) -> Iterator[VideoFrames]:
+        for columns, tensors in blocks:
+            yield from unpack(columns, tensors, self.device)
+
+    def block(self, columns: Columns) -> Block:
+        """Decoded videos, ready to be copied to the device; called by the threads that decode."""
+        return columns, to_tensors(columns, pin=self.device.type == "cuda")
+
+    def _scores(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """[n, K] softmax scores by student, on the device; in parts that its memory holds."""
+        number = len(clips[STUDENTS[0]])
+        if number <= self.batch:
+            try:
+                return self._forward(clips)
+            except torch.OutOfMemoryError as error:
+                if number == 1:
+                    said = f"one test view does not fit into the GPU's memory ({error}): use scale.gpu=false"
+                    raise UserError(said) from None
+            self.batch = number // 2
+            _log.warning("%d test views do not fit into the GPU's memory: going on with %d at once", number, self.batch)
+        # not in the handler: its exception holds the tensors of what failed
+        parts = zip(*(values.split(self.batch) for values in clips.values()), strict=True)
+        scores = [self._scores(dict(zip(clips, part, strict=True))) for part in parts]
+        return {name: torch.cat([part[name] for part in scores]) for name in clips}
 
     @torch.inference_mode()
-    def __call__(self, columns: Columns) -> Columns:
-        """``video`` [n], ``reason`` [n], and [n, K] float32 scores of ``primary`` and ``auxiliary``."""
-        scores = {}
-        for name in STUDENTS:
-            clips = torch.from_numpy(np.array(columns[name])).to(self.device)
-            clip = getattr(self.config, name).clip
-            logits_NK, _ = self.students[name](derive(center_views(clips, clip.size), clip.modality))
-            scores[name] = logits_NK.float().softmax(dim=1).cpu().numpy()
-        return {"video": columns["video"], "reason": columns["reason"], **scores}
+    def _forward(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        config = self.config
+        return {
+            name: center_logits(self.students[name], clips[name], getattr(config, name).clip, config.train).softmax(dim=1)
+            for name in STUDENTS
+        }
+
+
+def _fetch(scores: dict[str, torch.Tensor]) -> Columns:
+    return {name: values.cpu().numpy() for name, values in scores.items()}
+
+
+def _columns(batch: ViewBatch, scores: dict[str, torch.Tensor]) -> Columns:
+    return {"video": batch.videos, "reason": np.array(batch.reasons), **_fetch(scores)}

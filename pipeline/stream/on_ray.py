@@ -20,7 +20,9 @@ import torch
 
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.batch import Batch
-from pipeline.clips.source import Columns, Grid, Source
+from pipeline.clips.seeds import Floats, Ints
+from pipeline.clips.source import Columns, Source
+from pipeline.clips.video_frames import decode_videos
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.resources import Resources
@@ -54,16 +56,16 @@ def ray_stream(source: Source, config: Config, first_step: int, resources: Resou
     return _ray_blocks(source, decode, deal.blocks, config.data.blocks_ahead * resources.workers, resources)
 
 
-def ray_views(source: Source, grid: Grid, size: int, resources: Resources) -> ray.data.Dataset:
-    """Decoded test views in their order, ``size`` a block: what ``source.views`` gives, each block a single row of Ray's."""
+def ray_videos(source: Source, videos: Ints, moments: Floats, size: int, resources: Resources) -> ray.data.Dataset:
+    """Videos in their order, each decoded once for its clips at all ``moments``, ``size`` a block: what ``decode_videos``
+    gives, each block a single row of Ray's."""
     planned = source.manifest.fingerprint
 
-    def decode(shared: tuple[Source, Grid], block: int) -> Columns:
-        here, (videos, moments, windows) = shared
-        part = slice(block * size, (block + 1) * size)
-        return here.planned_on(planned).views(videos[part], moments[part], windows[part])
+    def decode(shared: tuple[Source, Ints], block: int) -> Columns:
+        here, rows = shared
+        return decode_videos(here.planned_on(planned), rows[block * size : (block + 1) * size], moments)
 
-    return _ray_blocks((source, grid), decode, -(-len(grid[0]) // size), 4 * resources.workers, resources)
+    return _ray_blocks((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
 
 
 def _ray_blocks(

@@ -13,12 +13,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.clips.plan import Plan, largest_share
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, first_unlabeled_step, loss_weights
+from pipeline.methods.precision import autocast
 from pipeline.stream.batches import make_deal
 from pipeline.training.equipment import blocks_of, equip
 from pipeline.training.fit import Prepared
 from pipeline.training.loop import part_shares
 from pipeline.training.optim import build_optimizer
-from pipeline.training.step import PRECISIONS
 
 MB = 1e6
 
@@ -147,9 +147,9 @@ def activations(method: Any, views: Views, config: Config) -> dict[str, int]:
             for block in blocks_of(student):
                 block.register_forward_pre_hook(enters)
     weights: LossWeights = loss_weights(config.method, config.train.steps - 1)
-    dtype = PRECISIONS[config.train.precision]
+    cast = autocast(torch.device("cpu"), config.train.precision)
     what = "activations"
-    with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with saved_tensors_hooks(note, lambda tensor: tensor), cast:
         try:
             method(views, weights)
         except DataDependentOutputException:  # TCL counts pseudo-classes; both students' passes come before

@@ -10,18 +10,19 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from pipeline.clips.modalities import derive
 from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
-from pipeline.clips.views import center_views
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.manifest import content
 from pipeline.manifest.isolation import num_cores
+from pipeline.methods.precision import center_logits
 from pipeline.stream.in_process import map_ahead
 
 LOOKED_AT = 8
 """Files of the evaluated split that are looked for before a run starts: some may be missing, but not all."""
+BATCH_VIEWS = 8
+"""Videos at once, where ``evaluation.batch_views`` does not say: few, because a GPU holds all of the training beside them."""
 
 
 def held_out_videos(source: Source) -> Ints:
@@ -68,12 +69,12 @@ def _is_there(location: str) -> bool:
 def accuracies(method: nn.Module, source: Source, config: Config, alive: Callable[[], None]) -> dict[str, float]:
     """Share of the held-out videos that each student names right, by one view in the middle of each.
 
-    As evaluation does it: fp32, running means of weights if there are any. A video that cannot be decoded counts as wrong.
-    Nothing of the training changes: BatchNorm's statistics stay, and no random number is drawn. ``alive`` is called after
-    every ``evaluation.batch_videos`` videos.
+    As evaluation does it: in the run's precision, by running means of weights if there are any. A video that cannot be decoded
+    counts as wrong. Nothing of the training changes: BatchNorm's statistics stay, and no random number is drawn. ``alive`` is
+    called after every batch.
     """
     students: nn.ModuleDict = getattr(method, "averages", None) or method.students  # type: ignore[assignment]
-    videos, size = held_out_videos(source), config.evaluation.batch_videos
+    videos, size = held_out_videos(source), config.evaluation.batch_views or BATCH_VIEWS
     blocks = [videos[start : start + size] for start in range(0, len(videos), size)]
 
     def decode(block: Ints) -> Columns:
@@ -98,6 +99,5 @@ def accuracies(method: nn.Module, source: Source, config: Config, alive: Callabl
 def _right(student: nn.Module, views: Columns, source: Source, config: Config, name: str) -> int:
     clip = getattr(config, name).clip
     clips = torch.from_numpy(views[name]).to(next(student.parameters()).device)
-    logits_NK, _ = student(derive(center_views(clips, clip.size), clip.modality))
-    said = logits_NK.argmax(dim=1).cpu().numpy()
+    said = center_logits(student, clips, clip, config.train).argmax(dim=1).cpu().numpy()
     return int(((said == source.columns["label"][views["video"]]) & (views["reason"] == "")).sum())

@@ -17,13 +17,13 @@ from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
 from pipeline.methods.monitors import SCORES
+from pipeline.methods.precision import autocast
 from pipeline.methods.workers import set_shares
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.equipment import follow
 from pipeline.training.optim import clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("views", "forward", "backward", "update")
 """What a step spends its time on: names of its ranges in a profile."""
 Results = dict[str, torch.Tensor]
@@ -84,8 +84,7 @@ def _add_gradient(
     """Views, forward and backward of the next of the step's ``parts``, which counts by ``share``."""
     with record_function("views"):
         views = next(parts)
-    dtype, device = PRECISIONS[config.train.precision], views.labels.device
-    with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with record_function("forward"), autocast(views.labels.device, config.train.precision):
         results: Results = wrapped(views, weights)
     with record_function("backward"):
         loss = share * results["loss"]

@@ -11,13 +11,19 @@ from pipeline.clips import decode, guard
 from pipeline.manifest import probe
 
 hoard: list[bytes] = []
-decode_clips = decode.decode_clips
+decode_clips, decode_frames = decode.decode_clips, decode.decode_frames
 
 
 def decode_or_misbehave(video: decode.Video, *rest: Any) -> Any:
     """In the place of ``decode_clips``."""
     _misbehave(os.path.basename(video.location))
     return decode_clips(video, *rest)
+
+
+def frames_or_misbehave(video: decode.Video, *rest: Any) -> Any:
+    """In the place of ``decode_frames``."""
+    _misbehave(os.path.basename(video.location))
+    return decode_frames(video, *rest)
 
 
 def probe_or_misbehave(item: probe.Item) -> probe.Probe:
@@ -42,5 +48,5 @@ def _misbehave(name: str) -> None:
 
 def install() -> None:
     """Make this process's guards use it."""
-    guard.decode_clips = decode_or_misbehave
+    guard.decode_clips, guard.decode_frames = decode_or_misbehave, frames_or_misbehave
     guard.guard.cache_clear()

@@ -13,7 +13,7 @@ import ray
 
 from jobs import prepare, train
 from pipeline.clips import guard
-from pipeline.clips.decode import DecodeError, Video, decode_clips
+from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_frames
 from pipeline.clips.guard import Guard
 from pipeline.clips.source import failures_of, open_source
 from pipeline.config import ClipSection, Config, load_config
@@ -47,7 +47,7 @@ def misbehave() -> Iterator[None]:
     """Decoding in this process's children misbehaves on request."""
     misbehaving.install()
     yield
-    guard.decode_clips = decode_clips
+    guard.decode_clips, guard.decode_frames = decode_clips, decode_frames
     guard.guard.cache_clear()
 
 
@@ -138,6 +138,22 @@ def check(rows: list[int], videos: np.ndarray, failures: list[dict[str, object]]
         assert REASONS[names[planned[row, slot]]] in str(one["reason"])
         candidates = (source.plan.substitute(row, slot, attempt) for attempt in range(1, 33))
         assert videos[row, slot] == next(video for video in candidates if not bad[video])
+
+
+@pytest.mark.usefixtures("misbehave")
+def test_a_pass_over_several_moments_that_hangs_says_nothing_of_a_single_one(tmp_path: Path) -> None:
+    """One moment is remembered, so that the third attempt costs no time; frames are the same as in this process."""
+    good = write_numbers(tmp_path / "good.mp4", frames=12, size=(48, 48))
+    bad = shutil.copy(good, tmp_path / "hang.mp4")
+    one, other = (Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord") for path in (good, bad))
+    here = Guard(Limits(2.0, 256 * 2**20))
+    for moments, known in (([0.2, 0.8], False), ([0.2], True), ([0.2, 0.8], True)):
+        with pytest.raises(DecodeError, match="no result after 2 s"):
+            here.decode_frames(other, moments, CLIP, 32)
+        assert (other in here._lost) == known
+        frames, shown = here.decode_frames(one, [0.2, 0.8], CLIP, 32)
+        expected, (places,) = decode_frames(one, [0.2, 0.8], CLIP, 32)
+        assert np.array_equal(frames, expected) and np.array_equal(shown[0], places)
 
 
 @pytest.mark.usefixtures("misbehave")
