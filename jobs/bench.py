@@ -49,6 +49,12 @@ def _copies(options: Options) -> Figures:
     return bench_copies(_config(options), sides, options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
 
 
+def _evaluate(options: Options) -> Figures:
+    from pipeline.bench.evaluate import EVALUATED, bench_evaluate
+
+    return bench_evaluate(_config(options), options.repeats, QUICK_VIDEOS if options.quick else EVALUATED)
+
+
 def _loader(options: Options) -> Figures:
     from pipeline.bench.loader import bench_loader
 
@@ -114,6 +120,10 @@ BENCHMARKS = {
     "copies": Benchmark(
         _copies, "decoding originals over decoding copies of --sides, in CPU time",
         1, {"sides": "256,128", "repeats": 5}, {"sides": "256,128", "repeats": 2},
+    ),
+    "evaluate": Benchmark(
+        _evaluate, "evaluation by a decode for every view over one for every video",
+        1, {"repeats": 3}, {"repeats": 2},
     ),
     "loader": Benchmark(
         _loader, "the stream and views over a DataLoader that opens per view",

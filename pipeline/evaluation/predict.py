@@ -42,7 +42,7 @@ def predict(source: Source, config: Config, weights: Path, videos: Ints, resourc
     rows, moments = np.asarray(videos, dtype=np.int64), clip_moments(config.evaluation.clips)
     scorer = config.model_dump(mode="json"), len(source.manifest.classes), str(weights)
     if resources is None or (not resources.gpu and _num_views(config, len(rows)) <= FEW_VIEWS):
-        parts = _here(source, Scorer(*scorer), rows, moments)
+        parts = score_here(source, Scorer(*scorer), rows, moments)
     else:
         from pipeline.evaluation.on_ray import score_on_ray  # only where scale.workers asks for Ray
 
@@ -62,7 +62,9 @@ def _num_views(config: Config, videos: int) -> int:
     return videos * config.evaluation.clips * config.evaluation.crops
 
 
-def _here(source: Source, scorer: Scorer, videos: Ints, moments: Floats) -> list[Columns]:
+def score_here(source: Source, scorer: Scorer, videos: Ints, moments: Floats) -> list[Columns]:
+    """Scores of the videos' test views in their order: threads decode, a video each, on all cores."""
+
     def decode(video: int) -> Block:
         return scorer.block(decode_videos(source, np.array([video]), moments))
 

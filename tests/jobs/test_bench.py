@@ -192,6 +192,17 @@ def test_one_size_or_small_ones_are_not_compared(rows: str, tiny: Path, capsys: 
     assert "at least two sizes of 1000 rows or more" in capsys.readouterr().err
 
 
+def test_evaluate_compares_a_decode_a_view_with_one_a_video(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(tiny / "tiny.yaml"), "evaluation.clips=3", "evaluation.crops=3"]
+    assert run(bench.main, ["evaluate", "--json", "--repeats", "1", *words]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (figures["videos"], figures["views"]) == (8, 72) and figures["largest_difference"] == 0
+    before, after = (figures["ways"][f"a decode a {what}"] for what in ("view", "video"))
+    assert (before["decodes"], after["decodes"]) == (72, 8)
+    assert figures["decode_once_ratio"] == pytest.approx(before["seconds"] / after["seconds"], rel=0.1)
+    assert figures["n"] == figures["cpu"]["n"] == 1 and figures["cpu"]["cpu_ratio"] > 0
+
+
 def test_decode_needs_unlabeled_videos(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["decode", "--config", str(tiny / "tiny.yaml"), "method.name=supervised"]) == 2
     assert "bench decode measures unlabeled videos" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""What decoding a test video once for all of its views saves: evaluation as it is, over a decode for every view. No Ray."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from pipeline.bench.figures import ratio
+from pipeline.clips.sampling import Moment
+from pipeline.clips.seeds import Ints
+from pipeline.clips.source import Clips, Columns, Source, open_source
+from pipeline.config import Config
+from pipeline.evaluation.predict import score_here
+from pipeline.evaluation.protocol import clip_moments, view_grid
+from pipeline.evaluation.scorer import Scorer
+from pipeline.manifest.isolation import num_cores
+from pipeline.methods import STUDENTS, build_students
+from pipeline.stream.in_process import map_ahead
+
+EVALUATED = 50
+"""Videos in one repeat, or all of the evaluated split if it has fewer."""
+
+
+@dataclass(frozen=True)
+class CountedSource(Source):
+    """Notes every pass over a file."""
+
+    passes: list[int] = field(default_factory=list)
+
+    def clip(self, video: int, moment: Moment, window: float, out: Clips) -> None:
+        """As ever."""
+        self.passes.append(video)
+        super().clip(video, moment, window, out)
+
+    def frames(self, video: int, moments: Any) -> Any:
+        """As ever."""
+        self.passes.append(video)
+        return super().frames(video, moments)
+
+
+def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[str, Any]:
+    """Wall and CPU seconds of this process for the scores of the first ``most`` videos of the evaluated split, by both ways in turns.
+
+    Students are at random weights, videos are decoded in this process. ``decode_once_ratio`` and ``cpu_ratio``: a decode for
+    every view over one for every video; ``largest_difference`` is that of the scores. Raises UserError.
+    """
+    data = config.data.model_copy(update={"isolate_decoder": False})
+    config = config.model_copy(update={"data": data})
+    opened, _ = open_source(config)
+    videos = opened.evaluated(config.evaluation.split)[:most]
+    source = CountedSource(**{name: value for name, value in vars(opened).items() if name != "columns"})
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
+        scorer = _scorer(config, len(source.manifest.classes), Path(folder) / "model.safetensors")
+    moments = clip_moments(config.evaluation.clips)
+    work: dict[str, Callable[[Ints], list[Columns]]] = {
+        "a decode a view": lambda rows: _view_by_view(source, config, scorer, rows),
+        "a decode a video": lambda rows: score_here(source, scorer, rows, moments),
+    }
+    found, decodes = {}, {}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):  # the first warms up, with one video
+        for name, do in work.items():
+            source.passes.clear()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
+            parts = do(videos if repeat else videos[:1])
+            if repeat:
+                seconds[name].append(time.perf_counter() - begun)
+                cpu_seconds[name].append(time.process_time() - cpu_begun)
+                decodes[name] = len(source.passes)
+                found[name] = np.concatenate([np.stack([part[student] for student in STUDENTS], axis=1) for part in parts])
+    before, after = work
+    return {
+        **ratio("decode_once_ratio", seconds[before], seconds[after]),
+        "cpu": ratio("cpu_ratio", cpu_seconds[before], cpu_seconds[after]),
+        "ways": {
+            name: {
+                "decodes": decodes[name],
+                "seconds": round(float(np.median(seconds[name])), 2),
+                "cpu_seconds": round(float(np.median(cpu_seconds[name])), 2),
+            }
+            for name in work
+        },
+        "largest_difference": float(np.abs(found[before] - found[after]).max()),
+        "videos": len(videos),
+        "views": len(found[after]),
+        "protocol": f"{config.evaluation.clips} x {config.evaluation.crops}, {scorer.batch} views at once",
+        "clips": " and ".join(f"{clip.frames} frames at {clip.fps:g}/s" for clip in source.clips),
+        "precision": config.train.precision,
+        "device": scorer.device.type,
+    }
+
+
+def _scorer(config: Config, classes: int, path: Path) -> Scorer:
+    torch.manual_seed(config.run.seed)
+    students = build_students(config, classes).state_dict()
+    room = "students" if config.train.ema_decay is None else "averages"
+    save_file({f"{room}.{key}": value.contiguous() for key, value in students.items()}, path)
+    return Scorer(config.model_dump(mode="json"), classes, str(path))
+
+
+def _view_by_view(source: Source, config: Config, scorer: Scorer, rows: Ints) -> list[Columns]:
+    videos, moments, windows = view_grid(rows, config.evaluation.clips, config.evaluation.crops)
+    blocks = [slice(start, start + scorer.batch) for start in range(0, len(videos), scorer.batch)]
+
+    def decode(block: slice) -> Columns:
+        return source.views(videos[block], moments[block], windows[block])
+
+    return list(map(scorer, map_ahead(decode, blocks, ahead=num_cores())))
