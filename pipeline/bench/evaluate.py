@@ -47,10 +47,11 @@ class CountedSource(Source):
 
 
 def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[str, Any]:
-    """Wall and CPU seconds of this process for the scores of the first ``most`` videos of the evaluated split, by both ways in turns.
+    """Wall and CPU seconds of this process for the scores of the first ``most`` videos of the evaluated split.
 
-    Students are at random weights, videos are decoded in this process. ``decode_once_ratio`` and ``cpu_ratio``: a decode for
-    every view over one for every video; ``largest_difference`` is that of the scores. Raises UserError.
+    Both ways are measured in turns. Students are at random weights, videos are decoded in this process.
+    ``decode_once_ratio`` and ``cpu_ratio``: a decode for every view over one for every video; ``largest_difference`` is that of
+    the scores. Raises UserError.
     """
     data = config.data.model_copy(update={"isolate_decoder": False})
     config = config.model_copy(update={"data": data})
