@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,36 +44,6 @@ def test_unlisted_files_get_the_scores_of_the_same_listed_ones(
         for name in ("primary", "auxiliary", "mean"):
             np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5)
         assert mine["class"] == manifest.classes[int(np.argmax(theirs["mean"]))]
-
-
-NO_RAY = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "decord"):
-            raise ImportError(name + " is refused")
-
-sys.meta_path.insert(0, Refuse())
-from jobs import evaluate, predict
-folder, *files = sys.argv[1:]
-words = ["scale.workers=2"]
-assert evaluate.main([folder, *words]) == 0
-assert predict.main([folder, *files, *words]) == 0
-"""
-
-
-def test_a_few_files_and_a_small_split_are_scored_without_ray_and_decord(trained: Path, tiny: Path, tmp_path: Path) -> None:
-    """7 files, by the configuration of a run on a cluster: neither is imported."""
-    again = shutil.copytree(trained, tmp_path / "tiny")
-    (again / "evaluation.json").unlink()
-    manifest = read_manifest(tiny / "manifest.parquet")
-    files = [manifest.location(row) for row in manifest.rows("test")[:7]]
-    command = [sys.executable, "-c", NO_RAY, str(again), *files]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
-    assert said.returncode == 0, said.stderr
-    assert [line.split("  ")[0] for line in said.stdout.splitlines()[-7:]] == files
-    assert (again / "evaluation.json").is_file()
 
 
 @pytest.mark.ray
