@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 
 from jobs.command import DONE, FAILED, add_config, positive, run
+from pipeline.clips.device import own_device
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.resources import Resources
 from pipeline.run_folder import lock_run
 from pipeline.studies.overfit import overfit
 from pipeline.studies.run import complete, reserve, train_up_to
 from pipeline.training import dry_run
 from pipeline.training.fit import Prepared, prepare
+from pipeline.training.gpu_memory import check_training
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,23 +87,29 @@ def _dry_run(config: Config) -> int:
 def _show_dry_run(prepared: Prepared) -> int:
     config = prepared.run.config
     print(arithmetic(prepared), flush=True)
-    print("\n".join([*dry_run.arithmetic(prepared), _reserved(prepared)]))
-    print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))))
+    reserved, resources = _reserved(prepared)
+    print("\n".join([*dry_run.arithmetic(prepared), reserved]))
+    print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))), flush=True)
+    check_training(prepared.run, resources)
     return DONE
 
 
-def _reserved(prepared: Prepared) -> str:
+def _reserved(prepared: Prepared) -> tuple[str, Resources | None]:
     """What the run reserves of the cluster, if there is one. Raises UserError if it does not fit."""
     if prepared.run.config.scale.workers == 0:
-        return "reserves: nothing, it runs in this process"
+        device = "GPU" if own_device(prepared.run.config).type == "cuda" else "CPU"
+        return f"reserves: nothing, it runs in this process on the {device}", None
     from pipeline.cluster import answers  # scale.workers=0 works where Ray is not installed
 
     if not answers():
-        return "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
+        if not os.environ.get("RAY_ADDRESS"):
+            own_device(prepared.run.config)
+        said = "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
+        return said, None
     resources = reserve(prepared.run.config)
     assert resources is not None
     worker = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.worker.items())
-    return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}"
+    return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}", resources
 
 
 def arithmetic(prepared: Prepared) -> str:

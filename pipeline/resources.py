@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:  # importing torch is slow
+    from pipeline.hardware import Hardware
 
 LEAST_CPUS = 0.1
 """Smallest fraction given out by itself."""
@@ -33,6 +37,8 @@ class Resources:
     """Of the nodes that may train and decode; empty: all."""
     gpus_per_worker: float = 1.0
     """A fraction where trials share a GPU."""
+    hardware: Hardware | None = None
+    """Of a machine that a worker would run on, where it was asked."""
 
     @property
     def worker(self) -> dict[str, float]:
@@ -105,7 +111,15 @@ def fit_resources(
     check_share(config)
     wanted = least * scale.gpus_per_worker
     if scale.gpu and gpus < wanted:
-        raise UserError(f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}")
+        raise UserError(
+            f"scale.gpu=true needs {wanted:g} GPUs for scale.workers={workers}, the cluster has {gpus:g}: lower scale.workers, "
+            "or set scale.gpu=false to train on CPUs"
+        )
+    if scale.gpu is None and 0 < gpus < wanted:
+        raise UserError(
+            f"scale.workers={workers} needs {wanted:g} GPUs, the cluster has {gpus:g}: lower scale.workers, let workers share "
+            "GPUs (scale.gpus_per_worker=0.5), or set scale.gpu=false to train on CPUs"
+        )
     gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     if scale.min_workers is not None:
         workers = _room(config, cpus, gpus / scale.gpus_per_worker if gpu else None)

@@ -16,7 +16,7 @@ def fit(*words: str, cpus: float = 2, gpus: float = 0) -> object:
 @given(workers=st.sampled_from([1, 2, 4, 8]), cpus=st.integers(1, 256), gpus=st.integers(0, 8))
 def test_what_is_given_out_fits_and_leaves_room_to_decode(workers: int, cpus: int, gpus: int) -> None:
     config = load_config(overrides=[f"scale.workers={workers}", "data.labeled_per_step=8"])
-    if cpus / 2 / workers < 0.1:
+    if cpus / 2 / workers < 0.1 or 0 < gpus < workers:
         with pytest.raises(UserError):
             fit_resources(config, cpus, gpus)
         return
@@ -39,6 +39,13 @@ def test_what_is_missing_is_said() -> None:
         fit(cpus=0)
     with pytest.raises(UserError, match=r"needs 2 GPUs .* the cluster has 1"):
         fit("scale.workers=2", "scale.gpu=true", gpus=1)
+
+
+def test_fewer_gpus_than_workers_are_not_left_unused_in_silence() -> None:
+    with pytest.raises(UserError, match=r"scale\.workers=8 needs 8 GPUs, the cluster has 4: lower .*scale\.gpu=false"):
+        fit("scale.workers=8", cpus=64, gpus=4)
+    assert fit("scale.workers=8", "scale.gpus_per_worker=0.5", cpus=64, gpus=4).gpu  # type: ignore[attr-defined]
+    assert not fit("scale.workers=8", "scale.gpu=false", cpus=64, gpus=4).gpu  # type: ignore[attr-defined]
 
 
 TRAIN, DECODE = Node(8, 4, {"role": "train"}), Node(32, 0, {"role": "decode", "zone": "a"})

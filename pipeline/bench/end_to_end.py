@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
-from pipeline.bench.ready import Ready, prepared_alone, ready_here
+from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.device import own_device
 from pipeline.clips.plan import shares, worker_rows
@@ -31,6 +31,7 @@ from pipeline.resources import check_share
 from pipeline.run_folder import read_metrics
 from pipeline.stream.batches import make_deal
 from pipeline.training.fit import fit_here
+from pipeline.training.gpu_memory import check_training
 
 LINES = 16
 """Of metrics in the steps that are timed: the first quarter is start-up."""
@@ -53,6 +54,7 @@ def bench_end_to_end(config: Config, steps: int, repeats: int, least: int = LEAS
     actual, ideal, alone = [], [], []
     for _ in progress(range(repeats), repeats, "repeats end to end"):
         actual.append(1 / run_seconds(config, steps, more))
+        free_memory()  # for the processes that compute
         with Apart(config) as apart:
             decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
             beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
@@ -90,7 +92,9 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
             from pipeline.training.on_ray.fit import fit_on_ray
 
             connect_one("bench step")
-            fit_on_ray(prepared, check_cluster(prepared.run.config))
+            resources = check_cluster(prepared.run.config)
+            check_training(prepared.run, resources)
+            fit_on_ray(prepared, resources)
         lines = [line for line in read_metrics(prepared.run.folder) if steps // 4 < line["step"] <= steps]
     return float(sum(line["seconds/step"] for line in lines) / len(lines))
 
@@ -153,10 +157,11 @@ def _compute(tree: str, rank: int, workers: int, threads: int, folder: str, step
 def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Ready:
     keep_freed_memory()
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
+    config = Config.model_validate_json(tree)
+    if own_device(config).type == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        prepared = prepared_alone(Config.model_validate_json(tree), folder, 1)
+        prepared = prepared_alone(config, folder, 1)
         rows = prepared.run.plan.rows_per_step
         ready = ready_here(prepared, worker_rows([0], rows, rank, workers)[0])
     if workers == 1:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.decode import Video
+from pipeline.clips.device import own_device
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.clips.source import Source, open_source
@@ -58,14 +59,14 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "loader_videos_per_second": statistics.median(loaders),
         "views_per_step": source.plan.rows_per_step * 2 * (1 + 2 * source.plan.unlabeled_per_labeled),
         "videos_per_repeat": videos * steps,
-        "views_made_on": "cuda" if torch.cuda.is_available() else "cpu",
+        "views_made_on": own_device(config).type,
     }
 
 
 def stream_views_rate(source: Source, config: Config, cpus: float) -> float:
     """Videos per second of the stream and one consumer that makes their views."""
     (shard,) = ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device(config).type
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
     return steady_rate([times], source.plan.rows_per_step * source.plan.slots, make_deal(source, config, 0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.seeds import Ints
 from pipeline.config import Config
+from pipeline.hardware import set_switches
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.passes import pass_views
 from pipeline.methods.precision import autocast
@@ -21,6 +23,7 @@ from pipeline.stream.batches import to_batch
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip
 from pipeline.training.fit import Prepared, prepare
+from pipeline.training.gpu_memory import check_training
 from pipeline.training.optim import build_optimizer
 from pipeline.training.step import Place, Results, take_step
 
@@ -77,6 +80,8 @@ def prepared_alone(config: Config, folder: str, steps: int, log_every: int | Non
     tree["tracking"] = {}
     tree["scale"] |= {"workers": workers, "min_workers": None}
     prepared = prepare(Config.model_validate(tree))
+    if workers == 0:
+        check_training(prepared.run, None)
     prepared.open()
     return prepared
 
@@ -87,6 +92,7 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
     device = own_device(config)
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
+    set_switches(config.train)
     torch.manual_seed(config.run.seed)
     method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, device).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
@@ -98,3 +104,10 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
     batch = to_batch(prepared.source.rows(rows))
     views = make_views(batch, config, config.run.seed, device, weights.use_unlabeled, weights.use_strong)
     return Ready(prepared, state, batch, views, weights, Place(0, device, 1.0), method)
+
+
+def free_memory() -> None:
+    """Give back to the GPU what this process has no use for any more, so that another process finds it."""
+    gc.collect()  # activation checkpointing leaves cycles
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.bench.end_to_end import LEAST_STEPS, bench_end_to_end
 from pipeline.bench.figures import ratio
-from pipeline.bench.ready import Ready, prepared_alone, ready_here
+from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
 from pipeline.clips.allocator import keep_freed_memory
 from pipeline.config import Config
 from pipeline.manifest.progress import progress
@@ -42,10 +42,8 @@ def bench_step(config: Config, steps: int, repeats: int, least: int = LEAST_STEP
     keep_freed_memory()
     quiet = contextlib.redirect_stdout(io.StringIO())  # lines of metrics are printed too
     with quiet, tempfile.TemporaryDirectory() as folder:
-        ready = ready_here(prepared_alone(config, folder, steps))
-        times = _in_turns(_work(ready), steps, repeats)
-        saved = [_checkpoint_seconds(ready, steps) for _ in range(repeats)]
-        logged = [_logging_seconds(ready) for _ in range(repeats)]
+        times, saved, logged, about = _alone(config, folder, steps, repeats)
+    free_memory()  # end to end other processes need the GPU
     whole = times["whole"]
     with_checkpoint = [EVERY * step + cost for step, cost in zip(whole, saved, strict=True)]
     return {
@@ -60,10 +58,22 @@ def bench_step(config: Config, steps: int, repeats: int, least: int = LEAST_STEP
             name: round(1000 * statistics.median(values), 2)
             for name, values in {**times, "one checkpoint": saved, "metrics, a step": logged}.items()
         },
-        "videos_per_step": ready.batch.labels.numel(),
-        "device": ready.device.type,
-        "threads": torch.get_num_threads(),
+        **about,
     }
+
+
+def _alone(
+    config: Config, folder: str, steps: int, repeats: int
+) -> tuple[Times, list[float], list[float], dict[str, Any]]:
+    """Seconds of each kind of work, of checkpoints and of lines of metrics, and where they were measured."""
+    ready = ready_here(prepared_alone(config, folder, steps))
+    times = _in_turns(_work(ready), steps, repeats)
+    saved = [_checkpoint_seconds(ready, steps) for _ in range(repeats)]
+    logged = [_logging_seconds(ready) for _ in range(repeats)]
+    about = {
+        "videos_per_step": ready.batch.labels.numel(), "device": ready.device.type, "threads": torch.get_num_threads()
+    }  # fmt: skip
+    return times, saved, logged, about
 
 
 def _work(ready: Ready) -> dict[str, Callable[[], Any]]:
@@ -98,7 +108,7 @@ def _in_turns(work: dict[str, Callable[[], Any]], steps: int, repeats: int) -> T
 def _seconds(do: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     do()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter() - begun
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.bench.figures import ratio
+from pipeline.clips.device import own_device
 from pipeline.clips.modalities import Modality, check_modalities, derive
 from pipeline.clips.views import center_views, strong_views, weak_views
 from pipeline.config import Config, TimeSection
@@ -33,7 +34,7 @@ VIEW_CLIPS = 32
 def bench_views(config: Config, repeats: int, at_once: int = VIEW_CLIPS) -> dict[str, Any]:
     """Milliseconds per clip of the primary, median over repeats, on the GPU if there is one; and each as a multiple of the
     floor, which is resizing the clip and nothing else."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(config)
     clip, size = config.primary.clip, config.data.decode_size
     clips = torch.randint(0, 256, (at_once, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
     seeds = list(range(at_once))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -17,6 +18,7 @@ from pipeline.cluster.output import harmless_lines_in_a_file
 from pipeline.cluster.sockets import short_temporary_folder
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.hardware import Hardware, check_hardware, read_hardware, uses_gpu
 from pipeline.resources import Node, Resources, fit_nodes
 
 QUIET = {
@@ -137,7 +139,35 @@ def _require_node(address: str) -> None:
 
 
 def check_cluster(config: Config, concurrent: int = 1) -> Resources:
-    """Compare what a run needs with its share of the cluster, one of ``concurrent`` such runs. Raises UserError."""
+    """Compare what a run needs with its share of the cluster, one of ``concurrent`` such runs. Raises UserError.
+
+    Of GPUs, and of compilers where ``train.compile`` needs one, a machine of the cluster is asked.
+    """
     alive = [node for node in ray.nodes() if node["Alive"]]
     machines = [(node["Resources"], node.get("Labels", {})) for node in alive]
-    return fit_nodes(config, [Node(r.get("CPU", 0.0), r.get("GPU", 0.0), labels) for r, labels in machines], concurrent)
+    resources = fit_nodes(config, [Node(r.get("CPU", 0.0), r.get("GPU", 0.0), labels) for r, labels in machines], concurrent)
+    hardware = _ask_hardware(config, resources) if resources.gpu or config.train.compile == "inductor" else None
+    if hardware is None:
+        return resources
+    if resources.gpu and not uses_gpu(config, hardware):
+        raise UserError(
+            f"Ray gives {resources.gpus_per_worker:g} GPU to each worker, but torch cannot use it: {hardware.problem}. Install "
+            "the driver, or a torch for CUDA, on the nodes; scale.gpu=false computes on CPUs"
+        )
+    check_hardware(config, hardware, resources.gpu)
+    return replace(resources, hardware=hardware)
+
+
+def _ask_hardware(config: Config, resources: Resources) -> Hardware | None:
+    """Of a machine that workers may run on; None if its GPUs are busy until ``scale.start_timeout_seconds``: the workers, which
+    wait for the same, look again."""
+    ask = ray.remote(read_hardware).options(
+        num_cpus=0, num_gpus=resources.worker.get("GPU", 0), label_selector=resources.train_labels or None
+    )
+    asked = ask.remote()
+    try:
+        hardware: Hardware = ray.get(asked, timeout=config.scale.start_timeout_seconds)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(asked)
+        return None
+    return hardware

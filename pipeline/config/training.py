@@ -22,8 +22,9 @@ class TrainSection(Section):
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Steps, ascending, at which ``schedule: step`` multiplies the learning rates by 0.1."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast type of the forward passes. fp16 scales the loss so that small gradients stay above 0; a step whose
-    gradients overflow is left out."""
+    """Autocast type of the forward passes. On a GPU fp32's products and convolutions run on the tensor cores (TF32: 10 bits of
+    mantissa), unless ``deterministic``; bf16 needs NVIDIA's Ampere or a later one. fp16 scales the loss so that small gradients
+    stay above 0; a step whose gradients overflow is left out."""
     accumulation: int = Field(1, ge=1)
     """Parts in which a worker takes its rows of a step through the students, one after the other; gradients add up, and the
     memory of activations falls. BatchNorm, the contrast's negatives and label policies see one part at a time, and EMA
@@ -40,7 +41,8 @@ class TrainSection(Section):
     """Keep only what enters a block of a student, and compute the rest again in the backward pass: a third more compute,
     a fraction of the memory. The gradients are the same."""
     deterministic: bool = False
-    """Only algorithms whose sums have a fixed order, on the GPU too, where they are slower; what has none is an error."""
+    """Only algorithms whose sums have a fixed order, on the GPU too, where they are slower; what has none is an error. It also
+    turns off TF32, and cuDNN's search for the fastest algorithm of each shape."""
     channels_last: bool = True
     """Convolution weights as channels_last_3d: the same sums in another order. On one core of a busy machine, forward and
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
@@ -149,7 +151,10 @@ class ScaleSection(Section):
     resize_seconds: float = Field(60.0, gt=0)
     """Elastic: time between two looks whether more workers could join; they begin at the newest checkpoint."""
     gpu: bool | None = None
-    """Whether each worker gets a GPU; by default if the cluster has one for each."""
+    """Whether each worker computes on a GPU, with ``workers: 0`` this process; evaluation, prediction and benchmarks too. By
+    default if there are GPUs; then too few, or a driver that torch cannot use, are errors, as they are with true. A run that
+    the GPU's memory cannot hold by the estimate of ``--dry-run`` is refused before it starts, with the knob that makes it
+    fit."""
     cpus_per_worker: float | None = Field(None, gt=0)
     """CPUs reserved for a worker; by default 1, or half of the CPUs that there are for each worker where that is less. With a
     GPU 2, if that is a quarter of them at most: the others decode (docs/stream.md says how many a GPU needs). A trial with

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from pipeline.clips.device import own_device
 from pipeline.clips.source import Columns
 from pipeline.clips.video_frames import VideoFrames, ViewBatch, batch_views, to_tensors, unpack
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import WINDOWS
+from pipeline.hardware import set_switches
 from pipeline.methods import STUDENTS, build_students
 from pipeline.methods.precision import center_logits
 
@@ -35,7 +37,8 @@ class Scorer:
 
     def __init__(self, tree: dict[str, Any], num_classes: int, weights: str, threads: int | None = None) -> None:
         self.config = parse_config(tree)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device(self.config)
+        set_switches(self.config.train)
         if threads:
             torch.set_num_threads(threads)
         self.batch = views_at_once(self.config, self.device.type == "cuda")

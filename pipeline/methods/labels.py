@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.methods.averages import move_towards
 from pipeline.methods.inputs import STUDENTS, Outputs, Setup, Views
 from pipeline.methods.thresholds import LabelPolicy
 
@@ -70,15 +71,9 @@ class PseudoLabels(nn.Module):
 
     @torch.no_grad()
     def follow(self, students: nn.ModuleDict) -> None:
-        """Move EMA teachers towards the students: call it once a step, before anything else, so that no loop needs to know.
-
-        Buffers (BatchNorm's statistics) are copied, as USB does: they are running means already.
-        """
+        """Move EMA teachers towards the students: call it once a step, before anything else, so that no loop needs to know."""
         for name, teacher in self.teachers.items():
-            for mine, its in zip(teacher.parameters(), students[name].parameters(), strict=True):
-                mine.lerp_(its, 1 - self.section.ema_decay)
-            for kept, its_own in zip(teacher.buffers(), students[name].buffers(), strict=True):
-                kept.copy_(its_own)
+            move_towards(teacher, students[name], 1 - self.section.ema_decay)
 
     @torch.no_grad()
     def say(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ Time is never strided: T frames go in and T maps come out, to be averaged. Tempo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -59,24 +58,21 @@ class SlowResNet(nn.Module):
 
 
 class FramePool(nn.Module):
-    """3x3 maxima of each frame with stride 2. MaxPool3d's gradient has no fixed order of sums on a GPU, so that torch's
-    deterministic mode refuses it; frame by frame, in two dimensions, the same maxima have one."""
+    """3x3 maxima of each frame with stride 2, in two dimensions. MaxPool3d would give the same; its gradient on a GPU adds with
+    atomics, which is slow, most of all in bf16, and has no fixed order of sums, so torch's deterministic mode refuses it."""
 
     def forward(self, maps_NCTHW: torch.Tensor) -> torch.Tensor:
         """[N, C, T, H, W] -> [N, C, T, H / 2, W / 2], rounded up, in the same memory format."""
-        halved: torch.Tensor
-        if not torch.are_deterministic_algorithms_enabled():
-            halved = nn.functional.max_pool3d(maps_NCTHW, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        elif maps_NCTHW.is_contiguous() and not torch.compiler.is_compiling():  # traced convolutions claim to be contiguous
-            halved = _halved(maps_NCTHW.flatten(1, 2)).unflatten(1, maps_NCTHW.shape[1:3])
-        else:  # of channels_last_3d each frame is channels_last: nothing is copied
-            frames = maps_NCTHW.transpose(1, 2)
-            halved = _halved(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
-        return halved
+        # torch.compile's traced convolutions claim to be contiguous
+        if maps_NCTHW.is_contiguous() and not torch.compiler.is_compiling():
+            return torch.unflatten(_halved(maps_NCTHW.flatten(1, 2)), 1, maps_NCTHW.shape[1:3])
+        frames = maps_NCTHW.transpose(1, 2)  # of channels_last_3d each frame is channels_last: nothing is copied
+        return torch.unflatten(_halved(frames.flatten(0, 1)), 0, frames.shape[:2]).transpose(1, 2)
 
 
-def _halved(maps: torch.Tensor) -> Any:
-    return nn.functional.max_pool2d(maps, 3, stride=2, padding=1)
+def _halved(maps: torch.Tensor) -> torch.Tensor:
+    halved: torch.Tensor = nn.functional.max_pool2d(maps, 3, stride=2, padding=1)
+    return halved
 
 
 class Bottleneck(nn.Module):

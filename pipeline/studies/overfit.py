@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.clips.batch import Batch
+from pipeline.clips.device import own_device
 from pipeline.clips.plan import Plan
 from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
@@ -25,6 +26,7 @@ from pipeline.methods import STUDENTS
 from pipeline.run_folder import lock_run, read_metrics, read_run
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here, prepare
+from pipeline.training.gpu_memory import check_training
 
 STEPS = 200
 """At most; fewer with ``train.steps``."""
@@ -71,6 +73,7 @@ def overfit(config: Config, videos: int) -> Verdict:
     smoothing. The run folder is NAME-overfit-N, and only that is replaced. Raises UserError.
     """
     config = overfit_config(config, videos)
+    own_device(config)  # raises before anything is replaced
     with lock_run(config):
         return _overfit(config, videos)
 
@@ -82,6 +85,7 @@ def _overfit(config: Config, videos: int) -> Verdict:
     plan = replace(prepared.run.plan, labeled=chosen)
     prepared = replace(prepared, run=replace(prepared.run, plan=plan), facts={**prepared.facts, "overfit": videos})
     columns = _decoded(prepared.source, chosen)
+    check_training(prepared.run, None)
     prepared.open()
     fit_here(prepared, partial(_batches, plan, columns, prepared.run.config.train.steps))
     return _verdict(prepared, columns)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import run_store
+from pipeline.clips.device import own_device
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, needs_cluster, score
@@ -14,6 +15,7 @@ from pipeline.resources import Resources
 from pipeline.run_folder import lock_run, read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here
+from pipeline.training.gpu_memory import check_training
 
 VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
@@ -29,8 +31,8 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     summary = evaluated(prepared)
     if summary:
         return summary
+    resources = reserve_to_train(prepared, concurrent)
     with lock_run(prepared.run.config):
-        resources = reserve(prepared.run.config, concurrent)
         weights, step = _train(prepared, resources)
         summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
         if prepared.run.store is not None:
@@ -40,10 +42,11 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
 
 def train_up_to(prepared: Prepared, step: int) -> int:
     """Train up to ``step``, as if cut there, and evaluate nothing; returns the step that the run is at. Raises UserError."""
+    part = prepared.up_to(step)
+    resources = reserve_to_train(part) if prepared.step < step else None
     with lock_run(prepared.run.config):
         if prepared.step < step:
-            part = prepared.up_to(step)
-            _train(part, reserve(part.run.config))
+            _train(part, resources)
     return prepared.step
 
 
@@ -73,7 +76,7 @@ def _advance(prepared: Prepared, step: int, concurrent: int) -> dict[str, float]
 
 
 def _score_at(prepared: Prepared, concurrent: int) -> dict[str, Any]:
-    resources = reserve(prepared.run.config, concurrent)
+    resources = reserve_to_train(prepared, concurrent)
     weights, reached = _train(prepared, resources)
     if reached != prepared.run.end:
         folder = prepared.run.folder
@@ -104,9 +107,10 @@ def _fit(prepared: Prepared, resources: Resources | None) -> None:
 def reserve(config: Config, concurrent: int = 1) -> Resources | None:
     """What a run reserves of the cluster, which is joined or started; None for scale.workers=0, which needs no Ray.
 
-    Raises UserError if it does not fit.
+    Raises UserError if it does not fit, and for a GPU or a compiler that is wanted and cannot be used.
     """
     if config.scale.workers == 0:
+        own_device(config)
         return None
     from pipeline.cluster import check_cluster, connect
 
@@ -117,6 +121,14 @@ def reserve(config: Config, concurrent: int = 1) -> Resources | None:
 def reserve_to_score(config: Config, videos: int) -> Resources | None:
     """``reserve`` for scores of so many videos; None too where they are so few that this process scores them sooner."""
     return reserve(config) if needs_cluster(config, videos) else None
+
+
+def reserve_to_train(prepared: Prepared, concurrent: int = 1) -> Resources | None:
+    """``reserve``, and UserError if training would lack memory of the GPU or a compiler; nothing is written before."""
+    resources = reserve(prepared.run.config, concurrent)
+    if prepared.step < prepared.run.end:
+        check_training(prepared.run, resources)
+    return resources
 
 
 def evaluated(prepared: Prepared) -> dict[str, Any] | None:

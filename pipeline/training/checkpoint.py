@@ -278,6 +278,16 @@ def _unpack_optimizers(
         states[student].setdefault(int(number), {})[name] = value
     for student, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[student], "param_groups": optimizer.state_dict()["param_groups"]})
+        _restore_layouts(optimizer)
+
+
+def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Momenta in their parameters' memory format (channels_last_3d), as they were made: files hold contiguous tensors, and an
+    optimizer whose tensors lie in two ways takes them one by one instead of all together."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.zeros_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _sha256(path: Path) -> str:

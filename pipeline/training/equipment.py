@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import TrainSection
 from pipeline.methods import Method
+from pipeline.methods.averages import move_towards
 from pipeline.methods.passes import frozen_statistics
 from pipeline.training.sync_norm import synchronize_norms
 
@@ -39,17 +40,12 @@ def equip(method: Method, train: TrainSection, device: torch.device) -> Method:
     return made
 
 
-@torch.no_grad()
 def follow(method: nn.Module, students: nn.ModuleDict, decay: float | None, step: int) -> None:
     """Move the running means of the students' weights, ``averages``, after a step (from 0); statistics are copied."""
     averages = getattr(method, "averages", None)
     if averages is None or decay is None:
         return
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    for mine, its in zip(averages.parameters(), students.parameters(), strict=True):
-        mine.lerp_(its, share)
-    for kept, its_own in zip(averages.buffers(), students.buffers(), strict=True):
-        kept.copy_(its_own)
+    move_towards(averages, students, 1 - min(decay, (1 + step) / (10 + step)))
 
 
 def blocks_of(student: Any) -> list[nn.Module]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from pipeline.clips.plan import Plan, shares, worker_rows
 from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
+from pipeline.hardware import set_switches
 from pipeline.methods import STUDENTS, build_method
 from pipeline.run_folder import Fingerprints, rewind
 from pipeline.training import checkpoint
@@ -97,9 +97,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     config = run.config
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
-    torch.use_deterministic_algorithms(config.train.deterministic)
-    if config.train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_switches(config.train)
     parts = part_shares(run.plan, config, worker.world)
     method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, worker.device)
     wrapped = worker.wrap(method)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +44,39 @@ def test_what_was_saved_is_restored_bit_for_bit(tmp_path: Path) -> None:
     checkpoint.load(other, path)
     assert (other.step, other.next_row) == (3, 24)
     assert len(tensors(one)) == len(tensors(other)) > 8
+    assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
+def test_momenta_come_back_in_the_memory_format_of_their_parameters(tmp_path: Path, algorithm: str) -> None:
+    """An optimizer takes tensors that lie in two ways one by one; what it computes is the same."""
+
+    def new(seed: int) -> TrainState:
+        torch.manual_seed(seed)
+        method = nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
+        make: Any = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}[algorithm]
+        return TrainState(method, nn.ModuleDict(), {"primary": make(method.parameters(), lr=0.1)}, PRINTS)
+
+    def go_on(one: TrainState, seed: int) -> None:
+        torch.manual_seed(seed)
+        one.optimizers["primary"].zero_grad()
+        one.method(torch.randn(2, 4, 5, 5, 5)).square().mean().backward()
+        one.optimizers["primary"].step()
+        one.step += 1
+
+    def momenta(one: TrainState) -> list[torch.Tensor]:
+        of_weight = one.optimizers["primary"].state[one.method.weight]
+        return [value for value in of_weight.values() if value.ndim == 5]
+
+    one, other = new(0), new(1)
+    for seed in range(3):
+        go_on(one, seed)
+    checkpoint.load(other, checkpoint.save(one, tmp_path))
+    weight: Any = other.method.weight
+    assert weight.stride() == momenta(one)[0].stride() != weight.contiguous().stride()
+    assert [value.stride() for value in momenta(other)] == [weight.stride()] * len(momenta(one))
+    for state_ in (one, other):
+        go_on(state_, 3)
     assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
 
 

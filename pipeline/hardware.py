@@ -1,0 +1,112 @@
+"""What a machine can compute with, and whether a configuration asks for something it lacks; torch's switches for speed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch.utils._triton import has_triton_package
+
+from pipeline.config import Config, TrainSection
+from pipeline.errors import UserError
+
+CPP_COMPILERS, C_COMPILERS = ("g++", "clang++", "c++"), ("gcc", "clang", "cc")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Of one machine, as a process on it sees it."""
+
+    gpus: tuple[str, ...] = ()
+    """Names of the GPUs that torch can use."""
+    gpu_memory: int = 0
+    """Bytes of the GPU that has least."""
+    bf16: bool = False
+    """Whether all of the GPUs compute in bf16."""
+    problem: str = ""
+    """Why torch cannot use CUDA, in its own words; empty where it can."""
+    unusable_gpu: bool = False
+    """Whether the problem is more than that there is no GPU: its driver does not answer or is too old."""
+    cpp_compiler: bool = True
+    """Whether one is installed that torch.compile finds."""
+    gpu_compiler: bool = True
+    """Whether Triton, and the C compiler that it calls, are installed."""
+
+
+def read_hardware() -> Hardware:
+    """Ask torch and the search path; the only place that does."""
+    cpp = bool(os.environ.get("CXX")) or any(map(shutil.which, CPP_COMPILERS))
+    gpu_compiler = has_triton_package() and (bool(os.environ.get("CC")) or any(map(shutil.which, C_COMPILERS)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if not usable:
+        problem = _problem([str(warning.message) for warning in caught])
+        return Hardware((), 0, False, problem, bool(caught), cpp, gpu_compiler)
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    bf16 = torch.version.hip is not None or all(one.major >= 8 for one in found)
+    names = tuple(one.name for one in found)
+    return Hardware(names, min(one.total_memory for one in found), bf16, "", False, cpp, gpu_compiler)
+
+
+def _problem(warned: list[str]) -> str:
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    return " ".join(" ".join(warned).split()) or "torch finds no GPU with an NVIDIA driver on this machine"
+
+
+def uses_gpu(config: Config, hardware: Hardware) -> bool:
+    """Whether a process on this machine computes on its GPU: ``scale.gpu``, or by default if there is one.
+
+    Raises UserError where ``scale.gpu=true`` cannot be obeyed, and where there is a GPU that cannot be used.
+    """
+    if config.scale.gpu is False:
+        return False
+    if hardware.gpus:
+        return True
+    if config.scale.gpu or hardware.unusable_gpu:
+        asked = "scale.gpu=true: " if config.scale.gpu else ""
+        raise UserError(
+            f"{asked}CUDA cannot be used: {hardware.problem}. Install or update the driver, or a torch that fits it; "
+            "scale.gpu=false computes on the CPU"
+        )
+    return False
+
+
+def check_hardware(config: Config, hardware: Hardware, gpu: bool) -> None:
+    """Raises UserError if the GPU does not compute in the run's precision."""
+    if gpu and config.train.precision == "bf16" and not hardware.bf16:
+        raise UserError(
+            f"train.precision=bf16: the GPU ({', '.join(dict.fromkeys(hardware.gpus))}) does not compute in bf16, which needs "
+            "NVIDIA's Ampere or a later one: train with train.precision=fp16; scale.gpu=false computes on the CPU"
+        )
+
+
+def check_compiler(config: Config, hardware: Hardware, gpu: bool) -> None:
+    """Raises UserError if ``train.compile`` needs one that is missing."""
+    if config.train.compile == "inductor" and not (hardware.gpu_compiler if gpu else hardware.cpp_compiler):
+        missing = "Triton and a C compiler (gcc)" if gpu else "a C++ compiler (g++)"
+        raise UserError(
+            f"train.compile=inductor needs {missing}, which this machine lacks: install it, or set train.compile=off"
+        )
+
+
+def set_switches(train: TrainSection) -> None:
+    """Torch's switches, for training, evaluation and prediction alike: fast where ``train.deterministic`` does not forbid it.
+
+    On a GPU, fp32 products and convolutions run on the tensor cores (TF32: 10 bits of mantissa instead of 23, sums in fp32),
+    and cuDNN tries its algorithms on the first clips of each shape. The CPU's results do not depend on them.
+    """
+    torch.use_deterministic_algorithms(train.deterministic)
+    if train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not train.deterministic
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9; a mixture with the older names is an error
+        precision = "ieee" if train.deterministic else "tf32"
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
