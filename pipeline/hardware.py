@@ -104,9 +104,10 @@ def set_switches(train: TrainSection) -> None:
     if train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not train.deterministic
+    # not by cuda.matmul.fp32_precision alone: torch.compile reads the older setting, which would then contradict it
+    torch.set_float32_matmul_precision("highest" if train.deterministic else "high")
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9; a mixture with the older names is an error
-        precision = "ieee" if train.deterministic else "tf32"
-        torch.backends.cuda.matmul.fp32_precision = precision
-        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+        torch.backends.cudnn.conv.fp32_precision = "ieee" if train.deterministic else "tf32"  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]  # of the CPU
     else:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
+        torch.backends.cudnn.allow_tf32 = not train.deterministic

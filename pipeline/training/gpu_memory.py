@@ -61,7 +61,8 @@ def _remedies(config: Config, hardware: Hardware) -> Iterator[dict[str, Any]]:
     parts = [n for n in range(train.accumulation + 1, rows + 1) if rows % n == 0] if whole else []
     half = {"precision": "bf16" if hardware.bf16 else "fp16"}
     precisions: list[dict[str, Any]] = [{}, half] if train.precision == "fp32" else [{}]
-    again: list[dict[str, Any]] = [{}] if train.activation_checkpointing else [{}, {"activation_checkpointing": True}]
+    fixed = train.activation_checkpointing or train.compile != "off"  # which exclude each other
+    again: list[dict[str, Any]] = [{}] if fixed else [{}, {"activation_checkpointing": True}]
     found = [{**a, **b, **c} for a, b, c in product(precisions, again, [{}, *({"accumulation": n} for n in parts)])]
     kinds = ("precision", "activation_checkpointing")
     return iter(sorted((one for one in found if one), key=lambda one: (len(one), *(kind not in one for kind in kinds))))
