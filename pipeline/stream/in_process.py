@@ -13,7 +13,7 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
-from pipeline.clips.source import Columns, Source
+from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.manifest.isolation import num_cores
 from pipeline.resources import worker_cpus
@@ -27,15 +27,15 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
     """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
     the next batch is waited for, and otherwise on those that torch's threads, or the one that keeps a GPU at work, leave, but
     one at least."""
-    steps, cores = range(first_step, config.train.steps), num_cores()
-    busy = torch.get_num_threads() if own_device(config).type == "cpu" else int(worker_cpus(cores, gpu=True))
+    steps, cores, on_gpu = range(first_step, config.train.steps), num_cores(), own_device(config).type == "cuda"
+    busy = int(worker_cpus(cores, gpu=True)) if on_gpu else torch.get_num_threads()
     with Decoders(cores) as decoders:
 
-        def decode(step: int) -> Columns:
-            return source.rows(worker_rows([step], source.plan.rows_per_step, 0, 1)[0], decoders)
+        def decode(step: int) -> Batch:
+            rows = worker_rows([step], source.plan.rows_per_step, 0, 1)[0]
+            return to_batch(source.rows(rows, decoders), pin=on_gpu)
 
-        for columns in map_ahead(decode, steps, ahead):
-            batch = to_batch(columns)
+        for batch in map_ahead(decode, steps, ahead):
             decoders.allow(max(1, cores - busy))
             try:
                 yield batch

@@ -24,9 +24,14 @@ class UploadAhead:
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._coming: tuple[Batch, Any] | None = None
 
+    @property
+    def ahead(self) -> bool:
+        """Whether ``start_next`` does something."""
+        return self._stream is not None
+
     def start_next(self) -> None:
         """Begin to copy the next batch, if there is one: call it when the step of the batch in hand has been launched."""
-        if self._stream is not None and self._coming is None:
+        if self.ahead and self._coming is None:
             batch = next(self._batches, None)
             self._coming = None if batch is None else self._send(batch)
 

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
+from pipeline.stream.batches import to_batch
 from pipeline.stream.in_process import Decoders, local_batches
 
 
@@ -45,9 +46,14 @@ def test_decoding_leaves_cores_to_the_training_while_it_computes(
     monkeypatch.setattr("pipeline.stream.in_process.own_device", lambda _: torch.device(device))
     monkeypatch.setattr("pipeline.stream.in_process.num_cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    pinned: list[bool] = []
+    monkeypatch.setattr(
+        "pipeline.stream.in_process.to_batch", lambda columns, pin: (pinned.append(pin), to_batch(columns))[1]
+    )
     allowed: list[int] = []
     monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
     config = load_config(tiny / "tiny.yaml", ["train.steps=2"])
     for _ in local_batches(open_source(config)[0], config, 0):
         allowed.append(0)
     assert allowed == [left, 0, cores, left, 0, cores]
+    assert pinned == [device == "cuda"] * 2  # copies from other memory would be waited for
