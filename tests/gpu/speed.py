@@ -16,7 +16,7 @@ from pipeline.clips.batch import Batch
 from pipeline.config import Config
 from pipeline.methods import loss_weights, make_views
 from pipeline.methods.passes import pass_views
-from pipeline.training.step import PRECISIONS
+from pipeline.methods.precision import PRECISIONS
 from tests.gpu.plain import Sample, make_loader, take_plain_step
 from tests.gpu.setting import Setting, full_config, make_batch, make_setting, small_config
 from tests.gpu.table import Row, at_least, at_most, measured
