@@ -4,7 +4,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-long check clean
+.PHONY: help .venv demo test test-long gpu-check check clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z.-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,6 +26,9 @@ test: .venv ## the tests of every change
 
 test-long: .venv ## the tests that take minutes
 	$(python) -m pytest -m long
+
+gpu-check: ## what only a GPU can show, in eight minutes, with the python in PATH: it needs neither .venv nor Ray
+	python -m tests.gpu
 
 check: .venv ## style, types and layers
 	$(python) -m ruff check .

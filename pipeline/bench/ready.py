@@ -94,7 +94,7 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
         torch.set_num_threads(config.scale.torch_threads)
     set_switches(config.train)
     torch.manual_seed(config.run.seed)
-    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, device).to(device)
+    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
     if config.train.precision == "fp16":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.clips.plan import Plan, largest_share
@@ -93,7 +93,7 @@ def _built(config: Config, plan: Plan, num_classes: int) -> Any:
     tree["train"] |= {"compile": "off", "sync_batch_norm": False}
     plain = Config.model_validate(tree)
     with torch.random.fork_rng():
-        return equip(build_method(plain, num_classes, *plan.sizes), plain.train, torch.device("cpu"))
+        return equip(build_method(plain, num_classes, *plan.sizes), plain.train)
 
 
 def _forget_values(method: nn.Module) -> None:
@@ -148,13 +148,9 @@ def activations(method: Any, views: Views, config: Config) -> dict[str, int]:
                 block.register_forward_pre_hook(enters)
     weights: LossWeights = loss_weights(config.method, config.train.steps - 1)
     cast = autocast(torch.device("cpu"), config.train.precision)
-    what = "activations"
     with saved_tensors_hooks(note, lambda tensor: tensor), cast:
-        try:
-            method(views, weights)
-        except DataDependentOutputException:  # TCL counts pseudo-classes; both students' passes come before
-            what = "activations, at least"
-    return {what: sum(storage.nbytes() for storage in kept.values())}
+        method(views, weights)
+    return {"activations": sum(storage.nbytes() for storage in kept.values())}
 
 
 def _all_views(views: Views) -> list[torch.Tensor]:

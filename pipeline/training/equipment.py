@@ -18,13 +18,13 @@ from pipeline.methods.passes import frozen_statistics
 from pipeline.training.sync_norm import synchronize_norms
 
 
-def equip(method: Method, train: TrainSection, device: torch.device) -> Method:
+def equip(method: Method, train: TrainSection) -> Method:
     """The method, equipped, before it is distributed. The names of its parameters stay as they are."""
     equipped: Any = method
     if train.channels_last:
         equipped = equipped.to(memory_format=torch.channels_last_3d)
     if train.sync_batch_norm:
-        equipped = synchronize_norms(equipped, device)
+        equipped = synchronize_norms(equipped)
     if train.ema_decay is not None:
         # part of the method, so that every checkpoint has it; without gradient, so that DDP leaves it alone
         equipped.averages = copy.deepcopy(equipped.students).requires_grad_(False)

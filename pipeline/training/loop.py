@@ -99,7 +99,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
     torch.manual_seed(config.run.seed)
     set_switches(config.train)
     parts = part_shares(run.plan, config, worker.world)
-    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train, worker.device)
+    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train)
     wrapped = worker.wrap(method)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())

@@ -1,4 +1,8 @@
-"""BatchNorm whose statistics are those of all workers' clips."""
+"""BatchNorm whose statistics are those of all workers' clips.
+
+torch.nn.SyncBatchNorm exchanges the workers' counts and drops empty ones by a mask, which has every layer wait for the device
+three times; here the counts are known, because rows are dealt by a rule.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.methods.workers import world
+from pipeline.methods.workers import sizes, world
 
 
-def synchronize_norms(method: nn.Module, device: torch.device) -> nn.Module:
-    """The method with every BatchNorm over all workers: torch's on a GPU, which it is limited to, ours elsewhere."""
-    if device.type == "cuda":
-        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        return synchronized
+def synchronize_norms(method: nn.Module) -> nn.Module:
+    """The method with every BatchNorm over all workers."""
     for module in method.modules():
         if type(module) is nn.BatchNorm3d:
             module.__class__ = BatchNormOverWorkers  # same parameters, buffers and names; another forward
@@ -26,20 +27,18 @@ class BatchNormOverWorkers(nn.BatchNorm3d):
     """Mean and variance over the clips of all workers, however many each has, with gradient through both."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """[N, C, T, H, W], normalized."""
+        """[N, C, T, H, W], normalized, in the same type; sums are taken in fp32."""
         if not self.training or world() == 1:
             return super().forward(maps)
         rest, shape = (0, 2, 3, 4), (1, -1, 1, 1, 1)
-        count = torch.tensor([maps.numel() / maps.shape[1]], device=maps.device)
-        sums = _SumOverWorkers.apply(torch.cat([maps.float().sum(dim=rest), count]))
-        total = sums[-1].detach()
-        mean_C = sums[:-1] / total
-        centered = maps - mean_C.view(shape)
-        variance_C = _SumOverWorkers.apply(centered.float().square().sum(dim=rest)) / total
+        total = sum(sizes(len(maps))) * maps[0, 0].numel()  # values of a channel, of all workers
+        mean_C = _SumOverWorkers.apply(maps.float().sum(dim=rest)) / total
+        centered = maps.float() - mean_C.view(shape)
+        variance_C = _SumOverWorkers.apply(centered.square().sum(dim=rest)) / total
         self._follow(mean_C.detach(), variance_C.detach() * total / (total - 1))
         scale_C = torch.rsqrt(variance_C + self.eps) * self.weight
         normalized: torch.Tensor = centered * scale_C.view(shape) + self.bias.view(shape)
-        return normalized
+        return normalized.to(maps.dtype)
 
     @torch.no_grad()
     def _follow(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:

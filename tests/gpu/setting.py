@@ -84,7 +84,7 @@ class Setting:
 def make_setting(config: Config, device: torch.device) -> Setting:
     """A new method on ``device``, the same at every call."""
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, 4096, 2048), config.train, device).to(device)
+    method = equip(build_method(config, CLASSES, 4096, 2048), config.train).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {"config": "check", "manifest": "", "labels": ""})
     if config.train.precision == "fp16":

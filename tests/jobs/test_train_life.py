@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from jobs import train
 from jobs.command import run
@@ -91,7 +90,7 @@ def test_memory_of_every_method_is_counted(method: str) -> None:
 @pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"activation_checkpointing": True}])
 def test_what_is_counted_without_values_is_what_a_real_pass_keeps(train: dict[str, object]) -> None:
     config = small_config(train=train)
-    method = equip(build_method(config, CLASSES, 48, 24), config.train, torch.device("cpu"))
+    method = equip(build_method(config, CLASSES, 48, 24), config.train)
     views = make_views(batch_of(0), config, 0, "cpu")
     real = activations(method, views, config)["activations"]
     assert memory(config, plan_of(), CLASSES)["activations"] == pytest.approx(real, rel=0.02)

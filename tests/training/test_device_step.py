@@ -75,7 +75,7 @@ def _device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _take(config: Config, steps: int = 1) -> list[str]:
     """Copies to the device in each step, all else of which happens there."""
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train, DEVICE).to(DEVICE)
+    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train).to(DEVICE)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     scores = ScoreLog(1, None, 0, 0)  # type: ignore[arg-type]  # nothing is written

@@ -38,7 +38,7 @@ def config_of(**train: Any) -> Config:
 
 def state_of(config: Config) -> checkpoint.TrainState:
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train, torch.device("cpu"))
+    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     state.scaler = torch.amp.GradScaler("cpu") if config.train.precision == "fp16" else None

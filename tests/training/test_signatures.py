@@ -28,7 +28,7 @@ def lines_of(steps: int = 24, change: Callable[[Batch], Batch] = lambda batch: b
     """The lines of a run, one for every four steps."""
     config = small_config(**{**sections, "train": {"warmup_steps": 0, "steps": 1000, **sections.get("train", {})}})
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train, HERE.device)
+    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     lines = []

@@ -47,7 +47,7 @@ def train(case: str, rank: int = 0, world: int = 1) -> tuple[dict[str, torch.Ten
     sections = CASES[case]
     config = small_config(**{**sections, "train": {"warmup_steps": 0, **sections.get("train", {})}})
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train, CPU)
+    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
     wrapped: nn.Module = DistributedDataParallel(method) if world > 1 else method
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})

@@ -21,6 +21,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import nn
 
 from pipeline.clips.batch import Batch
+from pipeline.clips.device import own_device
 from pipeline.clips.plan import largest_share
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
@@ -70,6 +71,8 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     run = replace(run, until=loop_config["until"], profiled=loop_config["profiled"])
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
+    if config.scale.gpu and device.type == "cpu":
+        own_device(config)  # says why CUDA cannot be used on this node
     torch.set_num_threads(config.scale.torch_threads or max(1, num_cores() // context.get_local_world_size()))
     share = largest_share(run.plan.rows_per_step, world)
 
