@@ -119,6 +119,20 @@ def test_rates_fall_at_milestones() -> None:
     )
 
 
+@pytest.mark.parametrize(("method", "passes"), [({}, 3), ({"pseudo_label_weight": 0.0}, 2), ({"name": "supervised"}, 1)])
+def test_views_that_no_loss_looks_at_are_not_made_nor_passed(method: dict[str, Any], passes: int) -> None:
+    """Labeled, weak and strong ones of ActNetFormer; the contrast alone looks at weak ones; and labels need neither."""
+    config = small_config(method=method)
+    state = state_of(config)
+    seen: list[int] = []
+    state.students["primary"].register_forward_pre_hook(lambda module, clips: seen.append(len(clips[0])))
+    results = take_step(state.method, state, batch_of(0), config, HERE)
+    assert seen == [4, 8, 8][:passes]
+    assert ("pseudo_label_loss/primary" in results) == (passes == 3)
+    assert ("contrast_loss" in results) == (passes >= 2)
+    assert float(results["loss"]) > 0
+
+
 def test_compile_with_activation_checkpointing_is_refused_before_a_run_starts() -> None:
     with pytest.raises(UserError, match="compile=aot_eager and activation_checkpointing=true do not work together"):
         config_of(compile="aot_eager", activation_checkpointing=True)
