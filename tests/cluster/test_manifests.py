@@ -145,7 +145,7 @@ def run_config(entrypoint: str, repository: Path) -> Config:
     assert (python, option) == ("python", "-m")
     assert module in {f"jobs.{command}" for command in COMMANDS}
     options = train.parser().parse_args(words)
-    return load_config(repository / options.config, options.overrides)
+    return load_config([repository / file for file in options.config], options.overrides)
 
 
 def _totals(manifest: Tree) -> tuple[float, float]:
@@ -193,7 +193,7 @@ def order_of(words: list[str], repository: Path) -> search.Order:
     """A ``jobs.search`` command, checked as the command itself does before it looks at the data."""
     names = [path.stem for path in search.SPACES.glob("*.yaml")]
     options = search.parser(names).parse_intermixed_args(words)
-    options.config = str(repository / options.config)
+    options.config = [str(repository / file) for file in options.config]
     return search.read_order(options, names)
 
 

@@ -191,7 +191,7 @@ def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: py
         (["list", "none.csv", "out", "--root", "videos"], "list not found"),
         (["list", "none.csv", "out", "--root", "none"], "--root not found"),
         (["folder", "videos", "s3://bucket/out"], "s3://bucket/out is a URI; OUT must be a folder"),
-        (["folder", "videos", "videos/a/0.mp4/out"], "cannot be made or opened: Not a directory"),
+        (["folder", "videos", "videos/a/0.mp4/out"], "cannot be made or written into: Not a directory"),
         (["ucf101", "videos", "out"], "no classInd.txt in"),
         (["ucf101", "videos", "out", "--lists", "lists"], "names no videos: the lists are empty"),
         (["hmdb51", "videos", "out", "--lists", "lists"], "names no videos: the lists are empty"),
