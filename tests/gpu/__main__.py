@@ -19,11 +19,11 @@ from tests.gpu.table import Row, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS: dict[str, tuple[str, str, int]] = {
-    "environment": ("environment", "describe", 45),
-    "correctness": ("correctness", "check_correctness", 130),
-    "speed": ("speed", "check_speed", 150),
+    "environment": ("environment", "describe", 30),
+    "correctness": ("correctness", "check_correctness", 120),
+    "speed": ("speed", "check_speed", 140),
     "learning": ("learning", "check_learning", 100),
-    "compile": ("speed", "check_compiled", 100),
+    "compile": ("speed", "check_compiled", 90),
 }
 """Module, function, and seconds after which it is ended; in the order in which they run, compilation last."""
 

@@ -38,7 +38,7 @@ def check_learning(device: torch.device, small: bool) -> list[Row]:
                 )  # fmt: skip
                 seconds.append(time.perf_counter() - begun)
                 evaluation = json.loads((Path(folder) / "runs" / run / "evaluation.json").read_text(encoding="utf-8"))
-                found[name].append(100 * evaluation["top1"]["mean"])
+                found[name].append(100 * evaluation["mean"]["top1"])
     rows = [measured(f"{name}: top-1 of the mean of both students", values, "%") for name, values in found.items()]
     rows.append(measured(f"a run of {steps} steps, with start and evaluation", seconds, "s"))
     gain = sum(found["actnetformer"]) / len(seeds) - sum(found["supervised"]) / len(seeds)

@@ -79,7 +79,7 @@ def test_the_command_writes_what_its_parts_found(tmp_path: Path, capfd: pytest.C
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["device"] == "cpu" and written["parts"]["environment"]["problem"] == ""
     assert written["parts"]["environment"]["rows"][0]["name"] == "Python"
-    assert "environment (at most 45 s)" in capfd.readouterr().out
+    assert "environment (at most 30 s)" in capfd.readouterr().out
 
 
 def test_a_part_that_takes_too_long_is_ended_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +100,7 @@ def test_rows_say_whether_their_goal_is_met() -> None:
     assert [row.met for row in rows] == [False, True, False]
     shown = lines(rows)
     assert "missed (at most 0.05)" in shown[0] and "met (at least 2)" in shown[1] and "FAILED" in shown[2]
+
+
+def test_all_parts_together_take_eight_minutes_at_most() -> None:
+    assert sum(limit for _, _, limit in check.PARTS.values()) <= 8 * 60
