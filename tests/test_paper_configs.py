@@ -182,7 +182,7 @@ def test_a_dry_run_goes_through(
     name: str, gpus: str | None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command as the files' headers have it, over other videos and without downloading weights."""
-    monkeypatch.setattr("jobs.train.answers", lambda: False)  # whether some Ray runs on this machine is not the question
+    monkeypatch.setattr("pipeline.cluster.answers", lambda: False)  # whether some Ray runs on this machine is not the question
     files = [word for file in files_of(name, gpus) for word in ("--config", file)]
     data = [f"data.manifest={tiny / 'manifest.parquet'}", "data.labels=null", f"run.storage_path={tmp_path / 'runs'}"]
     random = ["primary.network.weights=null", "auxiliary.network.weights=null"]

@@ -67,7 +67,8 @@ def kill_a_worker_after(folder: Path, step: int, killed: list[int]) -> None:
 def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every planned row is trained in its step (the loop asserts it), metrics have no gap, and the loss is the same."""
     words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "train.steps=24"]
-    words += ["primary.optimizer.lr=0.01", "auxiliary.optimizer.lr=0.01"]  # at 0.1 rounding grows to 0.2 % by step 6
+    # at 0.003 rounding stays at 1e-7 for 24 steps; at 0.01 it grows to 0.3 % by step 16
+    words += ["primary.optimizer.lr=0.003", "auxiliary.optimizer.lr=0.003"]
     assert run(train.main, [*words, "run.name=here"]) == 0
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_after, args=(tmp_path / "ray", 8, killed), daemon=True)
@@ -80,7 +81,7 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
     assert [line["step"] for line in there] == [line["step"] for line in here]
     for one, other in zip(here, there, strict=True):
         for name in ("loss", "contrast_loss", "supervised_loss/primary", "supervised_loss/auxiliary"):
-            assert other[name] == pytest.approx(one[name], rel=2e-3), (name, one["step"])
+            assert other[name] == pytest.approx(one[name], rel=1e-5), (name, one["step"])
     assert (tmp_path / "ray" / "predictions.parquet").is_file()
     saved = [[pq.read_table(part) for part in score_parts(tmp_path / name)] for name in ("here", "ray")]
     one, other = (pa.concat_tables(parts).sort_by([("step", "ascending"), ("video", "ascending")]) for parts in saved)
