@@ -87,9 +87,11 @@ def _dry_run(config: Config) -> int:
 def _show_dry_run(prepared: Prepared) -> int:
     config = prepared.run.config
     print(arithmetic(prepared), flush=True)
-    reserved, resources = _reserved(prepared)
-    print("\n".join([*dry_run.arithmetic(prepared), reserved]))
+    print("\n".join(dry_run.arithmetic(prepared)))
     print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))), flush=True)
+    # last: where there is no GPU a run for one can be planned, and then says that there is none
+    reserved, resources = _reserved(prepared)
+    print(reserved, flush=True)
     check_training(prepared.run, resources)
     return DONE
 

@@ -19,6 +19,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.hardware import Hardware
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, first_unlabeled_step, make_views
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study
@@ -183,6 +184,9 @@ def test_a_dry_run_goes_through(
 ) -> None:
     """The command as the files' headers have it, over other videos and without downloading weights."""
     monkeypatch.setattr("pipeline.cluster.answers", lambda: False)  # whether some Ray runs on this machine is not the question
+    h100 = Hardware(gpus=("NVIDIA H100",), gpu_memory=80 * 10**9, bf16=True)
+    for room in ("pipeline.clips.device", "pipeline.training.gpu_memory"):
+        monkeypatch.setattr(f"{room}.read_hardware", lambda: h100)
     files = [word for file in files_of(name, gpus) for word in ("--config", file)]
     data = [f"data.manifest={tiny / 'manifest.parquet'}", "data.labels=null", f"run.storage_path={tmp_path / 'runs'}"]
     random = ["primary.network.weights=null", "auxiliary.network.weights=null"]
