@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.other_data is not None:
         if any(word.startswith("data.manifest=") for word in words):
             raise UserError("--other-data and data.manifest= both name a manifest: the second is for the run's own that moved")
-        words.append(f"data.manifest={options.other_data}")
+        # that of the run, if it recorded one, is where the run's own videos are
+        words = ["data.root=null", *words, f"data.manifest={options.other_data}"]
     read_run(folder)  # whether it is a run folder at all, before its lock makes it one
     out = folder if options.out is None else options.out.expanduser().resolve()
     if out != folder and (out / "facts.json").exists():

@@ -38,6 +38,7 @@ from pipeline.manifest.sources import (
     list_ssv2,
     list_ucf101,
 )
+from pipeline.manifest.sources.files import is_video_name
 from pipeline.manifest.sources.folder import Layout
 from pipeline.manifest.sources.lists import DELIMITERS, ListOptions, parse_columns
 from pipeline.manifest.sources.synonyms import UNLABELED
@@ -57,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with lock_folder(out):
         _prepare(words, out)
     return DONE
+
+
+def _layout(words: argparse.Namespace, out: Path) -> Layout:
+    """What was said of DIR's folders; OUT is none of them, unless it is a folder of videos."""
+    below = "://" not in words.dir and out.parent == Path(words.dir).expanduser().absolute()
+    own = (out.name,) if below and not any(is_video_name(path.name) for path in out.iterdir()) else ()
+    return Layout(words.splits, (*words.skip, *own))
 
 
 def _prepare(words: argparse.Namespace, out: Path) -> None:
@@ -287,9 +295,9 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
     "hmdb51": lambda words, out: list_hmdb51(words.dir, words.lists, words.fold),
     "kinetics": lambda words, out: list_kinetics(words.dir, words.lists),
     "ssv2": lambda words, out: list_ssv2(words.dir, words.lists),
-    "folder": lambda words, out: list_folder(words.dir, Layout(words.splits, tuple(words.skip))),
+    "folder": lambda words, out: list_folder(words.dir, _layout(words, out)),
     "frames": lambda words, out: list_frames(
-        words.dir, words.fps, words.frame_pattern, Layout(words.splits, tuple(words.skip))
+        words.dir, words.fps, words.frame_pattern, _layout(words, out)
     ),
     "list": _list,
     "synthetic": _synthetic,

@@ -60,6 +60,13 @@ def test_folder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.parquet", "manifest.parquet"]
 
 
+def test_a_folder_inside_that_of_the_videos_is_no_class(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice: the second time it holds a manifest."""
+    for _ in range(2):
+        assert call("folder", videos, videos / "out", "--labeled", "1/class") == DONE
+        assert "out" not in read_manifest(videos / "out" / "manifest.parquet").classes
+
+
 def test_the_same_videos_elsewhere_have_the_same_fingerprints(videos: Path, tmp_path: Path) -> None:
     call("folder", videos, tmp_path / "one")
     videos.rename(tmp_path / "moved")

@@ -167,6 +167,17 @@ def test_other_data_on_purpose_is_matched_by_name_and_said(
     assert "Evaluated on other data" in report.path.with_suffix(".md").read_text(encoding="utf-8")
 
 
+def test_other_data_is_not_looked_for_where_the_runs_own_videos_moved_to(folder: Path, tiny: Path) -> None:
+    """A run that recorded ``data.root`` keeps it for its own videos alone."""
+    one = folder / "runs" / "tiny"
+    config = one / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert "root: null" in text
+    config.write_text(text.replace("root: null", f"root: {folder}/moved"), encoding="utf-8")
+    rewrite(tiny, folder / "other", {"drift_up": "a_first_class"})
+    assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet")]) == DONE
+
+
 def test_other_data_can_be_written_elsewhere_and_says_whose_it_is(
     folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
