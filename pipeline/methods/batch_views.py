@@ -13,11 +13,22 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.modalities import derive
 from pipeline.clips.seeds import Floats, Ints, hash64
 from pipeline.clips.upload import Arrays, Tensors, upload
-from pipeline.clips.views import ViewParameters, apply_views, center_pixels, draw_strong, draw_weak, view_seeds
+from pipeline.clips.views import (
+    ViewParameters,
+    apply_views,
+    center_pixels,
+    draw_strong,
+    draw_weak,
+    empty_views,
+    split_clips,
+    view_seeds,
+)
 from pipeline.config import ClipSection, Config, ViewsSection
 from pipeline.methods.inputs import STUDENTS, Views
 
 Kind = Literal["labeled", "weak", "strong"]
+TensorsOfViews = dict[tuple[Kind, str], list[Tensors]]
+"""On the device, the arrays of ``Draw.views``."""
 DRAW: dict[Kind, Callable[[Sequence[int], ViewsSection, int, int], ViewParameters]] = {
     "labeled": draw_weak, "weak": draw_weak, "strong": draw_strong,
 }  # fmt: skip
@@ -27,15 +38,15 @@ DRAW: dict[Kind, Callable[[Sequence[int], ViewsSection, int, int], ViewParameter
 class Draw:
     """What is random in the views of a batch, and the numbers of its videos, on the host."""
 
-    views: dict[tuple[Kind, str], ViewParameters]
-    """By kind and student; only the kinds that are wanted."""
+    views: dict[tuple[Kind, str], list[ViewParameters]]
+    """By kind and student, in the parts that ``split_clips`` makes; only the kinds that are wanted."""
     numbers: Arrays
     """``labels`` [B]; of unlabeled videos ``hidden_labels`` and ``videos`` [U]; ``mixed_shares`` [B] with mixup."""
 
     @property
     def arrays(self) -> list[Arrays]:
         """All that the device needs."""
-        return [self.numbers, *(parameters.arrays for parameters in self.views.values())]
+        return [self.numbers, *(parameters.arrays for parts in self.views.values() for parameters in parts)]
 
 
 def make_views(
@@ -58,14 +69,15 @@ def make_views_of_parts(
     kinds: list[Kind] = ["labeled"]
     if unlabeled:
         kinds += ["weak", "strong"] if strong else ["weak"]
-    draws = [_draw(part, config, seed, kinds) for part in parts]
+    draws = [_draw(part, config, seed, kinds, device) for part in parts]
     tensors = iter(upload([arrays for draw in draws for arrays in draw.arrays], device))
     for part, draw in zip(parts, draws, strict=True):
-        numbers, *of_views = (next(tensors) for _ in draw.arrays)
-        yield _apply(part, config, draw, numbers, dict(zip(draw.views, of_views, strict=True)), device)
+        numbers = next(tensors)
+        of_views: TensorsOfViews = {key: [next(tensors) for _ in parameters] for key, parameters in draw.views.items()}
+        yield _apply(part, config, draw, numbers, of_views, device)
 
 
-def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind]) -> Draw:
+def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind], device: torch.device) -> Draw:
     rows, slots = batch.rows.numpy(), batch.labels.shape[1]
     numbers: Arrays = {"labels": batch.labels[:, 0].numpy()}
     if slots > 1 and "weak" in kinds:
@@ -78,13 +90,12 @@ def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind]) -> Dra
         for student in STUDENTS:
             clip: ClipSection = getattr(config, student).clip
             seeds = view_seeds(seed, rows, [0] if kind == "labeled" else list(range(1, slots)), f"{student}/{kind}")
-            views[kind, student] = DRAW[kind](seeds, config.views, clip.frames, clip.size)
+            parts = split_clips(len(seeds), getattr(batch, student)[:1, 0].numel(), device)
+            views[kind, student] = [DRAW[kind](seeds[part], config.views, clip.frames, clip.size) for part in parts]
     return Draw(views, numbers)
 
 
-def _apply(
-    batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: dict[tuple[Kind, str], Tensors], device: torch.device
-) -> Views:
+def _apply(batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: TensorsOfViews, device: torch.device) -> Views:
     made: dict[Kind, dict[str, torch.Tensor]] = {}
     # convolutions with weights in this layout would copy clips of another one twice, forward and backward
     layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
@@ -95,11 +106,16 @@ def _apply(
             wanted: list[Kind] = [kind for kind, name in draw.views if kind in kinds and name == student]
             if not wanted:
                 continue
-            pixels_NTCHW = center_pixels(clips_BSTHWC[:, slots].flatten(0, 1))
+            clips_NTHWC = clips_BSTHWC[:, slots].flatten(0, 1)
+            count = len(clips_NTHWC)
+            views = {kind: empty_views(count, clip.frames, clip.size, device, layout) for kind in wanted}
+            for number, part in enumerate(split_clips(count, clips_NTHWC[:1].numel(), device)):
+                pixels_NTCHW = center_pixels(clips_NTHWC[part])
+                for kind in wanted:
+                    drawn, there = draw.views[kind, student][number], tensors[kind, student][number]
+                    apply_views(pixels_NTCHW, drawn, there, views[kind][part])
             for kind in wanted:
-                parameters = draw.views[kind, student]
-                views = apply_views(pixels_NTCHW, parameters, tensors[kind, student], clip.size, layout)
-                made.setdefault(kind, {})[student] = derive(views, clip.modality)
+                made.setdefault(kind, {})[student] = derive(views[kind], clip.modality)
     shares = numbers.get("mixed_shares")
     labeled = made["labeled"] if shares is None else {name: mix_clips(made["labeled"][name], shares) for name in STUDENTS}
     return Views(

@@ -17,6 +17,7 @@ from pipeline.clips.views import (
     center_views,
     check_views,
     frame_order,
+    split_clips,
     strong_views,
     view_seeds,
     weak_views,
@@ -81,6 +82,18 @@ def test_a_view_of_an_odd_size_is_the_same_alone_and_in_a_large_batch(make: View
     for number in range(0, 40, 3):
         alone = make(clips[number : number + 1], seeds[number : number + 1], _section(ops=4, magnitude=1.0), 17)
         assert torch.equal(alone[0], together[number])
+
+
+@BOTH
+@pytest.mark.parametrize("at_once", [1, 4, 5])
+def test_views_do_not_depend_on_how_many_clips_the_cache_holds(
+    make: ViewFunction, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, seeds, section = _clips(9), _seeds(9), _section(ops=4, time={"reverse": 0.5})
+    together = make(clips, seeds, section, 16)
+    monkeypatch.setattr("pipeline.clips.views.CACHE", at_once * clips[0].numel() * 4)
+    assert split_clips(9, clips[0].numel(), clips.device)[0] == slice(0, at_once)
+    assert torch.equal(make(clips, seeds, section, 16), together)
 
 
 @BOTH

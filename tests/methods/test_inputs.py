@@ -99,6 +99,15 @@ def test_no_unlabeled_views_where_none_are_wanted_or_there(slots: int) -> None:
     assert views.weak is None and views.strong is None and views.hidden_labels is None
 
 
+def test_a_steps_views_do_not_depend_on_how_many_clips_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = make_views(_batch(), _config(), 9, "cpu")
+    monkeypatch.setattr("pipeline.clips.views.CACHE", 1)
+    alone = make_views(_batch(), _config(), 9, "cpu")
+    for kind in ("labeled", "weak", "strong"):
+        for student, views in getattr(alone, kind).items():
+            assert torch.equal(views, getattr(together, kind)[student])
+
+
 def test_each_view_is_seeded_by_run_row_slot_student_and_kind() -> None:
     batch, config = _batch(), _config()
     views = make_views(batch, config, 9, "cpu")

@@ -172,7 +172,7 @@ def _calls(rows: int, first: int) -> int:
     numbers = torch.zeros(rows, 6, dtype=torch.int64)
     batch = Batch(torch.arange(first, first + rows), numbers, numbers, clips, clips)
     with Calls() as calls:
-        make_views(batch, config, 0, "cpu")
+        make_views(batch, config, 0, DEVICE)
     return calls.names.total()
 
 
