@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import re
 import sys
@@ -68,3 +69,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
+
+
+def hours(text: str) -> float:
+    """Type of an option that is a time limit in hours, above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < 3600 * number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours above 0; write for example 0.5, or leave it out")
+    return number

@@ -30,21 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold_out = parse_share(words.hold_out, "--hold-out") if words.hold_out else 0.0
     if hold_out > 0.5:
         raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
-    manifest = read_manifest(words.manifest)
+    if words.import_ and words.import_[0] not in LINES:
+        raise UserError(f"--import {words.import_[0]} is not known; write {', '.join(LINES)}, and then the file")
     out = _out(words.manifest, words.out)
-    notes: list[str] = []
-    if words.import_:
-        kind, file = words.import_
-        if kind not in LINES:
-            raise UserError(f"--import {kind} is not known; write {', '.join(LINES)}, and then the file")
-        subset, notes = import_labels(manifest, kind, file, words.seed, hold_out)
-    else:
-        option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
-        subset = draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option))
-    with lock_folder(out.parent, WAIT_SECONDS):
+    with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
+        manifest = read_manifest(words.manifest)
+        subset, notes = _choose(manifest, words, hold_out)
         write_labels(subset, manifest, out)
     print(summary(manifest, subset, out, notes))
     return DONE
+
+
+def _choose(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
+    """The subset that the command line asks for, and notes on videos of a published list that are missing here."""
+    if words.import_:
+        return import_labels(manifest, *words.import_, words.seed, hold_out)
+    option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
+    return draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option)), []
 
 
 def _out(manifest: str, given: str | None) -> Path:

@@ -154,8 +154,7 @@ def read_order(options: argparse.Namespace, names: Sequence[str]) -> Order:
     file = find_space(options.space, names)
     space = read_space(file, base)
     pbt = options.algorithm == "pbt"
-    numbers = {"--trials": options.trials, "--concurrent": options.concurrent, "--min-steps": options.min_steps,
-               "--interval": options.interval, "--hours": options.hours}  # fmt: skip
+    numbers = {"--trials": options.trials, "--min-steps": options.min_steps, "--interval": options.interval}
     wrong = [f"{name} must be above 0" for name, number in numbers.items() if number is not None and number <= 0]
     wrong += ["--reduction must be at least 2"] if options.reduction < 2 else []
     wrong += ["--objectives must begin with accuracy"] if options.objectives not in (["accuracy"], ["accuracy", "time"]) else []

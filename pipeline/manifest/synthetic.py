@@ -73,6 +73,9 @@ class Difficulty:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values without a meaning."""
+        for field in dataclasses.fields(self):
+            if not math.isfinite(getattr(self, field.name)):
+                raise ValueError(f"{field.name} must be a finite number, got {getattr(self, field.name)}")
         for name in ("objects", "background_detail"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -89,6 +92,8 @@ class Difficulty:
     @classmethod
     def at(cls, level: float) -> Difficulty:
         """Every field between EASY (0), the defaults (0.5) and HARD (1), linearly; beyond 1 it gets harder still."""
+        if not math.isfinite(level):
+            raise ValueError(f"the level must be a finite number, got {level}")
         low, high, share = (EASY, cls(), level * 2) if level < 0.5 else (cls(), HARD, level * 2 - 1)
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from jobs import label
 from jobs.command import DONE, USER_ERROR, run
+from pipeline.folder_lock import LOCK, Claim
 from pipeline.manifest.build import build_table
 from pipeline.manifest.labels import LabelSubset, read_labels
 from pipeline.manifest.probe import Probe
@@ -21,14 +24,14 @@ from pipeline.manifest.sources import Listing
 CLASSES = ("Archery", "Biking", "HandstandPushups")
 
 
-def make(folder: Path, leak: str | None = None) -> Manifest:
+def make(folder: Path, leak: str | None = None, classes: tuple[str, ...] = CLASSES) -> Manifest:
     """3 classes x 8 groups x 3 clips as in UCF-101, the first two groups of each in test; 20, 16 and 12 videos to learn from.
 
     ``leak``: the hash that one train video shares with one test video.
     """
     ids = [
         f"{c}/v_{c.replace('dst', 'dSt')}_g{g:02d}_c{i:02d}.avi"
-        for k, c in enumerate(CLASSES)
+        for k, c in enumerate(classes)
         for g in range(1, 9 - k)
         for i in range(3)
     ]
@@ -40,8 +43,8 @@ def make(folder: Path, leak: str | None = None) -> Manifest:
     probes = [Probe(50, 25.0, False, 2.0, 160, 120, "h264", 1000, digest, "decord") for digest in hashes]
     probes[ids.index("Biking/v_Biking_g03_c00.avi")] = Probe(status="missing", reason="no such file")
     labels = [name.split("/")[0] for name in ids]
-    listing = Listing("/videos", "ucf101 split 1", tuple(ids), tuple(labels), tuple(groups), tuple(splits), class_list=CLASSES)  # type: ignore[arg-type]
-    return write_manifest(build_table(listing, probes), folder / "manifest.parquet", CLASSES, "/videos", "ucf101 split 1")
+    listing = Listing("/videos", "ucf101 split 1", tuple(ids), tuple(labels), tuple(groups), tuple(splits), class_list=classes)  # type: ignore[arg-type]
+    return write_manifest(build_table(listing, probes), folder / "manifest.parquet", classes, "/videos", "ucf101 split 1")
 
 
 @pytest.fixture
@@ -76,6 +79,20 @@ def test_shares(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     assert counts(balanced) == [6, 6, 6] and balanced.spec == "40%, balanced"
     out = capsys.readouterr().out
     assert "labeled    18 videos, 6 to 6 of each of 3 classes" in out and "unlabeled  26 videos" in out
+
+
+def test_labels_are_of_the_manifest_that_is_there_when_the_folder_is_free(manifest: Manifest, tmp_path: Path) -> None:
+    """Another command replaces the manifest while this one waits for the folder."""
+    prepare = Claim(tmp_path / LOCK)
+    assert prepare.take()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(call, manifest, "--per-class", "2")
+        time.sleep(0.5)  # which yesterday had read the manifest by then
+        make(tmp_path, classes=CLASSES[:2])
+        prepare.release()
+        assert waiting.exception() is not None  # ``call`` reads the labels with the manifest that it was given
+    subset = read_labels(tmp_path / "labels.parquet", read_manifest(manifest.path))
+    assert len(subset.ids) == 4
 
 
 def test_seeds_and_nesting(manifest: Manifest) -> None:

@@ -218,6 +218,8 @@ def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: py
         (["synthetic", "out", "--classes", "99"], "--classes 99 must lie between 2 and 16"),
         (["synthetic", "out", "--videos", "16"], "needs 4; raise --videos"),
         (["synthetic", "out", "--noise", "-1"], "difficulty: noise must not be negative"),
+        (["synthetic", "out", "--noise", "nan"], "difficulty: noise must be a finite number, got nan"),
+        (["synthetic", "out", "--difficulty", "inf"], "difficulty: the level must be a finite number, got inf"),
         (["synthetic", "videos/.."], "was not made by this command"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,12 @@ def test_levels_lie_between_their_ends(level: float) -> None:
 
 def test_difficulty_ends_and_mistakes() -> None:
     assert (Difficulty.at(0), Difficulty.at(0.5), Difficulty.at(1)) == (EASY, Difficulty(), HARD)
-    for wrong in ({"objects": 0}, {"noise": -0.1}, {"contrast": 0.8}, {"min_speed": 0.9, "max_speed": 0.5}, {"min_life": 0.0}):
+    for wrong in ({"objects": 0}, {"noise": -0.1}, {"contrast": 0.8}, {"min_speed": 0.9, "max_speed": 0.5}, {"min_life": 0.0},
+                  {"noise": math.nan}, {"max_life": math.inf}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Difficulty(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the level must be a finite number, got nan"):
+        Difficulty.at(math.nan)
 
 
 def test_folder_is_complete_and_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
