@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _choose(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
     """The subset that the command line asks for, and notes on videos of a published list that are missing here."""
     if words.import_:
-        return import_labels(manifest, *words.import_, words.seed, hold_out)
+        kind, file = words.import_
+        return import_labels(manifest, kind, file, words.seed, hold_out)
     option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
     return draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option)), []
 

@@ -32,7 +32,7 @@ from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-MEANT = "for example --address http://HEAD:8265"
+MEANT = "for example --address http://HEAD:8265, where HEAD is the address of the cluster's head node"
 GCS_PORTS = (6379, 10001)
 """Of drivers: the cluster's own service and Ray Client's."""
 CONNECT_SECONDS = 10.0
@@ -91,13 +91,24 @@ def dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
     """
     named = {"--address": given, **{name: environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}}
     source, address = next(((name, said) for name, said in named.items() if said), ("", DEFAULT_ADDRESS))
+    if address in ("auto", "local"):
+        raise UserError(
+            f"{source} {address} tells a command which cluster to join, but not where jobs are sent: give the dashboard's URL, "
+            f"{MEANT}; on that node itself {DEFAULT_ADDRESS}"
+        )
     scheme, separator, rest = address.rpartition("://")
     try:
         parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname or "HEAD", parts.port
+        host = parts.hostname
+    except ValueError:  # brackets that hold no IPv6 address
+        raise UserError(f"{source} {address} is no URL; give the dashboard's, {MEANT}") from None
+    try:
+        port = parts.port
     except ValueError:
         raise UserError(f"{source} {address}: its port must be a number; give the dashboard's URL, {MEANT}") from None
-    host = f"[{host}]" if ":" in host else host
+    if separator and not host:
+        raise UserError(f"{source} {address} names no host; give the dashboard's URL, {MEANT}")
+    host = f"[{host}]" if ":" in (host or "") else host or "HEAD"
     if separator and scheme.lower() not in ("http", "https"):
         raise UserError(
             f"{source} {address} is not a dashboard's address, which jobs are sent to; give its URL, --address http://{host}:8265"

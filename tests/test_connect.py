@@ -154,6 +154,14 @@ def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.Mo
         ("head:0", "port '0' is no number from 1 to 65535"),
         ("head:65536", "head:6379"),
         ("head:6379 ", "port '6379 ' is no number"),
+        ("http://", "--address http://HEAD:8265 COMMAND, or RAY_ADDRESS=HEAD:6379"),
+        ("http://:8265", "--address http://HEAD:8265 COMMAND, or RAY_ADDRESS=HEAD:6379"),
+        ("http://head:bad", "--address http://head:8265 COMMAND, or RAY_ADDRESS=head:6379"),
+        ("https://head:99999/", "--address https://head:8265 COMMAND, or RAY_ADDRESS=head:6379"),
+        ("http://[x", "RAY_ADDRESS=HEAD:6379 on a machine of the cluster, HEAD being the address of the head node"),
+        ("ray://[x]:1", "--address http://HEAD:8265 COMMAND"),
+        ("http://[fd00::1]:8265", "--address http://[fd00::1]:8265 COMMAND, or RAY_ADDRESS=[fd00::1]:6379"),
+        ("//", "HOST:6379"),
     ],
 )
 def test_what_is_no_address_is_refused_with_the_remedy(named: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:

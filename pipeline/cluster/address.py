@@ -7,6 +7,7 @@ address with a traceback.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,6 +22,8 @@ from pipeline.errors import UserError
 VARIABLE = "RAY_ADDRESS"
 GCS_PORT = 6379
 """Of Ray's cluster service, unless ``ray start --port`` said another."""
+DASHBOARD_PORT = 8265
+"""Of the web server that jobs are sent to, unless ``ray start --dashboard-port`` said another."""
 ANSWER_SECONDS = 5.0
 """For the host's name, its connection and its answer together."""
 TOKEN_REMEDY = "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
@@ -53,26 +56,43 @@ def check_form(address: str) -> None:
         raise UserError(f"{said} {_about_url(scheme.lower(), rest)}")
     host, colon, port = address.rpartition(":")
     if not colon or not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
-        example = f"HOST:{GCS_PORT}" if any(mark in address for mark in ":[]") else f"{address}:{GCS_PORT}"
+        example = f"{address if re.fullmatch(r'[A-Za-z0-9._-]+', address) else 'HOST'}:{GCS_PORT}"
         raise UserError(f"{said} must be HOST:PORT of the cluster's GCS, as `ray start` takes it: {example}; or {UNSET}")
     if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
         raise UserError(f"{said}: port {port!r} is no number from 1 to 65535; write {host}:{GCS_PORT}, or {UNSET}")
 
 
 def _about_url(scheme: str, rest: str) -> str:
-    host = urlsplit(f"//{rest}").hostname or "HOST"
-    join = f"{VARIABLE}={host}:{GCS_PORT} on a machine of the cluster, or {UNSET}"
+    """What is wrong with a URL, and the remedy; what it does not name, or not in a form that can be read, is HEAD or 8265."""
+    named, has_port = _host_and_port(rest)
+    host = named or "HEAD"
+    meant = ", HEAD being the address of the head node" if named is None else ""
+    join = f"{VARIABLE}={host}:{GCS_PORT} on a machine of the cluster{meant}, or {UNSET}"
     if scheme in ("http", "https"):
+        dashboard = f"{scheme}://{rest}" if named and has_port else f"{scheme}://{host}:{DASHBOARD_PORT}"
         return (
-            f"is the address of a dashboard, which `ray job submit` and jobs.submit use: write python -m jobs.submit "
-            f"--address {scheme}://{rest} COMMAND, or {join}"
+            f"is the form of a dashboard's address, which `ray job submit` and jobs.submit use: write python -m jobs.submit "
+            f"--address {dashboard} COMMAND, or {join}"
         )
     if scheme == "ray":
         return (
             "is an address of Ray Client, which a command cannot use, because its run folder and data stream belong on the "
-            f"cluster: write python -m jobs.submit --address http://{host}:8265 COMMAND, or {join}"
+            f"cluster: write python -m jobs.submit --address http://{host}:{DASHBOARD_PORT} COMMAND, or {join}"
         )
     return f"is no address of a Ray cluster: write {join}"
+
+
+def _host_and_port(rest: str) -> tuple[str | None, bool]:
+    """The host of ``HOST[:PORT][/...]`` as URLs write it, None if there is none; and whether its port, if any, is one."""
+    try:
+        parts = urlsplit(f"//{rest}")
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    except ValueError:  # brackets that hold no IPv6 address
+        return None, False
+    try:
+        return host, parts.port != 0
+    except ValueError:
+        return host, False
 
 
 def refusal(address: str) -> Refusal | None:

@@ -48,6 +48,21 @@ def test_path_and_label(root: Path, delimiter: str) -> None:
     assert listing.classes == ("0", "3", "12") and listing.splits is None
 
 
+def test_paths_without_labels_are_refused_with_the_word_for_unlabeled_lists(root: Path) -> None:
+    for text in ("a.mp4\nd e.mp4\n", "f1\nf2\n", "d e.mp4\n"):
+        message = refused(root, text)
+        assert f"0.txt has paths without labels, the first: {text.splitlines()[0]}." in message
+        assert f"write unlabeled={root.parent}/0.txt beside the lists of labeled videos" in message
+    assert f"or write unlabeled={root.parent}/0.txt if its videos have no label" in refused(root, "path\na.mp4\nd e.mp4\n")
+    assert "found 'd e.mp4'; write -1 as its label" in refused(root, "a.mp4,1\na.mp4,1\na.mp4,1\nd e.mp4\n")
+    (root / "test.mp4").touch()
+    texts = {"train": "a.mp4 0\ndeep/b, c.mp4 1\n", "test": "test.mp4 0\n", "unlabeled": "d e.mp4\n"}
+    for split, text in texts.items():
+        (root.parent / f"{split}.txt").write_text(text, encoding="utf-8")
+    words = [f"{split}={root.parent}/{split}.txt" for split in texts]
+    assert list_files(words, ListOptions(str(root))).labels == ("0", "1", "0", None)  # so the remedy works
+
+
 def test_absolute_paths(root: Path) -> None:
     """Those below the root become relative, so that the ids are the same wherever the root is; others stay."""
     (root.parent / "far.mp4").touch()

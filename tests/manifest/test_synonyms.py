@@ -77,7 +77,8 @@ def test_what_may_be_a_split_or_a_class_is_refused_until_the_user_says(tmp_path:
 def test_split_folders_that_do_not_fit_together(tmp_path: Path) -> None:
     videos = [f"{name}/{label}/a.mp4" for name in ("videos_train", "rawframes_train", "part2") for label in ("run", "jump")]
     root = touch(tmp_path, *videos[:4])
-    assert "several are the same split" in refused(root)
+    message = refused(root)
+    assert "several are the same split" in message and "if no video is there twice, all: --splits train=" in message
     assert "none of them is train" in refused(touch(tmp_path / "other", "val/run/a.mp4", "test/run/b.mp4"))
     touch(root, *videos)
     listing = list_folder(root, Layout(splits="train=videos_train,test=part2"))
@@ -85,6 +86,16 @@ def test_split_folders_that_do_not_fit_together(tmp_path: Path) -> None:
     assert any("not named by --splits and left out: other, rawframes_train" in note for note in listing.notes)
     message = refused(root, Layout(splits="train=videos_trian,tset=part2"))
     assert "there is no folder videos_trian" in message and "there is no split tset" in message
+
+
+def test_two_folders_of_one_split_are_read_when_the_user_says_which(tmp_path: Path) -> None:
+    both = touch(tmp_path, *(f"{split}/run/{split}.mp4" for split in ("train", "val", "validation", "test")))
+    message = refused(both)
+    assert "say which to read, --splits test=test,train=train,val=val, or" in message
+    assert message.endswith("all: --splits test=test,train=train,val=val,val=validation")
+    touch(both, *(f"{split}/jump/{split}.mp4" for split in ("train", "val", "validation", "test")))
+    for splits in ("test=test,train=train,val=val", "test=test,train=train,val=val,val=validation"):
+        assert set(splits_of(list_folder(both, Layout(splits=splits))).values()) == {"train", "val", "test"}
 
 
 def test_folders_without_a_video_are_no_classes(tmp_path: Path) -> None:

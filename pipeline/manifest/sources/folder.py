@@ -129,7 +129,12 @@ def _splits(root: str, tops: Sequence[str], given: str | None) -> dict[str, Spli
     if "train" not in found.values():
         raise UserError(f"{root}: {names} are names of splits, and none of them is train; {remedy}")
     if len(set(found.values())) < len(found):
-        raise UserError(f"{root}: of {names} several are the same split, which may hold the same videos twice; {remedy}")
+        first = {split: top for top, split in reversed(found.items())}.values()  # of each split
+        fewer = ",".join(f"{split}={top}" for top, split in found.items() if top in first)
+        raise UserError(
+            f"{root}: of {names} several are the same split, which may hold the same videos twice; say which to read, "
+            f"--splits {fewer}, or, if no video is there twice, all: --splits {example}"
+        )
     return found
 
 

@@ -168,6 +168,11 @@ def _read(
             f"list {file} has lines of a path and {len(layout) - 1} numbers, as of frame folders: say with --fps how many "
             "frames make a second (lists with several labels a video are not supported)"
         )
+    if not header and not given and split != "unlabeled" and all(_is_path_alone(line, delimiter) for _, line in lines):
+        raise UserError(
+            f"list {file} has paths without labels, the first: {lines[0][1].strip()}. If the classes of its videos are "
+            f"unknown, write unlabeled={file} beside the lists of labeled videos, train=FILE and test=FILE; else add the labels"
+        )
     rows = []
     for number, line in lines[1 if header else 0 :]:
         place = f"{file}:{number}"
@@ -217,7 +222,8 @@ def _named(
     if missing and not unclear:
         unclear = [f"it has no column {', '.join(missing)}; it has {', '.join(header)}"]
     if unclear:
-        raise UserError(f"{file}: {'; '.join(unclear)}. Map them with --columns path=...,label=...")
+        unlabeled = f", or write unlabeled={file} if its videos have no label" if missing == ["label"] else ""
+        raise UserError(f"{file}: {'; '.join(unclear)}. Map them with --columns path=...,label=...{unlabeled}")
     if read := [f"{name} from {field}" for name, field in names.items() if name != field and name not in given]:
         unused = [field for field in header if field not in names.values()]
         notes.append(f"header of {file}: {', '.join(read)}" + (f"; not used: {', '.join(unused)}" if unused else ""))
@@ -243,17 +249,23 @@ def _fields(
     line: str, delimiter: str, header: list[str] | None, given: Mapping[str, str], count: int, unlabeled: bool
 ) -> list[str]:
     if header is None and not given:
-        if unlabeled and (is_video_name(line.strip()) or len(line.split(None if delimiter == " " else delimiter)) == 1):
+        if unlabeled and _is_path_alone(line, delimiter):
             return [line.strip().strip('"'), *[""] * (count - 1)]  # an unlabeled list may be one of paths alone
         fields = line.strip().rsplit(None if delimiter == " " else delimiter, count - 1)
         if len(fields) != count:
-            raise ValueError(f"expected {count} fields, found {line!r}")
+            mark = "; write -1 as its label if the class is unknown" if _is_path_alone(line, delimiter) else ""
+            raise ValueError(f"expected {count} fields, found {line!r}{mark}")
         return [field.strip().strip('"') for field in fields]
     fields = next(csv.reader([line.strip()], delimiter=delimiter, skipinitialspace=True))
     needed = len(header) if header else max(map(int, given.values()))
     if len(fields) != needed if header else len(fields) < needed:
         raise ValueError(f"{len(fields)} fields, {'the header has' if header else '--columns names'} {needed}")
     return fields
+
+
+def _is_path_alone(line: str, delimiter: str) -> bool:
+    """Whether a line of a list without a header names a video and no label."""
+    return is_video_name(line.strip()) or len(line.split(None if delimiter == " " else delimiter)) == 1
 
 
 def _row(
