@@ -38,6 +38,11 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # as pathlib tells it, of whatever path a command was given
+            raise
+        print(f"error: {error}: the symbolic link leads back to itself; remove it, or give another path", file=sys.stderr)
+        return USER_ERROR
     except Stopped as stop:
         print(f"{stop.signal_name}: {stop}", file=sys.stderr)
         return stop.exit_code

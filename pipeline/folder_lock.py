@@ -2,12 +2,13 @@
 
 The writer holds a lock file, ``.lock``, that names it, and refreshes it every HEARTBEAT_SECONDS. The library ``filelock``
 does this on every file system on which one process can create a file that others then find there, NFS included; nothing
-depends on the kernel's locks, which some network file systems only keep within one machine. A folder on object storage has
-an object ``.lock`` of the same meaning beside the local folder's lock.
+depends on the kernel's locks, which some network file systems only keep within one machine. Folders on object storage:
+``store_lock``.
 
 A process that died on this machine is recognized at once, by its process id and start time. One that died on another machine
 is recognized by its heart: who asks watches the lock on its own clock, refuses when it is refreshed, and takes it over
-when it was not for DEAD_SECONDS. A writer that finds its lock taken over ends at once, because two would write.
+when it was not for DEAD_SECONDS. A writer that finds its lock taken over or deleted ends at once, because two would write.
+One that cannot reach its lock, because a server does not answer, tries again until it can.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import logging
 import os
 import platform
 import shlex
@@ -25,13 +27,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from filelock import LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
 
-from pipeline import storage
 from pipeline.errors import UserError
 
 LOCK = ".lock"
@@ -42,20 +45,16 @@ DEAD_SECONDS = 60.0
 """Without a refreshment after which a holder on another machine counts as dead: five heartbeats may be late."""
 POLL_SECONDS = 0.2
 """Between two looks at a lock that another process holds."""
-SETTLE_SECONDS = 2.0
-"""Between writing a lock to an object store and reading it again: stores know no "create, unless it is there", and of two
-processes that write within this time the later one has the lock."""
 FIRST_PID_SPACE = 0xEFFFFFFC
 """Number of the kernel's own namespace of process ids; filelock adds those of containers to the host's name."""
+UNREACHABLE = "the lock %s cannot be refreshed (%s): this is tried again every %g s, and the command goes on"
+"""For the log: the lock, the error, HEARTBEAT_SECONDS."""
+_log = logging.getLogger(__name__)
 _held: ContextVar[frozenset[Path]] = ContextVar("held folders", default=frozenset())
 
 
 class FolderTaken(UserError):
     """Another process writes into the folder; the text says which, since when, and what can be done."""
-
-
-class StoreSilent(OSError):
-    """The object store did not answer when its lock was to be taken."""
 
 
 @dataclass(frozen=True)
@@ -100,35 +99,32 @@ def command_line() -> str:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, wait_seconds: float = 0.0, store: str | None = None, remedy: str = "") -> Iterator[None]:
+def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "") -> Iterator[None]:
     """Be the folder's only writer; make it where there is none, and remove it again where it is still empty afterward.
 
-    ``store``: URI of the folder on object storage that ``folder`` is the local copy of. Within it, the same folder can be
-    locked again at no cost. Raises FolderTaken if another process holds it for longer than ``wait_seconds``; UserError if the
-    folder cannot be made or written into; StoreSilent if the store does not answer.
+    Within it, the same folder can be locked again at no cost. Raises FolderTaken if another process holds it for longer than
+    ``wait_seconds``; UserError if the folder cannot be made or written into.
     """
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
+    except (OSError, RuntimeError) as error:  # of a loop of symbolic links
+        raise _unusable(folder, error) from None
     if folder in _held.get():
         yield
         return
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    claim = Claim(folder / LOCK)
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            taken = claim.take(wait_seconds)
         except OSError as error:
-            raise UserError(f"folder {folder} cannot be made or written into: {error.strerror or error}") from None
-        if not taken:
-            raise _taken(str(folder), claim.holder(), remedy)
-        with StoreClaim(store, folder, remedy) if store else contextlib.nullcontext():
+            raise _unusable(folder, error) from None
+        with lock_file(folder / LOCK, str(folder), wait_seconds, remedy):
             mark = _held.set(_held.get() | {folder})
             try:
                 yield
             finally:
                 _held.reset(mark)
     finally:
-        claim.release()
         with contextlib.suppress(OSError):  # not empty
             for one in made:
                 one.rmdir()
@@ -136,21 +132,27 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0, store: str | None = Non
 
 @contextlib.contextmanager
 def lock_file(path: Path, what: str, wait_seconds: float = 0.0, remedy: str = "") -> Iterator[None]:
-    """Be the only process that does what the file of this name stands for. Raises FolderTaken, which says ``what``."""
+    """Be the only process that does what the file of this name stands for. Raises FolderTaken, which says ``what``; UserError
+    if the file cannot be written."""
     claim = Claim(path)
     if not claim.take(wait_seconds):
-        raise _taken(what, claim.holder(), remedy)
+        raise taken(what, claim.holder(), remedy)
     try:
         yield
     finally:
         claim.release()
 
 
+def _unusable(folder: Path, error: Exception) -> UserError:
+    return UserError(f"folder {folder} cannot be made or written into: {getattr(error, 'strerror', None) or error}")
+
+
 TAKEN = "is being written by another process"
 """In the text of each FolderTaken."""
 
 
-def _taken(what: str, holder: Holder | None, remedy: str) -> FolderTaken:
+def taken(what: str, holder: Holder | None, remedy: str) -> FolderTaken:
+    """What to raise where ``holder`` writes."""
     remedy = remedy or "wait until it has ended, stop it, or choose another folder"
     return FolderTaken(f"{what} {TAKEN}: {holder or 'one that has just ended'}; {remedy}")
 
@@ -166,6 +168,7 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lease: SoftFileLease | None = None
+        self._over = threading.Event()
         self._about = path.with_name(f"{path.name}.json")
         self._seen: tuple[tuple[int, ...] | None, float] | None = None
 
@@ -173,11 +176,12 @@ class Claim:
         """Whether it is ours, within this time.
 
         ``patient``: wait, beyond ``seconds``, until a holder on another machine is known to be alive or dead, which takes
-        DEAD_SECONDS at most; without it, such a holder counts as alive. Raises OSError if the file cannot be written.
+        DEAD_SECONDS at most; without it, such a holder counts as alive. Raises UserError if the file cannot be written.
         """
+        self._over = threading.Event()
         lease = SoftFileLease(
-            self.path, lease_duration=DEAD_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS, on_compromise=_lost,
-            thread_local=False, mode=0o664,
+            self.path, lease_duration=DEAD_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS,
+            on_compromise=partial(_lost, self._over), thread_local=False, mode=0o664,
         )  # fmt: skip
         begun = time.monotonic()
         seen: set[tuple[int, ...]] = set()
@@ -207,6 +211,7 @@ class Claim:
 
     def release(self) -> None:
         """Let others have it."""
+        self._over.set()
         lease, self._lease = self._lease, None
         if lease is not None:
             with contextlib.suppress(OSError):
@@ -223,11 +228,14 @@ class Claim:
             silent = self._unchanged_seconds() >= DEAD_SECONDS and not _runs_here(owner)
             if not died_here and not silent:
                 return False
-            self._remove(watched)
         try:
+            if watched is not None:
+                self._remove(watched)
             lease.acquire(blocking=False)
         except (Timeout, FileNotFoundError):  # another was faster; or it removed the folder, which it had left empty
             return False
+        except OSError as error:
+            raise _unusable(self.path.parent, error) from None
         return True
 
     def _remove(self, watched: tuple[int, ...]) -> None:
@@ -266,7 +274,7 @@ def _write_whole(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
-def _boot() -> int:
+def boot_id() -> int:
     """Of this machine's kernel; 0 where it does not tell."""
     try:
         return int(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", ""), 16)
@@ -274,10 +282,15 @@ def _boot() -> int:
         return 0
 
 
+def _since_this_boot(owner: OwnerRecord | None) -> TypeGuard[OwnerRecord]:
+    """Whether a holder began under the kernel that runs here: its ``start`` has the kernel's boot and the process's start."""
+    return owner is not None and bool(owner.start and boot_id()) and (owner.start or 0) >> 64 == boot_id()
+
+
 def _is_of_this_machine(owner: OwnerRecord | None) -> bool:
     """Whether a holder's process id means something here: the kernel has not been started anew since, and it is no other
     container's. A name is not enough: a replaced pod has the name of the one that may still run elsewhere."""
-    if owner is None or not owner.start or not _boot() or owner.start >> 64 != _boot():  # filelock's: boot, start of process
+    if not _since_this_boot(owner):
         return False
     try:
         space = os.stat("/proc/self/ns/pid").st_ino
@@ -288,96 +301,48 @@ def _is_of_this_machine(owner: OwnerRecord | None) -> bool:
 
 def _runs_here(owner: OwnerRecord | None) -> bool:
     """Whether a holder is a process of this machine that lives; one that ended and was not waited for does not."""
-    if owner is None or not owner.start or not _boot() or owner.start >> 64 != _boot():
+    if not _since_this_boot(owner):
         return False
     try:
         state, *fields = Path(f"/proc/{owner.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except (OSError, IndexError):
         return False
-    return state not in "ZX" and int(fields[18]) == owner.start % 2**64
+    return state not in "ZX" and int(fields[18]) == (owner.start or 0) % 2**64
 
 
-def _lost(compromise: LeaseCompromise) -> None:
-    """Called from the thread that refreshes a lock that is no longer ours."""
-    path = Path(compromise.lock_file)
-    _end(f"the lock of {path.parent}", Claim(path).holder(), f"{compromise.reason}: {compromise.error or ''}".rstrip(": "))
+def _lost(over: threading.Event, compromise: LeaseCompromise) -> None:
+    """Called by the library's thread that refreshes a lock when it gives up; ``over`` is set when the lock is released.
+
+    A file that could not be reached for nearly DEAD_SECONDS is tried again here: only when the file system answers does it
+    show whether another process took the lock over.
+    """
+    path, misses = Path(compromise.lock_file), 0
+    if compromise.reason == "refresh-failed":
+        _log.warning(UNREACHABLE, path, compromise.error, HEARTBEAT_SECONDS)
+    while compromise.reason == "refresh-failed" and misses < 2:
+        if over.wait(HEARTBEAT_SECONDS):
+            return
+        try:
+            if compromise.token.encode() not in path.read_bytes():
+                break
+            os.utime(path)
+            misses = 0
+        except FileNotFoundError:
+            misses += 1
+        except OSError:
+            continue
+    end_process(lost(str(path.parent), Claim(path).holder()))
 
 
-def _end(what: str, holder: Holder | None, reason: str) -> None:
+def lost(what: str, holder: Holder | None) -> str:
+    """What became of the lock that this process had; ``holder`` has it now."""
+    if holder is None:
+        return f"the lock of {what} is gone: it was deleted, or taken over by a process that has ended"
+    return f"the lock of {what} is taken over by {holder}: it was not refreshed for {DEAD_SECONDS:g} s, or was deleted"
+
+
+def end_process(reason: str) -> None:
     """At once: whatever this process went on to write would be among another's files."""
-    who = f"taken over by {holder}" if holder else f"gone ({reason})"
-    text = (
-        f"failed: {what} is {who}: this process stood still for longer than {DEAD_SECONDS:g} s, or its folder was removed. It "
-        "ends, so that two do not write; the same command continues when the other has ended"
-    )
-    print(text, file=sys.stderr, flush=True)
+    remedy = "This process ends, so that two do not write; the same command continues when no other process writes there"
+    print(f"failed: {reason}. {remedy}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-# ----------------------------------------------------------------------------------------------------- object stores
-
-
-class StoreClaim:
-    """The lock of a folder on object storage; a context. ``folder``, its local copy, must be locked already."""
-
-    def __init__(self, store: str, folder: Path, remedy: str = "") -> None:
-        self.store, self.uri, self.remedy = store, f"{store}/{LOCK}", remedy
-        status = folder.stat()
-        self._me = Holder.this_process(uuid.uuid4().hex, f"{_boot():x}:{status.st_dev}:{status.st_ino}:{folder}")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="store-lock", daemon=True)
-
-    def __enter__(self) -> None:
-        """Raises FolderTaken, after HEARTBEAT_SECONDS or a little more; StoreSilent if the store does not answer."""
-        try:
-            self._take()
-        except OSError as error:
-            raise StoreSilent(str(error)) from None
-        self._thread.start()
-
-    def _take(self) -> None:
-        holder, begun = self._read(), time.monotonic()
-        # whoever held it with the same local folder is gone, for we hold that folder
-        while holder is not None and holder.place != self._me.place and time.monotonic() - begun < DEAD_SECONDS:
-            time.sleep(min(1.0, HEARTBEAT_SECONDS / 4))
-            before, holder = holder, self._read()
-            if holder is not None and holder != before:
-                raise _taken(self.store, holder, self.remedy)
-        self._write()
-        time.sleep(SETTLE_SECONDS)
-        holder = self._read()
-        if holder is None or holder.token != self._me.token:
-            raise _taken(self.store, holder, self.remedy)
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        with contextlib.suppress(OSError):  # the next process waits for a while then
-            holder = self._read()
-            if holder is not None and holder.token == self._me.token:
-                storage.delete(self.uri)
-
-    def _read(self) -> Holder | None:
-        """None without a lock, or with one that nobody understands."""
-        try:
-            return Holder(**json.loads(storage.read_bytes(self.uri)))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-    def _write(self) -> None:
-        storage.write_bytes(self.uri, json.dumps(asdict(self._me)).encode())
-
-    def _refresh(self) -> None:
-        heard = time.monotonic()
-        while not self._over.wait(HEARTBEAT_SECONDS):
-            try:
-                holder = self._read()
-                if holder is None or holder.token != self._me.token:
-                    return _end(f"the lock of {self.store}", holder, "it was deleted")
-                self._me = replace(self._me, beat=self._me.beat + 1)
-                self._write()
-                heard = time.monotonic()
-            except OSError as error:
-                if time.monotonic() - heard > DEAD_SECONDS:
-                    return _end(f"the lock of {self.store}", None, f"the store does not answer: {error}")
-        return None

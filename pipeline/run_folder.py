@@ -19,7 +19,7 @@ import os
 import platform
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +32,8 @@ import yaml
 
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
-from pipeline.folder_lock import StoreSilent, lock_folder
+from pipeline.folder_lock import lock_folder
+from pipeline.store_lock import StoreSilent, lock_store
 
 PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
 QUARANTINE = pa.schema(
@@ -62,10 +63,13 @@ class Fingerprints:
 
 @contextmanager
 def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Be the only writer of the run's folder, see ``pipeline.folder_lock``. Raises FolderTaken if another process is."""
+    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderTaken if another process is."""
     remedy = "wait until it has ended, stop it, or choose another run.name"
     try:
-        with lock_folder(config.run_folder, wait_seconds, config.run_store, remedy):
+        with (
+            lock_folder(config.run_folder, wait_seconds, remedy),
+            lock_store(config.run_store, config.run_folder, remedy) if config.run_store else nullcontext(),
+        ):
             yield
     except StoreSilent as error:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None

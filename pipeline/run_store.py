@@ -14,13 +14,16 @@ import uuid
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.store_lock import require_lock
 
 COMMIT = "state.json"
 """The file that makes a folder a checkpoint: written last, deleted first."""
 
 
 def push_files(folder: Path, store: str) -> None:
-    """Copy the files of a run folder, checkpoints excepted, to the store. Raises OSError that names the file."""
+    """Copy the files of a run folder, checkpoints excepted, to the store. Raises OSError that names the file; RunFailed if the
+    store's lock is no longer this process's, see ``store_lock``."""
+    require_lock(store)
     for name in _copied(folder):
         try:
             storage.upload(folder / name, f"{store}/{name}")
@@ -44,7 +47,8 @@ def pull_files(store: str, folder: Path) -> None:
 
 
 def push_checkpoint(checkpoint: Path, store: str) -> None:
-    """Copy a checkpoint to the store; a kill leaves the whole of it there, or none. Raises OSError that names the file."""
+    """Copy a checkpoint to the store; a kill leaves the whole of it there, or none. Raises as ``push_files``."""
+    require_lock(store)
     target = f"{store}/{checkpoint.name}"
     delete_checkpoint(store, checkpoint.name)  # the damaged one that was skipped, or a half of one
     for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == COMMIT):

@@ -4,6 +4,7 @@ host name and another kernel's boot, which is all by which a lock file tells mac
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import filelock._lease
 import pytest
 
 from pipeline import folder_lock
 from pipeline.errors import UserError
-from pipeline.folder_lock import LOCK, Claim, FolderTaken, lock_folder
+from pipeline.folder_lock import LOCK, Claim, FolderTaken, lock_file, lock_folder
 
 HOLDER = """
 import socket, sys, time
@@ -123,7 +126,42 @@ def test_a_folder_that_is_removed_ends_its_writer(tmp_path: Path) -> None:
     with holder(tmp_path / "one") as first:
         for path in (tmp_path / "one").iterdir():
             path.unlink()
-        assert "is gone (marker-missing" in first.communicate(timeout=30)[1]
+        error = first.communicate(timeout=30)[1]
+        assert f"failed: the lock of {tmp_path / 'one'} is gone: it was deleted, or " in error
+        assert "stood still" not in error  # it did not
+
+
+def test_a_lock_that_cannot_be_reached_for_long_is_refreshed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on NFS, whose server is away for longer than a lock lives without being refreshed."""
+    ended: list[str] = []
+    monkeypatch.setattr(folder_lock, "end_process", ended.append)
+    touch, read, utime = filelock._lease.touch, Path.read_bytes, os.utime
+    away = [True]
+
+    def answers(action: Any) -> Any:
+        def answer(path: Any, *words: Any, **named: Any) -> Any:
+            if away[0] and Path(path).name == LOCK:
+                raise OSError(errno.EIO, "Input/output error")
+            return action(path, *words, **named)
+
+        return answer
+
+    monkeypatch.setattr(filelock._lease, "touch", answers(touch))
+    monkeypatch.setattr(Path, "read_bytes", answers(read))
+    monkeypatch.setattr(os, "utime", answers(utime))
+    with lock_folder(tmp_path):
+        before = (tmp_path / LOCK).stat().st_mtime_ns
+        time.sleep(2 * folder_lock.DEAD_SECONDS)
+        assert not ended and (tmp_path / LOCK).stat().st_mtime_ns == before
+        away[0] = False
+        time.sleep(3 * folder_lock.HEARTBEAT_SECONDS)
+        assert (tmp_path / LOCK).stat().st_mtime_ns > before
+    assert not ended and not list(tmp_path.iterdir())
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"the lock {tmp_path / LOCK} cannot be refreshed ([Errno 5] Input/output error): this is tried again "
+                        "every 0.3 s, and the command goes on"]  # fmt: skip
 
 
 def test_who_is_not_patient_takes_another_machine_for_alive(tmp_path: Path) -> None:
@@ -183,3 +221,15 @@ def test_a_folder_that_cannot_be_written_into_is_named(tmp_path: Path) -> None:
     place = tmp_path / "file" / "run"
     with pytest.raises(UserError, match=r"folder .*file/run cannot be made or written into"), lock_folder(place):
         pass
+    with pytest.raises(UserError, match=r"folder .*/file cannot be made or written into: File exists"):
+        lock_file(tmp_path / "file" / ".study.lock", "the study").__enter__()
+    with pytest.raises(UserError, match=r"folder /sys cannot be made or written into: "):  # where not even root may
+        lock_file(Path("/sys/.study.lock"), "the study").__enter__()
+
+
+def test_a_loop_of_symbolic_links_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for folder in (loop, loop / "run"):
+        with pytest.raises(UserError, match=r"folder .*/loop.* cannot be made or written into: Symlink loop"):
+            lock_folder(folder).__enter__()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, train
+from jobs import evaluate, report, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.folder_lock import LOCK, Claim
 from pipeline.run_folder import read_metrics
@@ -84,3 +84,17 @@ def test_a_check_by_heart_has_one_writer_too(tiny: Path, tmp_path: Path, capsys:
     with another(tmp_path / "one-overfit-2"):
         assert run(train.main, words(tiny, tmp_path, "--overfit", "2")) == USER_ERROR
     assert "one-overfit-2 is being written by another process" in capsys.readouterr().err
+
+
+def test_a_loop_of_symbolic_links_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for main, words in (
+        (train.main, [f"run.storage_path={loop}"]),
+        (evaluate.main, [str(loop)]),
+        (evaluate.main, [str(tmp_path), "--out", str(loop)]),
+        (report.main, [str(loop)]),
+    ):
+        assert run(main, words) == USER_ERROR
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and str(tmp_path) in error and error.count("\n") == 1

@@ -15,8 +15,9 @@ import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline import folder_lock, run_store, storage
+from pipeline import folder_lock, run_store, storage, store_lock
 from pipeline.config import load_config
+from pipeline.errors import RunFailed
 from pipeline.run_folder import read_metrics
 from pipeline.training import checkpoint, loop
 from pipeline.training.fit import fit_here, prepare
@@ -39,7 +40,7 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(folder_lock, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(store_lock, "SETTLE_SECONDS", 0.1)
     storage._connect.cache_clear()
     yield server
     server.failures.clear()
@@ -209,26 +210,151 @@ def test_a_run_on_a_store_has_one_writer(
     assert ".lock" not in storage.names(store) and "checkpoint_000001" in storage.names(store)
 
 
-def test_who_lost_its_lock_on_a_store_ends(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Why the process would have ended."""
+    words: list[str] = []
     monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.1)
-    ended, told = threading.Event(), []
+    monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(folder_lock, "end_process", words.append)
+    return words
 
-    def end(*words: object) -> None:
-        told.append(words)
-        ended.set()
 
-    monkeypatch.setattr(folder_lock, "_end", end)
-    with folder_lock.lock_folder(tmp_path / "run", store="s3://runs/lost-lock"):
-        beat = json.loads(storage.read_bytes("s3://runs/lost-lock/.lock"))["beat"]
-        while json.loads(storage.read_bytes("s3://runs/lost-lock/.lock"))["beat"] < beat + 2:
-            time.sleep(0.05)
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == store_lock.__name__]
+
+
+def beat_of(store: str) -> int:
+    return int(json.loads(storage.read_bytes(f"{store}/.lock"))["beat"])
+
+
+def wait_for_beats(store: str, count: int = 2) -> None:
+    begun, deadline = beat_of(store), time.monotonic() + 20
+    while beat_of(store) < begun + count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_who_lost_its_lock_on_a_store_ends(s3: ObjectStore, tmp_path: Path, told: list[str]) -> None:
+    store = "s3://runs/lost-lock"
+    with store_lock.lock_store(store, tmp_path):
+        wait_for_beats(store)
         assert not told
         for beat in range(100):  # a heartbeat under way may come after it
-            held_elsewhere("s3://runs/lost-lock", beat)
-            if ended.wait(0.1):
+            held_elsewhere(store, beat)
+            time.sleep(0.1)
+            if told:
                 break
-    assert told[0][1].pid == 7  # type: ignore[attr-defined]
-    assert json.loads(storage.read_bytes("s3://runs/lost-lock/.lock"))["pid"] == 7  # it is not ours to delete
+    who = "process 7 on elsewhere, of user me, since 2026-11-28T08:00:00+00:00, `python -m jobs.train`"
+    assert told == [f"the lock of {store} is taken over by {who}: it was not refreshed for 0.5 s, or was deleted"]
+    assert json.loads(storage.read_bytes(f"{store}/.lock"))["pid"] == 7  # it is not ours to delete
+
+
+def test_an_outage_of_the_store_ends_nobody(
+    s3: ObjectStore, tmp_path: Path, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is longer than a lock lives without being refreshed, and told once; then the lock is refreshed as before."""
+    store = "s3://runs/outage"
+    with store_lock.lock_store(store, tmp_path):
+        wait_for_beats(store)
+        s3.failures["outage/.lock"] = 10**6
+        time.sleep(4 * folder_lock.DEAD_SECONDS)
+        assert not told and s3.failures["outage/.lock"] < 10**6
+        s3.failures.clear()
+        wait_for_beats(store)
+        text = f"the lock {store}/.lock cannot be refreshed ({store}/.lock: tried {storage.ATTEMPTS} times: "
+        assert [message[: len(text)] for message in warnings(caplog)] == [text]
+    assert not told and ".lock" not in storage.names("s3://runs")
+
+
+def test_who_was_taken_over_during_an_outage_ends_when_it_is_over(s3: ObjectStore, tmp_path: Path, told: list[str]) -> None:
+    store = "s3://runs/cut-off"
+    with store_lock.lock_store(store, tmp_path):
+        wait_for_beats(store)
+        s3.failures["cut-off/.lock"] = 10**6
+        time.sleep(0.5)  # a heartbeat under way is over
+        elsewhere = asdict(folder_lock.Holder("elsewhere", 7, token="t"))
+        s3.put("runs/cut-off/.lock", json.dumps(elsewhere).encode())
+        time.sleep(2 * folder_lock.DEAD_SECONDS)
+        assert not told
+        s3.failures.clear()
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert told[0].startswith(f"the lock of {store} is taken over by process 7 on elsewhere")
+
+
+def test_whatever_goes_wrong_the_lock_is_refreshed_again(
+    s3: ObjectStore, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, write, wrong = "s3://runs/odd", storage.write_bytes, [RuntimeError("can't start new thread"), KeyError("odd")]
+
+    def odd(location: str, content: bytes) -> None:
+        if wrong and threading.current_thread().name == "store-lock":
+            raise wrong.pop()
+        write(location, content)
+
+    monkeypatch.setattr(storage, "write_bytes", odd)
+    with store_lock.lock_store(store, tmp_path):
+        deadline = time.monotonic() + 20
+        while not beat_of(store) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        wait_for_beats(store)
+    assert not wrong and not told
+    assert warnings(caplog) == [
+        f"the lock {store}/.lock cannot be refreshed ('odd'): this is tried again every 0.1 s, and the command goes on"
+    ]
+
+
+def test_a_lock_counts_as_deleted_when_it_is_missed_twice(
+    s3: ObjectStore, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read, misses = "s3://runs/deleted", storage.read_bytes, [0]
+
+    def missing_once(location: str) -> bytes:
+        if misses[0]:
+            misses[0] -= 1
+            raise FileNotFoundError(location)
+        return read(location)
+
+    with store_lock.lock_store(store, tmp_path):
+        wait_for_beats(store)
+        monkeypatch.setattr(storage, "read_bytes", missing_once)
+        for _ in range(3):
+            misses[0] = 1
+            time.sleep(0.5)
+        assert misses == [0] and not told
+        wait_for_beats(store)
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            storage.delete(f"{store}/.lock")  # a heartbeat under way may write it again
+            time.sleep(0.3)
+    assert told == [f"the lock of {store} is gone: it was deleted, or taken over by a process that has ended"]
+
+
+def test_nothing_is_copied_to_a_store_whose_lock_is_anothers(s3: ObjectStore, tmp_path: Path) -> None:
+    """Nor by a worker of the process that had it; the next heartbeat, seconds later, ends the driver."""
+    store = "s3://runs/pushed"
+    (tmp_path / "metrics.jsonl").write_text("mine", encoding="utf-8")
+    newest = checkpoint.save(state(steps=2), tmp_path)
+    with store_lock.lock_store(store, tmp_path):
+        run_store.push_files(tmp_path, store)
+        assert storage.names(store) == [".lock", "metrics.jsonl"]
+        token = store_lock.held_token(store)
+        held_elsewhere(store, 0)
+        (tmp_path / "metrics.jsonl").write_text("late", encoding="utf-8")
+        with pytest.raises(RunFailed, match=r"is taken over by process 7 on elsewhere.*; nothing was copied there"):
+            run_store.push_files(tmp_path, store)
+        with pytest.raises(RunFailed, match="nothing was copied there"):
+            run_store.push_checkpoint(newest, store)
+    store_lock.work_under(store, token)
+    try:
+        with pytest.raises(RunFailed, match="nothing was copied there"):
+            run_store.push_files(tmp_path, store)
+    finally:
+        store_lock._held.clear()
+    assert storage.names(store) == [".lock", "metrics.jsonl"]
+    assert storage.read_bytes(f"{store}/metrics.jsonl") == b"mine"
 
 
 @pytest.mark.timeout(240)

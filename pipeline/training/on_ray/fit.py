@@ -21,6 +21,7 @@ from pipeline import run_store, storage
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped
 from pipeline.resources import Resources
+from pipeline.store_lock import held_token
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared
 from pipeline.training.loop import Run
@@ -48,6 +49,7 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
         "until": prepared.run.until,
         "profiled": prepared.run.profiled,
         "prints": prepared.run.prints,
+        "lock": held_token(config.run_store),
     }
     trainer = _trainer(prepared.run, resources, more)
     try:
