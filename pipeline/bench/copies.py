@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.bench.decode import VIDEOS, Job, planned_jobs
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips
+from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -65,7 +66,7 @@ def bench_copies(config: Config, sides: Sequence[int], repeats: int, videos: int
             **ratios,
             **{name: _figures(kind, times[name]) for name, kind in kinds.items()},
             "videos": len(jobs),
-            "clips": " and ".join(f"{clip.frames} frames at {clip.fps:g}/s" for clip in source.clips),
+            "clips": " and ".join(map(describe_clip, source.clips)),
         }
 
 

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips, scaled_size
 from pipeline.clips.guard import Guard
-from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import Moment, clip_times, constant_rate, describe_clip, frame_indices, moment_of
 from pipeline.clips.source import Source, open_source
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
@@ -34,7 +34,7 @@ class Job:
     """One unlabeled video of the plan."""
 
     video: Video
-    moment: float
+    moment: Moment
     window: float
 
 
@@ -71,7 +71,7 @@ def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str
         },
         "videos": len(jobs),
         "decode_size": source.size,
-        "clips": " and ".join(f"{clip.frames} frames at {clip.fps:g}/s" for clip in source.clips),
+        "clips": " and ".join(map(describe_clip, source.clips)),
     }
 
 
@@ -83,11 +83,11 @@ def planned_jobs(source: Source, name: str, decoder: str | None = None, videos: 
         raise UserError(f"{name} measures unlabeled videos: leave method.name=supervised and mu = 0 away")
     jobs: list[Job] = []
     for row in range(VIDEOS):
+        (moments,), windows = source.moments(np.array([row]))
         for slot in range(1, pool.slots):
             video = source.video(int(pool.videos([row])[0, slot]))
-            moment = pool.moments([row])[0, slot]
             if decoder in (None, video.decoder) and len(jobs) < videos:
-                jobs.append(Job(video, float(moment[0]), float(moment[1])))
+                jobs.append(Job(video, moments[slot], float(windows[0, slot])))
     if not jobs:
         which = f" that {decoder} decodes" if decoder else ""
         raise UserError(f"{source.manifest.path} has no unlabeled training video{which}")
@@ -98,13 +98,13 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
     out = [np.zeros((clip.frames, size, size, 3), np.uint8) for clip in clips]
     indices: dict[Video, FrameIndex] = {}
 
-    def once(job: Job, which: Sequence[ClipSection] = clips, side: int = size) -> Any:
-        return decode_clips(job.video, job.moment, job.window, which, side)
+    def once(job: Job, side: int = size) -> Any:
+        return decode_clips(job.video, job.moment, job.window, clips, side)
 
-    def views(job: Job) -> None:
-        for clip in clips:
-            once(job, [clip])  # weak
-            once(job, [clip])  # strong
+    def students(job: Job, opens: int) -> None:
+        for student, clip in enumerate(clips):
+            for _ in range(opens):
+                decode_clips(job.video, moment_of(job.moment, student), job.window, [clip], size)
 
     def native(job: Job) -> None:
         once(job, side=min(job.video.width, job.video.height))
@@ -116,8 +116,8 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
 
     return {
         "once": once,
-        "an open per view": views,
-        "an open per student": lambda job: [once(job, [clip]) for clip in clips],
+        "an open per view": partial(students, opens=2),  # weak and strong
+        "an open per student": partial(students, opens=1),
         "once, isolated": lambda job: guard.decode(job.video, job.moment, job.window, clips, size, out),
         "once, native size": native,
         "once, frame by frame": partial(_frame_by_frame, clips=clips, size=size),
@@ -128,9 +128,9 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
     }
 
 
-def _wanted(job: Job, clips: Clips) -> list[int]:
+def _wanted(job: Job, clips: Sequence[ClipSection], moment: Moment) -> list[int]:
     starts = constant_rate(job.video.frames, job.video.fps)
-    times = clip_times(job.moment, job.video.start, job.video.end, clips)
+    times = clip_times(moment, job.video.start, job.video.end, clips)
     return [int(place) for place in np.unique(np.concatenate([frame_indices(t, starts) for t in times]))]
 
 
@@ -138,8 +138,8 @@ def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
     """Each clip's frames in its order, each asked for by itself."""
     width, height = scaled_size(job.video.width, job.video.height, size)
     reader = decord.VideoReader(storage.for_decoder(job.video.location), width=width, height=height, num_threads=1)
-    for clip in clips:
-        for place in _wanted(job, (clip, clip)):
+    for student, clip in enumerate(clips):
+        for place in _wanted(job, [clip], moment_of(job.moment, student)):
             reader[place].asnumpy()
 
 
@@ -155,4 +155,4 @@ def _read_exact(job: Job, clips: Clips, size: int, index: FrameIndex, seek: bool
     if not seek and index.pts:
         index = replace(index, starts=index.starts[:1])
     location = storage.for_decoder(job.video.location)
-    read_frames(location, index, _wanted(job, clips), lambda frame: upright(frame, width, height))
+    read_frames(location, index, _wanted(job, clips, job.moment), lambda frame: upright(frame, width, height))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.bench.figures import ratio
-from pipeline.clips.sampling import Moment
+from pipeline.clips.sampling import Moment, describe_clip
 from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Clips, Columns, Source, open_source
 from pipeline.config import Config
@@ -94,7 +94,7 @@ def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[
         "videos": len(videos),
         "views": len(found[after]),
         "protocol": f"{config.evaluation.clips} x {config.evaluation.crops}, {scorer.batch} views at once",
-        "clips": " and ".join(f"{clip.frames} frames at {clip.fps:g}/s" for clip in source.clips),
+        "clips": " and ".join(map(describe_clip, source.clips)),
         "precision": config.train.precision,
         "device": scorer.device.type,
     }

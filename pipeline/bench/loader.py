@@ -23,13 +23,13 @@ from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.decode import Video
 from pipeline.clips.device import own_device
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import Moment, clip_times, constant_rate, frame_indices, moment_of
 from pipeline.clips.source import Source, open_source
 from pipeline.cluster import connect_one
 from pipeline.cluster.sockets import short_temporary_folder_of_children
 from pipeline.config import ClipSection, Config
 from pipeline.manifest.progress import progress
-from pipeline.methods import make_views
+from pipeline.methods import STUDENTS, make_views
 from pipeline.resources import Resources
 from pipeline.stream.batches import make_deal
 from pipeline.stream.on_ray import ray_stream, shard_batches
@@ -113,19 +113,20 @@ class PerViewDataset(Dataset[dict[str, list[torch.Tensor]]]):
     def __getitem__(self, row: int) -> dict[str, list[torch.Tensor]]:
         """``student/kind`` -> views [C, T, size, size] float32 of the row's videos."""
         torch.set_num_threads(1)
-        (videos,), (moments,) = self.source.plan.videos([row]), self.source.plan.moments([row])
+        (videos,), ((moments,), _) = self.source.plan.videos([row]), self.source.moments(np.array([row]))
         views: dict[str, list[torch.Tensor]] = {}
-        for slot, (number, moment) in enumerate(zip(videos.tolist(), moments.tolist(), strict=True)):
+        for slot, (number, both) in enumerate(zip(videos.tolist(), moments, strict=True)):
             kinds = ("labeled",) if slot == 0 else ("weak", "strong")
-            for student, clip in zip(("primary", "auxiliary"), self.source.clips, strict=True):
+            for student, (name, clip) in enumerate(zip(STUDENTS, self.source.clips, strict=True)):
+                moment = moment_of(both, student)
                 for kind in kinds:
                     generator = np.random.default_rng([row, slot, len(views)])
-                    view = self._view(self.source.video(number), moment[0], clip, kind == "strong", generator)
-                    views.setdefault(f"{student}/{kind}", []).append(view)
+                    view = self._view(self.source.video(number), moment, clip, kind == "strong", generator)
+                    views.setdefault(f"{name}/{kind}", []).append(view)
         return views
 
     def _view(
-        self, video: Video, moment: float, clip: ClipSection, strong: bool, generator: np.random.Generator
+        self, video: Video, moment: Moment, clip: ClipSection, strong: bool, generator: np.random.Generator
     ) -> torch.Tensor:
         # at the file's own size decord fails on widths such as 72 of the synthetic videos, whose rows it pads
         width = -(-video.width // 32) * 32

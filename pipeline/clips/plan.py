@@ -68,6 +68,12 @@ class Plan:
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
         return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
 
+    def segment_moments(self, rows: npt.ArrayLike, student: int, frames: int) -> Floats:
+        """[B] run rows -> [B, S, T] in [0, 1): of a student (0 primary, 1 auxiliary) whose clips are segments, where each of T
+        frames lies within its part of the video. Every number is drawn for itself."""
+        rows = np.asarray(rows, dtype=np.int64)[:, None, None]
+        return uniform(self.seed, "segment", rows, np.arange(self.slots)[:, None], student, np.arange(frames))
+
     def substitute(self, row: int, slot: int, attempt: int) -> int:
         """Manifest row of the ``attempt``-th candidate (1, 2, ...) for a slot whose video failed to decode."""
         pool = self.labeled if slot == 0 else self.unlabeled

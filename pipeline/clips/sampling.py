@@ -9,30 +9,48 @@ import numpy as np
 from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
 
-Moment = float | tuple[float, ...]
-"""Where in time clips lie, 0 to 1: one for all students, or one for each."""
+Moment = float | tuple[float | tuple[float, ...], ...]
+"""Where in time clips lie: a number from 0 to 1 for all students, or one for each. A clip of segments may have one for each of
+its frames."""
 SLACK = 1e-6
 """Seconds by which a frame counts as earlier: 0.2 * 25 is 5.000000000000001 or 4.999999999999999, as it was computed."""
 
 
 def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
-    """Times in seconds of each student's frames, [T] each; of one moment, all clips are centered on it.
+    """Times in seconds of each student's frames, [T] each, ascending, between ``start`` and ``end`` of the video.
 
-    ``moment`` in [0, 1] places the longest clip between ``start`` and ``end``: 0 begins at start, 1 ends at end. A clip
-    longer than that is centered on the middle; its outer frames repeat the first or last frame in between.
-    With a moment for each student, each clip is placed for itself.
-    Frame k of T stands for the k-th of T equal parts of the clip's T / fps seconds, at its middle. Choice: the paper is silent.
+    **Windows.** ``moment`` in [0, 1] places the longest window between ``start`` and ``end``: 0 begins at start, 1 ends at end.
+    All windows are centered on it, unless there is a moment for each student: then each window is placed for itself. One that
+    is longer than the video is centered on its middle; its outer frames repeat the first or last frame in between. Frame k of
+    T stands for the k-th of T equal parts of the window's T / fps seconds, at its middle. Choice: the paper is silent.
+
+    **Segments** (TSN: Wang et al., ECCV 2016). Frame k of T is what is on screen in the k-th of T equal parts of the video, at
+    ``moment`` of the part: 0 is its start, 0.5 its middle. With a moment for each frame, each part has its own. Of a video
+    with fewer frames than parts, frames repeat.
     """
-    lengths = [clip.frames / clip.fps for clip in clips]
-    if isinstance(moment, tuple):
-        centers = [_center(one, start, end, length) for one, length in zip(moment, lengths, strict=True)]
-    else:
-        centers = [_center(moment, start, end, max(lengths))] * len(clips)
-    times = [
-        center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps
-        for center, clip in zip(centers, clips, strict=True)
-    ]
+    moments = moment if isinstance(moment, tuple) else (moment,) * len(clips)
+    longest = max((clip.frames / clip.fps for clip in clips if clip.fps is not None), default=0.0)
+    times = []
+    for one, clip in zip(moments, clips, strict=True):
+        if clip.fps is None:
+            times.append(start + (np.arange(clip.frames) + np.asarray(one)) * ((end - start) / clip.frames))
+        else:
+            assert not isinstance(one, tuple), "a window lies at one moment"
+            center = _center(one, start, end, clip.frames / clip.fps if isinstance(moment, tuple) else longest)
+            times.append(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps)
     return [np.asarray(np.clip(each, start, end - 2 * SLACK), dtype=np.float64) for each in times]
+
+
+def moment_of(moment: Moment, student: int) -> Moment:
+    """The moment of one student's clip alone."""
+    return (moment[student],) if isinstance(moment, tuple) else moment
+
+
+def describe_clip(clip: ClipSection) -> str:
+    """What a clip covers, for people."""
+    if clip.fps is None:
+        return f"the whole video in {clip.frames} part{'s' * (clip.frames > 1)}, a frame of each"
+    return f"{clip.frames} frame{'s' * (clip.frames > 1)} at {clip.fps:g} fps ({clip.frames / clip.fps:.3g} s)"
 
 
 def _center(moment: float, start: float, end: float, length: float) -> float:

@@ -80,11 +80,11 @@ class Source:
         ``quarantined`` [B] holds a JSON list of the row's failed videos, ``seconds`` [B] the time that decoding took.
         ``pool`` decodes videos in parallel threads.
         """
-        planned, moments = self.plan.videos(np.maximum(rows, 0)), self.plan.moments(np.maximum(rows, 0))
+        planned, (moments, windows) = self.plan.videos(np.maximum(rows, 0)), self.moments(np.maximum(rows, 0))
         shape = planned.shape
         primary, auxiliary = self._blank(*shape)
         jobs = [
-            (int(row), slot, int(planned[b, slot]), moments[b, slot], (primary[b, slot], auxiliary[b, slot]))
+            (int(row), slot, int(planned[b, slot]), moments[b][slot], windows[b, slot], (primary[b, slot], auxiliary[b, slot]))
             for b, row in enumerate(rows)
             for slot in range(self.plan.slots)
         ]
@@ -101,6 +101,24 @@ class Source:
             "quarantined": np.array([_join(row) for row in failures]),
             "seconds": np.array([slot.seconds for slot in slots]).reshape(shape).sum(axis=1),
         }
+
+    def moments(self, rows: Ints) -> tuple[list[list[Moment]], Floats]:
+        """Of [B] run rows: where in time both students' clips of each slot lie, [B][S], and where on the longer side the square
+        lies that is decoded, [B, S]."""
+        drawn = self.plan.moments(rows)
+        if not self.own_moments and all(clip.sampling == "window" for clip in self.clips):
+            return drawn[:, :, 0].tolist(), drawn[:, :, 1]
+        by_student: list[list[list[Any]]] = [
+            self.plan.segment_moments(rows, student, clip.frames).tolist()
+            if clip.sampling == "segments"
+            else drawn[:, :, 2 if student and self.own_moments else 0].tolist()
+            for student, clip in enumerate(self.clips)
+        ]
+        moments: list[list[Moment]] = [
+            [tuple(tuple(one) if isinstance(one, list) else one for one in slot) for slot in zip(*row, strict=True)]
+            for row in zip(*by_student, strict=True)
+        ]
+        return moments, drawn[:, :, 1]
 
     def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
         """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed.
@@ -155,7 +173,7 @@ class Source:
         one, other = (np.zeros((*shape, clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
         return one, other
 
-    def _slot(self, row: int, slot: int, planned: int, moment: Floats, out: Clips) -> _Slot:
+    def _slot(self, row: int, slot: int, planned: int, moment: Moment, window: float, out: Clips) -> _Slot:
         """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         begun = time.perf_counter()
@@ -169,8 +187,7 @@ class Source:
             if failures:
                 failures[-1]["replaced_by"] = video
             try:
-                time_ = (float(moment[0]), float(moment[2])) if self.own_moments else float(moment[0])
-                self.clip(video, time_, float(moment[1]), out)
+                self.clip(video, moment, float(window), out)
                 return _Slot(video, failures, time.perf_counter() - begun)
             except DecodeError as error:
                 tried.add(video)

@@ -40,10 +40,12 @@ class DataSection(Section):
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
     moments: Literal["shared", "own"] = "shared"
     """Whether both students' clips of a video are centered on the same moment, or each lies at a random one of its own, so
-    that the contrast compares different times. The paper's figure shows one clip: shared is choice."""
+    that the contrast compares different times. The paper's figure shows one clip: shared is choice. It is about windows: with
+    ``clip.sampling=segments``, which covers the whole video, only ``shared`` is accepted."""
     match: Literal["count", "span"] = "count"
     """``count``: each clip has its ``clip.frames``, so that a higher ``clip.fps`` sees fewer seconds. ``span``: the auxiliary's
-    ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps."""
+    ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps.
+    It is about windows: with ``clip.sampling=segments`` only ``count`` is accepted."""
     clips_per_block: int = Field(24, ge=1)
     """Least videos decoded by one task, but for a run's first ones: larger blocks spread Ray's cost of 20-70 ms a block over
     more clips."""

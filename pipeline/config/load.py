@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.run import Config
-from pipeline.config.section import Refused, merge
+from pipeline.config.section import Refused, forget_rate, merge
 from pipeline.config.students import ARCHS
 from pipeline.config.text import convert, parse_word, read_yaml
 from pipeline.errors import UserError
@@ -39,18 +39,25 @@ def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> 
     """A nested mapping changed by ``dotted.key=value`` words. Raises UserError with all mistakes at once."""
     tree: dict[str, Any] = copy.deepcopy(dict(base))
     mistakes: list[str] = []
+    changes: list[tuple[str, list[str], Any]] = []
     for word in overrides:
         key, equals, value = word.partition("=")
         if not equals or not key:
             mistakes.append(f"'{word}': write overrides as key=value, for example train.steps=100")
             continue
         try:
-            _set(tree, key.split("."), parse_word(value))
-        except TypeError as error:
-            mistakes.append(f"'{word}': {error}")
+            changes.append((word, key.split("."), parse_word(value)))
         except yaml.YAMLError as error:
             mistakes.append(f"'{word}': {str(error).splitlines()[0]}; a text that begins with a quote, [ or {{ needs quotes: "
                             f"{key}={json.dumps(value)}")  # fmt: skip
+    for _, keys, value in changes:  # before any is made, so that their order does not matter
+        if keys[1:] == ["clip", "sampling"] and isinstance(student := tree.get(keys[0]), dict):
+            forget_rate(student.get("clip"), value)
+    for word, keys, value in changes:
+        try:
+            _set(tree, keys, value)
+        except TypeError as error:
+            mistakes.append(f"'{word}': {error}")
     return parse_config(tree, source=source, mistakes=mistakes)
 
 

@@ -20,6 +20,8 @@ from pipeline.config.students import AuxiliarySection, PrimarySection, TimeSform
 from pipeline.config.training import EvaluationSection, MonitorSection, ScaleSection, TrackingSection, TrainSection
 from pipeline.config.views import ViewsSection
 
+STUDENTS = ("primary", "auxiliary")
+
 
 class Config(Section):
     """All knobs of a run."""
@@ -38,8 +40,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _spans_match(self) -> Config:
-        if self.data.match == "span":
-            slow, fast = self.primary.clip, self.auxiliary.clip
+        slow, fast = self.primary.clip, self.auxiliary.clip
+        if self.data.match == "span" and slow.fps and fast.fps:
             frames = slow.frames / slow.fps * fast.fps
             if abs(frames - round(frames)) > 1e-6 or frames < 1:
                 raise ValueError(
@@ -51,8 +53,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _segments_cover_the_video(self) -> Config:
+        spread = [f"{name}.clip.sampling=segments" for name in STUDENTS if getattr(self, name).clip.sampling == "segments"]
+        if spread and self.data.moments == "own":
+            raise ValueError(
+                f"data.moments=own places the windows of both students apart, but {spread[0]} covers the whole video: leave "
+                "data.moments out; each student's segments have random times of their own anyway"
+            )
+        if spread and self.data.match == "span":
+            raise ValueError(
+                f"data.match=span makes the auxiliary's window as long as the primary's, but {spread[0]} covers the whole "
+                "video: leave data.match out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
-        for name in ("primary", "auxiliary"):
+        for name in STUDENTS:
             student = getattr(self, name)
             net, clip = student.network, student.clip
             if isinstance(net, TimeSformerSection):
@@ -128,8 +145,12 @@ class Config(Section):
         )
 
     def fingerprint(self) -> str:
-        """Hash of ``result_knobs``."""
-        return hashlib.sha256(json.dumps(self.result_knobs(), sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of ``result_knobs``; the same as before there were segments where clips are windows."""
+        knobs = self.result_knobs()
+        for name in STUDENTS:
+            if knobs[name]["clip"]["sampling"] == "window":
+                del knobs[name]["clip"]["sampling"]
+        return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_absolute_paths(self) -> Config:
         """The same with local paths made absolute, for processes that run in other folders."""

@@ -61,14 +61,22 @@ class Section(BaseModel):
         return {**tree, **{name: merge(defaults[name].model_dump(exclude_unset=True), part) for name, part in given.items()}}
 
 
+def forget_rate(clip: Any, sampling: Any) -> None:
+    """Remove ``fps`` from a clip's keys if ``sampling``, which is about to be written there, is another than the clip's."""
+    if isinstance(clip, dict) and sampling is not None and sampling != clip.get("sampling", "window"):
+        clip.pop("fps", None)
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one, key by key; where both have a value, that of ``changes``.
 
-    A section of another kind (``arch``) takes nothing from the one that it replaces.
+    A section of another kind (``arch``) takes nothing from the one that it replaces, and a clip of another ``sampling`` does
+    not take its ``fps``.
     """
     if SELECTOR in base and changes.get(SELECTOR, base[SELECTOR]) != base[SELECTOR]:
         return dict(changes)
     merged = dict(base)
+    forget_rate(merged, changes.get("sampling"))
     for key, value in changes.items():
         before = merged.get(key)
         merged[key] = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value

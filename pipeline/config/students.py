@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.section import Section
 
 
 class ClipSection(Section):
-    """What one student sees of a video: ``frames`` frames at ``fps`` frames a second, ``size`` pixels square."""
+    """What one student sees of a video: ``frames`` frames of ``size`` pixels square, from a window or from the whole video."""
 
+    sampling: Literal["window", "segments"] = "window"
+    """``window``: consecutive frames at ``fps`` frames a second (the paper's). ``segments`` (TSN, Wang et al., ECCV 2016; also
+    TSM and TCL): the whole video is divided into ``frames`` parts of equal duration, and one frame of each part is seen: at a
+    random time of the part in training, in its middle in evaluation. A manifest row with ``start`` and ``end`` is the whole
+    video here."""
     frames: int = Field(8, ge=1)
-    """Frames in a clip. The paper's primary input is 3 x 8 x 224 x 224."""
-    fps: float = Field(8.0, gt=0)
-    """Frames per second of video time, whatever the file's own rate: primary lower, auxiliary higher."""
+    """Frames in a clip; of segments also their number. The paper's primary input is 3 x 8 x 224 x 224."""
+    fps: float | None = Field(8.0, gt=0)
+    """Frames per second of video time in a window, whatever the file's own rate: primary lower, auxiliary higher. Segments
+    have none (null): what sets their rate is ``frames``."""
     size: int = Field(224, ge=8)
     """Side of the square clip that the student sees, in pixels."""
     modality: Literal["rgb", "temporal_gradient", "optical_flow"] = "rgb"
     """What is made of the frames before the student sees them, in training and evaluation: LTG's second student sees
     ``temporal_gradient``, differences of neighboring frames. ``optical_flow`` needs OpenCV (``pip install .[flow]``)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _segments_have_no_rate(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("sampling") == "segments":
+            return {"fps": None, **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _rate_fits_sampling(self) -> ClipSection:
+        if self.sampling == "segments" and self.fps is not None:
+            raise ValueError(
+                "clips of sampling=segments have no fps, their frames are spread over the whole video: leave fps out and "
+                "choose frames, or write sampling=window"
+            )
+        if self.sampling == "window" and self.fps is None:
+            raise ValueError("clips of sampling=window need fps, their frames per second")
+        return self
 
 
 class SlowResNetSection(Section):

@@ -19,7 +19,7 @@ class TimeSection(Section):
     SVFormer: [2, 4, 8] of 8. Empty: off."""
     slowest: float = Field(1.0, gt=0, le=1)
     """Least playing speed, drawn uniformly up to 1, around the clip's middle, frames repeated. Faster than 1 would need
-    frames that were not decoded: decode at a higher ``clip.fps`` instead."""
+    frames that were not decoded: decode at a higher ``clip.fps`` instead (segments: more ``clip.frames``)."""
 
 
 class WeakSection(Section):

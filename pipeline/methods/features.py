@@ -63,6 +63,12 @@ class ContrastFeatures(nn.Module):
 
 def _check_time(config: Config) -> None:
     """Raises UserError where a moment's place in the clip does not say when it is."""
+    samplings = {name: getattr(config, name).clip.sampling for name in STUDENTS}
+    if len(set(samplings.values())) > 1:
+        raise UserError(
+            "method.contrast_level=frame pairs moments of both students by their time, which is in seconds for windows and a "
+            f"share of the video for segments: give primary.clip and auxiliary.clip the same sampling; they have {samplings}"
+        )
     if config.data.moments == "own":
         raise UserError(
             "method.contrast_level=frame pairs moments of clips that are centered on the same instant: set data.moments=shared"
@@ -82,11 +88,12 @@ def zero_of(students: nn.ModuleDict) -> torch.Tensor | float:
 
 def paired_moments(primary: ClipSection, auxiliary: ClipSection, primary_count: int, auxiliary_count: int) -> tuple[Ints, Ints]:
     """Indices of the primary's and auxiliary's moments that are nearest in time: each of the coarser student's moments that
-    lies within the other's clip, once. Both clips are centered on the same instant."""
-    times = []
+    lies within the other's clip, once. Both clips are windows centered on the same instant, or segments of the same video."""
+    times, spans = [], []
     for clip, count in ((primary, primary_count), (auxiliary, auxiliary_count)):
-        times.append(((np.arange(count) + 0.5) / count - 0.5) * clip.frames / clip.fps)
-    spans = [primary.frames / primary.fps / primary_count, auxiliary.frames / auxiliary.fps / auxiliary_count]
+        length = 1.0 if clip.fps is None else clip.frames / clip.fps  # of the video, or seconds
+        times.append(((np.arange(count) + 0.5) / count - 0.5) * length)
+        spans.append(length / count)
     coarse, fine = (0, 1) if spans[0] >= spans[1] else (1, 0)
     distance = np.abs(times[coarse][:, None] - times[fine][None])
     inside = distance.min(axis=1) <= spans[coarse] / 2 + 1e-9

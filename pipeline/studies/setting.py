@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import Config, load_config
+from pipeline.clips.sampling import describe_clip
+from pipeline.config import ClipSection, Config, load_config
 from pipeline.config.text import format_word
 from pipeline.errors import UserError
 from pipeline.studies.comparison import BASELINE, Group, manifest_fingerprint
@@ -83,8 +84,13 @@ def _network(student: str) -> Callable[[Run], str]:
 
 def _clip(student: str) -> Callable[[Run], str]:
     def describe(run: Run) -> str:
-        frames, fps, size = (run.config.get(f"{student}.clip.{key}") for key in ("frames", "fps", "size"))
-        return f"{frames} frames at {fps:g} fps, {size} × {size} px" if frames and fps else ""
+        known = {key: run.config.get(f"{student}.clip.{key}") for key in ("sampling", "frames", "fps", "size")}
+        try:
+            clip = ClipSection.model_validate({key: value for key, value in known.items() if value is not None})
+        except ValueError:  # of another version
+            return ""
+        told = known["frames"] and known["size"] and (known["fps"] or clip.sampling == "segments")
+        return f"{describe_clip(clip)}, {clip.size} × {clip.size} px" if told else ""
 
     return describe
 

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.plan import worker_rows
+from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -43,7 +44,8 @@ def write_step(config: Config, source: Source, step: int, path: Path) -> None:
         raise UserError(f"--step {step} must lie between 0 and {config.train.steps - 1}, the run's last")
     weights = loss_weights(config.method, step)
     rows = [(int(columns["row"][0]), _slots(source, columns, views)) for columns, views in step_views(config, source, step)]
-    context = {"config": config, "step": step, "rows": rows, "weights": weights, "manifest": source.manifest}
+    covers = {name: describe_clip(getattr(config, name).clip) for name in STUDENTS}
+    context = {"config": config, "step": step, "rows": rows, "weights": weights, "manifest": source.manifest, "covers": covers}
     write_page(render_page("step.html.j2", context), path, "--out")
 
 

@@ -89,7 +89,10 @@ def resolve(values: Mapping[str, Any], base: Config, study: str) -> dict[str, An
         if isinstance(value, Mapping) and set(value) == {"times"}:
             number = known.get(key)
             if not isinstance(number, int | float) or not isinstance(value["times"], int | float):
-                raise UserError(f"study {study}: {key}: {dict(value)} is a multiple of a number, not of {number!r}")
+                remedy = ""
+                if key.endswith(".clip.fps") and number is None:
+                    remedy = f"; clips of sampling=segments have no rate: study {key.removesuffix('fps')}frames"
+                raise UserError(f"study {study}: {key}: {dict(value)} is a multiple of a number, not of {number!r}{remedy}")
             product = number * value["times"]
             resolved[key] = round(product) if isinstance(number, int) else product
     return resolved

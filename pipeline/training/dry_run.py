@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.clips.plan import Plan, largest_share
+from pipeline.clips.sampling import describe_clip
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, first_unlabeled_step, loss_weights
 from pipeline.methods.precision import autocast
@@ -37,6 +38,7 @@ def arithmetic(prepared: Prepared) -> list[str]:
     return [
         f"a step: {plan.rows_per_step} labeled + {unlabeled} unlabeled videos; {workers} worker{'s' * (workers > 1)}, at most "
         f"{largest_share(plan.rows_per_step, workers)} rows each, {rows} at a time",
+        f"clips: primary {describe_clip(config.primary.clip)}; auxiliary {describe_clip(config.auxiliary.clip)}",
         f"decoding: {plan.rows_per_step * plan.slots} videos of {frames} frames a step, so as many a second for one step a "
         f"second; {decoded:,} in the run",
         f"stream: {deal.blocks:,} blocks to come, of at most {deal.steps_per_block} steps and "

@@ -21,8 +21,8 @@ KNOBS = {
     "no_labels": "lower method.confidence_threshold (or method.labels.primary_threshold and auxiliary_threshold), try "
                  "method.labels.thresholds=freematch, or train longer",
     "contrast_dominates": "lower method.contrast_weight, raise method.contrast_temperature, or lengthen method.ramp.contrast",
-    "not_aligning": "bring primary.clip.fps and auxiliary.clip.fps closer, raise method.contrast_weight, or use "
-                    "method.contrast_features=projection",
+    "not_aligning": "bring primary.clip.fps and auxiliary.clip.fps closer (clip.frames, where clips are segments), raise "
+                    "method.contrast_weight, or use method.contrast_features=projection",
     "one_class": "set method.labels.distribution_alignment=uniform, raise method.confidence_threshold or "
                  "method.supervised_steps",
     "diverged": "lower the student's optimizer.lr, set its optimizer.clip_gradient_norm, or lengthen train.warmup_steps",
