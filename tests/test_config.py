@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, Section, all_keys, load_config, parse_config
+from pipeline.config import Config, Section, all_keys, load_config, override, parse_config
 from pipeline.errors import UserError
 
 
@@ -31,6 +33,31 @@ def test_clips_of_the_same_span_have_the_frames_for_it() -> None:
     assert parse_config(config.model_dump(mode="json")) == config
     assert load_config(None, ["auxiliary.clip.frames=5"]).auxiliary.clip.frames == 5
     assert "8 frames at primary.clip.fps=8 are 12.5 frames" in mistakes("data.match=span", "auxiliary.clip.fps=12.5")
+
+
+def test_segments_have_no_rate(tmp_path: Path) -> None:
+    """Choosing them leaves out the rate of a file or of the defaults; a rate beside them is refused, in any order and layer."""
+    windows, spread = tmp_path / "windows.yaml", tmp_path / "segments.yaml"
+    windows.write_text("primary: {clip: {frames: 8, fps: 4}}\nauxiliary: {clip: {fps: 8}}\n", encoding="utf-8")
+    spread.write_text("primary: {clip: {sampling: segments}}\n", encoding="utf-8")
+    words = ["primary.clip.sampling=segments", "primary.clip.frames=16"]
+    for config in (load_config(windows, words), load_config([windows, spread], words[1:]), load_config(None, words)):
+        assert (config.primary.clip.sampling, config.primary.clip.frames, config.primary.clip.fps) == ("segments", 16, None)
+        assert config.auxiliary.clip.sampling == "window" and config.auxiliary.clip.fps in (8.0, 16.0)
+        assert parse_config(config.model_dump(mode="json")) == config
+        back = override(config.model_dump(mode="json"), ['primary.clip.sampling="window"'], "test").primary.clip
+        assert (back.sampling, back.frames, back.fps) == ("window", 16, 8.0)
+    kept = override(load_config(windows).model_dump(mode="json"), ['primary.clip.sampling="window"'], "test")
+    assert kept.primary.clip.fps == 4.0
+    assert load_config([spread, windows], ["primary.clip.sampling=window"]).primary.clip.fps == 8.0
+    section = "primary.clip={sampling: segments, fps: 2}"
+    for given in ([*words, "primary.clip.fps=4"], ["primary.clip.fps=4", *words], [section]):
+        assert "primary.clip: clips of sampling=segments have no fps" in mistakes(*given, path=windows)
+    with pytest.raises(UserError, match="clips of sampling=segments have no fps"):
+        load_config([spread, windows])
+    assert "primary.clip: clips of sampling=window need fps" in mistakes("primary.clip.fps=null")
+    for word in ("data.moments=own", "data.match=span"):
+        assert f"{word} " in mistakes(word, "auxiliary.clip.sampling=segments", path=windows)
 
 
 def test_all_mistakes_at_once_with_the_nearest_name() -> None:
@@ -130,6 +157,20 @@ def test_fingerprint_follows_what_determines_the_result() -> None:
     assert base.fingerprint() == same.fingerprint()
     for word in ("run.seed=1", "train.steps=3", "method.contrast_weight=1", "data.labeled_per_step=4", "primary.clip.fps=9"):
         assert load_config(overrides=[word]).fingerprint() != base.fingerprint(), word
+
+
+def test_runs_from_before_there_were_segments_keep_their_fingerprint() -> None:
+    """Their config.yaml and fingerprint have no ``sampling``."""
+    config = load_config()
+    before = config.result_knobs()
+    for student in ("primary", "auxiliary"):
+        assert before[student]["clip"].pop("sampling") == "window"
+    assert config.fingerprint() == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
+    tree = config.model_dump(mode="json")
+    del tree["primary"]["clip"]["sampling"], tree["auxiliary"]["clip"]["sampling"]
+    assert parse_config(tree) == config
+    other = {load_config(overrides=[f"{name}.clip.sampling=segments"]).fingerprint() for name in ("primary", "auxiliary")}
+    assert len(other | {config.fingerprint()}) == 3
 
 
 def test_round_trip_and_every_key_is_documented() -> None:

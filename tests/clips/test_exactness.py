@@ -62,7 +62,10 @@ def check_clips(path: str, moment: float, window: float, clips: list[ClipSection
 
 
 clips_of = st.lists(
-    st.builds(ClipSection, frames=st.integers(1, 9), fps=st.sampled_from([3.0, 8.0, 30.0]), size=st.just(32)),
+    st.one_of(
+        st.builds(ClipSection, frames=st.integers(1, 9), fps=st.sampled_from([3.0, 8.0, 30.0]), size=st.just(32)),
+        st.builds(ClipSection, sampling=st.just("segments"), frames=st.integers(1, 16), size=st.just(32)),
+    ),
     min_size=1,
     max_size=2,
 )

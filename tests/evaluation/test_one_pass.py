@@ -122,6 +122,25 @@ def test_only_frames_that_views_show_are_kept(tiny: Path, tmp_path: Path) -> Non
     assert columns["pixels"].nbytes == number * height * width * 3
 
 
+SEGMENTS = ("primary.clip.sampling=segments", "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=6")
+
+
+def test_segments_of_the_whole_video_are_decoded_once_for_ten_clips_and_three_crops(
+    tiny: Path, tmp_path: Path, opens: Counter[tuple[str, str]]
+) -> None:
+    """Every clip spans the file, and still it is one pass; scores are those of a loop over views."""
+    path = write_numbers(tmp_path / "long.mp4", frames=500, size=(64, 48), gop=250)
+    config = configured(tiny, *SEGMENTS, "evaluation.clips=10")
+    source = source_of_files(tiny, config, [path])
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.rows("test")
+    opens.clear()
+    found = predict(source, config, weights, videos, None)
+    assert opens == {("decord", "long.mp4"): 1} and len(found["video"]) == 30
+    same(found, view_by_view(source, config, weights, videos))
+    shown = decode_videos(source, videos, clip_moments(10))
+    assert len(np.unique(np.concatenate([shown[name].reshape(-1) for name in STUDENTS]))) == shown["shape"][0, 0] > 80
+
+
 @pytest.mark.parametrize("isolate", ["false", "true"])
 def test_a_file_that_lost_its_end_keeps_the_views_that_decode(tiny: Path, tmp_path: Path, isolate: str) -> None:
     """The reasons too are those of a loop over views, in the words of the decoder."""

@@ -26,6 +26,7 @@ from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.resources import Resources
 from pipeline.stream.backpressure import TICKETS, store_use
 from pipeline.stream.batches import make_deal
+from pipeline.stream.in_process import local_batches
 from pipeline.stream.object_store import store_figures
 from pipeline.stream.on_ray import DECODE_RETRIES, NoBatch, ray_stream, shard_batches, told_by_task
 from pipeline.training.on_ray.prometheus import Gauges
@@ -94,6 +95,37 @@ def test_each_worker_gets_its_rows_in_order(tiny: Path, workers: int) -> None:
     came = ray.get([consume.remote(shard, deal.share, 1000, 0.0) for shard in shards])
     for worker, batches in enumerate(came):
         assert batches == worker_rows(np.arange(7, 50), 4, worker, workers).tolist()
+
+
+@ray.remote(num_cpus=0)
+def clips_of_rows(shard, share: int) -> dict[int, tuple[bytes, bytes]]:  # type: ignore[no-untyped-def]
+    """By run row, the bytes of both students' clips."""
+    torch.set_num_threads(1)
+    found = {}
+    for batch in shard_batches(shard, share, torch.device("cpu"), timeout=60.0):
+        for row, one, other in zip(batch.rows.tolist(), batch.primary, batch.auxiliary, strict=True):
+            found[row] = one.numpy().tobytes(), other.numpy().tobytes()
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_segments_are_the_same_bytes_from_ray_and_in_this_process(tiny: Path) -> None:
+    """For two workers; what each frame's time is drawn by does not know who decodes."""
+    words = ["primary.clip.sampling=segments", "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=6", "train.steps=6"]
+    config = load_config(tiny / "tiny.yaml", words)
+    source = open_source(config)[0]
+    shards = ray_stream(source, config, 0, Resources(2, 0, 0.5, False)).streaming_split(2, equal=True)
+    share = make_deal(source, config, 0, 2).share
+    came: dict[int, tuple[bytes, bytes]] = {}
+    for part in ray.get([clips_of_rows.remote(shard, share) for shard in shards]):
+        came |= part
+    here: dict[int, tuple[bytes, bytes]] = {}
+    for batch in local_batches(source, config, 0):
+        for row, one, other in zip(batch.rows.tolist(), batch.primary, batch.auxiliary, strict=True):
+            here[row] = one.numpy().tobytes(), other.numpy().tobytes()
+    assert came == here and len(here) == 12 and len(set(here.values())) == 12
 
 
 @pytest.mark.ray
