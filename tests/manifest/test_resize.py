@@ -45,7 +45,8 @@ def test_clips_from_anywhere_in_a_copy_show_the_frames_that_belong_there(tmp_pat
     copy = Copy(str(source), str(tmp_path / "copy.mp4"), 160, 30.0, False)
     assert resize(copy) == ""
     video = Video(copy.target, 150, 30.0, False, 160, 160, 0.0, 5.0, decoder)
-    clips = [ClipSection(frames=8, fps=8.0), ClipSection(frames=8, fps=16.0)]
+    windows = [ClipSection(frames=8, fps=8.0), ClipSection(frames=8, fps=16.0)]
+    clips = [*windows, ClipSection(sampling="segments", frames=16)]
     for moment in np.linspace(0, 1, 9):
         placed = clip_times(moment, 0.0, 5.0, clips)
         for images, times in zip(decode_clips(video, moment, 0.5, clips, 160), placed, strict=True):

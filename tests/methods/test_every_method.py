@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Config, parse_config
+from pipeline.config import ClipSection, Config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, loss_weights, make_views
 from pipeline.methods.features import paired_moments
@@ -304,6 +304,7 @@ def test_frame_level_contrast_equals_the_one_of_hand_picked_frames(kind: str) ->
     ("sections", "message"),
     [
         ({"data": {"moments": "own"}}, "set data.moments=shared"),
+        ({"primary": {"clip": {"sampling": "segments", "frames": 4, "size": 16}}}, "auxiliary.clip the same sampling"),
         *(({"views": {"weak": {"time": time}}}, "leave out views.weak.time") for time in
           ({"reverse": 0.5}, {"warp": [2]}, {"slowest": 0.5})),
     ],
@@ -330,6 +331,14 @@ def test_moments_are_paired_where_both_clips_are() -> None:
         assert abs(times[0] - times[1]).max() <= 0.5 / 16 + 1e-9
     assert [pair.tolist() for pair in paired_moments(slow, slow, 8, 8)] == [list(range(8))] * 2
     assert [len(pair) for pair in paired_moments(slow, slow, 8, 1)] == [1, 1]
+
+
+def test_moments_of_segments_are_paired_by_their_parts_of_the_video() -> None:
+    """The middles of 4 parts of a video lie between those of 8: each has one of them, of its own half."""
+    few, many = (ClipSection(sampling="segments", frames=frames) for frames in (4, 8))
+    coarse, fine = paired_moments(few, many, 4, 8)
+    assert coarse.tolist() == [0, 1, 2, 3] and (fine // 2).tolist() == [0, 1, 2, 3]
+    assert [pair.tolist() for pair in paired_moments(many, many, 8, 8)] == [list(range(8))] * 2
 
 
 def test_a_teacher_follows_the_formula_and_is_saved(tmp_path: Path) -> None:
