@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, add_config, hours, positive, run
+from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.studies.ablation import Trial, distinct, draw_subsets, plan_trials, run_study, study_folder, unfinished
@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study and print its tables; also as files and a page in the study's folder."""
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
     options = parser(names).parse_intermixed_args(argv)
+    check_hours(options.hours)
+    if options.seeds < 1 or (options.concurrent is not None and options.concurrent < 1):
+        raise UserError("--seeds and --concurrent must be at least 1")
     study = read_study(find_study(options.study, names))
     study = replace(study, name=options.name or study.name)
     base = load_config(options.config, options.overrides).with_absolute_paths()
@@ -56,7 +59,7 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
     arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
     add_config(arguments, required=True)
     arguments.add_argument("--name", help="of the study's folder (default: the study's), for other overrides beside the first")
-    arguments.add_argument("--seeds", type=positive, default=1, help="runs of each cell, of seeds run.seed, run.seed + 1, ...")
+    arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
     add_budget(arguments)
     arguments.add_argument("--dry-run", action="store_true", help="list the trials, what is done and what the rest costs; stop")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
@@ -66,8 +69,8 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
 def add_budget(arguments: argparse.ArgumentParser) -> None:
     """The options that studies and searches share."""
     help_text = "trials at once (default: as many as have a CPU, and a GPU, for each process)"
-    arguments.add_argument("--concurrent", type=positive, metavar="N", help=help_text)
-    arguments.add_argument("--hours", type=hours, metavar="H", help="stop after this time; the same command continues")
+    arguments.add_argument("--concurrent", type=int, metavar="N", help=help_text)
+    arguments.add_argument("--hours", type=float, metavar="H", help="stop after this time; the same command continues")
 
 
 def find_study(word: str, names: Sequence[str]) -> Path:

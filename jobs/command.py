@@ -76,12 +76,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def hours(text: str) -> float:
-    """Type of an option that is a time limit in hours, above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < 3600 * number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours above 0; write for example 0.5, or leave it out")
-    return number
+def check_hours(hours: float | None) -> None:
+    """Raises UserError for a ``--hours`` that is no time limit: nan passes every comparison that asks for the wrong ones."""
+    if hours is not None and not 0 < 3600 * hours < math.inf:
+        raise UserError(f"--hours {hours:g} must be a number above 0, for example 0.5; without --hours there is no limit")

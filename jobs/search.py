@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from jobs.ablate import add_budget
-from jobs.command import DONE, FAILED, add_config, run
+from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError
 from pipeline.folder_lock import lock_file
@@ -150,11 +150,13 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 def read_order(options: argparse.Namespace, names: Sequence[str]) -> Order:
     """The command, checked against the configuration; nothing is written. Raises UserError."""
+    check_hours(options.hours)
     base = load_config(options.config, options.overrides).with_absolute_paths()
     file = find_space(options.space, names)
     space = read_space(file, base)
     pbt = options.algorithm == "pbt"
-    numbers = {"--trials": options.trials, "--min-steps": options.min_steps, "--interval": options.interval}
+    numbers = {"--trials": options.trials, "--concurrent": options.concurrent, "--min-steps": options.min_steps,
+               "--interval": options.interval}  # fmt: skip
     wrong = [f"{name} must be above 0" for name, number in numbers.items() if number is not None and number <= 0]
     wrong += ["--reduction must be at least 2"] if options.reduction < 2 else []
     wrong += ["--objectives must begin with accuracy"] if options.objectives not in (["accuracy"], ["accuracy", "time"]) else []

@@ -151,6 +151,7 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         bad.write_text(text, encoding="utf-8")
         assert command(tiny, tmp_path, str(bad)) == 2
         assert message in capsys.readouterr().err
+    assert command(tiny, tmp_path, "threshold", "--seeds", "0") == 2
     assert not list(tmp_path.glob("*/*/metrics.jsonl"))
 
 
