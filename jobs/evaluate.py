@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("run_folder", type=Path)
     arguments.add_argument("--other-data", metavar="MANIFEST", help="evaluate on another data set, classes matched by name")
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="write there; the run folder stays as it is")
-    arguments.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.*; data.manifest, data.root of data that moved"
-    )
+    about = "evaluation.*, scale.*; data.manifest, data.labels, data.root of data that moved"
+    arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
     options = arguments.parse_intermixed_args(argv)
     folder, words = options.run_folder.expanduser().resolve(), list(options.overrides)
     if options.other_data is not None:
@@ -40,15 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = folder if options.out is None else options.out.expanduser().resolve()
     if out != folder and (out / "facts.json").exists():
         raise UserError(f"--out {options.out} is a run folder: choose another")
-    with lock_folder(out, remedy="wait until it has ended, stop it, or write elsewhere with --out FOLDER"):
+    remedy = "wait until it has ended, stop it, or write elsewhere with --out FOLDER"
+    elsewhere = f"write the results {'elsewhere' if options.out is None else 'into another folder'} with --out FOLDER"
+    with lock_folder(out, remedy=remedy, elsewhere=elsewhere):
         return _evaluate(open_saved_run(folder, words, ALLOWED), options.other_data is not None, out)
 
 
 def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
+    if saved.note and not other:
+        print(f"note: {saved.note}", flush=True)
     found = source_of_other_data(saved) if other else None
     source = found.source if found else source_of_run(saved)
-    resources = reserve_to_score(saved.config, len(source.evaluated(saved.config.evaluation.split)))
     results = _results(saved, source, found, out)
+    _check_whose(results, saved)
+    resources = reserve_to_score(saved.config, len(source.evaluated(saved.config.evaluation.split)))
     summary = evaluate(source, saved.config, saved.weights, saved.step, resources, results)
     for name in ("primary", "auxiliary", "mean"):
         top1 = summary[name]["top1"]
@@ -68,7 +73,17 @@ def _results(saved: SavedRun, source: Source, found: OtherData | None, out: Path
     if found is None:
         return Results(out, "", about)
     about["other_data"] = {"trained_on": saved.fingerprints.manifest, "unknown_classes": found.unknown}
-    return Results(out, f"_on_{source.manifest.fingerprint}" if out == saved.folder else "", about)
+    return Results(out, f"_on_{source.manifest.fingerprint}", about)
+
+
+def _check_whose(results: Results, saved: SavedRun) -> None:
+    """Raises UserError if another run's results lie where these would be written."""
+    try:
+        whose = json.loads(results.evaluation.read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError, AttributeError):  # none yet, or nothing that can be lost
+        return
+    if whose not in (None, str(saved.folder)):
+        raise UserError(f"{results.evaluation} holds results of the run {whose}: choose another --out FOLDER, or delete it")
 
 
 def _notes(summary: dict[str, Any], found: OtherData | None) -> list[str]:

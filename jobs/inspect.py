@@ -66,7 +66,8 @@ def _clips(argv: Sequence[str]) -> int:
     config = load_config(options.config, options.overrides)
     out = options.out or Path(f"{config.run.name}-step-{options.step}.html")
     for file in options.config or ():
-        check_inputs(Path(file), config)
+        if note := check_inputs(Path(file), config):
+            print(f"note: {note}", file=sys.stderr)
     write_step(config, open_source(config, first_unlabeled_step(config))[0], options.step, out)
     print(f"page {out}")
     return DONE

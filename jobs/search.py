@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,6 +190,8 @@ def find_space(word: str, names: Sequence[str]) -> Path:
 def check(order: Order) -> dict[str, Any]:
     """Look at the data as the trials will; the setting that all trials of the study share. Raises UserError."""
     prepared = prepare(trial_at(order, 0.5))
+    for note in prepared.notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     prepared.source.evaluated("validation")
     knobs = {key: value for key, value in flatten(order.base.result_knobs()).items() if key not in order.space.distributions}
     protocol = order.base.evaluation

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -11,10 +13,11 @@ from jobs.command import DONE, FAILED, add_config, positive, run
 from pipeline.clips.device import own_device
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.folder_lock import FolderNotWritable
 from pipeline.resources import Resources
 from pipeline.run_folder import lock_run
 from pipeline.studies.overfit import overfit
-from pipeline.studies.run import complete, reserve, train_up_to
+from pipeline.studies.run import complete, evaluated, reserve, train_up_to
 from pipeline.training import dry_run
 from pipeline.training.fit import Prepared, prepare
 from pipeline.training.gpu_memory import check_training
@@ -43,19 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _overfit(config, options.overfit)
     if options.dry_run:
         return _dry_run(config)
-    with lock_run(config):
-        return _train(config, options)
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(lock_run(config))
+        except FolderNotWritable:
+            if config.run_store is not None or not evaluated(done := prepare(config)):
+                raise
+            return _train(done, options)  # which only prints what is there
+        return _train(prepare(config), options)
 
 
-def _train(config: Config, options: argparse.Namespace) -> int:
-    prepared = prepare(config)
+def _train(prepared: Prepared, options: argparse.Namespace) -> int:
+    config = prepared.run.config
+    show_notes(prepared)
     print(arithmetic(prepared), flush=True)
     if options.profile:
         prepared = (prepared.up_to(options.max_steps) if options.max_steps else prepared).profiled()
     if options.max_steps is not None and options.max_steps < config.train.steps:
         return _part(prepared, options.max_steps)
     if prepared.finished:
-        print(f"{prepared.run.config.run.name} is done: {prepared.run.config.train.steps} steps are trained", flush=True)
+        print(f"{config.run.name} is done: {config.train.steps} steps are trained", flush=True)
     summary = complete(prepared)
     accuracies = "  ".join(f"{name} {summary[name]['top1']:.1%}" for name in ("primary", "auxiliary", "mean"))
     print(f"test top-1 after step {summary['step']} on {summary['videos']} videos: {accuracies}")
@@ -81,11 +91,12 @@ def _dry_run(config: Config) -> int:
     with tempfile.TemporaryDirectory() as place:  # of an object store's run: another process may use its local copy now
         if config.run_store is not None:
             config = config.model_copy(update={"run": config.run.model_copy(update={"staging_path": place})})
-        return _show_dry_run(prepare(config))
+        return _show_dry_run(prepare(config, dry_run=True))
 
 
 def _show_dry_run(prepared: Prepared) -> int:
     config = prepared.run.config
+    show_notes(prepared)
     print(arithmetic(prepared), flush=True)
     print("\n".join(dry_run.arithmetic(prepared)))
     print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))), flush=True)
@@ -112,6 +123,12 @@ def _reserved(prepared: Prepared) -> tuple[str, Resources | None]:
     assert resources is not None
     worker = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.worker.items())
     return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}", resources
+
+
+def show_notes(prepared: Prepared) -> None:
+    """What the user should know before the run starts, on standard error."""
+    for note in prepared.notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def arithmetic(prepared: Prepared) -> str:

@@ -57,6 +57,10 @@ class FolderTaken(UserError):
     """Another process writes into the folder; the text says which, since when, and what can be done."""
 
 
+class FolderNotWritable(UserError):
+    """The folder cannot be made or written into: it is read-only, or the disk is full."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """The process that holds a lock. Fields that are not known are empty."""
@@ -99,17 +103,18 @@ def command_line() -> str:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "") -> Iterator[None]:
+def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "", elsewhere: str = "") -> Iterator[None]:
     """Be the folder's only writer; make it where there is none, and remove it again where it is still empty afterward.
 
     Within it, the same folder can be locked again at no cost. Raises FolderTaken if another process holds it for longer than
-    ``wait_seconds``; UserError if the folder cannot be made or written into.
+    ``wait_seconds``, with ``remedy``; FolderNotWritable if the folder cannot be made or written into, with ``elsewhere``, which
+    says where to write instead.
     """
     try:
         folder = folder.resolve()
         made = [one for one in (folder, *folder.parents) if not one.exists()]
     except (OSError, RuntimeError) as error:  # of a loop of symbolic links
-        raise _unusable(folder, error) from None
+        raise _unusable(folder, error, elsewhere) from None
     if folder in _held.get():
         yield
         return
@@ -117,8 +122,8 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "") -> It
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unusable(folder, error) from None
-        with lock_file(folder / LOCK, str(folder), wait_seconds, remedy):
+            raise _unusable(folder, error, elsewhere) from None
+        with lock_file(folder / LOCK, str(folder), wait_seconds, remedy, elsewhere):
             mark = _held.set(_held.get() | {folder})
             try:
                 yield
@@ -131,10 +136,10 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "") -> It
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, what: str, wait_seconds: float = 0.0, remedy: str = "") -> Iterator[None]:
-    """Be the only process that does what the file of this name stands for. Raises FolderTaken, which says ``what``; UserError
-    if the file cannot be written."""
-    claim = Claim(path)
+def lock_file(path: Path, what: str, wait_seconds: float = 0.0, remedy: str = "", elsewhere: str = "") -> Iterator[None]:
+    """Be the only process that does what the file of this name stands for. Raises FolderTaken, which says ``what``;
+    FolderNotWritable if the file cannot be written."""
+    claim = Claim(path, elsewhere)
     if not claim.take(wait_seconds):
         raise taken(what, claim.holder(), remedy)
     try:
@@ -143,8 +148,9 @@ def lock_file(path: Path, what: str, wait_seconds: float = 0.0, remedy: str = ""
         claim.release()
 
 
-def _unusable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"folder {folder} cannot be made or written into: {getattr(error, 'strerror', None) or error}")
+def _unusable(folder: Path, error: Exception, elsewhere: str) -> FolderNotWritable:
+    what = f"folder {folder} cannot be made or written into: {getattr(error, 'strerror', None) or error}"
+    return FolderNotWritable(f"{what}; {elsewhere}" if elsewhere else what)
 
 
 TAKEN = "is being written by another process"
@@ -165,8 +171,9 @@ def is_lock_file(path: Path) -> bool:
 class Claim:
     """A lock file that one process holds from a successful ``take`` until ``release`` or its end."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, elsewhere: str = "") -> None:
+        """``elsewhere``: what the user can do where the file cannot be written."""
+        self.path, self._elsewhere = path, elsewhere
         self._lease: SoftFileLease | None = None
         self._over = threading.Event()
         self._about = path.with_name(f"{path.name}.json")
@@ -176,7 +183,7 @@ class Claim:
         """Whether it is ours, within this time.
 
         ``patient``: wait, beyond ``seconds``, until a holder on another machine is known to be alive or dead, which takes
-        DEAD_SECONDS at most; without it, such a holder counts as alive. Raises UserError if the file cannot be written.
+        DEAD_SECONDS at most; without it, such a holder counts as alive. Raises FolderNotWritable.
         """
         self._over = threading.Event()
         lease = SoftFileLease(
@@ -235,7 +242,7 @@ class Claim:
         except (Timeout, FileNotFoundError):  # another was faster; or it removed the folder, which it had left empty
             return False
         except OSError as error:
-            raise _unusable(self.path.parent, error) from None
+            raise _unusable(self.path.parent, error, self._elsewhere) from None
         return True
 
     def _remove(self, watched: tuple[int, ...]) -> None:

@@ -63,11 +63,13 @@ class Fingerprints:
 
 @contextmanager
 def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderTaken if another process is."""
+    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderTaken if another process is, and
+    FolderNotWritable."""
     remedy = "wait until it has ended, stop it, or choose another run.name"
+    elsewhere = "choose another run.storage_path"
     try:
         with (
-            lock_folder(config.run_folder, wait_seconds, remedy),
+            lock_folder(config.run_folder, wait_seconds, remedy, elsewhere),
             lock_store(config.run_store, config.run_folder, remedy) if config.run_store else nullcontext(),
         ):
             yield

@@ -160,7 +160,10 @@ class Source:
         if split == "validation" and len(rows) == 0:
             rows = self.manifest.rows("val")
         if len(rows) == 0:
-            remedy = "keep some with jobs.label --hold-out 10%" if split == "validation" else "nothing to evaluate"
+            remedy = "keep some with jobs.label --hold-out 10%"
+            if split == "test":
+                others = "those of split val" if len(self.manifest.rows("val")) else f"held-out training videos ({remedy})"
+                remedy = f"evaluate {others} with evaluation.split=validation, or prepare the data with test videos"
             raise UserError(f"{self.manifest.path} has no usable video to evaluate in split {split!r}: {remedy}")
         return rows
 

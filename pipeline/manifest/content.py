@@ -13,6 +13,14 @@ def facts(location: str) -> storage.Facts:
     return still.facts(location) if still.is_pattern(location) else storage.facts(location)
 
 
+def is_there(location: str) -> bool:
+    """Whether there is such a file, or an image of such a name; not where a store does not answer."""
+    try:
+        return bool(still.images(location)) if still.is_pattern(location) else bool(storage.facts(location))
+    except OSError:
+        return False
+
+
 def sha256(location: str) -> str:
     """64 hexadecimal digits; of images: over the SHA-256 of each in order of number. Raises FileNotFoundError or OSError."""
     if not still.is_pattern(location):

@@ -89,7 +89,7 @@ def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions |
         evenly = options.balanced and "%" in spec
         wanted = max(1, round_half_up(equal)) if evenly else labels_per_class(spec, len(rows), options.option)
         if len(rows) < wanted:
-            short.append(f"class {name} has {len(rows)} usable train videos, {wanted} are needed" + _hidden(manifest, place))
+            short.append(f"class {name} has {len(rows)} usable train videos, {wanted} are needed" + _elsewhere(manifest, place))
         chosen += [int(rows[i]) for i in seeded_order(_texts(manifest, "id", rows), seed, purpose)[:wanted]]
     if short:
         what = f"{options.option} {spec} cannot be drawn; add videos, ask for fewer labels, or drop the class:"
@@ -98,11 +98,14 @@ def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions |
     return make_subset(manifest, np.sort(np.asarray(chosen, np.int64)), ", ".join(words), seed, options.hold_out)
 
 
-def _hidden(manifest: Manifest, label: int) -> str:
-    """What to do about videos of the class that are there, but in split unlabeled."""
-    count = int((np.asarray(manifest.table["label"].to_numpy())[manifest.rows("unlabeled")] == label).sum())
+def _elsewhere(manifest: Manifest, label: int) -> str:
+    """What to do about videos of the class that are there, but in split unlabeled, or in split test alone."""
+    labels = np.asarray(manifest.table["label"].to_numpy())
+    counts = {split: int((labels[manifest.rows(split)] == label).sum()) for split in ("train", "unlabeled", "test")}
     remedy = "whose labels are never drawn: list them as train, or leave their label empty where the class is unknown"
-    return f"; {count} more are of split unlabeled, {remedy}" if count else ""
+    text = f"; {counts['unlabeled']} more are of split unlabeled, {remedy}" if counts["unlabeled"] else ""
+    remedy = "correct their labels if they are another class's, or list some of them as train"
+    return text + (f"; {counts['test']} are of split test: {remedy}" if counts["test"] and not counts["train"] else "")
 
 
 def make_subset(manifest: Manifest, rows: Rows, spec: str, seed: int, hold_out: float = 0.0) -> LabelSubset:

@@ -7,6 +7,7 @@ the same command again runs what is missing and continues what was cut off.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,14 +114,18 @@ def draw_subsets(trials: Sequence[Trial], write: bool) -> None:
 def unfinished(trials: Sequence[Trial]) -> list[Trial]:
     """Trials without their evaluation, after all that can be wrong with any trial's input was looked at, unless its labels are
     not drawn yet. Raises UserError."""
-    missing = []
+    missing: list[Trial] = []
+    notes: dict[str, None] = {}
     for trial in trials:
         if trial.labels is None or Path(trial.config.labels_path).is_file():
             ready = prepare(trial.config)
             ready.source.evaluated(trial.config.evaluation.split)
+            notes |= dict.fromkeys(ready.notes)
             if evaluated(ready) is not None:
                 continue
         missing.append(trial)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     return missing
 
 

@@ -42,8 +42,10 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
 
 def train_up_to(prepared: Prepared, step: int) -> int:
     """Train up to ``step``, as if cut there, and evaluate nothing; returns the step that the run is at. Raises UserError."""
+    if prepared.step >= step:
+        return prepared.step
     part = prepared.up_to(step)
-    resources = reserve_to_train(part) if prepared.step < step else None
+    resources = reserve_to_train(part)
     with lock_run(prepared.run.config):
         if prepared.step < step:
             _train(part, resources)

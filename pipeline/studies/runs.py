@@ -26,6 +26,8 @@ from pipeline.evaluation.metrics import summarize
 from pipeline.training.signatures import Finding, find
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
+OTHER_DATA = "evaluation_on_*.json"
+"""Files of evaluations on other data than the run's, by that data's fingerprint."""
 VIEWS = ("primary", "auxiliary", "mean")
 """Whose scores are judged: each student's and the mean of both."""
 ABSENT = {
@@ -145,8 +147,8 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds any file of a run."""
-    return any((path / name).is_file() for name in RUN_FILES)
+    """Whether a folder holds any file of a run, or what ``jobs.evaluate --other-data`` wrote elsewhere."""
+    return any((path / name).is_file() for name in RUN_FILES) or (path.is_dir() and any(path.glob(OTHER_DATA)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,12 +181,16 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_other_data(folder: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
-    found = [_read_json(path, missing) for path in sorted(folder.glob("evaluation_on_*.json"))]
+    found = [_read_json(path, missing) for path in sorted(folder.glob(OTHER_DATA))]
     return tuple(sorted((one for one in found if one), key=lambda one: str((one.get("data") or {}).get("manifest"))))
 
 
 def _other_videos(run: Run) -> list[str]:
     """Sentences, where what lies in the folder as the run's own evaluation is of other data than it was trained with."""
+    elsewhere = {one["run"]: (one.get("other_data") or {}).get("trained_on") for one in run.other_data if one.get("run")}
+    if elsewhere and not run.config:
+        runs = [f"{path}, which was trained on the manifest of fingerprint {print_}" for path, print_ in elsewhere.items()]
+        return [f"Its own data: these are results of other data than the run's. The run: {'; '.join(runs)}."]
     data = run.evaluation.get("data") or {}
     if run.evaluation.get("other_data"):
         trained_on = run.evaluation["other_data"].get("trained_on")

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Source, source_of_views
 from pipeline.config import Config, override
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.labels import read_labels
 from pipeline.manifest.mapped import open_manifest
-from pipeline.manifest.schema import SCHEMA, Manifest
+from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint
+from pipeline.manifest.verify import other_files, spread
 from pipeline.run_folder import Fingerprints, config_digest, read_run
 from pipeline.training import checkpoint
 
@@ -38,6 +40,10 @@ class SavedRun:
     """Of the manifest that it was trained with."""
     weights: Path
     step: int
+    moved: bool = False
+    """Whether the command names another place of the manifest or of the videos than the run recorded."""
+    note: str = ""
+    """What the user should know of where videos are looked for."""
 
 
 def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> SavedRun:
@@ -62,7 +68,22 @@ def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequenc
     state = checkpoint.read_facts(newest)
     if state["fingerprints"] != prints.as_dict():
         raise UserError(f"{newest} is a checkpoint of another run (its fingerprints are not those of facts.json): remove it")
-    return SavedRun(folder, config, classes, prints, videos, newest / checkpoint.FILES[0], int(state["step"]))
+    weights, moved, note = newest / checkpoint.FILES[0], _moved(trained, config), _kept_root(trained, config)
+    return SavedRun(folder, config, classes, prints, videos, weights, int(state["step"]), moved, note)
+
+
+def _moved(trained: Config, now: Config) -> bool:
+    """Whether another place of the data is named than the run recorded."""
+    return (now.data.manifest, now.data.root) != (trained.data.manifest, trained.data.root)
+
+
+def _kept_root(trained: Config, now: Config) -> str:
+    """A note where the manifest moved and the run recorded a folder of its videos: that stays unless another one is named."""
+    root = now.data.root
+    if root is None or root != trained.data.root or now.data.manifest == trained.data.manifest:
+        return ""
+    how = "data.root=FOLDER names another folder, data.root=null the one that the manifest names"
+    return f"videos are looked for in data.root={root}, which the run recorded; {how}"
 
 
 def _known(facts: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], Fingerprints, int]:
@@ -95,9 +116,19 @@ def source_of_run(run: SavedRun) -> Source:
             "it is now with data.manifest=FILE, or evaluate on this one on purpose with --other-data FILE:",
             _differences(run.classes, run.fingerprints, run.videos, manifest),
         )
-    if run.config.evaluation.split != "validation":
-        return source_of_views(run.config, manifest)  # needs no labels, which may be gone
-    return source_of_views(run.config, manifest, _held_out(run, manifest))
+    is_validation = run.config.evaluation.split == "validation"  # else no labels are needed, which may be gone
+    source = source_of_views(run.config, manifest, _held_out(run, manifest) if is_validation else None)
+    if run.moved:
+        rows = spread(source.evaluated(run.config.evaluation.split))
+        _check_files(manifest, rows, run.folder.name, "prepare these, and evaluate on them on purpose with --other-data FILE")
+    return source
+
+
+def _check_files(manifest: Manifest, rows: Ints, name: str, otherwise: str) -> None:
+    """Raises UserError if files of these rows, where they are there, are not those that the run's manifest lists."""
+    if other := other_files(manifest, rows):
+        what = f"{len(other)} of {len(rows)} compared files are not those of the manifest that {name} was trained with"
+        raise UserError(f"{what}; say with data.root=FOLDER where its videos are, or {otherwise}:", first_few(other))
 
 
 def _open(run: SavedRun) -> Manifest:
@@ -107,11 +138,14 @@ def _open(run: SavedRun) -> Manifest:
         raise UserError(f"{error}\nif the data moved, say data.manifest=FILE, and data.root=FOLDER for the videos") from None
 
 
-def check_inputs(config_file: Path, config: Config) -> None:
-    """Raises UserError if the file is a run's own config.yaml and ``config`` names other data than the run's."""
+def check_inputs(config_file: Path, config: Config) -> str:
+    """A note on where videos are looked for, or ""; all of it only if the file is a run's own config.yaml.
+
+    Raises UserError if ``config`` names other data than the run's.
+    """
     if config_file.name != "config.yaml" or not (config_file.parent / "facts.json").is_file():
-        return
-    _, facts = read_run(config_file.parent)
+        return ""
+    trained, facts = read_run(config_file.parent)
     classes, prints, videos = _known(facts, config_file.parent)
     remedy = "say where it is now with data.manifest=FILE, and data.labels=FILE:"
     manifest = open_manifest(config.data.manifest, config.data.root)
@@ -122,6 +156,10 @@ def check_inputs(config_file: Path, config: Config) -> None:
     if labels.fingerprint != prints.labels:
         what = f"{config.labels_path} is not the label subset that {config_file.parent.name} was trained with"
         raise UserError(f"{what}; {remedy}", [f"fingerprint {labels.fingerprint}, the run's is {prints.labels}"])
+    config = config.with_absolute_paths()
+    if _moved(trained, config):
+        _check_files(manifest, spread(manifest.training_rows()), config_file.parent.name, "put them back")
+    return _kept_root(trained, config)
 
 
 def _differences(classes: tuple[str, ...], prints: Fingerprints, videos: int, manifest: Manifest) -> list[str]:
@@ -133,10 +171,25 @@ def _differences(classes: tuple[str, ...], prints: Fingerprints, videos: int, ma
     lines += [f"classes that are no longer there: {', '.join(first_few(sorted(mine - theirs)))}"] if mine - theirs else []
     if mine == theirs and manifest.classes != classes:
         lines.append("the same classes in another order")
-    return lines if len(lines) > 1 else [*lines, "the same classes and number of videos: other files, splits or groups"]
+    if len(lines) == 1:
+        lines.append("the same classes and number of videos: other files, splits or groups")
+    return [*lines, *_group_remedy(prints, manifest)] if mine == theirs else lines
 
 
-def _held_out(run: SavedRun, manifest: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _group_remedy(prints: Fingerprints, manifest: Manifest) -> list[str]:
+    """What to do where the manifest differs, or may differ, because jobs.prepare now takes groups from the names."""
+    table = manifest.table
+    if table["group"].null_count == table.num_rows:
+        return []
+    place = SCHEMA.get_field_index("group")
+    alone = table.set_column(place, SCHEMA.field("group"), pa.nulls(table.num_rows, pa.string()))
+    if fingerprint(alone, manifest.classes) == prints.manifest:
+        return ["only the groups differ, of which the run's had none: jobs.prepare ... --group none prepares it as it was"]
+    remedy = "jobs.prepare ... --group none takes none from names, as earlier versions did"
+    return [f"if this manifest took its groups from names, and the run's did not: {remedy}"]
+
+
+def _held_out(run: SavedRun, manifest: Manifest) -> Ints:
     """Rows that the run's labels hold out. The labels are looked for where they were, and beside a manifest that moved."""
     recorded = run.config.labels_path
     beside = str(Path(manifest.path).parent / Path(recorded).name) if not storage.is_remote(manifest.path) else recorded
@@ -183,8 +236,19 @@ def source_of_other_data(run: SavedRun) -> OtherData:
     known = np.asarray(here["label"]) >= 0
     unknown = Counter(name for name in here["class"].filter(pa.array(~known)).to_pylist() if name is not None)
     if not known.any():
+        split = run.config.evaluation.split
+        what = f"no {split} video of {manifest.path} is of a class that {run.folder.name} knows"
+        remedy = "classes are matched by name: give the labels there the run's names, and prepare the data again"
         raise UserError(
-            f"no video of {manifest.path} is of a class that {run.folder.name} knows; classes are matched by name:",
+            f"{what}; {remedy}{_other_split(source, split)}:",
             [f"of the run: {', '.join(first_few(run.classes))}", f"there: {', '.join(first_few(manifest.classes))}"],
         )
     return OtherData(source, dict(sorted(unknown.items())), int(known.sum()))
+
+
+def _other_split(source: Source, split: str) -> str:
+    """The remedy of evaluating the other split, if that has videos of known classes."""
+    other = "validation" if split == "test" else "test"
+    rows = source.manifest.rows("test" if other == "test" else "val")
+    count = int((np.asarray(source.manifest.table["label"].take(pa.array(rows))) >= 0).sum())
+    return f", or evaluate the {count} {other} videos whose class it knows with evaluation.split={other}" if count else ""

@@ -22,7 +22,7 @@ from pipeline.methods import build_method, first_unlabeled_step
 from pipeline.run_folder import Fingerprints, check_run, open_run
 from pipeline.stream.in_process import local_batches
 from pipeline.training import checkpoint
-from pipeline.training.held_out import check_evaluated, check_held_out
+from pipeline.training.held_out import check_evaluated, check_held_out, missing_evaluated
 from pipeline.training.loop import Run, Worker, train
 from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps
 from pipeline.training.tracking import check_tracking
@@ -38,6 +38,8 @@ class Prepared:
     source: Source
     facts: dict[str, Any]
     """What facts.json will say beside versions and fingerprints."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before it starts."""
 
     @property
     def step(self) -> int:
@@ -70,8 +72,12 @@ class Prepared:
             run_store.push_files(self.run.folder, self.run.store)
 
 
-def prepare(config: Config) -> Prepared:
-    """Read and check the inputs and the run folder. Raises UserError; writes nothing."""
+def prepare(config: Config, dry_run: bool = False) -> Prepared:
+    """Read and check the inputs and the run folder. Raises UserError; writes nothing.
+
+    Missing files of the videos that are evaluated at the end are only noted in a ``dry_run``, and not looked for where the run
+    is trained to its end.
+    """
     config = config.with_absolute_paths()
     run, source, labels = open_parts(config)
     classes, prints = source.manifest.classes, run.prints
@@ -89,13 +95,16 @@ def prepare(config: Config) -> Prepared:
     with torch.random.fork_rng():
         students: Any = build_method(config, len(classes), *source.plan.sizes).students
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
+    prepared = Prepared(run, source, facts)
     try:
         if run.store is not None:
             run_store.pull_files(run.store, run.folder)
+        check_run(config, prints)
+        if prepared.finished:
+            return prepared
     except OSError as error:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
-    check_run(config, prints)
-    return Prepared(run, source, facts)
+    return replace(prepared, notes=tuple(missing_evaluated(source, config, required=not dry_run)))
 
 
 def open_parts(config: Config) -> tuple[Run, Source, LabelSubset]:

@@ -13,14 +13,12 @@ from torch import nn
 from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.manifest import content
+from pipeline.errors import UserError, first_few
 from pipeline.manifest.isolation import num_cores
+from pipeline.manifest.verify import missing_files, spread
 from pipeline.methods.precision import center_logits
 from pipeline.stream.in_process import map_ahead
 
-LOOKED_AT = 8
-"""Files of the evaluated split that are looked for before a run starts: some may be missing, but not all."""
 BATCH_VIEWS = 8
 """Videos at once, where ``evaluation.batch_views`` does not say: few, because a GPU holds all of the training beside them."""
 
@@ -45,25 +43,47 @@ def check_held_out(source: Source, config: Config) -> None:
 
 
 def check_evaluated(source: Source, config: Config) -> None:
-    """Raises UserError for what would end the evaluation after the last step: nothing to evaluate, no known class, no file."""
+    """Raises UserError for what would end the evaluation after the last step: nothing to evaluate, or no known class."""
     split = config.evaluation.split
     rows = source.evaluated(split)
-    if not pc.any(pc.greater_equal(source.manifest.table["label"].take(pa.array(rows)), 0)).as_py():
-        what = f"none of the {len(rows)} videos of {source.manifest.path} in evaluation.split={split} has a known class"
-        raise UserError(f"{what}: evaluate on a split that has, or prepare the manifest with the classes of these")
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), LOOKED_AT)).round().astype(np.int64)]
-    locations = [source.manifest.location(int(row)) for row in some]
-    if not any(map(_is_there, locations)):
-        what = f"evaluation.split={split}: {len(some)} of its {len(rows)} files were looked for, and none is there"
-        raise UserError(f"{what}; say with data.root where the videos are now:", locations)
+    if _labeled(source, rows):
+        return
+    what = f"none of the {len(rows)} videos of {source.manifest.path} in evaluation.split={split} has a known class"
+    validation = source.held_out if len(source.held_out) else source.manifest.rows("val")
+    correct = "correct the labels of these videos and prepare the data again"
+    if split == "test" and (count := _labeled(source, validation)):
+        raise UserError(f"{what}: evaluate on the {count} labeled validation videos, evaluation.split=validation, or {correct}")
+    held = "evaluate on labeled training videos that jobs.label --hold-out 10% keeps apart, evaluation.split=validation"
+    raise UserError(f"{what}: {correct}, or {held}")
 
 
-def _is_there(location: str) -> bool:
-    try:
-        content.facts(location)
-    except OSError:
-        return False
-    return True
+def _labeled(source: Source, rows: Ints) -> int:
+    """How many of the rows have a known class."""
+    return int(pc.sum(pc.greater_equal(source.manifest.table["label"].take(pa.array(rows)), 0)).as_py() or 0)
+
+
+def missing_evaluated(source: Source, config: Config, required: bool) -> list[str]:
+    """Notes on files of the evaluated split that are not there. A sample is looked for, by this process.
+
+    Raises UserError if none of the sample is there, ``required`` is set, and this process will be the one that reads them:
+    with ``scale.workers`` above 0 others do, which may see other disks.
+    """
+    split, rows = config.evaluation.split, source.evaluated(config.evaluation.split)
+    sample = spread(rows)
+    missing = missing_files(source.manifest, sample)
+    if not missing:
+        return []
+    looked = f"evaluation.split={split}: {len(sample)} of its {len(rows)} files were looked for"
+    if len(missing) < len(sample):
+        remote = ", unless workers see them" if config.scale.workers > 0 else ""
+        what = f"{len(missing)} are not there and count in no accuracy{remote}"
+        return [f"{looked}, {what}; the first: {missing[0]}"]
+    what, remedy = f"{looked}, and none is there", "say with data.root where the videos are now"
+    if config.scale.workers > 0:
+        return [f"{what}, as this process sees it; if workers do not see them either, {remedy}; the first: {missing[0]}"]
+    if required:
+        raise UserError(f"{what}; {remedy}:", first_few(missing))
+    return [f"{what}; a run would be refused: {remedy}; the first: {missing[0]}"]
 
 
 def accuracies(method: nn.Module, source: Source, config: Config, alive: Callable[[], None]) -> dict[str, float]:

@@ -134,6 +134,67 @@ def test_data_that_moved_is_known_by_its_content(folder: Path, capsys: pytest.Ca
     assert "none of the 8 test videos can be decoded" in capsys.readouterr().err
 
 
+def copied_videos(tiny: Path, folder: Path) -> Path:
+    """A folder that the manifest's videos can be found in, as data.root."""
+    return Path(shutil.copytree(tiny / "videos", folder))
+
+
+def test_videos_that_moved_are_compared_by_size_and_by_content(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other files of the same names below data.root were evaluated as if they were the run's."""
+    one, moved = folder / "runs" / "tiny", copied_videos(tiny, folder / "moved")
+    assert run(evaluate.main, [str(one), f"data.root={moved}"]) == DONE
+    manifest = read_manifest(folder / "data" / "manifest.parquet")
+    uris = manifest.table["uri"].take(pa.array(manifest.rows("test"))).to_pylist()
+    first = moved / uris[0]
+    size = first.stat().st_size
+    first.write_bytes(first.read_bytes() + b"more")
+    before = contents(one)
+    capsys.readouterr()
+    assert run(evaluate.main, [str(one), f"data.root={moved}"]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert f"{uris[0]}: {size} bytes in the manifest, {size + 4} bytes found at {first}" in error and uris[1] not in error
+    assert "1 of 8 compared files are not those of the manifest that tiny was trained with" in error
+    assert "data.root=FOLDER" in error and "--other-data" in error and contents(one) == before
+    other = rewrite(tiny, folder / "other", RENAMED)  # on purpose, on other data: nothing is compared
+    words = ["--other-data", other.path, f"data.root={moved}", "--out", str(folder / "out")]
+    assert run(evaluate.main, [str(one), *words]) == DONE
+
+
+def test_the_clips_of_a_step_are_of_the_videos_that_were_trained(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, moved = folder / "runs" / "tiny" / "config.yaml", copied_videos(tiny, folder / "moved")
+    words = ["clips", "--config", str(config), "--step", "0", "--out", str(folder / "x.html"), f"data.root={moved}"]
+    assert run(inspect.main, words) == DONE
+    for file in moved.rglob("*.mp4"):
+        file.write_bytes(file.read_bytes() + b"more")
+    (folder / "x.html").unlink()
+    assert run(inspect.main, words) == USER_ERROR
+    assert "24 of 24 compared files are not those" in capsys.readouterr().err and not (folder / "x.html").exists()
+
+
+def test_a_recorded_root_stays_where_the_manifest_moved_and_is_said(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``data.manifest`` changes the manifest's place alone: the videos are where the run was told that they are."""
+    root, own = copied_videos(tiny, folder / "videos_are_here"), tiny / "videos"
+    words = ["--config", str(tiny / "tiny.yaml"), *where(folder), "run.name=two", "train.steps=1", "train.warmup_steps=0"]
+    assert run(train.main, [*words, f"data.root={root}"]) == DONE
+    one, moved = folder / "runs" / "two", folder / "moved" / "manifest.parquet"
+    shutil.move(folder / "data", folder / "moved")
+    capsys.readouterr()
+    note = f"note: videos are looked for in data.root={root}, which the run recorded; data.root=FOLDER names another folder"
+    for more, used, said in (([], root, 1), (["data.root=null"], own, 0), ([f"data.root={own}"], own, 0)):
+        assert run(evaluate.main, [str(one), f"data.manifest={moved}", *more]) == DONE
+        assert capsys.readouterr().out.count(note) == said
+        assert json.loads((one / "evaluation.json").read_text())["data"]["root"] == str(used)
+    clips = ["clips", "--config", str(one / "config.yaml"), "--step", "0", "--out", str(folder / "x.html")]
+    assert run(inspect.main, [*clips, f"data.manifest={moved}", f"data.labels={folder}/moved/labels.parquet"]) == DONE
+    assert note in capsys.readouterr().err
+
+
 def test_other_data_on_purpose_is_matched_by_name_and_said(
     folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,17 +246,33 @@ def test_other_data_can_be_written_elsewhere_and_says_whose_it_is(
     rewrite(tiny, folder / "other", RENAMED)
     before = contents(one)
     assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet"), "--out", str(out)]) == DONE
-    assert contents(one) == before and sorted(contents(out)) == ["evaluation.json", "predictions.parquet"]
-    assert json.loads((out / "evaluation.json").read_text())["run"] == str(one)
+    written = sorted(contents(out))
+    assert contents(one) == before and [name.partition("_on_")[0] for name in written] == ["evaluation", "predictions"]
+    assert json.loads((out / written[0]).read_text())["run"] == str(one)
     page = write_report([out]).path.read_text(encoding="utf-8")
-    assert "results of other data than the run" in page
+    assert "results of other data than the run" in page and str(one) in page and "Evaluated on other data" in page
+    for file in out.glob("report.*"):
+        file.unlink()
+    results = contents(out)
+    third = rewrite(tiny, folder / "third", {"drift_up": "climb"})  # a second data set beside the first
+    words = ["--other-data", str(folder / "third" / "manifest.parquet"), "--out", str(out)]
+    assert run(evaluate.main, [str(one), *words]) == DONE
+    after = contents(out)
+    assert {name: after[name] for name in results} == results
+    new = {f"evaluation_on_{third.fingerprint}.json", f"predictions_on_{third.fingerprint}.parquet"}
+    assert set(after) - set(results) == new
+    shutil.copytree(one, folder / "runs" / "another")
     capsys.readouterr()
+    assert run(evaluate.main, [str(folder / "runs" / "another"), *words]) == USER_ERROR
+    assert f"holds results of the run {one}: choose another --out FOLDER" in capsys.readouterr().err
+    assert contents(out) == after
     words = [str(one), "--other-data", str(folder / "data" / "manifest.parquet")]
     assert run(evaluate.main, words) == USER_ERROR
     assert "is the data that tiny was trained with" in capsys.readouterr().err
     rewrite(tiny, folder / "other", {name: f"x{name}" for name in ("drift_up", "drift_down", "drift_left", "drift_right")})
     assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet")]) == USER_ERROR
-    assert "no video of" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no test video of" in error and "give the labels there the run's names" in error and "evaluation.split" not in error
     assert run(evaluate.main, [str(one), "--out", str(one)]) == DONE  # its own place
     shutil.copytree(one, folder / "runs" / "two")
     assert run(evaluate.main, [str(one), "--out", str(folder / "runs" / "two")]) == USER_ERROR
