@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, inspect, predict, train
+from jobs import evaluate, inspect, predict, prepare, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.labels import draw_labels, write_labels
 from pipeline.manifest.schema import SCHEMA, Manifest, read_manifest, write_manifest
@@ -193,6 +193,50 @@ def test_a_recorded_root_stays_where_the_manifest_moved_and_is_said(
     clips = ["clips", "--config", str(one / "config.yaml"), "--step", "0", "--out", str(folder / "x.html")]
     assert run(inspect.main, [*clips, f"data.manifest={moved}", f"data.labels={folder}/moved/labels.parquet"]) == DONE
     assert note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("splits", [True, False], ids=["splits given", "splits drawn"])
+def test_data_that_is_now_grouped_by_its_names_can_be_prepared_as_it_was(
+    tiny: Path, tmp_path: Path, splits: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy is true: with it the command makes the run's manifest again."""
+    for number, file in enumerate(sorted((tiny / "videos").rglob("*.mp4"))):
+        name = file.parent.name
+        side = ("train", "test")[number % 8 // 6] if splits else ""
+        place = tmp_path / "videos" / side / name / f"v_{name}_g{number % 8 // 2:02d}_c{number % 2:02d}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    again = ["folder", str(tmp_path / "videos"), str(tmp_path / "data"), "--labeled", "1/class", "--processes", "1"]
+    assert run(prepare.main, [*again, "--group", "none"]) == DONE
+    words = ["--config", str(tiny / "tiny.yaml"), *where(tmp_path), "train.steps=1", "train.warmup_steps=0"]
+    assert run(train.main, words) == DONE
+    capsys.readouterr()
+    assert run(prepare.main, again) == DONE
+    assert "names look like recordings as UCF-101" in capsys.readouterr().out
+    one = tmp_path / "runs" / "tiny"
+    assert run(evaluate.main, [str(one)]) == USER_ERROR
+    error = capsys.readouterr().err
+    sure = "only the groups differ, of which the run's had none: jobs.prepare ... --group none prepares it as it was"
+    assert (sure in error) == splits and "jobs.prepare ... --group none" in error
+    assert run(prepare.main, [*again, "--group", "none"]) == DONE
+    assert run(evaluate.main, [str(one)]) == DONE
+
+
+def test_other_data_of_unknown_classes_names_the_split_that_has_known_ones(
+    folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_manifest(tiny / "manifest.parquet").table.to_pylist()
+    names = {row["split"]: row["class"] for row in rows}
+    (one, two) = ("stroll", names["train"])
+    rows = [row | {"split": ("test", "val")[n % 2], "class": (one, two)[n % 2], "label": n % 2} for n, row in enumerate(rows)]
+    root = str(tiny / "videos")
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema=SCHEMA)
+    other = write_manifest(table, folder / "other.parquet", (one, two), root, "another")
+    words = [str(folder / "runs" / "tiny"), "--other-data", other.path]
+    assert run(evaluate.main, words) == USER_ERROR
+    remedy = f"or evaluate the {len(other.rows('val'))} validation videos whose class it knows with evaluation.split=validation"
+    assert remedy in capsys.readouterr().err
+    assert run(evaluate.main, [*words, "evaluation.split=validation"]) == DONE
 
 
 def test_other_data_on_purpose_is_matched_by_name_and_said(

@@ -96,6 +96,16 @@ def test_videos_of_split_unlabeled_name_the_remedy(tmp_path: Path) -> None:
         draw_labels(manifest, "10%", 0)
 
 
+def test_a_class_of_test_videos_alone_names_the_remedy(tmp_path: Path) -> None:
+    """Mostly a misspelled label: "Jump" beside "jump"."""
+    table = pa.concat_tables([make_table({"a": 3}), make_table({"b": 2}, "test")])
+    table = table.set_column(4, "label", pa.array([0] * 3 + [1] * 2, pa.int32()))
+    manifest = write_manifest(table, tmp_path / "m.parquet", ("a", "b"), "/videos", "list")
+    what = "class b has 0 usable train videos, 1 are needed; 2 are of split test: correct their labels if they are another class's"
+    with pytest.raises(UserError, match=f"{what}, or list some of them as train"):
+        draw_labels(manifest, "10%", 0)
+
+
 @pytest.mark.parametrize("spec", ["", "10", "0%", "101%", "-5%", "4", "0/class", "x/class", "4/video", "4/class/5", "ten%"])
 def test_bad_specs(spec: str) -> None:
     with pytest.raises(UserError, match="--labeled"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import prepare
+from jobs import label, prepare, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -140,4 +140,67 @@ def test_a_run_whose_evaluated_files_are_gone_is_refused_at_its_start(tiny: Path
     with pytest.raises(UserError, match=r"evaluation.split=test: 8 of its 8 files were looked for, and none is there"):
         fit.prepare(changed(tiny, tmp_path, "uri", uris))
     uris[table["split"].to_pylist().index("test")] = table["uri"].to_pylist()[table["split"].to_pylist().index("test")]
-    assert fit.prepare(changed(tiny, tmp_path, "uri", uris)).step == 0  # a few missing ones are named by evaluation
+    prepared = fit.prepare(changed(tiny, tmp_path, "uri", uris))  # a few missing ones are named by evaluation, too
+    assert prepared.step == 0 and len(prepared.notes) == 1
+    assert "8 of its 8 files were looked for, 7 are not there and count in no accuracy; the first: " in prepared.notes[0]
+
+
+def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_them(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a dry run, by a run whose workers may see other disks, and not at all by one that is done."""
+    config = changed(tiny, tmp_path, "uri", read_manifest(tiny / "manifest.parquet").table["uri"].to_pylist())
+    videos = shutil.copytree(tiny / "videos", tmp_path / "videos")
+    place = [f"run.storage_path={tmp_path / 'runs'}", f"data.manifest={config.data.manifest}", f"data.root={videos}"]
+    words = ["--config", str(tiny / "tiny.yaml"), *place, "train.steps=1", "train.warmup_steps=0"]
+    assert run(train.main, words) == DONE
+    for file in list(videos.rglob("*.mp4")):
+        file.unlink()
+    capsys.readouterr()
+    assert run(train.main, words) == DONE
+    said = capsys.readouterr()
+    assert "tiny is done" in said.out and "test top-1 after step 1 on 8 videos" in said.out and said.err == ""
+    assert run(train.main, [*words, "run.name=new"]) == USER_ERROR
+    assert "8 of its 8 files were looked for, and none is there; say with data.root" in capsys.readouterr().err
+    assert run(train.main, [*words, "run.name=new", "--dry-run"]) == DONE
+    said = capsys.readouterr()
+    assert "nothing is trained yet" in said.out and "none is there; a run would be refused: say with data.root" in said.err
+    prepared = fit.prepare(load_config(tiny / "tiny.yaml", [*place, "run.name=new", "scale.workers=2"]))
+    (note,) = prepared.notes
+    assert "none is there, as this process sees it; if workers do not see them either, say with data.root" in note
+
+
+def test_sixty_four_of_many_files_are_looked_for(tiny: Path, tmp_path: Path) -> None:
+    """Only one of 160 is there, and it is among those that are looked at: the last one."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    test = manifest.rows("test")
+    rows = manifest.table.take(pa.array([*manifest.training_rows(), *([int(test[0])] * 160)])).to_pylist()
+    for number, row in enumerate(rows):
+        is_there = row["split"] != "test" or number == len(rows) - 1
+        row |= {"id": f"{number:04d}", "uri": row["uri"] if is_there else f"gone{number}.mp4"}
+    table = pa.Table.from_pylist(rows, schema=manifest.table.schema)
+    many = write_manifest(table, tmp_path / "manifest.parquet", manifest.classes, manifest.root, manifest.source)
+    write_labels(draw_labels(many, "2/class", 0), many, tmp_path / "labels.parquet")
+    (note,) = fit.prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", f"data.manifest={many.path}"])).notes
+    assert "64 of its 160 files were looked for, 63 are not there" in note
+
+
+def test_a_run_that_cannot_be_tested_names_what_it_can_be_evaluated_on(tiny: Path, tmp_path: Path) -> None:
+    """The remedy is true: evaluation.split=validation where there is something to validate on, else how to get that."""
+    table = read_manifest(tiny / "manifest.parquet").table
+    labels, splits = table["label"].to_pylist(), table["split"].to_pylist()
+    unknown = [label if split == "train" else -1 for label, split in zip(labels, splits, strict=True)]
+    config = changed(tiny, tmp_path, "label", unknown)
+    with pytest.raises(UserError, match="correct the labels of these videos and prepare the data again, or evaluate"):
+        fit.prepare(config)
+    held = tmp_path / "held.parquet"
+    words = [config.data.manifest, "--per-class", "4", "--hold-out", "25%", "--out", str(held)]
+    assert run(label.main, words) == DONE
+    config = config.model_copy(update={"data": config.data.model_copy(update={"labels": str(held)})})
+    with pytest.raises(UserError, match=r"evaluate on the 4 labeled validation videos, evaluation.split=validation, or correct"):
+        fit.prepare(config)
+    validated = config.evaluation.model_copy(update={"split": "validation"})
+    assert fit.prepare(config.model_copy(update={"evaluation": validated})).notes == ()
+    absent = ["ok" if split == "train" else "missing" for split in splits]
+    with pytest.raises(UserError, match=r"held-out training videos \(keep some with jobs.label .*evaluation.split=validation"):
+        fit.prepare(changed(tiny, tmp_path, "status", absent))
