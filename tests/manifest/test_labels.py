@@ -101,8 +101,8 @@ def test_a_class_of_test_videos_alone_names_the_remedy(tmp_path: Path) -> None:
     table = pa.concat_tables([make_table({"a": 3}), make_table({"b": 2}, "test")])
     table = table.set_column(4, "label", pa.array([0] * 3 + [1] * 2, pa.int32()))
     manifest = write_manifest(table, tmp_path / "m.parquet", ("a", "b"), "/videos", "list")
-    what = "class b has 0 usable train videos, 1 are needed; 2 are of split test: correct their labels if they are another class's"
-    with pytest.raises(UserError, match=f"{what}, or list some of them as train"):
+    what = "class b has 0 usable train videos, 1 are needed; 2 are of split test: correct their labels if they are another"
+    with pytest.raises(UserError, match=f"{what} class's, or list some of them as train"):
         draw_labels(manifest, "10%", 0)
 
 

@@ -197,7 +197,7 @@ def test_a_run_that_cannot_be_tested_names_what_it_can_be_evaluated_on(tiny: Pat
     words = [config.data.manifest, "--per-class", "4", "--hold-out", "25%", "--out", str(held)]
     assert run(label.main, words) == DONE
     config = config.model_copy(update={"data": config.data.model_copy(update={"labels": str(held)})})
-    with pytest.raises(UserError, match=r"evaluate on the 4 labeled validation videos, evaluation.split=validation, or correct"):
+    with pytest.raises(UserError, match=r"evaluate on the 4 labeled validation videos, evaluation.split=validation, or"):
         fit.prepare(config)
     validated = config.evaluation.model_copy(update={"split": "validation"})
     assert fit.prepare(config.model_copy(update={"evaluation": validated})).notes == ()
