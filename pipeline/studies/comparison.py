@@ -114,6 +114,7 @@ def setting(run: Run) -> dict[str, Any]:
     """Flat keys that determine the result, its seed and place aside; of the supervised method's, those that it uses."""
     unused = UNUSED_BY_BASELINE if run.method == BASELINE else ()
     keys = {key: value for key, value in run.config.items() if key not in _aside() and not key.startswith(("run.", *unused))}
+    keys = {key: value for key, value in keys.items() if value is not None or not key.endswith(".clip.fps")}  # of segments
     keys |= {"method.name": run.method, "labels": run.labels.get("spec"), "manifest": manifest_fingerprint(run)}
     return keys
 

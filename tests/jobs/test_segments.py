@@ -82,6 +82,11 @@ def test_the_report_and_its_command_have_the_segments(trained: Path, tmp_path: P
     told = dict(setting_table(group_runs([one])))
     assert told["Primary's clip"] == [f"{IN_WORDS.format(4)}, 32 × 32 px"]
     assert told["Auxiliary's clip"] == [f"{IN_WORDS.format(6)}, 32 × 32 px"]
+    window = replace(one, config={**one.config, "primary.clip.sampling": "window", "primary.clip.fps": 8.0})
+    more = replace(one, config={**one.config, "primary.clip.frames": 8})
+    assert [group.label for group in group_runs([one, more])] == ["primary.clip.frames=4", "primary.clip.frames=8"]
+    assert [group.label for group in group_runs([one, window])] == [
+        "primary.clip.sampling=segments", "primary.clip.sampling=window primary.clip.fps=8"]  # fmt: skip
     of_a_study = replace(one, facts={**one.facts, "command": ""})
     words = shlex.split(command_of(of_a_study))
     assert words[:3] == ["python", "-m", "jobs.train"] and "primary.clip.fps=null" in words
