@@ -77,7 +77,7 @@ def import_labels(
     unlabeled = sorted(set(manifest.classes) - set(np.asarray(table["class"], dtype=object)[usable]))
     notes += [f"classes without a label: {', '.join(first_few(unlabeled))}"] if unlabeled else []
     chosen = np.unique(np.asarray(rows, np.int64)[usable])
-    return make_subset(manifest, chosen, f"{kind} {Path(file).parent.name}/{Path(file).name}", seed, hold_out), notes
+    return make_subset(manifest, chosen, f"{kind} {Path(Path(file).parent.name, Path(file).name)}", seed, hold_out), notes
 
 
 def _read(kind: str, file: str) -> list[_Entry]:
