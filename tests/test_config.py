@@ -78,6 +78,9 @@ def test_sizes_that_do_not_fit_name_both_keys() -> None:
     assert "auxiliary.network.patch=15 must divide auxiliary.clip.size=224" in mistakes("auxiliary.network.patch=15")
     assert "larger than data.decode_size=64" in mistakes("data.decode_size=64")
     assert "network.heads=5 must divide" in mistakes("auxiliary.network.heads=5")
+    stem = "auxiliary.network.stem=convolutions"
+    assert "patch=14 must be a power of 2" in mistakes(stem, "auxiliary.network.patch=14")
+    assert "tubelet=8 one that is no larger" in mistakes(stem, "auxiliary.network.patch=4", "auxiliary.network.tubelet=8")
 
 
 def test_yaml_then_words(tmp_path: Path) -> None:

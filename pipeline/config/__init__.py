@@ -15,6 +15,7 @@ from pipeline.config.students import (
     ClipSection,
     Network,
     OptimizerSection,
+    PlainConv3dSection,
     PrimarySection,
     SlowResNetSection,
     TimeSformerSection,
@@ -25,8 +26,8 @@ from pipeline.config.views import StrongSection, TimeSection, ViewsSection, Weak
 
 __all__ = [
     "ARCHS", "AuxiliarySection", "ClipSection", "Config", "DataSection", "EvaluationSection", "LabelSection",
-    "MethodSection", "MonitorSection", "Network", "OptimizerSection", "PrimarySection", "RampSection", "RunSection",
-    "ScaleSection", "Section", "SlowResNetSection", "StartSection", "StrongSection", "TimeSection",
+    "MethodSection", "MonitorSection", "Network", "OptimizerSection", "PlainConv3dSection", "PrimarySection", "RampSection",
+    "RunSection", "ScaleSection", "Section", "SlowResNetSection", "StartSection", "StrongSection", "TimeSection",
     "TimeSformerSection", "TrackingSection", "TrainSection", "VideoResNetSection", "ViewsSection", "WeakSection",
     "all_keys", "convert_for", "load_config", "override", "parse_config",
 ]  # fmt: skip

@@ -23,6 +23,10 @@ from pipeline.config.views import ViewsSection
 STUDENTS = ("primary", "auxiliary")
 
 
+def _is_chain_of_halvings(patch: int, tubelet: int) -> bool:
+    return patch.bit_count() == tubelet.bit_count() == 1 and tubelet <= patch
+
+
 class Config(Section):
     """All knobs of a run."""
 
@@ -75,6 +79,11 @@ class Config(Section):
             if isinstance(net, TimeSformerSection):
                 if clip.size % net.patch:
                     raise ValueError(f"{name}.network.patch={net.patch} must divide {name}.clip.size={clip.size}")
+                if net.stem == "convolutions" and not _is_chain_of_halvings(net.patch, net.tubelet):
+                    raise ValueError(
+                        f"{name}.network.stem=convolutions halves the picture and time: patch={net.patch} must be a power of 2 "
+                        f"and tubelet={net.tubelet} one that is no larger (1, 2, 4, ...)"
+                    )
                 if clip.frames % net.tubelet:
                     raise ValueError(f"{name}.network.tubelet={net.tubelet} must divide {name}.clip.frames={clip.frames}")
                 if net.width % net.heads:

@@ -83,6 +83,10 @@ class TimeSformerSection(Section):
     """Side of a patch in pixels; must divide the clip's size."""
     tubelet: int = Field(1, ge=1)
     """Frames in one patch: 1 as in the paper, 2 as in ViViT and VideoMAE; must divide the clip's frames."""
+    stem: Literal["patch", "convolutions"] = "patch"
+    """How pixels become tokens: one linear map a patch, as in the paper, or 3x3x3 convolutions that halve the picture until one
+    pixel is a patch (Xiao et al., NeurIPS 2021), which small transformers without pretraining need. With ``convolutions``
+    ``patch`` is a power of 2, and ``tubelet`` one up to ``patch``: the last convolutions halve time."""
     attention: Literal["divided", "joint", "space"] = "divided"
     """Divided space-time, joint space-time, or space only."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -109,9 +113,28 @@ class VideoResNetSection(Section):
     to take the views' pixels (0.45, 0.225 for all colors); a file must have been trained on such. None: random."""
 
 
-ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18")
+class PlainConv3dSection(Section):
+    """Strided 3-D convolutions one after the other, for small videos on small machines: C3D (Tran et al., ICCV 2015) without
+    pooling and without fully connected layers. Motion is seen from the first layer on. Choice; not the paper's."""
 
-Network = Annotated[SlowResNetSection | TimeSformerSection | VideoResNetSection, Field(discriminator="arch")]
+    arch: Literal["plain_conv3d"] = "plain_conv3d"
+    layers: int = Field(4, ge=2)
+    """3x3x3 convolutions. Each halves height and width, with twice the one before's channels; all but the first halve time."""
+    width: int = Field(24, ge=4)
+    """Channels of the first layer."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalization behind each convolution; ``group`` has 8 channels a group and no statistics across clips."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the classifier."""
+    weights: str | None = None
+    """Start from these weights, the head excepted if its classes are others: a file of this project. None: random."""
+
+
+ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18", "plain_conv3d")
+
+Network = Annotated[
+    SlowResNetSection | TimeSformerSection | VideoResNetSection | PlainConv3dSection, Field(discriminator="arch")
+]
 
 
 class OptimizerSection(Section):

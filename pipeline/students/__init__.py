@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline.config import ClipSection, Network, SlowResNetSection, TimeSformerSection
+from pipeline.config import ClipSection, Network, PlainConv3dSection, SlowResNetSection, TimeSformerSection
+from pipeline.students.plain_conv3d import PlainConv3d
 from pipeline.students.slow_resnet import SlowResNet
 from pipeline.students.timesformer import TimeSformer
 from pipeline.students.video_resnet import VideoResNet
 from pipeline.students.weights import load_weights
 
-Student = SlowResNet | TimeSformer | VideoResNet
+Student = SlowResNet | TimeSformer | VideoResNet | PlainConv3d
 
-__all__ = ["SlowResNet", "Student", "TimeSformer", "VideoResNet", "build_student", "load_weights"]
+__all__ = ["PlainConv3d", "SlowResNet", "Student", "TimeSformer", "VideoResNet", "build_student", "load_weights"]
 
 
 def build_student(network: Network, clip: ClipSection, num_classes: int) -> Student:
@@ -24,4 +25,6 @@ def build_student(network: Network, clip: ClipSection, num_classes: int) -> Stud
         return SlowResNet(network, num_classes)
     if isinstance(network, TimeSformerSection):
         return TimeSformer(network, clip, num_classes)
+    if isinstance(network, PlainConv3dSection):
+        return PlainConv3d(network, num_classes)
     return VideoResNet(network, num_classes)

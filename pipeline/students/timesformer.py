@@ -6,6 +6,7 @@ Shape letters beyond batch.py's: L tubelets in time (frames / tubelet), P patche
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,11 @@ class TimeSformer(nn.Module):
 
     def __init__(self, section: TimeSformerSection, clip: ClipSection, num_classes: int) -> None:
         super().__init__()
-        width, tube = section.width, (section.tubelet, section.patch, section.patch)
+        width = section.width
         self.attention = section.attention
         self.per_frame = False
         self.num_features = width
-        self.patches = nn.Conv3d(3, width, kernel_size=tube, stride=tube)
+        self.patches: nn.Module = _patches(section) if section.stem == "patch" else _convolutions(section)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + (clip.size // section.patch) ** 2, width))
         self.has_time = section.attention != "space"  # frames that never meet need no embedding of time
@@ -80,7 +81,8 @@ class TimeSformer(nn.Module):
         """Xavier, as the first ViT's, because timm's 0.02 fits width 768 only; embeddings and tokens 0.02; a head near 0,
         so that confidence starts at chance."""
         self.apply(_initialize_linear)
-        nn.init.trunc_normal_(self.patches.weight, std=self.patches.weight[0].numel() ** -0.5)
+        if isinstance(self.patches, nn.Conv3d):
+            nn.init.trunc_normal_(self.patches.weight, std=self.patches.weight[0].numel() ** -0.5)
         for parameter in (self.cls_token, self.position_embedding, *([self.time_embedding] if self.has_time else [])):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -88,6 +90,25 @@ class TimeSformer(nn.Module):
         # the authors' code: all but the first block start as the image ViT, so each adds time only as far as it helps
         for block in divided[1:]:
             nn.init.zeros_(block.temporal_fc.weight)
+
+
+def _patches(section: TimeSformerSection) -> nn.Conv3d:
+    tube = (section.tubelet, section.patch, section.patch)
+    return nn.Conv3d(3, section.width, kernel_size=tube, stride=tube)
+
+
+def _convolutions(section: TimeSformerSection) -> nn.Sequential:
+    """[N, 3, T, H, W] -> [N, D, L, H / patch, W / patch] by 3x3x3 convolutions that halve space, the last of them also time,
+    each with BatchNorm and ReLU and twice the one before's channels."""
+    halvings, of_time = int(math.log2(section.patch)), int(math.log2(section.tubelet))
+    channels = [3, *(max(8, section.width >> (halvings - number)) for number in range(1, halvings)), section.width]
+    layers: list[nn.Module] = []
+    for number, (entering, leaving) in enumerate(pairwise(channels)):
+        stride = (2 if number >= halvings - of_time else 1, 2, 2)
+        convolution = nn.Conv3d(entering, leaving, kernel_size=3, stride=stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers += [convolution, nn.BatchNorm3d(leaving), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 class DividedBlock(nn.Module):

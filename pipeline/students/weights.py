@@ -20,6 +20,7 @@ from torchvision.models import get_model, get_model_weights
 
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.errors import UserError
+from pipeline.students.plain_conv3d import PlainConv3d
 from pipeline.students.slow_resnet import Bottleneck, SlowResNet
 from pipeline.students.timesformer import TimeSformer, resize_position, resize_time
 from pipeline.students.video_resnet import VideoResNet
@@ -29,7 +30,7 @@ Names = Iterator[tuple[str, str]]
 """(this project's prefix, the other's)."""
 
 
-def load_weights(student: SlowResNet | TimeSformer | VideoResNet, where: str, field: str) -> None:
+def load_weights(student: SlowResNet | TimeSformer | VideoResNet | PlainConv3d, where: str, field: str) -> None:
     """Replace the student's weights by those at ``where`` (see ``SlowResNetSection.weights``); the head only if it fits.
 
     ``field`` is the configuration key, for messages. Raises UserError for what cannot be had, read, or does not fit.
@@ -64,6 +65,8 @@ def _load(student: nn.Module, found: Tensors, theirs: Tensors) -> None:
 
 def _read(where: str, student: nn.Module) -> Tensors:
     kind, _, name = where.partition(":")
+    if isinstance(student, PlainConv3d) and kind in ("timm", "torchvision"):
+        raise UserError("nobody has published weights of arch=plain_conv3d; give a file of this project, or leave weights out")
     try:
         if kind == "timm":
             network: Any = timm.create_model(name, pretrained=True)
@@ -131,7 +134,7 @@ def _prefix_stripped(theirs: Tensors, student: nn.Module) -> Tensors:
     return theirs
 
 
-def _translate(theirs: Tensors, student: SlowResNet | TimeSformer | VideoResNet) -> Tensors:
+def _translate(theirs: Tensors, student: SlowResNet | TimeSformer | VideoResNet | PlainConv3d) -> Tensors:
     """The tensors by this project's names, kernels inflated and embeddings interpolated; unknown names stay as they are."""
     own = student.state_dict()
     if set(theirs) >= {name for name in own if not name.startswith(("head.", "projection."))}:
@@ -225,4 +228,5 @@ def _video_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
 
 TRANSLATIONS: dict[type, Callable[[nn.Module, Tensors], Names]] = {
     SlowResNet: _slow_resnet_names, TimeSformer: _timesformer_names, VideoResNet: _video_resnet_names,
+    PlainConv3d: lambda student, theirs: iter(()),
 }  # fmt: skip

@@ -18,11 +18,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "divided": {"arch": "timesformer", "width": 24, "depth": 2, "heads": 2, "patch": 8},
     "joint": {"arch": "timesformer", "width": 24, "depth": 2, "heads": 2, "patch": 8, "attention": "joint"},
     "space": {"arch": "timesformer", "width": 24, "depth": 2, "heads": 2, "patch": 8, "attention": "space"},
+    "convolutional stem": {
+        "arch": "timesformer", "width": 24, "depth": 2, "heads": 2, "patch": 8, "tubelet": 4, "stem": "convolutions",
+    },
+    "plain": {"arch": "plain_conv3d", "width": 8},
     "r3d_18": {"arch": "r3d_18"},
     "r2plus1d_18": {"arch": "r2plus1d_18"},
 }
 EACH = pytest.mark.parametrize("name", SMALL)
-MOMENTS = {"r3d_18": 1, "r2plus1d_18": 1}
+MOMENTS = {"convolutional stem": 1, "plain": 1, "r3d_18": 1, "r2plus1d_18": 1}
 
 
 def student(name: str) -> Student:
@@ -51,6 +55,7 @@ def clips(number: int = 2) -> torch.Tensor:
         ({"arch": "timesformer", "width": 768, "heads": 12}, None, 121.259),
         ({"arch": "r3d_18"}, None, 33.166),
         ({"arch": "r2plus1d_18"}, None, 31.300),
+        ({"arch": "plain_conv3d"}, None, 0.656),  # 27 * (3 * 24 + 24 * 48 + 48 * 96 + 96 * 192) and norms
     ],
 )
 def test_sizes(network: dict[str, Any], millions: float | None, without_head: float) -> None:
@@ -127,7 +132,7 @@ def test_torch_export_gives_the_same_network(name: str) -> None:
             assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["slow-18", "divided", "joint", "space"])
+@pytest.mark.parametrize("name", ["slow-18", "divided", "joint", "space", "plain"])
 def test_any_length_and_size(name: str) -> None:
     """Longer and larger than the student was made for: the logits depend on every frame and on every place of it."""
     clip = torch.randn(1, 3, 6, 48, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()

@@ -15,10 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.video import r3d_18
 
-from pipeline.config import ClipSection, SlowResNetSection, TimeSformerSection, VideoResNetSection
+from pipeline.config import ClipSection, PlainConv3dSection, SlowResNetSection, TimeSformerSection, VideoResNetSection
 from pipeline.errors import UserError
 from pipeline.students import build_student, load_weights
 from pipeline.students import weights as weights_of_others
+from pipeline.students.plain_conv3d import PlainConv3d
 from pipeline.students.slow_resnet import SlowResNet
 from pipeline.students.timesformer import TimeSformer
 
@@ -281,6 +282,15 @@ def test_timms_names_go_to_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     load_weights(student, "timm:vit_small_patch16_224", "x")
     assert asked == [("vit_small_patch16_224", True)]
     assert torch.equal(student.patches.weight[:, :, 0], vit().patch_embed.proj.weight)
+
+
+def test_plain_convolutions_take_files_of_this_project_only(tmp_path: Path) -> None:
+    student, other = (PlainConv3d(PlainConv3dSection(width=8), classes) for classes in (5, 7))
+    with pytest.raises(UserError, match="nobody has published weights of arch=plain_conv3d"):
+        load_weights(student, "timm:resnet18", "x")
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    load_weights(student, str(tmp_path / "w.safetensors"), "x")
+    assert all(torch.equal(student.layers.state_dict()[name], value) for name, value in other.layers.state_dict().items())
 
 
 def with_pixels(network: nn.Module, means: tuple[float, ...], stds: tuple[float, ...]) -> nn.Module:
