@@ -183,7 +183,7 @@ def test_a_compiler_is_missing_before_the_run_writes(
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_gpu_that_ray_has_and_torch_cannot_use_is_told_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
-    """In a process of its own, because it starts a Ray that believes in a GPU."""
+    """In a process of its own, because it starts a Ray that believes in a GPU: in one that no machine has."""
     code = (
         "import sys, ray; from jobs import train; from jobs.command import run;"
         "ray.init(address='local', num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8);"
@@ -191,7 +191,7 @@ def test_a_gpu_that_ray_has_and_torch_cannot_use_is_told_before_anything_is_writ
     )
     words = ["--config", tiny / "tiny.yaml", f"run.storage_path={tmp_path}/runs", "scale.workers=1"]
     command = [sys.executable, "-c", code, *map(str, words)]
-    made = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    made = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "77"})
     assert made.returncode == 2, made.stderr
     assert "error: Ray gives 1 GPU to each worker, but torch cannot use it" in made.stderr
     assert not (tmp_path / "runs").exists()
