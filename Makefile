@@ -27,8 +27,8 @@ test: .venv ## the tests of every change
 test-long: .venv ## the tests that take minutes
 	$(python) -m pytest -m long
 
-gpu-check: ## what only a GPU can show, in eight minutes, with the python in PATH: it needs neither .venv nor Ray
-	python -m tests.gpu
+gpu-check: ## what only a GPU can show, in eight minutes, with the python3 in PATH: it needs neither .venv nor Ray
+	python3 -m tests.gpu
 
 check: .venv ## style, types and layers
 	$(python) -m ruff check .

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.utils._triton import has_triton_package
@@ -14,6 +16,10 @@ from pipeline.config import Config, TrainSection
 from pipeline.errors import UserError
 
 CPP_COMPILERS, C_COMPILERS = ("g++", "clang++", "c++"), ("gcc", "clang", "cc")
+POOR_CUDNN = range(90800, 91500)
+"""Versions whose three-dimensional convolutions in half precision are wrong for large clips (pytorch/pytorch#163539); torch 2.9
+goes around them by a kernel that is many times slower and takes several times the memory (#166643)."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Hardware:
     """Bytes of the GPU that has least."""
     bf16: bool = False
     """Whether all of the GPUs compute in bf16."""
+    cudnn: int = 0
+    """Version of cuDNN as torch tells it: 91500 is 9.15.0; 0 without one."""
     problem: str = ""
     """Why torch cannot use CUDA, in its own words; empty where it can."""
     unusable_gpu: bool = False
@@ -45,11 +53,12 @@ def read_hardware() -> Hardware:
         usable = torch.cuda.is_available()
     if not usable:
         problem = _problem([str(warning.message) for warning in caught])
-        return Hardware((), 0, False, problem, bool(caught), cpp, gpu_compiler)
+        return Hardware((), 0, False, 0, problem, bool(caught), cpp, gpu_compiler)
     found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     bf16 = torch.version.hip is not None or all(one.major >= 8 for one in found)
     names = tuple(one.name for one in found)
-    return Hardware(names, min(one.total_memory for one in found), bf16, "", False, cpp, gpu_compiler)
+    cudnn = torch.backends.cudnn.version() or 0 if torch.version.hip is None else 0
+    return Hardware(names, min(one.total_memory for one in found), bf16, cudnn, "", False, cpp, gpu_compiler)
 
 
 def _problem(warned: list[str]) -> str:
@@ -77,12 +86,23 @@ def uses_gpu(config: Config, hardware: Hardware) -> bool:
 
 
 def check_hardware(config: Config, hardware: Hardware, gpu: bool) -> None:
-    """Raises UserError if the GPU does not compute in the run's precision."""
+    """Raises UserError if the GPU lacks the run's precision. Warns of a poor cuDNN."""
+    if gpu and config.train.precision != "fp32" and hardware.cudnn in POOR_CUDNN:
+        _warn_of_cudnn(hardware.cudnn, config.train.precision)
     if gpu and config.train.precision == "bf16" and not hardware.bf16:
         raise UserError(
             f"train.precision=bf16: the GPU ({', '.join(dict.fromkeys(hardware.gpus))}) does not compute in bf16, which needs "
             "NVIDIA's Ampere or a later one: train with train.precision=fp16; scale.gpu=false computes on the CPU"
         )
+
+
+@cache  # once in a process
+def _warn_of_cudnn(version: int, precision: str) -> None:
+    shown = f"{version // 10000}.{version // 100 % 100}"
+    _log.warning(
+        "train.precision=%s with cuDNN %s: three-dimensional convolutions in half precision can be wrong, or many "
+        "times slower with torch 2.9: install cuDNN 9.15 or newer", precision, shown
+    )  # fmt: skip
 
 
 def check_compiler(config: Config, hardware: Hardware, gpu: bool) -> None:
@@ -106,8 +126,7 @@ def set_switches(train: TrainSection) -> None:
     torch.backends.cudnn.benchmark = not train.deterministic
     # not by cuda.matmul.fp32_precision alone: torch.compile reads the older setting, which would then contradict it
     torch.set_float32_matmul_precision("highest" if train.deterministic else "high")
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9; a mixture with the older names is an error
-        torch.backends.cudnn.conv.fp32_precision = "ieee" if train.deterministic else "tf32"  # type: ignore[attr-defined]
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]  # of the CPU
-    else:
-        torch.backends.cudnn.allow_tf32 = not train.deterministic
+    # not by cudnn.conv.fp32_precision: recurrent layers' would differ, and then the older name raises when it is read
+    torch.backends.cudnn.allow_tf32 = not train.deterministic
+    if hasattr(torch.backends.mkldnn, "matmul"):  # since torch 2.9
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # of the CPU

@@ -23,7 +23,7 @@ from pipeline.clips.device import own_device
 from pipeline.clips.plan import Plan
 from pipeline.config import Config, TrainSection, load_config
 from pipeline.errors import UserError
-from pipeline.hardware import Hardware, check_compiler, read_hardware, set_switches
+from pipeline.hardware import Hardware, _warn_of_cudnn, check_compiler, check_hardware, read_hardware, set_switches
 from pipeline.training.dry_run import memory
 from pipeline.training.gpu_memory import check_memory
 
@@ -73,6 +73,23 @@ def test_a_gpu_without_bf16_is_refused(machine: Fake) -> None:
         own_device(load_config(overrides=["train.precision=bf16"]))
     assert own_device(load_config(overrides=["train.precision=fp16"])).type == "cuda"
     assert own_device(load_config(overrides=["train.precision=bf16", "scale.gpu=false"])).type == "cpu"
+
+
+@pytest.mark.parametrize(("cudnn", "precision", "warned"), [
+    (91002, "bf16", True), (91400, "fp16", True), (90701, "bf16", False), (91500, "bf16", False), (91002, "fp32", False),
+])  # fmt: skip
+def test_a_cudnn_with_poor_convolutions_is_warned_of(
+    cudnn: int, precision: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of_cudnn.cache_clear()
+    config = load_config(overrides=[f"train.precision={precision}"])
+    for _ in range(2):
+        check_hardware(config, replace(H100, cudnn=cudnn), gpu=True)
+    check_hardware(config, replace(H100, cudnn=cudnn), gpu=False)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == warned
+    if warned:
+        assert f"train.precision={precision} with cuDNN 9.1" in told[0] and "install cuDNN 9.15 or newer" in told[0]
 
 
 def test_a_compiler_that_is_missing_is_named() -> None:
@@ -259,7 +276,9 @@ def test_tensor_cores_are_on_unless_a_run_is_deterministic() -> None:
             set_switches(TrainSection(deterministic=deterministic))
             assert torch.backends.cudnn.benchmark is not deterministic
             assert torch.backends.cuda.matmul.fp32_precision == precision
-            assert torch.backends.cudnn.conv.fp32_precision == precision  # type: ignore[attr-defined]
+            assert torch.backends.cudnn.allow_tf32 is not deterministic  # raises if the layers' kinds differ
+            for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]
+                assert (kind.fp32_precision == "tf32") is not deterministic
             assert torch.are_deterministic_algorithms_enabled() is deterministic
     finally:
         set_switches(TrainSection())

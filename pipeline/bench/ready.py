@@ -30,7 +30,7 @@ from pipeline.training.step import Place, Results, take_step
 
 @dataclass(frozen=True)
 class Ready:
-    """A run's state on its device, with the first step's clips and views."""
+    """A run's state on its device, with the first step's clips and views there."""
 
     prepared: Prepared
     state: checkpoint.TrainState
@@ -101,7 +101,9 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
         state.scaler = torch.amp.GradScaler(device.type)
     weights = loss_weights(config.method, 0)
     rows = worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
-    batch = to_batch(prepared.source.rows(rows))
+    batch = to_batch(prepared.source.rows(rows), pin=device.type == "cuda")
+    # in training they are sent while the step before is computed, which is no part of a step
+    batch = replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in STUDENTS})
     views = make_views(batch, config, config.run.seed, device, weights.use_unlabeled, weights.use_strong)
     return Ready(prepared, state, batch, views, weights, Place(0, device, 1.0), method)
 

@@ -62,6 +62,12 @@ class StepProfile:
             self._profile.stop()
 
 
+def is_of_gpu(event: Any) -> bool:
+    """Whether an event of a profile is a kernel, copy or fill on the GPU. A profile tells its time again of the operator that
+    launched it, which is of the CPU, and of the code's named ranges, which are of both."""
+    return bool(event.device_type.name == "CUDA" and not event.is_user_annotation)
+
+
 def table(averages: Iterable[Any], steps: int) -> str:
     """Milliseconds a step and share of the steps' time: of the parts, then of the operations that take most themselves.
 
@@ -72,10 +78,13 @@ def table(averages: Iterable[Any], steps: int) -> str:
     whole = sum(parts.values())
     lines = [f"of {steps} steps, {whole / steps / 1000:.1f} ms each:"]
     lines += [_line(name, spent, whole, steps) for name, spent in parts.items()]
-    on_gpu = sum(event.self_device_time_total for event in events)
-    own = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
+    kernels = [event for event in events if is_of_gpu(event)]
+    on_gpu = sum(event.self_device_time_total for event in kernels)
+    own: dict[str, float] = {}
+    for event in kernels or events:
+        own[event.key] = own.get(event.key, 0.0) + (event.self_device_time_total if kernels else event.self_cpu_time_total)
     most = sorted((item for item in own.items() if item[0] not in RANGES), key=lambda item: -item[1])[:OPERATIONS]
-    lines += [f"operations that took most, without those they call, {'GPU' if on_gpu else 'CPU'}:"]
+    lines += [f"operations that took most, without those they call, {'GPU' if kernels else 'CPU'}:"]
     return "\n".join([*lines, *(_line(name, spent, on_gpu or whole, steps) for name, spent in most)])
 
 

@@ -4,7 +4,11 @@ pass for each view, contiguous layout, losses read back with ``item`` for the lo
 
 from __future__ import annotations
 
+import math
+import shutil
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +18,15 @@ from torchvision.transforms import v2
 
 from pipeline.config import Config
 from pipeline.methods import STUDENTS
+from pipeline.methods.precision import PRECISIONS
 from tests.gpu.setting import CLASSES
+from tests.gpu.timing import time_steps
 
+PROCESSES = 16
+"""Of its data loader, as research drops set them on a node of that many cores."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where processes of a data loader leave their batches."""
+ROUNDS = 2
 THRESHOLD, GAMMA, BETA, TEMPERATURE = 0.8, 2.0, 2.0, 0.5
 Sample = dict[str, torch.Tensor]
 
@@ -47,10 +58,60 @@ class RandomClips(IterableDataset[Sample]):
             yield sample
 
 
+def batch_bytes(config: Config) -> int:
+    """Of a batch of views, float32: 0.85 GB at 8 + 40 clips of 224 pixels."""
+    views = config.data.labeled_per_step * (1 + 2 * config.data.unlabeled_per_labeled)
+    clips = [getattr(config, name).clip for name in STUDENTS]
+    return sum(4 * views * clip.frames * 3 * clip.size**2 for clip in clips)
+
+
+def processes_that_fit(config: Config, free_bytes: int, cores: int = PROCESSES) -> int:
+    """Processes of the loader: each leaves one batch in shared memory, and one more is on its way to the step."""
+    return max(0, min(cores, free_bytes // batch_bytes(config) - 2))
+
+
 def make_loader(config: Config, processes: int) -> Iterator[Sample]:
     """Batches of ``data.labeled_per_step`` samples, pinned."""
-    rows = config.data.labeled_per_step
-    return iter(DataLoader(RandomClips(config), rows, num_workers=processes, pin_memory=torch.cuda.is_available()))
+    rows, ahead = config.data.labeled_per_step, 1 if processes else None
+    pin = torch.cuda.is_available()
+    return iter(DataLoader(RandomClips(config), rows, num_workers=processes, prefetch_factor=ahead, pin_memory=pin))
+
+
+class PlainSteps:
+    """The plain restatement's training. ``processes`` of its loader: as many as shared memory has room for if None."""
+
+    def __init__(self, config: Config, students: nn.ModuleDict, device: torch.device, processes: int | None = None) -> None:
+        self.why_so_few = ""
+        if processes is None:
+            processes = processes_that_fit(config, shutil.disk_usage(SHARED_MEMORY).free)
+            self.why_so_few = f": {SHARED_MEMORY} has no room for {PROCESSES} batches" if processes < PROCESSES else ""
+        self.processes, self.device, self.students = processes, device, students
+        self.dtype = PRECISIONS[config.train.precision]
+        self.optimizer = torch.optim.SGD(students.parameters(), lr=0.01, momentum=0.9)
+        self.loader = make_loader(config, processes)
+        self.made = next(self.loader)
+
+    def time_with_views_made(self, steps: int, warm_up: int) -> list[float]:
+        """Seconds of steps on one batch of views."""
+        return time_steps(lambda: self._step(self.made), self.device, steps, warm_up)
+
+    def time_with_loader(self, steps: int, end: float) -> list[float]:
+        """Mean seconds of a step over a round of the loader's processes, or over ``steps`` without them; of a second round too,
+        if it is done by ``end`` (of ``time.monotonic``).
+
+        Processes that began together are done together, so that only whole rounds say how fast they are; and not the first one,
+        which they had all the time for that the steps before it took.
+        """
+        for _ in range(self.processes):
+            next(self.loader)
+        means: list[float] = []
+        steps = self.processes or steps
+        while len(means) < ROUNDS and (not means or time.monotonic() + means[-1] * steps < end):
+            means.append(math.fsum(time_steps(lambda: self._step(next(self.loader)), self.device, steps, 0)) / steps)
+        return means
+
+    def _step(self, sample: Sample) -> float:
+        return take_plain_step(self.students, self.optimizer, sample, self.device, self.dtype)
 
 
 def take_plain_step(

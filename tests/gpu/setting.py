@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,14 @@ def make_batch(config: Config, step: int = 0, device: torch.device | None = None
     numbers = torch.arange(step * rows, (step + 1) * rows)
     videos = numbers[:, None] * slots + torch.arange(slots)
     return Batch(numbers, videos, videos % CLASSES, clips["primary"], clips["auxiliary"])
+
+
+def on_host(batch: Batch, device: torch.device) -> Batch:
+    """The batch as a stream yields it for that device: pinned for a GPU."""
+    if device.type != "cuda":
+        return batch
+    pinned = {name: getattr(batch, name).pin_memory() for name in ("rows", "videos", "labels", *STUDENTS)}
+    return replace(batch, **pinned)
 
 
 @dataclass(frozen=True)

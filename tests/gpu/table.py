@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,42 @@ def at_least(name: str, value: float, limit: float, unit: str = "", note: str = 
     return Row(name, value, unit, f"at least {limit:g}", value >= limit, note=note)
 
 
-def measured(name: str, values: Sequence[float], unit: str) -> Row:
+def measured(name: str, values: Sequence[float], unit: str, note: str = "") -> Row:
     """The median of repeated measurements."""
-    return Row(name, statistics.median(values), unit, n=len(values), spread=(min(values), max(values)))
+    return Row(name, statistics.median(values), unit, n=len(values), spread=(min(values), max(values)), note=note)
+
+
+def guarded(what: str, check: Callable[[], Iterable[Row]], may_need_more_memory: bool = False) -> Iterator[Row]:
+    """Rows of a check. An exception ends it by a failed row that says where it was raised, and the caller goes on with the next
+    check; with ``may_need_more_memory`` a device that is too small for it is a missed goal only."""
+    try:
+        yield from check()
+    except Exception as error:  # whatever it is: one check must not cost the others
+        note = f"{error_in_a_line(error)} ({_where(error)})"
+        if may_need_more_memory and isinstance(error, torch.OutOfMemoryError):
+            yield Row(what, None, goal="fits the device's memory", met=False, note=note)
+        else:
+            yield must(what, False, note, "raised")
+
+
+def if_time(what: str, check: Callable[[], Iterable[Row]], needed: float, end: float) -> Iterator[Row]:
+    """Rows of a check that takes some ``needed`` seconds, or a missed goal if they are not left until ``end`` (of
+    ``time.monotonic``)."""
+    left = end - time.monotonic()
+    if left >= needed:
+        yield from check()
+    else:
+        yield Row(what, None, goal="measured", met=False, note=f"needs some {needed:.0f} s, {max(0.0, left):.0f} s were left")
+
+
+def error_in_a_line(error: Exception) -> str:
+    """Its type and the beginning of its first line, which may be empty."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def lines(rows: Iterable[Row]) -> list[str]:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.methods import METHODS
+from pipeline.clips.batch import Batch
+from pipeline.methods import METHODS, build_method
+from pipeline.training.upload_ahead import UploadAhead
 from tests.gpu import __main__ as check
-from tests.gpu import correctness, environment, speed
-from tests.gpu.table import Row, at_least, at_most, lines
+from tests.gpu import correctness, environment, learning, parts, plain, speed
+from tests.gpu.setting import CLASSES, full_config, small_config
+from tests.gpu.table import Row, at_least, at_most, guarded, if_time, lines, must
 
 CPU = torch.device("cpu")
+NEVER = float("inf")
+COMMAND = ["--device", "cpu", "--small"]
 
 
-def _failed(rows: list[Row]) -> list[Row]:
+def _failed(rows: Iterable[Row]) -> list[Row]:
+    rows = list(rows)
     assert rows
     return [row for row in rows if row.met is False]
+
+
+# ------------------------------------------------------------------------------------------------------ correctness
 
 
 def test_views_are_those_of_the_cpu() -> None:
@@ -26,10 +44,24 @@ def test_views_are_those_of_the_cpu() -> None:
 
 
 def test_a_step_is_that_of_float64() -> None:
-    rows = correctness.check_step(CPU, small=True)
+    rows = list(correctness.check_step(CPU, small=True))
     assert _failed(rows) == []
     assert rows[0].value is not None and float(rows[0].value) > 1e-3  # the lead of labels: none of them may flip
-    assert sum("gradient" in row.name for row in rows) == 2
+    assert sum("gradient" in row.name for row in rows) == 3  # of both students, and of the primary's residual branches
+
+
+def test_maxima_are_those_of_the_cpu() -> None:
+    assert _failed(correctness.check_maxima(CPU)) == []
+
+
+def test_a_step_is_compared_where_gradients_have_no_jumps() -> None:
+    """A value within rounding of 0 has one gradient or the other: only without such places can limits be close."""
+    kinked = torch.tensor([-1e-9, 1e-9], requires_grad=True)
+    with correctness.WithoutKinks():
+        torch.nn.ReLU(inplace=True)(kinked.clone()).sum().backward()
+        pooled = torch.nn.functional.max_pool2d(torch.arange(16.0).view(1, 1, 4, 4), 3, stride=2, padding=1)
+    assert kinked.grad is not None and kinked.grad.diff().abs() < 1e-6
+    assert pooled.shape == (1, 1, 2, 2) and pooled[0, 0, 1, 1] == 10  # the mean of 5 to 15
 
 
 def test_a_gradient_that_is_one_percent_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,17 +92,148 @@ def test_what_fails_in_a_step_is_told_and_the_others_go_on(monkeypatch: pytest.M
     assert "supervised" in METHODS and "supervised:" not in row.note
 
 
+def test_clips_that_are_sent_ahead_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _failed(correctness.check_uploads(CPU, steps=3)) == []
+
+    class Late(UploadAhead):  # what a copy that is not waited for could leave
+        def take(self) -> Batch:
+            batch = super().take()
+            return replace(batch, primary=batch.primary.clone().index_fill_(5, torch.tensor([0]), 0))
+
+    monkeypatch.setattr(correctness, "UploadAhead", Late)
+    (row,) = _failed(correctness.check_uploads(CPU, steps=3))
+    assert row.note == "wrong: [0, 1, 2]"
+
+
+def test_a_check_that_raises_is_a_failed_row_and_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Iterator[Row]:
+        yield Row("before", 1.0)
+        raise RuntimeError  # without a message, as some of CUDA's are
+
+    for name in ("check_views", "check_step", "check_uploads", "check_waiting", "check_resume"):
+        monkeypatch.setattr(correctness, name, broken)
+    monkeypatch.setattr(correctness, "check_options", lambda *_: [must("options", True)])
+    rows = list(correctness.check_correctness(CPU, small=True, end=NEVER))
+    assert [row.name for row in rows if row.name == "before"] == ["before"] * 5 and rows[-1].name == "options"
+    failed = _failed(rows)
+    assert [row.name for row in failed][:2] == ["views of the device", "a step against float64"] and len(failed) == 5
+    assert all(row.correctness and row.note.startswith("RuntimeError:  (test_on_cpu.py:") for row in failed)
+
+
+def test_a_device_that_is_too_small_is_a_missed_goal_of_speed_only() -> None:
+    def too_large() -> Iterator[Row]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    for may_need_more in (True, False):
+        (row,) = guarded("8 + 40", too_large, may_need_more)
+        assert row.met is False and row.correctness is not may_need_more and "out of memory" in row.note
+
+
+# ------------------------------------------------------------------------------------------------------------ speed
+
+
 def test_parts_of_a_step_and_the_plain_restatement_run() -> None:
     config = speed.make_config(True, 4, {"precision": "bf16"}, {})
-    rows = speed._parts(CPU, config, {"steps": 1, "warm_up": 0}) + speed._against_plain(CPU, config, small=True)
+    rows = [*parts.check_parts(CPU, config, 1, 0), *speed.check_against_plain(CPU, config, True, NEVER)]
     assert {row.name for row in rows} >= {"views, share of a step", "times as fast as the plain restatement"}
     assert all(row.value is not None and float(row.value) > 0 for row in rows)
 
 
-def test_the_environment_is_described() -> None:
-    rows = {row.name: row for row in environment.describe(CPU, small=True)}
+def test_speed_measures_first_what_matters_most_and_tells_what_it_has_no_time_for() -> None:
+    rows = list(speed.check_speed(CPU, True, time.monotonic() - 1))
+    assert [row.name for row in rows][:3] == ["bf16, 8 + 40", "parts of a step", "plain restatement"]
+    assert all(row.met is False and row.goal == "measured" and "0 s were left" in row.note for row in rows)
+    assert not any("32" in row.name and "8 + 40" in row.name for row in rows)  # which no GPU of 80 GB holds
+
+
+def test_a_check_is_begun_only_if_there_is_time_for_it() -> None:
+    row = Row("done", 1.0)
+    assert list(if_time("done", lambda: [row], 10, time.monotonic() + 60)) == [row]
+    assert [one.met for one in if_time("done", lambda: [row], 10, time.monotonic() + 5)] == [False]
+
+
+def _event(name: str, start: float, end: float, device: str = "CUDA", range_: bool = False) -> Any:
+    span = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, time_range=span, device_type=SimpleNamespace(name=device), is_user_annotation=range_)
+
+
+def test_an_idle_gpu_and_copies_that_wait_are_seen_in_the_profile() -> None:
+    events = [_event("gemm", 0, 40), _event("relu", 30, 50), _event("Memcpy HtoD (Pinned -> Device)", 80, 100)]
+    rows = {row.name: row for row in parts.rows_of_profile(events, 1)}
+    idle = rows["GPU idle, share of the time of steps"]
+    assert idle.value == pytest.approx(0.3) and idle.met is False
+    assert rows["no copy to the device comes from pageable memory"].met
+    (waits,) = [row for row in parts.rows_of_profile([*events, _event("Memcpy HtoD (Pageable -> Device)", 100, 101)], 1)
+                if row.correctness]  # fmt: skip
+    assert waits.met is False and "Pageable" in waits.note
+    assert _failed(parts.rows_of_profile([], 1))[0].note == "the profile is empty"
+
+
+def test_the_plain_loaders_batches_fit_into_shared_memory() -> None:
+    config = full_config(8)
+    size = plain.batch_bytes(config)
+    assert size == 2 * 88 * 8 * 3 * 224**2 * 4
+    assert [plain.processes_that_fit(config, free) for free in (64 * 2**30, 6 * size, 64 * 2**20)] == [16, 4, 0]
+
+
+def test_the_memory_estimate_is_that_of_the_setting() -> None:
+    config = small_config()
+    method = build_method(config, CLASSES)
+    weights = sum(parameter.nbytes for parameter in method.students.parameters())
+    assert speed.estimated_bytes(config) > 3 * weights  # with gradients and momentum
+    more = config.model_copy(update={"data": config.data.model_copy(update={"labeled_per_step": 8})})
+    assert speed.estimated_bytes(more) > 1.5 * speed.estimated_bytes(config) - 3 * weights
+
+
+def test_compiled_students_are_timed_and_their_first_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less the compiling itself, which takes a minute: that is the long test's."""
+    usual = speed.make_config
+    monkeypatch.setattr(speed, "make_config", lambda small, labeled, _, method: usual(small, labeled, {}, method))
+    rows = list(speed.check_compiled(CPU, True, NEVER))
+    assert [row.name for row in rows][::3] == [f"compiled, {what}: first step by off" for what in speed.COMPILED]
+    assert [row.met is None for row in rows] == [True, True, False] * 2 and not [row for row in rows if row.correctness]
+
+
+@pytest.mark.long
+def test_students_are_compiled() -> None:
+    rows = list(speed.check_compiled(CPU, True, NEVER))
+    assert len(rows) == 6 and rows[0].name.endswith("first step by aot_eager") and not [row for row in rows if row.correctness]
+
+
+# --------------------------------------------------------------------------------------------------------- learning
+
+
+def _jobs(folder: Path, **sources: str) -> None:
+    (folder / "jobs").mkdir()
+    for name, source in {"__init__": "", **sources}.items():
+        (folder / "jobs" / f"{name}.py").write_text(source, encoding="utf-8")
+
+
+def test_runs_learn_at_the_same_time_and_end_with_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _jobs(tmp_path, fails="import sys, time; time.sleep(1); sys.exit('no such file')",
+          lasts=f"import os, time, pathlib; pathlib.Path('{tmp_path}/pid').write_text(str(os.getpid())); time.sleep(60)",
+          works="")  # fmt: skip
+    monkeypatch.setattr(learning, "ROOT", tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert set(learning.run_together({"one": ["works"], "two": ["works"]}, tmp_path)) == {"one", "two"}
+    with pytest.raises(RuntimeError, match="two ended with 1: no such file"):
+        learning.run_together({"one": ["lasts"], "two": ["fails"]}, tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_environment_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "decord.py").write_text("raise SystemError('another pydantic-core')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "decord", raising=False)
+    rows = {row.name: row for row in environment.describe(CPU, True, NEVER)}
     assert rows["torch"].value == torch.__version__
     assert rows["product of matrices, fp32"].value is not None
+    assert (rows["decord"].value, rows["decord"].note) == ("broken", "SystemError: another pydantic-core")
 
 
 def test_the_command_writes_what_its_parts_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -79,14 +242,118 @@ def test_the_command_writes_what_its_parts_found(tmp_path: Path, capfd: pytest.C
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["device"] == "cpu" and written["parts"]["environment"]["problem"] == ""
     assert written["parts"]["environment"]["rows"][0]["name"] == "Python"
-    assert "environment (at most 30 s)" in capfd.readouterr().out
+    assert "environment (at most 45 s)" in capfd.readouterr().out
 
 
-def test_a_part_that_takes_too_long_is_ended_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(check.PARTS, "environment", ("environment", "describe", 0))
+def test_rows_of_a_part_are_on_disk_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def describe(*_: Any) -> Iterator[Row]:
+        for name in ("one", "two"):
+            yield Row(name, 1.0)
+            seen.append([row["name"] for row in json.loads((tmp_path / "rows").read_text(encoding="utf-8"))])
+
+    monkeypatch.setattr(environment, "describe", describe)
+    check._run_part("environment", CPU, True, NEVER, tmp_path / "rows")
+    assert seen == [["one"], ["one", "two"]]
+
+
+class Played:
+    """Parts that write these rows, and then end with a code, or None: are ended because their time is over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: list[Row], end: int | BaseException | None) -> None:
+        self.rows, self.end = rows, end
+        self.environments: dict[str, Any] = {}
+        monkeypatch.setattr(check, "run_alone", self.run)
+
+    def run(self, command: list[str], seconds: float, environment_: Any, log: Path) -> int | None:
+        self.environments[command[command.index("--child") + 1]] = environment_
+        Path(command[command.index("--out") + 1]).write_text(json.dumps([row.as_dict() for row in self.rows]), encoding="utf-8")
+        log.write_text("Segmentation fault", encoding="utf-8")
+        if isinstance(self.end, BaseException):
+            raise self.end
+        return self.end
+
+
+def _written(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["parts"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("end", "problem"), [(None, "not done within 180 s"), (-11, "exit code -11: Segmentation fault")]
+)
+def test_a_part_that_is_ended_leaves_its_rows(
+    end: int | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Played(monkeypatch, [Row("views", 1.0)], end)
+    assert check.main(["--parts", "correctness", *COMMAND, "--out", str(tmp_path / "gpu.json")]) == 1
+    found = _written(tmp_path / "gpu.json")["correctness"]
+    assert (found["problem"], [row["name"] for row in found["rows"]]) == (problem, ["views"])
+
+
+def test_a_command_that_is_told_to_stop_leaves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Played(monkeypatch, [Row("views", 1.0)], SystemExit(143))
+    with pytest.raises(SystemExit):
+        check.main(["--parts", "correctness", *COMMAND, "--out", str(tmp_path / "gpu.json")])
+    found = _written(tmp_path / "gpu.json")["correctness"]
+    assert (found["problem"], [row["name"] for row in found["rows"]]) == ("stopped from outside", ["views"])
+
+
+def test_a_row_that_failed_is_named_and_the_exit_code_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rows, code in [([must("weak views", False)], 1), ([at_most("idle", 0.2, 0.05)], 0), ([must("weak views", True)], 0)]:
+        Played(monkeypatch, rows, 0)
+        assert check.main(["--parts", "compile", *COMMAND, "--out", str(tmp_path / "gpu.json")]) == code
+        assert ("wrong: weak views" in capsys.readouterr().out) == bool(code)
+
+
+def test_compilation_may_need_a_call_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "gpu.json")]
+    played = Played(monkeypatch, [], None)
+    assert check.main(["--parts", "compile", *COMMAND, *out]) == 1
+    played.end = 0
+    usual = played.run
+    monkeypatch.setattr(check, "run_alone", lambda command, *of: None if "compile" in command else usual(command, *of))
+    assert check.main([*COMMAND, *out]) == 0
+    assert "--parts compile --out gpu-compile.json" in capsys.readouterr().out
+    assert _written(tmp_path / "gpu.json")["compile"]["problem"].startswith("not done within")
+    monkeypatch.setattr(check, "run_alone", lambda command, *of: 1 if "compile" in command else usual(command, *of))
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "[]")
+    assert check.main([*COMMAND, *out]) == 1  # it failed: that is no lack of time
+    assert played.environments["correctness"]["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_all_parts_share_one_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.SECONDS == 8 * 60
     out = tmp_path / "gpu.json"
-    assert check.main(["--parts", "environment", "--device", "cpu", "--small", "--out", str(out)]) == 1
-    assert json.loads(out.read_text(encoding="utf-8"))["parts"]["environment"]["problem"] == "not done within 0 s"
+    assert check.main(["--parts", "environment,learning", *COMMAND, "--seconds", "3", "--out", str(out)]) == 1
+    assert {part["problem"] for part in _written(out).values()} == {"not begun: 3 s were left"}
+    assert "environment (at most 3 s)" in capsys.readouterr().out
+
+
+def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, subprocess, sys, time;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        f"pathlib.Path('{tmp_path}/pid').write_text(str(child.pid)); time.sleep(float(sys.argv[1]))"
+    )
+    for lasts, seconds, exit_code in [("60", 1.5, None), ("0", 60.0, 0)]:
+        assert check.run_alone([sys.executable, "-c", code, lasts], seconds, os.environ, tmp_path / "log") == exit_code
+        pid, end = int((tmp_path / "pid").read_text()), time.monotonic() + 10
+        while _runs(pid) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,5 +369,23 @@ def test_rows_say_whether_their_goal_is_met() -> None:
     assert "missed (at most 0.05)" in shown[0] and "met (at least 2)" in shown[1] and "FAILED" in shown[2]
 
 
-def test_all_parts_together_take_eight_minutes_at_most() -> None:
-    assert sum(limit for _, _, limit in check.PARTS.values()) <= 8 * 60
+# ------------------------------------------------------------------------------------------------- the wheels' script
+
+
+def _pins(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(root / "tests/gpu/wheels"), "--pins"], capture_output=True, text=True, check=False)
+
+
+def test_the_wheels_are_of_the_versions_that_are_tested(tmp_path: Path) -> None:
+    tested = (check.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = _pins(check.ROOT)
+    assert found.returncode == 0, found.stderr
+    pins = found.stdout.split()
+    assert set(pins) < set(tested) and len(pins) == 11
+    names = {pin.partition("==")[0].lower().replace("_", "-") for pin in pins}
+    assert names >= {"pydantic", "pydantic-core", "typing-extensions", "pyyaml", "av", "timm"}
+    (tmp_path / "tests/gpu").mkdir(parents=True)
+    shutil.copy(check.ROOT / "tests/gpu/wheels", tmp_path / "tests/gpu/wheels")
+    (tmp_path / "constraints.txt").write_text("\n".join(line for line in tested if "pydantic_core" not in line) + "\n")
+    missing = _pins(tmp_path)
+    assert missing.returncode == 1 and "no line pydantic-core==VERSION" in missing.stderr

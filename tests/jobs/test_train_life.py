@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from pipeline.studies.overfit import choose, overfit_config
 from pipeline.training.dry_run import activations, memory
 from pipeline.training.equipment import equip
 from pipeline.training.fit import open_parts
-from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps
+from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps, table
 from pipeline.training.step import PARTS
 from tests.methods.traces import CLASSES, batch_of, small_config
 
@@ -219,6 +222,24 @@ def test_the_worker_of_a_cluster_is_profiled(tiny: Path, tmp_path: Path) -> None
     assert command(tiny, tmp_path, "scale.workers=1", "--max-steps", str(SKIPPED + PROFILED), "--profile") == 0
     assert (tmp_path / "tiny" / "profile.json").is_file()
     assert (tmp_path / "tiny" / f"checkpoint_{SKIPPED + PROFILED:06d}").is_dir()
+
+
+def _averages(name: str, cpu: float, gpu: float, of: str, is_range: bool = False) -> Any:
+    kind = SimpleNamespace(name=of)
+    return SimpleNamespace(key=name, cpu_time_total=cpu, self_cpu_time_total=cpu, self_device_time_total=gpu, device_type=kind,
+                           is_user_annotation=is_range)  # fmt: skip
+
+
+def test_the_gpus_time_is_told_once_in_a_profile() -> None:
+    """Made up as CUDA's profiles are: a kernel's time also counts for the operator that launched it, and for the range around."""
+    events = [
+        _averages("forward", 10_000, 0, "CPU"), _averages("aten::conv3d", 9_000, 6_000, "CPU"),
+        _averages("sm90_conv", 0, 6_000, "CUDA"), _averages("relu_kernel", 0, 2_000, "CUDA"),
+        _averages("Optimizer.step#SGD.step", 0, 8_000, "CUDA", True), _averages("forward", 0, 8_000, "CUDA", True),
+    ]  # fmt: skip
+    text = table(events, 1)
+    assert re.search(r"they call, GPU:\n  sm90_conv +6\.00 ms +75\.0%\n  relu_kernel +2\.00 ms +25\.0%$", text), text
+    assert "CPU:\n  aten::conv3d" in table(events[:2], 1)
 
 
 def test_steps_that_need_unlabeled_videos_are_profiled() -> None:
