@@ -179,17 +179,27 @@ def check_uploads(device: torch.device, steps: int = 20) -> list[Row]:
 
 LIMITS = {
     "fp32": ("highest", torch.float32, 1e-4, 1e-3),
-    "TF32": ("high", torch.float32, 5e-3, 0.2),
-    "bf16": ("high", torch.bfloat16, 3e-2, 0.5),
+    "TF32": ("high", torch.float32, 5e-3, 2e-2),
+    "bf16": ("high", torch.bfloat16, 3e-2, 0.2),
 }
-"""Precision of products, type of autocast, and how far losses and gradients may be from float64's."""
+"""Precision of products, type of autocast, and how far losses and gradients may be from float64's: two to four times what
+rounding alone does, and for fp32, which must leave no room for a wrong kernel, 36 times. Measured on a CPU with this check's
+students and clips (for TF32 by rounding what products take, forward and backward, to 10 bits): the primary's gradient is off by
+2.8e-5 (fp32), 4.9e-3 (TF32) and 0.071 (bf16), losses by at most 7e-7, 1.6e-3 and 1.5e-2.
+
+With its kinks, a Slow-ResNet50 at random weights has no gradient that can be compared: a value within rounding of 0, or two
+within rounding of a maximum, have one gradient or another, and fifty layers make much of it. On a CPU fp32 was off by 0.0012 to
+0.013 already and bf16 by 0.15 to 0.95, at last norms of 0 to 0.5. Without kinks fp32 is off by 1.1e-4 at last norms of 1, too; at
+0 the residual branches would have no gradient to compare."""
 STEP_SIZE = {"decode_size": 128, "size": 112}
-"""Pixels: full students, of whose float64 on 16 cores a step takes some seconds; at 224 it is a minute."""
+"""Pixels. The students are the paper's; At 224, float64 takes four times as long."""
 LAST_NORMS = 0.3
+"""Weight of the norm that ends each residual branch of the primary."""
 
 
 class WithoutKinks(TorchFunctionMode):
-    """SiLU for ReLU, and means for the stem's maxima."""
+    """SiLU for ReLU and means for the stem's maxima: functions whose gradients do not jump. (GELU has tails so small that a CPU
+    is slow with them.)"""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
@@ -270,10 +280,10 @@ def _losses_and_gradients(
 
 
 def _well_conditioned(config: Config) -> Any:
-    """The method with its losses' gradients in reach of rounding; TODO"""
+    """The method with a head that is far from 0, so that rounding flips no pseudo-label, and ``LAST_NORMS``."""
     torch.manual_seed(0)
     method = build_method(config, CLASSES)
-    for name in STUDENTS:  # a head near 0 would leave pseudo-labels to rounding
+    for name in STUDENTS:
         head: Any = method.students[name].head
         torch.nn.init.normal_(head.weight, std=10 / head.weight.shape[1] ** 0.5)
     for block in cast(Any, method.students["primary"]).blocks:

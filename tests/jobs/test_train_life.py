@@ -231,7 +231,7 @@ def _averages(name: str, cpu: float, gpu: float, of: str, is_range: bool = False
 
 
 def test_the_gpus_time_is_told_once_in_a_profile() -> None:
-    """Made up as CUDA's profiles are: a kernel's time also counts for the operator that launched it, and for the range around."""
+    """Made up as CUDA's profiles are: a kernel's time also counts for the operator that launched it and for ranges."""
     events = [
         _averages("forward", 10_000, 0, "CPU"), _averages("aten::conv3d", 9_000, 6_000, "CPU"),
         _averages("sm90_conv", 0, 6_000, "CUDA"), _averages("relu_kernel", 0, 2_000, "CUDA"),
