@@ -189,7 +189,7 @@ students and clips (for TF32 by rounding what products take, forward and backwar
 
 With its kinks, a Slow-ResNet50 at random weights has no gradient that can be compared: a value within rounding of 0, or two
 within rounding of a maximum, have one gradient or another, and fifty layers make much of it. On a CPU fp32 was off by 0.0012 to
-0.013 already and bf16 by 0.15 to 0.95, at last norms of 0 to 0.5. Without kinks fp32 is off by 1.1e-4 at last norms of 1, too; at
+0.013 already and bf16 by 0.15 to 0.95, at last norms of 0 to 0.5. Without kinks fp32 is off by 1.1e-4 at last norms of 1; at
 0 the residual branches would have no gradient to compare."""
 STEP_SIZE = {"decode_size": 128, "size": 112}
 """Pixels. The students are the paper's; At 224, float64 takes four times as long."""

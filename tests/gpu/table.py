@@ -93,7 +93,7 @@ def _where(error: Exception) -> str:
 
 def lines(rows: Iterable[Row]) -> list[str]:
     """One line a row, for the terminal."""
-    return [f"  {row.name:58} {_shown(row.value):>12} {row.unit:9} {_verdict(row)}{_more(row)}" for row in rows]
+    return [f"  {row.name:76} {_shown(row.value):>12} {row.unit:9} {_verdict(row)}{_more(row)}" for row in rows]
 
 
 def _shown(value: float | str | None) -> str:
