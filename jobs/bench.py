@@ -61,6 +61,15 @@ def _loader(options: Options) -> Figures:
     return bench_loader(_config(options), options.steps, options.repeats)
 
 
+def _peers(options: Options) -> Figures:
+    from pipeline.bench.peers.accuracy import bench_to_accuracy
+    from pipeline.bench.peers.compare import bench_peers
+
+    if options.to_accuracy is not None:
+        return bench_to_accuracy(_config(options), options.to_accuracy, options.repeats)
+    return bench_peers(_config(options), options.steps, options.repeats)
+
+
 def _views(options: Options) -> Figures:
     from pipeline.bench.views import VIEW_CLIPS, bench_views
 
@@ -129,6 +138,10 @@ BENCHMARKS = {
         _loader, "the stream and views over a DataLoader that opens per view",
         5, {"steps": 16, "repeats": 3}, {"steps": QUICK_STEPS, "repeats": 2},
     ),
+    "peers": Benchmark(
+        _peers, "loaders of other projects, and training with them, beside ours",
+        30, {"steps": 16, "repeats": 3, "to_accuracy": None}, {"steps": 4, "repeats": 2, "to_accuracy": None},
+    ),
     "views": Benchmark(
         _views, "each kind of view on random clips over resizing them",
         1, {"repeats": 3}, {"repeats": 2},
@@ -151,7 +164,7 @@ BENCHMARKS = {
         2, {"rows": "10000,100000,1000000"}, {"rows": "4000,40000"}, reads=False,
     ),
 }  # fmt: skip
-OPTIONS = ("steps", "repeats", "rows", "sides")
+OPTIONS = ("steps", "repeats", "rows", "sides", "to_accuracy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark = BENCHMARKS[options.what]
     given = {name for name in (*OPTIONS, "config") if getattr(options, name) is not None}
     if unknown := given - set(benchmark.defaults) - ({"config"} if benchmark.reads else set()):
-        raise UserError(f"bench {options.what} takes no --{min(unknown)}")
+        raise UserError(f"bench {options.what} takes no --{min(unknown).replace('_', '-')}")
     for name, value in (benchmark.quick if options.quick else benchmark.defaults).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -175,7 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def announcement(options: Options, benchmark: Benchmark) -> str:
     """What is about to be measured and how long that takes."""
-    sizes = ", ".join(f"--{name} {getattr(options, name)}" for name in benchmark.defaults)
+    given = {name: getattr(options, name) for name in benchmark.defaults if getattr(options, name) is not None}
+    sizes = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+    if "to_accuracy" in given:
+        return f"bench {options.what} ({sizes}): trains train.steps steps at most, with every loader and in each repeat"
     where = "on two cores" + (" with the demo's configuration" if benchmark.reads else "")
     if options.quick:
         wide = "; look at their spread before you believe a difference" if "repeats" in benchmark.defaults else ""
@@ -187,7 +203,7 @@ def announcement(options: Options, benchmark: Benchmark) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     def defaults(name: str) -> str:
-        each = {what: one.defaults[name] for what, one in BENCHMARKS.items() if name in one.defaults}
+        each = {what: one.defaults[name] for what, one in BENCHMARKS.items() if one.defaults.get(name) is not None}
         return "default: " + "; ".join(f"{what} {value}" for what, value in each.items())
 
     what = "; ".join(f"{name}: {one.about} ({one.minutes:g} min)" for name, one in BENCHMARKS.items())
@@ -202,6 +218,10 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument("--repeats", type=positive, help=defaults("repeats"))
     arguments.add_argument("--sides", metavar="N,N", help=f"short sides of copies in pixels ({defaults('sides')})")
     arguments.add_argument("--rows", metavar="N,N", help=f"sizes ({defaults('rows')})")
+    arguments.add_argument(
+        "--to-accuracy", type=float, metavar="PERCENT", help="peers: instead, seconds of supervised training until both "
+        "students' mean accuracy on evaluation.split is so high, or train.steps are over",
+    )  # fmt: skip
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     return arguments

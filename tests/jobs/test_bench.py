@@ -11,14 +11,9 @@ import pytest
 from jobs import bench, prepare
 from jobs.command import run
 from pipeline.bench.figures import steady_rate
-from pipeline.bench.loader import PerViewDataset, _collate
 from pipeline.bench.views import VIEWS
 from pipeline.clips.plan import Deal
-from pipeline.clips.source import open_source
-from pipeline.config import load_config
 from pipeline.manifest.scale import measure_sizes
-from pipeline.methods import make_views
-from pipeline.stream.batches import to_batch
 from tests.videos import write_numbers
 
 SMALL = "data.clips_per_block=3"
@@ -47,22 +42,6 @@ def test_the_loader_and_the_stream_give_the_same_number_of_views(tiny: Path, cap
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert figures["loader_ratio"] == figures["median"] > 0 and figures["n"] == 1
     assert (figures["views_per_step"], figures["videos_per_repeat"]) == (2 * 2 * (1 + 2 * 2), 8 * 2 * 3)
-
-
-def test_the_loaders_views_are_those_of_the_step(tiny: Path) -> None:
-    """Same videos, same kinds and shapes of views as training makes of the same rows."""
-    config = load_config(tiny / "tiny.yaml")
-    source, _ = open_source(config)
-    data = PerViewDataset(source, config, steps=3)
-    assert len(data) == 6
-    usual = _collate([data[2], data[3]])
-    ours = make_views(to_batch(source.rows(np.array([2, 3]))), config, 0, "cpu")
-    assert ours.weak is not None and ours.strong is not None
-    for name in ("primary", "auxiliary"):
-        for kind, views in (("labeled", ours.labeled), ("weak", ours.weak), ("strong", ours.strong)):
-            assert usual[f"{name}/{kind}"].shape == views[name].shape
-            assert usual[f"{name}/{kind}"].dtype == views[name].dtype
-            assert float((usual[f"{name}/{kind}"].mean() - views[name].mean()).abs()) < 1.0
 
 
 def test_decode_compares_an_open_per_view_with_one(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
