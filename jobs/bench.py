@@ -153,7 +153,7 @@ BENCHMARKS = {
     "scale": Benchmark(
         _scale, "a run's start, time per clip and driver's memory by --rows",
         20, {"rows": "10000,100000,1000000,10000000", "steps": 32, "repeats": 1},
-        {"rows": "1000,10000", "steps": QUICK_STEPS, "repeats": 1},
+        {"rows": "1000,10000", "steps": 4 * QUICK_STEPS, "repeats": 1},
     ),
     "simulate": Benchmark(
         _simulate, "a run on paper: name=value of pipeline.bench.simulate.Site",
