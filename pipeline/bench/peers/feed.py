@@ -98,7 +98,8 @@ def on_ray(wanted: Wanted) -> Iterator[Fed]:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     config = with_steps(wanted.config, wanted.steps + AHEAD * steps_per_block(wanted))
-    (shard,) = ray_stream(wanted.source, config, 0, check_cluster(config)).streaming_split(1, equal=True)
+    on_one = config.model_copy(update={"scale": config.scale.model_copy(update={"workers": 1})})
+    (shard,) = ray_stream(wanted.source, config, 0, check_cluster(on_one)).streaming_split(1, equal=True)
     for batch in shard_batches(shard, config.data.labeled_per_step, wanted.device, SECONDS):
         yield Fed(batch)
 
