@@ -174,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {name for name in (*OPTIONS, "config") if getattr(options, name) is not None}
     if unknown := given - set(benchmark.defaults) - ({"config"} if benchmark.reads else set()):
         raise UserError(f"bench {options.what} takes no --{min(unknown).replace('_', '-')}")
+    if {"steps", "to_accuracy"} <= given:
+        raise UserError("--to-accuracy trains for train.steps at most: leave --steps out, or write train.steps=N")
     for name, value in (benchmark.quick if options.quick else benchmark.defaults).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -191,6 +193,7 @@ def announcement(options: Options, benchmark: Benchmark) -> str:
     given = {name: getattr(options, name) for name in benchmark.defaults if getattr(options, name) is not None}
     sizes = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
     if "to_accuracy" in given:
+        sizes = sizes.replace(f"--steps {options.steps}, ", "")
         return f"bench {options.what} ({sizes}): trains train.steps steps at most, with every loader and in each repeat"
     where = "on two cores" + (" with the demo's configuration" if benchmark.reads else "")
     if options.quick:

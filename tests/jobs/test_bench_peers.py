@@ -201,6 +201,7 @@ def test_a_peer_that_fails_is_left_out_and_said_but_ours_ends_the_comparison(
     turns.take("svformer", os._exit, 3)
     turns.take("pyslowfast", int, "no number")  # type: ignore[arg-type]
     assert turns.names() == ["ours", "ray_data", "torchcodec"]
+    assert list(turns.in_turns(2)) == [(name, repeat) for repeat in (0, 1) for name in ("ours", "ray_data", "torchcodec")]
     assert turns.left_out["svformer"] == "it failed: its process ended with exit code 3 and said nothing"
     assert "ValueError: invalid literal" in turns.left_out["pyslowfast"]
     assert capsys.readouterr().err.count(" is left out: ") == 2
@@ -251,6 +252,7 @@ def test_seconds_to_an_accuracy_are_compared(tiny: Path, capsys: pytest.CaptureF
     ("words", "reason"),
     [
         (["--to-accuracy", "0"], "--to-accuracy 0: a percentage above 0"),
+        (["--to-accuracy", "50", "--steps", "9"], "leave --steps out, or write train.steps=N"),
         (["views.strong.time.reverse=0.5"], "the peers know no views.strong.time"),
         (["method.mixup=0.2"], "the peers know no method.mixup"),
         (["auxiliary.clip.modality=temporal_gradient"], "the peers know no auxiliary.clip.modality"),

@@ -18,7 +18,6 @@ from pipeline.bench.ready import prepared_alone, ready_here
 from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.manifest.progress import progress
 from pipeline.training.held_out import accuracies
 
 
@@ -36,10 +35,9 @@ def bench_to_accuracy(config: Config, percent: float, repeats: int) -> dict[str,
     check_same_work(source, config)
     videos = len(source.evaluated(config.evaluation.split))
     turns = Turns(config)
-    for repeat in progress(range(repeats), repeats, "repeats"):
+    for name, repeat in turns.in_turns(repeats):
         seeded = config.model_copy(update={"run": config.run.model_copy(update={"seed": config.run.seed + repeat})})
-        for name in turns.names():
-            turns.take(name, train_until, name, seeded.model_dump_json(), percent)
+        turns.take(name, train_until, name, seeded.model_dump_json(), percent)
     found = {name: measured.values for name, measured in turns.found.items()}
     return {
         "ours_over": {

@@ -58,9 +58,8 @@ def bench_peers(config: Config, steps: int, repeats: int) -> Figures:
     steps, more = lengths(config, steps, least=steps)
     turns = Turns(config)
     arguments = (config.model_dump_json(), steps, more)
-    for _ in progress(range(repeats), repeats, "repeats"):
-        for name in turns.names():
-            turns.take(name, measure, name, *arguments)
+    for name, _ in turns.in_turns(repeats):
+        turns.take(name, measure, name, *arguments)
     views = views_per_step(source, for_bench(config, steps))
     return {
         "ours_over": {name: _over(turns.found[OURS], found) for name, found in turns.found.items() if name != OURS},
@@ -92,6 +91,13 @@ class Turns:
     def names(self) -> list[str]:
         """Of the loaders that are not left out."""
         return [name for name in self._all if name not in self.left_out]
+
+    def in_turns(self, repeats: int) -> Iterator[tuple[str, int]]:
+        """Loaders and the repeat, from 0, that it is their turn in; how far they are is said."""
+        every = [(name, repeat) for repeat in range(repeats) for name in self.names()]
+        for name, repeat in progress(every, len(every), "loaders measured"):
+            if name not in self.left_out:
+                yield name, repeat
 
     def take(self, name: str, work: Callable[..., dict[str, float]], *arguments: Any) -> None:
         """Do ``work`` in a process of its own. What keeps a peer from being measured is noted and said; of this project's own
