@@ -167,7 +167,7 @@ def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, 
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
         controller.Planned(tree, prints, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
-        worker._train_here(prepared.run.config, {"prints": prints}, None, Progress())
+        worker._train_here(prepared.run.config, {"prints": prints, "lock": None}, None, Progress())
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: 
     monkeypatch.setattr(worker, "open_again", open_parts)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     with pytest.raises(Final, match="no manifest"):
-        worker.train_worker({"config": small_config().model_dump(mode="json"), "sign": None, "prints": None})
+        worker.train_worker({"config": small_config().model_dump(mode="json"), "sign": None, "prints": None, "lock": None})
 
 
 def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
