@@ -140,7 +140,7 @@ BENCHMARKS = {
     ),
     "peers": Benchmark(
         _peers, "loaders of other projects, and training with them, beside ours",
-        30, {"steps": 16, "repeats": 3, "to_accuracy": None}, {"steps": 4, "repeats": 2, "to_accuracy": None},
+        30, {"steps": 16, "repeats": 3, "to_accuracy": None}, {"steps": 4, "repeats": 1, "to_accuracy": None},
     ),
     "views": Benchmark(
         _views, "each kind of view on random clips over resizing them",
@@ -214,8 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument("what", choices=BENCHMARKS, help=f"{what}. Minutes are of two cores with the demo's configuration")
     add_config(arguments)
     arguments.add_argument(
-        "--quick", action="store_true", help="a look in less than a minute on two cores: the same figures from less work (2 "
-        "repeats, at most 2 labeled videos a step, scale.workers=0), with a wider spread",
+        "--quick", action="store_true", help="a look in less than a minute on two cores: the same figures from less work (1 "
+        "or 2 repeats, at most 2 labeled videos a step, scale.workers=0), with a wider spread",
     )  # fmt: skip
     arguments.add_argument("--steps", type=positive, help=f"in one repeat ({defaults('steps')})")
     arguments.add_argument("--repeats", type=positive, help=defaults("repeats"))
