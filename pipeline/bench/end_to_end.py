@@ -53,18 +53,15 @@ def bench_end_to_end(config: Config, steps: int, repeats: int, least: int = LEAS
     steps, more = lengths(config, steps, least)
     actual, ideal, alone = [], [], []
     on_cpu = own_device(config).type == "cpu"
-    with contextlib.ExitStack() as kept:
-        apart = kept.enter_context(Apart(config))
+    # on a GPU the run and the processes that compute have no room together: those start anew in each repeat
+    with Apart(config) if on_cpu else contextlib.nullcontext() as kept:
         for _ in progress(range(repeats), repeats, "repeats end to end"):
             actual.append(1 / run_seconds(config, steps, more))
-            if not on_cpu:  # the run and the processes that compute have no room on a GPU together
-                free_memory()
-                apart = kept.enter_context(Apart(config))
-            decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
-            beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
-            together = [apart.seconds(apart.workers, decoders, steps) for decoders in beside]
-            if not on_cpu:
-                kept.close()
+            free_memory()
+            with contextlib.nullcontext(kept) if kept else Apart(config) as apart:
+                decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
+                beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
+                together = [apart.seconds(apart.workers, decoders, steps) for decoders in beside]
             ideal.append(1 / min(*together, decode + compute))
             busy = min(1.0, apart.workers * apart.threads / apart.cores) if on_cpu else 0.0
             alone.append(1 / max(compute, decode + busy * compute))

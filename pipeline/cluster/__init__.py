@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 from pipeline.cluster import address as addresses
 from pipeline.cluster.address import VARIABLE, Refusal
 from pipeline.cluster.output import harmless_lines_in_a_file
-from pipeline.cluster.sockets import short_temporary_folder
+from pipeline.cluster.sockets import short_temporary_folder, short_temporary_folder_of_children
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware, check_hardware, read_hardware, uses_gpu
@@ -46,9 +47,11 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = _address()
-    folder = short_temporary_folder() if address == "local" else None  # whoever joins a cluster uses its folder
+    starts = address == "local"  # whoever joins a cluster uses its folder
+    folder = short_temporary_folder() if starts else None
     try:
-        with harmless_lines_in_a_file():
+        # the dashboard's processes speak through sockets in TMPDIR, not in Ray's folder
+        with harmless_lines_in_a_file(), short_temporary_folder_of_children() if starts else contextlib.nullcontext():
             ray.init(address, logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, _temp_dir=folder)
     except ConnectionError as error:
         raise UserError(f"the Ray cluster cannot be joined ({error.__cause__ or error}): {ELSEWHERE}") from None

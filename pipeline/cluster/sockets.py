@@ -47,14 +47,17 @@ def short_temporary_folder() -> str | None:
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): set TMPDIR to a folder that can be written") from None
     link = link_to(folder, PARENTS)
+    latest = folder / "session_latest"
+    if latest.is_symlink() and not latest.exists():  # it led through a killed command's name; Ray replaces what exists only
+        latest.unlink(missing_ok=True)
     _log.warning("%s is too long a path for Ray's sockets: %s is another name for it while this command runs", folder, link)
     return str(link)
 
 
 @contextlib.contextmanager
 def short_temporary_folder_of_children() -> Iterator[None]:
-    """Within, processes that are started find a short TMPDIR: a DataLoader's workers hand tensors over by sockets in it, and
-    else wait for ever. Raises UserError if there is no place for it."""
+    """Within, processes that are started find a short TMPDIR: a DataLoader's workers hand tensors over by sockets in it and
+    else wait for ever, and Ray's dashboard else does not start. Raises UserError if there is no place for it."""
     before = os.environ.get("TMPDIR")
     folder = Path(tempfile.gettempdir())
     if not fits(folder, BELOW_OF_PYTHON):

@@ -99,7 +99,7 @@ def _patches(section: TimeSformerSection) -> nn.Conv3d:
 
 def _convolutions(section: TimeSformerSection) -> nn.Sequential:
     """[N, 3, T, H, W] -> [N, D, L, H / patch, W / patch] by 3x3x3 convolutions that halve space, the last of them also time,
-    each with BatchNorm and ReLU and twice the one before's channels."""
+    each with BatchNorm and ReLU and twice the one before's channels; none has fewer than 8."""
     halvings, of_time = int(math.log2(section.patch)), int(math.log2(section.tubelet))
     channels = [3, *(max(8, section.width >> (halvings - number)) for number in range(1, halvings)), section.width]
     layers: list[nn.Module] = []
