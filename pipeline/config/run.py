@@ -21,6 +21,8 @@ from pipeline.config.training import EvaluationSection, MonitorSection, ScaleSec
 from pipeline.config.views import ViewsSection
 
 STUDENTS = ("primary", "auxiliary")
+LATER_KNOBS = (("clip", "sampling", "window"), ("network", "stem", "patch"))
+"""Knobs of a student that runs were recorded without: section, name, and the value that means what was before."""
 
 
 def _is_chain_of_halvings(patch: int, tubelet: int) -> bool:
@@ -154,11 +156,12 @@ class Config(Section):
         )
 
     def fingerprint(self) -> str:
-        """Hash of ``result_knobs``; the same as before there were segments where clips are windows."""
+        """Hash of ``result_knobs``, without ``LATER_KNOBS`` that are as if they were not there: older runs keep theirs."""
         knobs = self.result_knobs()
         for name in STUDENTS:
-            if knobs[name]["clip"]["sampling"] == "window":
-                del knobs[name]["clip"]["sampling"]
+            for section, knob, before in LATER_KNOBS:
+                if knobs[name][section].get(knob) == before:
+                    del knobs[name][section][knob]
         return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_absolute_paths(self) -> Config:
