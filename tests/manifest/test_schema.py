@@ -92,8 +92,8 @@ def test_rows_are_usable_rows_of_a_split(tmp_path: Path) -> None:
     assert manifest.rows("val").dtype == np.int64 and len(manifest.rows("val")) == 0
 
 
-def test_the_readme_describes_every_column(repository: Path) -> None:
-    section = (repository / "README.md").read_text(encoding="utf-8").split("## The manifest\n")[1].split("\n## ")[0]
+def test_the_manual_describes_every_column(repository: Path) -> None:
+    section = (repository / "docs/manifest.md").read_text(encoding="utf-8").split("## Columns\n")[1].split("\n## ")[0]
     first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     assert [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)] == SCHEMA.names
 
