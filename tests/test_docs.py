@@ -1,0 +1,125 @@
+"""README and docs: what they name is there. Links and headings resolve, and commands parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from jobs.__main__ import COMMANDS
+from pipeline.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster/README.md", *(ROOT / "docs").glob("*.md"))
+)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors_of(text: str) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: str, text: str) -> list[str]:
+    """Relative links of a page that lead to no file, or to no heading of one."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors_of(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each ``python -m jobs.NAME ...`` on a page, NAME first: in indented blocks and between backquotes."""
+    blocks = re.findall(r"^    (?:.*? )?python -m jobs\.(.+)$", text.replace("\\\n", ""), flags=re.MULTILINE)
+    spans = re.findall(r"`(?:[\w=:]+ )?python -m jobs\.([^`]+)`", text)
+    return [shlex.split(command.replace("'", ""), comments=True) for command in (*blocks, *spans)]
+
+
+def source_of(name: str) -> str:
+    """The code of a command and of the commands whose options it shares."""
+    own = (ROOT / f"jobs/{name}.py").read_text(encoding="utf-8")
+    shared = re.findall(r"^from jobs\.(\w+) import", own, flags=re.MULTILINE)
+    return own + "".join((ROOT / f"jobs/{other}.py").read_text(encoding="utf-8") for other in shared)
+
+
+def unknown_in(words: list[str]) -> list[str]:
+    """What a command names and the program does not know: itself, its options, configurations of the repository."""
+    name, *rest = words
+    if name not in COMMANDS and name not in ("COMMAND", "NAME"):
+        return [f"jobs.{name}"]
+    source = source_of(name) if name in COMMANDS else ""
+    options = [word.split("=")[0] for word in rest if re.match(r"--\w", word)]
+    files = [word for word in rest if re.fullmatch(r"jobs/[\w./]+\.yaml", word)]
+    known = {"--help", "--config"}
+    missing = [option for option in options if option not in known and f'"{option}"' not in source]
+    return (missing if name != "submit" else []) + [file for file in files if not (ROOT / file).is_file()]
+
+
+def knobs_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all knobs and sections below a section; of each of its alternatives where a knob is one of several."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for choice in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                yield from knobs_of(choice, f"{prefix}{name}.")
+
+
+def knobs_named(text: str) -> set[str]:
+    """What a page writes like a knob: ``section.name`` in code, without names of files such as ``train.csv``."""
+    code = "\n".join(re.findall(r"`[^`\n]+`|^    .*$", text, flags=re.MULTILINE))
+    named = re.findall(rf"(?<![\w./-])(?:{'|'.join(Config.model_fields)})(?:\.[a-z_0-9]+)+(?![\w/*])", code)
+    return {name for name in named if not name.endswith((".csv", ".json", ".jsonl", ".py"))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_knobs_that_a_page_names_exist(page: str) -> None:
+    assert sorted(knobs_named(text_of(page)) - set(knobs_of(Config))) == []
+
+
+def test_a_knob_that_does_not_exist_is_found() -> None:
+    text = "`train.stesp=3` and `train.steps`, not `train.csv`\n\n    python -m jobs.train primary.optimizer.lrr=1\n"
+    assert sorted(knobs_named(text) - set(knobs_of(Config))) == ["primary.optimizer.lrr", "train.stesp"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
+    assert broken_links(page, text_of(page)) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    text = "[a](docs/manifest.md#columns) [b](docs/manifest.md#nothing) [c](docs/nothing.md) [d](https://example.org/x)"
+    assert broken_links("README.md", text) == ["docs/manifest.md#nothing", "docs/nothing.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_what_exists(page: str) -> None:
+    assert {shlex.join(words): unknown for words in commands_of(text_of(page)) if (unknown := unknown_in(words))} == {}
+
+
+def test_a_command_that_does_not_exist_is_found() -> None:
+    text = "    python -m jobs.learn\n    python -m jobs.train --over 8\n`python -m jobs.train --config jobs/configs/x.yaml`\n"
+    assert [unknown_in(words) for words in commands_of(text)] == [["jobs.learn"], ["--over"], ["jobs/configs/x.yaml"]]
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = re.findall(r"^\| \[([\w./]+)\]", text_of("docs/README.md"), flags=re.MULTILINE)
+    assert sorted(name for name in listed if "/" not in name) == sorted(
+        path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"
+    )
