@@ -96,7 +96,7 @@ def _simulate(options: Options) -> Figures:
 
 
 def _manifest(options: Options) -> Figures:
-    from pipeline.manifest.scale import measure_sizes
+    from pipeline.bench.manifest_sizes import measure_sizes
 
     return {"sizes": measure_sizes(_sizes(options.rows))}
 

@@ -17,7 +17,7 @@ from typing import Any
 from jobs.command import DONE, FAILED, add_config, run
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.run_folder import write_text
+from pipeline.run_folder.contents import write_text
 
 SETTING = ("train.max_failures=10", "train.step_timeout_seconds=30", "scale.start_timeout_seconds=30")
 """Before the user's words: kills come faster than new checkpoints, and a frozen worker should be found soon."""

@@ -12,8 +12,8 @@ from jobs.command import DONE, run
 from pipeline.clips.source import Source
 from pipeline.errors import UserError, first_few
 from pipeline.evaluation.predict import Results, evaluate
-from pipeline.folder_lock import lock_folder
-from pipeline.run_folder import read_run
+from pipeline.files.folder_lock import lock_folder
+from pipeline.run_folder.contents import read_run
 from pipeline.studies.run import reserve_to_score
 from pipeline.studies.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
 

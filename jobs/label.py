@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from jobs.command import DONE, run
-from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.folder_lock import lock_folder
-from pipeline.manifest.build import LABELS
-from pipeline.manifest.chance import parse_share
-from pipeline.manifest.labels import DrawOptions, LabelSubset, draw_labels, write_labels
-from pipeline.manifest.published import LINES, import_labels
+from pipeline.files import storage
+from pipeline.files.folder_lock import lock_folder
+from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, write_labels
 from pipeline.manifest.schema import Manifest, read_manifest
+from pipeline.manifest.seeded_order import parse_share
+from pipeline.prepare.build import LABELS
+from pipeline.prepare.published_labels import LINES, import_labels
 
 WAIT_SECONDS = 30.0
 """For another command that writes into the folder of the labels, before it is named."""

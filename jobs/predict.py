@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
 from pipeline.evaluation.files import predict_files, write_file_predictions
-from pipeline.manifest.sources.files import existing_file
+from pipeline.prepare.sources.file_search import existing_file
 from pipeline.studies.run import reserve_to_score
 from pipeline.studies.saved_run import open_saved_run, source_of_files
 

@@ -16,19 +16,17 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
-from pipeline.folder_lock import lock_folder
-from pipeline.manifest.build import LABELS, Draw, build, classes_without, probe_listing
-from pipeline.manifest.chance import parse_share, round_half_up
-from pipeline.manifest.groups import AUTO, NAMINGS, NONE, check_pattern, with_groups
-from pipeline.manifest.labels import LabelSubset, labels_per_class
-from pipeline.manifest.memory import MANIFEST, forget
-from pipeline.manifest.motions import MOTIONS
-from pipeline.manifest.parquet import remove_table
-from pipeline.manifest.probe import ProbeFiles, ProbeOptions, probe_files
-from pipeline.manifest.resize import probe_copies, resize_all, resized
-from pipeline.manifest.same_file import merge_files, merge_spellings
+from pipeline.files.folder_lock import lock_folder
+from pipeline.files.parquet import remove_table
+from pipeline.manifest.label_subset import LabelSubset, labels_per_class
 from pipeline.manifest.schema import SPLITS, Manifest
-from pipeline.manifest.sources import (
+from pipeline.manifest.seeded_order import parse_share, round_half_up
+from pipeline.prepare.build import LABELS, Draw, build, classes_without, probe_listing
+from pipeline.prepare.groups import AUTO, NAMINGS, NONE, check_pattern, with_groups
+from pipeline.prepare.probe_cache import MANIFEST, forget
+from pipeline.prepare.resized_copies import probe_copies, resize_all, resized
+from pipeline.prepare.same_file import merge_files, merge_spellings
+from pipeline.prepare.sources import (
     Listing,
     list_files,
     list_folder,
@@ -38,11 +36,13 @@ from pipeline.manifest.sources import (
     list_ssv2,
     list_ucf101,
 )
-from pipeline.manifest.sources.files import is_video_name
-from pipeline.manifest.sources.folder import Layout
-from pipeline.manifest.sources.lists import DELIMITERS, ListOptions, parse_columns
-from pipeline.manifest.sources.synonyms import UNLABELED
-from pipeline.manifest.synthetic import MARK, Difficulty, is_rendered, render_folder
+from pipeline.prepare.sources.file_search import is_video_name
+from pipeline.prepare.sources.folder import Layout
+from pipeline.prepare.sources.synonyms import UNLABELED
+from pipeline.prepare.sources.video_list import DELIMITERS, ListOptions, parse_columns
+from pipeline.video.probe import ProbeFiles, ProbeOptions, probe_files
+from pipeline.video.synthetic import MARK, Difficulty, is_rendered, render_folder
+from pipeline.video.synthetic_motions import MOTIONS
 
 ENOUGH_FOR_RAY = 1000
 """Files for which joining a cluster, which takes 5-10 s, is worth while."""
@@ -99,8 +99,8 @@ def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
     on_ray = words.ray if words.ray is not None else bool(os.environ.get("RAY_ADDRESS")) and files >= ENOUGH_FOR_RAY
     if not on_ray:
         return partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
-    from pipeline.cluster import connect  # Ray takes seconds to import
-    from pipeline.manifest.parallel import probe_on_ray
+    from pipeline.prepare.probe_on_ray import probe_on_ray
+    from pipeline.ray_cluster.connect import connect  # Ray takes seconds to import
 
     connect()
     return partial(probe_on_ray, timeout_seconds=words.timeout)

@@ -21,7 +21,8 @@ from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError
-from pipeline.folder_lock import lock_file
+from pipeline.files.folder_lock import lock_file
+from pipeline.run_folder.study_folder import ABOUT, write_about, write_trials
 from pipeline.studies.ablation import study_folder
 from pipeline.studies.cost import estimate
 from pipeline.studies.population import Population, check_space, first_members, places
@@ -31,7 +32,6 @@ from pipeline.studies.search import Plan, Search, run_name
 from pipeline.studies.search_report import best, lines_of, member_lines, next_command, objectives, trial_lines
 from pipeline.studies.space import Space, draw, read_space
 from pipeline.studies.storage import hidden, open_study, runs, sqlite_url, warm_start
-from pipeline.studies.study_folder import ABOUT, write_about, write_trials
 from pipeline.studies.trials import Budget, likely_share, run_jobs, share
 from pipeline.training.fit import prepare
 

@@ -27,9 +27,9 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, run
-from pipeline.cluster.address import TOKEN_REMEDY
 from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
+from pipeline.ray_cluster.address import TOKEN_REMEDY
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 MEANT = "for example --address http://HEAD:8265, where HEAD is the address of the cluster's head node"

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Sequence
 
 from jobs.command import DONE, FAILED, add_config, positive, run
-from pipeline.clips.device import own_device
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.folder_lock import FolderNotWritable
-from pipeline.resources import Resources
-from pipeline.run_folder import lock_run
+from pipeline.files.folder_lock import FolderNotWritable
+from pipeline.hardware import own_device
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder.contents import lock_run
 from pipeline.studies.overfit import overfit
 from pipeline.studies.run import complete, evaluated, reserve, train_up_to
 from pipeline.training import dry_run
@@ -112,7 +112,7 @@ def _reserved(prepared: Prepared) -> tuple[str, Resources | None]:
     if prepared.run.config.scale.workers == 0:
         device = "GPU" if own_device(prepared.run.config).type == "cuda" else "CPU"
         return f"reserves: nothing, it runs in this process on the {device}", None
-    from pipeline.cluster import answers  # scale.workers=0 works where Ray is not installed
+    from pipeline.ray_cluster.connect import answers  # scale.workers=0 works where Ray is not installed
 
     if not answers():
         if not os.environ.get("RAY_ADDRESS"):

@@ -1,4 +1,4 @@
-"""What a machine can compute with, and whether a configuration asks for something it lacks; torch's switches for speed."""
+"""What a machine can compute with, whether a configuration asks for something it lacks, and where this process computes."""
 
 from __future__ import annotations
 
@@ -130,3 +130,14 @@ def set_switches(train: TrainSection) -> None:
     torch.backends.cudnn.allow_tf32 = not train.deterministic
     if hasattr(torch.backends.mkldnn, "matmul"):  # since torch 2.9
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # of the CPU
+
+
+def own_device(config: Config) -> torch.device:
+    """The GPU if this machine has one and ``scale.gpu`` does not forbid it, else the CPU; the one function that decides.
+
+    Raises UserError if the GPU that ``scale.gpu=true`` asks for cannot be used, or lacks what the configuration needs.
+    """
+    hardware = read_hardware()
+    gpu = uses_gpu(config, hardware)
+    check_hardware(config, hardware, gpu)
+    return torch.device("cuda" if gpu else "cpu")

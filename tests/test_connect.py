@@ -15,9 +15,9 @@ import ray
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
-from pipeline import cluster
-from pipeline.cluster import address as addresses
 from pipeline.errors import UserError
+from pipeline.ray_cluster import address as addresses
+from pipeline.ray_cluster import connect
 
 
 @pytest.fixture
@@ -97,12 +97,12 @@ def listen() -> Iterator[Callable[[bytes | None], str]]:
 
 
 def test_without_a_cluster_one_is_started_here(note: Path) -> None:
-    assert cluster._address() == "local"
+    assert connect._address() == "local"
 
 
 def test_a_cluster_that_was_killed_is_not_waited_for(note: Path, dead_address: str, caplog: pytest.LogCaptureFixture) -> None:
     note.write_text(dead_address)
-    assert cluster._address() == "local"
+    assert connect._address() == "local"
     assert not note.exists()
     assert dead_address.rpartition(":")[2] in caplog.text
 
@@ -110,23 +110,23 @@ def test_a_cluster_that_was_killed_is_not_waited_for(note: Path, dead_address: s
 def test_a_cluster_that_answers_is_joined(
     note: Path, serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "find_node_ids", lambda: {"a raylet of this machine"})
+    monkeypatch.setattr(connect, "find_node_ids", lambda: {"a raylet of this machine"})
     note.write_text(serve(Gcs()))
-    assert cluster._address() is None
+    assert connect._address() is None
     assert note.exists()
 
 
 def test_a_cluster_whose_port_another_service_took_over_is_gone(note: Path, listen: Callable[[bytes | None], str]) -> None:
     """6379 is also Redis's port."""
     note.write_text(listen(b"-ERR unknown command\r\n"))
-    assert cluster._address() == "local"
+    assert connect._address() == "local"
     assert not note.exists()
 
 
 def test_a_cluster_of_another_machine_is_not_forgotten(note: Path) -> None:
     note.write_text("unknown.invalid:6379")
     with pytest.raises(UserError, match="ray stop"):
-        cluster._address()
+        connect._address()
     assert note.exists()
 
 
@@ -134,7 +134,7 @@ def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", dead_address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(UserError, match=r"no Ray cluster answers .*unset RAY_ADDRESS"):
-        cluster.connect()
+        connect.connect()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.Mo
 def test_what_is_no_address_is_refused_with_the_remedy(named: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    for ask in (cluster.connect, cluster.answers):
+    for ask in (connect.connect, connect.answers):
         with pytest.raises(UserError) as refused:
             ask()
         text = str(refused.value)
@@ -197,7 +197,7 @@ def test_a_service_other_than_ray_is_told_within_seconds(
     monkeypatch.setenv("RAY_ADDRESS", listen(answer))
     begun = time.monotonic()
     with pytest.raises(UserError, match=reason):
-        cluster.connect()
+        connect.connect()
     assert time.monotonic() - begun < 10
 
 
@@ -211,7 +211,7 @@ def test_an_unknown_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "unknown.invalid:6379")
     with pytest.raises(UserError, match=r"RAY_ADDRESS=unknown.invalid:6379 \(the host's name is unknown here\)"):
-        cluster.connect()
+        connect.connect()
 
 
 def test_a_cluster_of_another_version_of_ray_is_told(serve: Callable[[Gcs | None], str]) -> None:
@@ -225,27 +225,27 @@ def test_a_cluster_that_wants_a_token_is_told_of_by_its_remedy(
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", serve(Gcs(refuse=grpc.StatusCode.UNAUTHENTICATED)))
     with pytest.raises(UserError, match="RAY_AUTH_TOKEN"):
-        cluster.connect()
+        connect.connect()
 
 
 def test_a_noted_cluster_that_wants_a_token_is_left_to_ray(
     note: Path, serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which looks for this user's token only where no address is named."""
-    monkeypatch.setattr(cluster, "find_node_ids", lambda: {"a raylet of this machine"})
+    monkeypatch.setattr(connect, "find_node_ids", lambda: {"a raylet of this machine"})
     note.write_text(serve(Gcs(refuse=grpc.StatusCode.UNAUTHENTICATED)))
-    assert cluster._address() is None
+    assert connect._address() is None
 
 
 def test_a_machine_that_is_no_node_of_the_cluster_is_told(
     serve: Callable[[Gcs | None], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr(cluster, "find_node_ids", set)
-    monkeypatch.setattr(cluster, "NODE_SECONDS", 0.1)
+    monkeypatch.setattr(connect, "find_node_ids", set)
+    monkeypatch.setattr(connect, "NODE_SECONDS", 0.1)
     monkeypatch.setenv("RAY_ADDRESS", serve(Gcs()))
     with pytest.raises(UserError, match=r"no node of the Ray cluster .*jobs.submit"):
-        cluster.connect()
+        connect.connect()
 
 
 def test_auto_without_a_cluster_says_how_to_start_one(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,4 +253,4 @@ def test_auto_without_a_cluster_says_how_to_start_one(note: Path, monkeypatch: p
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(UserError, match=r"RAY_ADDRESS=auto: no Ray runs on this machine; start one with `ray start --head`"):
-        cluster.connect()
+        connect.connect()

@@ -17,9 +17,9 @@ from typing import Any
 import filelock._lease
 import pytest
 
-from pipeline import folder_lock
 from pipeline.errors import UserError
-from pipeline.folder_lock import LOCK, Claim, FolderTaken, lock_file, lock_folder
+from pipeline.files import folder_lock
+from pipeline.files.folder_lock import LOCK, Claim, FolderTaken, lock_file, lock_folder
 
 HOLDER = """
 import socket, sys, time

@@ -19,11 +19,10 @@ import torch
 
 from jobs import bench, evaluate, predict, train
 from jobs.command import run
-from pipeline.clips.device import own_device
 from pipeline.clips.plan import Plan
 from pipeline.config import Config, TrainSection, load_config
 from pipeline.errors import UserError
-from pipeline.hardware import Hardware, _warn_of_cudnn, check_compiler, check_hardware, read_hardware, set_switches
+from pipeline.hardware import Hardware, _warn_of_cudnn, check_compiler, check_hardware, own_device, read_hardware, set_switches
 from pipeline.training.dry_run import memory
 from pipeline.training.gpu_memory import check_memory
 
@@ -41,7 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Makes this machine another one."""
 
     def become(hardware: Hardware) -> None:
-        for room in ("pipeline.clips.device", "pipeline.training.gpu_memory"):
+        for room in ("pipeline.hardware", "pipeline.training.gpu_memory"):
             monkeypatch.setattr(f"{room}.read_hardware", lambda: hardware)
 
     return become

@@ -183,9 +183,9 @@ def test_a_dry_run_goes_through(
     name: str, gpus: str | None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command as the files' headers have it, over other videos and without downloading weights."""
-    monkeypatch.setattr("pipeline.cluster.answers", lambda: False)  # whether some Ray runs on this machine is not the question
+    monkeypatch.setattr("pipeline.ray_cluster.connect.answers", lambda: False)  # whether some Ray runs here is not asked
     h100 = Hardware(gpus=("NVIDIA H100",), gpu_memory=80 * 10**9, bf16=True)
-    for room in ("pipeline.clips.device", "pipeline.training.gpu_memory"):
+    for room in ("pipeline.hardware", "pipeline.training.gpu_memory"):
         monkeypatch.setattr(f"{room}.read_hardware", lambda: h100)
     files = [word for file in files_of(name, gpus) for word in ("--config", file)]
     data = [f"data.manifest={tiny / 'manifest.parquet'}", "data.labels=null", f"run.storage_path={tmp_path / 'runs'}"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import output
+from pipeline.ray_cluster import output
 
 HARMLESS = [
     "[2026-11-28 09:15:37,822 E 20507 21411] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: '9a7c98' "

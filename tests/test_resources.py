@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.resources import Node, fit_nodes, fit_resources
+from pipeline.ray_cluster.resources import Node, fit_nodes, fit_resources
 
 
 def fit(*words: str, cpus: float = 2, gpus: float = 0) -> object:

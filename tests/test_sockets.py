@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import sockets
 from pipeline.errors import UserError
+from pipeline.ray_cluster import sockets
 
 START = """
     import json, os, stat, sys, time
     from pathlib import Path
     import ray
-    from pipeline.cluster import connect
+    from pipeline.ray_cluster.connect import connect
 
     def work():
         print("a line that concerns the user")

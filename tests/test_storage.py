@@ -13,15 +13,15 @@ import pytest
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
-from pipeline import storage
 from pipeline.clips.decode import Video, decode_clips
 from pipeline.clips.guard import guard
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
-from pipeline.manifest.probe import probe_file, probe_files
+from pipeline.files import storage
 from pipeline.manifest.schema import read_manifest
 from pipeline.stream.in_process import local_batches
+from pipeline.video.probe import probe_file, probe_files
 from tests.conftest import TINY
 from tests.object_store import ObjectStore
 from tests.videos import write_numbers

@@ -18,10 +18,10 @@ from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.manifest.content import facts
-from pipeline.manifest.probe import probe_file
-from pipeline.manifest.progress import progress
-from pipeline.manifest.resize import Copy, resize
+from pipeline.prepare.resized_copies import Copy, resize
+from pipeline.progress import progress
+from pipeline.video.checksum import facts
+from pipeline.video.probe import probe_file
 
 GPU_VIDEOS_PER_SECOND = 120
 """What one GPU of 80 GB is expected to train in the paper's setting."""

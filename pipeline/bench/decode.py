@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips, scaled_size
 from pipeline.clips.guard import Guard
@@ -18,11 +17,12 @@ from pipeline.clips.sampling import Moment, clip_times, constant_rate, describe_
 from pipeline.clips.source import Source, open_source
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
-from pipeline.manifest.agreement import decord
-from pipeline.manifest.frames import FrameIndex, index_packets, open_container, video_stream
-from pipeline.manifest.isolation import Limits
-from pipeline.manifest.progress import progress
-from pipeline.manifest.window import read_frames, upright
+from pipeline.files import storage
+from pipeline.processes.isolation import Limits
+from pipeline.progress import progress
+from pipeline.video.container import FrameIndex, index_packets, open_container, video_stream
+from pipeline.video.decord_check import decord
+from pipeline.video.exact_reader import read_frames, upright
 
 VIDEOS = 24
 """In one repeat."""

@@ -20,15 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
 from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
-from pipeline.clips.allocator import keep_freed_memory
-from pipeline.clips.device import own_device
 from pipeline.clips.plan import shares, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
-from pipeline.manifest.isolation import num_cores
-from pipeline.manifest.progress import progress
-from pipeline.resources import check_share
-from pipeline.run_folder import read_metrics
+from pipeline.hardware import own_device
+from pipeline.processes.allocator import keep_freed_memory
+from pipeline.processes.isolation import num_cores
+from pipeline.progress import progress
+from pipeline.ray_cluster.resources import check_share
+from pipeline.run_folder.contents import read_metrics
 from pipeline.stream.batches import make_deal
 from pipeline.training.fit import fit_here
 from pipeline.training.gpu_memory import check_training
@@ -91,7 +91,8 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
         if config.scale.workers == 0:
             fit_here(prepared)
         else:
-            from pipeline.cluster import check_cluster, connect_one  # scale.workers=0 works where Ray is not installed
+            # scale.workers=0 works where Ray is not installed
+            from pipeline.ray_cluster.connect import check_cluster, connect_one
             from pipeline.training.on_ray.fit import fit_on_ray
 
             connect_one("bench step")

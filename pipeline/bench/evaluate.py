@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from pipeline.bench.figures import ratio
 from pipeline.clips.sampling import Moment, describe_clip
-from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Clips, Columns, Source, open_source
 from pipeline.config import Config
 from pipeline.evaluation.predict import score_here
 from pipeline.evaluation.protocol import clip_moments, view_grid
 from pipeline.evaluation.scorer import Scorer
-from pipeline.manifest.isolation import num_cores
 from pipeline.methods import STUDENTS, build_students
+from pipeline.processes.isolation import num_cores
+from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead
 
 EVALUATED = 50

@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.bench.peers.pictures import make_views as make_views_of_pictures
 from pipeline.bench.peers.requests import RowViews, views_per_step
-from pipeline.clips.allocator import keep_freed_memory
-from pipeline.clips.device import own_device
 from pipeline.clips.source import Source, open_source
-from pipeline.cluster import connect_one
-from pipeline.cluster.sockets import short_temporary_folder_of_children
 from pipeline.config import Config
-from pipeline.manifest.progress import progress
+from pipeline.hardware import own_device
 from pipeline.methods import make_views
-from pipeline.resources import Resources
+from pipeline.processes.allocator import keep_freed_memory
+from pipeline.progress import progress
+from pipeline.ray_cluster.connect import connect_one
+from pipeline.ray_cluster.resources import Resources
+from pipeline.ray_cluster.sockets import short_temporary_folder_of_children
 from pipeline.stream.batches import make_deal
 from pipeline.stream.on_ray import ray_stream, shard_batches
 

@@ -11,14 +11,13 @@ import torch
 
 from pipeline.bench.figures import for_bench
 from pipeline.clips.batch import Batch
-from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
-from pipeline.clips.seeds import Ints
 from pipeline.config import Config
-from pipeline.hardware import set_switches
+from pipeline.hardware import own_device, set_switches
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.passes import pass_views
 from pipeline.methods.precision import autocast
+from pipeline.seeds import Ints
 from pipeline.stream.batches import to_batch
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip

@@ -25,13 +25,13 @@ import torch
 
 from pipeline.bench.figures import check_steps, ratio, steady_rate
 from pipeline.clips.source import open_source
-from pipeline.cluster import connect
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
-from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
-from pipeline.manifest.progress import progress
+from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
-from pipeline.resources import Resources, decoder_cpus
+from pipeline.progress import progress
+from pipeline.ray_cluster.connect import connect
+from pipeline.ray_cluster.resources import Resources, decoder_cpus
 from pipeline.stream.batches import make_deal
 from pipeline.stream.on_ray import ray_stream, shard_batches
 

@@ -16,9 +16,9 @@ import torch
 from pipeline.bench.end_to_end import LEAST_STEPS, bench_end_to_end
 from pipeline.bench.figures import ratio
 from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
-from pipeline.clips.allocator import keep_freed_memory
 from pipeline.config import Config
-from pipeline.manifest.progress import progress
+from pipeline.processes.allocator import keep_freed_memory
+from pipeline.progress import progress
 from pipeline.training.metrics import MetricLog
 from pipeline.training.scores import ScoreLog
 from pipeline.training.tracking import Outlets

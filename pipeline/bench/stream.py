@@ -14,11 +14,11 @@ import torch
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.plan import Deal, worker_rows
 from pipeline.clips.source import Source, open_source
-from pipeline.cluster import connect_one
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.manifest.progress import progress
-from pipeline.resources import Resources, decoder_cpus
+from pipeline.progress import progress
+from pipeline.ray_cluster.connect import connect_one
+from pipeline.ray_cluster.resources import Resources, decoder_cpus
 from pipeline.stream.batches import make_deal
 from pipeline.stream.on_ray import ray_stream, shard_batches
 

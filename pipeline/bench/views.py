@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from pipeline.bench.figures import ratio
-from pipeline.clips.device import own_device
 from pipeline.clips.modalities import Modality, check_modalities, derive
 from pipeline.clips.views import center_views, strong_views, weak_views
 from pipeline.config import Config, TimeSection
-from pipeline.manifest.progress import progress
+from pipeline.hardware import own_device
+from pipeline.progress import progress
 
 VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "weak": ("weak", {}, "rgb"),

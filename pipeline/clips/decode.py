@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import storage
 from pipeline.clips.sampling import SLACK, Moment, clip_times, constant_rate, frame_indices
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
-from pipeline.manifest import still
-from pipeline.manifest.agreement import decord
-from pipeline.manifest.frames import FrameIndex, first_line, index_packets, open_container, video_stream
-from pipeline.manifest.window import read_frames, upright
+from pipeline.files import storage
+from pipeline.seeds import Floats, Ints
+from pipeline.video import image_sequence
+from pipeline.video.container import FrameIndex, first_line, index_packets, open_container, video_stream
+from pipeline.video.decord_check import decord
+from pipeline.video.exact_reader import read_frames, upright
 
 UInt8s = npt.NDArray[np.uint8]
 
@@ -163,11 +163,11 @@ def _read_told(source: str | io.BufferedIOBase, video: Video, times: Sequence[Fl
 
 
 def _read_images(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    names = still.images(video.location)
+    names = image_sequence.images(video.location)
     _check_count(len(names), video)
     starts = constant_rate(video.frames, video.fps)
     wanted = _union(times, starts)
-    return np.stack([still.read_image(names[place], width, height) for place in wanted.tolist()]), starts, wanted
+    return np.stack([image_sequence.read_image(names[place], width, height) for place in wanted.tolist()]), starts, wanted
 
 
 READERS = {"decord": _read_decord, "pyav": _read_pyav, "frames": _read_images}

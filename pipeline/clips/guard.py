@@ -17,9 +17,9 @@ import numpy as np
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
 from pipeline.clips.sampling import Moment
-from pipeline.clips.seeds import Ints
 from pipeline.config import ClipSection
-from pipeline.manifest.isolation import Child, Limits, Lost
+from pipeline.processes.isolation import Child, Limits, Lost
+from pipeline.seeds import Ints
 
 MAX_KNOWN = 10_000
 """Videos that are remembered as lost."""

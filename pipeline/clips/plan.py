@@ -14,8 +14,8 @@ from itertools import takewhile
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.clips.seeds import Floats, Ints, hash64, permute, uniform
 from pipeline.errors import UserError
+from pipeline.seeds import Floats, Ints, hash64, permute, uniform
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection
+from pipeline.seeds import Floats, Ints
 
 Moment = float | tuple[float | tuple[float, ...], ...]
 """Where in time clips lie: a number from 0 to 1 for all students, or one for each. A clip of segments may have one for each of

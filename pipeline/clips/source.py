@@ -20,13 +20,13 @@ from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, deco
 from pipeline.clips.guard import guard
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import Moment
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
-from pipeline.manifest.isolation import Limits
-from pipeline.manifest.labels import LabelSubset, read_labels
-from pipeline.manifest.mapped import open_manifest
+from pipeline.manifest.label_subset import LabelSubset, read_labels
+from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import Manifest
+from pipeline.processes.isolation import Limits
+from pipeline.seeds import Floats, Ints
 
 Columns = dict[str, npt.NDArray[Any]]
 Clips = tuple[UInt8s, UInt8s]

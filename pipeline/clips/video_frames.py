@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pipeline.clips.decode import DecodeError, UInt8s, window_corner
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
+from pipeline.seeds import Floats, Ints
 
 STUDENTS = ("primary", "auxiliary")
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.operations import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS, Matrix
-from pipeline.clips.seeds import Ints, hash64
 from pipeline.clips.upload import Arrays, Tensors, upload
 from pipeline.config import StrongSection, TimeSection, ViewsSection, WeakSection
 from pipeline.errors import UserError
+from pipeline.seeds import Ints, hash64
 
 PLAIN = torch.contiguous_format
 CACHE = 4 << 20

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import model_validator
 
-from pipeline import storage
 from pipeline.config.data import DataSection, RunSection
 from pipeline.config.method import MethodSection
 from pipeline.config.section import Section
 from pipeline.config.students import AuxiliarySection, PrimarySection, TimeSformerSection
 from pipeline.config.training import EvaluationSection, MonitorSection, ScaleSection, TrackingSection, TrainSection
 from pipeline.config.views import ViewsSection
+from pipeline.files import storage
 
 STUDENTS = ("primary", "auxiliary")
 LATER_KNOBS = (("clip", "sampling", "window"), ("network", "stem", "patch"))
@@ -106,7 +106,7 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """``storage_path/name``; for a URI the local folder where it is put together (see ``pipeline.run_store``)."""
+        """``storage_path/name``; for a URI the local folder that is copied there (see ``pipeline.run_folder.run_store``)."""
         if not storage.is_remote(self.run.storage_path):
             return Path(storage.local_path(self.run.storage_path)).expanduser().resolve() / self.run.name
         staging = self.run.staging_path or os.path.join(tempfile.gettempdir(), f"actnetformer-{os.getuid()}")

@@ -11,18 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import UserError, first_few
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.protocol import average_views
-from pipeline.manifest.build import build_table
-from pipeline.manifest.probe import probe_files
 from pipeline.manifest.schema import Manifest, Split, fingerprint, sorted_by_id
-from pipeline.manifest.sources import Listing
 from pipeline.methods import STUDENTS
-from pipeline.resources import Resources
+from pipeline.prepare.build import build_table
+from pipeline.prepare.sources import Listing
+from pipeline.ray_cluster.resources import Resources
+from pipeline.seeds import Floats, Ints
+from pipeline.video.probe import probe_files
 
 
 @dataclass(frozen=True)

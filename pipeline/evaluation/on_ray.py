@@ -8,10 +8,10 @@ import numpy as np
 import ray
 import ray.data
 
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.evaluation.scorer import Scorer
-from pipeline.resources import Resources
+from pipeline.ray_cluster.resources import Resources
+from pipeline.seeds import Floats, Ints
 from pipeline.stream.on_ray import ray_videos, told_by_task
 
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.clips.video_frames import decode_videos
 from pipeline.config import Config
@@ -23,10 +22,11 @@ from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
 from pipeline.evaluation.protocol import average_views, clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, views_at_once
-from pipeline.manifest.isolation import num_cores
 from pipeline.methods import STUDENTS
-from pipeline.resources import Resources
-from pipeline.run_folder import write_text
+from pipeline.processes.isolation import num_cores
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder.contents import write_text
+from pipeline.seeds import Floats, Ints
 from pipeline.stream.in_process import map_ahead
 
 FEW_VIEWS = 256

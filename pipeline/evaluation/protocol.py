@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.clips.seeds import Floats, Ints
+from pipeline.seeds import Floats, Ints
 
 WINDOWS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
 """Places of the square window on the longer side."""

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipeline.clips.device import own_device
 from pipeline.clips.source import Columns
 from pipeline.clips.video_frames import VideoFrames, ViewBatch, batch_views, to_tensors, unpack
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import WINDOWS
-from pipeline.hardware import set_switches
+from pipeline.hardware import own_device, set_switches
 from pipeline.methods import STUDENTS, build_students
 from pipeline.methods.precision import center_logits
 

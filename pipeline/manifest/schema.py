@@ -18,13 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.manifest.parquet import VERSION, read_table, write_table
+from pipeline.files.parquet import VERSION, read_table, write_table
 
 Split = Literal["train", "unlabeled", "test", "val"]
-Status = Literal[
-    "ok", "missing", "empty", "not_a_video", "no_video_stream", "truncated", "undecodable", "too_short", "unsupported_codec"
-]
-Decoder = Literal["decord", "pyav", "frames"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _FIELDS: list[pa.Field[Any]] = [

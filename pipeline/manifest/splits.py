@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.chance import round_half_up, seeded_order
 from pipeline.manifest.schema import Split
+from pipeline.manifest.seeded_order import round_half_up, seeded_order
 
 
 def draw_splits(

@@ -11,7 +11,6 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.modalities import derive
-from pipeline.clips.seeds import Floats, Ints, hash64
 from pipeline.clips.upload import Arrays, Tensors, upload
 from pipeline.clips.views import (
     ViewParameters,
@@ -25,6 +24,7 @@ from pipeline.clips.views import (
 )
 from pipeline.config import ClipSection, Config, ViewsSection
 from pipeline.methods.inputs import STUDENTS, Views
+from pipeline.seeds import Floats, Ints, hash64
 
 Kind = Literal["labeled", "weak", "strong"]
 TensorsOfViews = dict[tuple[Kind, str], list[Tensors]]

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.clips.seeds import Ints
 from pipeline.config import ClipSection, Config, TimeSection
 from pipeline.errors import UserError
 from pipeline.methods.inputs import STUDENTS, Outputs, Setup
 from pipeline.methods.monitors import Monitors, gradient_monitors
+from pipeline.seeds import Ints
 
 
 class ContrastFeatures(nn.Module):

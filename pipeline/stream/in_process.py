@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.device import own_device
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source
 from pipeline.config import Config
-from pipeline.manifest.isolation import num_cores
-from pipeline.resources import worker_cpus
+from pipeline.hardware import own_device
+from pipeline.processes.isolation import num_cores
+from pipeline.ray_cluster.resources import worker_cpus
 from pipeline.stream.batches import to_batch
 
 T = TypeVar("T")

@@ -18,14 +18,14 @@ import ray
 import ray.data
 import torch
 
-from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.batch import Batch
-from pipeline.clips.seeds import Floats, Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.clips.video_frames import decode_videos
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.resources import Resources
+from pipeline.processes.allocator import keep_freed_memory
+from pipeline.ray_cluster.resources import Resources
+from pipeline.seeds import Floats, Ints
 from pipeline.stream.backpressure import bound
 from pipeline.stream.batches import make_deal, to_batch
 from pipeline.stream.ray_tasks import shared_by_tasks, tickets

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.studies.kills import KINDS, STORE_BYTES, Ring, next_kind, possible_kinds
 from pipeline.training import checkpoint
 

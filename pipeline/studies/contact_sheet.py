@@ -11,11 +11,11 @@ import numpy as np
 from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.source import video_at, video_columns
 from pipeline.config import ClipSection
-from pipeline.manifest.chance import seeded_order
-from pipeline.manifest.isolation import Lost, map_isolated
-from pipeline.manifest.progress import progress
 from pipeline.manifest.schema import Manifest
+from pipeline.manifest.seeded_order import seeded_order
 from pipeline.manifest.summary import Summary
+from pipeline.processes.isolation import Lost, map_isolated
+from pipeline.progress import progress
 from pipeline.studies.html import image_uri, render_page, write_page
 
 SIDE, MAX_LISTED = 112, 1000

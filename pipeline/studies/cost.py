@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 
 ASSUMED_SECONDS = 1.0
 """A step, where no run says better: a guess, said to be one."""

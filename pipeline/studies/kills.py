@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.training import checkpoint
 from pipeline.training.recovery import FAILURES, MONITOR
 
@@ -149,7 +149,7 @@ def _kill_decode_task(ring: Ring, name: str) -> str:
 
 
 def _kill_decoder(ring: Ring, name: str) -> str:
-    return _signal(ring, "pipeline.manifest.child", signal.SIGKILL, "a decoding process was killed")
+    return _signal(ring, "pipeline.processes.child", signal.SIGKILL, "a decoding process was killed")
 
 
 def _take_memory(ring: Ring, name: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.run_folder import score_parts
+from pipeline.run_folder.contents import score_parts
 
 STUDENTS = ("primary", "auxiliary")
 LABELERS = (*STUDENTS, "mean")

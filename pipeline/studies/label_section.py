@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.run_folder import score_parts
+from pipeline.run_folder.contents import score_parts
 from pipeline.studies import label_tables
 from pipeline.studies.comparison import Group, foremost
 from pipeline.studies.drawing import Drawing

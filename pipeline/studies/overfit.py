@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.device import own_device
 from pipeline.clips.plan import Plan
-from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.scorer import Scorer
-from pipeline.folder_lock import is_lock_file
+from pipeline.files.folder_lock import is_lock_file
+from pipeline.hardware import own_device
 from pipeline.methods import STUDENTS
-from pipeline.run_folder import lock_run, read_metrics, read_run
+from pipeline.run_folder.contents import lock_run, read_metrics, read_run
+from pipeline.seeds import Ints
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here, prepare
 from pipeline.training.gpu_memory import check_training

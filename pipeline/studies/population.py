@@ -23,10 +23,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from pipeline.clips.seeds import uniform
 from pipeline.config import Config, override
 from pipeline.errors import UserError
-from pipeline.run_folder import lock_run, write_text
+from pipeline.run_folder.contents import lock_run, write_text
+from pipeline.seeds import uniform
 from pipeline.studies.run import read_scores
 from pipeline.studies.space import Space, clip, draw
 from pipeline.studies.storage import runs

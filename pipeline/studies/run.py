@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import run_store
-from pipeline.clips.device import own_device
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, needs_cluster, score
-from pipeline.resources import Resources
-from pipeline.run_folder import lock_run, read_metrics, write_text
+from pipeline.hardware import own_device
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder import run_store
+from pipeline.run_folder.contents import lock_run, read_metrics, write_text
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared, fit_here
 from pipeline.training.gpu_memory import check_training
@@ -114,7 +114,7 @@ def reserve(config: Config, concurrent: int = 1) -> Resources | None:
     if config.scale.workers == 0:
         own_device(config)
         return None
-    from pipeline.cluster import check_cluster, connect
+    from pipeline.ray_cluster.connect import check_cluster, connect
 
     connect()
     return check_cluster(config, concurrent)

@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
-from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Source, source_of_views
 from pipeline.config import Config, override
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.labels import read_labels
-from pipeline.manifest.mapped import open_manifest
+from pipeline.files import storage
+from pipeline.manifest.label_subset import read_labels
+from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint
 from pipeline.manifest.verify import other_files, spread
-from pipeline.run_folder import Fingerprints, config_digest, read_run
+from pipeline.run_folder.contents import Fingerprints, config_digest, read_run
+from pipeline.seeds import Ints
 from pipeline.training import checkpoint
 
 

@@ -19,10 +19,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.clips.seeds import hash64
 from pipeline.config import Config, override
 from pipeline.errors import UserError
-from pipeline.folder_lock import Claim
+from pipeline.files.folder_lock import Claim
+from pipeline.seeds import hash64
 from pipeline.studies.space import Space
 from pipeline.studies.storage import runs
 from pipeline.studies.trials import Job

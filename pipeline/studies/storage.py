@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
 from pipeline.errors import UserError
-from pipeline.folder_lock import lock_file
+from pipeline.files.folder_lock import lock_file
+from pipeline.run_folder.study_folder import read_about
 from pipeline.studies.space import Space
-from pipeline.studies.study_folder import read_about
 
 SETTING = "setting"
 POSTGRESQL = "for PostgreSQL: pip install .[postgresql]"

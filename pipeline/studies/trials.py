@@ -24,10 +24,10 @@ import torch
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.cluster import answers, check_cluster, connect
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
-from pipeline.run_folder import lock_run
+from pipeline.ray_cluster.connect import answers, check_cluster, connect
+from pipeline.run_folder.contents import lock_run
 from pipeline.studies.run import advance
 from pipeline.training.fit import prepare
 from pipeline.training.watch import StopSign

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import run_store
+from pipeline.run_folder import run_store
 
 FILES = ("model.safetensors", "optimizer.safetensors")
 UNSEALED = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten", "optimizers", "sha256", "forked_from"}

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from pipeline import run_store
 from pipeline.clips.batch import Batch
-from pipeline.clips.device import own_device
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped, UserError
-from pipeline.folder_lock import command_line
-from pipeline.manifest.labels import LabelSubset
+from pipeline.files.folder_lock import command_line
+from pipeline.hardware import own_device
+from pipeline.manifest.label_subset import LabelSubset
 from pipeline.methods import build_method, first_unlabeled_step
-from pipeline.run_folder import Fingerprints, check_run, open_run
+from pipeline.run_folder import run_store
+from pipeline.run_folder.contents import Fingerprints, check_run, open_run
 from pipeline.stream.in_process import local_batches
 from pipeline.training import checkpoint
 from pipeline.training.held_out import check_evaluated, check_held_out, missing_evaluated

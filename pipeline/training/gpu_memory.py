@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware, check_compiler, read_hardware, uses_gpu
-from pipeline.resources import Resources
+from pipeline.ray_cluster.resources import Resources
 from pipeline.training.dry_run import memory
 from pipeline.training.loop import Run
 

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from pipeline.clips.seeds import Ints
 from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.isolation import num_cores
 from pipeline.manifest.verify import missing_files, spread
 from pipeline.methods.precision import center_logits
+from pipeline.processes.isolation import num_cores
+from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead
 
 BATCH_VIEWS = 8

@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from pipeline import run_store
-from pipeline.clips.allocator import keep_freed_memory
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, shares, worker_rows
 from pipeline.clips.source import Source
@@ -23,7 +21,9 @@ from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.hardware import set_switches
 from pipeline.methods import STUDENTS, build_method
-from pipeline.run_folder import Fingerprints, rewind
+from pipeline.processes.allocator import keep_freed_memory
+from pipeline.run_folder import run_store
+from pipeline.run_folder.contents import Fingerprints, rewind
 from pipeline.training import checkpoint
 from pipeline.training.equipment import equip
 from pipeline.training.held_out import accuracies

@@ -16,7 +16,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.run_folder import read_quarantine, write_quarantine
+from pipeline.run_folder.contents import read_quarantine, write_quarantine
 from pipeline.training.line import derived
 from pipeline.training.schedule import lr_factor
 

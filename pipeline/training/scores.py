@@ -13,7 +13,7 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.methods.monitors import SCORES
 from pipeline.methods.workers import gather
-from pipeline.run_folder import scores_path
+from pipeline.run_folder.contents import scores_path
 
 
 class ScoreLog:

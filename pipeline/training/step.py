@@ -13,12 +13,12 @@ from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import shares
-from pipeline.clips.seeds import hash64
 from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
 from pipeline.methods.monitors import SCORES
 from pipeline.methods.precision import autocast
 from pipeline.methods.workers import set_shares
+from pipeline.seeds import hash64
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.equipment import follow
 from pipeline.training.optim import clip_gradient, set_lr

@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 from pipeline.config import Config, TrackingSection
 from pipeline.errors import UserError
-from pipeline.run_folder import append_metrics, flat, read_metrics, write_text
+from pipeline.run_folder.contents import append_metrics, flat, read_metrics, write_text
 from pipeline.training.line import shown
 from pipeline.training.signatures import Watch
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline import run_store
 from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
-from pipeline.run_folder import score_parts
+from pipeline.run_folder import run_store
+from pipeline.run_folder.contents import score_parts
 from pipeline.training.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, sync, write
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from pipeline.clips import decode, guard
-from pipeline.manifest import probe
+from pipeline.video import probe
 
 hoard: list[bytes] = []
 decode_clips, decode_frames = decode.decode_clips, decode.decode_frames

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from pipeline.clips.allocator import keep_freed_memory
+from pipeline.processes.allocator import keep_freed_memory
 
 FAULTS = """
 import resource, sys
 import torch
-from pipeline.clips.allocator import keep_freed_memory
+from pipeline.processes.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def step():

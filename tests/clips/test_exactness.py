@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pipeline.clips.decode import Video, decode_clips, scaled_size
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.config import ClipSection
-from pipeline.manifest.probe import Probe, ProbeOptions, probe_file
-from pipeline.manifest.window import read_frames, upright
+from pipeline.video.exact_reader import read_frames, upright
+from pipeline.video.probe import Probe, ProbeOptions, probe_file
 from tests.manifest.reference import every_frame, read_index
 
 SIZE = 64

@@ -17,8 +17,8 @@ from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_frame
 from pipeline.clips.guard import Guard
 from pipeline.clips.source import failures_of, open_source
 from pipeline.config import ClipSection, Config, load_config
-from pipeline.manifest.isolation import Limits
-from pipeline.resources import Resources
+from pipeline.processes.isolation import Limits
+from pipeline.ray_cluster.resources import Resources
 from pipeline.stream.in_process import local_batches
 from pipeline.stream.on_ray import ray_stream
 from tests.clips import misbehaving

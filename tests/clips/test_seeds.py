@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.seeds import hash64, permute, uniform
+from pipeline.seeds import hash64, permute, uniform
 
 
 @given(size=st.integers(1, 5000), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6))

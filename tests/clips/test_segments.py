@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jobs import prepare
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import SLACK, clip_times, constant_rate, describe_clip, frame_indices, moment_of
-from pipeline.clips.seeds import uniform
 from pipeline.clips.source import Source, failures_of, open_source
 from pipeline.clips.video_frames import decode_videos
 from pipeline.config import ClipSection, load_config
 from pipeline.evaluation.protocol import clip_moments
+from pipeline.seeds import uniform
 from tests.manifest.reference import every_frame, read_index
 from tests.videos import read_number, write_numbers
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.clips.source import Source, failures_of, open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
+from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.methods import first_unlabeled_step
 from pipeline.stream.batches import make_deal, to_batch

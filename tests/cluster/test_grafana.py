@@ -12,7 +12,7 @@ import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.stream import object_store
 from pipeline.training.on_ray.prometheus import gauges_of
 

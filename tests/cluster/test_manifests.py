@@ -20,7 +20,7 @@ from jobs import search, submit, train
 from jobs.__main__ import COMMANDS
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.resources import fit_resources
+from pipeline.ray_cluster.resources import fit_resources
 
 Tree = dict[str, Any]
 KUBERAY = {

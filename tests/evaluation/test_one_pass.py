@@ -24,9 +24,9 @@ from pipeline.evaluation.files import list_files
 from pipeline.evaluation.predict import needs_cluster, predict
 from pipeline.evaluation.protocol import WINDOWS, clip_moments, view_grid
 from pipeline.evaluation.scorer import Scorer
-from pipeline.manifest import frames as frames_module
 from pipeline.methods import STUDENTS, build_students
-from pipeline.resources import Resources
+from pipeline.ray_cluster.resources import Resources
+from pipeline.video import container as frames_module
 from tests.videos import write_numbers
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from jobs.command import run
 from pipeline.clips.views import check_views
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.manifest.labels import read_labels
+from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.studies import trials
 from pipeline.studies.ablation import draw_subsets, plan_trials

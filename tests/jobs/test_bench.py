@@ -11,9 +11,9 @@ import pytest
 from jobs import bench, prepare
 from jobs.command import run
 from pipeline.bench.figures import steady_rate
+from pipeline.bench.manifest_sizes import measure_sizes
 from pipeline.bench.views import VIEWS
 from pipeline.clips.plan import Deal
-from pipeline.manifest.scale import measure_sizes
 from tests.videos import write_numbers
 
 SMALL = "data.clips_per_block=3"

@@ -14,12 +14,12 @@ import pytest
 
 from jobs import label
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.folder_lock import LOCK, Claim
-from pipeline.manifest.build import build_table
-from pipeline.manifest.labels import LabelSubset, read_labels
-from pipeline.manifest.probe import Probe
+from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
-from pipeline.manifest.sources import Listing
+from pipeline.prepare.build import build_table
+from pipeline.prepare.sources import Listing
+from pipeline.video.probe import Probe
 
 CLASSES = ("Archery", "Biking", "HandstandPushups")
 

@@ -15,8 +15,8 @@ import pytest
 
 from jobs import evaluate, report, train
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.folder_lock import LOCK, Claim
-from pipeline.run_folder import read_metrics
+from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.run_folder.contents import read_metrics
 
 
 def words(tiny: Path, folder: Path, *more: str) -> list[str]:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.manifest import probe
-from pipeline.manifest.labels import read_labels
-from pipeline.manifest.memory import NOTES
+from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
+from pipeline.prepare.probe_cache import NOTES
+from pipeline.video import probe
 from tests.clips import misbehaving
 from tests.videos import number_frame, write_numbers
 
@@ -277,7 +277,7 @@ def test_what_is_complete_is_not_done_again(
         raise AssertionError("a process was started")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.manifest.isolation.Child._start", refuse)
+        patched.setattr("pipeline.processes.isolation.Child._start", refuse)
         assert call(*words) == DONE
         assert read_manifest(tmp_path / "manifest.parquet").table == first
         said = capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_what_is_complete_is_not_done_again(
         for changed in (["--seed", "1"], ["--objects", "2"], ["--difficulty", "0.1"], ["--videos", "10"]):
             with pytest.raises(AssertionError, match="a process was started"):
                 call(*words, *changed)
-        monkeypatch.setattr("pipeline.manifest.synthetic.RENDERING", 0)  # as after an update of the program
+        monkeypatch.setattr("pipeline.video.synthetic.RENDERING", 0)  # as after an update of the program
         with pytest.raises(AssertionError, match="a process was started"):
             call(*words)
     assert read_manifest(tmp_path / "manifest.parquet").table == first  # still there

@@ -18,11 +18,11 @@ import pytest
 from jobs import label, prepare
 from jobs.command import DONE, INTERRUPTED, USER_ERROR, run
 from pipeline.errors import UserError
-from pipeline.folder_lock import LOCK, Claim, lock_folder
-from pipeline.manifest.labels import read_labels
-from pipeline.manifest.memory import NOTES, remembered
-from pipeline.manifest.probe import ProbeOptions, probe_file
+from pipeline.files.folder_lock import LOCK, Claim, lock_folder
+from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
+from pipeline.prepare.probe_cache import NOTES, remembered
+from pipeline.video.probe import ProbeOptions, probe_file
 from tests.videos import write_numbers
 
 COUNT = 40

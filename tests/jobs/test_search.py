@@ -19,11 +19,11 @@ import pytest
 from jobs import label, search
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.run_folder import read_metrics, read_run
+from pipeline.run_folder.contents import read_metrics, read_run
+from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import trials
 from pipeline.studies.run import read_scores
 from pipeline.studies.search import Plan
-from pipeline.studies.study_folder import read_trials
 from pipeline.training import checkpoint
 from pipeline.training.fit import fit_here, prepare
 from tests.processes import without_ray

@@ -17,9 +17,9 @@ from jobs import ablate, inspect, predict, search, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.bench.decode import bench_decode
 from pipeline.config import load_config
-from pipeline.manifest.labels import DrawOptions, draw_labels, write_labels
+from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.run_folder import config_digest, read_metrics
+from pipeline.run_folder.contents import config_digest, read_metrics
 from pipeline.studies.comparison import group_runs
 from pipeline.studies.runs import read_run
 from pipeline.studies.setting import command as command_of

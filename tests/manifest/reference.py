@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.manifest.frames import FrameIndex, Input, count_frames, index_packets, open_container, video_stream
-from pipeline.manifest.window import upright
+from pipeline.video.container import FrameIndex, Input, count_frames, index_packets, open_container, video_stream
+from pipeline.video.exact_reader import upright
 
 
 def read_index(source: Input) -> FrameIndex:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.manifest.build import build_table
-from pipeline.manifest.probe import Probe
 from pipeline.manifest.schema import Split
-from pipeline.manifest.sources import Listing
+from pipeline.prepare.build import build_table
+from pipeline.prepare.sources import Listing
+from pipeline.video.probe import Probe
 
 GOOD = Probe(50, 25.0, False, 2.0, 160, 120, "h264", 1000, None, "decord")
 BROKEN = Probe(bytes=3, status="not_a_video", reason="no known video format")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.build import build_table
-from pipeline.manifest.published import import_labels
-from pipeline.manifest.resize import copy_names
 from pipeline.manifest.schema import write_manifest
-from pipeline.manifest.sources import list_files, list_kinetics
-from pipeline.manifest.sources.files import find_files
-from pipeline.manifest.sources.lists import ListOptions
+from pipeline.prepare.build import build_table
+from pipeline.prepare.published_labels import import_labels
+from pipeline.prepare.resized_copies import copy_names
+from pipeline.prepare.sources import list_files, list_kinetics
+from pipeline.prepare.sources.file_search import find_files
+from pipeline.prepare.sources.video_list import ListOptions
 from tests.manifest.tables import GOOD, make_listing
 
 CLIP = "abcdefghijk_000001_000011"

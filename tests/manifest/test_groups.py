@@ -13,10 +13,10 @@ import pytest
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.errors import UserError
-from pipeline.manifest.build import split_listing
-from pipeline.manifest.groups import check_pattern, join_groups, with_groups
 from pipeline.manifest.schema import Split, read_manifest
-from pipeline.manifest.sources import Listing
+from pipeline.prepare.build import split_listing
+from pipeline.prepare.groups import check_pattern, join_groups, with_groups
+from pipeline.prepare.sources import Listing
 from tests.manifest.tables import GOOD
 from tests.videos import write_numbers
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.isolation import Child, Limits, Lost, map_isolated
+from pipeline.processes.isolation import Child, Limits, Lost, map_isolated
 
 
 def act(word: str) -> str:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.manifest.chance import parse_share, seeded_order
-from pipeline.manifest.labels import draw_labels, labels_per_class, read_labels, write_labels
+from pipeline.manifest.label_subset import draw_labels, labels_per_class, read_labels, write_labels
 from pipeline.manifest.schema import Manifest, fingerprint, write_manifest
+from pipeline.manifest.seeded_order import parse_share, seeded_order
 from tests.manifest.tables import BROKEN, GOOD, make_table
 
 COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(4, 30), min_size=2)

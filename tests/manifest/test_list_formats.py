@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.sources import Listing, list_files
-from pipeline.manifest.sources.lists import ListOptions, parse_columns
+from pipeline.prepare.sources import Listing, list_files
+from pipeline.prepare.sources.video_list import ListOptions, parse_columns
 
 
 @pytest.fixture

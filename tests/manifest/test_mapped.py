@@ -16,8 +16,8 @@ import pytest
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.manifest.labels import draw_labels, read_labels, write_labels
-from pipeline.manifest.mapped import MappedManifest, open_manifest
+from pipeline.manifest.label_subset import draw_labels, read_labels, write_labels
+from pipeline.manifest.memory_mapped import MappedManifest, open_manifest
 from pipeline.manifest.schema import Manifest, write_manifest
 from tests.manifest.tables import make_table
 
@@ -108,7 +108,7 @@ def test_labels_find_their_rows_in_it(tmp_path: Path) -> None:
 def test_the_same_rows_of_a_run_whether_mapped_or_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(tiny / "tiny.yaml", ["data.isolate_decoder=false"])
     plain, _ = open_source(config)
-    monkeypatch.setattr("pipeline.manifest.mapped.open_manifest.__defaults__", (None, 1))
+    monkeypatch.setattr("pipeline.manifest.memory_mapped.open_manifest.__defaults__", (None, 1))
     mapped, _ = open_source(config)
     assert isinstance(mapped.manifest, MappedManifest) and not isinstance(plain.manifest, MappedManifest)
     again = pickle.loads(pickle.dumps(mapped))

@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.clips.source import video_at, video_columns
 from pipeline.errors import UserError
-from pipeline.manifest.build import build_table, probe_listing
-from pipeline.manifest.labels import draw_labels
-from pipeline.manifest.probe import probe_file
+from pipeline.manifest.label_subset import draw_labels
 from pipeline.manifest.schema import write_manifest
-from pipeline.manifest.sources import Listing, list_frames, list_hmdb51, list_kinetics, list_ssv2, list_ucf101
-from pipeline.manifest.sources.frames import image_patterns
+from pipeline.prepare.build import build_table, probe_listing
+from pipeline.prepare.sources import Listing, list_frames, list_hmdb51, list_kinetics, list_ssv2, list_ucf101
+from pipeline.prepare.sources.frames import image_patterns
+from pipeline.video.probe import probe_file
 from tests.manifest.tables import GOOD
 from tests.videos import write_numbers
 

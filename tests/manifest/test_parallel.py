@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from jobs import prepare
-from pipeline.manifest import parallel
-from pipeline.manifest.parallel import probe_on_ray
-from pipeline.manifest.probe import ProbeOptions, probe_files
 from pipeline.manifest.schema import read_manifest
+from pipeline.prepare import probe_on_ray as on_ray
+from pipeline.prepare.probe_on_ray import probe_on_ray
+from pipeline.video.probe import ProbeOptions, probe_files
 from tests.videos import write_numbers
 
 
@@ -31,7 +31,7 @@ def test_the_same_probes_as_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [probe.frames for probe in probe_on_ray(paths, options, told.get, chunk=3)] == [999, *(p.frames for p in here[1:])]
 
     calls: list[int] = []
-    monkeypatch.setattr(parallel, "probe_on_ray", lambda *words, **more: calls.append(1) or probe_on_ray(*words, **more))
+    monkeypatch.setattr(on_ray, "probe_on_ray", lambda *words, **more: calls.append(1) or probe_on_ray(*words, **more))
     assert prepare.main(["folder", str(tmp_path / "videos"), str(tmp_path / "one"), "--labeled", "1/class", "--ray"]) == 0
     assert calls == [1]
     assert prepare.main(["folder", str(tmp_path / "videos"), str(tmp_path / "two"), "--labeled", "1/class", "--no-ray"]) == 0

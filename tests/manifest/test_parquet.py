@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest import parquet
-from pipeline.manifest.parquet import KEY, move_table, read_table, remove_table
+from pipeline.files import parquet
+from pipeline.files.parquet import KEY, move_table, read_table, remove_table
 from pipeline.manifest.schema import SCHEMA, read_manifest, write_manifest
 from tests.manifest.tables import make_table
 

@@ -12,8 +12,8 @@ import decord
 import numpy as np
 import pytest
 
-from pipeline.manifest.probe import Depth, Probe, ProbeOptions, probe_file, probe_files
-from pipeline.manifest.window import decode_frames
+from pipeline.video.exact_reader import decode_frames
+from pipeline.video.probe import Depth, Probe, ProbeOptions, probe_file, probe_files
 from tests.manifest.reference import read_index
 from tests.videos import read_number, write_numbers
 

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from pipeline.manifest import progress as module
-from pipeline.manifest.progress import progress
+from pipeline import progress as module
+from pipeline.progress import progress
 
 
 class Terminal(io.StringIO):

@@ -18,9 +18,9 @@ from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video, decode_clips
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.config import ClipSection
-from pipeline.manifest.probe import probe_file
-from pipeline.manifest.resize import Copy, copy_names, resize, resize_all
 from pipeline.manifest.schema import read_manifest
+from pipeline.prepare.resized_copies import Copy, copy_names, resize, resize_all
+from pipeline.video.probe import probe_file
 from tests.manifest.reference import every_frame, read_index
 from tests.videos import number_frame, read_number, write_numbers
 

@@ -12,13 +12,13 @@ import pytest
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.errors import UserError
-from pipeline.manifest.build import build_table
 from pipeline.manifest.leaks import check_leaks
-from pipeline.manifest.probe import Probe
-from pipeline.manifest.same_file import find_same, merge_files, merge_spellings
 from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
-from pipeline.manifest.sources import Listing
-from pipeline.manifest.sources.files import plain_path
+from pipeline.prepare.build import build_table
+from pipeline.prepare.same_file import find_same, merge_files, merge_spellings
+from pipeline.prepare.sources import Listing
+from pipeline.prepare.sources.file_search import plain_path
+from pipeline.video.probe import Probe
 from tests.manifest.tables import GOOD
 from tests.videos import write_numbers
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.files.parquet import KEY, VERSION
 from pipeline.manifest import schema
-from pipeline.manifest.parquet import KEY, VERSION
 from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
 from tests.manifest.tables import BROKEN, GOOD, make_table
 

@@ -9,9 +9,9 @@ import fsspec
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.sources import Listing, list_files, list_folder, with_splits
-from pipeline.manifest.sources.folder import Layout
-from pipeline.manifest.sources.lists import ListOptions
+from pipeline.prepare.sources import Listing, list_files, list_folder, with_splits
+from pipeline.prepare.sources.folder import Layout
+from pipeline.prepare.sources.video_list import ListOptions
 
 
 def list_csv(file: Path, root: Path, columns: dict[str, str] | None = None) -> Listing:

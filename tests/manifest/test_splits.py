@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.manifest.build import joined_groups
-from pipeline.manifest.probe import Probe
 from pipeline.manifest.schema import Split
 from pipeline.manifest.splits import check_groups, draw_splits
+from pipeline.prepare.build import joined_groups
+from pipeline.video.probe import Probe
 
 VIDEOS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 11)), min_size=1, max_size=80)
 

@@ -15,10 +15,10 @@ from PIL import Image
 from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.sampling import clip_times
 from pipeline.config import ClipSection
-from pipeline.manifest.probe import Probe, ProbeOptions, probe_again, probe_file
 from pipeline.manifest.schema import Manifest
-from pipeline.manifest.still import images, is_pattern
 from pipeline.manifest.verify import verify
+from pipeline.video.image_sequence import images, is_pattern
+from pipeline.video.probe import Probe, ProbeOptions, probe_again, probe_file
 from tests.manifest.tables import GOOD, make_table
 from tests.videos import number_frame, read_number
 

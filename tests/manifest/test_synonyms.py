@@ -11,9 +11,9 @@ import pytest
 from jobs import prepare
 from jobs.command import run
 from pipeline.errors import UserError
-from pipeline.manifest.sources import Listing, list_files, list_folder, list_frames, list_kinetics
-from pipeline.manifest.sources.folder import Layout
-from pipeline.manifest.sources.lists import ListOptions
+from pipeline.prepare.sources import Listing, list_files, list_folder, list_frames, list_kinetics
+from pipeline.prepare.sources.folder import Layout
+from pipeline.prepare.sources.video_list import ListOptions
 
 
 def touch(root: Path, *names: str) -> Path:

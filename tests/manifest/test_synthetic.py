@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.manifest.motions import MOTIONS, Floats, Pose
-from pipeline.manifest.synthetic import EASY, HARD, RATES, SIZES, Difficulty, render, render_folder, write_video
+from pipeline.video.synthetic import EASY, HARD, RATES, SIZES, Difficulty, render, render_folder, write_video
+from pipeline.video.synthetic_motions import MOTIONS, Floats, Pose
 
 NAMES = list(MOTIONS)[:8]
 VIDEOS = 160
@@ -114,7 +114,7 @@ def test_every_motion_moves(name: str) -> None:
 
 def test_turning_on_the_screen_is_clockwise() -> None:
     """A single bright spot beside the center moves right, then down, as a clock's hand does from 12 to 6."""
-    from pipeline.manifest.synthetic import Look, _draw
+    from pipeline.video.synthetic import Look, _draw
 
     pose = rest(2)
     pose.angle = np.array([-np.pi / 2, 0], np.float32)  # spot at 12, then a quarter turn clockwise

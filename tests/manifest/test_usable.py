@@ -14,10 +14,10 @@ from jobs import label, prepare, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.manifest.build import split_listing
-from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
-from pipeline.manifest.sources import Listing
+from pipeline.prepare.build import split_listing
+from pipeline.prepare.sources import Listing
 from pipeline.training import fit
 from tests.manifest.tables import BROKEN, GOOD
 from tests.videos import write_numbers

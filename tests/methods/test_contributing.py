@@ -12,7 +12,7 @@ import pytest
 from jobs import train
 from jobs.command import run
 from pipeline import methods
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 
 
 def test_the_example_trains_and_is_evaluated(

@@ -13,7 +13,7 @@ from jobs import train
 from jobs.ablate import STUDIES
 from jobs.command import run
 from pipeline.methods import METHODS
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.studies.study_file import read_study
 
 CASES = read_study(STUDIES / "methods.yaml").cells

@@ -21,9 +21,9 @@ from pipeline.clips.plan import worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
-from pipeline.resources import Resources
+from pipeline.ray_cluster.resources import Resources
 from pipeline.stream.backpressure import TICKETS, store_use
 from pipeline.stream.batches import make_deal
 from pipeline.stream.in_process import local_batches
@@ -249,7 +249,7 @@ def test_a_manifest_that_is_written_again_under_its_tasks_ends_the_stream(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would decode other videos than the plan means."""
-    monkeypatch.setattr("pipeline.manifest.mapped.open_manifest.__defaults__", (None, 1))
+    monkeypatch.setattr("pipeline.manifest.memory_mapped.open_manifest.__defaults__", (None, 1))
     was = read_manifest(tiny / "manifest.parquet")
     path, labels = tmp_path / "manifest.parquet", tmp_path / "labels.parquet"
     written = write_manifest(was.table, path, was.classes, was.root, "made")

@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.inputs import Setup, Views
 from pipeline.methods.labels import PseudoLabels
-from pipeline.run_folder import read_metrics, score_parts
+from pipeline.run_folder.contents import read_metrics, score_parts
 from pipeline.studies import label_tables
 from pipeline.studies.comparison import group_runs
 from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows

@@ -16,12 +16,12 @@ from optuna.trial import TrialState
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.run_folder.study_folder import write_about, write_trials
 from pipeline.studies.folders import read_study
 from pipeline.studies.search import Plan, Search
 from pipeline.studies.search_report import best, lines_of, next_command, objectives, trial_lines
 from pipeline.studies.space import Space, read_space
 from pipeline.studies.storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
-from pipeline.studies.study_folder import write_about, write_trials
 from tests.postgresql import binaries, serve
 
 RANGES = """question: q

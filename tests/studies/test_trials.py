@@ -17,11 +17,11 @@ from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.folder_lock import LOCK, Claim
-from pipeline.run_folder import read_metrics
+from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.run_folder.contents import read_metrics
+from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import trials
 from pipeline.studies.ablation import _Listed
-from pipeline.studies.study_folder import read_trials
 from pipeline.training.checkpoint import FILES
 
 GRID = "question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 1, 2]}\n"
@@ -43,7 +43,7 @@ def weights(folder: Path, step: int) -> list[bytes]:
 
 
 def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from pipeline.folder_lock import Claim\n"
+    code = "import sys, time; from pathlib import Path; from pipeline.files.folder_lock import Claim\n"
     code += "claim = Claim(Path(sys.argv[1])); print(claim.take(), flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

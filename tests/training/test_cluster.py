@@ -19,7 +19,7 @@ import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.studies.kills import used_memory
 from pipeline.training import checkpoint
 

@@ -330,7 +330,7 @@ def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.Monkey
 
     plan: Any = Plan()
     worker = Worker(0, 1, torch.device("cpu"), lambda method: method)
-    from pipeline.run_folder import Fingerprints
+    from pipeline.run_folder.contents import Fingerprints
 
     for switched in (True, False):
         run = Run(config_of(deterministic=switched), plan, CLASSES, VIDEOS, Fingerprints("", "", ""), tmp_path)

@@ -21,8 +21,8 @@ from jobs import train
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.resources import Resources
-from pipeline.run_folder import read_metrics, score_parts
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder.contents import read_metrics, score_parts
 from pipeline.training.fit import prepare
 from pipeline.training.on_ray import fit as ray_fit
 from pipeline.training.on_ray import worker as ray_worker

@@ -12,9 +12,9 @@ from jobs import label, train
 from jobs.command import run
 from pipeline.config import Config, load_config
 from pipeline.evaluation.predict import predict
-from pipeline.manifest.labels import read_labels
+from pipeline.manifest.label_subset import read_labels
 from pipeline.methods import STUDENTS, build_students
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.training import checkpoint, held_out, loop
 from pipeline.training.fit import fit_here, prepare
 from tests.training.test_loop import comparable, weights

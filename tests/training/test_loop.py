@@ -18,7 +18,7 @@ from jobs import evaluate, train
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import RunFailed
-from pipeline.run_folder import read_metrics, read_quarantine
+from pipeline.run_folder.contents import read_metrics, read_quarantine
 from pipeline.training import loop
 from pipeline.training.fit import fit_here, prepare
 

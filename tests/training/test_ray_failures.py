@@ -30,10 +30,10 @@ from jobs import train
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import RunFailed, Stopped, UserError
-from pipeline.manifest.labels import draw_labels, write_labels
+from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.resources import Resources
-from pipeline.run_folder import read_metrics
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder.contents import read_metrics
 from pipeline.training.fit import prepare
 from pipeline.training.on_ray import controller, sign, worker
 from pipeline.training.on_ray.backend import Backend, Torch

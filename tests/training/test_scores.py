@@ -12,7 +12,7 @@ import pytest
 from jobs import train
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.run_folder import read_metrics, rewind, score_parts
+from pipeline.run_folder.contents import read_metrics, rewind, score_parts
 from pipeline.training import loop
 from pipeline.training.fit import fit_here, prepare
 

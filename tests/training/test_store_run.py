@@ -15,10 +15,11 @@ import pytest
 
 from jobs import train
 from jobs.command import run
-from pipeline import folder_lock, run_store, storage, store_lock
 from pipeline.config import load_config
 from pipeline.errors import RunFailed
-from pipeline.run_folder import read_metrics
+from pipeline.files import folder_lock, storage, store_lock
+from pipeline.run_folder import run_store
+from pipeline.run_folder.contents import read_metrics
 from pipeline.training import checkpoint, loop
 from pipeline.training.fit import fit_here, prepare
 from tests.object_store import ObjectStore

@@ -20,7 +20,7 @@ import pytest
 from jobs import train
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.training import loop
 from pipeline.training.fit import fit_here, prepare
 from pipeline.training.tracking import Outlets, TensorBoard, scalars

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Stopped
-from pipeline.run_folder import read_metrics
+from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoint import newest
 from pipeline.training.watch import FIRST_STEP_FACTOR, Progress, StopSign, Watchdog
 from tests.training.test_loop import comparable, weights

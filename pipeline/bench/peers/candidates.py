@@ -83,7 +83,7 @@ def _torchcodec() -> Feed:
 
 
 def _require_decord() -> None:
-    from pipeline.manifest.agreement import decord
+    from pipeline.video.decord_check import decord
 
     if decord is None:
         raise LeftOut("decord is not installed: pip install -e .")
@@ -141,7 +141,7 @@ def start(name: str, tree: str) -> tuple[Config, Feed, bool]:
         config = config.model_copy(update={"scale": config.scale.model_copy(update={"workers": 0})})
     one, uses_ray = load(name, config), name == SHUFFLED or (name == OURS and config.scale.workers > 0)
     if uses_ray:
-        from pipeline.cluster import connect
+        from pipeline.ray_cluster.connect import connect
 
         os.environ["RAY_ADDRESS"] = "local"
         connect()

@@ -19,13 +19,13 @@ from pipeline.bench.figures import for_bench, ratio
 from pipeline.bench.peers.candidates import CANDIDATES, OURS, LeftOut, measure, names_for
 from pipeline.bench.peers.process_tree import PeakMemory
 from pipeline.bench.peers.requests import check_same_work, views_per_step
-from pipeline.clips.device import own_device
 from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
-from pipeline.manifest.isolation import num_cores
-from pipeline.manifest.progress import progress
+from pipeline.hardware import own_device
+from pipeline.processes.isolation import num_cores
+from pipeline.progress import progress
 
 LOOK_SECONDS, CLOSE_LOOKS = 0.25, 4
 """Between two looks at a process tree's memory, and how many of them there are to a close one."""
@@ -160,7 +160,7 @@ def _short_temporary_folder() -> Iterator[None]:
     if len(os.fsencode(tempfile.gettempdir())) < SHORT:
         yield
         return
-    from pipeline.cluster.sockets import short_temporary_folder_of_children
+    from pipeline.ray_cluster.sockets import short_temporary_folder_of_children
 
     with short_temporary_folder_of_children():
         tempfile.tempdir = None  # read again

@@ -14,8 +14,8 @@ from pipeline.bench.peers.requests import Columns, MakeViews, RowViews
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source
 from pipeline.config import Config
-from pipeline.manifest.isolation import num_cores
 from pipeline.methods import STUDENTS, Views
+from pipeline.processes.isolation import num_cores
 from pipeline.stream.in_process import local_batches
 
 SECONDS = 120.0
@@ -93,7 +93,7 @@ def on_ray(wanted: Wanted) -> Iterator[Fed]:
     """This project's loader with ``scale.workers=1``: Ray Data's tasks, which leave the training process its CPUs."""
     import ray.data
 
-    from pipeline.cluster import check_cluster
+    from pipeline.ray_cluster.connect import check_cluster
     from pipeline.stream.on_ray import ray_stream, shard_batches
 
     ray.data.DataContext.get_current().enable_progress_bars = False

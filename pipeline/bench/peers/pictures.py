@@ -17,9 +17,9 @@ from pipeline.bench.peers.requests import VideoRequest, ViewRequest, one_by_one
 from pipeline.clips.decode import UInt8s, Video
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import constant_rate, frame_indices
-from pipeline.clips.seeds import Floats
 from pipeline.config import WeakSection
-from pipeline.manifest.agreement import decord
+from pipeline.seeds import Floats
+from pipeline.video.decord_check import decord
 
 
 def read_decord(video: Video, times: Floats) -> UInt8s:

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline import storage
 from pipeline.clips.decode import Video
 from pipeline.clips.sampling import clip_times
-from pipeline.clips.seeds import Floats
 from pipeline.clips.source import Source
 from pipeline.clips.views import view_seeds
 from pipeline.config import ClipSection, Config, TimeSection, ViewsSection
 from pipeline.errors import UserError
+from pipeline.files import storage
 from pipeline.methods import STUDENTS, loss_weights
+from pipeline.seeds import Floats
 
 Columns = dict[str, torch.Tensor]
 

@@ -14,7 +14,7 @@ from pipeline.bench.peers.requests import VideoRequest, ViewRequest, one_by_one
 from pipeline.bench.peers.tensors import view_of_frames
 from pipeline.clips.decode import UInt8s
 from pipeline.clips.sampling import SLACK
-from pipeline.clips.seeds import Floats
+from pipeline.seeds import Floats
 
 MARGIN = 1024
 """Ticks of the stream's clock by which the seek aims earlier."""

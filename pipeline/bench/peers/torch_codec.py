@@ -14,7 +14,7 @@ from pipeline.bench.peers.requests import Columns, VideoRequest
 from pipeline.bench.peers.tensors import view_of_frames
 from pipeline.clips.decode import Video, scaled_size
 from pipeline.clips.sampling import SLACK
-from pipeline.clips.seeds import Floats
+from pipeline.seeds import Floats
 
 
 def read_frames(video: Video, times: Floats, size: int) -> torch.Tensor:

@@ -18,8 +18,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.util.placement_group import PlacementGroup
 
 from pipeline.config import parse_config
-from pipeline.resources import Resources
-from pipeline.run_folder import Fingerprints
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder.contents import Fingerprints
 from pipeline.stream.on_ray import ray_stream
 from pipeline.training import checkpoint
 from pipeline.training.fit import ends_at, open_again

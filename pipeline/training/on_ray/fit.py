@@ -17,11 +17,12 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from pipeline import run_store, storage
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped
-from pipeline.resources import Resources
-from pipeline.store_lock import held_token
+from pipeline.files import storage
+from pipeline.files.store_lock import held_token
+from pipeline.ray_cluster.resources import Resources
+from pipeline.run_folder import run_store
 from pipeline.training import checkpoint
 from pipeline.training.fit import Prepared
 from pipeline.training.loop import Run

@@ -21,12 +21,12 @@ from ray.train.torch import get_device, prepare_model
 from torch import nn
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.device import own_device
 from pipeline.clips.plan import largest_share
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
-from pipeline.manifest.isolation import num_cores
-from pipeline.store_lock import work_under
+from pipeline.files.store_lock import work_under
+from pipeline.hardware import own_device
+from pipeline.processes.isolation import num_cores
 from pipeline.stream.object_store import store_figures
 from pipeline.stream.on_ray import shard_batches
 from pipeline.training.fit import open_again, stopped

@@ -1,0 +1,176 @@
+"""The Ray cluster that a command works on: joined or started, and looked at before anything is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+from ray._common.utils import get_ray_address_file
+from ray._private.services import canonicalize_bootstrap_address, find_node_ids
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.hardware import Hardware, check_hardware, read_hardware, uses_gpu
+from pipeline.ray_cluster import address as addresses
+from pipeline.ray_cluster.address import VARIABLE, Refusal
+from pipeline.ray_cluster.output import harmless_lines_in_a_file
+from pipeline.ray_cluster.resources import Node, Resources, fit_nodes
+from pipeline.ray_cluster.sockets import short_temporary_folder, short_temporary_folder_of_children
+
+QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours has rate and time left; Ray's rows are blocks to its reader
+    "RAY_DATA_LOG_LEVEL": "WARNING",  # each start and end of a stream otherwise
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line of a worker twice
+}
+NODE_SECONDS = 5.0
+"""For the raylet of this machine to be seen: it may be starting."""
+ELSEWHERE = (
+    "run the command on a node of the cluster, make this machine one with `ray start --address=HOST:PORT`, or send the command "
+    "with python -m jobs.submit --address http://HOST:8265 COMMAND"
+)
+_log = logging.getLogger(__name__)
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, else one that runs on this machine, else start one.
+
+    Raises UserError, within seconds, if RAY_ADDRESS is no address of a cluster or none answers there.
+    """
+    quiet = {name: os.environ.setdefault(name, value) for name, value in QUIET.items()}
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if ray.is_initialized():
+        return
+    address = _address()
+    starts = address == "local"  # whoever joins a cluster uses its folder
+    folder = short_temporary_folder() if starts else None
+    try:
+        # the dashboard's processes speak through sockets in TMPDIR, not in Ray's folder
+        with harmless_lines_in_a_file(), short_temporary_folder_of_children() if starts else contextlib.nullcontext():
+            ray.init(address, logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, _temp_dir=folder)
+    except ConnectionError as error:
+        raise UserError(f"the Ray cluster cannot be joined ({error.__cause__ or error}): {ELSEWHERE}") from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise UserError(f"the Ray cluster cannot be joined: {error}") from None
+    except OSError as error:
+        raise UserError(f"Ray cannot start on this machine: {error}; TMPDIR must name a folder that can be written") from None
+
+
+def connect_one(what: str) -> None:
+    """``connect`` to a cluster of one node, because ``what`` compares with processes of this machine. Raises UserError."""
+    connect()
+    if len([node for node in ray.nodes() if node["Alive"]]) > 1:
+        raise UserError(f"{what} compares with one machine: unset RAY_ADDRESS, or name a cluster of one node")
+
+
+def answers() -> bool:
+    """Whether a cluster is joined, or one answers where ``connect`` would look first; starts nothing and writes nothing.
+
+    Raises UserError if RAY_ADDRESS is no address of a cluster.
+    """
+    if ray.is_initialized():
+        return True
+    address = _told()
+    return address is not None and _refusal(address) is None
+
+
+def _told() -> str | None:
+    """HOST:PORT that RAY_ADDRESS or the note of ``ray start`` names; None if a cluster is to be started here."""
+    named = addresses.named()
+    if named is not None:
+        addresses.check_form(named)
+    try:
+        told: str | None = canonicalize_bootstrap_address(named)
+    except ConnectionError:
+        raise UserError(
+            f"{VARIABLE}={named}: no Ray runs on this machine; start one with `ray start --head`, or unset {VARIABLE}, and the "
+            "command starts its own"
+        ) from None
+    return told
+
+
+def _refusal(address: str) -> Refusal | None:
+    """Why no cluster can be joined there; None if one can be."""
+    refusal = addresses.refusal(address)
+    noted = addresses.named() in (None, "auto")
+    return None if refusal is not None and refusal.wants_token and noted else refusal  # Ray finds this machine's token itself
+
+
+def _address() -> str | None:
+    """What ``ray.init`` is given: None, to join the cluster that it is told of, which answers, or "local", which starts one.
+
+    ``ray start`` leaves a note of its address behind when it is killed, and ``ray.init`` tries an address where nobody
+    listens for a quarter of an hour.
+    """
+    address = _told()
+    if address is None:
+        return "local"
+    refusal = _refusal(address)
+    if refusal is None:
+        _require_node(address)
+        return None  # an address would be a named one to Ray, for which it looks for no token
+    named = addresses.named()
+    if named not in (None, "auto"):
+        raise UserError(f"no Ray cluster answers at {VARIABLE}={named} ({refusal.reason}): {refusal.remedy}")
+    if not _is_gone(address, refusal):
+        raise UserError(
+            f"no Ray cluster answers at {address} ({refusal.reason}), where `ray start` noted one; `ray stop` forgets it"
+        )
+    _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
+    Path(get_ray_address_file(None)).unlink(missing_ok=True)  # Ray Train's own processes would try it too
+    return "local"
+
+
+def _is_gone(address: str, refusal: Refusal) -> bool:
+    return refusal.absent and address.rpartition(":")[0] == ray.util.get_node_ip_address()
+
+
+def _require_node(address: str) -> None:
+    """A driver needs a raylet on its own machine; ``ray.init`` would look for one for a minute. Raises UserError."""
+    deadline = time.monotonic() + NODE_SECONDS
+    while not find_node_ids():
+        if time.monotonic() > deadline:
+            raise UserError(f"this machine is no node of the Ray cluster at {address}: {ELSEWHERE}")
+        time.sleep(0.2)
+
+
+def check_cluster(config: Config, concurrent: int = 1) -> Resources:
+    """Compare what a run needs with its share of the cluster, one of ``concurrent`` such runs. Raises UserError.
+
+    Of GPUs, and of compilers where ``train.compile`` needs one, a machine of the cluster is asked.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    machines = [(node["Resources"], node.get("Labels", {})) for node in alive]
+    resources = fit_nodes(config, [Node(r.get("CPU", 0.0), r.get("GPU", 0.0), labels) for r, labels in machines], concurrent)
+    hardware = _ask_hardware(config, resources) if resources.gpu or config.train.compile == "inductor" else None
+    if hardware is None:
+        return resources
+    if resources.gpu and not uses_gpu(config, hardware):
+        raise UserError(
+            f"Ray gives {resources.gpus_per_worker:g} GPU to each worker, but torch cannot use it: {hardware.problem}. Install "
+            "the driver, or a torch for CUDA, on the nodes; scale.gpu=false computes on CPUs"
+        )
+    check_hardware(config, hardware, resources.gpu)
+    return replace(resources, hardware=hardware)
+
+
+def _ask_hardware(config: Config, resources: Resources) -> Hardware | None:
+    """Of a machine that workers may run on; None if its GPUs are busy until ``scale.start_timeout_seconds``: the workers, which
+    wait for the same, look again."""
+    ask = ray.remote(read_hardware).options(
+        num_cpus=0, num_gpus=resources.worker.get("GPU", 0), label_selector=resources.train_labels or None
+    )
+    asked = ask.remote()
+    try:
+        hardware: Hardware = ray.get(asked, timeout=config.scale.start_timeout_seconds)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(asked)
+        return None
+    return hardware

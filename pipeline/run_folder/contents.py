@@ -1,0 +1,219 @@
+"""The run folder: what a run leaves behind, and the check that a folder is continued only by the run that made it.
+
+storage_path/name/
+    config.yaml            the whole configuration, defaults included
+    facts.json             versions, host, fingerprints of config, manifest and label subset
+    metrics.jsonl          a line every train.log_every steps: the means since the line before
+    scores/*.parquet       weak-view scores of unlabeled videos, a file for each checkpoint
+    quarantine.parquet     videos that failed to decode, where, why, and what replaced them
+    checkpoint_*/          see checkpoint.py
+    predictions.parquet    class scores of every test video    evaluation.json    accuracies
+    report.*               written by jobs.report        label_quality.*   by jobs.label_quality
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.config import Config, parse_config
+from pipeline.errors import UserError
+from pipeline.files.folder_lock import lock_folder
+from pipeline.files.store_lock import StoreSilent, lock_store
+
+PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
+QUARANTINE = pa.schema(
+    [
+        ("row", pa.int64()),  # of the plan
+        ("slot", pa.int64()),  # 0 labeled
+        ("video", pa.int64()),  # manifest row that failed
+        ("uri", pa.string()),
+        ("reason", pa.string()),
+        ("replaced_by", pa.int64()),  # manifest row tried next
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What a run's result depends on; all three must agree for a run to continue."""
+
+    config: str
+    manifest: str
+    labels: str
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return {"config": self.config, "manifest": self.manifest, "labels": self.labels}
+
+
+@contextmanager
+def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderTaken if another process is, and
+    FolderNotWritable."""
+    remedy = "wait until it has ended, stop it, or choose another run.name"
+    elsewhere = "choose another run.storage_path"
+    try:
+        with (
+            lock_folder(config.run_folder, wait_seconds, remedy, elsewhere),
+            lock_store(config.run_store, config.run_folder, remedy) if config.run_store else nullcontext(),
+        ):
+            yield
+    except StoreSilent as error:
+        raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
+
+
+def check_run(config: Config, prints: Fingerprints) -> None:
+    """Nothing, if the run folder is new or this run's. Raises UserError naming what differs otherwise."""
+    if (config.run_folder / "facts.json").is_file():
+        _check_same_run(config.run_folder, config, prints)
+
+
+def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> None:
+    """Make the run folder with config.yaml and facts.json, if it is not there. Raises UserError if it is another run's."""
+    folder = config.run_folder
+    check_run(config, prints)
+    if (folder / "facts.json").is_file():
+        return
+    known = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "fingerprints": prints.as_dict(),
+        "config_fingerprint": prints.config,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    known["config_digest"] = config_digest(folder)
+    write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
+
+
+def config_digest(folder: Path) -> str:
+    """SHA-256 of config.yaml: the file that was written, whatever a later program makes of it."""
+    return hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a folder that a job uploaded
+        return None
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Configuration and facts of a run folder. Raises UserError if it is none."""
+    try:
+        tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {error}") from None
+    return parse_config(tree, source=str(folder / "config.yaml")), facts
+
+
+def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
+    old_config, facts = read_run(folder)
+    old = facts.get("fingerprints", {})
+    differing = []
+    if old.get("manifest") != prints.manifest:
+        differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, this has {prints.manifest}")
+    if old.get("labels") != prints.labels:
+        differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {prints.labels}")
+    if old.get("config") != prints.config:
+        before, now = flat(old_config.result_knobs()), flat(config.result_knobs())
+        differing += [
+            f"{key}: the run has {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+    if differing:
+        remedy = "choose another run.name (of a study: --name) or delete the folder:"
+        raise UserError(f"the run folder {folder} was made with something else; {remedy}", differing)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with one dotted key for each value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
+    """Add one line to metrics.jsonl."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; a line cut off by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def read_quarantine(folder: Path) -> list[dict[str, Any]]:
+    """Records of quarantine.parquet, in plan order."""
+    path = folder / "quarantine.parquet"
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
+def write_quarantine(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace quarantine.parquet, in plan order, each failure once."""
+    unique = {(r["row"], r["slot"], r["video"]): dict(r) for r in records}
+    table = pa.Table.from_pylist([unique[key] for key in sorted(unique)], schema=QUARANTINE)
+    scratch = folder / f".quarantine.{uuid.uuid4().hex}"
+    pq.write_table(table, scratch)
+    os.replace(scratch, folder / "quarantine.parquet")
+
+
+def rewind(folder: Path, step: int, next_row: int) -> None:
+    """Forget what was written after a checkpoint: the steps come again, so no line is missing or doubled."""
+    records = [record for record in read_metrics(folder) if record["step"] <= step]
+    if (folder / "metrics.jsonl").is_file():
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    for part, (_, last) in score_parts(folder).items():
+        if last > step:
+            part.unlink()
+    failures = read_quarantine(folder)
+    if failures:
+        write_quarantine(folder, [record for record in failures if record["row"] < next_row])
+
+
+def scores_path(folder: Path, first: int, last: int) -> Path:
+    """File of the scores of steps ``first`` to ``last``, counted from 1; it may be there without a row."""
+    return folder / "scores" / f"{first:06d}-{last:06d}.parquet"
+
+
+def score_parts(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Files of saved scores in the order of training, with their first and last steps."""
+    found = {path: path.stem.partition("-") for path in (folder / "scores").glob("[0-9]*-[0-9]*.parquet")}
+    steps = {path: (int(first), int(last)) for path, (first, _, last) in found.items()}
+    return dict(sorted(steps.items(), key=lambda part: part[1]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
