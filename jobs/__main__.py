@@ -21,7 +21,6 @@ COMMANDS = {
     "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",
     "bench": "speed, as ratios against a stated floor",
-    "chaos": "does a run survive kills at random moments?",
 }
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.report.report import write_report
 from pipeline.studies.ablation import Trial, distinct, draw_subsets, plan_trials, run_study, study_folder, unfinished
 from pipeline.studies.cost import estimate, state_of
-from pipeline.studies.report import write_report
+from pipeline.studies.on_tune import likely_share, share
 from pipeline.studies.study_file import Study, read_study
-from pipeline.studies.trials import Budget, likely_share, share
+from pipeline.studies.trials import Budget
 
 STUDIES = Path(__file__).parent / "studies"
 

@@ -13,9 +13,9 @@ from pipeline.clips.source import Source
 from pipeline.errors import UserError, first_few
 from pipeline.evaluation.predict import Results, evaluate
 from pipeline.files.folder_lock import lock_folder
+from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
+from pipeline.lifecycle.train_and_evaluate import reserve_to_score
 from pipeline.run_folder.contents import read_run
-from pipeline.studies.run import reserve_to_score
-from pipeline.studies.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
 """What may be overridden: how the run is judged, where that is computed, and where its data lies now."""

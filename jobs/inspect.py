@@ -11,13 +11,13 @@ from jobs.command import DONE, FAILED, add_config, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError, first_few
+from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import as_text, summarize
 from pipeline.manifest.verify import verify
 from pipeline.methods import first_unlabeled_step
-from pipeline.studies.contact_sheet import write_contact_sheet
-from pipeline.studies.saved_run import check_inputs
-from pipeline.studies.step_views import write_step
+from pipeline.report.pages.contact_sheet import write_contact_sheet
+from pipeline.report.pages.step_views import write_step
 
 
 def main(argv: Sequence[str] | None = None) -> int:

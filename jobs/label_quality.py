@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, run
-from pipeline.studies.label_report import write_label_report
+from pipeline.report.pages.label_report import write_label_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

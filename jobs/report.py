@@ -12,7 +12,7 @@ from jobs.command import DONE, run
 from pipeline.config import all_keys, convert_for
 from pipeline.config.text import parse_word
 from pipeline.errors import UserError
-from pipeline.studies.report import FORMATS, write_report
+from pipeline.report.report import FORMATS, write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,20 +19,22 @@ from optuna.trial import TrialState
 
 from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, add_config, check_hours, run
+from pipeline.analysis.run_reader import flatten
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_file
+from pipeline.report.report import write_report
 from pipeline.run_folder.study_folder import ABOUT, write_about, write_trials
+from pipeline.search.optuna_search import Plan, Search, run_name
+from pipeline.search.optuna_storage import hidden, open_study, runs, sqlite_url, warm_start
+from pipeline.search.pbt import Population, check_space, first_members, places
+from pipeline.search.search_summary import best, lines_of, member_lines, next_command, objectives, trial_lines
+from pipeline.search.space import Space, draw, read_space
 from pipeline.studies.ablation import study_folder
 from pipeline.studies.cost import estimate
-from pipeline.studies.population import Population, check_space, first_members, places
-from pipeline.studies.report import write_report
-from pipeline.studies.runs import flatten
-from pipeline.studies.search import Plan, Search, run_name
-from pipeline.studies.search_report import best, lines_of, member_lines, next_command, objectives, trial_lines
-from pipeline.studies.space import Space, draw, read_space
-from pipeline.studies.storage import hidden, open_study, runs, sqlite_url, warm_start
-from pipeline.studies.trials import Budget, likely_share, run_jobs, share
+from pipeline.studies.on_tune import likely_share, share
+from pipeline.studies.run_trials import run_jobs
+from pipeline.studies.trials import Budget
 from pipeline.training.fit import prepare
 
 SPACES = Path(__file__).parent / "spaces"

@@ -14,10 +14,10 @@ from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import FolderNotWritable
 from pipeline.hardware import own_device
+from pipeline.lifecycle.overfit import overfit
+from pipeline.lifecycle.train_and_evaluate import complete, evaluated, reserve, train_up_to
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import lock_run
-from pipeline.studies.overfit import overfit
-from pipeline.studies.run import complete, evaluated, reserve, train_up_to
 from pipeline.training import dry_run
 from pipeline.training.fit import Prepared, prepare
 from pipeline.training.gpu_memory import check_training

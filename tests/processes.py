@@ -33,5 +33,5 @@ def without_ray() -> Iterator[None]:
         raise AssertionError("Ray was started")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pipeline.studies.trials.connect", refuse)
+        patched.setattr("pipeline.studies.on_tune.connect", refuse)
         yield

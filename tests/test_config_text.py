@@ -10,13 +10,13 @@ import yaml
 
 from jobs.report import _baseline
 from jobs.submit import runtime_env
+from pipeline.analysis.run_reader import flatten
 from pipeline.bench.simulate import Site
 from pipeline.config import Config, load_config, parse_config
 from pipeline.config.text import format_word, parse_word, parse_yaml
 from pipeline.errors import UserError
+from pipeline.search.space import read_space
 from pipeline.studies.ablation import plan_trials
-from pipeline.studies.runs import flatten
-from pipeline.studies.space import read_space
 from pipeline.studies.study_file import read_study
 
 

@@ -17,13 +17,14 @@ from typing import Any
 from pipeline.config import Config, override
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import TAKEN, lock_file
+from pipeline.lifecycle.train_and_evaluate import evaluated, training_seconds
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.run_folder.study_folder import read_trials, write_about, write_trials
 from pipeline.studies.cost import state_of
-from pipeline.studies.run import evaluated, training_seconds
+from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.study_file import LABELS, Study, resolve
-from pipeline.studies.trials import Budget, Job, run_jobs
+from pipeline.studies.trials import Budget, Job
 from pipeline.training.fit import prepare
 
 FILES_SECONDS = 60.0

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.analysis.run_reader import flatten
 from pipeline.config import Config, convert_for
 from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
-from pipeline.studies.runs import flatten
 
 LABELS = "labels"
 """Key of a cell that is no knob: how many labels are drawn for it, as ``jobs.label`` writes it (10%, 4/class)."""

@@ -14,7 +14,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.studies import trials
+from pipeline.studies import on_tune
 from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
 from tests.processes import without_ray
@@ -129,7 +129,7 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert f"1 trials in {tmp_path / 'faster'}" in capsys.readouterr().out
     config = load_config(tiny / "tiny.yaml", ["data.labeled_per_step=8"])
     cores = os.cpu_count() or 1
-    assert trials.likely_share(config, None) == max(1, cores) and trials.likely_share(config, 3) == 3
+    assert on_tune.likely_share(config, None) == max(1, cores) and on_tune.likely_share(config, 3) == 3
 
 
 def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

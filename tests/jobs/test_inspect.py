@@ -17,8 +17,8 @@ from jobs.command import DONE, FAILED, USER_ERROR, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.methods import make_views
+from pipeline.report.pages.step_views import pixels, step_views
 from pipeline.stream.in_process import local_batches
-from pipeline.studies.step_views import pixels, step_views
 from tests.videos import write_numbers
 
 

@@ -16,7 +16,7 @@ from jobs import evaluate, inspect, predict, prepare, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import SCHEMA, Manifest, read_manifest, write_manifest
-from pipeline.studies.report import write_report
+from pipeline.report.report import write_report
 
 RENAMED = {"drift_up": "rise"}
 

@@ -19,11 +19,11 @@ import pytest
 from jobs import label, search
 from jobs.command import run
 from pipeline.config import load_config
+from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.run_folder.study_folder import read_trials
-from pipeline.studies import trials
-from pipeline.studies.run import read_scores
-from pipeline.studies.search import Plan
+from pipeline.search.optuna_search import Plan
+from pipeline.studies import run_trials
 from pipeline.training import checkpoint
 from pipeline.training.fit import fit_here, prepare
 from tests.processes import without_ray
@@ -122,7 +122,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     copies = [one for one in decisions["4"] if one["copies"]]
     assert copies, "no member was better than another one: choose another seed"
 
-    advance, calls = trials.advance, []
+    advance, calls = run_trials.advance, []
 
     def dies(prepared: Any, step: int) -> Any:
         calls.append(step)
@@ -130,7 +130,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
             raise Killed
         return advance(prepared, step)
 
-    monkeypatch.setattr(trials, "advance", dies)
+    monkeypatch.setattr(run_trials, "advance", dies)
     for _ in range(2):
         with pytest.raises(Killed):
             command(*words, "--name", "cut")
@@ -160,7 +160,7 @@ def test_a_population_killed_twice_comes_to_the_same_end(
 
 
 def test_the_file_of_a_killed_search_has_what_had_ended(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance, calls = trials.advance, []
+    advance, calls = run_trials.advance, []
 
     def dies(prepared: Any, step: int) -> Any:
         calls.append(step)
@@ -168,7 +168,7 @@ def test_the_file_of_a_killed_search_has_what_had_ended(command: Any, tmp_path: 
             raise Killed
         return advance(prepared, step)
 
-    monkeypatch.setattr(trials, "advance", dies)
+    monkeypatch.setattr(run_trials, "advance", dies)
     with pytest.raises(Killed):
         command("--space", "rates", "--algorithm", "random", "--trials", "2", "train.steps=2")
     assert [trial["state"] for trial in read_trials(tmp_path / "rates")] == ["complete"]
@@ -176,7 +176,7 @@ def test_the_file_of_a_killed_search_has_what_had_ended(command: Any, tmp_path: 
 
 def test_a_damaged_parent_is_named(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     words = ["--space", "rates_and_losses", "--algorithm", "pbt", "--trials", "3", "--interval", "4", "run.seed=1"]
-    advance, calls = trials.advance, []
+    advance, calls = run_trials.advance, []
 
     def dies(prepared: Any, step: int) -> Any:
         calls.append(step)
@@ -184,7 +184,7 @@ def test_a_damaged_parent_is_named(command: Any, tmp_path: Path, monkeypatch: py
             raise Killed
         return advance(prepared, step)
 
-    monkeypatch.setattr(trials, "advance", dies)
+    monkeypatch.setattr(run_trials, "advance", dies)
     with pytest.raises(Killed):
         command(*words)
     folder = tmp_path / "rates_and_losses_pbt"

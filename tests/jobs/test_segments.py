@@ -15,15 +15,15 @@ import yaml
 
 from jobs import ablate, inspect, predict, search, train
 from jobs.command import DONE, USER_ERROR, run
+from pipeline.analysis.comparison import group_runs
+from pipeline.analysis.run_description import command as command_of
+from pipeline.analysis.run_description import setting_table
+from pipeline.analysis.run_reader import read_run
 from pipeline.bench.decode import bench_decode
 from pipeline.config import load_config
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.run_folder.contents import config_digest, read_metrics
-from pipeline.studies.comparison import group_runs
-from pipeline.studies.runs import read_run
-from pipeline.studies.setting import command as command_of
-from pipeline.studies.setting import setting_table
 from pipeline.studies.study_file import read_study
 
 SEGMENTS = ["primary.clip.sampling=segments", "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=6"]

@@ -15,9 +15,9 @@ from jobs import train
 from jobs.command import run
 from pipeline.clips.plan import Plan
 from pipeline.config import load_config
+from pipeline.lifecycle.overfit import choose, overfit_config
 from pipeline.methods import METHODS, build_method, make_views
 from pipeline.run_folder.contents import read_metrics, read_run
-from pipeline.studies.overfit import choose, overfit_config
 from pipeline.training.dry_run import activations, memory
 from pipeline.training.equipment import equip
 from pipeline.training.fit import open_parts

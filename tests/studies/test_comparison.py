@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.analysis.comparison import Difference, Group, choose_baseline, compare, group_runs, in_order, varied_keys
+from pipeline.analysis.run_reader import Run
+from pipeline.analysis.study_reader import read_given
 from pipeline.errors import UserError
-from pipeline.studies.comparison import Difference, Group, choose_baseline, compare, group_runs, in_order, varied_keys
-from pipeline.studies.folders import read_given
-from pipeline.studies.formats import as_text
-from pipeline.studies.page import caveats
-from pipeline.studies.runs import Run
-from pipeline.studies.table import runs_table, settings_table, signed
+from pipeline.report.formats import as_text
+from pipeline.report.sentences import caveats
+from pipeline.report.tables import runs_table, settings_table, signed
 
 
 def read_runs(folders: list[Path]) -> list[Run]:

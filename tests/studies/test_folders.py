@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from jobs import train
-from pipeline.studies.folders import read_given, read_study
-from pipeline.studies.page import best_trial
-from pipeline.studies.report import write_report
-from pipeline.studies.runs import read_run
+from pipeline.analysis.run_reader import read_run
+from pipeline.analysis.study_reader import read_given, read_study
+from pipeline.report.report import write_report
+from pipeline.report.sentences import best_trial
 from tests.study_folders import SEARCH, line, search_trials, write_population, write_search, write_study
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.studies.folders import Objective, Study, Trial
-from pipeline.studies.formats import as_latex, as_markdown, as_text, latex
-from pipeline.studies.table import Cell, Table, hours_text, number, short_key, trials_table
+from pipeline.analysis.study_reader import Objective, Study, Trial
+from pipeline.report.formats import as_latex, as_markdown, as_text, latex
+from pipeline.report.tables import Cell, Table, hours_text, number, short_key, trials_table
 
 TABLE = Table(
     ("setting", "mean %"), (False, True),

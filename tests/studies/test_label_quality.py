@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 
 from jobs import label_quality, train
 from jobs.command import run
+from pipeline.analysis.comparison import group_runs
+from pipeline.analysis.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
+from pipeline.analysis.run_reader import read_run
 from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.inputs import Setup, Views
 from pipeline.methods.labels import PseudoLabels
+from pipeline.report.report import write_report
+from pipeline.report.sections import label_tables
+from pipeline.report.sections.label_section import label_sections, own_thresholds
 from pipeline.run_folder.contents import read_metrics, score_parts
-from pipeline.studies import label_tables
-from pipeline.studies.comparison import group_runs
-from pipeline.studies.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
-from pipeline.studies.label_section import label_sections, own_thresholds
-from pipeline.studies.report import write_report
-from pipeline.studies.runs import read_run
 from tests.methods.traces import small_config
 from tests.study_folders import write_scores
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.studies.comparison import group_runs
-from pipeline.studies.curves import MAX_POINTS, MAX_POINTS_OF_PANEL, PANELS, curves, thin
-from pipeline.studies.drawing import spread, tick_text
-from pipeline.studies.folders import read_given
-from pipeline.studies.plots import confusion_svg, panel_svg
+from pipeline.analysis.comparison import group_runs
+from pipeline.analysis.curves import MAX_POINTS, MAX_POINTS_OF_PANEL, PANELS, curves, thin
+from pipeline.analysis.study_reader import read_given
+from pipeline.report.plots.drawing import spread, tick_text
+from pipeline.report.plots.line_plots import confusion_svg, panel_svg
 
 BOXES = st.lists(st.tuples(st.floats(-50, 250), st.floats(1, 30)), min_size=1, max_size=6)
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.analysis import run_description
+from pipeline.analysis.run_reader import flatten, read_run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
-from pipeline.studies import setting
-from pipeline.studies.html import SORTING, script_hash
-from pipeline.studies.label_report import write_label_report
-from pipeline.studies.report import Report, write_report
-from pipeline.studies.runs import flatten, read_run
+from pipeline.report.html import SORTING, script_hash
+from pipeline.report.pages.label_report import write_label_report
+from pipeline.report.report import Report, write_report
 from tests.study_folders import line, write_population, write_rates, write_scores, write_search, write_study, write_weights
 
 MAX_BYTES = 5_000_000
@@ -367,14 +367,14 @@ def test_the_command_of_a_studys_run_makes_this_very_run_in_a_shell(make_run: An
     study = write_study(folder.parent, [line(0, folder.name)], command="python -m jobs.ablate 'my study.yaml'")
     for recorded in ("python -m jobs.ablate x --config c.yaml", "/x/default_worker.py --node-ip-address=1", None):
         (folder / "facts.json").write_text(json.dumps({**facts, "command": recorded}))
-        made = shlex.split(setting.command(run := read_run(folder)))
+        made = shlex.split(run_description.command(run := read_run(folder)))
         assert made[:3] == ["python", "-m", "jobs.train"]
         assert flatten(load_config(overrides=made[3:]).model_dump(mode="json")) == run.config
     html = write_report([study]).path.read_text(encoding="utf-8")
     assert "views.strong.time.warp=[2, 4, 8]&#39;" in html
     assert "<pre>python -m jobs.ablate &#39;my study.yaml&#39;</pre>" in html
     (folder / "facts.json").write_text(json.dumps({**facts, "command": None, "lineage": [{"from": 0}, {"from": 100}]}))
-    assert setting.command(read_run(folder)) == ""
+    assert run_description.command(read_run(folder)) == ""
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "quarantine.parquet"])

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.studies.comparison import Group, group_runs
-from pipeline.studies.folders import Objective, Study, Trial, read_given, read_study
-from pipeline.studies.importance import importances, ranks
-from pipeline.studies.response import response
-from pipeline.studies.response_plots import curve_svg, map_svg, rows_svg
-from pipeline.studies.search_plots import front, history_svg, importance_svg, parallel_svg, schedule_svg, scheduled_keys
+from pipeline.analysis.comparison import Group, group_runs
+from pipeline.analysis.importance import importances, ranks
+from pipeline.analysis.response import response
+from pipeline.analysis.study_reader import Objective, Study, Trial, read_given, read_study
+from pipeline.report.plots.response_plots import curve_svg, map_svg, rows_svg
+from pipeline.report.plots.search_plots import front, history_svg, importance_svg, parallel_svg, schedule_svg, scheduled_keys
 from tests.study_folders import search_trials, write_population, write_study
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.analysis.run_reader import Predictions, read_run
 from pipeline.manifest.schema import Manifest
-from pipeline.studies.runs import Predictions, read_run
-from pipeline.studies.samples import NUM_FRAMES, SIDE, choose, decode_thumbnails, samples
+from pipeline.report.sample_clips import NUM_FRAMES, SIDE, choose, decode_thumbnails, samples
 
 
 def predictions(primary_right: list[bool], auxiliary_right: list[bool], labels: list[int] | None = None) -> Predictions:

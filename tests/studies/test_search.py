@@ -14,14 +14,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from pipeline.analysis.study_reader import read_study
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder.study_folder import write_about, write_trials
-from pipeline.studies.folders import read_study
-from pipeline.studies.search import Plan, Search
-from pipeline.studies.search_report import best, lines_of, next_command, objectives, trial_lines
-from pipeline.studies.space import Space, read_space
-from pipeline.studies.storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
+from pipeline.search.optuna_search import Plan, Search
+from pipeline.search.optuna_storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
+from pipeline.search.search_summary import best, lines_of, next_command, objectives, trial_lines
+from pipeline.search.space import Space, read_space
 from tests.postgresql import binaries, serve
 
 RANGES = """question: q

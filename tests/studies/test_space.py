@@ -12,8 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from jobs.search import SPACES
 from pipeline.config import load_config, override
 from pipeline.errors import UserError
-from pipeline.studies.population import perturb
-from pipeline.studies.space import Space, draw, read_space
+from pipeline.search.pbt import perturb
+from pipeline.search.space import Space, draw, read_space
 
 
 def space_of(folder: Path, text: str) -> Space:

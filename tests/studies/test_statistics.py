@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.studies.statistics import (
+from pipeline.analysis.statistics import (
     Estimate,
     Matrix,
     bootstrap,

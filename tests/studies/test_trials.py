@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files.folder_lock import LOCK, Claim
 from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
-from pipeline.studies import trials
+from pipeline.studies import on_tune, run_trials
 from pipeline.studies.ablation import _Listed
 from pipeline.training.checkpoint import FILES
 
@@ -139,7 +139,7 @@ def test_a_run_that_the_end_of_the_budget_meets_stops_with_a_checkpoint(
 def test_two_commands_on_one_study_do_not_write_into_one_run(
     tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trials, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(run_trials, "ORPHAN_SECONDS", 0.2)
     other = Claim(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
     assert other.take()
     assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")) == 1
@@ -156,13 +156,13 @@ def test_the_file_of_a_study_follows_its_trials(
     tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there when the driver is killed in its second trial."""
-    advance, states = trials.advance, []
+    advance, states = run_trials.advance, []
 
     def watched(*rest: Any) -> Any:
         states.append([trial["state"] for trial in read_trials(tmp_path / "three")])
         return advance(*rest)
 
-    monkeypatch.setattr(trials, "advance", watched)
+    monkeypatch.setattr(run_trials, "advance", watched)
     assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")) == 0
     assert states == [["waiting"] * 3, ["complete", "waiting", "waiting"], ["complete", "complete", "waiting"]]
 
@@ -193,13 +193,13 @@ def test_what_trials_may_reserve() -> None:
     def config(*more: str) -> object:
         return load_config(overrides=["scale.workers=0", "data.labeled_per_step=8", *more])
 
-    assert trials.share(config(), None) == 2
-    assert trials.share(config("scale.cpus_per_worker=0.5"), None) == 4
-    assert trials.share(config("scale.workers=1"), None) == 1
-    assert trials._resources(config(), 2) == {"CPU": 1.0}
-    assert trials._resources(config(), 4) == {"CPU": 0.5}
-    assert trials._resources(config("scale.workers=1"), 2) == {"CPU": 0.01}
+    assert on_tune.share(config(), None) == 2
+    assert on_tune.share(config("scale.cpus_per_worker=0.5"), None) == 4
+    assert on_tune.share(config("scale.workers=1"), None) == 1
+    assert on_tune._resources(config(), 2) == {"CPU": 1.0}
+    assert on_tune._resources(config(), 4) == {"CPU": 0.5}
+    assert on_tune._resources(config("scale.workers=1"), 2) == {"CPU": 0.01}
     with pytest.raises(UserError, match=r"--concurrent 3 with scale\.cpus_per_worker=1 needs 3 CPUs, the cluster has 2"):
-        trials.share(config("scale.cpus_per_worker=1"), 3)
+        on_tune.share(config("scale.cpus_per_worker=1"), 3)
     with pytest.raises(UserError, match=r"needs a GPU, the cluster has none"):
-        trials._resources(config("scale.gpu=true"), 2)
+        on_tune._resources(config("scale.gpu=true"), 2)

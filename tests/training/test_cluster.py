@@ -20,8 +20,8 @@ import pytest
 from jobs import train
 from jobs.command import run
 from pipeline.run_folder.contents import read_metrics
-from pipeline.studies.kills import used_memory
 from pipeline.training import checkpoint
+from tests.chaos.kills import used_memory
 
 LR = ["primary.optimizer.lr=0.001", "auxiliary.optimizer.lr=0.001"]  # at 0.01 rounding grows to 9 % in 200 steps
 WORDS = [*LR, "train.steps=200", "train.checkpoint_every=10", "data.labeled_per_step=3", "train.step_timeout_seconds=30"]

@@ -1,0 +1,144 @@
+"""Where a search remembers: an Optuna study in SQLite or any database that SQLAlchemy knows, with the setting it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.engine import make_url
+
+from pipeline.errors import UserError
+from pipeline.files.folder_lock import lock_file
+from pipeline.run_folder.study_folder import read_about
+from pipeline.search.space import Space
+
+SETTING = "setting"
+POSTGRESQL = "for PostgreSQL: pip install .[postgresql]"
+NOT_A_TRIAL = ("imported_from", "duplicate_of", "void")
+"""Marks of entries that stand for no run of this search: warm starts, points met again, and trials given up unstarted."""
+
+
+def sqlite_url(folder: Path) -> str:
+    """The default storage: a file in the study's folder."""
+    return f"sqlite:///{folder / 'study.db'}"
+
+
+def hidden(url: str) -> str:
+    """The URL without its password, for messages and files."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """Connect, and make the tables when they are not there. Raises UserError naming the URL and the remedy."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        parsed = make_url(url)
+        local = parsed.get_backend_name() == "sqlite"
+        if local and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        # a search asks a few times a minute, so a connection is opened for each time: none is ever stale or left open
+        options: dict[str, Any] = {"poolclass": sqlalchemy.pool.NullPool}
+        if local:  # two searches at once: a writer waits for the other one's commit
+            options["connect_args"] = {"timeout": 60}
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except ModuleNotFoundError as error:
+        raise UserError(f"--storage needs the Python package {error.name}; {POSTGRESQL}") from None
+    except ImportError as error:
+        raise UserError(f"--storage: {str(error).strip().splitlines()[0]}; {POSTGRESQL}") from None
+    except sqlalchemy.exc.ArgumentError:
+        what = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+        raise UserError(f"--storage is no database URL that SQLAlchemy knows; {what}") from None
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise UserError(f"the database {hidden(url)} does not answer as a storage of searches: {reason}") from None
+
+
+def open_study(
+    url: str, name: str, directions: Sequence[Literal["maximize", "minimize"]], setting: Mapping[str, Any]
+) -> optuna.Study:
+    """The study of this name, new or continued. Raises UserError where it was made for something else, naming what differs."""
+    storage = open_storage(url)
+    study = optuna.create_study(storage=storage, study_name=name, directions=[*directions], load_if_exists=True)
+    before = study.user_attrs.get(SETTING)
+    if before is None:
+        study.set_user_attr(SETTING, json.dumps(setting, sort_keys=True))
+        before = study.user_attrs[SETTING]
+    old, now = json.loads(before), json.loads(json.dumps(setting))
+    keys = [key for key in sorted({*old, *now}) if old.get(key) != now.get(key)]
+    differing = [f"{key}: the study has {old.get(key)!r}, now {now.get(key)!r}" for key in keys]
+    if differing:
+        remedy = f"choose another --name (and --warm-start {name}):"
+        what = f"the study {name} in {hidden(url)} is for another setting; {remedy}"
+        raise UserError(what, differing)
+    return study
+
+
+def runs(study: optuna.Study) -> list[FrozenTrial]:
+    """Entries that stand for runs of this search, by number."""
+    return [trial for trial in study.get_trials(deepcopy=False) if not set(NOT_A_TRIAL) & set(trial.user_attrs)]
+
+
+def warm_start(study: optuna.Study, space: Space, url: str, where: str, folder: Path) -> str:
+    """Copy what an earlier study learned, once; returns a sentence. ``where`` is a search's folder or a study's name here.
+
+    Results of another setting are hints, not results: they steer, but the points count as not run yet. Raises UserError.
+    """
+    earlier = _load(where, url)
+    if len(earlier.directions) != len(study.directions):
+        raise UserError(f"--warm-start {where}: it has {len(earlier.directions)} objectives, this has {len(study.directions)}")
+    same = earlier.user_attrs.get(SETTING) == study.user_attrs.get(SETTING)
+    with lock_file(folder / ".warm-start.lock", str(folder), 60):
+        known = {trial.user_attrs.get("imported_from") for trial in study.get_trials(deepcopy=False)}
+        taken = skipped = 0
+        for trial in runs(earlier):
+            mark = f"{earlier.study_name}#{trial.number}"
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or mark in known:
+                continue
+            if not _inside(trial.params, space):
+                skipped += 1
+                continue
+            study.add_trial(_copy(trial, space, {"imported_from": mark, "same_setting": same}))
+            taken += 1
+    left = f"; {skipped} lie outside of this space" if skipped else ""
+    return f"warm start: {taken} trials of {earlier.study_name}{left}"
+
+
+def _load(where: str, url: str) -> optuna.Study:
+    """By folder (its study.json tells the name), else by name in this storage."""
+    name, about = where, read_about(Path(where))
+    if about is not None:
+        name = about["name"]
+        url = sqlite_url(Path(where).resolve()) if (Path(where) / "study.db").is_file() else url
+    storage = open_storage(url)
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        names = ", ".join(optuna.get_all_study_names(storage)) or "none"
+        what = f"no folder of a search, nor a study in {hidden(url)}, which has: {names}"
+        raise UserError(f"--warm-start {where}: {what}") from None
+
+
+def _inside(params: Mapping[str, Any], space: Space) -> bool:
+    if set(params) != set(space.distributions):
+        return False
+    try:
+        return all(dist._contains(dist.to_internal_repr(params[key])) for key, dist in space.distributions.items())
+    except ValueError:
+        return False
+
+
+def _copy(trial: FrozenTrial, space: Space, marks: Mapping[str, Any]) -> FrozenTrial:
+    complete = trial.state == TrialState.COMPLETE
+    return create_trial(
+        state=trial.state,
+        values=trial.values if complete else None,
+        params=trial.params,
+        distributions=dict(space.distributions),
+        intermediate_values=trial.intermediate_values,
+        user_attrs={**trial.user_attrs, **marks},
+    )

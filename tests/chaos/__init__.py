@@ -1,0 +1,1 @@
+"""What kills runs, to see whether they survive: ``python -m tests.chaos``."""
