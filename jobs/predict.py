@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
-from pipeline.evaluation.files import predict_files, write_file_predictions
+from pipeline.evaluation.file_predictions import predict_files, write_file_predictions
 from pipeline.lifecycle.saved_run import open_saved_run, source_of_files
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
 from pipeline.prepare.sources.file_search import existing_file

@@ -35,7 +35,7 @@ from pipeline.studies.cost import estimate
 from pipeline.studies.on_tune import likely_share, share
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import Budget
-from pipeline.training.fit import prepare
+from pipeline.training.prepared_run import prepare
 
 SPACES = Path(__file__).parent / "spaces"
 ALGORITHMS = ("tpe", "random", "asha", "hyperband", "pbt")

@@ -19,8 +19,8 @@ from pipeline.lifecycle.train_and_evaluate import complete, evaluated, reserve, 
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import lock_run
 from pipeline.training import dry_run
-from pipeline.training.fit import Prepared, prepare
 from pipeline.training.gpu_memory import check_training
+from pipeline.training.prepared_run import Prepared, prepare
 
 
 def parser() -> argparse.ArgumentParser:

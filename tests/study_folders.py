@@ -12,7 +12,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.manifest.schema import Manifest
-from pipeline.training.scores import ScoreLog
+from pipeline.training.monitoring.score_log import ScoreLog
 
 SaveRun = Callable[..., Path]
 

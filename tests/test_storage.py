@@ -14,7 +14,7 @@ import pytest
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video, decode_clips
-from pipeline.clips.guard import guard
+from pipeline.clips.isolated_decode import guard
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError

@@ -23,7 +23,7 @@ import yaml
 from pipeline.config import MonitorSection, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
-from pipeline.training.signatures import Finding, find
+from pipeline.training.monitoring.failure_signatures import Finding, find
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
 OTHER_DATA = "evaluation_on_*.json"

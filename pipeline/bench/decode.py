@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips, scaled_size
-from pipeline.clips.guard import Guard
+from pipeline.clips.isolated_decode import Guard
 from pipeline.clips.sampling import Moment, clip_times, constant_rate, describe_clip, frame_indices, moment_of
 from pipeline.clips.source import Source, open_source
 from pipeline.config import ClipSection, Config

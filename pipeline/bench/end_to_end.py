@@ -30,8 +30,8 @@ from pipeline.progress import progress
 from pipeline.ray_cluster.resources import check_share
 from pipeline.run_folder.contents import read_metrics
 from pipeline.stream.batches import make_deal
-from pipeline.training.fit import fit_here
 from pipeline.training.gpu_memory import check_training
+from pipeline.training.in_process import fit_here
 
 LINES = 16
 """Of metrics in the steps that are timed: the first quarter is start-up."""
@@ -93,7 +93,7 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
         else:
             # scale.workers=0 works where Ray is not installed
             from pipeline.ray_cluster.connect import check_cluster, connect_one
-            from pipeline.training.on_ray.fit import fit_on_ray
+            from pipeline.training.on_ray.trainer import fit_on_ray
 
             connect_one("bench step")
             resources = check_cluster(prepared.run.config)

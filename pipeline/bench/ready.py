@@ -19,11 +19,11 @@ from pipeline.methods.passes import pass_views
 from pipeline.methods.precision import autocast
 from pipeline.seeds import Ints
 from pipeline.stream.batches import to_batch
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
-from pipeline.training.fit import Prepared, prepare
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
-from pipeline.training.optim import build_optimizer
+from pipeline.training.model_options import equip
+from pipeline.training.optimizer import build_optimizer
+from pipeline.training.prepared_run import Prepared, prepare
 from pipeline.training.step import Place, Results, take_step
 
 

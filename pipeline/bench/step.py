@@ -19,10 +19,10 @@ from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
 from pipeline.config import Config
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.progress import progress
-from pipeline.training.metrics import MetricLog
-from pipeline.training.scores import ScoreLog
-from pipeline.training.tracking import Outlets
-from pipeline.training.writer import Writer
+from pipeline.training.checkpoints.background_writer import Writer
+from pipeline.training.monitoring.metric_log import MetricLog
+from pipeline.training.monitoring.score_log import ScoreLog
+from pipeline.training.monitoring.tracking import Outlets
 
 EVERY = 50
 """Steps between the checkpoints whose cost is told."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
-from pipeline.clips.guard import guard
+from pipeline.clips.isolated_decode import guard
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection, Config
@@ -123,7 +123,7 @@ class Source:
     def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
         """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed.
 
-        Every view opens its file: for several ones of a video, ``video_frames.decode_videos`` opens it once.
+        Every view opens its file: for several ones of a video, ``evaluation_views.decode_videos`` opens it once.
         """
         primary, auxiliary = self._blank(len(videos))
         reasons = []

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.operations import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS, Matrix
+from pipeline.clips.randaugment import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS, Matrix
 from pipeline.clips.upload import Arrays, Tensors, upload
 from pipeline.config import StrongSection, TimeSection, ViewsSection, WeakSection
 from pipeline.errors import UserError

@@ -46,7 +46,7 @@ class StrongSection(Section):
     appearance: bool = True
     """Whether color, brightness, contrast, sharpness and the like are among the operations."""
     without: tuple[str, ...] = ()
-    """Operations to leave out, by name (see ``pipeline.clips.operations.OPERATIONS``), to study each alone."""
+    """Operations to leave out, by name (see ``pipeline.clips.randaugment.OPERATIONS``), to study each alone."""
     cutout: float = Field(0.5, ge=0, le=1)
     """Largest side of the erased square, as a share of the clip's size; 0 turns it off."""
     time: TimeSection = TimeSection()

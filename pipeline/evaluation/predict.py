@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, Source
-from pipeline.clips.video_frames import decode_videos
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize

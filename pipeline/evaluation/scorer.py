@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from pipeline.clips.evaluation_views import VideoFrames, ViewBatch, batch_views, to_tensors, unpack
 from pipeline.clips.source import Columns
-from pipeline.clips.video_frames import VideoFrames, ViewBatch, batch_views, to_tensors, unpack
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import WINDOWS

@@ -24,9 +24,10 @@ from pipeline.hardware import own_device
 from pipeline.methods import STUDENTS
 from pipeline.run_folder.contents import lock_run, read_metrics, read_run
 from pipeline.seeds import Ints
-from pipeline.training import checkpoint
-from pipeline.training.fit import Prepared, fit_here, prepare
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import Prepared, prepare
 
 STEPS = 200
 """At most; fewer with ``train.steps``."""

@@ -23,7 +23,7 @@ from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint
 from pipeline.manifest.verify import other_files, spread
 from pipeline.run_folder.contents import Fingerprints, config_digest, read_run
 from pipeline.seeds import Ints
-from pipeline.training import checkpoint
+from pipeline.training.checkpoints import checkpoint
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pipeline.hardware import own_device
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import lock_run, read_metrics, write_text
-from pipeline.training import checkpoint
-from pipeline.training.fit import Prepared, fit_here
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import Prepared
 
 VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
@@ -101,7 +102,7 @@ def _fit(prepared: Prepared, resources: Resources | None) -> None:
     if resources is None:
         fit_here(prepared)
     else:
-        from pipeline.training.on_ray.fit import fit_on_ray  # scale.workers=0 works where Ray is not installed
+        from pipeline.training.on_ray.trainer import fit_on_ray  # scale.workers=0 works where Ray is not installed
 
         fit_on_ray(prepared, resources)
 

@@ -1,5 +1,5 @@
 """What is watched beside the losses, as tensors without gradient; what begins with ``kept`` are sums over clips, all else
-but the record of scores are means. ``training.line`` makes the names of metrics.jsonl of them.
+but the record of scores are means. ``training.monitoring.metric_line`` makes the names of metrics.jsonl of them.
 
 Hidden labels [U] are int64, -1 where unknown; they serve these monitors and never a loss.
 """

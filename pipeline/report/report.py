@@ -328,7 +328,7 @@ class Command:
     run: Run
     href: str
     command: str
-    """``setting.command``: what makes this very run."""
+    """``run_description.command``: what makes this very run."""
     study: str
     """The command of the study or search that it is of, if any."""
     against: str

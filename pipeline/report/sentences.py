@@ -16,7 +16,7 @@ from pipeline.analysis.statistics import ALPHA, Estimate, p_text
 from pipeline.analysis.study_reader import Given, Study
 from pipeline.evaluation.metrics import confusion_matrix, mean_and_sd, predicted_classes
 from pipeline.report.tables import hours_text, signed
-from pipeline.training.signatures import KNOBS
+from pipeline.training.monitoring.failure_signatures import KNOBS
 
 NBSP = "\N{NO-BREAK SPACE}"
 MOST_NAMED = 3

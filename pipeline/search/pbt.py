@@ -32,8 +32,8 @@ from pipeline.search.space import Space, clip, draw
 from pipeline.seeds import uniform
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job
-from pipeline.training import checkpoint
-from pipeline.training.fit import prepare
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.prepared_run import prepare
 
 FREE = ("primary.optimizer.", "auxiliary.optimizer.", "views.weak.", "views.strong.")
 FREE_METHOD = (

@@ -25,7 +25,7 @@ from pipeline.studies.cost import state_of
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.study_file import LABELS, Study, resolve
 from pipeline.studies.trials import Budget, Job
-from pipeline.training.fit import prepare
+from pipeline.training.prepared_run import prepare
 
 FILES_SECONDS = 60.0
 """For another command on the same study to have written study.json and trials.jsonl, which takes it a moment."""

@@ -19,7 +19,7 @@ from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import answers, check_cluster, connect
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, Source, print_scores
-from pipeline.training.fit import prepare
+from pipeline.training.prepared_run import prepare
 
 
 def share(config: Config, concurrent: int | None) -> int:

@@ -15,8 +15,8 @@ from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.on_tune import run_on_tune
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, Source, print_scores
-from pipeline.training.fit import prepare
-from pipeline.training.watch import StopSign
+from pipeline.training.prepared_run import prepare
+from pipeline.training.stop_signal import StopSign
 
 
 def run_jobs(source: Source, like: Config, budget: Budget) -> None:

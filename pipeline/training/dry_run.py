@@ -16,10 +16,10 @@ from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, first_unlabeled_step, loss_weights
 from pipeline.methods.precision import autocast
 from pipeline.stream.batches import make_deal
-from pipeline.training.equipment import blocks_of, equip
-from pipeline.training.fit import Prepared
 from pipeline.training.loop import part_shares
-from pipeline.training.optim import build_optimizer
+from pipeline.training.model_options import blocks_of, equip
+from pipeline.training.optimizer import build_optimizer
+from pipeline.training.prepared_run import Prepared
 
 MB = 1e6
 

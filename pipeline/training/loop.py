@@ -24,19 +24,19 @@ from pipeline.methods import STUDENTS, build_method
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import Fingerprints, rewind
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
+from pipeline.stream.upload_ahead import UploadAhead
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.background_writer import Writer
 from pipeline.training.held_out import accuracies
-from pipeline.training.metrics import MetricLog
-from pipeline.training.optim import build_optimizer
-from pipeline.training.profiling import StepProfile, profiled_steps
-from pipeline.training.scores import ScoreLog
+from pipeline.training.model_options import equip
+from pipeline.training.monitoring.metric_log import MetricLog
+from pipeline.training.monitoring.profiling import StepProfile, profiled_steps
+from pipeline.training.monitoring.score_log import ScoreLog
+from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
+from pipeline.training.monitoring.tracking import Outlets
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import Place, take_step
-from pipeline.training.stopwatch import Stopwatch, time_collectives
-from pipeline.training.tracking import Outlets
-from pipeline.training.upload_ahead import UploadAhead
-from pipeline.training.watch import Progress
-from pipeline.training.writer import Writer
+from pipeline.training.watchdog import Progress
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ from pipeline.methods.monitors import SCORES
 from pipeline.methods.precision import autocast
 from pipeline.methods.workers import set_shares
 from pipeline.seeds import hash64
-from pipeline.training.checkpoint import TrainState
-from pipeline.training.equipment import follow
-from pipeline.training.optim import clip_gradient, set_lr
+from pipeline.training.checkpoints.checkpoint import TrainState
+from pipeline.training.model_options import follow
+from pipeline.training.optimizer import clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
 
 PARTS = ("views", "forward", "backward", "update")

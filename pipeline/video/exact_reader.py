@@ -1,6 +1,6 @@
 """The exact window reader: any frames of any file that PyAV decodes, the same as if the file were decoded from its start.
 
-It seeks only where that is proven to change nothing: to a packet that decoding may begin at (see ``frames.NALS``), and
+It seeks only where that is proven to change nothing: to a packet that decoding may begin at (see ``container.NALS``), and
 only if the packets that follow are those that follow it in the file. Everything else is decoded from the first frame.
 """
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training import checkpoint
+from pipeline.training.checkpoints import checkpoint
 from tests.chaos.kills import KINDS, STORE_BYTES, Ring, next_kind, possible_kinds
 
 NODES = 2

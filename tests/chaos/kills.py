@@ -22,8 +22,8 @@ from ray.cluster_utils import Cluster
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training import checkpoint
-from pipeline.training.recovery import FAILURES, MONITOR
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.on_ray.restarts import FAILURES, MONITOR
 
 CPUS_PER_NODE = 2
 STORE_BYTES = 200_000_000

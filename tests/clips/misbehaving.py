@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from pipeline.clips import decode, guard
+from pipeline.clips import decode, isolated_decode
 from pipeline.video import probe
 
 hoard: list[bytes] = []
@@ -48,5 +48,5 @@ def _misbehave(name: str) -> None:
 
 def install() -> None:
     """Make this process's guards use it."""
-    guard.decode_clips, guard.decode_frames = decode_or_misbehave, frames_or_misbehave
-    guard.guard.cache_clear()
+    isolated_decode.decode_clips, isolated_decode.decode_frames = decode_or_misbehave, frames_or_misbehave
+    isolated_decode.guard.cache_clear()

@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from jobs import prepare, train
-from pipeline.clips import guard
+from pipeline.clips import isolated_decode
 from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_frames
-from pipeline.clips.guard import Guard
+from pipeline.clips.isolated_decode import Guard
 from pipeline.clips.source import failures_of, open_source
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.processes.isolation import Limits
@@ -47,8 +47,8 @@ def misbehave() -> Iterator[None]:
     """Decoding in this process's children misbehaves on request."""
     misbehaving.install()
     yield
-    guard.decode_clips, guard.decode_frames = decode_clips, decode_frames
-    guard.guard.cache_clear()
+    isolated_decode.decode_clips, isolated_decode.decode_frames = decode_clips, decode_frames
+    isolated_decode.guard.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import prepare
+from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import SLACK, clip_times, constant_rate, describe_clip, frame_indices, moment_of
 from pipeline.clips.source import Source, failures_of, open_source
-from pipeline.clips.video_frames import decode_videos
 from pipeline.config import ClipSection, load_config
 from pipeline.evaluation.protocol import clip_moments
 from pipeline.seeds import uniform

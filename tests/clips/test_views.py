@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.operations import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS
+from pipeline.clips.randaugment import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS
 from pipeline.clips.views import (
     _draw_operations,
     center_views,

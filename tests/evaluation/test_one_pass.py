@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.clips import decode
+from pipeline.clips.evaluation_views import STUDENTS as CLIP_STUDENTS
+from pipeline.clips.evaluation_views import batch_views, decode_videos, to_tensors, unpack
 from pipeline.clips.source import Columns, Source, open_source
-from pipeline.clips.video_frames import STUDENTS as CLIP_STUDENTS
-from pipeline.clips.video_frames import batch_views, decode_videos, to_tensors, unpack
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
-from pipeline.evaluation.files import list_files
+from pipeline.evaluation.file_predictions import list_files
 from pipeline.evaluation.predict import needs_cluster, predict
 from pipeline.evaluation.protocol import WINDOWS, clip_moments, view_grid
 from pipeline.evaluation.scorer import Scorer

@@ -16,9 +16,9 @@ from pipeline.clips.views import strong_views, weak_views
 from pipeline.config import Config, TrainSection
 from pipeline.hardware import set_switches
 from pipeline.methods import METHODS, STUDENTS, Views, build_method, loss_weights, make_views
+from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.students.slow_resnet import FramePool
-from pipeline.training import checkpoint
-from pipeline.training.upload_ahead import UploadAhead
+from pipeline.training.checkpoints import checkpoint
 from tests.gpu.setting import CLASSES, full_config, make_batch, make_setting, on_host, small_config
 from tests.gpu.table import Row, at_most, error_in_a_line, guarded, must
 

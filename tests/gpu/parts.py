@@ -17,8 +17,8 @@ from pipeline.hardware import set_switches
 from pipeline.methods import Views, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.passes import pass_views
 from pipeline.methods.precision import autocast
-from pipeline.training.profiling import is_of_gpu
-from pipeline.training.upload_ahead import UploadAhead
+from pipeline.stream.upload_ahead import UploadAhead
+from pipeline.training.monitoring.profiling import is_of_gpu
 from tests.gpu.setting import Setting, make_batch, make_setting, on_host
 from tests.gpu.table import Row, at_most, measured, must
 from tests.gpu.timing import mark, seconds_between, time_steps, wait

@@ -10,9 +10,9 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.config import Config, parse_config
 from pipeline.methods import STUDENTS, build_method
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
-from pipeline.training.optim import build_optimizer
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.model_options import equip
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import Place, Results, take_step
 
 CLASSES = 5

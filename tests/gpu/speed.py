@@ -14,8 +14,8 @@ from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import check_compiler, read_hardware, set_switches
+from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.training.dry_run import memory
-from pipeline.training.upload_ahead import UploadAhead
 from tests.gpu.parts import check_parts
 from tests.gpu.plain import PlainSteps
 from tests.gpu.setting import CLASSES, full_config, make_batch, make_setting, on_host, small_config

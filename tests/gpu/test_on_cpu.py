@@ -19,7 +19,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.methods import METHODS, build_method
-from pipeline.training.upload_ahead import UploadAhead
+from pipeline.stream.upload_ahead import UploadAhead
 from tests.gpu import __main__ as check
 from tests.gpu import correctness, environment, learning, parts, plain, speed
 from tests.gpu.setting import CLASSES, full_config, small_config

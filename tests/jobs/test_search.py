@@ -24,8 +24,9 @@ from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.search.optuna_search import Plan
 from pipeline.studies import run_trials
-from pipeline.training import checkpoint
-from pipeline.training.fit import fit_here, prepare
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import prepare
 from tests.processes import without_ray
 
 WORDS = ["train.steps=8", "train.checkpoint_every=8", "train.log_every=4", "--concurrent", "1"]

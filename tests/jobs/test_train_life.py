@@ -19,9 +19,9 @@ from pipeline.lifecycle.overfit import choose, overfit_config
 from pipeline.methods import METHODS, build_method, make_views
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.training.dry_run import activations, memory
-from pipeline.training.equipment import equip
-from pipeline.training.fit import open_parts
-from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps, table
+from pipeline.training.model_options import equip
+from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, profiled_steps, table
+from pipeline.training.prepared_run import open_parts
 from pipeline.training.step import PARTS
 from tests.methods.traces import CLASSES, batch_of, small_config
 

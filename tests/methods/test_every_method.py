@@ -16,8 +16,8 @@ from pipeline.errors import UserError
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, loss_weights, make_views
 from pipeline.methods.features import paired_moments
 from pipeline.methods.svformer import mix_tubes
-from pipeline.training import checkpoint
-from pipeline.training.optim import build_optimizer
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.optimizer import build_optimizer
 from tests.methods.test_losses import slow_contrast
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config, trained
 

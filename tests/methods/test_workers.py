@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
 from pipeline.methods.workers import set_shares
-from pipeline.training.optim import build_optimizer, clip_gradient
+from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
 from tests.processes import run_two

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.clips.batch import Batch
 from pipeline.config import Config, parse_config
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
-from pipeline.training.optim import build_optimizer, clip_gradient
+from pipeline.training.optimizer import build_optimizer, clip_gradient
 
 CLASSES = 4
 VIDEOS = 48

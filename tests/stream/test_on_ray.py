@@ -299,7 +299,8 @@ def test_a_stream_that_stands_still_is_said_with_what_it_waits_for() -> None:
 
 def test_decode_tasks_do_not_import_torch() -> None:
     """Their processes' first block would wait for it."""
-    code = "import sys, pipeline.stream.ray_tasks, pipeline.clips.source, pipeline.clips.guard; print('torch' in sys.modules)"
+    modules = "pipeline.stream.ray_tasks, pipeline.clips.source, pipeline.clips.isolated_decode"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["False"]
 

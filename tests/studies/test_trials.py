@@ -22,7 +22,7 @@ from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials
 from pipeline.studies.ablation import _Listed
-from pipeline.training.checkpoint import FILES
+from pipeline.training.checkpoints.checkpoint import FILES
 
 GRID = "question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 1, 2]}\n"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import DamagedCheckpoint, TrainState
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint import DamagedCheckpoint, TrainState
 
 PRINTS = {"config": "c", "manifest": "m", "labels": "l"}
 

@@ -20,7 +20,7 @@ import pytest
 from jobs import train
 from jobs.command import run
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training import checkpoint
+from pipeline.training.checkpoints import checkpoint
 from tests.chaos.kills import used_memory
 
 LR = ["primary.optimizer.lr=0.001", "auxiliary.optimizer.lr=0.001"]  # at 0.01 rounding grows to 9 % in 200 steps

@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from pipeline.clips.batch import Batch
 from pipeline.config import Config
 from pipeline.methods import METHODS, STUDENTS, build_method, make_views
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
-from pipeline.training.metrics import MetricLog
-from pipeline.training.optim import build_optimizer
-from pipeline.training.scores import ScoreLog
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.model_options import equip
+from pipeline.training.monitoring.metric_log import MetricLog
+from pipeline.training.monitoring.score_log import ScoreLog
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import Place, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
 

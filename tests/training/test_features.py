@@ -20,10 +20,10 @@ from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, build_method
 from pipeline.methods.batch_views import draw_mixup_shares, mix_clips
 from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.losses import supervised_loss
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.loop import Run, Worker, part_shares, train
-from pipeline.training.optim import build_optimizer
+from pipeline.training.model_options import equip
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.schedule import lr_factor
 from pipeline.training.step import Place, Results, split, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config

@@ -23,9 +23,9 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import read_metrics, score_parts
-from pipeline.training.fit import prepare
-from pipeline.training.on_ray import fit as ray_fit
+from pipeline.training.on_ray import trainer as ray_fit
 from pipeline.training.on_ray import worker as ray_worker
+from pipeline.training.prepared_run import prepare
 from tests.processes import run_two
 
 

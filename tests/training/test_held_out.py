@@ -15,8 +15,10 @@ from pipeline.evaluation.predict import predict
 from pipeline.manifest.label_subset import read_labels
 from pipeline.methods import STUDENTS, build_students
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training import checkpoint, held_out, loop
-from pipeline.training.fit import fit_here, prepare
+from pipeline.training import held_out, loop
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import prepare
 from tests.training.test_loop import comparable, weights
 
 WORDS = ("train.keep_best=1", "train.keep_checkpoints=1", "train.checkpoint_every=3")

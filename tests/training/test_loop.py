@@ -20,7 +20,8 @@ from pipeline.config import load_config
 from pipeline.errors import RunFailed
 from pipeline.run_folder.contents import read_metrics, read_quarantine
 from pipeline.training import loop
-from pipeline.training.fit import fit_here, prepare
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import prepare
 
 
 def command(tiny: Path, tmp_path: Path, *words: str) -> int:

@@ -34,15 +34,15 @@ from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training.fit import prepare
-from pipeline.training.on_ray import controller, sign, worker
+from pipeline.training.on_ray import controller, run_control, worker
 from pipeline.training.on_ray.backend import Backend, Torch
 from pipeline.training.on_ray.controller import Handover, StartWatch
-from pipeline.training.on_ray.fit import _set_limits, persist
-from pipeline.training.on_ray.sign import RESIZE
+from pipeline.training.on_ray.restarts import Final, StepFailed
+from pipeline.training.on_ray.run_control import RESIZE
+from pipeline.training.on_ray.trainer import _set_limits, persist
 from pipeline.training.on_ray.worker import Preempted, Stop
-from pipeline.training.recovery import Final, StepFailed
-from pipeline.training.watch import Progress
+from pipeline.training.prepared_run import prepare
+from pipeline.training.watchdog import Progress
 from tests.methods.traces import small_config
 from tests.training.test_fit import worker_pids
 
@@ -194,12 +194,12 @@ def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatc
 @pytest.mark.usefixtures("ray_cluster")
 def test_last_words_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(sign, "end_process", ended.append)
-    actor = sign.Sign.remote()  # type: ignore[attr-defined]
-    sign.leave(actor, 1, "no progress")
+    monkeypatch.setattr(run_control, "end_process", ended.append)
+    actor = run_control.Sign.remote()  # type: ignore[attr-defined]
+    run_control.leave(actor, 1, "no progress")
     assert [ray.get(actor.last_words.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
     ray.kill(actor)
-    sign.leave(actor, 1, "nobody hears it")
+    run_control.leave(actor, 1, "nobody hears it")
     assert ended == ["no progress", "nobody hears it"]
 
 

@@ -10,7 +10,7 @@ import ray
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pipeline.errors import RunFailed, UserError
-from pipeline.training.recovery import Failure, Final, Restarts, StepFailed, record, root_cause
+from pipeline.training.on_ray.restarts import Failure, Final, Restarts, StepFailed, record, root_cause
 
 LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4711"
 DIED = RuntimeError(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config import OptimizerSection, TrainSection
-from pipeline.training.optim import build_optimizer, clip_gradient, set_lr
+from pipeline.training.optimizer import build_optimizer, clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
 
 

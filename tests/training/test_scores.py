@@ -14,7 +14,8 @@ from jobs.command import run
 from pipeline.config import load_config
 from pipeline.run_folder.contents import read_metrics, rewind, score_parts
 from pipeline.training import loop
-from pipeline.training.fit import fit_here, prepare
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import prepare
 
 WORDS = ("train.save_scores_every=1", "method.supervised_steps=1", "method.confidence_threshold=0.27")
 

@@ -12,11 +12,11 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.config import MonitorSection
 from pipeline.methods import STUDENTS, build_method
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
-from pipeline.training.line import derived
-from pipeline.training.optim import build_optimizer
-from pipeline.training.signatures import KNOBS, Finding, Watch, find
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.model_options import equip
+from pipeline.training.monitoring.failure_signatures import KNOBS, Finding, Watch, find
+from pipeline.training.monitoring.metric_line import derived
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import Place, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, clips_of, small_config
 

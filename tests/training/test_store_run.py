@@ -20,8 +20,10 @@ from pipeline.errors import RunFailed
 from pipeline.files import folder_lock, storage, store_lock
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training import checkpoint, loop
-from pipeline.training.fit import fit_here, prepare
+from pipeline.training import loop
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.in_process import fit_here
+from pipeline.training.prepared_run import prepare
 from tests.object_store import ObjectStore
 from tests.test_storage import ENVIRONMENT
 from tests.training.test_checkpoint import state

@@ -22,8 +22,9 @@ from jobs.command import run
 from pipeline.config import load_config
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import loop
-from pipeline.training.fit import fit_here, prepare
-from pipeline.training.tracking import Outlets, TensorBoard, scalars
+from pipeline.training.in_process import fit_here
+from pipeline.training.monitoring.tracking import Outlets, TensorBoard, scalars
+from pipeline.training.prepared_run import prepare
 
 WANDB = importlib.util.find_spec("wandb") is not None
 

@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.clips.batch import Batch
 from pipeline.methods import STUDENTS, build_method
-from pipeline.training import checkpoint
-from pipeline.training.equipment import equip
-from pipeline.training.optim import build_optimizer
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.model_options import equip
+from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import Place, take_step
-from pipeline.training.stopwatch import Stopwatch, time_collectives
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
 from tests.processes import run_two
 

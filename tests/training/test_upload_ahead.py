@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.training.upload_ahead import UploadAhead
+from pipeline.stream.upload_ahead import UploadAhead
 from tests.methods.traces import batch_of
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.errors import Stopped
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training.checkpoint import newest
-from pipeline.training.watch import FIRST_STEP_FACTOR, Progress, StopSign, Watchdog
+from pipeline.training.checkpoints.checkpoint import newest
+from pipeline.training.stop_signal import StopSign
+from pipeline.training.watchdog import FIRST_STEP_FACTOR, Progress, Watchdog
 from tests.training.test_loop import comparable, weights
 
 
@@ -56,7 +57,7 @@ def test_without_a_limit_nothing_watches() -> None:
 
 def test_a_hung_process_ends_with_its_stacks() -> None:
     code = (
-        "import time\nfrom pipeline.training.watch import Progress, Watchdog\n"
+        "import time\nfrom pipeline.training.watchdog import Progress, Watchdog\n"
         "def stuck(): time.sleep(60)\n"
         "with Watchdog(Progress(), 0.1): stuck()\n"
     )

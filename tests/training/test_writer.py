@@ -13,9 +13,9 @@ import torch
 
 from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
-from pipeline.training import checkpoint, writer
-from pipeline.training.checkpoint import Snapshot
-from pipeline.training.writer import NotSaved, Writer
+from pipeline.training.checkpoints import background_writer, checkpoint
+from pipeline.training.checkpoints.background_writer import NotSaved, Writer
+from pipeline.training.checkpoints.checkpoint import Snapshot
 from tests.training.test_checkpoint import state, tensors
 
 TRAIN = TrainSection(keep_checkpoints=2)
@@ -27,7 +27,7 @@ class SlowDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.may_write, self.writing = threading.Event(), threading.Event()
         self.write = checkpoint.write
-        monkeypatch.setattr(writer, "write", self)
+        monkeypatch.setattr(background_writer, "write", self)
 
     def __call__(self, shot: Snapshot, folder: Path) -> Path:
         self.writing.set()

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import make_views
 from pipeline.stream.batches import make_deal
-from pipeline.training.fit import Prepared
+from pipeline.training.prepared_run import Prepared
 from pipeline.training.step import take_step
 
 OURS, HERE, SHUFFLED = "ours", "ours_in_one_process", "ray_data"

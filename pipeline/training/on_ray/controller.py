@@ -21,9 +21,9 @@ from pipeline.config import parse_config
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import Fingerprints
 from pipeline.stream.on_ray import ray_stream
-from pipeline.training import checkpoint
-from pipeline.training.fit import ends_at, open_again
-from pipeline.training.on_ray.sign import leave
+from pipeline.training.checkpoints import checkpoint
+from pipeline.training.on_ray.run_control import leave
+from pipeline.training.prepared_run import ends_at, open_again
 
 
 def leave_controller(sign: Any, words: str) -> None:

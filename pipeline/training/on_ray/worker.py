@@ -29,12 +29,13 @@ from pipeline.hardware import own_device
 from pipeline.processes.isolation import num_cores
 from pipeline.stream.object_store import store_figures
 from pipeline.stream.on_ray import shard_batches
-from pipeline.training.fit import open_again, stopped
 from pipeline.training.loop import Worker, train
 from pipeline.training.on_ray.prometheus import Gauges
-from pipeline.training.on_ray.sign import RESIZE, leave
-from pipeline.training.recovery import Final, StepFailed
-from pipeline.training.watch import Progress, Watchdog
+from pipeline.training.on_ray.restarts import Final, StepFailed
+from pipeline.training.on_ray.run_control import RESIZE, leave
+from pipeline.training.prepared_run import open_again
+from pipeline.training.stop_signal import stopped
+from pipeline.training.watchdog import Progress, Watchdog
 
 POLL_SECONDS = 1.0
 """Between two looks of the first worker whether the driver wants to stop."""

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.training.watch import end_process
+from pipeline.training.watchdog import end_process
 
 RESIZE = -1
 """Where a signal's number would be: other workers are about to take over."""

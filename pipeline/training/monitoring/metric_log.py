@@ -17,7 +17,7 @@ from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import read_quarantine, write_quarantine
-from pipeline.training.line import derived
+from pipeline.training.monitoring.metric_line import derived
 from pipeline.training.schedule import lr_factor
 
 KINDS = ("data", "compute", "collective", "checkpoint")

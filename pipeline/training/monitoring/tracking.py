@@ -22,8 +22,8 @@ from typing import Any, Protocol, Self
 from pipeline.config import Config, TrackingSection
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import append_metrics, flat, read_metrics, write_text
-from pipeline.training.line import shown
-from pipeline.training.signatures import Watch
+from pipeline.training.monitoring.failure_signatures import Watch
+from pipeline.training.monitoring.metric_line import shown
 
 Line = Mapping[str, Any]
 IDENTITIES = "tracking.json"

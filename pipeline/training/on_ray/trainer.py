@@ -23,15 +23,15 @@ from pipeline.files import storage
 from pipeline.files.store_lock import held_token
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
-from pipeline.training import checkpoint
-from pipeline.training.fit import Prepared
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.loop import Run
 from pipeline.training.on_ray.backend import Torch
 from pipeline.training.on_ray.controller import Handover, Planned, StartWatch, placeholder
-from pipeline.training.on_ray.sign import Sign, here
+from pipeline.training.on_ray.restarts import FAILURES, Failure, Restarts, record, root_cause
+from pipeline.training.on_ray.run_control import Sign, here
 from pipeline.training.on_ray.worker import train_worker
-from pipeline.training.recovery import FAILURES, Failure, Restarts, record, root_cause
-from pipeline.training.watch import StopSign
+from pipeline.training.prepared_run import Prepared
+from pipeline.training.stop_signal import StopSign
 
 
 def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:

@@ -9,7 +9,7 @@
 Learning rates and random numbers are functions of (seed, step), so there is nothing of them to save. A checkpoint is
 written into a folder of another name, synchronized to disk and renamed, so a kill at any instruction leaves either a whole
 checkpoint or a leftover that ``prune`` removes. Ray is not asked to keep them: it commits a reported checkpoint up to 2 s
-late, which loses it in a crash. ``writer.py`` does this beside the training.
+late, which loses it in a crash. ``background_writer.py`` does this beside the training.
 """
 
 from __future__ import annotations

@@ -1,33 +1,26 @@
-"""A configuration checked and opened, and the loop in this process; ``on_ray`` runs the same on a cluster."""
+"""A configuration checked and opened: what every way to train a run begins with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source, open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
-from pipeline.errors import RunFailed, Stopped, UserError
+from pipeline.errors import UserError
 from pipeline.files.folder_lock import command_line
-from pipeline.hardware import own_device
 from pipeline.manifest.label_subset import LabelSubset
 from pipeline.methods import build_method, first_unlabeled_step
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import Fingerprints, check_run, open_run
-from pipeline.stream.in_process import local_batches
-from pipeline.training import checkpoint
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.held_out import check_evaluated, check_held_out, missing_evaluated
-from pipeline.training.loop import Run, Worker, train
-from pipeline.training.profiling import PROFILED, SKIPPED, profiled_steps
-from pipeline.training.tracking import check_tracking
-from pipeline.training.watch import Progress, StopSign, Watchdog
-from pipeline.training.writer import NotSaved
+from pipeline.training.loop import Run
+from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, profiled_steps
+from pipeline.training.monitoring.tracking import check_tracking
 
 
 @dataclass(frozen=True)
@@ -134,30 +127,3 @@ def open_again(config: Config, prints: Fingerprints) -> tuple[Run, Source]:
 def ends_at(config: Config, step: int) -> Config:
     """For streams of a run that stops on its way: nothing after ``step`` is decoded."""
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": step})})
-
-
-def fit_here(prepared: Prepared, batches: Callable[[int], Iterator[Batch]] | None = None) -> dict[str, Any]:
-    """The loop in this process: breakpoints work, no Ray process starts. Raises Stopped after a signal.
-
-    ``batches(step)``, if given, yields other batches than those of the run's source.
-    """
-    config = prepared.run.config
-    device = own_device(config)
-    if config.scale.torch_threads:
-        torch.set_num_threads(config.scale.torch_threads)
-    progress = Progress()
-    with StopSign() as sign, Watchdog(progress, config.train.step_timeout_seconds):
-        worker = Worker(
-            rank=0, world=1, device=device, wrap=lambda method: method.to(device),
-            stop=lambda step: stopped(sign.number, step), progress=progress,
-        )  # fmt: skip
-        try:
-            made = batches or partial(local_batches, prepared.source, ends_at(config, prepared.run.end))
-            return train(prepared.run, made, worker)
-        except NotSaved as error:
-            raise RunFailed(str(error)) from error
-
-
-def stopped(number: int | None, step: int) -> Stopped | None:
-    """What to raise after a signal, once the state of ``step`` is saved."""
-    return Stopped(number, f"stopped with a checkpoint at step {step}; the same command continues") if number else None

@@ -1,19 +1,15 @@
-"""What a worker is doing, seen from beside it: a hang ends with a message, a signal ends with a checkpoint."""
+"""What a worker is doing, seen from beside it: a hang ends with a message."""
 
 from __future__ import annotations
 
 import faulthandler
 import os
 import platform
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
 from typing import Self
-
-from pipeline.errors import Stopped
 
 FIRST_STEP_FACTOR = 10.0
 """The first step waits for imports, decoders that start, compilation: it may take this many times the limit."""
@@ -83,33 +79,3 @@ def end_process(message: str) -> None:
     print(f"failed: {message}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(all_threads=True)
     os._exit(1)
-
-
-class StopSign:
-    """Within it the first SIGTERM or Ctrl-C asks to stop, and the second stops at once.
-
-    Outside the main thread, where Python allows no handlers, it is never raised: a study's trials stop with their study.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        """The signal that came."""
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._came) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _came(self, number: int, _frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise Stopped(number, "stopped at once, without a checkpoint of the last steps; the same command continues")
-        self.number = number
-        name = signal.Signals(number).name
-        print(f"{name}: stopping with a checkpoint after this step; once more stops at once", file=sys.stderr, flush=True)

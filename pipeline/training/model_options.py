@@ -15,7 +15,7 @@ from pipeline.config import TrainSection
 from pipeline.methods import Method
 from pipeline.methods.averages import move_towards
 from pipeline.methods.passes import frozen_statistics
-from pipeline.training.sync_norm import synchronize_norms
+from pipeline.training.sync_batch_norm import synchronize_norms
 
 
 def equip(method: Method, train: TrainSection) -> Method:

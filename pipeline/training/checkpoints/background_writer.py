@@ -11,7 +11,7 @@ from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import score_parts
-from pipeline.training.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, sync, write
+from pipeline.training.checkpoints.checkpoint import BROKEN, Snapshot, TrainState, kept, prune, snapshot, step_of, sync, write
 
 
 class NotSaved(RuntimeError):
