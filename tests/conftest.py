@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.run_folders"]
+
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
 settings.load_profile("house")
 

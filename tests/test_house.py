@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,64 @@ def test_the_demo_runs_commands_that_exist() -> None:
 def test_scripts_can_be_run(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+
+
+# ----------------------------------------------------------------------------------------------------- the rooms
+
+LARGEST_SHARE = 0.15
+"""Of the lines of ``pipeline/``, for a room: a package directly below it. Above that a room holds more than one subject."""
+MOST_FILES = 14
+"""Beside each other in a folder: more cannot be taken in at a glance."""
+FULL = {"pipeline/methods": 21}
+"""Folders that had more when this was first checked; the number may only fall."""
+MIRRORS = ("bench", "config")
+"""Rooms whose files are named after what they measure or what they have the knobs of."""
+WAYS = {"in_process.py", "on_ray.py"}
+"""Each room with two ways to do its work calls them so: here, or on a cluster."""
+
+
+def shares(lines: dict[str, int]) -> dict[str, float]:
+    """Of each room, the part of all lines of ``pipeline/``; ``lines`` by file."""
+    rooms: dict[str, int] = {}
+    for name, count in lines.items():
+        room = name.split("/")[1]
+        rooms[room] = rooms.get(room, 0) + count
+    return {room: count / sum(rooms.values()) for room, count in rooms.items()}
+
+
+def crowded(names: list[str], most: int = MOST_FILES) -> dict[str, int]:
+    """Folders with more files beside each other than may be, and how many."""
+    counts = Counter(str(Path(name).parent) for name in names)
+    return {folder: count for folder, count in counts.items() if count > FULL.get(folder, most)}
+
+
+def shared_names(names: list[str]) -> dict[str, list[str]]:
+    """Modules that are named like another one for no reason that is known here."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        if file.endswith(".py") and file not in ("__init__.py", *WAYS) and folders[1:2] not in [[room] for room in MIRRORS]:
+            modules.setdefault(file, []).append(name)
+    return {file: found for file, found in modules.items() if len(found) > 1}
+
+
+def test_no_room_holds_more_than_its_share_of_the_pipeline() -> None:
+    lines = {name: (ROOT / name).read_bytes().count(b"\n") for name in _files() if name.startswith("pipeline/")}
+    assert {room: share for room, share in shares(lines).items() if share > LARGEST_SHARE} == {}
+    assert shares({"pipeline/a/x.py": 30, "pipeline/a/b/y.py": 60, "pipeline/z.py": 10}) == {"a": 0.9, "z.py": 0.1}
+
+
+def test_no_folder_of_the_pipeline_has_too_many_files_beside_each_other() -> None:
+    names = [name for name in _files() if name.startswith("pipeline/")]
+    assert crowded(names) == {}
+    many = [f"pipeline/new/{number}.py" for number in range(15)]
+    assert crowded(many) == {"pipeline/new": 15} and crowded(many[1:]) == {}
+
+
+def test_no_two_modules_of_the_pipeline_share_a_name_without_a_reason() -> None:
+    assert shared_names([name for name in _files() if name.startswith("pipeline/")]) == {}
+    twice = ["pipeline/a/frames.py", "pipeline/b/frames.py", "pipeline/bench/frames.py", "pipeline/a/on_ray.py"]
+    assert shared_names(twice) == {"frames.py": twice[:2]}
 
 
 # ------------------------------------------------------------------------------------------------------ the text

@@ -19,7 +19,7 @@ from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.config import ClipSection
 from pipeline.video.exact_reader import read_frames, upright
 from pipeline.video.probe import Probe, ProbeOptions, probe_file
-from tests.manifest.reference import every_frame, read_index
+from tests.video.reference import every_frame, read_index
 
 SIZE = 64
 ODD = [

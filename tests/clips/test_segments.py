@@ -18,7 +18,7 @@ from pipeline.clips.source import Source, failures_of, open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.evaluation.protocol import clip_moments
 from pipeline.seeds import uniform
-from tests.manifest.reference import every_frame, read_index
+from tests.video.reference import every_frame, read_index
 from tests.videos import read_number, write_numbers
 
 WINDOW = ClipSection(frames=8, fps=8, size=16)

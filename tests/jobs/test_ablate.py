@@ -17,7 +17,7 @@ from pipeline.manifest.schema import read_manifest
 from pipeline.studies import on_tune
 from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
-from tests.processes import without_ray
+from tests.two_processes import without_ray
 
 WORDS = ["train.steps=4", "train.checkpoint_every=2"]
 

@@ -27,7 +27,7 @@ from pipeline.studies import run_trials
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.in_process import fit_here
 from pipeline.training.prepared_run import prepare
-from tests.processes import without_ray
+from tests.two_processes import without_ray
 
 WORDS = ["train.steps=8", "train.checkpoint_every=8", "train.log_every=4", "--concurrent", "1"]
 

@@ -18,7 +18,7 @@ from pipeline.methods.losses import (
     pseudo_label_loss,
     supervised_loss,
 )
-from tests.processes import run_two
+from tests.two_processes import run_two
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:

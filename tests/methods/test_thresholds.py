@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipeline.config import LabelSection
 from pipeline.methods.thresholds import LabelPolicy, align, flexmatch_share, softmatch_weights
-from tests.processes import run_two
+from tests.two_processes import run_two
 
 VIDEOS, CLASSES = 40, 4
 POLICIES = ("fixed", "flexmatch", "freematch", "softmatch")

@@ -18,7 +18,7 @@ from pipeline.methods.workers import set_shares
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
-from tests.processes import run_two
+from tests.two_processes import run_two
 
 STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -26,7 +26,7 @@ from pipeline.run_folder.contents import read_metrics, score_parts
 from pipeline.training.on_ray import trainer as ray_fit
 from pipeline.training.on_ray import worker as ray_worker
 from pipeline.training.prepared_run import prepare
-from tests.processes import run_two
+from tests.two_processes import run_two
 
 
 def worker_pids() -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.video.exact_reader import decode_frames
 from pipeline.video.probe import Depth, Probe, ProbeOptions, probe_file, probe_files
-from tests.manifest.reference import read_index
+from tests.video.reference import read_index
 from tests.videos import read_number, write_numbers
 
 ODD = {  # name -> status, decoder, frames, frames per second, size, what the reason says

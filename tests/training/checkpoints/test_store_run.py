@@ -24,9 +24,9 @@ from pipeline.training import loop
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.in_process import fit_here
 from pipeline.training.prepared_run import prepare
+from tests.files.test_storage import ENVIRONMENT
 from tests.object_store import ObjectStore
-from tests.test_storage import ENVIRONMENT
-from tests.training.test_checkpoint import state
+from tests.training.checkpoints.test_checkpoint import state
 from tests.training.test_loop import comparable, weights
 
 

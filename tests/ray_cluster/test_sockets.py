@@ -84,7 +84,7 @@ def test_ray_starts_where_the_temporary_folder_has_a_long_path(tmp_path: Path, l
     assert said["is"] == str((long_folder / "ray").resolve())  # files stay where they were to be
     assert said["mine"] and said["mode"] == 0o700
     assert said["name"] in done.stderr and str(long_folder) in done.stderr
-    # and what Ray's processes say is sorted, see test_ray_output.py
+    # and what Ray's processes say is sorted, see test_output.py
     terminal = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith('{"answer"')]
     assert not any("dashboard" in line for line in terminal)  # it has started
     assert "Progress bars disabled" in said["hidden"]

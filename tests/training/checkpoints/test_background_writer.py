@@ -16,7 +16,7 @@ from pipeline.errors import RunFailed
 from pipeline.training.checkpoints import background_writer, checkpoint
 from pipeline.training.checkpoints.background_writer import NotSaved, Writer
 from pipeline.training.checkpoints.checkpoint import Snapshot
-from tests.training.test_checkpoint import state, tensors
+from tests.training.checkpoints.test_checkpoint import state, tensors
 
 TRAIN = TrainSection(keep_checkpoints=2)
 

@@ -58,7 +58,7 @@ def test_nothing_to_do() -> None:
 
 def test_a_frozen_machine_is_no_hang() -> None:
     """This process and its child are stopped for longer than the time limit, as by a container's freezer."""
-    code = "import sys; from tests.manifest.test_isolation import linger; linger()"
+    code = "import sys; from tests.processes.test_isolation import linger; linger()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     os.killpg(process.pid, signal.SIGSTOP)

@@ -44,7 +44,7 @@ from pipeline.training.on_ray.worker import Preempted, Stop
 from pipeline.training.prepared_run import prepare
 from pipeline.training.watchdog import Progress
 from tests.methods.traces import small_config
-from tests.training.test_fit import worker_pids
+from tests.training.on_ray.test_trainer import worker_pids
 
 
 def of_workers(*raised: Exception) -> Exception:

@@ -21,7 +21,7 @@ from pipeline.config import ClipSection
 from pipeline.manifest.schema import read_manifest
 from pipeline.prepare.resized_copies import Copy, copy_names, resize, resize_all
 from pipeline.video.probe import probe_file
-from tests.manifest.reference import every_frame, read_index
+from tests.video.reference import every_frame, read_index
 from tests.videos import number_frame, read_number, write_numbers
 
 

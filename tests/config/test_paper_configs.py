@@ -26,8 +26,8 @@ from pipeline.studies.study_file import read_study
 from pipeline.training.dry_run import memory
 from pipeline.training.loop import part_shares
 
-STUDIES = Path(__file__).resolve().parent.parent / "jobs" / "studies"
-CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
+STUDIES = Path(__file__).resolve().parents[2] / "jobs" / "studies"
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 SETTINGS = {  # classes, training videos, labeled ones: UCF-101 and HMDB-51 as their lists count, Kinetics-400 about
     "ucf101_1pct": (101, 9_537, 101),
     "ucf101_10pct": (101, 9_537, 1_010),
