@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
-from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
+from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
 from pipeline.clips.plan import shares, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config

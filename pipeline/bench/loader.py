@@ -1,6 +1,6 @@
 """The stream against the usual loader: a torch ``DataLoader`` that does what SVFormer's data set does, same views out.
 
-What that is lies in ``peers.pictures``; ``python -m jobs.bench peers`` compares more loaders, and the step with them.
+What that is lies in ``peers.svformer_loader``; ``python -m jobs.bench peers`` compares more loaders, and the step with them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
-from pipeline.bench.peers.pictures import make_views as make_views_of_pictures
 from pipeline.bench.peers.requests import RowViews, views_per_step
+from pipeline.bench.peers.svformer_loader import make_views as make_views_of_pictures
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.hardware import own_device

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.bench.end_to_end import LEAST_STEPS, bench_end_to_end
 from pipeline.bench.figures import ratio
-from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
+from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
 from pipeline.config import Config
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.progress import progress

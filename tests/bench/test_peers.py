@@ -18,7 +18,7 @@ import pipeline.bench.peers
 from jobs import bench, prepare
 from jobs.command import run
 from pipeline.bench.figures import for_bench
-from pipeline.bench.peers import pictures, ray_data, spans
+from pipeline.bench.peers import pyslowfast_loader, ray_data_loader, svformer_loader
 from pipeline.bench.peers.accuracy import train_until
 from pipeline.bench.peers.candidates import LeftOut, load, measure, names_for
 from pipeline.bench.peers.compare import Turns, apart
@@ -42,20 +42,20 @@ def _data_set(make: Callable[..., Columns]) -> Columnwise:
 
 def _torchcodec(source: Source, config: Config, row: int) -> Columns:
     pytest.importorskip("torchcodec")
-    from pipeline.bench.peers import torch_codec
+    from pipeline.bench.peers import torchcodec_loader
 
-    return _data_set(torch_codec.make_views)(source, config, row)
+    return _data_set(torchcodec_loader.make_views)(source, config, row)
 
 
 def _ray_data(source: Source, config: Config, row: int) -> Columns:
     """What its two maps do, without Ray."""
-    made = ray_data.views_of_row(source, config, ray_data.decode_row(source, config, row))
+    made = ray_data_loader.views_of_row(source, config, ray_data_loader.decode_row(source, config, row))
     return {name: torch.as_tensor(value) for name, value in made.items()}
 
 
 PEERS = {
-    "svformer": _data_set(pictures.make_views),
-    "pyslowfast": _data_set(spans.make_views),
+    "svformer": _data_set(svformer_loader.make_views),
+    "pyslowfast": _data_set(pyslowfast_loader.make_views),
     "ray_data": _ray_data,
     "torchcodec": _torchcodec,
 }
@@ -169,9 +169,9 @@ def test_our_stream_is_measured_as_it_trains(tiny: Path) -> None:
 
 def _forget_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is imported anew, where it is installed."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchcodec" or name.endswith(".torch_codec")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchcodec" or name.endswith(".torchcodec_loader")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(pipeline.bench.peers, "torch_codec", raising=False)
+    monkeypatch.delattr(pipeline.bench.peers, "torchcodec_loader", raising=False)
 
 
 def test_a_missing_torchcodec_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

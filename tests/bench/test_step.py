@@ -9,7 +9,7 @@ import torch
 from jobs import bench
 from jobs.command import run
 from pipeline.bench.end_to_end import Apart, bench_end_to_end, lengths
-from pipeline.bench.ready import prepared_alone, ready_here
+from pipeline.bench.timed_step import prepared_alone, ready_here
 from pipeline.config import load_config
 from pipeline.training.step import Place, take_step
 

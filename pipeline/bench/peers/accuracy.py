@@ -14,7 +14,7 @@ from pipeline.bench.peers.candidates import OURS, start, train_step
 from pipeline.bench.peers.compare import Turns, one_worker, spread_of
 from pipeline.bench.peers.feed import Wanted, first_steps
 from pipeline.bench.peers.requests import check_same_work
-from pipeline.bench.ready import prepared_alone, ready_here
+from pipeline.bench.timed_step import prepared_alone, ready_here
 from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import UserError

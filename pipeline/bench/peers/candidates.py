@@ -17,7 +17,7 @@ from pipeline.bench.end_to_end import run_seconds
 from pipeline.bench.figures import steady_rate
 from pipeline.bench.peers import feed
 from pipeline.bench.peers.feed import Fed, Feed, Wanted, data_loader, first_steps
-from pipeline.bench.ready import Ready, free_memory, prepared_alone, ready_here
+from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
 from pipeline.clips.plan import Deal
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -45,22 +45,22 @@ class Candidate:
 
 
 def _pictures() -> Feed:
-    from pipeline.bench.peers import pictures
+    from pipeline.bench.peers import svformer_loader
 
     _require_decord()
-    return data_loader(pictures.make_views)
+    return data_loader(svformer_loader.make_views)
 
 
 def _spans() -> Feed:
-    from pipeline.bench.peers import spans
+    from pipeline.bench.peers import pyslowfast_loader
 
-    return data_loader(spans.make_views)
+    return data_loader(pyslowfast_loader.make_views)
 
 
 def _shuffled() -> Feed:
     _require_decord()
     try:
-        import pipeline.bench.peers.ray_data  # noqa: F401
+        import pipeline.bench.peers.ray_data_loader  # noqa: F401
     except ModuleNotFoundError as error:
         raise LeftOut(f"{error.name} is not installed: pip install -e .") from None
     return feed.shuffled_by_ray
@@ -68,7 +68,7 @@ def _shuffled() -> Feed:
 
 def _torchcodec() -> Feed:
     try:
-        from pipeline.bench.peers import torch_codec
+        from pipeline.bench.peers import torchcodec_loader
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("torchcodec"):
             raise
@@ -79,7 +79,7 @@ def _torchcodec() -> Feed:
             f"torchcodec does not load: {reason} It needs FFmpeg's shared libraries (libavcodec and others), of a version "
             "that it knows"
         ) from None
-    return data_loader(torch_codec.make_views)
+    return data_loader(torchcodec_loader.make_views)
 
 
 def _require_decord() -> None:

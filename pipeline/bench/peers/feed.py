@@ -112,7 +112,7 @@ def steps_per_block(wanted: Wanted) -> int:
 
 def shuffled_by_ray(wanted: Wanted) -> Iterator[Fed]:
     """The peer of Ray Data, an epoch after the other: of the unlabeled videos, or of the steps if they are fewer."""
-    from pipeline.bench.peers.ray_data import shuffled_batches
+    from pipeline.bench.peers.ray_data_loader import shuffled_batches
 
     rows, plan = wanted.config.data.labeled_per_step, wanted.source.plan
     videos = len(plan.unlabeled) / plan.unlabeled_per_labeled if plan.unlabeled_per_labeled else len(plan.labeled)

@@ -11,7 +11,7 @@ from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 
 from pipeline.bench.peers.requests import Columns, VideoRequest
-from pipeline.bench.peers.tensors import view_of_frames
+from pipeline.bench.peers.tensor_views import view_of_frames
 from pipeline.clips.decode import Video, scaled_size
 from pipeline.clips.sampling import SLACK
 from pipeline.seeds import Floats

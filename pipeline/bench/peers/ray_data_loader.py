@@ -15,9 +15,9 @@ import ray.data
 import torch
 from torchvision.transforms.v2 import functional
 
-from pipeline.bench.peers.pictures import read_decord
 from pipeline.bench.peers.requests import Columns, VideoRequest, requests_of_row, row_numbers
-from pipeline.bench.peers.tensors import view_of_frames
+from pipeline.bench.peers.svformer_loader import read_decord
+from pipeline.bench.peers.tensor_views import view_of_frames
 from pipeline.clips.decode import scaled_size, window_corner
 from pipeline.clips.source import Source
 from pipeline.config import Config

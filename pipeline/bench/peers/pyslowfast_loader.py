@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.bench.peers.requests import VideoRequest, ViewRequest, one_by_one
-from pipeline.bench.peers.tensors import view_of_frames
+from pipeline.bench.peers.tensor_views import view_of_frames
 from pipeline.clips.decode import UInt8s
 from pipeline.clips.sampling import SLACK
 from pipeline.seeds import Floats
