@@ -1,0 +1,1 @@
+"""How a command finds or starts a Ray cluster, and what a run needs against what the cluster has."""

@@ -1,0 +1,1 @@
+"""What analysis found, as pages, tables and plots for readers."""

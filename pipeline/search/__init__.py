@@ -1,0 +1,1 @@
+"""Searches for good knobs: spaces, Optuna, population-based training."""
