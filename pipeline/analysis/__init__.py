@@ -1,1 +1,1 @@
-"""What the folders of many runs say, as numbers: comparisons, statistics, curves. Draws nothing; needs neither Ray nor torch."""
+"""What the folders of many runs say: comparisons, statistics, curves. Draws nothing, needs neither Ray nor torch."""
