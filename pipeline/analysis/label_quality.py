@@ -129,7 +129,7 @@ def _reduce(table: pa.Table) -> Said:
     num_classes = scores["primary"].shape[1]
     logs = np.mean([np.log(np.maximum(scores[name].astype(np.float64), 1e-30)) for name in STUDENTS], axis=0)
     mean = np.exp(logs - logs.max(axis=1, keepdims=True))
-    scores["mean"] = (mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)  # as methods/labels.py makes it
+    scores["mean"] = (mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)  # as methods/parts/pseudo_labels.py
     classes = {name: values.argmax(axis=1).astype(np.int64) for name, values in scores.items()}
     confidence = {name: values.max(axis=1) for name, values in scores.items()}
     return Said(steps, videos, labels, classes, confidence, num_classes)

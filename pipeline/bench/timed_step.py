@@ -15,8 +15,8 @@ from pipeline.clips.plan import worker_rows
 from pipeline.config import Config
 from pipeline.hardware import own_device, set_switches
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
-from pipeline.methods.passes import pass_views
-from pipeline.methods.precision import autocast
+from pipeline.methods.parts.forward import pass_views
+from pipeline.methods.parts.precision import autocast
 from pipeline.seeds import Ints
 from pipeline.stream.batches import to_batch
 from pipeline.training.checkpoints import checkpoint
@@ -60,7 +60,7 @@ class Ready:
         self.state.method.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.train.precision):
             passed = pass_views(self.state.students, self.views, self.weights, batch_norm)
-        logits = [said[0].float() for outputs in passed for said in outputs.values() if said[0].requires_grad]
+        logits = [one.logits.float() for outputs in passed for one in outputs.values() if one.logits.requires_grad]
         torch.stack([values.mean() for values in logits]).sum().backward()
 
     def views_alone(self) -> None:

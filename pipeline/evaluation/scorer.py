@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.protocol import WINDOWS
 from pipeline.hardware import own_device, set_switches
 from pipeline.methods import STUDENTS, build_students
-from pipeline.methods.precision import center_logits
+from pipeline.methods.parts.precision import center_logits
 
 BATCH_VIEWS = {"cuda": 64, "cpu": 8}
 """Views at once, by device, where ``evaluation.batch_views`` does not say. A GPU needs many to be busy."""

@@ -12,19 +12,20 @@ from pipeline.clips.modalities import check_modalities
 from pipeline.config import Config, MethodSection
 from pipeline.errors import UserError
 from pipeline.methods.actnetformer import ActNetFormer
-from pipeline.methods.batch_views import make_views, make_views_of_parts
 from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
-from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views, term_weights
 from pipeline.methods.ltg import LTG
 from pipeline.methods.mvpl import MvPL
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, UnlabeledViews, Views, term_weights
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.step_views import make_views, make_views_of_parts
 from pipeline.methods.supervised import Supervised
 from pipeline.methods.svformer import SVFormer
 from pipeline.methods.tcl import TCL
 from pipeline.students import Student, build_student, load_weights
 
 __all__ = [
-    "METHODS", "STUDENTS", "LossWeights", "Method", "Setup", "Views",
+    "METHODS", "STUDENTS", "LossWeights", "Method", "Setup", "UnlabeledViews", "Views",
     "build_method", "build_students", "first_unlabeled_step", "loss_weights", "make_views",
     "make_views_of_parts",
 ]  # fmt: skip

@@ -9,42 +9,48 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.features import ContrastFeatures, zero_of
-from pipeline.methods.inputs import LossWeights, Method, Setup, Views
-from pipeline.methods.labels import PseudoLabels
-from pipeline.methods.monitors import alignment_monitors, student_monitors
-from pipeline.methods.parts import contrast_term, pseudo_label_terms, results, supervised_terms, total
-from pipeline.methods.passes import pass_views
+from pipeline.methods.parts.contrast_features import ContrastFeatures
+from pipeline.methods.parts.inputs import LossWeights, Setup, Step
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.monitors import alignment_monitors, label_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
+from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_losses, results, total
 
 
 class ActNetFormer(Method):
-    """L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca."""
+    """L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca, with Z the primary student and A the auxiliary one."""
 
     TERMS = ("pseudo_label", "contrast")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__(students)
-        self.section = setup.method
+        super().__init__(students, setup)
         self.features = ContrastFeatures(students, setup)
         self.labels = PseudoLabels(students, setup, source="other")
 
-    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """``loss``, with gradient, and the parts and monitors of metrics.jsonl, without gradient, unweighted.
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """The paper's figure, arrow by arrow. ``step`` holds both students' outputs for all views, and Ls."""
+        unlabeled, hidden = step.unlabeled, step.unlabeled.hidden_labels
 
-        The accuracy of kept labels comes as two counts: ``kept_correct/A_to_B`` of ``kept/A_to_B``, the kept clips whose
-        hidden label is known; their sums over steps and workers keep the quotient exact, where means would not.
-        Steps whose weights are all 0 skip the unlabeled passes; every parameter still gets a gradient, from the labels.
-        """
-        self.labels.follow(self.students)
-        labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
-        supervised = supervised_terms(labeled, views)
-        if views.weak is None or views.hidden_labels is None or not weak:
-            return results(weights.supervised * total(supervised) + zero_of(self.students), supervised)
-        labels = self.labels(self.labels.say(weak, views.weak), views)
-        pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
-        features = self.features(self.students, weak)
-        contrast = contrast_term(features, self.section, len(views.hidden_labels))
-        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast
-        watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features, len(views.hidden_labels))
-        watched |= self.features.gradients(labeled, weak, strong)
-        return results(loss + zero_of(self.students), supervised, pseudo_label, masks, {"contrast_loss": contrast}, watched)
+        # What each student predicts of its weak view: softmax, behind a stop-gradient.
+        with torch.no_grad():
+            probabilities = self.labels.predict_probabilities(step.weak, unlabeled.weak)
+            # The threshold: the most probable class is a label, which counts where its probability is at least tau.
+            labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
+
+        # The exchange: the primary learns the auxiliary's labels, and the auxiliary the primary's.
+        exchange = self.labels.labelers  # {"primary": "auxiliary", "auxiliary": "primary"}, if the knobs are the paper's
+        given = {learner: labels[labeler] for learner, labeler in exchange.items()}
+
+        # Lu_Z and Lu_A: each student's strong view learns the label that it was given.
+        pseudo_label = pseudo_label_losses(step.strong, given)
+
+        # Lca: both students' weak views of one video attract, those of different videos repel; no stop-gradient.
+        features = self.features(self.students, step.weak)
+        contrast = contrast_loss(features, self.section, videos=len(hidden))
+
+        loss = weights.supervised * total(step.supervised)
+        loss = loss + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast
+
+        watched = label_monitors(given, exchange, hidden) | alignment_monitors(features, len(hidden))
+        watched |= self.features.gradients(step.labeled, step.weak, step.strong)
+        return results(loss, step.supervised, pseudo_label, {"contrast_loss": contrast}, watched)

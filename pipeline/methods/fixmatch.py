@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
-from pipeline.methods.inputs import LossWeights, Method, Setup, Views
-from pipeline.methods.labels import PseudoLabels, Source
-from pipeline.methods.monitors import student_monitors
-from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
-from pipeline.methods.passes import pass_views
+from pipeline.methods.parts.inputs import LossWeights, Setup, Step
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels, Source
+from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
 
 class FixMatch(Method):
@@ -24,18 +23,13 @@ class FixMatch(Method):
     SOURCE: ClassVar[Source] = "self"
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__(students)
-        self.section = setup.method
+        super().__init__(students, setup)
         self.labels = PseudoLabels(students, setup, self.SOURCE)
 
-    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """``loss``, with gradient, and the parts and monitors of metrics.jsonl, without gradient, unweighted."""
-        self.labels.follow(self.students)
-        labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
-        supervised = supervised_terms(labeled, views)
-        if views.weak is None or views.hidden_labels is None or not weak:
-            return results(weights.supervised * total(supervised), supervised)
-        labels = self.labels(self.labels.say(weak, views.weak), views)
-        pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
-        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
-        return results(loss, supervised, pseudo_label, masks, student_monitors(weak, views.hidden_labels))
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """What a student is sure of on its weak views it learns on its strong ones."""
+        given = self.labels.give(step)
+        pseudo_label = pseudo_label_losses(step.strong, given)
+        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
+        watched = label_monitors(given, self.labels.labelers, step.unlabeled.hidden_labels)
+        return results(loss, step.supervised, pseudo_label, watched)

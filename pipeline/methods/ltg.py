@@ -7,16 +7,15 @@ equal networks); set ``contrast_features: projection``, ``contrast_negatives: cr
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from pipeline.methods.features import ContrastFeatures, zero_of
-from pipeline.methods.inputs import LossWeights, Method, Setup, Views
-from pipeline.methods.labels import PseudoLabels
-from pipeline.methods.losses import alignment_loss
-from pipeline.methods.monitors import alignment_monitors, student_monitors
-from pipeline.methods.parts import contrast_term, pseudo_label_terms, results, supervised_terms, total
-from pipeline.methods.passes import pass_views
+from pipeline.methods.parts.contrast_features import ContrastFeatures
+from pipeline.methods.parts.inputs import LossWeights, Setup, Step
+from pipeline.methods.parts.losses import alignment_loss
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.monitors import alignment_monitors, label_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
+from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_losses, results, total
 
 
 class LTG(Method):
@@ -25,25 +24,20 @@ class LTG(Method):
     TERMS = ("pseudo_label", "contrast", "alignment")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__(students)
-        self.section = setup.method
+        super().__init__(students, setup)
         self.features = ContrastFeatures(students, setup)
         self.labels = PseudoLabels(students, setup, source="mean")
 
-    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """``loss``, with gradient, and the parts and monitors of metrics.jsonl, without gradient, unweighted."""
-        self.labels.follow(self.students)
-        labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
-        supervised = supervised_terms(labeled, views)
-        if views.weak is None or views.hidden_labels is None or not weak:
-            return results(weights.supervised * total(supervised) + zero_of(self.students), supervised)
-        labels = self.labels(self.labels.say(weak, views.weak), views)
-        pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
-        features = self.features(self.students, weak)
-        contrast = contrast_term(features, self.section, len(views.hidden_labels))
-        aligned = alignment_loss(features["primary"], features["auxiliary"])
-        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
-        loss = loss + weights.contrast * contrast + weights.alignment * aligned + zero_of(self.students)
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """One label for both students from the mean of their logits; contrast and alignment of their weak views."""
+        hidden = step.unlabeled.hidden_labels
+        given = self.labels.give(step)
+        pseudo_label = pseudo_label_losses(step.strong, given)
+        features = self.features(self.students, step.weak)
+        contrast = contrast_loss(features, self.section, videos=len(hidden))
+        aligned = alignment_loss(features["primary"], features["auxiliary"])  # stop-gradient to the auxiliary's
+        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = loss + weights.contrast * contrast + weights.alignment * aligned
         parts = {"contrast_loss": contrast, "alignment_loss": aligned}
-        watched = student_monitors(weak, views.hidden_labels) | alignment_monitors(features, len(views.hidden_labels))
-        return results(loss, supervised, pseudo_label, parts, masks, watched)
+        watched = label_monitors(given, self.labels.labelers, hidden) | alignment_monitors(features, len(hidden))
+        return results(loss, step.supervised, pseudo_label, parts, watched)

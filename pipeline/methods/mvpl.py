@@ -11,11 +11,12 @@ from torch import nn
 
 from pipeline.clips.modalities import Modality, derive
 from pipeline.errors import UserError
-from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Outputs, Setup, Views
-from pipeline.methods.labels import Labels, PseudoLabels
-from pipeline.methods.monitors import Monitors, student_monitors
-from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
-from pipeline.methods.passes import frozen_statistics
+from pipeline.methods.parts.forward import frozen_statistics
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Setup, Step, Views
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
+from pipeline.methods.parts.terms import Losses, Results, pseudo_label_losses, results, total
 
 
 class MvPL(Method):
@@ -24,53 +25,62 @@ class MvPL(Method):
     TERMS = ("pseudo_label",)
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__(students)
+        super().__init__(students, setup)
         for name in STUDENTS:
             if (seen := getattr(setup.config, name).clip.modality) != "rgb":
                 raise UserError(f"{name}.clip.modality={seen}: mvpl derives modalities itself; set rgb, and method.modalities")
-        self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="self")
 
-    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """``loss``, with gradient, and parts and monitors without: the modalities' means; ``supervised_loss`` of each, too."""
-        self.labels.follow(self.students)
-        labeled = {kind: supervised_terms(self._see(views.labeled, kind), views) for kind in self.section.modalities}
-        supervised = _mean(labeled)
-        each = {f"{key}/{kind}": value for kind, terms in labeled.items() for key, value in terms.items()}
-        if views.weak is None or views.strong is None or views.hidden_labels is None or not weights.use_unlabeled:
-            return results(weights.supervised * total(supervised), supervised, each)
+    def run_students(self, views: Views, weights: LossWeights) -> tuple[Outputs, Outputs, Outputs]:
+        """Outputs by ``student`` for RGB, by ``student/modality`` for what is derived of it; weak views without gradient."""
+        labeled = self._see_modalities(views.labeled)
+        if views.unlabeled is None or not self.counts_unlabeled(views, weights):
+            return labeled, {}, {}
         with torch.no_grad():
-            weak = {kind: self._see(views.weak, kind) for kind in self.section.modalities}
-            labels = self._label(weak, views)
-        pseudo_label: dict[Modality, Monitors] = {}
-        masks: Monitors = {}
-        for kind in self.section.modalities:
-            pseudo_label[kind], masks = pseudo_label_terms(self._see(views.strong, kind, True), labels, views.hidden_labels)
-        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(_mean(pseudo_label))
-        watched = student_monitors(weak["rgb"], views.hidden_labels)
-        return results(loss, supervised, each, _mean(pseudo_label), masks, watched)
+            weak = self._see_modalities(views.unlabeled.weak)
+        return labeled, weak, self._see_modalities(views.unlabeled.strong, strong=True)
 
-    def _label(self, weak: dict[Modality, Outputs], views: Views) -> dict[str, Labels]:
-        assert views.weak is not None
-        said = []
-        for kind in self.section.modalities:
-            seen = {name: derive(views.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
-            said.append(self.labels.say(weak[kind], seen))
-        mean = {name: torch.stack([p[name] for p in said]).mean(dim=0) for name in STUDENTS}
-        found: dict[str, Labels] = self.labels(mean, views)
-        return found
+    def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
+        """The means over modalities, and ``supervised_loss/{student}/{modality}``."""
+        each = {kind: super(MvPL, self).supervised_losses(_of(labeled, kind), views) for kind in self.section.modalities}
+        return _mean(each) | {f"{key}/{kind}": value for kind, terms in each.items() for key, value in terms.items()}
 
-    def _see(self, clips: dict[str, torch.Tensor], kind: Modality, strong: bool = False) -> Outputs:
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """The mean of what a student predicts of all modalities labels its strong view in each of them."""
+        unlabeled, modalities = step.unlabeled, self.section.modalities
+        with torch.no_grad():
+            predicted = []
+            for kind in modalities:
+                seen = {name: derive(unlabeled.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
+                predicted.append(self.labels.predict_probabilities(_of(step.weak, kind), seen))
+            probabilities = {name: torch.stack([p[name] for p in predicted]).mean(dim=0) for name in STUDENTS}
+            labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
+        given = {learner: labels[labeler] for learner, labeler in self.labels.labelers.items()}
+        pseudo_label = _mean({kind: pseudo_label_losses(_of(step.strong, kind), given) for kind in modalities})
+        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
+        watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
+        return results(loss, step.supervised, pseudo_label, watched)
+
+    def _see_modalities(self, clips: dict[str, torch.Tensor], strong: bool = False) -> Outputs:
         outputs: Outputs = {}
-        for name in STUDENTS:
-            student = self.students[name]
-            if strong or kind != "rgb":
-                with frozen_statistics(student):
-                    outputs[name] = student(derive(clips[name], kind))
-            else:
-                outputs[name] = student(clips[name])
+        for kind in self.section.modalities:
+            for name in STUDENTS:
+                student = self.students[name]
+                if strong or kind != "rgb":
+                    with frozen_statistics(student):
+                        outputs[_key(name, kind)] = Output(*student(derive(clips[name], kind)))
+                else:
+                    outputs[name] = Output(*student(clips[name]))
         return outputs
 
 
-def _mean(terms: dict[Modality, Monitors]) -> Monitors:
+def _key(name: str, kind: Modality) -> str:
+    return name if kind == "rgb" else f"{name}/{kind}"
+
+
+def _of(outputs: Outputs, kind: Modality) -> Outputs:
+    return {name: outputs[_key(name, kind)] for name in STUDENTS}
+
+
+def _mean(terms: dict[Modality, Losses]) -> Losses:
     return {key: torch.stack([part[key] for part in terms.values()]).mean() for key in next(iter(terms.values()))}

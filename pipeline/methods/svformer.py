@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
-from pipeline.methods.labels import PseudoLabels
-from pipeline.methods.losses import consistency_loss
-from pipeline.methods.monitors import student_monitors
-from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
-from pipeline.methods.passes import frozen_statistics, pass_views
+from pipeline.methods.parts.forward import frozen_statistics
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
+from pipeline.methods.parts.losses import consistency_loss
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
+from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
 
 class SVFormer(Method):
@@ -23,28 +24,29 @@ class SVFormer(Method):
     TERMS = ("pseudo_label", "mix")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__(students)
-        self.section = setup.method
+        super().__init__(students, setup)
         self.labels = PseudoLabels(students, setup, source="ema")
 
-    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """``loss``, with gradient, and the parts and monitors of metrics.jsonl, without gradient, unweighted."""
-        self.labels.follow(self.students)
-        labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
-        supervised = supervised_terms(labeled, views)
-        if views.weak is None or views.strong is None or views.hidden_labels is None or not weak:
-            return results(weights.supervised * total(supervised), supervised)
-        said = self.labels.say(weak, views.weak)
-        pseudo_label, masks = pseudo_label_terms(strong, self.labels(said, views), views.hidden_labels)
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """A student's strong views learn its teacher's labels; mixed ones learn its probabilities, mixed likewise."""
+        unlabeled = step.unlabeled
+        with torch.no_grad():
+            probabilities = self.labels.predict_probabilities(step.weak, unlabeled.weak)
+            labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
+        given = {learner: labels[labeler] for learner, labeler in self.labels.labelers.items()}
+        pseudo_label = pseudo_label_losses(step.strong, given)
         mixed = {}
         for name in STUDENTS:
-            clips, shares = mix_tubes(views.strong[name], self.section.mix_patch, self.section.mix_concentration)
-            targets = shares[:, None] * said[name] + (1 - shares[:, None]) * said[name].roll(1, dims=0)
+            clips, shares = mix_tubes(unlabeled.strong[name], self.section.mix_patch, self.section.mix_concentration)
+            own = probabilities[name]
+            targets = shares[:, None] * own + (1 - shares[:, None]) * own.roll(1, dims=0)
             with torch.set_grad_enabled(weights.mix > 0), frozen_statistics(self.students[name]):
                 logits = self.students[name](clips)[0]
             mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix_consistency)
-        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label) + weights.mix * total(mixed)
-        return results(loss, supervised, pseudo_label, mixed, masks, student_monitors(weak, views.hidden_labels))
+        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = loss + weights.mix * total(mixed)
+        watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
+        return results(loss, step.supervised, pseudo_label, mixed, watched)
 
 
 def mix_tubes(clips_NCTHW: torch.Tensor, patch: int, concentration: float) -> tuple[torch.Tensor, torch.Tensor]:

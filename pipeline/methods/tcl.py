@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.methods.inputs import STUDENTS, LossWeights, Method, Setup, Views
-from pipeline.methods.labels import PseudoLabels
-from pipeline.methods.losses import contrast_loss, group_contrast_loss
-from pipeline.methods.monitors import student_monitors
-from pipeline.methods.parts import pseudo_label_terms, results, supervised_terms, total
-from pipeline.methods.passes import pass_views
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
+from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss
+from pipeline.methods.parts.method import Method
+from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
+from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
 
 class TCL(Method):
@@ -25,7 +25,7 @@ class TCL(Method):
     TERMS = ("contrast", "group_contrast", "pseudo_label")
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
-        super().__init__(students)
+        super().__init__(students, setup)
         for name in STUDENTS:
             student = getattr(setup.config, name)
             tubelet, slow = getattr(student.network, "tubelet", 1), -(-student.clip.frames // 2)
@@ -34,27 +34,22 @@ class TCL(Method):
                     f"{name}.network.tubelet={tubelet}: tcl's slow clip has {slow} of {student.clip.frames} frames; set it to "
                     f"{slow} or less, or raise {name}.clip.frames"
                 )
-        self.section = setup.method
         self.labels = PseudoLabels(students, setup, source="self")
 
-    def forward(self, views: Views, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """``loss``, with gradient, and the parts and monitors of metrics.jsonl, without gradient, unweighted."""
-        self.labels.follow(self.students)
-        labeled, weak, strong = pass_views(self.students, views, weights, self.section.batch_norm)
-        supervised = supervised_terms(labeled, views)
-        if views.weak is None or views.hidden_labels is None or not weak:
-            return results(weights.supervised * total(supervised), supervised)
-        labels = self.labels(self.labels.say(weak, views.weak), views)
-        pseudo_label, masks = pseudo_label_terms(strong, labels, views.hidden_labels)
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """FixMatch's pseudo-labels; contrast of each weak view with every second frame of itself, of clips and of classes."""
+        unlabeled = step.unlabeled
+        given = self.labels.give(step)
+        pseudo_label = pseudo_label_losses(step.strong, given)
         contrast, groups = {}, {}
         for name in STUDENTS:
-            fast = weak[name][0].float().softmax(dim=1)
+            fast = step.weak[name].logits.float().softmax(dim=1)
             with torch.set_grad_enabled(weights.weak_gradient):
-                slow = self.students[name](views.weak[name][:, :, ::2])[0].float().softmax(dim=1)
+                slow = self.students[name](unlabeled.weak[name][:, :, ::2])[0].float().softmax(dim=1)
             temperature = self.section.contrast_temperature
             contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, temperature, self.section.contrast_negatives)
             groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, temperature)
-        loss = weights.supervised * total(supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * total(contrast) + weights.group_contrast * total(groups)
-        watched = student_monitors(weak, views.hidden_labels)
-        return results(loss, supervised, pseudo_label, contrast, groups, masks, watched)
+        watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
+        return results(loss, step.supervised, pseudo_label, contrast, groups, watched)

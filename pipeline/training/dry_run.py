@@ -13,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.clips.plan import Plan, largest_share
 from pipeline.clips.sampling import describe_clip
 from pipeline.config import Config
-from pipeline.methods import STUDENTS, LossWeights, Views, build_method, first_unlabeled_step, loss_weights
-from pipeline.methods.precision import autocast
+from pipeline.methods import STUDENTS, LossWeights, UnlabeledViews, Views, build_method, first_unlabeled_step, loss_weights
+from pipeline.methods.parts.precision import autocast
 from pipeline.stream.batches import make_deal
 from pipeline.training.loop import part_shares
 from pipeline.training.model_options import blocks_of, equip
@@ -125,7 +125,7 @@ def _views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:
     if not number:
         return Views(clips(rows), labels)
     numbers = torch.zeros(number, dtype=torch.int64)
-    return Views(clips(rows), labels, clips(number), clips(number), numbers, numbers, config.method.label_smoothing)
+    return Views(clips(rows), labels, UnlabeledViews(clips(number), clips(number), numbers, numbers))
 
 
 def activations(method: Any, views: Views, config: Config) -> dict[str, int]:
@@ -156,7 +156,8 @@ def activations(method: Any, views: Views, config: Config) -> dict[str, int]:
 
 
 def _all_views(views: Views) -> list[torch.Tensor]:
-    return [clips for kind in (views.labeled, views.weak, views.strong) if kind for clips in kind.values()]
+    unlabeled = (views.unlabeled.weak, views.unlabeled.strong) if views.unlabeled else ()
+    return [clips for kind in (views.labeled, *unlabeled) for clips in kind.values()]
 
 
 def _others(method: nn.Module) -> list[torch.Tensor]:

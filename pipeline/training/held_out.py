@@ -14,7 +14,7 @@ from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
 from pipeline.errors import UserError, first_few
 from pipeline.manifest.verify import missing_files, spread
-from pipeline.methods.precision import center_logits
+from pipeline.methods.parts.precision import center_logits
 from pipeline.processes.isolation import num_cores
 from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead

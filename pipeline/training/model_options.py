@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import TrainSection
 from pipeline.methods import Method
-from pipeline.methods.averages import move_towards
-from pipeline.methods.passes import frozen_statistics
+from pipeline.methods.parts.ema import move_towards
+from pipeline.methods.parts.forward import frozen_statistics
 from pipeline.training.sync_batch_norm import synchronize_norms
 
 
@@ -40,7 +40,7 @@ def equip(method: Method, train: TrainSection) -> Method:
     return made
 
 
-def follow(method: nn.Module, students: nn.ModuleDict, decay: float | None, step: int) -> None:
+def update_ema(method: nn.Module, students: nn.ModuleDict, decay: float | None, step: int) -> None:
     """Move the running means of the students' weights, ``averages``, after a step (from 0); statistics are copied."""
     averages = getattr(method, "averages", None)
     if averages is None or decay is None:

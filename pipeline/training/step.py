@@ -13,14 +13,14 @@ from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import shares
+from pipeline.collectives import set_shares
 from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
-from pipeline.methods.monitors import SCORES
-from pipeline.methods.precision import autocast
-from pipeline.methods.workers import set_shares
+from pipeline.methods.parts.monitors import SCORES
+from pipeline.methods.parts.precision import autocast
 from pipeline.seeds import hash64
 from pipeline.training.checkpoints.checkpoint import TrainState
-from pipeline.training.model_options import follow
+from pipeline.training.model_options import update_ema
 from pipeline.training.optimizer import clip_gradient, set_lr
 from pipeline.training.schedule import lr_factor
 
@@ -125,7 +125,7 @@ def _update(state: TrainState, config: Config) -> Results:
         norms[f"gradient_norm/{name}"] = norm
     if state.scaler is not None:
         state.scaler.update()
-    follow(state.method, state.students, config.train.ema_decay, state.step)
+    update_ema(state.method, state.students, config.train.ema_decay, state.step)
     return norms
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.methods.workers import sizes, world
+from pipeline.collectives import sizes, world
 
 
 def synchronize_norms(method: nn.Module) -> nn.Module:

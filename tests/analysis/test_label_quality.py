@@ -22,8 +22,8 @@ from pipeline.analysis.label_quality import SOURCES, STUDENTS, Said, compare, la
 from pipeline.analysis.run_reader import read_run
 from pipeline.config import Config
 from pipeline.methods import build_method
-from pipeline.methods.inputs import Setup, Views
-from pipeline.methods.labels import PseudoLabels
+from pipeline.methods.parts.inputs import Setup
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.report.report import write_report
 from pipeline.report.sections import label_tables
 from pipeline.report.sections.label_section import label_sections, own_thresholds
@@ -144,8 +144,8 @@ def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {name: (3 * torch.randn(50, 4, generator=generator)).softmax(dim=1) for name in STUDENTS}
     hidden = torch.randint(-1, 4, (50,), generator=generator)
-    views = Views({}, torch.zeros(1, dtype=torch.int64), {}, {}, hidden, torch.arange(50))
-    wanted = PseudoLabels(students, Setup(config, 4), source="mean")(scores, views)["primary"]
+    labels = PseudoLabels(students, Setup(config, 4), source="mean")
+    wanted = labels.apply_thresholds(scores, torch.arange(50), torch.zeros(1, dtype=torch.int64))["mean"]
 
     write_scores(tmp_path, hidden, scores)
     said, problems = read_said(tmp_path)

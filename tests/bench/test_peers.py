@@ -62,11 +62,12 @@ PEERS = {
 
 
 def _feed(name: str, source: Source, config: Config, rows: list[int]) -> Fed:
-    return fed_by(default_collate([PEERS[name](source, config, row) for row in rows]), config, torch.device("cpu"))
+    return fed_by(default_collate([PEERS[name](source, config, row) for row in rows]), torch.device("cpu"))
 
 
 def _kinds(views: Views) -> dict[str, torch.Tensor]:
-    kinds = {"labeled": views.labeled, "weak": views.weak or {}, "strong": views.strong or {}}
+    assert views.unlabeled is not None
+    kinds = {"labeled": views.labeled, "weak": views.unlabeled.weak, "strong": views.unlabeled.strong}
     return {f"{name}/{kind}": of[name] for kind, of in kinds.items() for name in of}
 
 
@@ -81,8 +82,10 @@ def test_a_peer_delivers_the_views_of_our_own_loader(name: str, tiny: Path) -> N
     assert fed.views is not None
     for column in ("rows", "videos", "labels"):
         assert torch.equal(getattr(fed.batch, column), getattr(batch, column))
-    for column in ("labels", "hidden_labels", "videos"):
-        assert torch.equal(getattr(fed.views, column), getattr(ours, column))
+    assert fed.views.unlabeled is not None and ours.unlabeled is not None
+    assert torch.equal(fed.views.labels, ours.labels)
+    for column in ("hidden_labels", "videos"):
+        assert torch.equal(getattr(fed.views.unlabeled, column), getattr(ours.unlabeled, column))
     theirs, own = _kinds(fed.views), _kinds(ours)
     assert set(theirs) == set(own) and len(own) == 6
     for view, values in own.items():

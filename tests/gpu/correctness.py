@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.clips.views import strong_views, weak_views
 from pipeline.config import Config, TrainSection
 from pipeline.hardware import set_switches
-from pipeline.methods import METHODS, STUDENTS, Views, build_method, loss_weights, make_views
+from pipeline.methods import METHODS, STUDENTS, UnlabeledViews, Views, build_method, loss_weights, make_views
 from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.students.slow_resnet import FramePool
 from pipeline.training.checkpoints import checkpoint
@@ -255,13 +255,14 @@ def _losses_and_gradients(
     """By name, in float64 on the CPU; and the smallest difference of the two largest probabilities of an unlabeled clip."""
     method = _well_conditioned(config).to(device, dtype)
 
-    def there(clips: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        assert clips is not None
+    def there(clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value.to(device, dtype) for name, value in clips.items()}
 
-    assert views.hidden_labels is not None and views.videos is not None
-    moved = Views(there(views.labeled), views.labels.to(device), there(views.weak), there(views.strong),
-                  views.hidden_labels.to(device), views.videos.to(device))  # fmt: skip
+    unlabeled = views.unlabeled
+    assert unlabeled is not None
+    moved = Views(there(views.labeled), views.labels.to(device), UnlabeledViews(
+        there(unlabeled.weak), there(unlabeled.strong), unlabeled.hidden_labels.to(device), unlabeled.videos.to(device)
+    ))  # fmt: skip
     with WithoutKinks(), torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
         results = method(moved, loss_weights(config.method, 10**6))
     results["loss"].backward()

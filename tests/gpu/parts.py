@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.config import Config
 from pipeline.hardware import set_switches
 from pipeline.methods import Views, loss_weights, make_views, make_views_of_parts
-from pipeline.methods.passes import pass_views
-from pipeline.methods.precision import autocast
+from pipeline.methods.parts.forward import pass_views
+from pipeline.methods.parts.precision import autocast
 from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.training.monitoring.profiling import is_of_gpu
 from tests.gpu.setting import Setting, make_batch, make_setting, on_host
@@ -68,7 +68,7 @@ def check_parts(device: torch.device, config: Config, steps: int, warm_up: int) 
         setting.state.method.zero_grad(set_to_none=True)
         with autocast(device, config.train.precision):
             passed = pass_views(setting.state.students, views, weights, config.method.batch_norm)
-        logits = [said[0].float() for outputs in passed for said in outputs.values() if said[0].requires_grad]
+        logits = [one.logits.float() for outputs in passed for one in outputs.values() if one.logits.requires_grad]
         torch.stack([values.mean() for values in logits]).sum().backward()
 
     networks = time_steps(bare, device, steps, warm_up)

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from pipeline.config import Config
 from pipeline.methods import STUDENTS
-from pipeline.methods.precision import PRECISIONS
+from pipeline.methods.parts.precision import PRECISIONS
 from tests.gpu.setting import CLASSES
 from tests.gpu.timing import time_steps
 

@@ -125,7 +125,7 @@ def test_the_views_of_a_step_are_those_of_training(tiny: Path) -> None:
         for student in ("primary", "auxiliary"):
             assert views.labeled[student][0].equal(trained.labeled[student][number])
             for kind in ("weak", "strong"):
-                mine, theirs = getattr(views, kind)[student], getattr(trained, kind)[student]
+                mine, theirs = getattr(views.unlabeled, kind)[student], getattr(trained.unlabeled, kind)[student]
                 assert mine.equal(theirs[2 * number : 2 * number + 2])
 
 

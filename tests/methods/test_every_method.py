@@ -14,11 +14,11 @@ import torch
 from pipeline.config import ClipSection, Config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, loss_weights, make_views
-from pipeline.methods.features import paired_moments
+from pipeline.methods.parts.contrast_features import paired_moments
 from pipeline.methods.svformer import mix_tubes
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.optimizer import build_optimizer
-from tests.methods.test_losses import slow_contrast
+from tests.methods.parts.test_losses import slow_contrast
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config, trained
 
 FULL = LossWeights(2.0, 2.0, 1.0, 1.0, 2.0)
@@ -115,11 +115,11 @@ def test_no_gradient_into_who_gives_the_label(name: str, source: str, labels: di
     """Losses from labels alone, beside a weight that no term of the method has, which gives the weak passes a gradient."""
     method, config = built(name, labels={"source": source, **labels}), config_of(name)
     views = views_of(config)
-    leaves = {key: clips.requires_grad_() for key, clips in views.weak.items()}
+    leaves = {key: clips.requires_grad_() for key, clips in views.unlabeled.weak.items()}
     other = "alignment" if name != "ltg" else "group_contrast"
     weights = LossWeights(pseudo_label=1.0, mix=1.0, **{other: 1.0})
     assert weights.weak_gradient
-    method(replace(views, weak=leaves), weights)["loss"].backward()
+    method(replace(views, unlabeled=replace(views.unlabeled, weak=leaves)), weights)["loss"].backward()
     assert all(clips.grad is None or not clips.grad.any() for clips in leaves.values())
 
 
@@ -289,7 +289,7 @@ def test_frame_level_contrast_equals_the_one_of_hand_picked_frames(kind: str) ->
     for name, frames in {"primary": (1, 2), "auxiliary": (0, 3)}.items():
         student = method.students[name]
         with torch.no_grad():
-            seen = student(views.weak[name])[1]
+            seen = student(views.unlabeled.weak[name])[1]
             seen = torch.stack([seen[video, frame] for video in range(8) for frame in frames])
             picked[name] = student.projection(seen) if kind == "projection" else student.head(seen).softmax(dim=1)
     wanted = slow_contrast(picked["primary"], picked["auxiliary"], 0.5, moments=2)

@@ -9,11 +9,12 @@ from torch import nn
 
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
-from pipeline.methods import LossWeights, Views, build_method
-from pipeline.methods.labels import Labels
-from pipeline.methods.losses import contrast_loss, group_contrast_loss, pseudo_label_loss, supervised_loss
-from pipeline.methods.monitors import label_monitors, student_monitors
-from pipeline.methods.parts import pseudo_label_terms
+from pipeline.methods import LossWeights, UnlabeledViews, Views, build_method
+from pipeline.methods.parts.inputs import Output, Step
+from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss, pseudo_label_loss, supervised_loss
+from pipeline.methods.parts.monitors import direction_monitors, student_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabel
+from pipeline.methods.parts.terms import pseudo_label_losses
 from pipeline.methods.svformer import mix_tubes
 
 FULL = LossWeights(2.0, 2.0)
@@ -48,7 +49,13 @@ def _views(labeled: int = 3, unlabeled: int = 6, size: int = 16, frames: int = 2
         return {name: torch.randn(number, 3, frames, size, size, generator=generator) for name in ("primary", "auxiliary")}
 
     numbers = torch.arange(unlabeled)
-    return Views(clips(labeled), torch.arange(labeled) % 5, clips(unlabeled), clips(unlabeled), numbers % 5, numbers)
+    labels = torch.arange(labeled) % 5
+    return Views(clips(labeled), labels, UnlabeledViews(clips(unlabeled), clips(unlabeled), numbers % 5, numbers))
+
+
+def _unlabeled(views: Views) -> UnlabeledViews:
+    assert views.unlabeled is not None
+    return views.unlabeled
 
 
 def _without_gradient(method: nn.Module) -> list[str]:
@@ -75,8 +82,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(batch_norm: str) -> None:
 @pytest.mark.parametrize("batch_norm", ["separate", "joint"])
 def test_parts_equal_their_definition(batch_norm: str) -> None:
     method, views = _method(batch_norm=batch_norm), _views()
-    assert views.weak is not None and views.strong is not None
-    weak = {name: method.students[name](views.weak[name])[0] for name in method.students}
+    weak = {name: method.students[name](_unlabeled(views).weak[name])[0] for name in method.students}
     threshold = float(torch.cat(list(weak.values())).softmax(1).amax(1).detach().median())
     method = _method(batch_norm=batch_norm, confidence_threshold=threshold + 1e-4)
     results = method(views, FULL)
@@ -84,7 +90,7 @@ def test_parts_equal_their_definition(batch_norm: str) -> None:
     for teacher, learner in (("primary", "auxiliary"), ("auxiliary", "primary")):
         confidence, labels = weak[teacher].detach().softmax(1).max(1)
         keep = confidence >= threshold + 1e-4
-        wanted = pseudo_label_loss(method.students[learner](views.strong[learner])[0], labels, keep)
+        wanted = pseudo_label_loss(method.students[learner](_unlabeled(views).strong[learner])[0], labels, keep)
         assert torch.allclose(results[f"pseudo_label_loss/{learner}"], wanted, atol=1e-5)
         assert results[f"mask_rate/{teacher}_to_{learner}"] == keep.float().mean()
     wanted = contrast_loss(weak["primary"].softmax(1), weak["auxiliary"].softmax(1), 0.5)
@@ -101,10 +107,10 @@ def _far_apart(method: nn.Module) -> nn.Module:
 @torch.no_grad()
 def test_mean_labels_are_the_softmax_of_mean_logits() -> None:
     method, views = _far_apart(_method(labels={"source": "mean", "hard": False})), _views()
-    weak = [method.students[name](views.weak[name])[0] for name in method.students]
+    weak = [method.students[name](_unlabeled(views).weak[name])[0] for name in method.students]
     for name, student in method.students.items():
         losses = [
-            pseudo_label_loss(student(views.strong[name])[0], targets, torch.ones(6))
+            pseudo_label_loss(student(_unlabeled(views).strong[name])[0], targets, torch.ones(6))
             for targets in (((weak[0] + weak[1]) / 2).softmax(1), (weak[0].softmax(1) + weak[1].softmax(1)) / 2)
         ]
         assert not torch.allclose(*losses, rtol=1e-3)
@@ -119,8 +125,8 @@ def test_svformers_targets_are_mixed_as_its_clips_are() -> None:
     results = method(views, FULL)
     torch.manual_seed(3)
     for name, student in method.students.items():
-        said = method.labels.teachers[name](views.weak[name])[0].softmax(1)
-        clips, shares = mix_tubes(views.strong[name], 4, 10.0)
+        said = method.labels.teachers[name](_unlabeled(views).weak[name])[0].softmax(1)
+        clips, shares = mix_tubes(_unlabeled(views).strong[name], 4, 10.0)
         squares = [
             (student(clips[i : i + 1])[0].softmax(1)[0] - shares[i] * said[i] - (1 - shares[i]) * said[i - 1]).square().sum()
             for i in range(6)
@@ -133,7 +139,7 @@ def test_tcls_slow_clip_is_every_second_frame_of_the_fast_one() -> None:
     method, views = _far_apart(_method(name="tcl")), _views(frames=4)
     results = method(views, FULL)
     for name, student in method.students.items():
-        fast, slow = (student(views.weak[name][:, :, frames])[0].softmax(1) for frames in ([0, 1, 2, 3], [0, 2]))
+        fast, slow = (student(_unlabeled(views).weak[name][:, :, frames])[0].softmax(1) for frames in ([0, 1, 2, 3], [0, 2]))
         assert torch.allclose(results[f"contrast_loss/{name}"], contrast_loss(fast, slow, 0.5), rtol=1e-4)
         assert torch.allclose(results[f"group_contrast_loss/{name}"], group_contrast_loss(fast, slow, 0.5), rtol=1e-4)
 
@@ -144,7 +150,7 @@ def test_mvpls_label_is_the_mean_of_what_it_says_of_each_modality() -> None:
     results = method(views, FULL)
     for name, student in method.students.items():
         weak, strong = [], []
-        for said, clips in ((weak, views.weak[name]), (strong, views.strong[name])):
+        for said, clips in ((weak, _unlabeled(views).weak[name]), (strong, _unlabeled(views).strong[name])):
             gradient = torch.stack([clips[:, :, t + 1] - clips[:, :, t] for t in (0, 1, 1)], dim=2)
             said += [student(clips)[0], student(gradient)[0]]
         targets = (weak[0].softmax(1) + weak[1].softmax(1)) / 2
@@ -174,11 +180,13 @@ def test_gradients_reach_every_parameter_when_no_label_is_kept() -> None:
 def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, labels: dict[str, Any]) -> None:
     """Soft labels are a smooth function of weak passes that have a gradient here, as with the contrast: it must end there."""
     method, views = _method(labels=labels), _views()
-    assert views.weak is not None and views.strong is not None
-    weak = {name: method.students[name](views.weak[name]) for name in method.students}
-    strong = {name: method.students[name](views.strong[name]) for name in method.students}
-    found, _ = pseudo_label_terms(strong, method.labels(method.labels.say(weak, views.weak), views), views.hidden_labels)
-    loss = found[f"pseudo_label_loss/{learner}"]
+    unlabeled = _unlabeled(views)
+    weak, strong = (
+        {name: Output(*method.students[name](clips[name])) for name in method.students}
+        for clips in (unlabeled.weak, unlabeled.strong)
+    )
+    given = method.labels.give(Step(views.labels, unlabeled, {}, weak, strong))
+    loss = pseudo_label_losses(strong, given)[f"pseudo_label_loss/{learner}"]
     assert _gradient(loss, method.students[learner]) > 0
     assert _gradient(loss, method.students[teacher]) == 0
 
@@ -186,9 +194,8 @@ def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, 
 def test_weak_views_get_gradient_from_the_contrast_and_nothing_else() -> None:
     for weights, reached in ((LossWeights(2.0, 0.0), False), (LossWeights(0.0, 2.0), True)):
         views = _views()
-        assert views.weak is not None
-        leaves = {name: clips.requires_grad_() for name, clips in views.weak.items()}
-        _method()(replace(views, weak=leaves), weights)["loss"].backward()
+        leaves = {name: clips.requires_grad_() for name, clips in _unlabeled(views).weak.items()}
+        _method()(replace(views, unlabeled=replace(_unlabeled(views), weak=leaves)), weights)["loss"].backward()
         for clips in leaves.values():
             assert (clips.grad is not None and bool(clips.grad.any())) == reached
 
@@ -231,9 +238,9 @@ def test_separate_passes_do_not_mix_and_a_joint_one_does() -> None:
         losses = []
         for factor in (1.0, 5.0):
             views = _views()
-            assert views.strong is not None
-            strong = {name: factor * clips for name, clips in views.strong.items()}
-            results = _method("batch", batch_norm=batch_norm)(replace(views, strong=strong), FULL)
+            strong = {name: factor * clips for name, clips in _unlabeled(views).strong.items()}
+            views = replace(views, unlabeled=replace(_unlabeled(views), strong=strong))
+            results = _method("batch", batch_norm=batch_norm)(views, FULL)
             losses.append(float(results["supervised_loss/primary"]))
         assert (losses[0] != losses[1]) == mixed
 
@@ -242,8 +249,8 @@ def test_strong_views_leave_the_running_statistics_alone() -> None:
     means = []
     for factor in (1.0, 5.0):
         method, views = _method("batch"), _views()
-        assert views.strong is not None
-        method(replace(views, strong={name: factor * clips for name, clips in views.strong.items()}), FULL)
+        strong = {name: factor * clips for name, clips in _unlabeled(views).strong.items()}
+        method(replace(views, unlabeled=replace(_unlabeled(views), strong=strong)), FULL)
         means.append(method.students["primary"].stem[1].running_mean.clone())
         assert method.students["primary"].stem[1].momentum == 0.1
     assert torch.equal(*means)
@@ -260,15 +267,14 @@ def test_embeddings_of_one_width_are_contrasted() -> None:
     config["auxiliary"]["network"]["width"] = 64
     torch.manual_seed(0)
     method, views = build_method(parse_config(config), 5), _views()
-    assert views.weak is not None
-    features = [method.students[name](views.weak[name])[1] for name in ("primary", "auxiliary")]
+    features = [method.students[name](_unlabeled(views).weak[name])[1] for name in ("primary", "auxiliary")]
     assert torch.allclose(method(views, FULL)["contrast_loss"], contrast_loss(features[0], features[1], 0.5), atol=1e-5)
 
 
 def test_mask_counts_leave_unknown_labels_out() -> None:
     classes, keep = torch.tensor([1, 2, 3, 0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
-    labels = Labels("x", classes, classes, keep, torch.tensor([[0.5, 0.3, 0.2, 0.0]] * 3 + [[1.0, 0.0, 0.0, 0.0]]))
-    counts = {name: value.tolist() for name, value in label_monitors(labels, torch.tensor([1, 0, -1, 0])).items()}
+    labels = PseudoLabel(classes, classes, keep, torch.tensor([[0.5, 0.3, 0.2, 0.0]] * 3 + [[1.0, 0.0, 0.0, 0.0]]))
+    counts = {name: value.tolist() for name, value in direction_monitors("x", labels, torch.tensor([1, 0, -1, 0])).items()}
     assert counts.pop("confidence/x") == [0, 0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]
     assert counts.pop("kept_classes/x") == [0, 1, 1, 1]
     assert counts == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
@@ -277,8 +283,8 @@ def test_mask_counts_leave_unknown_labels_out() -> None:
 def test_weighted_labels_count_by_their_weight() -> None:
     classes = torch.tensor([1, 2])
     scores = torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
-    labels = Labels("x", classes, classes, torch.tensor([0.5, 0.25]), scores, torch.tensor([0.9, 0.7]))
-    counts = label_monitors(labels, torch.tensor([1, 0]))
+    labels = PseudoLabel(classes, classes, torch.tensor([0.5, 0.25]), scores, torch.tensor([0.9, 0.7]))
+    counts = direction_monitors("x", labels, torch.tensor([1, 0]))
     assert counts["kept_classes/x"].tolist() == [0.0, 0.5, 0.25]
     assert {name: round(float(value), 6) for name, value in counts.items() if value.ndim == 0} == {
         "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "threshold/x": 0.8}  # fmt: skip
@@ -286,7 +292,7 @@ def test_weighted_labels_count_by_their_weight() -> None:
 
 def test_student_monitors_count_known_labels() -> None:
     logits = {"primary": torch.eye(4), "auxiliary": torch.eye(4).roll(1, 0)}
-    weak = {name: (value, value) for name, value in logits.items()}
+    weak = {name: Output(value, value) for name, value in logits.items()}
     found = student_monitors(weak, torch.tensor([0, 1, 0, -1]))
     assert torch.equal(found["scores/primary"], torch.eye(4).softmax(dim=1))
     assert float(found["weak_accuracy/primary"]) == pytest.approx(2 / 3)

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.collectives import set_shares
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
-from pipeline.methods.workers import set_shares
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of

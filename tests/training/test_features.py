@@ -17,9 +17,9 @@ from pipeline.config import Config, OptimizerSection, TrainSection, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import Scorer
 from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, build_method, make_views
-from pipeline.methods.batch_views import draw_mixup_shares, mix_clips
 from pipeline.methods.fixmatch import FixMatch
-from pipeline.methods.losses import supervised_loss
+from pipeline.methods.parts.losses import supervised_loss
+from pipeline.methods.parts.step_views import draw_mixup_shares, mix_clips
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.loop import Run, Worker, part_shares, train
 from pipeline.training.model_options import equip
@@ -366,8 +366,8 @@ def test_mixed_clips_and_their_labels() -> None:
     assert torch.equal(mixing.mixed_shares, torch.from_numpy(draw_mixup_shares(0, rows, 0.4)).float())
     for name in STUDENTS:
         assert torch.equal(mixing.labeled[name], mix_clips(plain.labeled[name], mixing.mixed_shares))
-        assert plain.strong is not None and mixing.strong is not None
-        assert torch.equal(mixing.strong[name], plain.strong[name])
+        assert plain.unlabeled is not None and mixing.unlabeled is not None
+        assert torch.equal(mixing.unlabeled.strong[name], plain.unlabeled.strong[name])
     _, found = steps(config, 2)
     assert torch.isfinite(found[-1]["loss"])
 

@@ -14,7 +14,7 @@ from pipeline.bench.peers.requests import Columns, MakeViews, RowViews
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source
 from pipeline.config import Config
-from pipeline.methods import STUDENTS, Views
+from pipeline.methods import STUDENTS, UnlabeledViews, Views
 from pipeline.processes.isolation import num_cores
 from pipeline.stream.in_process import local_batches
 
@@ -57,12 +57,12 @@ def data_loader(make: MakeViews) -> Feed:
             data, batch_size=rows, num_workers=num_cores(), pin_memory=on_gpu, timeout=SECONDS, multiprocessing_context="fork"
         )  # fmt: skip
         for columns in loader:
-            yield fed_by(columns, wanted.config, wanted.device)
+            yield fed_by(columns, wanted.device)
 
     return feed
 
 
-def fed_by(columns: Columns, config: Config, device: torch.device) -> Fed:
+def fed_by(columns: Columns, device: torch.device) -> Fed:
     """A step's views of a peer: ``row`` [B], ``videos`` and ``labels`` [B, S], ``student/kind`` [B, n, C, T, size, size]."""
     labels, videos = columns["labels"], columns["videos"]
 
@@ -72,15 +72,11 @@ def fed_by(columns: Columns, config: Config, device: torch.device) -> Fed:
 
     blank = torch.empty(*labels.shape, 0, dtype=torch.uint8)
     batch = Batch(columns["row"], videos, labels, blank, blank)
-    weak, strong = there("weak"), there("strong")
-    hidden, numbers = (column[:, 1:].flatten().to(device) if weak else None for column in (labels, videos))
-    return Fed(
-        batch,
-        Views(
-            there("labeled"), labels[:, 0].to(device), weak or None, strong or None, hidden, numbers,
-            config.method.label_smoothing,
-        ),
-    )  # fmt: skip
+    unlabeled = None
+    if weak := there("weak"):
+        hidden, numbers = (column[:, 1:].flatten().to(device) for column in (labels, videos))
+        unlabeled = UnlabeledViews(weak, there("strong"), hidden, numbers)
+    return Fed(batch, Views(there("labeled"), labels[:, 0].to(device), unlabeled))
 
 
 def in_process(wanted: Wanted) -> Iterator[Fed]:
@@ -120,7 +116,7 @@ def shuffled_by_ray(wanted: Wanted) -> Iterator[Fed]:
     for first in range(0, wanted.steps, epoch):
         last = min(first + epoch, wanted.steps)
         for columns in shuffled_batches(wanted.source, wanted.config, range(first * rows, last * rows)):
-            yield fed_by(columns, wanted.config, wanted.device)
+            yield fed_by(columns, wanted.device)
 
 
 def with_steps(config: Config, steps: int) -> Config:

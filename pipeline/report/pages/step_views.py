@@ -64,14 +64,15 @@ def step_views(config: Config, source: Source, step: int) -> Iterator[tuple[dict
 def _slots(source: Source, columns: dict[str, Any], views: Views) -> list[Slot]:
     slots = []
     for slot, video in enumerate(columns["video"][0]):
-        if video < 0 or (slot and views.weak is None):
+        unlabeled = views.unlabeled
+        if video < 0 or (slot and unlabeled is None):
             continue
-        kinds = {"labeled": views.labeled} if slot == 0 else {"weak": views.weak, "strong": views.strong}
+        kinds = {"weak": unlabeled.weak, "strong": unlabeled.strong} if slot and unlabeled else {"labeled": views.labeled}
         strips = [
             (f"{student}, {kind if slot else 'weak'}", strip(made[student][max(slot - 1, 0)]))
             for student in STUDENTS
             for kind, made in kinds.items()
-            if made is not None
+            if made
         ]
         name = source.manifest.table["class"][int(video)].as_py() or "unknown"
         place = f"unlabeled {slot}" if slot else "labeled"

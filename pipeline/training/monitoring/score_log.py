@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.methods.monitors import SCORES
-from pipeline.methods.workers import gather
+from pipeline.collectives import gather
+from pipeline.methods.parts.monitors import SCORES
 from pipeline.run_folder.contents import scores_path
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from pipeline.methods.workers import gather_with_gradient, rank, sizes
+from pipeline.collectives import gather_with_gradient, rank, sizes
 
 
 def supervised_loss(

@@ -1,55 +1,73 @@
-"""What a method learns from in one step: the views of a batch, and the weights of its losses."""
+"""What a method learns from in one step: views of a batch, the students' outputs for them, and the weights of its losses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from pipeline.config import Config, MethodSection
 
 STUDENTS = ("primary", "auxiliary")
-Outputs = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Logits [N, K] and features [N, D] by student."""
+
+
+class Output(NamedTuple):
+    """What a student makes of N clips."""
+
+    logits: torch.Tensor
+    """[N, K]."""
+    features: torch.Tensor
+    """[N, D], what the logits are made of; [N, moments, D] where a feature stands for a moment (``ContrastFeatures``)."""
+
+
+Outputs = dict[str, Output]
+"""By student."""
+
+
+@dataclass(frozen=True)
+class UnlabeledViews:
+    """Normalized float views [U, C, T, H, W] of one worker's unlabeled videos of a step, by student; U = B mu."""
+
+    weak: dict[str, torch.Tensor]
+    """Weak views."""
+    strong: dict[str, torch.Tensor]
+    """Strong views of the same videos in the same order; empty when no loss of the step uses them."""
+    hidden_labels: torch.Tensor
+    """[U] int64, -1 where unknown: for monitors, never for a loss."""
+    videos: torch.Tensor
+    """[U] int64, manifest rows of the videos: what FlexMatch's table is indexed by."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """Normalized float views [N, C, T, H, W] of one worker's share of a step, by student; N is B or U = B mu."""
+    """Normalized float views [B, C, T, H, W] of one worker's share of a step, by student."""
 
     labeled: dict[str, torch.Tensor]
     """Weak views of the labeled videos."""
     labels: torch.Tensor
     """[B] int64 in 0..K-1."""
-    weak: dict[str, torch.Tensor] | None = None
-    """Weak views of the unlabeled videos, or None when the step has none."""
-    strong: dict[str, torch.Tensor] | None = None
-    """Strong views of the same videos in the same order, or None when no loss of the step uses them."""
-    hidden_labels: torch.Tensor | None = None
-    """[U] int64, -1 where unknown: for monitors, never for a loss."""
-    videos: torch.Tensor | None = None
-    """[U] int64, manifest rows of the unlabeled videos: what FlexMatch's table is indexed by."""
-    label_smoothing: float = 0.0
-    """``method.label_smoothing``."""
+    unlabeled: UnlabeledViews | None = None
+    """Views of the unlabeled videos, or None when no loss of the step uses them."""
     mixed_shares: torch.Tensor | None = None
-    """[B] share of its own that each labeled clip has, if it was mixed with the one before it."""
+    """[B] share of its own that each labeled clip has, if it was mixed with the one before it (``method.mixup``)."""
 
 
-class Method(nn.Module):
-    """What every method is: made from (students, setup); ``forward(views, weights)`` returns a dict of scalars, ``loss`` with
-    gradient and all else without; beside them ``scores/{student}`` [U, K], of weak views, if it has some."""
+@dataclass(frozen=True)
+class Step:
+    """A step in which unlabeled videos count: its views, what the students make of them, and the supervised losses."""
 
-    TERMS: ClassVar[tuple[str, ...]] = ()
-    """The fields of ``LossWeights`` that it uses."""
-    students: nn.ModuleDict
-    """``primary`` and ``auxiliary``, with their projection heads if any."""
-
-    def __init__(self, students: nn.ModuleDict) -> None:
-        super().__init__()
-        self.students = students
+    labels: torch.Tensor
+    """[B] int64 in 0..K-1, of the labeled videos."""
+    unlabeled: UnlabeledViews
+    labeled: Outputs
+    weak: Outputs
+    """With gradient if a loss that counts compares what is said of weak views, or if all views pass jointly."""
+    strong: Outputs
+    """Empty when no loss that counts uses strong views."""
+    supervised: dict[str, torch.Tensor] = field(default_factory=dict)
+    """``supervised_loss/{student}``, with gradient."""
 
 
 @dataclass(frozen=True)

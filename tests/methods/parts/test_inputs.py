@@ -78,10 +78,10 @@ def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> N
 
 def test_views_have_each_students_shape() -> None:
     views = make_views(_batch(), _config(), 0, "cpu")
-    assert views.weak is not None and views.strong is not None and views.hidden_labels is not None
+    assert views.unlabeled is not None
     assert views.labeled["primary"].shape == (2, 3, 2, 8, 8)
     assert views.labeled["auxiliary"].shape == (2, 3, 4, 16, 16)
-    for kind in (views.weak, views.strong):
+    for kind in (views.unlabeled.weak, views.unlabeled.strong):
         assert kind["primary"].shape == (4, 3, 2, 8, 8)
         assert kind["auxiliary"].shape == (4, 3, 4, 16, 16)
 
@@ -89,40 +89,41 @@ def test_views_have_each_students_shape() -> None:
 def test_slot_0_is_labeled_and_the_others_keep_their_labels_hidden() -> None:
     views = make_views(_batch(), _config(), 0, "cpu")
     assert views.labels.tolist() == [0, 3]
-    assert views.hidden_labels is not None
-    assert views.hidden_labels.tolist() == [1, 2, 4, 0]
+    assert views.unlabeled is not None
+    assert views.unlabeled.hidden_labels.tolist() == [1, 2, 4, 0]
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_no_unlabeled_views_where_none_are_wanted_or_there(slots: int) -> None:
     views = make_views(_batch(slots=slots), _config(), 0, "cpu", unlabeled=slots == 1)
-    assert views.weak is None and views.strong is None and views.hidden_labels is None
+    assert views.unlabeled is None
 
 
 def test_a_steps_views_do_not_depend_on_how_many_clips_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     together = make_views(_batch(), _config(), 9, "cpu")
     monkeypatch.setattr("pipeline.clips.views.CACHE", 1)
     alone = make_views(_batch(), _config(), 9, "cpu")
-    for kind in ("labeled", "weak", "strong"):
-        for student, views in getattr(alone, kind).items():
-            assert torch.equal(views, getattr(together, kind)[student])
+    assert alone.unlabeled is not None and together.unlabeled is not None
+    kinds = [(alone.labeled, together.labeled), (alone.unlabeled.weak, together.unlabeled.weak)]
+    for one, other in [*kinds, (alone.unlabeled.strong, together.unlabeled.strong)]:
+        assert one.keys() == other.keys() and all(torch.equal(one[student], other[student]) for student in one)
 
 
 def test_each_view_is_seeded_by_run_row_slot_student_and_kind() -> None:
     batch, config = _batch(), _config()
     views = make_views(batch, config, 9, "cpu")
-    assert views.weak is not None and views.strong is not None
+    assert views.unlabeled is not None
     clip = batch.auxiliary[1, 2][None]
     weak = weak_views(clip, view_seeds(9, [41], [2], "auxiliary/weak"), config.views, 16)
     strong = strong_views(clip, view_seeds(9, [41], [2], "auxiliary/strong"), config.views, 16)
-    assert torch.equal(views.weak["auxiliary"][3], weak[0])
-    assert torch.equal(views.strong["auxiliary"][3], strong[0])
+    assert torch.equal(views.unlabeled.weak["auxiliary"][3], weak[0])
+    assert torch.equal(views.unlabeled.strong["auxiliary"][3], strong[0])
 
 
 def test_views_do_not_depend_on_the_number_of_workers() -> None:
     whole, config = _batch(), _config()
     share = Batch(whole.rows[1:], whole.videos[1:], whole.labels[1:], whole.primary[1:], whole.auxiliary[1:])
     all_views, views = make_views(whole, config, 0, "cpu"), make_views(share, config, 0, "cpu")
-    assert all_views.strong is not None and views.strong is not None
-    assert torch.equal(all_views.strong["primary"][2:], views.strong["primary"])
+    assert all_views.unlabeled is not None and views.unlabeled is not None
+    assert torch.equal(all_views.unlabeled.strong["primary"][2:], views.unlabeled.strong["primary"])
     assert torch.equal(all_views.labeled["primary"][1:], views.labeled["primary"])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.methods.averages import move_towards
+from pipeline.methods.parts.ema import move_towards
 
 
 class Calls(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""What students say to the views of a step, with care for gradients and for BatchNorm's statistics."""
+"""Passes of views through the students, with care for gradients and for BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipeline.methods.inputs import STUDENTS, LossWeights, Outputs, Views
-
-Said = tuple[torch.Tensor, torch.Tensor]
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Views
 
 
 def pass_views(
@@ -19,32 +17,34 @@ def pass_views(
 ) -> tuple[Outputs, Outputs, Outputs]:
     """Outputs of both students for labeled, weak and strong views; nothing for those that no loss that counts uses."""
     kinds = [views.labeled]
-    if weights.use_unlabeled and views.weak is not None:
-        kinds += [views.weak] if views.strong is None or not weights.use_strong else [views.weak, views.strong]
+    if weights.use_unlabeled and views.unlabeled is not None:
+        kinds.append(views.unlabeled.weak)
+        if weights.use_strong and views.unlabeled.strong:
+            kinds.append(views.unlabeled.strong)
     passes = {"separate": _separate, "joint": _joint}[batch_norm]
     of_students = [passes(students[name], [kind[name] for kind in kinds], weights) for name in STUDENTS]
-    found = [dict(zip(STUDENTS, outputs, strict=True)) for outputs in zip(*of_students, strict=True)]
-    labeled, weak, strong = [*found, {}, {}][:3]
+    of_kinds = [dict(zip(STUDENTS, outputs, strict=True)) for outputs in zip(*of_students, strict=True)]
+    labeled, weak, strong = [*of_kinds, {}, {}][:3]
     return labeled, weak, strong
 
 
-def _joint(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Said]:
-    logits, features = student(torch.cat(views))
+def _joint(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Output]:
+    logits, features = student(torch.cat(views) if len(views) > 1 else views[0])
     sizes = [len(view) for view in views]
-    return list(zip(logits.split(sizes), features.split(sizes), strict=True))
+    return [Output(*parts) for parts in zip(logits.split(sizes), features.split(sizes), strict=True)]
 
 
-def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Said]:
+def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Output]:
     """A pass each. Weak views need a gradient for what compares features only. Strong views do not look like test clips,
     so they leave BatchNorm's running statistics alone."""
     labeled, *unlabeled = views
-    outputs = [student(labeled)]
+    outputs = [Output(*student(labeled))]
     for weak in unlabeled[:1]:
         with torch.set_grad_enabled(weights.weak_gradient):
-            outputs.append(student(weak))
+            outputs.append(Output(*student(weak)))
     for strong in unlabeled[1:]:
         with torch.set_grad_enabled(weights.pseudo_label > 0), frozen_statistics(student):
-            outputs.append(student(strong))
+            outputs.append(Output(*student(strong)))
     return outputs
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from pipeline.config import ClipSection, Config, TimeSection
 from pipeline.errors import UserError
-from pipeline.methods.inputs import STUDENTS, Outputs, Setup
-from pipeline.methods.monitors import Monitors, gradient_monitors
+from pipeline.methods.parts.inputs import STUDENTS, Outputs, Setup
+from pipeline.methods.parts.monitors import Monitors, gradient_monitors
 from pipeline.seeds import Ints
 
 
@@ -41,8 +41,8 @@ class ContrastFeatures(nn.Module):
     def forward(self, students: nn.ModuleDict, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Features by student, the moments of a video side by side."""
         networks: dict[str, Any] = dict(students.items())
-        logits = {name: said[0] for name, said in outputs.items()}
-        features = {name: said[1] for name, said in outputs.items()}
+        logits = {name: output.logits for name, output in outputs.items()}
+        features = {name: output.features for name, output in outputs.items()}
         if self.frames:
             counts = (features[name].shape[1] for name in STUDENTS)
             pairs = paired_moments(*(self.clips[name] for name in STUDENTS), *counts)
@@ -78,12 +78,6 @@ def _check_time(config: Config) -> None:
             "method.contrast_level=frame pairs the frames of weak views by their time: leave out views.weak.time, "
             "which moves them; views.strong.time may stay"
         )
-
-
-def zero_of(students: nn.ModuleDict) -> torch.Tensor | float:
-    """0 with a zero gradient to projection heads: DDP waits for every parameter's, in steps without contrast too."""
-    heads: list[Any] = [student.projection for student in students.values() if hasattr(student, "projection")]
-    return sum((0 * parameter.sum() for head in heads for parameter in head.parameters()), start=0.0)
 
 
 def paired_moments(primary: ClipSection, auxiliary: ClipSection, primary_count: int, auxiliary_count: int) -> tuple[Ints, Ints]:

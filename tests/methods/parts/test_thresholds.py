@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import LabelSection
-from pipeline.methods.thresholds import LabelPolicy, align, flexmatch_share, softmatch_weights
+from pipeline.methods.parts.thresholds import LabelPolicy, align, flexmatch_share, softmatch_weights
 from tests.two_processes import run_two
 
 VIDEOS, CLASSES = 40, 4

@@ -10,19 +10,17 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.methods.averages import move_towards
-from pipeline.methods.inputs import STUDENTS, Outputs, Setup, Views
-from pipeline.methods.thresholds import LabelPolicy
+from pipeline.methods.parts.ema import move_towards
+from pipeline.methods.parts.inputs import STUDENTS, Outputs, Setup, Step
+from pipeline.methods.parts.thresholds import LabelPolicy
 
 Source = Literal["other", "self", "mean", "ema"]
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What one student's strong views are to learn, without gradient."""
+class PseudoLabel:
+    """What one labeler says of U unlabeled clips, and how much it counts; without gradient."""
 
-    direction: str
-    """``labeler_to_learner``, as the metrics name it; the labeler of ``self`` is the learner."""
     targets: torch.Tensor
     """[U] int64 classes, or [U, K] probabilities."""
     classes: torch.Tensor
@@ -37,6 +35,10 @@ class Labels:
 
 class PseudoLabels(nn.Module):
     """Labels for each student from the weak views, by the method's source or the one that the configuration names."""
+
+    labelers: dict[str, str]
+    """Who labels whom, by learner: with ``other``, the exchange, ``{"primary": "auxiliary", "auxiliary": "primary"}``; with
+    ``self`` each student itself; with ``mean`` and ``ema`` the mean of both, and each student's teacher."""
 
     def __init__(self, students: nn.ModuleDict, setup: Setup, source: Source) -> None:
         super().__init__()
@@ -70,31 +72,45 @@ class PseudoLabels(nn.Module):
                 raise UserError(f"method.labels.{name}_threshold={threshold:g} does nothing: {why}; leave it out")
 
     @torch.no_grad()
-    def follow(self, students: nn.ModuleDict) -> None:
-        """Move EMA teachers towards the students: call it once a step, before anything else, so that no loop needs to know."""
+    def update_ema(self, students: nn.ModuleDict) -> None:
+        """Move EMA teachers, if there are any, towards the students: once a step, before anything else."""
         for name, teacher in self.teachers.items():
             move_towards(teacher, students[name], 1 - self.section.ema_decay)
 
     @torch.no_grad()
-    def say(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Softmax [U, K] by student, without gradient: its own, or its teacher's, which sees the clips in evaluation mode."""
+    def predict_probabilities(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Softmax [U, K] by student, without gradient: the student's own, from what it made of its ``weak`` views; or, where
+        the labeler is an EMA teacher, the teacher's, which sees the ``clips`` of these views in evaluation mode."""
         if self.teachers:
             self.teachers.eval()
-            weak = {name: self.teachers[name](clips[name]) for name in STUDENTS}
-        return {name: logits.float().softmax(dim=1) for name, (logits, _) in weak.items()}
+            logits = {name: self.teachers[name](clips[name])[0] for name in STUDENTS}
+        else:
+            logits = {name: output.logits for name, output in weak.items()}
+        return {name: values.float().softmax(dim=1) for name, values in logits.items()}
 
-    def forward(self, said: dict[str, torch.Tensor], views: Views) -> dict[str, Labels]:
-        """What each student is to learn, from what each of them ``say``s."""
-        assert views.videos is not None
+    @torch.no_grad()
+    def apply_thresholds(
+        self, probabilities: dict[str, torch.Tensor], videos_U: torch.Tensor, labels_B: torch.Tensor
+    ) -> dict[str, PseudoLabel]:
+        """By labeler, from each student's ``probabilities``: the most probable classes, with weight 1 where the confidence
+        reaches the threshold and 0 elsewhere, or as ``method.labels.thresholds`` has it. ``videos`` are manifest rows."""
         if self.source == "mean":  # the softmax of mean logits is the normalized geometric mean
-            said = {"mean": torch.stack([p.clamp(min=1e-30).log() for p in said.values()]).mean(dim=0).softmax(dim=1)}
+            logs = [p.clamp(min=1e-30).log() for p in probabilities.values()]
+            probabilities = {"mean": torch.stack(logs).mean(dim=0).softmax(dim=1)}
         if self.source == "ema":
-            said = {f"{name}_ema": p for name, p in said.items()}
-        decided = {name: self.policies[name](said[name], views.videos, views.labels) for name in sorted(self.policies)}
-        return {learner: self._labels(labeler, learner, *decided[labeler]) for learner, labeler in self.labelers.items()}
+            probabilities = {f"{name}_ema": p for name, p in probabilities.items()}
+        decided = {name: self.policies[name](probabilities[name], videos_U, labels_B) for name in sorted(self.policies)}
+        return {labeler: self._label(*decision) for labeler, decision in decided.items()}
 
-    def _labels(self, labeler: str, learner: str, p: torch.Tensor, weights: torch.Tensor, thresholds: torch.Tensor) -> Labels:
-        classes = p.argmax(dim=1)
-        soft = (p.clamp(min=1e-30).log() / self.section.temperature).softmax(dim=1)
-        moving = None if self.section.thresholds == "fixed" else thresholds
-        return Labels(f"{labeler}_to_{learner}", classes if self.section.hard else soft, classes, weights, p, moving)
+    def give(self, step: Step) -> dict[str, PseudoLabel]:
+        """By learner, the label that it is given: predictions, thresholds and who labels whom at once, as ``ActNetFormer``
+        writes them out."""
+        probabilities = self.predict_probabilities(step.weak, step.unlabeled.weak)
+        labels = self.apply_thresholds(probabilities, step.unlabeled.videos, step.labels)
+        return {learner: labels[labeler] for learner, labeler in self.labelers.items()}
+
+    def _label(self, p_UK: torch.Tensor, weights_U: torch.Tensor, thresholds_U: torch.Tensor) -> PseudoLabel:
+        classes = p_UK.argmax(dim=1)
+        soft = (p_UK.clamp(min=1e-30).log() / self.section.temperature).softmax(dim=1)
+        moving = None if self.section.thresholds == "fixed" else thresholds_U
+        return PseudoLabel(classes if self.section.hard else soft, classes, weights_U, p_UK, moving)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.collectives import gather
 from pipeline.config import LabelSection
-from pipeline.methods.workers import gather
 
 
 class LabelPolicy(nn.Module):

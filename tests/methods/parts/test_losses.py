@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.methods.losses import (
+from pipeline.methods.parts.losses import (
     alignment,
     alignment_loss,
     consistency_loss,

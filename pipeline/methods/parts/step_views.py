@@ -23,7 +23,7 @@ from pipeline.clips.views import (
     view_seeds,
 )
 from pipeline.config import ClipSection, Config, ViewsSection
-from pipeline.methods.inputs import STUDENTS, Views
+from pipeline.methods.parts.inputs import STUDENTS, UnlabeledViews, Views
 from pipeline.seeds import Floats, Ints, hash64
 
 Kind = Literal["labeled", "weak", "strong"]
@@ -118,10 +118,10 @@ def _apply(batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: 
                 made.setdefault(kind, {})[student] = derive(views[kind], clip.modality)
     shares = numbers.get("mixed_shares")
     labeled = made["labeled"] if shares is None else {name: mix_clips(made["labeled"][name], shares) for name in STUDENTS}
-    return Views(
-        labeled, numbers["labels"], made.get("weak"), made.get("strong"), numbers.get("hidden_labels"), numbers.get("videos"),
-        config.method.label_smoothing, shares,
-    )  # fmt: skip
+    unlabeled = None
+    if "weak" in made:
+        unlabeled = UnlabeledViews(made["weak"], made.get("strong", {}), numbers["hidden_labels"], numbers["videos"])
+    return Views(labeled, numbers["labels"], unlabeled, shares)
 
 
 def draw_mixup_shares(seed: int, rows_B: Ints, alpha: float) -> Floats:

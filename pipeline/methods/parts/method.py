@@ -1,0 +1,73 @@
+"""The base of all methods: what each of them does in every step, so that its own file shows only what is its own."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from pipeline.methods.parts.forward import pass_views
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Outputs, Setup, Step, Views
+from pipeline.methods.parts.monitors import student_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabels
+from pipeline.methods.parts.terms import Losses, Results, results, supervised_losses, total
+
+
+class Method(nn.Module):
+    """Both students with a loss. A method names its ``TERMS`` and writes ``forward_unlabeled``; this class does the rest.
+
+    ``forward`` moves EMA teachers, passes the views through the students, and takes the supervised losses. A step in which no
+    unlabeled video counts ends there; otherwise ``forward_unlabeled`` continues. Projection heads always get a gradient, if
+    only one of zeros, because DDP waits for that of every parameter.
+    """
+
+    TERMS: ClassVar[tuple[str, ...]] = ()
+    """Losses of unlabeled videos that the method has, by the names of their weights; none: it learns from labels alone."""
+    students: nn.ModuleDict
+    """``primary`` and ``auxiliary``, with their projection heads if any."""
+
+    def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
+        super().__init__()
+        self.students = students
+        self.section = setup.method
+
+    def forward(self, views: Views, weights: LossWeights) -> Results:
+        """``loss``, with gradient; everything that metrics.jsonl shows, without, losses unweighted; and of steps in which
+        unlabeled videos count ``scores/{student}`` [U, K], what the students predict of weak views."""
+        for part in self.children():
+            if isinstance(part, PseudoLabels):
+                part.update_ema(self.students)
+        labeled, weak, strong = self.run_students(views, weights)
+        supervised = self.supervised_losses(labeled, views)
+        if views.unlabeled is None or not weak:
+            found = results(weights.supervised * total(supervised), supervised)
+        else:
+            step = Step(views.labels, views.unlabeled, labeled, weak, strong, supervised)
+            own = {name: weak[name] for name in STUDENTS}
+            found = self.forward_unlabeled(step, weights) | student_monitors(own, views.unlabeled.hidden_labels)
+        return {**found, "loss": self._reach_heads(found["loss"])}
+
+    def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
+        """The whole loss of a step in which unlabeled videos count, and what is watched: see ``results``."""
+        raise NotImplementedError(f"{type(self).__name__} has the terms {self.TERMS} and no forward_unlabeled")
+
+    def counts_unlabeled(self, views: Views, weights: LossWeights) -> bool:
+        """Whether the method has losses of unlabeled videos, one of them counts in this step, and the step has views."""
+        return bool(self.TERMS) and weights.use_unlabeled and views.unlabeled is not None
+
+    def run_students(self, views: Views, weights: LossWeights) -> tuple[Outputs, Outputs, Outputs]:
+        """What the students make of labeled, weak and strong views; nothing of those that no loss that counts uses."""
+        if not self.counts_unlabeled(views, weights):
+            views = Views(views.labeled, views.labels)
+        return pass_views(self.students, views, weights, self.section.batch_norm)
+
+    def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
+        """Ls: ``supervised_loss/{student}``, with gradient."""
+        return supervised_losses(labeled, views, self.section.label_smoothing)
+
+    def _reach_heads(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, with a gradient of zeros to projection heads, which only contrast terms use."""
+        heads: list[Any] = [student.projection for student in self.students.values() if hasattr(student, "projection")]
+        zero = sum((0 * parameter.sum() for head in heads for parameter in head.parameters()), start=0.0)
+        return loss + zero if heads else loss

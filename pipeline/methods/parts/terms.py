@@ -1,0 +1,52 @@
+"""What a method's loss is put together from: supervised, pseudo-label and contrast terms, their total, and the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from pipeline.config import MethodSection
+from pipeline.methods.parts import losses
+from pipeline.methods.parts.inputs import Outputs, Views
+from pipeline.methods.parts.pseudo_labels import PseudoLabel
+
+Losses = dict[str, torch.Tensor]
+"""Scalars with gradient, named ``{term}_loss/{student}``, or ``{term}_loss`` where both students share one."""
+Results = dict[str, torch.Tensor]
+"""What a method returns: ``loss``, with gradient, and everything else without."""
+
+
+def supervised_losses(labeled: Outputs, views: Views, smoothing: float = 0.0) -> Losses:
+    """Ls: ``supervised_loss/{student}``, cross-entropy of the labeled clips."""
+    how = (views.labels, smoothing, views.mixed_shares)
+    return {f"supervised_loss/{name}": losses.supervised_loss(output.logits, *how) for name, output in labeled.items()}
+
+
+def pseudo_label_losses(strong: Outputs, labels: Mapping[str, PseudoLabel]) -> Losses:
+    """Lu: ``pseudo_label_loss/{learner}``, cross-entropy of each learner's strong views with the ``labels`` that it is given,
+    divided by the number of all clips; with gradient into the learner only. None where there are no strong views."""
+    return {
+        f"pseudo_label_loss/{learner}": losses.pseudo_label_loss(strong[learner].logits, label.targets, label.weights)
+        for learner, label in labels.items()
+        if learner in strong
+    }
+
+
+def contrast_loss(features: Mapping[str, torch.Tensor], section: MethodSection, videos: int) -> torch.Tensor:
+    """Lca: NT-Xent between both students' features [videos * moments, D], as the configuration wants it."""
+    primary, auxiliary = features["primary"], features["auxiliary"]
+    return losses.contrast_loss(
+        primary, auxiliary, section.contrast_temperature, section.contrast_negatives, moments=len(primary) // videos
+    )
+
+
+def total(terms: Losses) -> torch.Tensor:
+    """Sum of the terms of one kind; 0 if there are none. Names with two slashes are parts of a mean that is there too."""
+    counted = [value for name, value in terms.items() if name.count("/") < 2]
+    return torch.stack(counted).sum() if counted else torch.zeros(())
+
+
+def results(loss: torch.Tensor, *parts: Mapping[str, torch.Tensor]) -> Results:
+    """``loss`` with gradient, all else without: what a method returns."""
+    return {"loss": loss, **{key: value.detach() for part in parts for key, value in part.items()}}
