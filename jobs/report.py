@@ -39,7 +39,7 @@ def _baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
         return None
     pairs = [word.partition("=") for word in words]
     if wrong := [key for key, equals, _ in pairs if not equals or key not in all_keys()]:
-        raise UserError("--baseline wants configuration keys as key=value, for example method.contrast_weight=2:", wrong)
+        raise UserError("--baseline wants configuration keys as key=value, for example method.contrast.weight=2:", wrong)
     try:
         return {key: convert_for(key, parse_word(value)) for key, _, value in pairs}
     except yaml.YAMLError as error:

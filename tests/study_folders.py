@@ -57,13 +57,13 @@ def write_weights(parent: Path, manifest: Manifest, save_run: SaveRun) -> Path:
     for number, (seed, weight) in enumerate((seed, weight) for seed in range(3) for weight in (0, 1, 2, 4)):
         name = f"contrast_weight-{weight}_seed-{seed}"
         if number < 11:
-            words = (f"method.contrast_weight={weight}", f"run.name={name}")
+            words = (f"method.contrast.weight={weight}", f"run.name={name}")
             save_run(folder, manifest, seed=seed, margin=4.0 if weight == 1 else 0.2 * weight, overrides=words)
         state = "complete" if number < 11 else "waiting"
-        trials.append(line(number, name, state, **{"method.contrast_weight": weight, "run.seed": seed}))
+        trials.append(line(number, name, state, **{"method.contrast.weight": weight, "run.seed": seed}))
     keep_nothing(folder / "contrast_weight-4_seed-1" / "metrics.jsonl", 500)
     command = "python -m jobs.ablate contrast_weight --config c.yaml --seeds 3"
-    baseline = {"method.contrast_weight": 0}
+    baseline = {"method.contrast.weight": 0}
     return write_study(folder, trials, question="How much contrast helps?", command=command, baseline=baseline)
 
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.run_reader import VIEWS, Run, flatten
 from pipeline.analysis.statistics import Estimate, estimate, holm, over_seeds, verdict
-from pipeline.config import Config
+from pipeline.config import Config, marked_keys
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import predicted_classes
 
 BASELINE = "supervised"
-PROTOCOL = ("evaluation.split", "evaluation.clips", "evaluation.crops")
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")
+USED_BY_BASELINE = "method.supervised."
 MAX_KEYS = 3
 """Keys that a setting's name shows."""
 
@@ -113,7 +113,8 @@ def _hits(run: Run, view: str, ids: Sequence[str]) -> NDArray[np.float64]:
 def setting(run: Run) -> dict[str, Any]:
     """Flat keys that determine the result, its seed and place aside; of the supervised method's, those that it uses."""
     unused = UNUSED_BY_BASELINE if run.method == BASELINE else ()
-    keys = {key: value for key, value in run.config.items() if key not in _aside() and not key.startswith(("run.", *unused))}
+    aside = tuple(key for key in run.config if key.startswith(("run.", *unused)) and not key.startswith(USED_BY_BASELINE))
+    keys = {key: value for key, value in run.config.items() if key not in _aside() and key not in aside}
     keys = {key: value for key, value in keys.items() if value is not None or not key.endswith(".clip.fps")}  # of segments
     keys |= {"method.name": run.method, "labels": run.labels.get("spec"), "manifest": manifest_fingerprint(run)}
     return keys
@@ -121,10 +122,10 @@ def setting(run: Run) -> dict[str, Any]:
 
 @cache
 def _aside() -> frozenset[str]:
-    """Keys that say who, where and how fast, not what: all but ``Config.result_knobs`` and the test protocol. The manifest's
+    """Keys that say who, where and how fast, not what: all but those that the weights or the scores depend on. The manifest's
     fingerprint stands for the videos."""
     whole, knobs = flatten(Config().model_dump(mode="json")), flatten(Config().result_knobs())
-    return frozenset(whole.keys() - knobs.keys() - set(PROTOCOL))
+    return frozenset(whole.keys() - knobs.keys() - set(marked_keys(Config(), "protocol")))
 
 
 def varied_keys(groups: Sequence[Group]) -> list[str]:

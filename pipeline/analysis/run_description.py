@@ -75,12 +75,12 @@ def _join(texts: Sequence[str]) -> str:
 
 def _method(run: Run) -> str:
     knobs = {key.removeprefix("method."): value for key, value in run.config.items() if key.startswith("method.")}
-    if run.method == BASELINE or "contrast_temperature" not in knobs:
+    if run.method == BASELINE or "contrast.temperature" not in knobs:
         return "labels only" if run.method == BASELINE else run.method
     return (
         "threshold {confidence_threshold}, pseudo-labels × {pseudo_label_weight}, "
         "contrast × {contrast_weight} of {contrast_features} at temperature {contrast_temperature}"
-    ).format_map({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in knobs.items()})
+    ).format_map({key.replace(".", "_"): f"{value:.4g}" if isinstance(value, float) else value for key, value in knobs.items()})
 
 
 def _network(student: str) -> Callable[[Run], str]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import MonitorSection, parse_config
+from pipeline.config import MonitorSection, parse_config, with_new_names
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
 from pipeline.training.monitoring.failure_signatures import Finding, find
@@ -216,7 +216,8 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        flat = flatten(tree if isinstance(tree, dict) else {})
+        tree = with_new_names(tree if isinstance(tree, dict) else {})
+        flat = flatten(tree)
         return flatten(parse_config(tree, source=str(path)).model_dump(mode="json"))
     except FileNotFoundError:
         missing.append("config.yaml: without it the setting, the seed and the videos are unknown.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clips.plan import Deal
-from pipeline.config import Config, StartSection
+from pipeline.config import TERMS, Config
 from pipeline.errors import UserError
 
 LEAST_BLOCKS = 8
@@ -30,7 +30,8 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str
 def for_bench(config: Config, steps: int) -> Config:
     """The same run of ``steps`` steps, all of which use unlabeled videos: no term starts later."""
     train = config.train.model_copy(update={"steps": steps})
-    method = config.method.model_copy(update={"supervised_steps": 0, "start": StartSection()})
+    terms = {name: getattr(config.method, name).model_copy(update={"start": 0}) for name in TERMS}
+    method = config.method.model_copy(update={"supervised_steps": 0, **terms})
     return config.model_copy(update={"train": train, "method": method})
 
 

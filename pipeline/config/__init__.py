@@ -5,10 +5,22 @@ The defaults are the paper's setting as far as it is known; where the paper is s
 """
 
 from pipeline.config.data import DataSection, RunSection
-from pipeline.config.load import all_keys, convert_for, load_config, override, parse_config
-from pipeline.config.method import LabelSection, MethodSection, RampSection, StartSection
+from pipeline.config.load import all_keys, convert_for, explain_unknown, load_config, override, parse_config
+from pipeline.config.method import (
+    TERMS,
+    ContrastSection,
+    LabelSection,
+    MethodSection,
+    MixSection,
+    StrongViewsTerm,
+    SupervisedSection,
+    TermSection,
+    WeakViewsTerm,
+    short_name,
+)
+from pipeline.config.renamed import with_new_keys, with_new_names
 from pipeline.config.run import Config
-from pipeline.config.section import Section
+from pipeline.config.section import Section, marked_keys
 from pipeline.config.students import (
     ARCHS,
     AuxiliarySection,
@@ -25,9 +37,45 @@ from pipeline.config.training import EvaluationSection, MonitorSection, ScaleSec
 from pipeline.config.views import StrongSection, TimeSection, ViewsSection, WeakSection
 
 __all__ = [
-    "ARCHS", "AuxiliarySection", "ClipSection", "Config", "DataSection", "EvaluationSection", "LabelSection",
-    "MethodSection", "MonitorSection", "Network", "OptimizerSection", "PlainConv3dSection", "PrimarySection", "RampSection",
-    "RunSection", "ScaleSection", "Section", "SlowResNetSection", "StartSection", "StrongSection", "TimeSection",
-    "TimeSformerSection", "TrackingSection", "TrainSection", "VideoResNetSection", "ViewsSection", "WeakSection",
-    "all_keys", "convert_for", "load_config", "override", "parse_config",
+    "ARCHS",
+    "TERMS",
+    "AuxiliarySection",
+    "ClipSection",
+    "Config",
+    "ContrastSection",
+    "DataSection",
+    "EvaluationSection",
+    "LabelSection",
+    "MethodSection",
+    "MixSection",
+    "MonitorSection",
+    "Network",
+    "OptimizerSection",
+    "PlainConv3dSection",
+    "PrimarySection",
+    "RunSection",
+    "ScaleSection",
+    "Section",
+    "SlowResNetSection",
+    "StrongSection",
+    "StrongViewsTerm",
+    "SupervisedSection",
+    "TermSection",
+    "TimeSection",
+    "TimeSformerSection",
+    "TrackingSection",
+    "TrainSection",
+    "VideoResNetSection",
+    "ViewsSection",
+    "WeakSection",
+    "WeakViewsTerm",
+    "all_keys",
+    "convert_for",
+    "explain_unknown",
+    "load_config",
+    "marked_keys",
+    "override",
+    "parse_config", "short_name",
+    "with_new_keys",
+    "with_new_names",
 ]  # fmt: skip

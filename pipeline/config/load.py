@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.renamed import explain_renamed, with_new_names
 from pipeline.config.run import Config
 from pipeline.config.section import Refused, forget_rate, merge
 from pipeline.config.students import ARCHS
@@ -31,8 +32,14 @@ def load_config(files: str | Path | Sequence[str | Path] | None = None, override
     # files need not name the architecture, but one that names another replaces the network and does not change it in part
     tree = Config().model_dump(include={student: {"network": {"arch"}} for student in ("primary", "auxiliary")})
     for path in paths:
-        tree = merge(tree, _read_yaml(Path(path)))
+        read = _read_yaml(Path(path))
+        tree = merge(tree, with_new_names(read) if is_recorded(Path(path)) else read)
     return override(tree, overrides, source=", ".join(str(path) for path in paths) or "command line")
+
+
+def is_recorded(path: Path) -> bool:
+    """Whether a file is the config.yaml that a run recorded, perhaps under earlier names of knobs, and no user wrote."""
+    return path.name == "config.yaml" and (path.parent / "facts.json").is_file()
 
 
 def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:
@@ -66,9 +73,9 @@ def parse_config(tree: Mapping[str, Any], source: str = "config", mistakes: Iter
     found = list(mistakes)
     config = Config()
     try:
-        config = Config.model_validate(tree)
+        config = Config.model_validate(tree).with_matched_span()
     except ValidationError as error:
-        found += [_explain(detail) for detail in error.errors()]
+        found += [line for detail in error.errors() for line in _explain(detail)]
     if found:
         raise UserError(f"{len(found)} mistake{'s' * (len(found) > 1)} in the configuration ({source}):", found)
     return config
@@ -137,17 +144,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any) -> list[str]:
     # a union adds its tag (the arch) to the location; it is no key
     parts = [str(part) for part in detail["loc"] if part not in ARCHS]
     key = ".".join(parts)
     if detail["type"] == "extra_forbidden":
-        keys = all_keys()
-        names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        near = near or [k for k in keys if k.split(".")[-1] == parts[-1]][:1]
-        near = near or [k for k in keys if difflib.get_close_matches(parts[-1], [k.split(".")[-1]], cutoff=0.75)][:1]
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        return explain_renamed(key, detail["input"]) or [_unknown(key)]
     given = detail["input"]
     message = given.reason if isinstance(given, Refused) else detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, got {given!r}" if key else message
+    return [f"{key}: {message}, got {given!r}" if key else message]
+
+
+def explain_unknown(key: str) -> str:
+    """A sentence on a dotted key that does not exist, with its name of today, or the nearest one."""
+    return "; ".join(explain_renamed(key)) or _unknown(key)
+
+
+def _unknown(key: str) -> str:
+    keys, last = all_keys(), key.split(".")[-1]
+    names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    near = near or [k for k in keys if k.split(".")[-1] == last][:1]
+    near = near or [k for k in keys if difflib.get_close_matches(last, [k.split(".")[-1]], cutoff=0.75)][:1]
+    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")

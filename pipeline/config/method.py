@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import Section
+from pipeline.config.section import MID_RUN, Section
 
 
 class LabelSection(Section):
@@ -18,7 +18,7 @@ class LabelSection(Section):
     fixmatch, mvpl and tcl, mean for ltg, ema for svformer."""
     hard: bool = True
     """Whether the label is the most probable class (every paper here), or the probabilities themselves."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, json_schema_extra=MID_RUN)
     """Of soft labels: below 1 sharpens them."""
     thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = "fixed"
     """Which labels count: confidence over ``confidence_threshold`` (fixed, FixMatch); over a class's share of it that rises
@@ -27,49 +27,81 @@ class LabelSection(Section):
     distribution_alignment: Literal["off", "uniform", "labeled"] = "off"
     """Before all else: probabilities times target over running mean, normalized (ReMixMatch). The target is ``uniform``
     (SoftMatch's) or the class distribution of the ``labeled`` clips."""
-    primary_threshold: float | None = Field(None, ge=0, le=1)
+    primary_threshold: float | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
     """Confidence threshold of labels that the primary gives; None: ``confidence_threshold``. This one and the next are
     refused where they would do nothing: with ``mean`` labels, freematch and softmatch."""
-    auxiliary_threshold: float | None = Field(None, ge=0, le=1)
+    auxiliary_threshold: float | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
     """Confidence threshold of labels that the auxiliary gives: a transformer from scratch is confident later."""
-    momentum: float = Field(0.99, ge=0, lt=1)
+    momentum: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
     """Of the policies' running means, a step. FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    ema_decay: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
     """Of the weights of ``ema`` teachers, a step (SVFormer: 0.99)."""
 
 
-class StartSection(Section):
-    """Steps after ``supervised_steps`` at which each loss begins to count."""
+class TermSection(Section):
+    """Weight of one loss over the run: 0 until it starts, then rising linearly over its ramp to ``weight``."""
 
-    supervised: int = Field(0, ge=0)
-    """Of the supervised losses, from the run's first step: above 0 only unlabeled videos count until then."""
-    pseudo_label: int = Field(0, ge=0)
-    """Of gamma. TCL's third stage, pseudo-labels after contrast, is a start later than contrast's."""
-    contrast: int = Field(0, ge=0)
-    """Of beta."""
-    group_contrast: int = Field(0, ge=0)
-    """Of TCL's contrast of pseudo-classes."""
-    alignment: int = Field(0, ge=0)
-    """Of LTG's alignment."""
-    mix: int = Field(0, ge=0)
-    """Of SVFormer's mixed clips."""
+    weight: float = Field(1.0, ge=0, json_schema_extra=MID_RUN)
+    """Factor of the loss in the total; 0 leaves it out."""
+    start: int = Field(0, ge=0)
+    """Steps after ``method.supervised_steps`` at which the loss begins to count."""
+    ramp: int | None = Field(None, ge=0)
+    """Steps over which the weight rises from 0; null: ``method.ramp_steps``."""
 
 
-class RampSection(Section):
-    """Steps over which each loss rises linearly from 0 after its start; None: ``ramp_steps``."""
+class StrongViewsTerm(TermSection):
+    """A loss of unlabeled videos that looks at their strong views."""
 
-    supervised: int = Field(0, ge=0)
-    """Of the supervised losses."""
-    pseudo_label: int | None = Field(None, ge=0)
-    """Of gamma."""
-    contrast: int | None = Field(None, ge=0)
-    """Of beta."""
-    group_contrast: int | None = Field(None, ge=0)
-    """Of TCL's contrast of pseudo-classes."""
-    alignment: int | None = Field(None, ge=0)
-    """Of LTG's alignment."""
-    mix: int | None = Field(None, ge=0)
-    """Of SVFormer's mixed clips."""
+
+class WeakViewsTerm(TermSection):
+    """A loss of unlabeled videos that compares the students' outputs for weak views, with gradient into them."""
+
+
+class SupervisedSection(TermSection):
+    """Ls, the loss of labeled clips, which every method has. It does not wait for ``method.supervised_steps``."""
+
+    start: int = Field(0, ge=0)
+    """Step at which the loss begins to count: above 0 only unlabeled videos count until then."""
+    ramp: int = Field(0, ge=0)
+    """Steps over which the weight rises from 0."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a label's weight that is spread over all classes (Szegedy et al., 2016). Choice: off."""
+    mixup: float = Field(0.0, ge=0)
+    """alpha of the Beta(alpha, alpha) by which labeled clips, and their labels, are mixed with the labeled clip before them
+    (Zhang et al., 2018; 0.2 is usual); the same share for both students. 0, off, is choice."""
+
+
+class ContrastSection(WeakViewsTerm):
+    """Lca, the contrast between the students' features of unlabeled videos; for TCL between two speeds of a clip."""
+
+    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN)
+    """beta (paper: 2)."""
+    temperature: float = Field(0.5, gt=0, json_schema_extra=MID_RUN)
+    """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5. Choice: 0.5."""
+    features: Literal["probabilities", "embeddings", "projection"] = "probabilities"
+    """What is aligned: softmax vectors (as TCL; fits the paper's parameter count), the pooled features of equal width, or
+    their ``projection`` by a small network of each student's (as LTG). Of methods that contrast students: actnetformer, ltg."""
+    negatives: Literal["both", "cross"] = "both"
+    """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
+    level: Literal["video", "frame"] = "video"
+    """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
+    nearest in time; other frames of the same video are then no negatives. Needs ``data.moments=shared`` and nothing in
+    ``views.weak.time``. Of methods that contrast students: actnetformer, ltg. The paper leaves it open: choice."""
+    projection_width: int = Field(128, ge=2)
+    """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
+
+
+class MixSection(StrongViewsTerm):
+    """Lmix of SVFormer, the loss of clips that are mixed in tubes of patches."""
+
+    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN)
+    """Choice: SVFormer's weight of pseudo-labels."""
+    patch: int = Field(16, ge=1)
+    """Side of a tube in pixels; the transformer's patch, so that whole tokens are mixed."""
+    concentration: float = Field(10.0, gt=0)
+    """alpha of the Beta(alpha, alpha) that the mixed share is drawn from (SVFormer: 10)."""
+    consistency: Literal["mse", "kl"] = "mse"
+    """Squared error between probabilities (SVFormer), or Kullback-Leibler divergence."""
 
 
 class MethodSection(Section):
@@ -78,56 +110,29 @@ class MethodSection(Section):
     name: str = "actnetformer"
     """A name of ``pipeline.methods.METHODS``: supervised, fixmatch, cmpl, mvpl, tcl, ltg, svformer or actnetformer. Every
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
-    confidence_threshold: float = Field(0.8, ge=0, le=1)
+    confidence_threshold: float = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8). Without effect where
     ``labels.thresholds`` is freematch or softmatch, which measure confidence against their own running mean."""
-    supervised_weight: float = Field(1.0, ge=0)
-    """Weight of the supervised losses (every paper: 1)."""
-    pseudo_label_weight: float = Field(2.0, ge=0)
-    """gamma, weight of the pseudo-label losses (paper: 2)."""
-    contrast_weight: float = Field(2.0, ge=0)
-    """beta, weight of the contrastive loss (paper: 2)."""
-    contrast_temperature: float = Field(0.5, gt=0)
-    """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5. Choice: 0.5."""
-    contrast_features: Literal["probabilities", "embeddings", "projection"] = "probabilities"
-    """What is aligned: softmax vectors (as TCL; fits the paper's parameter count), the pooled features of equal width, or
-    their ``projection`` by a small network of each student's (as LTG). Of methods that contrast students: actnetformer, ltg."""
-    contrast_negatives: Literal["both", "cross"] = "both"
-    """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
-    contrast_level: Literal["video", "frame"] = "video"
-    """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
-    nearest in time; other frames of the same video are then no negatives. Needs ``data.moments=shared`` and nothing in
-    ``views.weak.time``. Of methods that contrast students: actnetformer, ltg. The paper leaves it open: choice."""
-    projection_width: int = Field(128, ge=2)
-    """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
-    group_contrast_weight: float = Field(1.0, ge=0)
-    """TCL: weight of the contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of
-    ``contrast_weight``)."""
-    alignment_weight: float = Field(1.0, ge=0)
-    """LTG: weight of 1 - cosine of the primary's to the auxiliary's features (paper: 1)."""
-    mix_weight: float = Field(2.0, ge=0)
-    """SVFormer: weight of the squared error on clips mixed in tubes of patches. Choice: its pseudo-labels' weight."""
-    mix_patch: int = Field(16, ge=1)
-    """SVFormer: side in pixels of a tube; the transformer's patch, so that whole tokens are mixed."""
-    mix_concentration: float = Field(10.0, gt=0)
-    """SVFormer: alpha of the Beta(alpha, alpha) that the mixed share is drawn from (paper: 10)."""
-    mix_consistency: Literal["mse", "kl"] = "mse"
-    """SVFormer: squared error between probabilities (paper), or Kullback-Leibler divergence."""
-    modalities: tuple[Literal["rgb", "temporal_gradient", "optical_flow"], ...] = ("rgb", "temporal_gradient")
-    """MvPL: what the shared network sees, rgb first, which is what it is tested on. The paper has all three; flow is left
-    out because OpenCV on the CPU costs more than the students here (``pip install .[flow]``)."""
     supervised_steps: int = Field(0, ge=0)
     """Steps with the supervised loss only, before unlabeled videos count. Choice; FixMatch's video relatives use a warm-up."""
     ramp_steps: int = Field(0, ge=0)
-    """Steps over which gamma and beta rise linearly from 0 after ``supervised_steps``. Choice."""
-    start: StartSection = StartSection()
-    ramp: RampSection = RampSection()
+    """Steps over which losses of unlabeled videos rise linearly from 0, unless they have a ``ramp`` of their own. Choice."""
+    supervised: SupervisedSection = SupervisedSection()
+    """Ls, every method's."""
+    pseudo_label: StrongViewsTerm = StrongViewsTerm(weight=2.0)
+    """gamma and Lu, the loss of pseudo-labels (paper: 2). Of all methods but supervised."""
+    contrast: ContrastSection = ContrastSection()
+    """beta and Lca (paper: 2). Of actnetformer, ltg and tcl."""
+    group_contrast: WeakViewsTerm = WeakViewsTerm()
+    """TCL's contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of ``contrast``)."""
+    alignment: WeakViewsTerm = WeakViewsTerm()
+    """LTG's 1 - cosine of the primary's to the auxiliary's features (LTG: 1)."""
+    mix: MixSection = MixSection()
+    """SVFormer's mixed clips."""
     labels: LabelSection = LabelSection()
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of a label's weight that is spread over all classes in the supervised loss (Szegedy et al., 2016). Choice: off."""
-    mixup: float = Field(0.0, ge=0)
-    """alpha of the Beta(alpha, alpha) by which labeled clips, and their labels, are mixed with the labeled clip before them
-    (Zhang et al., 2018; 0.2 is usual); the same share for both students. 0, off, is choice."""
+    modalities: tuple[Literal["rgb", "temporal_gradient", "optical_flow"], ...] = ("rgb", "temporal_gradient")
+    """MvPL: what the shared network sees, rgb first, which is what it is tested on. The paper has all three; flow is left
+    out because OpenCV on the CPU costs more than the students here (``pip install .[flow]``)."""
     batch_norm: Literal["separate", "joint"] = "separate"
     """Whether labeled, weak and strong clips go through a student as three batches, each with BatchNorm statistics of its
     own, or concatenated as one, which is a tenth faster. Choice: in a prototype one joint batch took the primary from 47 to
@@ -138,3 +143,17 @@ class MethodSection(Section):
         if self.modalities[:1] != ("rgb",) or len(set(self.modalities)) < len(self.modalities):
             raise ValueError("modalities must begin with rgb, which the network is tested on, and name each once")
         return self
+
+
+TERMS: dict[str, type[TermSection]] = {
+    name: field.annotation
+    for name, field in MethodSection.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, TermSection)
+}
+"""Sections of the losses, by name. A new one is a field of ``MethodSection``, and nothing else."""
+
+
+def short_name(key: str) -> str:
+    """The last word of a dotted key, after the name of its loss where it is a loss's: ``contrast.weight``."""
+    *sections, last = key.split(".")
+    return f"{sections[1]}.{last}" if sections[:1] == ["method"] and len(sections) == 2 and sections[1] in TERMS else last

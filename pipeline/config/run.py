@@ -10,19 +10,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.data import DataSection, RunSection
 from pipeline.config.method import MethodSection
-from pipeline.config.section import Section
+from pipeline.config.renamed import with_old_names
+from pipeline.config.section import SAME_WEIGHTS, Section, marked
 from pipeline.config.students import AuxiliarySection, PrimarySection, TimeSformerSection
 from pipeline.config.training import EvaluationSection, MonitorSection, ScaleSection, TrackingSection, TrainSection
 from pipeline.config.views import ViewsSection
 from pipeline.files import storage
 
 STUDENTS = ("primary", "auxiliary")
-LATER_KNOBS = (("clip", "sampling", "window"), ("network", "stem", "patch"))
-"""Knobs of a student that runs were recorded without: section, name, and the value that means what was before."""
 
 
 def _is_chain_of_halvings(patch: int, tubelet: int) -> bool:
@@ -39,23 +38,20 @@ class Config(Section):
     method: MethodSection = MethodSection()
     views: ViewsSection = ViewsSection()
     train: TrainSection = TrainSection()
-    monitors: MonitorSection = MonitorSection()
-    tracking: TrackingSection = TrackingSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    scale: ScaleSection = ScaleSection()
+    monitors: MonitorSection = Field(MonitorSection(), json_schema_extra=SAME_WEIGHTS)
+    tracking: TrackingSection = Field(TrackingSection(), json_schema_extra=SAME_WEIGHTS)
+    evaluation: EvaluationSection = Field(EvaluationSection(), json_schema_extra=SAME_WEIGHTS)
+    scale: ScaleSection = Field(ScaleSection(), json_schema_extra=SAME_WEIGHTS)
 
     @model_validator(mode="after")
-    def _spans_match(self) -> Config:
-        slow, fast = self.primary.clip, self.auxiliary.clip
-        if self.data.match == "span" and slow.fps and fast.fps:
-            frames = slow.frames / slow.fps * fast.fps
-            if abs(frames - round(frames)) > 1e-6 or frames < 1:
-                raise ValueError(
-                    f"data.match=span: {slow.frames} frames at primary.clip.fps={slow.fps:g} are {frames:g} frames at "
-                    f"auxiliary.clip.fps={fast.fps:g}, which is no whole number"
-                )
-            clip = fast.model_copy(update={"frames": round(frames)})
-            object.__setattr__(self, "auxiliary", self.auxiliary.model_copy(update={"clip": clip}))
+    def _spans_can_match(self) -> Config:
+        frames = self._frames_of_the_same_span()
+        if frames is not None and (abs(frames - round(frames)) > 1e-6 or frames < 1):
+            slow, fast = self.primary.clip, self.auxiliary.clip
+            raise ValueError(
+                f"data.match=span: {slow.frames} frames at primary.clip.fps={slow.fps:g} are {frames:g} frames at "
+                f"auxiliary.clip.fps={fast.fps:g}, which is no whole number"
+            )
         return self
 
     @model_validator(mode="after")
@@ -120,49 +116,28 @@ class Config(Section):
         return f"{place}/{self.run.name}" if storage.is_remote(place) else None
 
     def result_knobs(self) -> dict[str, Any]:
-        """The knobs that determine the trained weights: not names and places, not scale, logging or evaluation."""
-        return self.model_dump(
-            mode="json",
-            exclude={
-                "run": {"name", "storage_path", "staging_path"},
-                "data": {
-                    "manifest",
-                    "labels",
-                    "root",
-                    "clips_per_block",
-                    "blocks_ahead",
-                    "max_quarantined_share",
-                    "decode_timeout_seconds",
-                    "isolate_decoder",
-                    "video_timeout_seconds",
-                    "decoder_memory_mb",
-                },
-                "train": {
-                    "log_every",
-                    "save_scores_every",
-                    "checkpoint_every",
-                    "keep_checkpoints",
-                    "keep_best",
-                    "max_failures",
-                    "step_timeout_seconds",
-                    "compile",
-                    "activation_checkpointing",
-                },
-                "monitors": True,
-                "tracking": True,
-                "evaluation": True,
-                "scale": True,
-            },
-        )
+        """The knobs that determine the trained weights: all but those marked ``SAME_WEIGHTS``."""
+        return self.model_dump(mode="json", exclude=marked(self, "same_weights"))
 
     def fingerprint(self) -> str:
-        """Hash of ``result_knobs``, without ``LATER_KNOBS`` that are as if they were not there: older runs keep theirs."""
+        """Hash of ``result_knobs``, under the names of ``pipeline.config.renamed``, so that recorded runs keep theirs; for the
+        same reason without knobs marked ``LATER`` that have their default."""
         knobs = self.result_knobs()
-        for name in STUDENTS:
-            for section, knob, before in LATER_KNOBS:
-                if knobs[name][section].get(knob) == before:
-                    del knobs[name][section][knob]
-        return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
+        _leave_out_defaults(knobs, self, marked(self, "later"))
+        return hashlib.sha256(json.dumps(with_old_names(knobs), sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_matched_span(self) -> Config:
+        """The same; with ``data.match=span`` its auxiliary's clip has as many frames as make it as long as the primary's."""
+        frames = self._frames_of_the_same_span()
+        if frames is None:
+            return self
+        clip = self.auxiliary.clip.model_copy(update={"frames": round(frames)})
+        return self.model_copy(update={"auxiliary": self.auxiliary.model_copy(update={"clip": clip})})
+
+    def _frames_of_the_same_span(self) -> float | None:
+        """Frames of the auxiliary's clip that last as long as the primary's; None if they need not."""
+        slow, fast = self.primary.clip, self.auxiliary.clip
+        return slow.frames / slow.fps * fast.fps if self.data.match == "span" and slow.fps and fast.fps else None
 
     def with_absolute_paths(self) -> Config:
         """The same with local paths made absolute, for processes that run in other folders."""
@@ -179,3 +154,11 @@ class Config(Section):
 
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+def _leave_out_defaults(knobs: dict[str, Any], section: Section, later: dict[str, Any]) -> None:
+    for name, below in later.items():
+        if below is not True:
+            _leave_out_defaults(knobs[name], getattr(section, name), below)
+        elif getattr(section, name) == type(section).model_fields[name].default:
+            del knobs[name]

@@ -13,6 +13,16 @@ from pipeline.config.text import convert
 SELECTOR = "arch"
 """The key that says which kind of section this is, where there are several (``primary.network``)."""
 
+# Marks of a field or of a whole section: ``Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)``. ``marked`` reads them.
+SAME_WEIGHTS: Any = {"same_weights": True}
+"""The trained weights do not depend on it: a run may go on with another value, and is the same setting with it."""
+PROTOCOL: Any = {"same_weights": True, "protocol": True}
+"""The trained weights do not depend on it, and the scores do: runs that differ in it cannot be compared."""
+MID_RUN: Any = {"mid_run": True}
+"""May change in the middle of a run, as population-based training does: it decides no shapes, videos or schedules."""
+LATER: Any = {"later": True}
+"""Runs were recorded without it: its default is what was before, and is left out of the fingerprint."""
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -59,6 +69,35 @@ class Section(BaseModel):
         defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
         given = {name: tree[name] for name in defaults if isinstance(tree.get(name), Mapping)}
         return {**tree, **{name: merge(defaults[name].model_dump(exclude_unset=True), part) for name, part in given.items()}}
+
+
+def marked(section: Section, mark: str) -> dict[str, Any]:
+    """What carries a mark: ``{name: True}``, of a section within another ``{name: {...}}``, as ``model_dump`` includes and
+    excludes."""
+    found: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(field.json_schema_extra, dict) and mark in field.json_schema_extra:
+            found[name] = True
+        elif isinstance(value, Section) and (below := marked(value, mark)):
+            found[name] = below
+    return found
+
+
+def marked_keys(section: Section, mark: str) -> list[str]:
+    """Dotted keys that carry a mark, of sections that carry it as a whole their own, followed by a dot."""
+
+    def keys(tree: dict[str, Any], part: Section, prefix: str) -> list[str]:
+        found = []
+        for name, below in tree.items():
+            value = getattr(part, name)
+            if below is True:
+                found.append(f"{prefix}{name}." if isinstance(value, Section) else f"{prefix}{name}")
+            else:
+                found += keys(below, value, f"{prefix}{name}.")
+        return found
+
+    return keys(marked(section, mark), section, "")
 
 
 def forget_rate(clip: Any, sampling: Any) -> None:

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import Section
+from pipeline.config.section import LATER, MID_RUN, Section
 
 
 class ClipSection(Section):
     """What one student sees of a video: ``frames`` frames of ``size`` pixels square, from a window or from the whole video."""
 
-    sampling: Literal["window", "segments"] = "window"
+    sampling: Literal["window", "segments"] = Field("window", json_schema_extra=LATER)
     """``window``: consecutive frames at ``fps`` frames a second (the paper's). ``segments`` (TSN, Wang et al., ECCV 2016; also
     TSM and TCL): the whole video is divided into ``frames`` parts of equal duration, and one frame of each part is seen: at a
     random time of the part in training, in its middle in evaluation. A manifest row with ``start`` and ``end`` is the whole
@@ -83,7 +83,7 @@ class TimeSformerSection(Section):
     """Side of a patch in pixels; must divide the clip's size."""
     tubelet: int = Field(1, ge=1)
     """Frames in one patch: 1 as in the paper, 2 as in ViViT and VideoMAE; must divide the clip's frames."""
-    stem: Literal["patch", "convolutions"] = "patch"
+    stem: Literal["patch", "convolutions"] = Field("patch", json_schema_extra=LATER)
     """How pixels become tokens: one linear map a patch, as in the paper, or 3x3x3 convolutions that halve the picture until one
     pixel is a patch (Xiao et al., NeurIPS 2021), which small transformers without pretraining need. With ``convolutions``
     ``patch`` is a power of 2, and ``tubelet`` one up to ``patch``: the last convolutions halve time."""
@@ -161,7 +161,7 @@ class PrimarySection(Section):
 
     network: Network = SlowResNetSection(arch="slow_resnet")
     clip: ClipSection = ClipSection(frames=8, fps=8.0, size=224)
-    optimizer: OptimizerSection = OptimizerSection()
+    optimizer: OptimizerSection = Field(OptimizerSection(), json_schema_extra=MID_RUN)
 
 
 class AuxiliarySection(Section):
@@ -169,4 +169,4 @@ class AuxiliarySection(Section):
 
     network: Network = TimeSformerSection(arch="timesformer")
     clip: ClipSection = ClipSection(frames=8, fps=16.0, size=224)
-    optimizer: OptimizerSection = OptimizerSection(lr=0.01, clip_gradient_norm=1.0)
+    optimizer: OptimizerSection = Field(OptimizerSection(lr=0.01, clip_gradient_norm=1.0), json_schema_extra=MID_RUN)

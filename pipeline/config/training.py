@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import Section
+from pipeline.config.section import PROTOCOL, SAME_WEIGHTS, Section
 
 
 class TrainSection(Section):
@@ -34,10 +33,10 @@ class TrainSection(Section):
     ema_decay: float | None = Field(None, ge=0, lt=1)
     """Evaluate a running mean of each student's weights, of this decay a step (0.999 is usual), instead of the weights
     themselves; it rises as (1 + step) / (10 + step) at the start. Choice: off."""
-    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    compile: Literal["off", "inductor", "aot_eager"] = Field("off", json_schema_extra=SAME_WEIGHTS)
     """torch.compile of both students: ``inductor`` generates code and needs a C++ compiler on the CPU; ``aot_eager`` only
     traces, to find out whether the students can be compiled."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = Field(False, json_schema_extra=SAME_WEIGHTS)
     """Keep only what enters a block of a student, and compute the rest again in the backward pass: a third more compute,
     a fraction of the memory. The gradients are the same."""
     deterministic: bool = False
@@ -46,22 +45,22 @@ class TrainSection(Section):
     channels_last: bool = True
     """Convolution weights as channels_last_3d: the same sums in another order. On one core of a busy machine, forward and
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
-    save_scores_every: int = Field(10, ge=0)
+    save_scores_every: int = Field(10, ge=0, json_schema_extra=SAME_WEIGHTS)
     """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
     kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Steps between two checkpoints; the last step always makes one."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Newest checkpoints that are kept."""
-    keep_best: int = Field(0, ge=0)
+    keep_best: int = Field(0, ge=0, json_schema_extra=SAME_WEIGHTS)
     """Checkpoints that are kept beside them because both students' mean accuracy on held-out videos (``jobs.label --hold-out``)
     is best. With 0 nothing is held against them, which costs nothing; otherwise each checkpoint waits for one view of each.
     The one that a signal leaves is not scored."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, json_schema_extra=SAME_WEIGHTS)
     """Failures without a new checkpoint after which the run stops; each new checkpoint sets the count to 0."""
-    step_timeout_seconds: float | None = Field(600.0, gt=0)
+    step_timeout_seconds: float | None = Field(600.0, gt=0, json_schema_extra=SAME_WEIGHTS)
     """The run stops with a message when a step, its collectives or a checkpoint need longer (the first step: ten times that).
     null: never, for breakpoints."""
 
@@ -120,24 +119,16 @@ class TrackingSection(Section):
 class EvaluationSection(Section):
     """Test protocol: clips x crops per video, scores averaged. Relatives use 10 x 3; the paper is silent."""
 
-    split: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = Field("test", json_schema_extra=PROTOCOL)
     """What a run is evaluated on. ``validation``: the labeled videos that ``jobs.label --hold-out`` kept from training, or the
     manifest's val split where none were; choose knobs on it, so that test stays unseen."""
-    clips: int = Field(10, ge=1)
+    clips: int = Field(10, ge=1, json_schema_extra=PROTOCOL)
     """Clips per video, evenly spaced in time."""
-    crops: Literal[1, 3] = 3
+    crops: Literal[1, 3] = Field(3, json_schema_extra=PROTOCOL)
     """1: the center square; 3: both ends and the center of the longer side."""
     batch_views: int | None = Field(None, ge=1)
     """Views that go through the students at once; by default 64 on a GPU and 8 on a CPU. Where a GPU's memory does not hold as
     many, half of them, as often as it takes. The scores are the same but for rounding."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier_name(cls, tree: Any) -> Any:
-        """Folders of earlier runs say ``batch_videos``, which counted views as well."""
-        if isinstance(tree, Mapping) and "batch_videos" in tree and "batch_views" not in tree:
-            return {"batch_views" if name == "batch_videos" else name: value for name, value in tree.items()}
-        return tree
 
 
 class ScaleSection(Section):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.config.section import Section
+from pipeline.config.section import MID_RUN, Section
 
 
 class TimeSection(Section):
@@ -55,5 +55,5 @@ class StrongSection(Section):
 class ViewsSection(Section):
     """Random views, the same parameters for all frames of a clip."""
 
-    weak: WeakSection = WeakSection()
-    strong: StrongSection = StrongSection()
+    weak: WeakSection = Field(WeakSection(), json_schema_extra=MID_RUN)
+    strong: StrongSection = Field(StrongSection(), json_schema_extra=MID_RUN)

@@ -98,7 +98,8 @@ def overfit_config(config: Config, videos: int) -> Config:
     steps = min(config.train.steps, STEPS)
     tree["run"] |= {"name": f"{config.run.name}-overfit-{videos}", "storage_path": str(config.run_folder.parent)}
     tree["data"] |= {"labeled_per_step": min(videos, config.data.labeled_per_step), "unlabeled_per_labeled": 0}
-    tree["method"] |= {"name": "supervised", "label_smoothing": 0.0, "mixup": 0.0, "start": {}, "ramp": {}}
+    tree["method"] |= {"name": "supervised"}
+    tree["method"]["supervised"] |= {"start": 0, "ramp": 0, "label_smoothing": 0.0, "mixup": 0.0}
     tree["views"] = {"weak": {"min_scale": 1.0, "flip": 0.0}}
     for name in STUDENTS:
         tree[name]["network"] |= {key: 0.0 for key in ("dropout", "drop_path") if key in tree[name]["network"]}

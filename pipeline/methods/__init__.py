@@ -74,7 +74,7 @@ def loss_weights(section: MethodSection, step: int) -> LossWeights:
 def first_unlabeled_step(config: Config) -> int:
     """The first step whose ``loss_weights`` use unlabeled videos; ``train.steps`` if none does."""
     section, terms = config.method, getattr(_method(config.method.name), "TERMS", ())
-    starts: list[int] = [getattr(section.start, term) for term in terms if getattr(section, f"{term}_weight") > 0]
+    starts: list[int] = [getattr(section, term).start for term in terms if getattr(section, term).weight > 0]
     return min([config.train.steps, *(section.supervised_steps + start for start in starts)])
 
 

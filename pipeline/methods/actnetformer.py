@@ -46,7 +46,7 @@ class ActNetFormer(Method):
 
         # Lca: both students' weak views of one video attract, those of different videos repel; no stop-gradient.
         features = self.features(self.students, step.weak)
-        contrast = contrast_loss(features, self.section, videos=len(hidden))
+        contrast = contrast_loss(features, self.section.contrast, videos=len(hidden))
 
         loss = weights.supervised * total(step.supervised)
         loss = loss + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast

@@ -2,7 +2,7 @@
 
 The paper's are two 3-D ResNet-18: set both networks to ``r3d_18`` and ``auxiliary.clip.modality`` to ``temporal_gradient``.
 Labels come from the mean of both. What is aligned are the contrast's features (choice: the paper's block features need two
-equal networks); set ``contrast_features: projection``, ``contrast_negatives: cross``, ``confidence_threshold: 0.3``.
+equal networks); set ``contrast: {features: projection, negatives: cross}``, ``confidence_threshold: 0.3``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_lo
 
 
 class LTG(Method):
-    """L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lcontrast + alignment_weight (1 - cos(Z, stop-gradient A))."""
+    """L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lcontrast + alignment.weight (1 - cos(Z, stop-gradient A))."""
 
     TERMS = ("pseudo_label", "contrast", "alignment")
 
@@ -34,7 +34,7 @@ class LTG(Method):
         given = self.labels.give(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
         features = self.features(self.students, step.weak)
-        contrast = contrast_loss(features, self.section, videos=len(hidden))
+        contrast = contrast_loss(features, self.section.contrast, videos=len(hidden))
         aligned = alignment_loss(features["primary"], features["auxiliary"])  # stop-gradient to the auxiliary's
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned

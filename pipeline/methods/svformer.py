@@ -19,7 +19,7 @@ from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, 
 
 
 class SVFormer(Method):
-    """L = Ls + gamma Lu + mix_weight Lmix for each student."""
+    """L = Ls + gamma Lu + mix.weight Lmix for each student."""
 
     TERMS = ("pseudo_label", "mix")
 
@@ -37,12 +37,12 @@ class SVFormer(Method):
         pseudo_label = pseudo_label_losses(step.strong, given)
         mixed = {}
         for name in STUDENTS:
-            clips, shares = mix_tubes(unlabeled.strong[name], self.section.mix_patch, self.section.mix_concentration)
+            clips, shares = mix_tubes(unlabeled.strong[name], self.section.mix.patch, self.section.mix.concentration)
             own = probabilities[name]
             targets = shares[:, None] * own + (1 - shares[:, None]) * own.roll(1, dims=0)
             with torch.set_grad_enabled(weights.mix > 0), frozen_statistics(self.students[name]):
                 logits = self.students[name](clips)[0]
-            mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix_consistency)
+            mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix.consistency)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.mix * total(mixed)
         watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)

@@ -2,7 +2,7 @@
 
 It is about one network: here each student is one, for itself; the slow clip is every second frame of its own weak view (the
 paper's pathways have 8 and 4 segments). Its stages are starts: ``supervised_steps``, then both contrasts, then, from
-``start.pseudo_label`` on, pseudo-labels. The paper fine-tunes on them without strong views; here they are FixMatch's (choice).
+``pseudo_label.start`` on, pseudo-labels. The paper fine-tunes on them without strong views; here they are FixMatch's (choice).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, 
 
 
 class TCL(Method):
-    """L = Ls + beta Lic + group_contrast_weight Lgc + gamma Lu for each student."""
+    """L = Ls + beta Lic + group_contrast.weight Lgc + gamma Lu for each student."""
 
     TERMS = ("contrast", "group_contrast", "pseudo_label")
 
@@ -41,14 +41,13 @@ class TCL(Method):
         unlabeled = step.unlabeled
         given = self.labels.give(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
-        contrast, groups = {}, {}
+        knobs, contrast, groups = self.section.contrast, {}, {}
         for name in STUDENTS:
             fast = step.weak[name].logits.float().softmax(dim=1)
             with torch.set_grad_enabled(weights.weak_gradient):
                 slow = self.students[name](unlabeled.weak[name][:, :, ::2])[0].float().softmax(dim=1)
-            temperature = self.section.contrast_temperature
-            contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, temperature, self.section.contrast_negatives)
-            groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, temperature)
+            contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, knobs.temperature, knobs.negatives)
+            groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, knobs.temperature)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * total(contrast) + weights.group_contrast * total(groups)
         watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)

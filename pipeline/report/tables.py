@@ -14,6 +14,7 @@ from pipeline.analysis.run_description import labels_text, steps_text
 from pipeline.analysis.run_reader import VIEWS, Run
 from pipeline.analysis.statistics import Estimate, p_text
 from pipeline.analysis.study_reader import Objective, Study, Trial
+from pipeline.config import short_name
 
 DASH = "–"
 MINUS = "−"
@@ -173,9 +174,9 @@ def _rank(trial: Trial) -> int:
 
 
 def short_key(key: str, keys: Sequence[str]) -> str:
-    """The last part of a dotted key, with those before as far as it takes to tell it from others."""
+    """The last part of a dotted key, with those before as far as it takes to tell it from others, and to say what it is of."""
     parts = key.split(".")
-    for count in range(1, len(parts) + 1):
+    for count in range(short_name(key).count(".") + 1, len(parts) + 1):
         short = ".".join(parts[-count:])
         if sum(other == short or other.endswith(f".{short}") for other in keys) <= 1:
             return short

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import Config, parse_config
+from pipeline.config import Config, parse_config, with_new_names
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.store_lock import StoreSilent, lock_store
@@ -123,7 +123,8 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {error}") from None
-    return parse_config(tree, source=str(folder / "config.yaml")), facts
+    recorded = with_new_names(tree if isinstance(tree, dict) else {})
+    return parse_config(recorded, source=str(folder / "config.yaml")), facts
 
 
 def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:

@@ -23,7 +23,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from pipeline.config import Config, override
+from pipeline.config import Config, marked_keys, override
 from pipeline.errors import UserError
 from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import lock_run, write_text
@@ -35,13 +35,6 @@ from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.prepared_run import prepare
 
-FREE = ("primary.optimizer.", "auxiliary.optimizer.", "views.weak.", "views.strong.")
-FREE_METHOD = (
-    "confidence_threshold", "pseudo_label_weight", "contrast_weight", "contrast_temperature", "group_contrast_weight",
-    "alignment_weight", "mix_weight", "labels.temperature", "labels.primary_threshold", "labels.auxiliary_threshold",
-    "labels.momentum", "labels.ema_decay",
-)  # fmt: skip
-"""Knobs that may change in the middle of a run: none of them decides shapes, videos or schedules."""
 Score: TypeAlias = tuple[float, float]
 """Top-1 and mean probability of the true class, 0..1."""
 FAILED: Score = (-math.inf, -math.inf)
@@ -79,11 +72,11 @@ class Member:
 
 def check_space(space: Space) -> None:
     """Raises UserError naming keys that cannot change in the middle of a run."""
-    allowed = (*FREE, *(f"method.{name}" for name in FREE_METHOD))
-    fixed = [key for key in space.distributions if not key.startswith(allowed)]
+    allowed = marked_keys(Config(), "mid_run")
+    fixed = [key for key in space.distributions if not key.startswith(tuple(allowed))]
     if fixed:
         what = f"--algorithm pbt changes knobs in the middle of a run, which {', '.join(fixed)} cannot; it can search"
-        raise UserError(f"{what} primary.optimizer.*, auxiliary.optimizer.*, views.* and method.{{{', '.join(FREE_METHOD)}}}")
+        raise UserError(f"{what} {', '.join(f'{key}*' if key.endswith('.') else key for key in allowed)}")
 
 
 def first_members(space: Space, size: int, seed: int) -> list[Member]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.run_reader import flatten
-from pipeline.config import Config, convert_for
+from pipeline.config import Config, convert_for, short_name
 from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 
@@ -66,7 +66,7 @@ def _typed(key: str, value: Any) -> Any:
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
     """Last words of the keys; first words where the last ones are the same, as of both students' ``clip.fps``."""
-    last = [key.rpartition(".")[2] for key in keys]
+    last = [short_name(key).replace(".", "_") for key in keys]
     if len(set(last)) == len(last):
         return dict(zip(keys, last, strict=True))
     first = [key.partition(".")[0] for key in keys]

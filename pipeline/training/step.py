@@ -95,9 +95,9 @@ def _add_gradient(
 
 def _weighted(results: Results, weights: LossWeights) -> Results:
     """``weighted/{term}``: what each kind of loss adds to the total, for any method whose parts are named ``{term}_loss`` after
-    a field of ``LossWeights``, or ``{term}_loss/{student}``; longer names are of single modalities, which are in the mean."""
+    a loss of ``LossWeights``, or ``{term}_loss/{student}``; longer names are of single modalities, which are in the mean."""
     terms: Results = {}
-    for term, weight in vars(weights).items():
+    for term, weight in weights.items():
         losses = [value for name, value in results.items() if name.split("/")[0] == f"{term}_loss" and name.count("/") < 2]
         if losses:
             terms[f"weighted/{term}"] = weight * torch.stack(losses).sum()

@@ -62,8 +62,8 @@ def weights(parent: Path, values: tuple[float, ...], seeds: tuple[int, ...] = (0
         for seed in seeds:
             top1, name = 0.6 + weight / 50 + seed / 100, f"weight-{weight}-{seed}"
             folder = write_light_run(parent, "actnetformer", seed, top1, name=name)
-            config = (folder / "config.yaml").read_text().replace("actnetformer}", f"actnetformer, contrast_weight: {weight}}}")
-            (folder / "config.yaml").write_text(config)
+            own = f"actnetformer, contrast: {{weight: {weight}}}}}"
+            (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("actnetformer}", own))
             folders.append(folder)
     return group_runs(read_runs(folders))
 
@@ -156,13 +156,13 @@ def test_who_where_and_how_fast_is_no_setting(tmp_path: Path) -> None:
 
 def test_an_ablation_names_the_key_that_varies(tmp_path: Path) -> None:
     groups = weights(tmp_path, (0, 4))
-    assert [group.label for group in groups] == ["contrast_weight=0", "contrast_weight=4"]
-    assert varied_keys(groups) == ["method.contrast_weight"]
+    assert [group.label for group in groups] == ["contrast.weight=0", "contrast.weight=4"]
+    assert varied_keys(groups) == ["method.contrast.weight"]
 
 
 def test_settings_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     groups = in_order(weights(tmp_path, (8, 0.5, 16, 2)))
-    assert [group.label for group in groups] == [f"contrast_weight={value}" for value in ("0.5", "2", "8", "16")]
+    assert [group.label for group in groups] == [f"contrast.weight={value}" for value in ("0.5", "2", "8", "16")]
 
 
 def test_the_baseline_is_the_studys_then_the_supervised_then_the_defaults_then_the_first(
@@ -173,23 +173,23 @@ def test_the_baseline_is_the_studys_then_the_supervised_then_the_defaults_then_t
         return found.label if found else None
 
     groups = weights(tmp_path / "w", (0, 2, 4))
-    assert label(groups) == "contrast_weight=2"  # the program's default, and the paper's
-    assert label(groups, {"method.contrast_weight": 4, "run.seed": 3}) == "contrast_weight=4"
-    assert label([groups[0], groups[2]]) == "contrast_weight=0"
+    assert label(groups) == "contrast.weight=2"  # the program's default, and the paper's
+    assert label(groups, {"method.contrast.weight": 4, "run.seed": 3}) == "contrast.weight=4"
+    assert label([groups[0], groups[2]]) == "contrast.weight=0"
     assert label([groups[0]]) is None
     assert label(group_runs(read_runs(four[::-1]))) == "supervised"
-    with pytest.raises(UserError, match=r"no run has the baseline's method\.contrast_weight=7") as caught:
-        choose_baseline(groups, {"method.contrast_weight": 7})
-    assert "there is contrast_weight=4" in str(caught.value)
+    with pytest.raises(UserError, match=r"no run has the baseline's method\.contrast\.weight=7") as caught:
+        choose_baseline(groups, {"method.contrast.weight": 7})
+    assert "there is contrast.weight=4" in str(caught.value)
 
 
 def test_p_is_corrected_for_the_number_of_settings(make_run: Any) -> None:
     folders = [
-        make_run(seed=seed, margin=1 + weight, overrides=(f"method.contrast_weight={weight}", f"run.name=w{weight}-{seed}"))
+        make_run(seed=seed, margin=1 + weight, overrides=(f"method.contrast.weight={weight}", f"run.name=w{weight}-{seed}"))
         for weight in (0, 1, 2, 4) for seed in (0, 1, 2)
     ]  # fmt: skip
     found = compare(group_runs(read_runs(folders)))
-    assert len(found) == 3 and {one.baseline.label for one in found} == {"contrast_weight=2"}
+    assert len(found) == 3 and {one.baseline.label for one in found} == {"contrast.weight=2"}
     raw = sorted((one.estimates["mean"].p or 0.0, one.adjusted["mean"] or 0.0) for one in found)
     assert raw[0][1] == pytest.approx(min(1, 3 * raw[0][0])) and all(p <= after for p, after in raw)
 

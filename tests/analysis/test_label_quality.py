@@ -96,15 +96,15 @@ def test_each_labeler_has_its_own_threshold(make_run: Any) -> None:
 def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(make_run: Any) -> None:
     folders = []
     for weight in range(6):
-        words = (f"method.contrast_weight={weight}", f"run.name=weight-{weight}")
+        words = (f"method.contrast.weight={weight}", f"run.name=weight-{weight}")
         folders.append(make_run(margin=float(weight), overrides=words))
         scores = {name: torch.full((20, 4), 0.25) for name in STUDENTS}
         write_scores(folders[-1], torch.zeros(20, dtype=torch.int64), scores)
     groups = group_runs([read_run(folder) for folder in folders])
     found = label_sections(groups, groups[0])
-    assert [one.title for one in found.shown] == [f"contrast_weight={weight}" for weight in (0, 3, 4, 5)]
+    assert [one.title for one in found.shown] == [f"contrast.weight={weight}" for weight in (0, 3, 4, 5)]
     assert found.note.startswith("4 of the 6 settings that saved scores: the baseline,")
-    html = write_report(folders, baseline={"method.contrast_weight": 0}).path.read_text(encoding="utf-8")
+    html = write_report(folders, baseline={"method.contrast.weight": 0}).path.read_text(encoding="utf-8")
     assert found.note in html
     assert label_sections(groups[:4], groups[0]).note == ""
 

@@ -61,7 +61,7 @@ def test_words_and_methods_are_rows(make_run: Any) -> None:
 
 
 def test_the_supervised_baseline_is_no_point_of_the_curve(make_run: Any) -> None:
-    weights = [make_run(overrides=(f"method.contrast_weight={w}", f"run.name=w{w}")) for w in (1, 2)]
+    weights = [make_run(overrides=(f"method.contrast.weight={w}", f"run.name=w{w}")) for w in (1, 2)]
     groups = group_runs(read_given([make_run(method="supervised"), *weights]).runs)
     found = response(groups)
     assert found is not None and found.kind == "curve" and set(found.places) == {1, 2}

@@ -257,7 +257,7 @@ def test_seconds_to_an_accuracy_are_compared(tiny: Path, capsys: pytest.CaptureF
         (["--to-accuracy", "0"], "--to-accuracy 0: a percentage above 0"),
         (["--to-accuracy", "50", "--steps", "9"], "leave --steps out, or write train.steps=N"),
         (["views.strong.time.reverse=0.5"], "the peers know no views.strong.time"),
-        (["method.mixup=0.2"], "the peers know no method.mixup"),
+        (["method.supervised.mixup=0.2"], "the peers know no method.supervised.mixup"),
         (["auxiliary.clip.modality=temporal_gradient"], "the peers know no auxiliary.clip.modality"),
     ],
 )

@@ -82,7 +82,7 @@ def test_end_to_end_is_measured_with_the_runs_own_workers(tiny: Path, tmp_path: 
 @pytest.mark.long
 @pytest.mark.timeout(200)
 def test_what_only_computes_does_so_as_workers_do_with_unequal_shares_too(tiny: Path) -> None:
-    config = load_config(tiny / "tiny.yaml", ["scale.workers=2", "data.labeled_per_step=3", "method.contrast_weight=1"])
+    config = load_config(tiny / "tiny.yaml", ["scale.workers=2", "data.labeled_per_step=3", "method.contrast.weight=1"])
     with Apart(config) as apart:
         assert apart.seconds(2, 0, steps=2) > 0 and apart.seconds(0, 1, steps=2) > 0
 

@@ -49,8 +49,8 @@ def test_labels_are_the_manifests(config_words: object) -> None:
 
 LATE = (
     ("method.supervised_steps=2",),
-    ("method.supervised_steps=1", "method.start.contrast=1", "method.start.pseudo_label=3"),
-    ("method.start.pseudo_label=2", "method.contrast_weight=0"),
+    ("method.supervised_steps=1", "method.contrast.start=1", "method.pseudo_label.start=3"),
+    ("method.pseudo_label.start=2", "method.contrast.weight=0"),
 )
 """Unlabeled videos count from step 2 on."""
 

@@ -17,7 +17,7 @@ def mistakes(*overrides: str, path: Path | None = None) -> str:
 
 def test_defaults_are_the_papers() -> None:
     config = Config()
-    assert config.method.pseudo_label_weight == config.method.contrast_weight == 2
+    assert config.method.pseudo_label.weight == config.method.contrast.weight == 2
     assert config.method.confidence_threshold == 0.8
     assert (config.primary.network.arch, config.auxiliary.network.arch) == ("slow_resnet", "timesformer")
     assert (config.primary.clip.frames, config.primary.clip.size, config.data.unlabeled_per_labeled) == (8, 224, 5)
@@ -156,7 +156,7 @@ def test_fingerprint_follows_what_determines_the_result() -> None:
         overrides=["scale.workers=4", "run.name=other", "evaluation.clips=2", "train.log_every=3", "data.root=/x"]
     )
     assert base.fingerprint() == same.fingerprint()
-    for word in ("run.seed=1", "train.steps=3", "method.contrast_weight=1", "data.labeled_per_step=4", "primary.clip.fps=9"):
+    for word in ("run.seed=1", "train.steps=3", "method.contrast.weight=1", "data.labeled_per_step=4", "primary.clip.fps=9"):
         assert load_config(overrides=[word]).fingerprint() != base.fingerprint(), word
 
 

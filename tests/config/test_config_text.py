@@ -189,8 +189,8 @@ def test_spaces_have_values_of_their_keys(tmp_path: Path) -> None:
 
 
 def test_other_commands_read_texts_alike(tmp_path: Path) -> None:
-    assert _baseline(["run.name=010", "method.contrast_weight=2", "scale.gpu=off"]) == {
-        "run.name": "010", "method.contrast_weight": 2, "scale.gpu": False,
+    assert _baseline(["run.name=010", "method.contrast.weight=2", "scale.gpu=off"]) == {
+        "run.name": "010", "method.contrast.weight": 2, "scale.gpu": False,
     }  # fmt: skip
     env = tmp_path / "env.yaml"
     text = "env_vars: {NUMBER: 010, FLAG: on, EMPTY: }\npip: [a]\nconfig: {setup_timeout_seconds: 60}\n"

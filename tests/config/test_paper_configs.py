@@ -93,7 +93,7 @@ def test_arithmetic(name: str) -> None:
     assert config.scale.workers == 8
     assert round(parameters, 2) == MILLIONS[classes]
     section = config.method
-    assert (section.pseudo_label_weight, section.contrast_weight, section.confidence_threshold) == (2, 2, 0.8)
+    assert (section.pseudo_label.weight, section.contrast.weight, section.confidence_threshold) == (2, 2, 0.8)
     assert (config.primary.clip.frames, config.primary.clip.size, config.primary.network.weights) == (8, 224, None)
 
 
@@ -107,7 +107,7 @@ def test_every_method_builds_with_its_own_papers_settings(name: str, monkeypatch
             built = build_method(trial.config, classes, videos, videos - labeled)
         found[trial.cell] = sum(p.numel() for p in built.students.parameters()) / 1e6
         assert first_unlabeled_step(trial.config) < trial.config.train.steps or trial.cell == "supervised"
-        assert trial.config.method.supervised_steps + trial.config.method.start.pseudo_label < trial.config.train.steps
+        assert trial.config.method.supervised_steps + trial.config.method.pseudo_label.start < trial.config.train.steps
     print(f"\n{name}, M parameters: " + ", ".join(f"{cell} {millions:.2f}" for cell, millions in found.items()))
     assert {cell.split("-")[0] for cell in found} == set(METHODS)
     wanted = {51: (51.8, 67.4), 101: (51.9, 67.5), 400: (52.7, 67.8)}[classes]
@@ -237,7 +237,8 @@ def test_one_step_at_full_size(method: str) -> None:
 
     numbers = torch.arange(3)[None]
     batch = Batch(torch.arange(1), numbers, numbers, clips("primary"), clips("auxiliary"))
-    loss = built(make_views(batch, config, 0, "cpu"), LossWeights(2.0, 2.0, 1.0, 1.0, 2.0))["loss"]
+    weights = LossWeights(pseudo_label=2.0, contrast=2.0, group_contrast=1.0, alignment=1.0, mix=2.0)
+    loss = built(make_views(batch, config, 0, "cpu"), weights)["loss"]
     loss.backward()
     assert torch.isfinite(loss.detach())
     assert [key for key, value in built.named_parameters() if value.requires_grad and value.grad is None] == []

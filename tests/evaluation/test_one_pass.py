@@ -17,7 +17,7 @@ from pipeline.clips import decode
 from pipeline.clips.evaluation_views import STUDENTS as CLIP_STUDENTS
 from pipeline.clips.evaluation_views import batch_views, decode_videos, to_tensors, unpack
 from pipeline.clips.source import Columns, Source, open_source
-from pipeline.config import Config, load_config
+from pipeline.config import Config, load_config, parse_config, with_new_names
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
 from pipeline.evaluation.file_predictions import list_files
@@ -269,5 +269,7 @@ def test_a_cluster_is_for_many_views_and_for_gpus(tiny: Path) -> None:
 
 
 def test_run_folders_of_before_are_read(tiny: Path) -> None:
-    assert configured(tiny, "evaluation.batch_videos=4").evaluation.batch_views == 4
-    assert "batch_videos" not in configured(tiny).model_dump()["evaluation"]
+    with pytest.raises(UserError, match=r"evaluation.batch_videos is now evaluation.batch_views"):
+        configured(tiny, "evaluation.batch_videos=4")
+    recorded = {"evaluation": {"batch_videos": 4}}
+    assert parse_config(with_new_names(recorded)).evaluation.batch_views == 4

@@ -22,13 +22,13 @@ from pipeline.training.checkpoints import checkpoint
 from tests.gpu.setting import CLASSES, full_config, make_batch, make_setting, on_host, small_config
 from tests.gpu.table import Row, at_most, error_in_a_line, guarded, must
 
-FRAME_CONTRAST = {"contrast_level": "frame", "contrast_features": "projection"}
+FRAME_CONTRAST = {"contrast": {"level": "frame", "features": "projection"}}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "bf16": {"train": {"precision": "bf16"}},
     "fp16": {"train": {"precision": "fp16"}},
     "two parts, means of weights": {"train": {"accumulation": 2, "ema_decay": 0.9}},
     "activation checkpointing": {"train": {"activation_checkpointing": True}},
-    "mixup": {"method": {"mixup": 0.4}},
+    "mixup": {"method": {"supervised": {"mixup": 0.4}}},
     **{f"{name} thresholds": {"method": {"labels": {"thresholds": name}}} for name in ("flexmatch", "freematch", "softmatch")},
     "frame contrast": {"method": FRAME_CONTRAST, "data": {"moments": "shared"}},
 }

@@ -30,7 +30,7 @@ def command(tiny: Path, tmp_path: Path, study: str, *words: str) -> int:
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     path = tmp_path / "two.yaml"
-    path.write_text("question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 2]}\n", encoding="utf-8")
+    path.write_text("question: Does contrast matter?\ngrid: {method.contrast.weight: [0, 2]}\n", encoding="utf-8")
     return path
 
 
@@ -117,7 +117,7 @@ def test_a_dry_run_refuses_what_the_run_would(
     tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = tmp_path / "one.yaml"
-    one.write_text("question: q\ngrid: {method.contrast_weight: [0]}\n", encoding="utf-8")
+    one.write_text("question: q\ngrid: {method.contrast.weight: [0]}\n", encoding="utf-8")
     assert command(tiny, tmp_path, str(one), "train.steps=2") == 0
     for dry in ([], ["--dry-run"]):
         assert command(tiny, tmp_path, str(one), "train.steps=2", "primary.optimizer.lr=0.5", *dry) == 2
@@ -139,9 +139,9 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text, message in (
         ("grid: [", "cannot be read"),
         ("grid: {}", "question and grid"),
-        ("question: q\ncases: {a: {}, off: {method.contrast_weight: on}}", "method.contrast_weight: write a number"),
+        ("question: q\ncases: {a: {}, off: {method.contrast.weight: on}}", "method.contrast.weight: write a number"),
         ("question: q\ngrid: {1: [3]}", "unknown key 1"),
-        ("question: q\ncases: {off: {}, \"off\": {method.contrast_weight: 0}}", "'off' is there twice"),
+        ("question: q\ncases: {off: {}, \"off\": {method.contrast.weight: 0}}", "'off' is there twice"),
         ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
         ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
         ("question: q\ngrid: {train.steps: 3}", "list of values"),

@@ -56,7 +56,7 @@ def test_a_dry_run_says_what_follows_and_writes_nothing(tiny: Path, tmp_path: Pa
 def test_a_dry_run_counts_what_is_decoded_from_the_first_start(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(tiny, tmp_path, "--dry-run", "method.start.pseudo_label=3", "method.start.contrast=5") == 0
+    assert command(tiny, tmp_path, "--dry-run", "method.pseudo_label.start=3", "method.contrast.start=5") == 0
     assert f"second; {12 * 2 + 9 * 4} in the run" in capsys.readouterr().out
 
 
@@ -154,14 +154,15 @@ def test_too_few_or_too_many_videos(number: str, tiny: Path, tmp_path: Path, cap
 
 def test_what_keeps_students_from_learning_by_heart_is_off() -> None:
     config = small_config(
-        method={"mixup": 0.2, "label_smoothing": 0.1}, train={"ema_decay": 0.999, "schedule": "step", "milestones": [5]}
+        method={"supervised": {"mixup": 0.2, "label_smoothing": 0.1}},
+        train={"ema_decay": 0.999, "schedule": "step", "milestones": [5]}
     )
     network = {"dropout": 0.5, "drop_path": 0.2}
     auxiliary = config.auxiliary.model_dump()
     config = small_config(auxiliary={**auxiliary, "network": auxiliary["network"] | network})
     plain = overfit_config(config, 3)
     assert (plain.auxiliary.network.dropout, plain.auxiliary.network.drop_path) == (0, 0)  # type: ignore[union-attr]
-    assert (plain.method.mixup, plain.method.label_smoothing, plain.train.ema_decay) == (0, 0, None)
+    assert (plain.method.supervised.mixup, plain.method.supervised.label_smoothing, plain.train.ema_decay) == (0, 0, None)
     assert plain.views.weak.min_scale == 1 and plain.train.schedule == "cosine" and plain.scale.workers == 0
     assert plain.data.labeled_per_step == 3 and plain.unlabeled_per_labeled == 0
 

@@ -21,7 +21,7 @@ from pipeline.training.optimizer import build_optimizer
 from tests.methods.parts.test_losses import slow_contrast
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config, trained
 
-FULL = LossWeights(2.0, 2.0, 1.0, 1.0, 2.0)
+FULL = LossWeights(pseudo_label=2.0, contrast=2.0, group_contrast=1.0, alignment=1.0, mix=2.0)
 EACH = pytest.mark.parametrize("name", METHODS)
 UNLABELED = [name for name in METHODS if name != "supervised"]
 POLICIES = ("fixed", "flexmatch", "freematch", "softmatch")
@@ -29,8 +29,8 @@ SOURCES = ("other", "self", "mean", "ema")
 
 
 def config_of(name: str, labels: dict[str, Any] | None = None, **method: Any) -> Config:
-    own: dict[str, Any] = {"ltg": {"contrast_features": "projection", "contrast_negatives": "cross"}}.get(name, {})
-    sections: dict[str, Any] = {"method": {"name": name, "confidence_threshold": 0.3, "mix_patch": 8, **own, **method}}
+    own: dict[str, Any] = {"ltg": {"contrast": {"features": "projection", "negatives": "cross"}}}.get(name, {})
+    sections: dict[str, Any] = {"method": {"name": name, "confidence_threshold": 0.3, "mix": {"patch": 8}, **own, **method}}
     if labels:
         sections["method"]["labels"] = labels
     return small_config(**sections)
@@ -79,17 +79,18 @@ def test_every_trained_parameter_gets_a_gradient_in_every_step(name: str, weight
 def test_the_terms_that_a_method_names_are_the_ones_it_has(name: str) -> None:
     config, results = config_of(name), {}
     for term in ("pseudo_label", "contrast", "group_contrast", "alignment", "mix"):
-        losses = [built(name)(views_of(config), replace(FULL, **{term: weight}))["loss"].detach() for weight in (1.0, 3.0)]
+        each = [LossWeights(**{**FULL, term: weight}) for weight in (1.0, 3.0)]
+        losses = [built(name)(views_of(config), weights)["loss"].detach() for weights in each]
         results[term] = bool(losses[0] != losses[1])
     assert {term for term, counts in results.items() if counts} == set(METHODS[name].TERMS)
-    for term, weight in vars(loss_weights(config.method, 0)).items():
+    for term, weight in loss_weights(config.method, 0).items():
         assert (weight > 0) == (term in (*METHODS[name].TERMS, "supervised"))
 
 
 @EACH
 @pytest.mark.parametrize("supervised", [1.0, 0.5, 0.0])
 def test_the_loss_is_the_weighted_sum_of_what_is_reported(name: str, supervised: float) -> None:
-    results = built(name)(views_of(config_of(name)), replace(FULL, supervised=supervised))
+    results = built(name)(views_of(config_of(name)), LossWeights(**{**FULL, "supervised": supervised}))
     wanted = 0.0
     for key, value in results.items():
         term, _, rest = key.partition("/")
@@ -214,12 +215,12 @@ def same_training(one: Config, other: Config, keys: tuple[str, ...], steps: int 
 def test_actnetformer_without_contrast_is_cmpl() -> None:
     """With the same students at equal frame rates."""
     pseudo = ("pseudo_label_loss/primary", "mask_rate/primary_to_auxiliary")
-    same_training(config_of("actnetformer", contrast_weight=0), config_of("cmpl"), (*SAME, *pseudo))
+    same_training(config_of("actnetformer", contrast={"weight": 0}), config_of("cmpl"), (*SAME, *pseudo))
 
 
 def test_fixmatch_without_gamma_is_supervised() -> None:
     """Nearly without: at 0 a step makes no views of unlabeled videos and ends before its terms."""
-    almost = config_of("fixmatch", pseudo_label_weight=1e-9, confidence_threshold=0.0)
+    almost = config_of("fixmatch", pseudo_label={"weight": 1e-9}, confidence_threshold=0.0)
     assert trained(almost, 1)[1][0]["pseudo_label_loss/primary"] > 0
     same_training(almost, config_of("supervised"), SAME)
 
@@ -231,7 +232,7 @@ def test_cmpl_with_own_labels_is_fixmatch() -> None:
 
 def test_svformer_without_mix_and_memory_is_fixmatch() -> None:
     """A teacher of decay 0 is the student, in evaluation mode, which changes nothing here: no BatchNorm, no dropout."""
-    teacher = config_of("svformer", labels={"ema_decay": 0.0}, mix_weight=0)
+    teacher = config_of("svformer", labels={"ema_decay": 0.0}, mix={"weight": 0, "patch": 8})
     same_training(teacher, config_of("fixmatch"), (*SAME, "pseudo_label_loss/primary", "pseudo_label_loss/auxiliary"))
 
 
@@ -240,12 +241,12 @@ def test_mvpl_with_rgb_alone_is_fixmatch() -> None:
 
 
 def test_tcl_without_contrast_is_fixmatch() -> None:
-    same_training(config_of("tcl", contrast_weight=0, group_contrast_weight=0), config_of("fixmatch"), SAME)
+    same_training(config_of("tcl", contrast={"weight": 0}, group_contrast={"weight": 0}), config_of("fixmatch"), SAME)
 
 
 def test_ltg_without_alignment_is_actnetformer_with_mean_labels() -> None:
-    other = config_of("actnetformer", labels={"source": "mean"}, contrast_negatives="cross", contrast_features="projection")
-    same_training(config_of("ltg", alignment_weight=0), other, (*SAME, "contrast_loss", "mask_rate/mean_to_primary"))
+    other = config_of("actnetformer", labels={"source": "mean"}, contrast={"negatives": "cross", "features": "projection"})
+    same_training(config_of("ltg", alignment={"weight": 0}), other, (*SAME, "contrast_loss", "mask_rate/mean_to_primary"))
 
 
 # ---------------------------------------------------------------------------------------------- single methods' own
@@ -259,7 +260,7 @@ def test_frame_level_contrast_with_one_moment_is_video_level() -> None:
     for level in ("video", "frame"):
         config = small_config(
             primary={**sections["primary"], "network": small}, auxiliary={**sections["auxiliary"], "network": small},
-            method={"contrast_level": level},
+            method={"contrast": {"level": level}},
         )  # fmt: skip
         torch.manual_seed(0)
         method, batch = build_method(config, CLASSES, VIDEOS, VIDEOS), batch_of(0)
@@ -270,7 +271,7 @@ def test_frame_level_contrast_with_one_moment_is_video_level() -> None:
 
 @pytest.mark.parametrize("features", ["probabilities", "projection"])
 def test_frame_level_contrast_trains(features: str) -> None:
-    _, trace = trained(config_of("actnetformer", contrast_level="frame", contrast_features=features), 3)
+    _, trace = trained(config_of("actnetformer", contrast={"level": "frame", "features": features}), 3)
     assert trace[-1]["contrast_loss"] > 0
 
 
@@ -280,7 +281,7 @@ def test_frame_level_contrast_equals_the_one_of_hand_picked_frames(kind: str) ->
     clip = {"frames": 4, "size": 16}
     primary = {"network": {"depth": 10, "width": 8, "norm": "group"}, "clip": {**clip, "fps": 8}}
     auxiliary = {"network": {"width": 32, "depth": 2, "heads": 2, "patch": 8}, "clip": {**clip, "fps": 24}}
-    section = {"name": "actnetformer", "contrast_level": "frame", "contrast_features": kind}
+    section = {"name": "actnetformer", "contrast": {"level": "frame", "features": kind}}
     config = small_config(primary=primary, auxiliary=auxiliary, method=section)
     torch.manual_seed(0)
     method, views, picked = build_method(config, CLASSES, VIDEOS, VIDEOS), views_of(config), {}
@@ -312,7 +313,7 @@ def test_frame_level_contrast_equals_the_one_of_hand_picked_frames(kind: str) ->
 @pytest.mark.parametrize("name", ["actnetformer", "ltg"])
 def test_frames_are_not_paired_where_their_time_is_not_known(name: str, sections: dict[str, Any], message: str) -> None:
     for level in ("video", "frame"):
-        config = small_config(**sections, method={"name": name, "contrast_level": level})
+        config = small_config(**sections, method={"name": name, "contrast": {"level": level}})
         if level == "video":
             build_method(config, CLASSES, VIDEOS, VIDEOS)
         else:

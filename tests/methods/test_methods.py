@@ -17,7 +17,7 @@ from pipeline.methods.parts.pseudo_labels import PseudoLabel
 from pipeline.methods.parts.terms import pseudo_label_losses
 from pipeline.methods.svformer import mix_tubes
 
-FULL = LossWeights(2.0, 2.0)
+FULL = LossWeights(pseudo_label=2.0, contrast=2.0)
 
 
 def _config(norm: str = "group", **method: Any) -> Config:
@@ -69,7 +69,7 @@ def _gradient(loss: torch.Tensor, student: nn.Module) -> float:
 
 @pytest.mark.parametrize("batch_norm", ["separate", "joint"])
 def test_the_loss_is_the_weighted_sum_of_its_parts(batch_norm: str) -> None:
-    results = _method(batch_norm=batch_norm)(_views(), LossWeights(0.5, 3.0))
+    results = _method(batch_norm=batch_norm)(_views(), LossWeights(pseudo_label=0.5, contrast=3.0))
     supervised = results["supervised_loss/primary"] + results["supervised_loss/auxiliary"]
     pseudo_label = results["pseudo_label_loss/primary"] + results["pseudo_label_loss/auxiliary"]
     assert torch.allclose(results["loss"], supervised + 0.5 * pseudo_label + 3.0 * results["contrast_loss"])
@@ -120,7 +120,7 @@ def test_mean_labels_are_the_softmax_of_mean_logits() -> None:
 @torch.no_grad()
 def test_svformers_targets_are_mixed_as_its_clips_are() -> None:
     """Each clip's share of its own probabilities, by the teacher, the rest of those of the clip before it."""
-    method, views = _far_apart(_method(name="svformer", mix_patch=4)), _views()
+    method, views = _far_apart(_method(name="svformer", mix={"patch": 4})), _views()
     torch.manual_seed(3)
     results = method(views, FULL)
     torch.manual_seed(3)
@@ -158,7 +158,7 @@ def test_mvpls_label_is_the_mean_of_what_it_says_of_each_modality() -> None:
         assert torch.allclose(results[f"pseudo_label_loss/{name}"], sum(losses) / 2, rtol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [FULL, LossWeights(2.0, 0.0), LossWeights(0.0, 2.0), LossWeights(0.0, 0.0)])
+@pytest.mark.parametrize("weights", [FULL, LossWeights(pseudo_label=2.0), LossWeights(contrast=2.0), LossWeights()])
 @pytest.mark.parametrize("batch_norm", ["separate", "joint"])
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_gradients_reach_every_parameter_in_every_step(norm: str, batch_norm: str, weights: LossWeights) -> None:
@@ -192,7 +192,7 @@ def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, 
 
 
 def test_weak_views_get_gradient_from_the_contrast_and_nothing_else() -> None:
-    for weights, reached in ((LossWeights(2.0, 0.0), False), (LossWeights(0.0, 2.0), True)):
+    for weights, reached in ((LossWeights(pseudo_label=2.0), False), (LossWeights(contrast=2.0), True)):
         views = _views()
         leaves = {name: clips.requires_grad_() for name, clips in _unlabeled(views).weak.items()}
         _method()(replace(views, unlabeled=replace(_unlabeled(views), weak=leaves)), weights)["loss"].backward()
@@ -203,7 +203,7 @@ def test_weak_views_get_gradient_from_the_contrast_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", ["supervised", "actnetformer"])
 def test_without_unlabeled_losses_actnetformer_is_the_supervised_baseline(name: str) -> None:
     views, method = _views(), _method(name=name)
-    results = method(views, LossWeights(0.0, 0.0))
+    results = method(views, LossWeights())
     wanted = sum(supervised_loss(method.students[part](views.labeled[part])[0], views.labels) for part in method.students)
     assert torch.equal(results["loss"], torch.as_tensor(wanted))
     assert set(results) == {"loss", "supervised_loss/primary", "supervised_loss/auxiliary"}
@@ -258,12 +258,12 @@ def test_strong_views_leave_the_running_statistics_alone() -> None:
 
 
 def test_embeddings_need_one_width() -> None:
-    with pytest.raises(UserError, match="contrast_features=embeddings"):
-        build_method(_config(contrast_features="embeddings"), 5)
+    with pytest.raises(UserError, match=r"contrast\.features=embeddings"):
+        build_method(_config(contrast={"features": "embeddings"}), 5)
 
 
 def test_embeddings_of_one_width_are_contrasted() -> None:
-    config = _config(contrast_features="embeddings").model_dump()
+    config = _config(contrast={"features": "embeddings"}).model_dump()
     config["auxiliary"]["network"]["width"] = 64
     torch.manual_seed(0)
     method, views = build_method(parse_config(config), 5), _views()

@@ -22,7 +22,7 @@ CASES = read_study(STUDIES / "methods.yaml").cells
 def command(tiny: Path, tmp_path: Path, name: str, *words: str) -> int:
     cell = [f"{key}={json.dumps(value)}" for key, value in CASES[name].items()]
     short = ["train.steps=3", "train.warmup_steps=0", "train.log_every=1", "train.checkpoint_every=2", "evaluation.clips=1"]
-    base = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "method.mix_patch=8"]
+    base = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "method.mix.patch=8"]
     return run(train.main, [*base, "method.confidence_threshold=0.2", *short, *cell, *words])
 
 

@@ -79,7 +79,7 @@ def test_a_panel_is_text_in_the_pages_colors(make_run: Any) -> None:
 
 
 def test_many_settings_leave_the_names_to_the_legend_and_stay_small(make_run: Any) -> None:
-    folders = [make_run(seed=seed, overrides=(f"method.contrast_weight={w}", f"run.name=w{w}-{seed}"))
+    folders = [make_run(seed=seed, overrides=(f"method.contrast.weight={w}", f"run.name=w{w}-{seed}"))
                for w in range(8) for seed in range(3)]  # fmt: skip
     groups = group_runs(read_given(folders).runs)
     lines = curves(PANELS[1], groups)

@@ -253,12 +253,12 @@ def test_an_ablation_answers_its_question_and_says_what_is_missing(reports: dict
     html = reports["contrast_weight"].path.read_text(encoding="utf-8").replace("\xa0", " ")
     assert '<p class="question">How much contrast helps?</p>' in html
     answer = re.findall(r'<p class="answer">(.*?)</p>', html)[0]
-    assert answer.startswith("Better than contrast_weight=0: contrast_weight=1 by +")
+    assert answer.startswith("Better than contrast.weight=0: contrast.weight=1 by +")
     assert "The other 2 settings are not distinguishable from it at n = 2 to 3." in answer
     assert "1 of 12 trials: 1 not begun. python -m jobs.ablate contrast_weight --config c.yaml --seeds 3 continues it." in html
     kept = '<td>no_labels/primary_to_auxiliary</td><td class="number">10 to 500</td>'
     assert kept in html and "labels of the primary for the auxiliary: 0.0% of labels are kept" in html
-    assert "Top-1 over method.contrast_weight" in html and "<b>" not in answer
+    assert "Top-1 over method.contrast.weight" in html and "<b>" not in answer
     assert re.search(r"hours of training on [\d,]+ clips", html)
 
 
@@ -293,14 +293,14 @@ def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict
         assert "| 29 | running |" in markdown and "| confidence_threshold |" in markdown and r"29 & running &" in latex
         assert "- rates: Trial 13 failed: worker 0: the loss is not finite" in markdown
         assert "% missing: rates: Trial 13 failed" in latex
-    assert "contrast_weight=1" in markdown and "| trial-00003 | trial 3 |" in markdown
+    assert "contrast.weight=1" in markdown and "| trial-00003 | trial 3 |" in markdown
 
 
 def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_run: Any, tmp_path: Path) -> None:
     given = [reports[name].path.parent for name in ("contrast_weight", "rates")] + [make_run(method="supervised")]
     report = write_report(given, tmp_path / "all.html")
     html = report.path.read_text(encoding="utf-8")
-    assert "Search: rates" in html and "contrast_weight=1" in html and len(html.encode()) < MAX_BYTES
+    assert "Search: rates" in html and "contrast.weight=1" in html and len(html.encode()) < MAX_BYTES
     assert "<th scope=row" in html and "over supervised" in html
 
 
@@ -321,9 +321,9 @@ def test_cells_that_have_names_keep_them_and_a_baseline_without_a_run_is_replace
 
 
 def test_the_baseline_is_the_cell_of_just_these_keys(make_run: Any) -> None:
-    """As in ``contrast``: ``off`` has the same contrast_level, which it does not change."""
-    level, weight = {"method.contrast_level": "video"}, {"method.contrast_weight": 0}
-    cells = {"off": weight, "video": level, "frame": {"method.contrast_level": "frame"}}
+    """As in ``contrast``: ``off`` has the same level, which it does not change."""
+    level, weight = {"method.contrast.level": "video"}, {"method.contrast.weight": 0}
+    cells = {"off": weight, "video": level, "frame": {"method.contrast.level": "frame"}}
     lines = []
     for number, (name, values) in enumerate(cells.items()):
         folder = make_run(overrides=(*(f"{key}={value}" for key, value in values.items()), f"run.name={name}_seed-0"))

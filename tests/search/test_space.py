@@ -34,14 +34,14 @@ def test_every_shipped_space_makes_checked_runs(path: Path, chance: float) -> No
 
 def test_kinds_of_ranges(tmp_path: Path) -> None:
     space = space_of(tmp_path, """
-  method.contrast_weight: {low: 0, high: 8}
+  method.contrast.weight: {low: 0, high: 8}
   method.supervised_steps: {low: 0, high: 200, step: 50}
   primary.optimizer.lr: {low: 0.01, high: 1, log: true}
   views.strong.time.warp: [[], [2, 4, 8]]
 """)  # fmt: skip
     kinds = {key: type(distribution) for key, distribution in space.distributions.items()}
     assert kinds == {
-        "method.contrast_weight": FloatDistribution,  # written as integers, but the knob is none
+        "method.contrast.weight": FloatDistribution,  # written as integers, but the knob is none
         "method.supervised_steps": IntDistribution,
         "primary.optimizer.lr": FloatDistribution,
         "views.strong.time.warp": CategoricalDistribution,
@@ -57,18 +57,18 @@ def test_all_mistakes_at_once_with_the_nearest_name(tmp_path: Path) -> None:
   method.labels.thresholds: [fixed, moving]
   primary.optimizer.lr: {low: 0, high: 1, log: true}
   auxiliary.optimizer.lr: 3
-  method.pseudo_label_weight: {low: 2, high: 1}
+  method.pseudo_label.weight: {low: 2, high: 1}
   views.strong.cutout: [0.5]
 """)  # fmt: skip
     text = str(caught.value)
     assert "7 mistakes in space" in text
     for part in (
-        "unknown key method.contrast_wieght; did you mean method.contrast_weight?",
+        "unknown key method.contrast_wieght; did you mean method.contrast.weight?",
         "method.confidence_threshold: Input should be less than or equal to 1, got 1.5",
         "method.labels.thresholds: Input should be 'fixed', 'flexmatch', 'freematch' or 'softmatch', got 'moving'",
         "primary.optimizer.lr:",
         "auxiliary.optimizer.lr: write a list of choices, or {low",
-        "method.pseudo_label_weight: low must be below high",
+        "method.pseudo_label.weight: low must be below high",
         "views.strong.cutout: write at least two choices",
     ):
         assert part in text

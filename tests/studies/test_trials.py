@@ -24,7 +24,7 @@ from pipeline.studies import on_tune, run_trials
 from pipeline.studies.ablation import _Listed
 from pipeline.training.checkpoints.checkpoint import FILES
 
-GRID = "question: Does contrast matter?\ngrid: {method.contrast_weight: [0, 1, 2]}\n"
+GRID = "question: Does contrast matter?\ngrid: {method.contrast.weight: [0, 1, 2]}\n"
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_study_whose_driver_was_killed_runs_what_is_missing(
     assert first.stat().st_mtime_ns == stamp
 
     again = tmp_path / "again.yaml"
-    again.write_text("question: q\ngrid: {method.contrast_weight: [1]}\n", encoding="utf-8")
+    again.write_text("question: q\ngrid: {method.contrast.weight: [1]}\n", encoding="utf-8")
     assert run(ablate.main, words(tiny, tmp_path, again, "--concurrent", "1", "train.steps=40")) == 0
     assert weights(second, 40) == weights(tmp_path / "again" / "contrast_weight-1_seed-0", 40)
 
@@ -113,10 +113,10 @@ def test_the_budget_ends_a_study_and_the_same_command_continues(
     assert run(ablate.main, command) == 0
     assert "3 of 3 trials" in capsys.readouterr().out
     listed = read_trials(tmp_path / "three")
-    assert [trial["params"]["method.contrast_weight"] for trial in listed] == [0, 1, 2]
+    assert [trial["params"]["method.contrast.weight"] for trial in listed] == [0, 1, 2]
     assert {trial["state"] for trial in listed} == {"complete"}
     about = json.loads((tmp_path / "three" / "study.json").read_text(encoding="utf-8"))
-    assert about["baseline"] == {"method.contrast_weight": 2}  # the configuration as it is
+    assert about["baseline"] == {"method.contrast.weight": 2}  # the configuration as it is
     assert run(ablate.main, [*command, "--hours", "-1"]) == 2
     assert run(ablate.main, ["threshold", *command[1:], "--dry-run"]) == 0
     assert f"the median of 3 runs in {tmp_path}, whatever their setting" in capsys.readouterr().out

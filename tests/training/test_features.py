@@ -67,7 +67,7 @@ def plain() -> tuple[checkpoint.TrainState, list[Results]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_weighted_parts_add_up_to_the_loss(method: str, weight: float) -> None:
     """What the shares in the metrics are made of, for every method, while the supervised term rises to its weight too."""
-    section = {"name": method, "supervised_weight": weight, "ramp": {"supervised": 2 if weight > 1 else 0}}
+    section = {"name": method, "supervised": {"weight": weight, "ramp": 2 if weight > 1 else 0}}
     for found in steps(small_config(method=section))[1]:
         parts = [value for name, value in found.items() if name.startswith("weighted/")]
         assert float(torch.stack(parts).sum()) == pytest.approx(float(found["loss"]), rel=1e-5)
@@ -119,7 +119,7 @@ def test_rates_fall_at_milestones() -> None:
     )
 
 
-@pytest.mark.parametrize(("method", "passes"), [({}, 3), ({"pseudo_label_weight": 0.0}, 2), ({"name": "supervised"}, 1)])
+@pytest.mark.parametrize(("method", "passes"), [({}, 3), ({"pseudo_label": {"weight": 0.0}}, 2), ({"name": "supervised"}, 1)])
 def test_views_that_no_loss_looks_at_are_not_made_nor_passed(method: dict[str, Any], passes: int) -> None:
     """Labeled, weak and strong ones of ActNetFormer; the contrast alone looks at weak ones; and labels need neither."""
     config = small_config(method=method)
@@ -344,7 +344,7 @@ def test_smoothed_labels() -> None:
     spread = 0.9 * torch.nn.functional.one_hot(labels, 4) + 0.1 / 4
     wanted = -(spread * logits.log_softmax(dim=1)).sum(dim=1).mean()
     assert float(supervised_loss(logits, labels, 0.1)) == pytest.approx(float(wanted), rel=1e-5)
-    plain, smoothed = (steps(small_config(method={"label_smoothing": value}), 1)[1][0] for value in (0.0, 0.1))
+    plain, smoothed = (steps(small_config(method={"supervised": {"label_smoothing": value}}), 1)[1][0] for value in (0.0, 0.1))
     assert float(smoothed["supervised_loss/primary"]) != pytest.approx(float(plain["supervised_loss/primary"]), abs=1e-5)
 
 
@@ -359,7 +359,7 @@ def test_mixed_clips_and_their_labels() -> None:
     assert torch.allclose(mixed[0], clips[0])
     assert torch.allclose(mixed[1], 0.25 * clips[1] + 0.75 * clips[0], atol=1e-6)
 
-    config = small_config(method={"mixup": 0.4})
+    config = small_config(method={"supervised": {"mixup": 0.4}})
     plain, mixing = (make_views(batch_of(0), each, 0, "cpu") for each in (small_config(), config))
     assert plain.mixed_shares is None and mixing.mixed_shares is not None
     rows = batch_of(0).rows.numpy()

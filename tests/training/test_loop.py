@@ -179,8 +179,8 @@ def test_another_manifest_or_subset_is_refused(tiny: Path, tmp_path: Path, capsy
     assert "manifest: the run's has fingerprint" in text
     assert "label subset: the run's has fingerprint" in text
     assert "choose another run.name" in text
-    assert command(tiny, tmp_path, "train.steps=2", "method.contrast_weight=1") == 2
-    assert "method.contrast_weight: the run has 2.0, now 1.0" in capsys.readouterr().err
+    assert command(tiny, tmp_path, "train.steps=2", "method.contrast.weight=1") == 2
+    assert "method.contrast.weight: the run has 2.0, now 1.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def check_same_work(source: Source, config: Config) -> None:
         "views.strong.without": bool(strong.without),
         "views.strong.geometric": not strong.geometric,
         "views.strong.appearance": not strong.appearance,
-        "method.mixup": bool(config.method.mixup),
+        "method.supervised.mixup": bool(config.method.supervised.mixup),
         **{f"{student}.clip.modality": getattr(config, student).clip.modality != "rgb" for student in STUDENTS},
     }
     if unlike := [name for name, unusual in asked.items() if unusual]:

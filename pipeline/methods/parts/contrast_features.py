@@ -21,15 +21,15 @@ class ContrastFeatures(nn.Module):
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__()
-        section = setup.method
-        if section.contrast_level == "frame":
+        section = setup.method.contrast
+        if section.level == "frame":
             _check_time(setup.config)
-        self.kind, self.frames = section.contrast_features, section.contrast_level == "frame"
+        self.kind, self.frames = section.features, section.level == "frame"
         networks: dict[str, Any] = dict(students.items())
         widths = {name: networks[name].num_features for name in STUDENTS}
         if self.kind == "embeddings" and len(set(widths.values())) > 1:
             raise UserError(
-                f"method.contrast_features=embeddings needs students of one feature width, but they have {widths}; "
+                f"method.contrast.features=embeddings needs students of one feature width, but they have {widths}; "
                 "use probabilities or projection, or change the networks' widths"
             )
         for name, width in widths.items():
@@ -66,16 +66,16 @@ def _check_time(config: Config) -> None:
     samplings = {name: getattr(config, name).clip.sampling for name in STUDENTS}
     if len(set(samplings.values())) > 1:
         raise UserError(
-            "method.contrast_level=frame pairs moments of both students by their time, which is in seconds for windows and a "
+            "method.contrast.level=frame pairs moments of both students by their time, which is in seconds for windows and a "
             f"share of the video for segments: give primary.clip and auxiliary.clip the same sampling; they have {samplings}"
         )
     if config.data.moments == "own":
         raise UserError(
-            "method.contrast_level=frame pairs moments of clips that are centered on the same instant: set data.moments=shared"
+            "method.contrast.level=frame pairs moments of clips that are centered on the same instant: set data.moments=shared"
         )
     if config.views.weak.time != TimeSection():
         raise UserError(
-            "method.contrast_level=frame pairs the frames of weak views by their time: leave out views.weak.time, "
+            "method.contrast.level=frame pairs the frames of weak views by their time: leave out views.weak.time, "
             "which moves them; views.strong.time may stay"
         )
 

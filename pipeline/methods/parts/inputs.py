@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from pipeline.config import Config, MethodSection
+from pipeline.config import TERMS, Config, MethodSection, StrongViewsTerm, TermSection, WeakViewsTerm
 
 STUDENTS = ("primary", "auxiliary")
 
@@ -51,7 +51,7 @@ class Views:
     unlabeled: UnlabeledViews | None = None
     """Views of the unlabeled videos, or None when no loss of the step uses them."""
     mixed_shares: torch.Tensor | None = None
-    """[B] share of its own that each labeled clip has, if it was mixed with the one before it (``method.mixup``)."""
+    """[B] share of its own that each labeled clip has, if it was mixed with the one before it (``supervised.mixup``)."""
 
 
 @dataclass(frozen=True)
@@ -88,37 +88,49 @@ class Setup:
         return self.config.method
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of one step's losses; where those of unlabeled videos are all 0, these need no views."""
+class LossWeights(Mapping[str, float]):
+    """Weights of one step's losses by their names, ``config.method.TERMS``: ``weights.contrast`` is ``weights["contrast"]``.
 
-    pseudo_label: float = 0.0
-    """gamma_t."""
-    contrast: float = 0.0
-    """beta_t."""
-    group_contrast: float = 0.0
-    """Of TCL's groups."""
-    alignment: float = 0.0
-    """Of LTG's alignment."""
-    mix: float = 0.0
-    """Of SVFormer's mixed clips."""
-    supervised: float = 1.0
-    """Of Ls, every method's."""
+    Where those of unlabeled videos are all 0, these need no views.
+    """
+
+    def __init__(self, *, supervised: float = 1.0, **terms: float) -> None:
+        if unknown := terms.keys() - TERMS.keys():
+            raise TypeError(f"there are no losses {', '.join(sorted(unknown))}, only {', '.join(TERMS)}")
+        unlabeled = {name: terms.get(name, 0.0) for name in TERMS if name != "supervised"}
+        self._weights = {**unlabeled, "supervised": supervised}
+
+    def __getitem__(self, term: str) -> float:
+        return self._weights[term]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getattr__(self, term: str) -> float:
+        if term.startswith("_") or term not in self._weights:
+            raise AttributeError(f"there is no loss {term}")
+        return self._weights[term]
+
+    def __repr__(self) -> str:
+        return f"LossWeights({', '.join(f'{term}={weight:g}' for term, weight in self.items() if weight)})"
 
     @property
     def use_unlabeled(self) -> bool:
         """Whether any loss of unlabeled videos counts."""
-        return any(getattr(self, field.name) > 0 for field in fields(self) if field.name != "supervised")
+        return any(weight > 0 for term, weight in self.items() if term != "supervised")
 
     @property
     def use_strong(self) -> bool:
         """Whether a loss that counts looks at strong views."""
-        return self.pseudo_label > 0 or self.mix > 0
+        return any(weight > 0 for term, weight in self.items() if issubclass(TERMS[term], StrongViewsTerm))
 
     @property
     def weak_gradient(self) -> bool:
-        """Whether a loss that counts compares features of weak views: pseudo-labels need no gradient there."""
-        return self.contrast > 0 or self.group_contrast > 0 or self.alignment > 0
+        """Whether a loss that counts compares outputs for weak views: pseudo-labels need no gradient there."""
+        return any(weight > 0 for term, weight in self.items() if issubclass(TERMS[term], WeakViewsTerm))
 
 
 def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
@@ -126,10 +138,10 @@ def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> Los
     more, then rising linearly over its ``ramp``, or ``ramp_steps``. The supervised term, which every method has, does not wait
     for ``supervised_steps`` nor follow ``ramp_steps``."""
 
-    def weight(term: str) -> float:
-        since = step - getattr(section.start, term) - (section.supervised_steps if term != "supervised" else 0)
-        ramp = getattr(section.ramp, term)
-        share = min(1.0, (since + 1) / ((section.ramp_steps if ramp is None else ramp) + 1))
-        return share * getattr(section, f"{term}_weight") if since >= 0 else 0.0
+    def weight(name: str) -> float:
+        term: TermSection = getattr(section, name)
+        since = step - term.start - (section.supervised_steps if name != "supervised" else 0)
+        share = min(1.0, (since + 1) / ((section.ramp_steps if term.ramp is None else term.ramp) + 1))
+        return share * term.weight if since >= 0 else 0.0
 
-    return LossWeights(**{term: weight(term) for term in ("supervised", *terms)})
+    return LossWeights(**{name: weight(name) for name in ("supervised", *terms)})

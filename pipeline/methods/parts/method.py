@@ -64,7 +64,7 @@ class Method(nn.Module):
 
     def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
         """Ls: ``supervised_loss/{student}``, with gradient."""
-        return supervised_losses(labeled, views, self.section.label_smoothing)
+        return supervised_losses(labeled, views, self.section.supervised.label_smoothing)
 
     def _reach_heads(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss, with a gradient of zeros to projection heads, which only contrast terms use."""

@@ -83,8 +83,8 @@ def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind], device
     if slots > 1 and "weak" in kinds:
         numbers["hidden_labels"] = batch.labels[:, 1:].numpy().ravel()
         numbers["videos"] = batch.videos[:, 1:].numpy().ravel()
-    if config.method.mixup:
-        numbers["mixed_shares"] = draw_mixup_shares(seed, rows, config.method.mixup).astype(np.float32)
+    if config.method.supervised.mixup:
+        numbers["mixed_shares"] = draw_mixup_shares(seed, rows, config.method.supervised.mixup).astype(np.float32)
     views = {}
     for kind in kinds if slots > 1 else kinds[:1]:
         for student in STUDENTS:

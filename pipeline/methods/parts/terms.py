@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pipeline.config import MethodSection
+from pipeline.config import ContrastSection
 from pipeline.methods.parts import losses
 from pipeline.methods.parts.inputs import Outputs, Views
 from pipeline.methods.parts.pseudo_labels import PseudoLabel
@@ -33,12 +33,10 @@ def pseudo_label_losses(strong: Outputs, labels: Mapping[str, PseudoLabel]) -> L
     }
 
 
-def contrast_loss(features: Mapping[str, torch.Tensor], section: MethodSection, videos: int) -> torch.Tensor:
+def contrast_loss(features: Mapping[str, torch.Tensor], section: ContrastSection, videos: int) -> torch.Tensor:
     """Lca: NT-Xent between both students' features [videos * moments, D], as the configuration wants it."""
     primary, auxiliary = features["primary"], features["auxiliary"]
-    return losses.contrast_loss(
-        primary, auxiliary, section.contrast_temperature, section.contrast_negatives, moments=len(primary) // videos
-    )
+    return losses.contrast_loss(primary, auxiliary, section.temperature, section.negatives, moments=len(primary) // videos)
 
 
 def total(terms: Losses) -> torch.Tensor:

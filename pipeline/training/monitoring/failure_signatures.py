@@ -16,13 +16,13 @@ from pipeline.config import MonitorSection
 Line = Mapping[str, Any]
 
 KNOBS = {
-    "wrong_labels": "raise method.confidence_threshold or method.supervised_steps, lower method.pseudo_label_weight, or label "
+    "wrong_labels": "raise method.confidence_threshold or method.supervised_steps, lower method.pseudo_label.weight, or label "
                     "more videos",
     "no_labels": "lower method.confidence_threshold (or method.labels.primary_threshold and auxiliary_threshold), try "
                  "method.labels.thresholds=freematch, or train longer",
-    "contrast_dominates": "lower method.contrast_weight, raise method.contrast_temperature, or lengthen method.ramp.contrast",
+    "contrast_dominates": "lower method.contrast.weight, raise method.contrast.temperature, or lengthen method.contrast.ramp",
     "not_aligning": "bring primary.clip.fps and auxiliary.clip.fps closer (clip.frames, where clips are segments), raise "
-                    "method.contrast_weight, or use method.contrast_features=projection",
+                    "method.contrast.weight, or use method.contrast.features=projection",
     "one_class": "set method.labels.distribution_alignment=uniform, raise method.confidence_threshold or "
                  "method.supervised_steps",
     "diverged": "lower the student's optimizer.lr, set its optimizer.clip_gradient_norm, or lengthen train.warmup_steps",

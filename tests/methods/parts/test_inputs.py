@@ -7,7 +7,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.views import strong_views, view_seeds, weak_views
-from pipeline.config import Config, MethodSection, parse_config
+from pipeline.config import Config, ContrastSection, MethodSection, parse_config
 from pipeline.methods import METHODS, LossWeights, first_unlabeled_step, loss_weights, make_views
 
 
@@ -28,19 +28,19 @@ def _batch(rows: int = 2, slots: int = 3) -> Batch:
 
 
 def test_weights_wait_for_the_supervised_steps_and_then_rise() -> None:
-    section = MethodSection(supervised_steps=3, ramp_steps=3, pseudo_label_weight=2.0, contrast_weight=4.0)
+    section = MethodSection(supervised_steps=3, ramp_steps=3, contrast=ContrastSection(weight=4.0))
     gammas = [loss_weights(section, step).pseudo_label for step in range(8)]
     assert gammas == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
     assert [loss_weights(section, step).contrast for step in range(8)] == [2 * gamma for gamma in gammas]
 
 
 def test_weights_without_warm_up_are_the_papers_from_the_first_step() -> None:
-    assert loss_weights(MethodSection(), 0) == LossWeights(2.0, 2.0)
+    assert loss_weights(MethodSection(), 0) == LossWeights(pseudo_label=2.0, contrast=2.0)
 
 
 def test_the_supervised_term_has_them_too_and_does_not_wait() -> None:
     section = MethodSection.model_validate({
-        "supervised_steps": 5, "ramp_steps": 5, "supervised_weight": 3.0, "start": {"supervised": 2}, "ramp": {"supervised": 2},
+        "supervised_steps": 5, "ramp_steps": 5, "supervised": {"weight": 3.0, "start": 2, "ramp": 2},
     })  # fmt: skip
     assert [loss_weights(section, step).supervised for step in range(6)] == pytest.approx([0, 0, 1, 2, 3, 3])
     assert {loss_weights(MethodSection(supervised_steps=5), step).supervised for step in range(6)} == {1.0}
@@ -49,8 +49,8 @@ def test_the_supervised_term_has_them_too_and_does_not_wait() -> None:
 
 def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
     section = MethodSection.model_validate({
-        "name": "tcl", "supervised_steps": 2, "ramp_steps": 1, "contrast_weight": 4.0, "pseudo_label_weight": 3.0,
-        "start": {"pseudo_label": 3}, "ramp": {"contrast": 3}})  # fmt: skip
+        "name": "tcl", "supervised_steps": 2, "ramp_steps": 1,
+        "contrast": {"weight": 4.0, "ramp": 3}, "pseudo_label": {"weight": 3.0, "start": 3}})  # fmt: skip
     weights = [loss_weights(section, step) for step in range(8)]
     assert [weight.contrast for weight in weights] == [0, 0, 1, 2, 3, 4, 4, 4]
     assert [weight.group_contrast for weight in weights] == [0, 0, 0.5, 1, 1, 1, 1, 1]
@@ -60,9 +60,10 @@ def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("section", [
-    {}, {"supervised_steps": 3, "ramp_steps": 4}, {"supervised_steps": 2, "start": {"pseudo_label": 3, "contrast": 1}},
-    {"start": {"pseudo_label": 3}, "contrast_weight": 0}, {"pseudo_label_weight": 0, "contrast_weight": 0},
-    {"supervised_steps": 20}, {"start": {"supervised": 5, "mix": 2, "pseudo_label": 4}},
+    {}, {"supervised_steps": 3, "ramp_steps": 4},
+    {"supervised_steps": 2, "pseudo_label": {"start": 3}, "contrast": {"start": 1}},
+    {"pseudo_label": {"start": 3}, "contrast": {"weight": 0}}, {"pseudo_label": {"weight": 0}, "contrast": {"weight": 0}},
+    {"supervised_steps": 20}, {"supervised": {"start": 5}, "mix": {"start": 2}, "pseudo_label": {"start": 4}},
 ])  # fmt: skip
 def test_the_first_unlabeled_step_is_the_first_whose_weights_use_them(name: str, section: dict[str, Any]) -> None:
     config = parse_config({"train": {"steps": 8}, "method": {"name": name, **section}})
@@ -72,8 +73,9 @@ def test_the_first_unlabeled_step_is_the_first_whose_weights_use_them(name: str,
 
 def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> None:
     assert not loss_weights(MethodSection(name="supervised"), 100).use_unlabeled
-    assert not loss_weights(MethodSection(pseudo_label_weight=0, contrast_weight=0), 100).use_unlabeled
-    assert loss_weights(MethodSection(pseudo_label_weight=0), 100).use_unlabeled
+    none = MethodSection.model_validate({"pseudo_label": {"weight": 0}, "contrast": {"weight": 0}})
+    assert not loss_weights(none, 100).use_unlabeled
+    assert loss_weights(MethodSection.model_validate({"pseudo_label": {"weight": 0}}), 100).use_unlabeled
 
 
 def test_views_have_each_students_shape() -> None:

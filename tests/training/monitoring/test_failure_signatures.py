@@ -71,9 +71,9 @@ PROVOKED: dict[str, tuple[set[str], dict[str, Any]]] = {
         {"no_labels/auxiliary_to_primary", "no_labels/primary_to_auxiliary"}, {"method": {"confidence_threshold": 1.0}}
     ),
     "contrast_dominates": (
-        {"contrast_dominates/auxiliary"}, {"method": {"contrast_weight": 200.0}}
+        {"contrast_dominates/auxiliary"}, {"method": {"contrast": {"weight": 200.0}}}
     ),
-    "not_aligning": ({"not_aligning"}, {"method": {"contrast_weight": 0.001, "contrast_features": "projection"}}),
+    "not_aligning": ({"not_aligning"}, {"method": {"contrast": {"weight": 0.001, "features": "projection"}}}),
     "diverged": ({"diverged/primary"}, {"primary": {"network": {"depth": 10, "width": 8, "norm": "group"},
                  "clip": {"frames": 4, "fps": 8, "size": 16}, "optimizer": {"lr": 30.0}}}),
     "one_class": (
@@ -98,7 +98,8 @@ def test_every_rule_is_provoked() -> None:
 
 def test_a_sound_training_shows_none_of_them_at_its_end() -> None:
     """Its unlabeled videos are easy to label, it is slow, and the losses have weights that suit 8 videos (so with 3 seeds)."""
-    method = {"confidence_threshold": 0.6, "contrast_weight": 0.1, "pseudo_label_weight": 0.5, "supervised_steps": 150}
+    weights = {"contrast": {"weight": 0.1}, "pseudo_label": {"weight": 0.5}}
+    method = {"confidence_threshold": 0.6, "supervised_steps": 150, **weights}
     tree = small_config().model_dump()
     slow = {name: {**tree[name], "optimizer": {"lr": 0.02, "clip_gradient_norm": 1.0}} for name in STUDENTS}
     lines = lines_of(200, _of_labeled_videos, method=method, **slow)
