@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.run_reader import RUN_FILES, VIEWS, Run, is_run, read_lines, read_outcome, read_run
+from pipeline.config import with_new_keys
 from pipeline.errors import UserError
 
 SEARCH = "search"
@@ -146,8 +147,8 @@ def read_study(folder: Path) -> Study:
             question=str(about.get("question") or ""),
             command=str(about.get("command") or ""),
             objectives=_objectives(about) or study.objectives,
-            baseline=dict(about["baseline"]) if about.get("baseline") else None,
-            space=dict(about.get("space") or {}),
+            baseline=with_new_keys(about["baseline"]) if about.get("baseline") else None,
+            space=with_new_keys(about.get("space") or {}),
             steps=int(about.get("steps") or 0),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -198,7 +199,7 @@ def _trial(line: Mapping[str, Any], folder: Path) -> Trial:
     return Trial(
         number=int(line["number"]),
         state=str(line["state"]),
-        params=dict(line.get("params") or {}),
+        params=with_new_keys(line.get("params") or {}),
         values={name: float(value) for name, value in (line.get("values") or {}).items() if value is not None},
         seconds=None if seconds is None else float(seconds),
         folder=run,
@@ -213,7 +214,7 @@ def _lineage(run: Path | None) -> tuple[Part, ...]:
     if run is None or not (run / "facts.json").is_file():
         return ()
     parts = read_run(run).facts.get("lineage") or ()
-    return tuple(Part(int(part["from"]), part["until"], dict(part["params"])) for part in parts)
+    return tuple(Part(int(part["from"]), part["until"], with_new_keys(part["params"])) for part in parts)
 
 
 def _later(study: Study, known: set[Path | None]) -> list[Trial]:
