@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from jobs.command import DONE, run
-from pipeline.config import all_keys, convert_for
+from pipeline.config import all_keys, convert_for, explain_unknown
 from pipeline.config.text import parse_word
 from pipeline.errors import UserError
 from pipeline.report.report import FORMATS, write_report
@@ -38,7 +38,8 @@ def _baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
     if words is None:
         return None
     pairs = [word.partition("=") for word in words]
-    if wrong := [key for key, equals, _ in pairs if not equals or key not in all_keys()]:
+    wrong = [key if not equals else explain_unknown(key) for key, equals, _ in pairs if not equals or key not in all_keys()]
+    if wrong:
         raise UserError("--baseline wants configuration keys as key=value, for example method.contrast.weight=2:", wrong)
     try:
         return {key: convert_for(key, parse_word(value)) for key, _, value in pairs}

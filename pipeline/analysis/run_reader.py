@@ -216,8 +216,8 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        tree = with_new_names(tree if isinstance(tree, dict) else {})
-        flat = flatten(tree)
+        tree = with_new_names(tree) if isinstance(tree, dict) else tree
+        flat = flatten(tree if isinstance(tree, dict) else {})
         return flatten(parse_config(tree, source=str(path)).model_dump(mode="json"))
     except FileNotFoundError:
         missing.append("config.yaml: without it the setting, the seed and the videos are unknown.")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.section import SAME_WEIGHTS, Section
+from pipeline.config.section import SAME_WEIGHTS, Mebibytes, Pixels, Seconds, Section, Share, Videos
 
 
 class RunSection(Section):
@@ -32,11 +32,11 @@ class DataSection(Section):
     """Parquet label subset; by default ``labels.parquet`` beside the manifest."""
     root: str | None = Field(None, json_schema_extra=SAME_WEIGHTS)
     """Folder or URI that relative video paths start from; by default the one stored in the manifest."""
-    labeled_per_step: int = Field(8, ge=1)
+    labeled_per_step: Videos = Field(8, ge=1)
     """B, labeled videos in one optimizer step over all workers: the global batch, independent of their number."""
     unlabeled_per_labeled: int = Field(5, ge=0)
     """mu, unlabeled videos for each labeled one. The paper's ratio is 1:5. Methods without unlabeled data use 0."""
-    decode_size: int = Field(256, ge=16)
+    decode_size: Pixels = Field(256, ge=16)
     """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
     moments: Literal["shared", "own"] = "shared"
     """Whether both students' clips of a video are centered on the same moment, or each lies at a random one of its own, so
@@ -46,20 +46,20 @@ class DataSection(Section):
     """``count``: each clip has its ``clip.frames``, so that a higher ``clip.fps`` sees fewer seconds. ``span``: the auxiliary's
     ``clip.frames`` becomes as many as make it as long as the primary's clip: primary frames / primary fps * auxiliary fps.
     It is about windows: with ``clip.sampling=segments`` only ``count`` is accepted."""
-    clips_per_block: int = Field(24, ge=1, json_schema_extra=SAME_WEIGHTS)
+    clips_per_block: Videos = Field(24, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Least videos decoded by one task, but for a run's first ones: larger blocks spread Ray's cost of 20-70 ms a block over
     more clips."""
     blocks_ahead: int = Field(4, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Decoded blocks per worker that may wait for a slow trainer in the object stores; decode tasks pause above. They, two for
     each decode task and up to four on each worker's side are all of the stream's memory. A few ride out a slow video."""
-    max_quarantined_share: float = Field(0.05, ge=0, le=1, json_schema_extra=SAME_WEIGHTS)
+    max_quarantined_share: Share = Field(0.05, ge=0, le=1, json_schema_extra=SAME_WEIGHTS)
     """The run stops when more than this share of the manifest's usable videos failed to decode."""
     isolate_decoder: bool = Field(True, json_schema_extra=SAME_WEIGHTS)
     """Decode in child processes, so that a decoder that hangs, crashes or leaks costs one video and not the run."""
-    video_timeout_seconds: float = Field(30.0, gt=0, json_schema_extra=SAME_WEIGHTS)
+    video_timeout_seconds: Seconds = Field(30.0, gt=0, json_schema_extra=SAME_WEIGHTS)
     """A decoder that needs longer for one video is stopped, and the video replaced; needs ``isolate_decoder``."""
-    decoder_memory_mb: float = Field(2048.0, ge=256, json_schema_extra=SAME_WEIGHTS)
+    decoder_memory_mb: Mebibytes = Field(2048.0, ge=256, json_schema_extra=SAME_WEIGHTS)
     """A decoder process that has more MiB for itself after a video is replaced by a fresh one; twice as many stop it."""
-    decode_timeout_seconds: float = Field(300.0, gt=0, json_schema_extra=SAME_WEIGHTS)
+    decode_timeout_seconds: Seconds = Field(300.0, gt=0, json_schema_extra=SAME_WEIGHTS)
     """The run stops with a message when no batch arrives for this long, first batch excepted (ten times that). Several times
-    ``video_timeout_seconds``, for a block may hold several videos that hang."""
+    ``video_timeout_seconds``, for a block may hold several videos that hang; raise it for storage that stalls for minutes."""

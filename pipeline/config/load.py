@@ -85,7 +85,7 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Every dotted key that exists, in order of declaration."""
     keys: list[str] = []
     for name, field in section.model_fields.items():
-        children = _sections(field.annotation)
+        children = sections_of(field.annotation)
         for child in children:
             keys += [key for key in all_keys(child, f"{prefix}{name}.") if key not in keys]
         if not children:
@@ -112,15 +112,16 @@ def _types(key: str) -> list[Any]:
     found: list[Any] = []
     for name in key.split("."):
         found = [section.model_fields[name].annotation for section in sections if name in section.model_fields]
-        sections = [child for annotation in found for child in _sections(annotation)]
+        sections = [child for annotation in found for child in sections_of(annotation)]
     return found
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[Any]]:
+    """Kinds of sections that a field may be; none where it is a knob."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, UnionType):
-        return [section for part in get_args(annotation) for section in _sections(part)]
+        return [section for part in get_args(annotation) for section in sections_of(part)]
     return []
 
 

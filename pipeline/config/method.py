@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import MID_RUN, Section
+from pipeline.config.section import MID_RUN, Pixels, Section, Share, Steps
 
 
 class LabelSection(Section):
@@ -27,10 +27,10 @@ class LabelSection(Section):
     distribution_alignment: Literal["off", "uniform", "labeled"] = "off"
     """Before all else: probabilities times target over running mean, normalized (ReMixMatch). The target is ``uniform``
     (SoftMatch's) or the class distribution of the ``labeled`` clips."""
-    primary_threshold: float | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
+    primary_threshold: Share | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
     """Confidence threshold of labels that the primary gives; None: ``confidence_threshold``. This one and the next are
     refused where they would do nothing: with ``mean`` labels, freematch and softmatch."""
-    auxiliary_threshold: float | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
+    auxiliary_threshold: Share | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
     """Confidence threshold of labels that the auxiliary gives: a transformer from scratch is confident later."""
     momentum: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
     """Of the policies' running means, a step. FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
@@ -43,9 +43,9 @@ class TermSection(Section):
 
     weight: float = Field(1.0, ge=0, json_schema_extra=MID_RUN)
     """Factor of the loss in the total; 0 leaves it out."""
-    start: int = Field(0, ge=0)
+    start: Steps = Field(0, ge=0)
     """Steps after ``method.supervised_steps`` at which the loss begins to count."""
-    ramp: int | None = Field(None, ge=0)
+    ramp: Steps | None = Field(None, ge=0)
     """Steps over which the weight rises from 0; null: ``method.ramp_steps``."""
 
 
@@ -60,11 +60,11 @@ class WeakViewsTerm(TermSection):
 class SupervisedSection(TermSection):
     """Ls, the loss of labeled clips, which every method has. It does not wait for ``method.supervised_steps``."""
 
-    start: int = Field(0, ge=0)
+    start: Steps = Field(0, ge=0)
     """Step at which the loss begins to count: above 0 only unlabeled videos count until then."""
-    ramp: int = Field(0, ge=0)
+    ramp: Steps = Field(0, ge=0)
     """Steps over which the weight rises from 0."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: Share = Field(0.0, ge=0, lt=1)
     """Share of a label's weight that is spread over all classes (Szegedy et al., 2016). Choice: off."""
     mixup: float = Field(0.0, ge=0)
     """alpha of the Beta(alpha, alpha) by which labeled clips, and their labels, are mixed with the labeled clip before them
@@ -96,12 +96,12 @@ class MixSection(StrongViewsTerm):
 
     weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN)
     """Choice: SVFormer's weight of pseudo-labels."""
-    patch: int = Field(16, ge=1)
+    patch: Pixels = Field(16, ge=1)
     """Side of a tube in pixels; the transformer's patch, so that whole tokens are mixed."""
     concentration: float = Field(10.0, gt=0)
     """alpha of the Beta(alpha, alpha) that the mixed share is drawn from (SVFormer: 10)."""
     consistency: Literal["mse", "kl"] = "mse"
-    """Squared error between probabilities (SVFormer), or Kullback-Leibler divergence."""
+    """Squared error between probabilities (SVFormer), or Kullback-Leibler divergence, to see whether it matters (choice)."""
 
 
 class MethodSection(Section):
@@ -110,12 +110,12 @@ class MethodSection(Section):
     name: str = "actnetformer"
     """A name of ``pipeline.methods.METHODS``: supervised, fixmatch, cmpl, mvpl, tcl, ltg, svformer or actnetformer. Every
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
-    confidence_threshold: float = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
+    confidence_threshold: Share = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8). Without effect where
     ``labels.thresholds`` is freematch or softmatch, which measure confidence against their own running mean."""
-    supervised_steps: int = Field(0, ge=0)
+    supervised_steps: Steps = Field(0, ge=0)
     """Steps with the supervised loss only, before unlabeled videos count. Choice; FixMatch's video relatives use a warm-up."""
-    ramp_steps: int = Field(0, ge=0)
+    ramp_steps: Steps = Field(0, ge=0)
     """Steps over which losses of unlabeled videos rise linearly from 0, unless they have a ``ramp`` of their own. Choice."""
     supervised: SupervisedSection = SupervisedSection()
     """Ls, every method's."""

@@ -1,4 +1,4 @@
-"""Names that knobs had before version 1.0: refused in what users write, and read in what runs recorded.
+"""Names that knobs had before version 1.0, and knobs that are gone: refused in what users write, read in what runs recorded.
 
 The fingerprint of a run is a hash of its knobs under the names of November 2026, so that runs that were recorded then go on.
 This file, and what calls it, goes away with 1.0.
@@ -22,11 +22,21 @@ RENAMED: dict[str, str] = {
     "evaluation.batch_videos": "evaluation.batch_views",
 }
 """Earlier dotted key -> today's."""
+_LIMITS = ("least_label_accuracy", "least_mask_rate", "largest_contrast_share", "least_alignment", "largest_class_share",
+           "largest_loss")  # fmt: skip
+REMOVED: dict[str, str] = dict.fromkeys(
+    (f"monitors.{limit}" for limit in _LIMITS),
+    "is no knob any more, because no result depends on it and nobody changed it: leave it out",
+)
+"""Earlier dotted key -> what has become of it. None of them is in a fingerprint."""
 
 
 def with_new_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A nested mapping of knobs that a run recorded, under today's names."""
-    return _move(tree, RENAMED)
+    kept = _move(tree, RENAMED)
+    for key in REMOVED:
+        _pop(kept, key.split("."))
+    return kept
 
 
 def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,13 +46,15 @@ def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_new_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with dotted keys that a study recorded, under today's names."""
-    return {RENAMED.get(key, key): value for key, value in flat.items()}
+    return {RENAMED.get(key, key): value for key, value in dict(flat).items()}
 
 
 def explain_renamed(key: str, value: Any = None) -> list[str]:
     """Sentences that name today's keys, where ``key`` is an earlier one, or a section whose keys in ``value`` are."""
     if key in RENAMED:
         return [f"{key} is now {RENAMED[key]}"]
+    if key in REMOVED:
+        return [f"{key} {REMOVED[key]}"]
     below = [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else []
     known = [old for old in RENAMED if old.startswith(f"{key}.")]
     return [f"{old} is now {RENAMED[old]}" for old in known if not below or old in below]

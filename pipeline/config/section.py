@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -12,6 +12,23 @@ from pipeline.config.text import convert
 
 SELECTOR = "arch"
 """The key that says which kind of section this is, where there are several (``primary.network``)."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a number is in; part of a field's type."""
+
+    name: str
+
+
+Steps = Annotated[int, Unit("optimizer steps")]
+Seconds = Annotated[float, Unit("seconds")]
+Pixels = Annotated[int, Unit("pixels")]
+Frames = Annotated[int, Unit("frames")]
+FrameRate = Annotated[float, Unit("frames a second")]
+Videos = Annotated[int, Unit("videos")]
+Mebibytes = Annotated[float, Unit("MiB")]
+Share = Annotated[float, Unit("share of 1")]
 
 # Marks of a field or of a whole section: ``Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)``. ``marked`` reads them.
 SAME_WEIGHTS: Any = {"same_weights": True}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import LATER, MID_RUN, Section
+from pipeline.config.section import LATER, MID_RUN, FrameRate, Frames, Pixels, Section
 
 
 class ClipSection(Section):
@@ -18,12 +18,12 @@ class ClipSection(Section):
     TSM and TCL): the whole video is divided into ``frames`` parts of equal duration, and one frame of each part is seen: at a
     random time of the part in training, in its middle in evaluation. A manifest row with ``start`` and ``end`` is the whole
     video here."""
-    frames: int = Field(8, ge=1)
+    frames: Frames = Field(8, ge=1)
     """Frames in a clip; of segments also their number. The paper's primary input is 3 x 8 x 224 x 224."""
-    fps: float | None = Field(8.0, gt=0)
+    fps: FrameRate | None = Field(8.0, gt=0)
     """Frames per second of video time in a window, whatever the file's own rate: primary lower, auxiliary higher. Segments
     have none (null): what sets their rate is ``frames``."""
-    size: int = Field(224, ge=8)
+    size: Pixels = Field(224, ge=8)
     """Side of the square clip that the student sees, in pixels."""
     modality: Literal["rgb", "temporal_gradient", "optical_flow"] = "rgb"
     """What is made of the frames before the student sees them, in training and evaluation: LTG's second student sees
@@ -79,9 +79,9 @@ class TimeSformerSection(Section):
     """Transformer blocks."""
     heads: int = Field(6, ge=1)
     """Attention heads."""
-    patch: int = Field(16, ge=2)
+    patch: Pixels = Field(16, ge=2)
     """Side of a patch in pixels; must divide the clip's size."""
-    tubelet: int = Field(1, ge=1)
+    tubelet: Frames = Field(1, ge=1)
     """Frames in one patch: 1 as in the paper, 2 as in ViViT and VideoMAE; must divide the clip's frames."""
     stem: Literal["patch", "convolutions"] = Field("patch", json_schema_extra=LATER)
     """How pixels become tokens: one linear map a patch, as in the paper, or 3x3x3 convolutions that halve the picture until one
@@ -147,9 +147,9 @@ class OptimizerSection(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum; of AdamW its first beta."""
     second_moment: float = Field(0.999, ge=0, lt=1)
-    """AdamW's second beta; SGD has none."""
+    """AdamW's second beta; SGD has none. MAE (He et al., 2022) has 0.95."""
     nesterov: bool = False
-    """Nesterov's momentum; SGD only."""
+    """Nesterov's momentum; SGD only. FixMatch and its relatives train with it."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay, not applied to norms, biases and embeddings."""
     clip_gradient_norm: float | None = Field(None, gt=0)

@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import PROTOCOL, SAME_WEIGHTS, Section
+from pipeline.config.section import PROTOCOL, SAME_WEIGHTS, Seconds, Section, Steps
 
 
 class TrainSection(Section):
     """Length, schedule, precision, and what is written when."""
 
-    steps: int = Field(20_000, ge=1)
+    steps: Steps = Field(20_000, ge=1)
     """Optimizer steps of the run."""
-    warmup_steps: int = Field(500, ge=0)
+    warmup_steps: Steps = Field(500, ge=0)
     """Steps over which the learning rates rise linearly from 0, before ``schedule``."""
     schedule: Literal["cosine", "step"] = "cosine"
     """A cosine to 0 at the last step, or a factor of 0.1 at each of ``milestones``. The paper is silent: choice."""
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    milestones: tuple[Annotated[Steps, Field(ge=1)], ...] = ()
     """Steps, ascending, at which ``schedule: step`` multiplies the learning rates by 0.1."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of the forward passes. On a GPU fp32's products and convolutions run on the tensor cores (TF32: 10 bits of
@@ -45,12 +45,12 @@ class TrainSection(Section):
     channels_last: bool = True
     """Convolution weights as channels_last_3d: the same sums in another order. On one core of a busy machine, forward and
     backward of the small Slow-ResNet took about 0.4 s instead of 0.97 s for 88 clips (n = 1)."""
-    log_every: int = Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)
+    log_every: Steps = Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
-    save_scores_every: int = Field(10, ge=0, json_schema_extra=SAME_WEIGHTS)
+    save_scores_every: Steps = Field(10, ge=0, json_schema_extra=SAME_WEIGHTS)
     """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
     kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
-    checkpoint_every: int = Field(500, ge=1, json_schema_extra=SAME_WEIGHTS)
+    checkpoint_every: Steps = Field(500, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Steps between two checkpoints; the last step always makes one."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Newest checkpoints that are kept."""
@@ -60,7 +60,7 @@ class TrainSection(Section):
     The one that a signal leaves is not scored."""
     max_failures: int = Field(3, ge=0, json_schema_extra=SAME_WEIGHTS)
     """Failures without a new checkpoint after which the run stops; each new checkpoint sets the count to 0."""
-    step_timeout_seconds: float | None = Field(600.0, gt=0, json_schema_extra=SAME_WEIGHTS)
+    step_timeout_seconds: Seconds | None = Field(600.0, gt=0, json_schema_extra=SAME_WEIGHTS)
     """The run stops with a message when a step, its collectives or a checkpoint need longer (the first step: ten times that).
     null: never, for breakpoints."""
 
@@ -85,23 +85,8 @@ class TrainSection(Section):
 class MonitorSection(Section):
     """When something that the method is known to fail by is said to have happened. None of these changes the result."""
 
-    patience_steps: int = Field(100, ge=1)
+    patience_steps: Steps = Field(100, ge=1)
     """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told. Choice."""
-    least_label_accuracy: float = Field(0.6, ge=0, le=1)
-    """Accuracy of kept labels below which labels harm more than they help (the paper's summary: 60 %, wanted over 70 %)."""
-    least_mask_rate: float = Field(0.01, ge=0, le=1)
-    """Share of labels kept below which the unlabeled videos teach nothing. Choice."""
-    largest_contrast_share: float = Field(0.5, gt=0, le=1)
-    """The contrast's share of the gradient at a student's outputs above which it dominates. Choice: the summary says only
-    that a beta too high makes training unstable."""
-    least_alignment: float = Field(0.02, ge=-1, le=2)
-    """Cosine of the students' features of the same video, less that of different videos, below which they do not align, as
-    happens when their frame rates are too far apart. Choice."""
-    largest_class_share: float = Field(0.6, gt=0, le=1)
-    """Share of one class among kept labels above which they have collapsed; never less than three times its even share.
-    Choice."""
-    largest_loss: float = Field(1.5, gt=0)
-    """Supervised loss, as a multiple of that of guessing, ln K, above which a student has diverged. Choice."""
 
 
 class TrackingSection(Section):
@@ -139,7 +124,7 @@ class ScaleSection(Section):
     min_workers: int | None = Field(None, ge=1)
     """Elastic: the run starts and goes on with any number of workers from this one to ``workers``, as the cluster has them.
     By default ``workers``: it waits for all."""
-    resize_seconds: float = Field(60.0, gt=0)
+    resize_seconds: Seconds = Field(60.0, gt=0)
     """Elastic: time between two looks whether more workers could join; they begin at the newest checkpoint."""
     gpu: bool | None = None
     """Whether each worker computes on a GPU, with ``workers: 0`` this process; evaluation, prediction and benchmarks too. By
@@ -161,10 +146,10 @@ class ScaleSection(Section):
     """Labels of the nodes that train workers run on, e.g. ``{role: train}``; empty: any."""
     torch_threads: int | None = Field(None, ge=1)
     """Threads of torch in each worker; by default the machine's cores shared among its workers."""
-    start_timeout_seconds: float = Field(60.0, gt=0)
+    start_timeout_seconds: Seconds = Field(60.0, gt=0)
     """Time limit for the cluster to have room for the workers, and twice of it for them to run; a start that takes longer is
     given up, counts as one of ``train.max_failures`` and is tried again. Raise it if nodes must be started first."""
-    stop_seconds: float = Field(25.0, gt=0)
+    stop_seconds: Seconds = Field(25.0, gt=0)
     """After SIGTERM or Ctrl-C: time for the workers to end their step and write a checkpoint. Kubernetes kills after 30 s."""
 
     @model_validator(mode="after")

@@ -17,8 +17,8 @@ from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.ltg import LTG
 from pipeline.methods.mvpl import MvPL
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, UnlabeledViews, Views, term_weights
+from pipeline.methods.parts.make_views import make_views, make_views_of_parts
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.step_views import make_views, make_views_of_parts
 from pipeline.methods.supervised import Supervised
 from pipeline.methods.svformer import SVFormer
 from pipeline.methods.tcl import TCL

@@ -123,7 +123,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {error}") from None
-    recorded = with_new_names(tree if isinstance(tree, dict) else {})
+    recorded = with_new_names(tree) if isinstance(tree, dict) else tree
     return parse_config(recorded, source=str(folder / "config.yaml")), facts
 
 

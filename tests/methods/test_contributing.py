@@ -1,33 +1,59 @@
-"""The example of CONTRIBUTING.md is a working method: its lines are taken from there and run."""
+"""The example of CONTRIBUTING.md is a working method: its lines are put where the text says, in a copy of the code, and run."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs import train
-from jobs.command import run
-from pipeline import methods
+from pipeline.config import Config
 from pipeline.run_folder.contents import read_metrics
 
 
-def test_the_example_trains_and_is_evaluated(
-    tiny: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (repository / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert 25 <= len(code.splitlines()) <= 40
-    names: dict[str, Any] = {}
-    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
-    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "train.steps=4", "method.name=mean_teacher"]
-    assert run(train.main, words) == 2  # not yet in the dictionary
+def put(path: Path, changes: dict[str, str]) -> None:
+    """Replace texts of a file, each of which is there once."""
+    text = path.read_text(encoding="utf-8")
+    for before, after in changes.items():
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    path.write_text(text, encoding="utf-8")
 
-    monkeypatch.setitem(methods.METHODS, "mean_teacher", names["MeanTeacher"])
-    assert run(train.main, words) == 0
-    line = read_metrics(tmp_path / "tiny")[-1]
+
+@pytest.fixture
+def copy(repository: Path, tmp_path: Path) -> Path:
+    """The code with the example's file, and with its two other pieces at the places that CONTRIBUTING.md names."""
+    text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    method, name, field = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert 25 <= len(method.splitlines()) <= 40 and len(name.splitlines()) == 1 and len(field.splitlines()) == 2
+    for folder in ("pipeline", "jobs"):
+        shutil.copytree(repository / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pipeline" / "methods" / "mean_teacher.py").write_text(method, encoding="utf-8")
+
+    methods = tmp_path / "pipeline" / "methods" / "__init__.py"
+    entry, imported = '    "supervised": Supervised,\n', "from pipeline.methods.mvpl import MvPL\n"
+    put(methods, {entry: entry + name, imported: f"from pipeline.methods.mean_teacher import MeanTeacher\n{imported}"})
+    after = "    labels: LabelSection"
+    put(tmp_path / "pipeline" / "config" / "method.py", {"import MID_RUN": "import LATER, MID_RUN", after: field + after})
+    return tmp_path
+
+
+def test_the_example_trains_and_is_evaluated(copy: Path, tiny: Path) -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(copy)}
+        return subprocess.run([sys.executable, *words], cwd=copy, env=env, capture_output=True, text=True, timeout=250)
+
+    words = ["method.name=mean_teacher", "method.consistency.weight=4", "method.consistency.ramp=2", "train.steps=4"]
+    done = call("-m", "jobs.train", "--config", str(tiny / "tiny.yaml"), f"run.storage_path={copy}", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = read_metrics(copy / "tiny")[-1]
     assert line["step"] == 4
-    assert 0 < line["loss_share/pseudo_label"] < 1
-    assert json.loads((tmp_path / "tiny" / "evaluation.json").read_text())["videos"] == 8
+    assert line["consistency_loss/primary"] > 0 and 0 < line["loss_share/consistency"] < 1
+    assert json.loads((copy / "tiny" / "evaluation.json").read_text())["videos"] == 8
+    recorded = call("-c", "from pipeline.config import Config; print(Config().fingerprint())")
+    assert recorded.stdout.strip() == Config().fingerprint()

@@ -39,7 +39,7 @@ def test_numbers_and_names_are_short() -> None:
     assert [number(value) for value in (0.025, 1500, -0.5, 1e-5, 8.0)] == ["0.025", "1,500", "−0.5", "1e−05", "8"]
     assert [hours_text(value) for value in (123.45, 1.234, 0.0123)] == ["123.5", "1.23", "0.012"]
     keys = ["primary.clip.fps", "auxiliary.clip.fps", "method.contrast.weight"]
-    assert [short_key(key, keys) for key in keys] == ["primary.clip.fps", "auxiliary.clip.fps", "contrast_weight"]
+    assert [short_key(key, keys) for key in keys] == ["primary.clip.fps", "auxiliary.clip.fps", "contrast.weight"]
 
 
 def test_trials_come_best_first_and_the_unjudged_last() -> None:

@@ -19,7 +19,7 @@ from pipeline.evaluation.predict import Scorer
 from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, build_method, make_views
 from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.parts.losses import supervised_loss
-from pipeline.methods.parts.step_views import draw_mixup_shares, mix_clips
+from pipeline.methods.parts.make_views import draw_mixup_shares, mix_clips
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.loop import Run, Worker, part_shares, train
 from pipeline.training.model_options import equip

@@ -1,0 +1,222 @@
+"""``python -m pipeline.config.reference docs/configuration.md``: write the reference of all knobs, from their declarations.
+
+Type, default, unit, range and text are those of the fields; the source is what the text says of it; who reads a knob is found
+in the code. ``tests/config/test_reference.py`` keeps the page current.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from pipeline.config.load import all_keys, sections_of
+from pipeline.config.method import short_name
+from pipeline.config.run import Config
+from pipeline.config.section import Section, Unit
+
+CODE = Path(__file__).resolve().parents[1]
+"""The package whose rooms read the knobs."""
+CITATION = re.compile(r"\(?((?:[A-Z][\w-]+(?: & | et al\.,? |, |: )?)+(?:[A-Z]+ )?\d{4})\)?")
+METHODS = ("TCL", "LTG", "SVFormer", "MvPL", "FixMatch", "FreeMatch", "SoftMatch", "ReMixMatch", "SimCLR", "SlowFast", "ResNet")
+HEAD = """# Configuration
+
+All knobs. `python -m pipeline.config.reference docs/configuration.md` writes this page from their declarations in
+`pipeline/config/`. A YAML file gives them by section, the command line by dotted key: `method.contrast.weight=4`. What is not
+given has its default.
+
+- **Range**: the smallest and largest value that is accepted; a parenthesis leaves the end itself out.
+- **Source**: what the text says of where the default is from: *paper* is ActNetFormer's; *choice* is ours, where it is silent.
+- **Read by**: the packages of `pipeline/` whose code reads the knob.
+- † The trained weights do not depend on it: a run may go on with another value.
+- ‡ Population-based training may change it in the middle of a run (`jobs.search --algorithm pbt`).
+"""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One key, as the page shows it."""
+
+    key: str
+    field: FieldInfo
+    default: Any
+    section: type[Section]
+    marks: frozenset[str]
+
+
+def knobs(section: type[Section] = Config, default: Section | None = None, prefix: str = "", marks: frozenset[str] = frozenset()
+          ) -> Iterator[Knob]:  # fmt: skip
+    """Every key that can be set, in order of declaration; those of each kind of network after another."""
+    for name, field in section.model_fields.items():
+        own = marks | frozenset(field.json_schema_extra if isinstance(field.json_schema_extra, dict) else ())
+        value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+        children = sections_of(field.annotation)
+        for child in children:
+            given = value if isinstance(value, child) else None
+            yield from knobs(child, given, f"{prefix}{name}.", own)
+        if not children:
+            yield Knob(f"{prefix}{name}", field, value, section, own)
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    groups: dict[tuple[str, type[Section]], list[Knob]] = {}
+    for knob in knobs():
+        groups.setdefault((knob.key.rpartition(".")[0], knob.section), []).append(knob)
+    for (path, section), found in groups.items():
+        if path == "auxiliary.network":  # the same kinds as the primary's, with the same defaults
+            continue
+        kind = next((str(knob.default) for knob in found if knob.key.endswith(".arch")), "")
+        both = f"`primary.network` and `auxiliary.network`, arch `{kind}`"
+        title = both if path == "primary.network" else f"`{path}`"
+        parts += [f"## {title}", "", _wrap(" ".join((section.__doc__ or "").split()), ""), ""]
+        parts += [*(_entry(knob) for knob in found if knob.field.description), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _entry(knob: Knob) -> str:
+    mark = ("†" if "same_weights" in knob.marks else "") + ("‡" if "mid_run" in knob.marks else "")
+    unit, accepted = unit_of(knob.field), range_of(knob.field)
+    text = " ".join((knob.field.description or "").replace("``", "`").split())
+    facts = [
+        type_of(knob.field.annotation) + (f" ({unit})" if unit else ""),
+        f"default {_code(knob.default)}",
+        f"range {accepted}" if accepted else "",
+        f"source: {source}" if (source := source_of(text)) else "",
+        f"read by {', '.join(readers(knob))}",
+    ]
+    lines = [f"- `{knob.key.rpartition('.')[2]}`{mark}", f"*{'; '.join(fact for fact in facts if fact)}.*", text]
+    return "\n".join([lines[0] + "  ", _wrap(lines[1], "  ") + "  ", _wrap(text, "  ")])
+
+
+def _wrap(text: str, indent: str) -> str:
+    filled = textwrap.TextWrapper(124, indent, indent, break_long_words=False, break_on_hyphens=False)
+    return filled.fill(text)
+
+
+def _code(value: Any) -> str:
+    if value is None or isinstance(value, bool | dict | tuple):
+        return f"`{json.dumps(value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def type_of(annotation: Any) -> str:
+    """A type in words: whole number, number, text, true or false, one of ..., list or mapping of these, or null."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return type_of(parts[0])
+    if kind in (Union, UnionType):
+        return " or ".join("null" if part is NoneType else type_of(part) for part in parts)
+    if kind is Literal:
+        return "one of " + ", ".join(f"`{part}`" for part in parts) if len(parts) > 1 else f"`{parts[0]}`"
+    if kind is tuple:
+        return f"list of {type_of(parts[0])}"
+    if kind is dict:
+        return f"mapping of text to {type_of(parts[1])}"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]
+
+
+def unit_of(field: FieldInfo) -> str:
+    """Its unit; empty for a number without one and what is no number."""
+    return next((part.name for part in _metadata(field) if isinstance(part, Unit)), "")
+
+
+def range_of(field: FieldInfo) -> str:
+    """The values that are accepted, as an interval; empty where all are."""
+    low = high = ""
+    for part in _metadata(field):
+        low = f"[{part.ge}" if isinstance(part, annotated_types.Ge) else low
+        low = f"({part.gt}" if isinstance(part, annotated_types.Gt) else low
+        high = f"{part.le}]" if isinstance(part, annotated_types.Le) else high
+        high = f"{part.lt})" if isinstance(part, annotated_types.Lt) else high
+    return f"{low or '(-∞'}, {high or '∞)'}" if low or high else ""
+
+
+def _metadata(field: FieldInfo) -> list[Any]:
+    def within(annotation: Any) -> list[Any]:
+        extra: list[Any] = []
+        for part in getattr(annotation, "__metadata__", ()):
+            extra += part.metadata if isinstance(part, FieldInfo) else [part]
+        return extra + [one for part in get_args(annotation) if not isinstance(part, str) for one in within(part)]
+
+    return [*field.metadata, *within(field.annotation)]
+
+
+def source_of(text: str) -> str:
+    """What a knob's text says of where its default is from."""
+    found = [m.group(1) for m in CITATION.finditer(text)]
+    found += [name for name in METHODS if re.search(rf"\b{name}\b", text) and not any(name in other for other in found)]
+    paper = ["paper"] if re.search(r"\bpaper('s)?\b", text) and "paper is silent" not in text else []
+    choice = ["choice"] if re.search(r"\bchoice\b", text, re.IGNORECASE) else []
+    return ", ".join([*paper, *found[:2], *choice])
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a file of the package reads."""
+
+    room: str
+    text: str
+    owners: Mapping[str, set[str]]
+    """By attribute that is read, the names before the dot."""
+
+
+@cache
+def _files() -> list[Reads]:
+    found = []
+    for path in sorted(CODE.rglob("*.py")):
+        first, *others = path.relative_to(CODE).parts
+        if first == "config" and others != ["run.py"]:  # where knobs are declared; what follows from them is in run.py
+            continue
+        text, owners = path.read_text(encoding="utf-8"), dict[str, set[str]]()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Attribute):
+                before = getattr(node.value, "attr", None) or getattr(node.value, "id", "")
+                owners.setdefault(node.attr, set()).add(str(before))
+        found.append(Reads(first.removesuffix(".py"), text, owners))
+    return found
+
+
+def readers(knob: Knob) -> list[str]:
+    """Rooms in which code reads the knob: as an attribute of its section, named as in the configuration; of anything, where no
+    other knob has such a name of several words; or of anything in a file that names the section or its class."""
+    *sections, last = knob.key.split(".")
+    alone = "_" in last and len({short_name(key) for key in _keys() if key.endswith(f".{last}")}) == 1
+    classes = [kind.__name__ for kind in knob.section.__mro__ if issubclass(kind, Section) and kind is not Section]
+    rooms: dict[str, None] = {}
+    for file in _files():
+        owners = file.owners.get(last, set())
+        named = sections[-1] in file.owners or any(name in file.text for name in classes)
+        if sections[-1] in owners or (owners - {"self"} and (alone or named)):
+            rooms[file.room] = None
+    return list(rooms)
+
+
+@cache
+def _keys() -> list[str]:
+    return all_keys()
+
+
+def main(words: list[str]) -> int:
+    """The command."""
+    if len(words) != 1:
+        print("usage: python -m pipeline.config.reference docs/configuration.md", file=sys.stderr)
+        return 2
+    Path(words[0]).write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
