@@ -185,8 +185,6 @@ LARGEST_SHARE = 0.15
 """Of the lines of ``pipeline/``, for a room: a package directly below it. Above that a room holds more than one subject."""
 MOST_FILES = 14
 """Beside each other in a folder: more cannot be taken in at a glance."""
-FULL = {"pipeline/methods": 21}
-"""Folders that had more when this was first checked; the number may only fall."""
 MIRRORS = ("bench", "config")
 """Rooms whose files are named after what they measure or what they have the knobs of."""
 WAYS = {"in_process.py", "on_ray.py"}
@@ -202,10 +200,10 @@ def shares(lines: dict[str, int]) -> dict[str, float]:
     return {room: count / sum(rooms.values()) for room, count in rooms.items()}
 
 
-def crowded(names: list[str], most: int = MOST_FILES) -> dict[str, int]:
+def crowded(names: list[str]) -> dict[str, int]:
     """Folders with more files beside each other than may be, and how many."""
     counts = Counter(str(Path(name).parent) for name in names)
-    return {folder: count for folder, count in counts.items() if count > FULL.get(folder, most)}
+    return {folder: count for folder, count in counts.items() if count > MOST_FILES}
 
 
 def shared_names(names: list[str]) -> dict[str, list[str]]:
