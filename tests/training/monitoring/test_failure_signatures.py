@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.config import MonitorSection
+from pipeline.config import MonitorSection, all_keys
 from pipeline.methods import STUDENTS, build_method
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import equip
@@ -43,6 +44,14 @@ def lines_of(steps: int = 24, change: Callable[[Batch], Batch] = lambda batch: b
         totals = {name: value.flatten().tolist() for name, value in sums.items()}
         lines.append({"step": last, **derived(totals, dict.fromkeys(totals, 4))})
     return lines
+
+
+def test_the_knobs_to_try_exist() -> None:
+    known = all_keys()
+    for text in KNOBS.values():
+        for name in re.findall(r"\b[a-z_]+(?:\.[a-z_]+)+", text):
+            assert any(key == name or key.endswith(f".{name}") for key in known), name
+    assert "method.contrast.weight" in KNOBS["contrast_dominates"]
 
 
 def _of_one_class(batch: Batch) -> Batch:
