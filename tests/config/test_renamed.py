@@ -16,6 +16,7 @@ from pipeline.config import Config, all_keys, load_config, parse_config
 from pipeline.config.renamed import REMOVED, RENAMED, with_new_names, with_old_names
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import config_digest, read_metrics, read_run
+from pipeline.search.optuna_storage import SETTING, open_study
 
 RECORDED = Path(__file__).with_name("recorded_run")
 """Of a run of November 2026: ``config.yaml``, ``fingerprint``, and the ``words`` that it was started with, in today's names."""
@@ -114,6 +115,18 @@ def test_a_recorded_study_is_read_under_todays_names(tmp_path: Path) -> None:
     study = read_study(tmp_path)
     assert study.baseline == {"method.contrast.weight": 2}
     assert study.trials[0].params == {"method.contrast.weight": 4, "run.seed": 0}
+
+
+def test_a_recorded_search_goes_on_unless_it_searches_a_renamed_knob(tmp_path: Path) -> None:
+    url, rates = f"sqlite:///{tmp_path / 'study.db'}", {"primary.optimizer.lr": [0.1, 0.2]}
+    for name, space in {"rates": rates, "losses": {"method.contrast_weight": [1, 2]}}.items():
+        setting = {"method.contrast_weight": 2.0, "space": space}
+        open_study(url, name, ["maximize"], {}).set_user_attr(SETTING, json.dumps(setting))
+    assert open_study(url, "rates", ["maximize"], {"method.contrast.weight": 2.0, "space": rates}).study_name == "rates"
+    with pytest.raises(UserError, match=r"method\.contrast\.weight: the study has 2.0, now 3.0"):
+        open_study(url, "rates", ["maximize"], {"method.contrast.weight": 3.0, "space": rates})
+    with pytest.raises(UserError, match="is for another setting; choose another --name"):
+        open_study(url, "losses", ["maximize"], {"method.contrast.weight": 2.0, "space": {"method.contrast.weight": [1, 2]}})
 
 
 def test_no_file_that_is_shipped_uses_an_earlier_name(repository: Path) -> None:
