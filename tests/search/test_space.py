@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from jobs.search import SPACES
 from pipeline.config import load_config, override
 from pipeline.errors import UserError
-from pipeline.search.pbt import perturb
+from pipeline.search.pbt import check_space, perturb
 from pipeline.search.space import Space, draw, read_space
 
 
@@ -94,3 +94,13 @@ def test_draws_and_perturbed_values_stay_inside(distribution: FloatDistribution,
     assert distribution._contains(distribution.to_internal_repr(value))
     changed = perturb({"key": value}, Space("q", {"key": distribution}, {"key": {}}), seed, step, 0)["key"]
     assert distribution._contains(distribution.to_internal_repr(changed))
+
+
+def test_population_based_training_changes_what_is_marked_for_it() -> None:
+    half = FloatDistribution(0.1, 0.5)
+    free = ("primary.optimizer.lr", "method.contrast.weight", "method.labels.momentum", "views.strong.cutout")
+    check_space(Space("q", dict.fromkeys(free, half), {}))
+    for key in ("primary.network.dropout", "method.contrast.projection_width", "method.mix.start", "data.decode_size"):
+        message = rf"which {key} cannot; it can search primary\.optimizer\.\*, .*method\.mix\.weight"
+        with pytest.raises(UserError, match=message):
+            check_space(Space("q", {key: half, "method.mix.weight": half}, {}))
