@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.config import Config, load_config
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.seeds < 1 or (options.concurrent is not None and options.concurrent < 1):
         raise UserError("--seeds and --concurrent must be at least 1")
     study = read_study(find_study(options.study, names))
-    study = replace(study, name=options.name or study.name)
+    study = replace(study, name=options.name or study.name, cells=choose_cells(study, options.cells))
     base = load_config(options.config, options.overrides).with_absolute_paths()
     trials, left_out = distinct(plan_trials(study, base, options.seeds))
     print("".join(f"{sentence}\n" for sentence in left_out), end="", flush=True)
@@ -61,6 +62,7 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
     add_config(arguments, required=True)
     arguments.add_argument("--name", help="of the study's folder (default: the study's), for other overrides beside the first")
     arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
+    arguments.add_argument("--cells", metavar="A,B", help="only these cells: a trial is named CELL_seed-N")
     add_budget(arguments)
     arguments.add_argument("--dry-run", action="store_true", help="list the trials, what is done and what the rest costs; stop")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
@@ -83,6 +85,19 @@ def find_study(word: str, names: Sequence[str]) -> Path:
         return path
     near = difflib.get_close_matches(word, names, n=1)
     raise UserError(f"no study {word}: use one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def choose_cells(study: Study, names: str | None) -> Mapping[str, Mapping[str, Any]]:
+    """The study's cells, or those of them whose names are given, with commas between. Raises UserError for an unknown name."""
+    if names is None:
+        return study.cells
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in study.cells:
+            near = difflib.get_close_matches(name, study.cells, n=1)
+            remedy = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(study.cells)}"
+            raise UserError(f"--cells: study {study.name} has no cell {name!r}{remedy}")
+    return {name: values for name, values in study.cells.items() if name in chosen}
 
 
 def list_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent: int | None) -> None:

@@ -132,6 +132,14 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert on_tune.likely_share(config, None) == max(1, cores) and on_tune.likely_share(config, 3) == 3
 
 
+def test_chosen_cells_only(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny, tmp_path, str(two), "--seeds", "2", "--cells", "contrast_weight-2", "--dry-run") == 0
+    listed = capsys.readouterr().out
+    assert listed.count("contrast_weight-2_seed-") == 2 and "contrast_weight-0" not in listed
+    assert command(tiny, tmp_path, str(two), "--cells", "contrast_weight-2,contrast_weight-3") == 2
+    assert "--cells: study two has no cell 'contrast_weight-3'; did you mean contrast_weight-" in capsys.readouterr().err
+
+
 def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, "contrast_wieght") == 2
     assert "did you mean contrast_weight?" in capsys.readouterr().err
