@@ -22,6 +22,14 @@ settings.register_profile("house", deadline=None, derandomize=True)  # the machi
 settings.load_profile("house")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes (``pytest -n 2 --dist loadgroup``), those with Ray share one and its cluster."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the project."""
