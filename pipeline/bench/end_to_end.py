@@ -29,7 +29,7 @@ from pipeline.processes.isolation import num_cores
 from pipeline.progress import progress
 from pipeline.ray_cluster.resources import check_share
 from pipeline.run_folder.contents import read_metrics
-from pipeline.stream.batches import make_deal
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.gpu_memory import check_training
 from pipeline.training.in_process import fit_here
 
@@ -76,11 +76,11 @@ def lengths(config: Config, steps: int, least: int = LEAST_STEPS) -> tuple[int, 
     if config.scale.workers == 0:
         return max(steps, least), AHEAD
     check_share(config)
-    deal = make_deal(open_source(config)[0], config, 0, config.scale.workers)
+    layout = lay_out_blocks(open_source(config)[0], config, 0, config.scale.workers)
     decoding = 2 * (os.cpu_count() or 1)  # blocks at once: Ray counts the machine's cores, not those that may be used
     timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
     after = config.data.blocks_ahead + decoding + 2  # that wait, are being decoded, or have come
-    return max(steps, timed * deal.steps_per_block), after * deal.steps_per_block
+    return max(steps, timed * layout.steps_per_block), after * layout.steps_per_block
 
 
 def run_seconds(config: Config, steps: int, more: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clips.plan import Deal
+from pipeline.clips.plan import BlockLayout
 from pipeline.config import TERMS, Config
 from pipeline.errors import UserError
 
@@ -48,16 +48,16 @@ def check_steps(steps: int, per_block: int) -> None:
         raise UserError(f"--steps {steps}: at least {LEAST_BLOCKS * per_block}, {LEAST_BLOCKS} blocks, are a steady state")
 
 
-def steady_rate(consumers: Sequence[Sequence[float]], each: int, deal: Deal | None = None) -> float:
+def steady_rate(consumers: Sequence[Sequence[float]], each: int, layout: BlockLayout | None = None) -> float:
     """Rate of all consumers together after the first quarter of each one's arrivals, which is start-up.
 
-    Every arrival brings ``each``; those of a block of ``deal`` come at once, so only its first one counts. Blocks come in
+    Every arrival brings ``each``; those of a block of ``layout`` come at once, so only its first one counts. Blocks come in
     waves, as many as are decoded together: the rate is the slope of the line through all of them, because that of a span from
     one block to another would depend on where in its wave each of the two lies.
     """
     rate = 0.0
     for times in consumers:
-        firsts = list(range(len(times))) if deal is None else deal.starts(len(times))
+        firsts = list(range(len(times))) if layout is None else layout.first_batches(len(times))
         steady = [index for index in firsts if index >= len(times) // 4]
         rate += each * float(np.polyfit(np.asarray(times)[steady] - times[0], steady, 1)[0])
     return rate

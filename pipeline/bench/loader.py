@@ -25,7 +25,7 @@ from pipeline.progress import progress
 from pipeline.ray_cluster.connect import connect_one
 from pipeline.ray_cluster.resources import Resources
 from pipeline.ray_cluster.sockets import short_temporary_folder_of_children
-from pipeline.stream.batches import make_deal
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
 
 PROCESSES = 2
@@ -38,7 +38,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     where training makes them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time."""
     config = for_bench(config, steps)
     source, _ = open_source(config)
-    check_steps(steps, make_deal(source, config, 0, 1).steps_per_block)
+    check_steps(steps, lay_out_blocks(source, config, 0, 1).steps_per_block)
     connect_one("bench loader")
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
@@ -63,7 +63,7 @@ def stream_views_rate(source: Source, config: Config, cpus: float) -> float:
     device = own_device(config).type
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
-    return steady_rate([times], source.plan.rows_per_step * source.plan.slots, make_deal(source, config, 0, 1))
+    return steady_rate([times], source.plan.rows_per_step * source.plan.slots, lay_out_blocks(source, config, 0, 1))
 
 
 @ray.remote  # type: ignore[untyped-decorator]

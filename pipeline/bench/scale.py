@@ -32,7 +32,7 @@ from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.progress import progress
 from pipeline.ray_cluster.connect import connect
 from pipeline.ray_cluster.resources import Resources, decoder_cpus
-from pipeline.stream.batches import make_deal
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
 
 LABELED = "4/class"
@@ -45,7 +45,7 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
     """
     if len(sizes) < 2 or min(sizes) < 1000:
         raise UserError("--rows: at least two sizes of 1000 rows or more are compared")
-    check_steps(steps, make_deal(open_source(config)[0], config, 0, 1).steps_per_block)
+    check_steps(steps, lay_out_blocks(open_source(config)[0], config, 0, 1).steps_per_block)
     results: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
@@ -105,7 +105,7 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = decoder_cpus(ray.cluster_resources()["CPU"])
     started = time.perf_counter()
-    deal = make_deal(source, here, 0, 1)
+    layout = lay_out_blocks(source, here, 0, 1)
     (shard,) = ray_stream(source, here, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     times = []
     for batch in shard_batches(shard, here.data.labeled_per_step, torch.device("cpu"), timeout=60.0):
@@ -118,10 +118,10 @@ def measure(config: Config, size: int, folder: Path, steps: int) -> dict[str, fl
         "open_first_seconds": opened - begun,
         "open_seconds": again - opened,
         "first_batch_seconds": times[0][0] - started,
-        "seconds_per_clip": 1 / steady_rate([[moment for moment, _ in times]], clips, deal),
+        "seconds_per_clip": 1 / steady_rate([[moment for moment, _ in times]], clips, layout),
         "decode_seconds_per_clip": float(np.mean([seconds for _, seconds in times])) / clips,
         "driver_private_mb": watch.stop(),
-        "blocks_in_the_run": deal.blocks,
+        "blocks_in_the_run": layout.blocks,
         "seconds": time.perf_counter() - begun,
     }
 

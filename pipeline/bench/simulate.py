@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clips.plan import Deal, Plan
+from pipeline.clips.plan import BlockLayout, Plan
 from pipeline.config.text import convert
 from pipeline.errors import UserError
 
@@ -115,23 +115,23 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
     """Videos per second and share of time in which training waited, both after the first quarter, and how many videos are in
     stores when a block begins: those of blocks that are under way, have come, or are being trained."""
     clips_per_step = site.rows_per_step // site.workers * site.slots
-    deal = Deal(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
-    rounds = deal.blocks // site.workers
-    steps_of = np.diff([deal.start(turn) for turn in range(rounds + 1)])
-    clips = np.repeat(steps_of * deal.share * site.slots, site.workers)  # of each block
+    layout = BlockLayout(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
+    rounds = layout.blocks // site.workers
+    steps_of = np.diff([layout.first_step_of(turn) for turn in range(rounds + 1)])
+    clips = np.repeat(steps_of * layout.share * site.slots, site.workers)  # of each block
     random = np.random.default_rng(seed)
     spread = np.sqrt(np.log1p(np.expm1(site.decode_spread**2) / clips))  # of the sum of a block's, taken as lognormal
-    taken = random.lognormal(-(spread**2) / 2, spread, deal.blocks) * site.decode_seconds * clips
+    taken = random.lognormal(-(spread**2) / 2, spread, layout.blocks) * site.decode_seconds * clips
     ceilings = site.ceilings()
     link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that each occupies the slower of the two
     limit = site.blocks_ahead * site.workers
-    free = [0.0] * min(site.decoders, deal.blocks)
-    starts = np.zeros(deal.blocks)  # when a block begins to be decoded
-    ready = np.zeros(deal.blocks)  # when a block and all before it have come
+    free = [0.0] * min(site.decoders, layout.blocks)
+    starts = np.zeros(layout.blocks)  # when a block begins to be decoded
+    ready = np.zeros(layout.blocks)  # when a block and all before it have come
     ends, waits = np.zeros(rounds), np.zeros(rounds)
     sent = last = now = 0.0
     trained = 0
-    for block in range(deal.blocks):
+    for block in range(layout.blocks):
         if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
             while trained <= behind:
                 now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])

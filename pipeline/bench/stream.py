@@ -12,14 +12,14 @@ import ray.data
 import torch
 
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
-from pipeline.clips.plan import Deal, worker_rows
+from pipeline.clips.plan import BlockLayout, worker_rows
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.ray_cluster.connect import connect_one
 from pipeline.ray_cluster.resources import Resources, decoder_cpus
-from pipeline.stream.batches import make_deal
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
 
 PROCESSES = 2
@@ -35,8 +35,8 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """
     config = for_bench(config, steps)
     source, _ = open_source(config)
-    deal = make_deal(source, config, 0, PROCESSES)
-    check_steps(steps, deal.steps_per_block)
+    layout = lay_out_blocks(source, config, 0, PROCESSES)
+    check_steps(steps, layout.steps_per_block)
     if source.plan.rows_per_step % PROCESSES:
         raise UserError(
             f"data.labeled_per_step={source.plan.rows_per_step}: bench stream shares a step out to {PROCESSES} equally"
@@ -47,7 +47,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in progress(range(repeats), repeats, "repeats"):
-        floors.append(floor_rate(source, deal))
+        floors.append(floor_rate(source, layout))
         rate, first = stream_rate(source, config, resources)
         streams.append(rate)
         firsts.append(first)
@@ -58,7 +58,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "first_batch_seconds": statistics.median(firsts),
         "first_batch_seconds_in_turn": [round(first, 2) for first in firsts],  # Ray's processes start for the first one
         "clips_per_repeat": steps * source.plan.rows_per_step * source.plan.slots,
-        "clips_per_block": deal.steps_per_block * deal.share * source.plan.slots,
+        "clips_per_block": layout.steps_per_block * layout.share * source.plan.slots,
     }
 
 
@@ -71,9 +71,9 @@ def stream_rate(source: Source, config: Config, resources: Resources) -> tuple[f
     ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
     begun = time.time()
     shards = ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
-    deal = make_deal(source, config, 0, resources.workers)
-    arrivals = ray.get([one.arrivals.remote(shard, deal.share) for one, shard in zip(consumers, shards, strict=True)])
-    return steady_rate(arrivals, deal.share * source.plan.slots, deal), min(times[0] for times in arrivals) - begun
+    layout = lay_out_blocks(source, config, 0, resources.workers)
+    arrivals = ray.get([one.arrivals.remote(shard, layout.share) for one, shard in zip(consumers, shards, strict=True)])
+    return steady_rate(arrivals, layout.share * source.plan.slots, layout), min(times[0] for times in arrivals) - begun
 
 
 @ray.remote(num_cpus=0)
@@ -83,12 +83,12 @@ class _Consumer:
         return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
-def floor_rate(source: Source, deal: Deal) -> float:
+def floor_rate(source: Source, layout: BlockLayout) -> float:
     """Videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        jobs = [(source, deal.last_step, worker) for worker in range(PROCESSES)]
+        jobs = [(source, layout.last_step, worker) for worker in range(PROCESSES)]
         times = pool.starmap(_decode_all, jobs, chunksize=1)
-    return steady_rate(times, deal.share * source.plan.slots, deal)
+    return steady_rate(times, layout.share * source.plan.slots, layout)
 
 
 def _decode_all(source: Source, steps: int, worker: int) -> list[float]:

@@ -1,9 +1,9 @@
-"""The plan: which videos at which optimizer step. Pure index arithmetic on a seed, nothing stored.
+"""The plan: which videos are trained on at which optimizer step. It is index arithmetic on a seed; nothing is stored.
 
-Run row i is one bundle: 1 labeled and mu unlabeled videos. Step s of a global batch of R rows is rows s*R .. (s+1)*R - 1,
-however many workers share them. The unlabeled stream is a chain of seeded permutations of the unlabeled list, one an
-epoch, cut into mu at a time; the labeled stream likewise, cycled. So rows can be computed in any order, a checkpoint
-needs to store the next row only, and there is no bubble between epochs.
+A *run row* is a bundle of 1 labeled and mu unlabeled videos; each of these 1 + mu positions is a *slot*. With R rows in a
+global batch, step s trains on the rows s*R .. (s+1)*R - 1, however many workers share them. The unlabeled videos come in a
+new seeded permutation every epoch, mu at a time; so do the labeled ones. Rows can therefore be computed in any order, a
+checkpoint needs to store only the number of the next row, and no batch is cut short at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.seeds import Floats, Ints, hash64, permute, uniform
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that rows depend on."""
+    """Computes the videos and the clip positions of any run row from these fields alone."""
 
     labeled: Ints
     """Manifest rows of labeled training videos. Without any, slot 0 of every row is -1: no video."""
     unlabeled: Ints
     """Manifest rows of unlabeled training videos; may be empty if ``unlabeled_per_labeled`` is 0."""
     unlabeled_per_labeled: int
-    """mu."""
+    """mu, the number of unlabeled videos for each labeled one."""
     rows_per_step: int
     """R, the global batch in rows: data.labeled_per_step."""
     seed: int
@@ -43,16 +43,17 @@ class Plan:
 
     @property
     def slots(self) -> int:
-        """S = 1 + mu."""
+        """S = 1 + mu, the number of videos in a run row."""
         return 1 + self.unlabeled_per_labeled
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """One more than the largest manifest row that is trained unlabeled, and the number of unlabeled videos."""
+        """Returns one more than the largest manifest row of an unlabeled video, and the number of unlabeled videos; both are 0
+        if there are none."""
         return (int(self.unlabeled.max()) + 1, len(self.unlabeled)) if len(self.unlabeled) else (0, 0)
 
     def videos(self, rows: npt.ArrayLike) -> Ints:
-        """[B] run rows -> [B, S] manifest rows; slot 0 is labeled, or -1 if nothing is."""
+        """Maps [B] run rows to [B, S] manifest rows. Slot 0 is the labeled video, or -1 if no video is labeled."""
         rows = np.asarray(rows, dtype=np.int64)
         labeled = np.full((len(rows), 1), -1)
         if len(self.labeled):
@@ -63,41 +64,42 @@ class Plan:
         return np.concatenate([labeled, _cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
 
     def moments(self, rows: npt.ArrayLike) -> Floats:
-        """[B] run rows -> [B, S, 3] in [0, 1): where in time the clips lie, the decoded window on the longer side, and where
-        in time the auxiliary's clip lies if it has a moment of its own."""
+        """Maps [B] run rows to [B, S, 3] numbers in [0, 1): where in time the clips lie, where on the frame's longer side the
+        decoded square lies, and where in time the auxiliary's clip lies if it has a moment of its own."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
         return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
 
     def segment_moments(self, rows: npt.ArrayLike, student: int, frames: int) -> Floats:
-        """[B] run rows -> [B, S, T] in [0, 1): of a student (0 primary, 1 auxiliary) whose clips are segments, where each of T
-        frames lies within its part of the video. Every number is drawn for itself."""
+        """Maps [B] run rows to [B, S, T] numbers in [0, 1), for a student (0 primary, 1 auxiliary) whose clips are segments:
+        where each of the T frames lies within its part of the video. The numbers are independent of each other."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
         return uniform(self.seed, "segment", rows, np.arange(self.slots)[:, None], student, np.arange(frames))
 
     def substitute(self, row: int, slot: int, attempt: int) -> int:
-        """Manifest row of the ``attempt``-th candidate (1, 2, ...) for a slot whose video failed to decode."""
+        """Returns the manifest row of the ``attempt``-th replacement (1, 2, ...) for a slot whose video failed to decode."""
         pool = self.labeled if slot == 0 else self.unlabeled
         return int(pool[int(hash64(self.seed, "substitute", row, slot, attempt) % np.uint64(len(pool)))])
 
     def epoch(self, row: int) -> float:
-        """Passes over the unlabeled list (the labeled one if mu is 0) before this row."""
+        """Returns how many passes over the unlabeled videos (over the labeled ones if mu is 0) come before this row."""
         mu = self.unlabeled_per_labeled
         return row * mu / len(self.unlabeled) if mu else row / len(self.labeled)
 
 
 def _cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
-    """Item at each position of an endless chain of permutations of ``pool``."""
-    epochs, places = np.divmod(positions, len(pool))
-    return np.asarray(pool[permute(places, len(pool), seed, name, epochs)])
+    """Returns the item at each position of an endless chain of permutations of ``pool``."""
+    epochs, indices = np.divmod(positions, len(pool))
+    return np.asarray(pool[permute(indices, len(pool), seed, name, epochs)])
 
 
 @dataclass(frozen=True)
-class Deal:
-    """How the rows of steps ``first_step`` .. ``last_step`` - 1 are cut into blocks, by arithmetic: nothing is listed.
+class BlockLayout:
+    """How the rows of the steps ``first_step`` .. ``last_step`` - 1 are grouped into blocks, the units that are decoded.
 
-    Block n goes to worker n mod ``workers`` and holds that worker's share of some consecutive steps, so every worker meets its
-    rows of step s at its s-th batch. Each worker's first block holds one step, because training waits for it; each one after it
-    twice as many, until they hold ``steps_per_block``. Only the last blocks may hold fewer, those of all workers alike.
+    Block n goes to worker n mod ``workers`` and holds that worker's share of some consecutive steps, so each of a worker's
+    batches is its part of one step, in the order of the steps. Each worker's first block holds one step, because training
+    waits for it. Each block after it holds twice as many as the one before, up to ``steps_per_block``. Only the last blocks
+    may hold fewer, and then those of all workers do. All of it is computed: no list of blocks exists.
     """
 
     first_step: int
@@ -108,52 +110,57 @@ class Deal:
 
     @property
     def share(self) -> int:
-        """Places of one worker in a step: the largest worker's rows."""
+        """The number of rows of a step in each worker's block, that of the worker which has most."""
         return largest_share(self.rows_per_step, self.workers)
 
     @property
     def doublings(self) -> int:
-        """Blocks of each worker that hold fewer steps than ``steps_per_block`` because they are its first."""
+        """The number of blocks at each worker's beginning that hold fewer than ``steps_per_block`` steps."""
         return (self.steps_per_block - 1).bit_length()
 
     @property
     def blocks(self) -> int:
-        """Their number, a multiple of the workers'."""
+        """The number of blocks, a multiple of the number of workers."""
         steps, few = max(0, self.last_step - self.first_step), (1 << self.doublings) - 1
         rounds = steps.bit_length() if steps <= few else self.doublings - (few - steps) // self.steps_per_block
         return self.workers * rounds
 
-    def start(self, turn: int) -> int:
-        """First step of each worker's ``turn``-th block, 0 being its first one."""
+    def first_step_of(self, turn: int) -> int:
+        """Returns the first step in each worker's block number ``turn``, counted from 0."""
         doubled = min(turn, self.doublings)
         return min(self.first_step + (1 << doubled) - 1 + (turn - doubled) * self.steps_per_block, self.last_step)
 
-    def starts(self, steps: int) -> list[int]:
-        """Which of each worker's first ``steps`` batches are the first of a block."""
-        turns = takewhile(lambda turn: self.start(turn) < self.first_step + steps, range(self.blocks // self.workers))
-        return [self.start(turn) - self.first_step for turn in turns]
+    def first_batches(self, steps: int) -> list[int]:
+        """Returns which of each worker's first ``steps`` batches, counted from 0, are the first of a block."""
+        turns = takewhile(lambda turn: self.first_step_of(turn) < self.first_step + steps, range(self.blocks // self.workers))
+        return [self.first_step_of(turn) - self.first_step for turn in turns]
 
     def rows(self, block: int) -> Ints:
-        """[steps, share]: run rows of a block; where the workers do not divide the rows, -1 stands for the row that a smaller
-        share lacks, so that all workers' blocks are equally long."""
+        """Returns the run rows of a block, [steps, share]. Where the rows of a step cannot be divided equally, the workers with
+        one row less get -1 in its place, so that all workers' blocks are equally long."""
         turn, worker = divmod(block, self.workers)
-        rows = worker_rows(np.arange(self.start(turn), self.start(turn + 1)), self.rows_per_step, worker, self.workers)
+        rows = worker_rows(
+            np.arange(self.first_step_of(turn), self.first_step_of(turn + 1)), self.rows_per_step, worker, self.workers
+        )
         return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 
 
 def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
-    """[steps] -> [steps, share]: the run rows that one worker trains at each step."""
+    """Maps [N] steps to [N, share] run rows: those that one worker trains on at each step."""
     counts = shares(rows_per_step, workers)
     starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
     return np.asarray(starts + np.arange(counts[worker]))
 
 
 def shares(rows_per_step: int, workers: int) -> list[int]:
-    """Rows of a step for each worker: equal, or the first ones have one more. Any number of workers up to the rows will do."""
+    """Returns how many rows of a step each worker has. Where they cannot be equal, the first workers have one more.
+
+    ``workers`` must be from 1 to ``rows_per_step``.
+    """
     assert 1 <= workers <= rows_per_step
     return [rows_per_step // workers + (worker < rows_per_step % workers) for worker in range(workers)]
 
 
 def largest_share(rows_per_step: int, workers: int) -> int:
-    """Rows of a step that the first worker has; the others have as many or one less."""
+    """Returns how many rows of a step the first worker has; the others have as many, or one less."""
     return shares(rows_per_step, workers)[0]

@@ -12,7 +12,7 @@ from pipeline.clips.source import Columns, Source
 from pipeline.evaluation.scorer import Scorer
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
-from pipeline.stream.on_ray import ray_videos, told_by_task
+from pipeline.stream.on_ray import find_cause, ray_videos
 
 
 class BlockScorer(Scorer):
@@ -44,4 +44,4 @@ def score_on_ray(
     try:
         return [{name: values[0] for name, values in part.items()} for part in parts]
     except ray.exceptions.RayError as error:
-        raise told_by_task(error) or error from None
+        raise find_cause(error) or error from None

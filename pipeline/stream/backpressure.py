@@ -1,8 +1,8 @@
-"""What bounds Ray Data's stream: a count of blocks, where Ray itself counts bytes.
+"""Limits how far Ray Data works ahead of training: by a number of blocks, where Ray itself counts bytes.
 
-Bytes alone do not bound this stream. Tickets, which say what a decode task is to decode, weigh nothing, so Ray would hand out
-all of them at once: 3 M of them are 10 GB in the process that does it. And its limit for decoded blocks is half of all object
-stores, which is more than a slow trainer will ever need. Kept apart because it names parts of Ray that are not public.
+Bytes alone do not limit this stream. Tickets, the numbers of blocks to decode, are so small that Ray would make all of them at
+once: 3 M of them take 10 GB in the process that makes them. And Ray's limit for decoded blocks is half of all object stores,
+more than a slow trainer will ever need. This is a file of its own because it uses parts of Ray that are not public.
 """
 
 from __future__ import annotations
@@ -23,43 +23,44 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
 TICKETS = 256
-"""Blocks that wait to be decoded: more than any node has cores, so that none of them idles."""
+"""The most tickets that wait to be decoded: more than any node has cores, so that no core idles."""
 ROUND_SECONDS = 0.05
-"""Of a round of Ray's loop at least."""
+"""The shortest time that a round of Ray's scheduling loop takes."""
 KEPT_STATISTICS = 100
-"""Of the newest blocks of each operator: Ray keeps 3 KB for every block of a run, 3 GB in a million blocks."""
+"""For how many of the newest blocks of each operator statistics are kept. Ray keeps 3 KB for every block, which are 3 GB
+in a run of a million blocks."""
 _AHEAD = "actnetformer.blocks_ahead"
 _FIRST = "actnetformer.first_tasks"
 
 
 class BlockCount(BackpressurePolicy):  # type: ignore[misc]
-    """No new ticket while ``TICKETS`` wait, and no new decode task while ``blocks_ahead`` decoded blocks do.
+    """Holds back new tickets while ``TICKETS`` wait, and new decode tasks while ``blocks_ahead`` decoded blocks wait.
 
-    Until the first block is there, one decode task a CPU: more of them only share the CPUs that it is waiting for.
+    Until the first block is decoded, only one decode task runs for each CPU: more of them would only delay that block.
     """
 
     def can_add_input(self, op: Any) -> bool:
-        """Whether a task of this operator may start."""
+        """Returns whether a task of this operator may start; Ray calls it."""
         tickets, decode = self._first_two()
         if op is tickets:
-            return self._tickets(decode) < TICKETS
+            return self._num_tickets(decode) < TICKETS
         if op is not decode:
             return True
         starting = decode.metrics.num_task_outputs_generated == 0
         if starting and decode.num_active_tasks() >= self._data_context.get_config(_FIRST):
             return False
-        return self._decoded(decode) < int(self._data_context.get_config(_AHEAD))
+        return self._num_decoded(decode) < int(self._data_context.get_config(_AHEAD))
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-        """0: the task that makes tickets waits."""
+        """Returns 0 to pause the task that makes tickets, or None for no limit; Ray calls it."""
         tickets, decode = self._first_two()
-        return 0 if op is tickets and self._tickets(decode) >= TICKETS else None
+        return 0 if op is tickets and self._num_tickets(decode) >= TICKETS else None
 
-    def _tickets(self, decode: Any) -> int:
+    def _num_tickets(self, decode: Any) -> int:
         return int(self._topology[decode].total_enqueued_input_blocks())
 
-    def _decoded(self, decode: Any) -> int:
-        """Blocks that nobody has taken yet, in Ray's queues from the decode tasks on."""
+    def _num_decoded(self, decode: Any) -> int:
+        """Counts the decoded blocks that nobody has taken yet, in Ray's queues from the decode tasks on."""
         waiting = self._topology[decode].total_enqueued_output_blocks()
         for op in decode.output_dependencies:  # streaming_split, or actors that score
             waiting += op.internal_input_queue_num_blocks()
@@ -72,11 +73,11 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
         return tickets, decode
 
 
-class Rounds(ExecutionCallback):  # type: ignore[misc]
-    """Keeps Ray's loop from spinning, and its statistics of blocks from growing with the run.
+class SlowerLoop(ExecutionCallback):  # type: ignore[misc]
+    """Keeps Ray's scheduling loop from spinning, and its statistics of blocks from growing with the run.
 
-    The loop waits until all its tasks have something to say, a tenth of a second at most. The task that makes tickets has while
-    nobody reads them: with as many blocks as may wait it is the only task, and the loop took half a core.
+    The loop sleeps until a task has output, a tenth of a second at most. The task that makes tickets has output as long as
+    nobody reads it. When enough decoded blocks wait it is the only task, and the loop used half a core.
     """
 
     def __init__(self) -> None:
@@ -91,15 +92,15 @@ class Rounds(ExecutionCallback):  # type: ignore[misc]
                 del op._output_blocks_stats[:-KEPT_STATISTICS]
 
 
-def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
-    """Bound a dataset whose first two maps are tickets and decode, and switch off what costs time for every block."""
+def limit_blocks_ahead(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
+    """Sets the limits on a dataset whose first two maps make tickets and decode, and turns off what costs time per block."""
     context = dataset.context
     context.target_max_block_size = 1  # bytes: every row becomes a block of its own, as soon as it is there
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, BlockCount])
     context.set_config(_AHEAD, blocks_ahead)
     context.set_config(_FIRST, max(1, int(ray.cluster_resources().get("CPU", 1))))
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Rounds]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, SlowerLoop]
     context.raise_original_map_exception = True  # Ray's own arrives without its cause, a UserError
     context.enable_progress_bars = False  # ours has rate and time left; Ray counts tickets
     context.memory_usage_poll_interval_s = None  # a thread in each task that reads /proc
@@ -108,14 +109,14 @@ def bound(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
 
 @dataclass(frozen=True)
 class StoreUse:
-    """Bytes in this node's object store, and that it ever wrote to disk for want of room."""
+    """How many bytes this node's object store holds, and how many it has written to disk so far because it was full."""
 
     used: int
     spilled: int
 
 
-def store_use() -> StoreUse:
-    """Of the node that this process is on. Needs a connection to Ray."""
+def read_store_use() -> StoreUse:
+    """Asks the object store of the node that this process runs on. Needs a connection to Ray."""
     node = next(one for one in ray.nodes() if one["NodeID"] == ray.get_runtime_context().get_node_id())
     stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
     return StoreUse(int(stats.object_store_bytes_used), int(stats.spilled_bytes_total))

@@ -1,4 +1,4 @@
-"""What both ways of streaming share: how steps are dealt out in blocks, and how decoded columns become a batch of tensors."""
+"""What both streams, on Ray and in this process, share: the layout of blocks, and the way from decoded columns to tensors."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import numpy as np
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Deal, largest_share
+from pipeline.clips.plan import BlockLayout, largest_share
 from pipeline.clips.source import Columns, Source, failures_of
 from pipeline.config import Config
 
 
-def make_deal(source: Source, config: Config, first_step: int, workers: int) -> Deal:
-    """The blocks of all steps from ``first_step`` on; they double until they hold ``data.clips_per_block`` videos."""
+def lay_out_blocks(source: Source, config: Config, first_step: int, workers: int) -> BlockLayout:
+    """Computes the blocks of all steps from ``first_step`` on. Their sizes double up to ``data.clips_per_block`` videos."""
     clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     steps_per_block = -(-config.data.clips_per_block // clips)
-    return Deal(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
+    return BlockLayout(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
 
 
 def to_batch(columns: Columns, pin: bool = False) -> Batch:
-    """Columns of ``Source.rows`` as tensors, without rows that stand for none; one copy, into pinned memory if wanted."""
-    there = columns["row"] >= 0
-    if not there.all():
-        columns = {name: column[there] for name, column in columns.items()}
+    """Converts columns of ``Source.rows`` to tensors and leaves out rows that are -1.
+
+    The data are copied once, into page-locked memory if ``pin`` is true.
+    """
+    is_row = columns["row"] >= 0
+    if not is_row.all():
+        columns = {name: column[is_row] for name, column in columns.items()}
 
     def tensor(name: str) -> torch.Tensor:
         # blocks are read-only views of the object store: copied, so that they can be released

@@ -1,4 +1,4 @@
-"""Batches decoded by threads of the process that trains: no Ray, so a breakpoint anywhere works."""
+"""Batches that are decoded by threads of the training process itself: without Ray, so a breakpoint anywhere works."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ R = TypeVar("R")
 
 
 def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
-    """All batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance: on all cores while
-    the next batch is waited for, and otherwise on those that torch's threads, or the one that keeps a GPU at work, leave, but
-    one at least."""
+    """Yields all batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance.
+
+    While training waits for a batch, the threads use all cores. While it computes, they use the cores that torch's threads,
+    or the thread that feeds the GPU, leave free, but at least one.
+    """
     steps, cores, on_gpu = range(first_step, config.train.steps), num_cores(), own_device(config).type == "cuda"
     busy = int(worker_cpus(cores, gpu=True)) if on_gpu else torch.get_num_threads()
     with Decoders(cores) as decoders:
@@ -44,23 +46,23 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
 
 
 class Decoders(ThreadPoolExecutor):
-    """Threads, as many of which work at a time as ``allow`` said last."""
+    """A pool of ``number`` threads, of which only some may work at the same time; ``allow`` changes how many."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, thread_name_prefix="decoder")
         self._allowed, self._working, self._turn = number, 0, threading.Condition()
 
     def allow(self, number: int) -> None:
-        """From now on; what more are doing is finished first."""
+        """Lets ``number`` threads work from now on. Threads beyond that finish what they are doing first."""
         with self._turn:
             self._allowed = number
             self._turn.notify_all()
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        """As every executor's."""
-        return super().submit(self._in_turn, fn, *args, **kwargs)
+        """Schedules ``fn(*args, **kwargs)``, as ``Executor.submit`` does."""
+        return super().submit(self._run_in_turn, fn, *args, **kwargs)
 
-    def _in_turn(self, fn: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    def _run_in_turn(self, fn: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         with self._turn:
             self._turn.wait_for(lambda: self._working < self._allowed)
             self._working += 1
@@ -73,7 +75,7 @@ class Decoders(ThreadPoolExecutor):
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``function`` of every item in turn, by ``ahead`` threads that are as many items in advance, and no more."""
+    """Yields ``function(item)`` for every item in order, computed by ``ahead`` threads at most ``ahead`` items in advance."""
     with ThreadPoolExecutor(ahead) as threads:
         pending: deque[Any] = deque()
         for item in items:

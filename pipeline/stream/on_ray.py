@@ -26,9 +26,9 @@ from pipeline.errors import UserError
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
-from pipeline.stream.backpressure import bound
-from pipeline.stream.batches import make_deal, to_batch
-from pipeline.stream.ray_tasks import shared_by_tasks, tickets
+from pipeline.stream.backpressure import limit_blocks_ahead
+from pipeline.stream.batches import lay_out_blocks, to_batch
+from pipeline.stream.ray_tasks import get_shared, make_tickets
 
 TICKETS_PER_TASK = 1024
 """Blocks announced by one task of the few that announce blocks."""
@@ -39,26 +39,29 @@ DECODE_RETRIES = 3
 
 
 class NoBatch(RuntimeError):
-    """The stream stands still."""
+    """No batch arrives any more; the text gives the likely cause and the remedy."""
 
 
 def ray_stream(source: Source, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
-    """Decoded blocks of all steps from ``first_step`` on, in the order in which ``streaming_split`` deals them.
+    """Builds the dataset of decoded blocks of all steps from ``first_step`` on, in the order that ``streaming_split`` needs.
 
-    Two maps: one task at a time hands out *tickets*, the numbers of blocks to come, and decode tasks turn one each into clips.
-    Starting takes as long for a billion blocks as for ten, and the plan is nowhere a list.
+    It has two maps. In the first, one task at a time yields *tickets*, the numbers of blocks to decode. In the second, each
+    decode task turns one ticket into clips. Nowhere is there a list of all blocks, so a stream of a billion blocks starts as
+    fast as one of ten.
     """
-    deal, planned = make_deal(source, config, first_step, resources.workers), source.manifest.fingerprint
+    layout, planned = lay_out_blocks(source, config, first_step, resources.workers), source.manifest.fingerprint
 
     def decode(shared: Source, block: int) -> Columns:
-        return shared.planned_on(planned).rows(deal.rows(block).reshape(-1))
+        return shared.planned_on(planned).rows(layout.rows(block).reshape(-1))
 
-    return _ray_blocks(source, decode, deal.blocks, config.data.blocks_ahead * resources.workers, resources)
+    return _ray_blocks(source, decode, layout.blocks, config.data.blocks_ahead * resources.workers, resources)
 
 
 def ray_videos(source: Source, videos: Ints, moments: Floats, size: int, resources: Resources) -> ray.data.Dataset:
-    """Videos in their order, each decoded once for its clips at all ``moments``, ``size`` a block: what ``decode_videos``
-    gives, each block a single row of Ray's."""
+    """Builds the dataset of test videos in the order given, each decoded once for its clips at all ``moments``.
+
+    A block is what ``decode_videos`` returns for ``size`` videos, and is a single row to Ray.
+    """
     planned = source.manifest.fingerprint
 
     def decode(shared: tuple[Source, Ints], block: int) -> Columns:
@@ -71,40 +74,40 @@ def ray_videos(source: Source, videos: Ints, moments: Floats, size: int, resourc
 def _ray_blocks(
     shared: Any, decode: Callable[[Any, int], Columns], blocks: int, ahead: int, resources: Resources
 ) -> ray.data.Dataset:
-    """``decode(shared, block)`` of every block in turn, of which ``ahead`` may wait."""
+    """Builds the dataset of ``decode(shared, block)`` for every block in turn; up to ``ahead`` decoded blocks may wait."""
     reference = ray.put([shared])  # once in the object store, not once per task
 
-    def work(ticket: dict[str, Any]) -> Columns:
+    def decode_ticket(ticket: dict[str, Any]) -> Columns:
         keep_freed_memory()  # a block's for the next: page faults were a fifth of what a decode task itself does for a clip
         (number,) = ticket["block"]
-        return {name: values[None] for name, values in decode(shared_by_tasks(reference), int(number)).items()}
+        return {name: values[None] for name, values in decode(get_shared(reference), int(number)).items()}
 
     each = max(TICKETS_PER_TASK, -(-blocks // MAX_TICKET_TASKS))
     spans = [pa.table({"first": [start], "last": [min(start + each, blocks)]}) for start in range(0, blocks, each)]
     one = ray.data.TaskPoolStrategy(size=1)
-    numbers = ray.data.from_blocks(spans).map_batches(tickets, batch_size=None, num_cpus=0, compute=one)
+    numbers = ray.data.from_blocks(spans).map_batches(make_tickets, batch_size=None, num_cpus=0, compute=one)
     more = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
     with warnings.catch_warnings():
         # max_retries goes this way until Ray 2.64, which has no other yet
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         dataset = numbers.map_batches(
-            work,
+            decode_ticket,
             batch_size=None,
             zero_copy_batch=True,
             num_cpus=resources.cpus_per_decoder,
             max_retries=DECODE_RETRIES,
             **more,
         )
-    bound(dataset, ahead)
+    limit_blocks_ahead(dataset, ahead)
     return dataset
 
 
 def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:
-    """This worker's batches of ``share`` rows from its shard of ``ray_stream``, copied one step ahead.
+    """Yields this worker's batches of ``share`` rows from its shard of ``ray_stream``; a thread prepares the next one.
 
     Raises NoBatch if none arrives within ``timeout`` seconds, or if decode tasks crash.
     """
-    batches = _cut(shard, share, device.type == "cuda")
+    batches = _cut_blocks(shard, share, device.type == "cuda")
     waiter = ThreadPoolExecutor(1, thread_name_prefix="batch-wait")
     limit = 10 * timeout  # workers import, actors start and the first blocks are decoded
     coming = waiter.submit(next, batches, None)
@@ -112,7 +115,7 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
         try:
             batch = coming.result(timeout=limit)
         except ray.exceptions.RayError as error:
-            raise told_by_task(error) or error from None
+            raise find_cause(error) or error from None
         except TimeoutError:
             raise NoBatch(
                 f"no batch arrived within {limit:.0f} s (data.decode_timeout_seconds): a decoder hangs, the storage does not "
@@ -125,19 +128,22 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
         limit = timeout
 
 
-def _cut(shard: ray.data.DataIterator, share: int, pin: bool) -> Iterator[Batch]:
-    """Blocks, each a single row of Ray's, cut into the batches of their steps."""
+def _cut_blocks(shard: ray.data.DataIterator, share: int, pin: bool) -> Iterator[Batch]:
+    """Cuts blocks, each of which is a single row to Ray, into the batches of their steps."""
     for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
         columns = {name: values[0] for name, values in block.items()}
         for start in range(0, len(columns["row"]), share):
             yield to_batch({name: values[start : start + share] for name, values in columns.items()}, pin)
 
 
-def told_by_task(error: BaseException | None) -> UserError | NoBatch | None:
-    """What to raise for an error of the stream: the UserError that a decode task ended with, or that its process died."""
+def find_cause(error: BaseException | None) -> UserError | NoBatch | None:
+    """Finds in the chain of an error from Ray what a user should read, and returns the exception to raise instead of it.
+
+    That is the UserError that a decode task raised, a NoBatch if the task's process died, or None for any other error.
+    """
     while error is not None and not isinstance(error, ray.exceptions.WorkerCrashedError):
         if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError):
-            break  # a RayTaskError of the same type is around it and says it with Ray's traces
+            break  # a RayTaskError of the same type wraps it and repeats it with Ray's traces
         error = getattr(error, "cause", None) or error.__cause__
     if isinstance(error, UserError):
         return UserError(str(error))

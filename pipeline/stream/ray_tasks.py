@@ -1,4 +1,4 @@
-"""What Ray's tasks run, without torch: importing it costs each of their processes 2-4 s of CPU before the first block."""
+"""Functions that Ray's tasks run. They do not import torch, which would cost each process 2-4 s of CPU before it can begin."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import ray
 
 
-def tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The numbers ``first`` .. ``last`` - 1, one by one."""
+def make_tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the block numbers ``first`` .. ``last`` - 1 of a span, one ticket each."""
     for number in range(int(span["first"][0]), int(span["last"][0])):
         yield {"block": np.array([number])}
 
 
 @lru_cache(maxsize=1)
-def shared_by_tasks(reference: ray.ObjectRef) -> Any:
-    """What ``[it]`` was put as, unpacked once in a process: its arrays stay in the node's shared memory."""
+def get_shared(reference: ray.ObjectRef) -> Any:
+    """Returns the only item of the list that ``reference`` stands for, read once per process; arrays stay in shared memory."""
     (shared,) = ray.get(reference)
     return shared

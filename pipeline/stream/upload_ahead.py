@@ -1,4 +1,4 @@
-"""Batches on the training device, each of which travels there while the step before it is computed."""
+"""Copies each batch to the training device while the step before it is computed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.clips.batch import Batch
 
 
 class UploadAhead:
-    """Batches whose clips are on the device; all else of a batch stays on the host.
+    """Yields batches whose clips are on the device; everything else in a batch stays on the host.
 
-    On a GPU the clips of the next batch are copied on a stream of their own, from pinned memory, while the default stream
-    computes; nothing waits on the host. On a CPU a batch is what the iterator yields, when it is asked for.
+    On a GPU the clips of the next batch are copied from pinned memory on a CUDA stream of their own while the default stream
+    computes, and the host does not wait. On a CPU, batches come from the iterator unchanged, when they are asked for.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
@@ -25,18 +25,18 @@ class UploadAhead:
         self._coming: tuple[Batch, Any] | None = None
 
     @property
-    def ahead(self) -> bool:
-        """Whether ``start_next`` does something."""
+    def is_ahead(self) -> bool:
+        """Whether batches are copied ahead, as on a GPU; otherwise ``start_next`` does nothing."""
         return self._stream is not None
 
     def start_next(self) -> None:
-        """Begin to copy the next batch, if there is one: call it when the step of the batch in hand has been launched."""
-        if self.ahead and self._coming is None:
+        """Starts to copy the next batch, if there is one. Call it once the current batch's step has been launched."""
+        if self.is_ahead and self._coming is None:
             batch = next(self._batches, None)
             self._coming = None if batch is None else self._send(batch)
 
     def take(self) -> Batch:
-        """The next batch, safe to use on the device's current stream. Raises StopIteration after the last one."""
+        """Returns the next batch, safe to use on the device's current stream. Raises StopIteration after the last one."""
         if self._stream is None:
             return next(self._batches)
         batch, arrived = self._send(next(self._batches)) if self._coming is None else self._coming
@@ -44,7 +44,7 @@ class UploadAhead:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(arrived)  # on the device; the host goes on
         for clips in (batch.primary, batch.auxiliary):
-            clips.record_stream(current)  # their memory was reserved on the other stream
+            clips.record_stream(current)  # their memory was allocated on the other stream
         return batch
 
     def _send(self, batch: Batch) -> tuple[Batch, Any]:

@@ -15,7 +15,7 @@ from pipeline.clips.sampling import describe_clip
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, UnlabeledViews, Views, build_method, first_unlabeled_step, loss_weights
 from pipeline.methods.parts.precision import autocast
-from pipeline.stream.batches import make_deal
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.loop import part_shares
 from pipeline.training.model_options import blocks_of, equip
 from pipeline.training.optimizer import build_optimizer
@@ -29,7 +29,7 @@ def arithmetic(prepared: Prepared) -> list[str]:
     run, plan = prepared.run, prepared.run.plan
     config, train = run.config, run.config.train
     workers = max(1, config.scale.workers)
-    deal = make_deal(prepared.source, config, prepared.step, workers)
+    block_layout = lay_out_blocks(prepared.source, config, prepared.step, workers)
     unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
     first = first_unlabeled_step(config)
     decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled
@@ -41,9 +41,9 @@ def arithmetic(prepared: Prepared) -> list[str]:
         f"clips: primary {describe_clip(config.primary.clip)}; auxiliary {describe_clip(config.auxiliary.clip)}",
         f"decoding: {plan.rows_per_step * plan.slots} videos of {frames} frames a step, so as many a second for one step a "
         f"second; {decoded:,} in the run",
-        f"stream: {deal.blocks:,} blocks to come, of at most {deal.steps_per_block} steps and "
-        f"{deal.steps_per_block * deal.share * plan.slots} videos"
-        if deal.blocks else "stream: no block is left",
+        f"stream: {block_layout.blocks:,} blocks to come, of at most {block_layout.steps_per_block} steps and "
+        f"{block_layout.steps_per_block * block_layout.share * plan.slots} videos"
+        if block_layout.blocks else "stream: no block is left",
         f"schedule: {train.warmup_steps} steps of warm-up, then {train.schedule}; "
         + (f"unlabeled videos count from step {first} on" if first < train.steps else "unlabeled videos never count"),
         f"writes: a line of metrics every {train.log_every} steps, a checkpoint every {train.checkpoint_every} "

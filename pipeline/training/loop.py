@@ -130,7 +130,7 @@ def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -
             state.step += 1
             state.next_row = state.step * run.plan.rows_per_step
             log.add(scores.take(state.step, results, batch), batch)
-            if uploads.ahead and state.step < run.end:
+            if uploads.is_ahead and state.step < run.end:
                 _wait_for_data(uploads.start_next, state.step, log, worker)
             with record_function("after"):
                 _after_step(state, run, worker, log, scores, writer)

@@ -13,7 +13,7 @@ from jobs.command import run
 from pipeline.bench.figures import steady_rate
 from pipeline.bench.manifest_sizes import measure_sizes
 from pipeline.bench.views import VIEWS
-from pipeline.clips.plan import Deal
+from pipeline.clips.plan import BlockLayout
 from tests.videos import write_numbers
 
 SMALL = "data.clips_per_block=3"
@@ -235,7 +235,9 @@ def test_sizes_that_cannot_be_measured(rows: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("together", [1, 2, 3])
 def test_the_rate_is_that_of_whole_waves(blocks: int, together: int) -> None:
     """Blocks of 2 steps that come ``together`` at a time, a second between: one after the other in no time."""
-    deal = Deal(0, 2 * blocks, 4, 1, 2)
-    times = [10.0 + turn // together for turn, start in enumerate(deal.starts(2 * blocks)) for _ in range(2 if turn else 1)]
-    rate = steady_rate([times[: 2 * blocks], times[: 2 * blocks]], 12, deal)
+    layout = BlockLayout(0, 2 * blocks, 4, 1, 2)
+    times = [
+        10.0 + turn // together for turn, start in enumerate(layout.first_batches(2 * blocks)) for _ in range(2 if turn else 1)
+    ]
+    rate = steady_rate([times[: 2 * blocks], times[: 2 * blocks]], 12, layout)
     assert rate == pytest.approx(2 * 12 * 2 * together, rel=0.15)

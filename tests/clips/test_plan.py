@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import Deal, Plan, largest_share, shares, worker_rows
+from pipeline.clips.plan import BlockLayout, Plan, largest_share, shares, worker_rows
 from pipeline.errors import UserError
 
 
@@ -65,8 +65,8 @@ def test_dealt_blocks_give_each_worker_its_rows_in_order(
     plan: Plan, first: int, steps: int, workers: int, block: int, more: int
 ) -> None:
     rows_per_step = workers + more
-    deal = Deal(first, first + steps, rows_per_step, workers, block)
-    blocks = [deal.rows(number).reshape(-1) for number in range(deal.blocks)]
+    layout = BlockLayout(first, first + steps, rows_per_step, workers, block)
+    blocks = [layout.rows(number).reshape(-1) for number in range(layout.blocks)]
     share = largest_share(rows_per_step, workers)
     for turn in range(0, len(blocks), workers):
         assert len({len(block) for block in blocks[turn : turn + workers]}) == 1  # as streaming_split wants them
@@ -88,26 +88,26 @@ def test_windows_join_without_seam_when_workers_change(cuts: list[int], workers:
     edges = sorted([0, 40, *cuts])
     rows: list[int] = []
     for first, last, count, block in zip(edges, edges[1:], workers, blocks, strict=False):
-        deal = Deal(first, last, 12, count, block)
-        assert deal.blocks % count == 0
-        rows += [int(row) for number in range(deal.blocks) for row in deal.rows(number).reshape(-1) if row >= 0]
+        layout = BlockLayout(first, last, 12, count, block)
+        assert layout.blocks % count == 0
+        rows += [int(row) for number in range(layout.blocks) for row in layout.rows(number).reshape(-1) if row >= 0]
         assert sorted(rows) == list(range(last * 12))
 
 
 @given(steps=st.integers(0, 200), size=st.integers(1, 40), workers=st.integers(1, 3))
 def test_the_first_block_is_one_step_and_the_next_ones_double(steps: int, size: int, workers: int) -> None:
-    deal = Deal(5, 5 + steps, 3, workers, size)
-    sizes = [len(deal.rows(block)) for block in range(0, deal.blocks, workers)]
+    layout = BlockLayout(5, 5 + steps, 3, workers, size)
+    sizes = [len(layout.rows(block)) for block in range(0, layout.blocks, workers)]
     assert sum(sizes) == steps and all(sizes)
     assert all(got == min(2**turn, size) for turn, got in enumerate(sizes[:-1]))
-    assert deal.starts(steps) == [sum(sizes[:turn]) for turn in range(len(sizes))]
-    assert deal.starts(min(steps, 1)) == [0][:steps]
+    assert layout.first_batches(steps) == [sum(sizes[:turn]) for turn in range(len(sizes))]
+    assert layout.first_batches(min(steps, 1)) == [0][:steps]
 
 
 def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:
-    deal = Deal(0, 10**9, 512, 256, 10)
-    assert deal.blocks == 256 * (4 + 99_999_999)  # 1 + 2 + 4 + 8 steps, then tens
-    assert deal.rows(deal.blocks - 1)[-1].tolist() == [10**9 * 512 - 2, 10**9 * 512 - 1]
+    layout = BlockLayout(0, 10**9, 512, 256, 10)
+    assert layout.blocks == 256 * (4 + 99_999_999)  # 1 + 2 + 4 + 8 steps, then tens
+    assert layout.rows(layout.blocks - 1)[-1].tolist() == [10**9 * 512 - 2, 10**9 * 512 - 1]
 
 
 @given(rows=st.integers(1, 64), workers=st.integers(1, 64))

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.methods import first_unlabeled_step
-from pipeline.stream.batches import make_deal, to_batch
+from pipeline.stream.batches import lay_out_blocks, to_batch
 from pipeline.stream.in_process import local_batches
 
 
@@ -90,7 +90,7 @@ def test_blocks_hold_the_clips_that_were_asked_for(config_words: object) -> None
     one = source(config_words)  # a step is 2 rows of 3 videos
 
     def steps(workers: int, clips: int) -> int:
-        return make_deal(one, load_config(config_words, [f"data.clips_per_block={clips}"]), 0, workers).steps_per_block  # type: ignore[arg-type]
+        return lay_out_blocks(one, load_config(config_words, [f"data.clips_per_block={clips}"]), 0, workers).steps_per_block  # type: ignore[arg-type]
 
     assert steps(workers=1, clips=12) == 2
     assert steps(workers=2, clips=12) == 4

@@ -31,8 +31,8 @@ def test_every_panel_shows_what_is_exported(
     words = ["train.steps=2", "method.confidence_threshold=0.01", f"run.storage_path={tmp_path}"]
     assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *words]) == 0
     monkeypatch.setattr(object_store, "ray", SimpleNamespace(is_initialized=lambda: True))
-    monkeypatch.setattr(object_store, "store_use", lambda: SimpleNamespace(used=1, spilled=0))
-    line = {**read_metrics(tmp_path / "tiny")[-1], **object_store.store_figures()}
+    monkeypatch.setattr(object_store, "read_store_use", lambda: SimpleNamespace(used=1, spilled=0))
+    line = {**read_metrics(tmp_path / "tiny")[-1], **object_store.read_store_figures()}
     exported = {(f"ray_{name}", of) for name, of in gauges_of(line)}
     shown = set()
     for panel in dashboard["panels"]:

@@ -24,11 +24,11 @@ from pipeline.errors import UserError
 from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.ray_cluster.resources import Resources
-from pipeline.stream.backpressure import TICKETS, store_use
-from pipeline.stream.batches import make_deal
+from pipeline.stream.backpressure import TICKETS, read_store_use
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.in_process import local_batches
-from pipeline.stream.object_store import store_figures
-from pipeline.stream.on_ray import DECODE_RETRIES, NoBatch, ray_stream, shard_batches, told_by_task
+from pipeline.stream.object_store import read_store_figures
+from pipeline.stream.on_ray import DECODE_RETRIES, NoBatch, find_cause, ray_stream, shard_batches
 from pipeline.training.on_ray.prometheus import Gauges
 
 FRAMES, SIZE = 4, 40
@@ -89,10 +89,10 @@ def consume(shard, share: int, most: int, pause: float) -> list[list[int]]:  # t
 def test_each_worker_gets_its_rows_in_order(tiny: Path, workers: int) -> None:
     """Shares that do and do not divide, blocks of several steps, and a last block that is shorter."""
     source, config = blank(tiny, "data.labeled_per_step=4", "train.steps=50", "data.clips_per_block=40")
-    deal = make_deal(source, config, 7, workers)
-    assert deal.steps_per_block > 1 and (50 - 7) % deal.steps_per_block
+    layout = lay_out_blocks(source, config, 7, workers)
+    assert layout.steps_per_block > 1 and (50 - 7) % layout.steps_per_block
     shards = ray_stream(source, config, 7, Resources(workers, 0, 0.5, False)).streaming_split(workers, equal=True)
-    came = ray.get([consume.remote(shard, deal.share, 1000, 0.0) for shard in shards])
+    came = ray.get([consume.remote(shard, layout.share, 1000, 0.0) for shard in shards])
     for worker, batches in enumerate(came):
         assert batches == worker_rows(np.arange(7, 50), 4, worker, workers).tolist()
 
@@ -117,7 +117,7 @@ def test_segments_are_the_same_bytes_from_ray_and_in_this_process(tiny: Path) ->
     config = load_config(tiny / "tiny.yaml", words)
     source = open_source(config)[0]
     shards = ray_stream(source, config, 0, Resources(2, 0, 0.5, False)).streaming_split(2, equal=True)
-    share = make_deal(source, config, 0, 2).share
+    share = lay_out_blocks(source, config, 0, 2).share
     came: dict[int, tuple[bytes, bytes]] = {}
     for part in ray.get([clips_of_rows.remote(shard, share) for shard in shards]):
         came |= part
@@ -140,7 +140,7 @@ def test_a_run_of_a_hundred_million_steps_starts_at_once(tiny: Path) -> None:
     shards = dataset.streaming_split(2, equal=True)
     came = ray.get([consume.remote(shard, 1, 600, 0.0) for shard in shards])
     assert came == [worker_rows(np.arange(600), 2, worker, 2).tolist() for worker in (0, 1)]
-    assert make_deal(source, config, 0, 2).blocks > 10**7 and TICKETS < 1000
+    assert lay_out_blocks(source, config, 0, 2).blocks > 10**7 and TICKETS < 1000
 
 
 @pytest.mark.ray
@@ -150,16 +150,16 @@ def test_a_slow_trainer_neither_spills_nor_fills_the_store(tiny: Path) -> None:
     """Blocks of 10 MB, of which the store of 500 MB would hold 50: as many wait as ``blocks_ahead`` says, and no more."""
     source, config = blank(tiny, "train.steps=4000", "data.clips_per_block=260", "data.blocks_ahead=2")
     block = 260 * 2 * FRAMES * SIZE * SIZE * 3
-    before = store_use()
+    before = read_store_use()
     (shard,) = ray_stream(source, config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
     slow = consume.remote(shard, 2, 65, 0.12)
     most = 0
     while not ray.wait([slow], timeout=0.2)[0]:
-        most = max(most, store_use().used - before.used)
+        most = max(most, read_store_use().used - before.used)
     assert ray.get(slow) == worker_rows(np.arange(65), 2, 0, 1).tolist()
     # two that wait, two of tasks that had begun and two that these hold already, and up to four on the consumer's side
     assert 2 * block < most < 10.5 * block
-    assert store_use().spilled == before.spilled
+    assert read_store_use().spilled == before.spilled
 
 
 @ray.remote(num_cpus=0)
@@ -214,7 +214,7 @@ def test_kills_and_other_numbers_of_workers_train_the_plan_once(tiny: Path, tmp_
         files = [tmp_path / f"{attempt}-{worker}" for worker in range(workers)]
         trainers = [Trainer.remote(str(file)) for file in files]
         pids = ray.get([trainer.pid.remote() for trainer in trainers])
-        share = make_deal(source, config, first, workers).share
+        share = lay_out_blocks(source, config, first, workers).share
         runs = [trainer.train.remote(shard, share) for trainer, shard in zip(trainers, shards, strict=True)]
         if kills < 8:
             until = time.monotonic() + float(random.uniform(0.5, 3))
@@ -262,12 +262,12 @@ def test_a_manifest_that_is_written_again_under_its_tasks_ends_the_stream(
 
 
 def test_a_task_that_died_is_said_with_the_remedy() -> None:
-    died = told_by_task(ray.exceptions.WorkerCrashedError())
+    died = find_cause(ray.exceptions.WorkerCrashedError())
     assert isinstance(died, NoBatch) and "data.isolate_decoder=true" in str(died)
-    assert told_by_task(ValueError("something else")) is None
+    assert find_cause(ValueError("something else")) is None
     mistake = UserError("no such file")
     mistake.__cause__ = OSError("2")
-    assert str(told_by_task(mistake)) == "no such file"
+    assert str(find_cause(mistake)) == "no such file"
 
 
 @pytest.mark.long
@@ -280,7 +280,7 @@ def test_a_decode_task_that_crashes_each_time_ends_in_a_message(tiny: Path, tmp_
     object.__setattr__(crashing, "crashes", str(tmp_path / "crashes"))
     (shard,) = ray_stream(crashing, config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
     with pytest.raises(NoBatch, match=r"died 4 times on the same videos .* data\.isolate_decoder=true"):
-        list(shard_batches(shard, make_deal(source, config, 0, 1).share, torch.device("cpu"), timeout=60.0))
+        list(shard_batches(shard, lay_out_blocks(source, config, 0, 1).share, torch.device("cpu"), timeout=60.0))
     assert len((tmp_path / "crashes").read_text().split()) == 1 + DECODE_RETRIES
 
 
@@ -310,7 +310,7 @@ def test_decode_tasks_do_not_import_torch() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_prometheus_gets_the_streams_figures() -> None:
     """From the agent that Prometheus scrapes."""
-    record = {"seconds/data_share": 0.25, "quarantined": 3, "loss": 1.0, **store_figures()}
+    record = {"seconds/data_share": 0.25, "quarantined": 3, "loss": 1.0, **read_store_figures()}
     assert record["memory/spilled_megabytes"] >= 0
     Gauges("seen")(record)
     (node,) = ray.nodes()
@@ -332,7 +332,7 @@ def test_rays_loop_does_not_spin_while_nobody_takes_blocks(tiny: Path) -> None:
     source, config = blank(tiny, "train.steps=2000", "data.clips_per_block=6")
     others = _coordinators()
     (shard,) = ray_stream(source, config, 0, Resources(1, 0, 0.5, False)).streaming_split(1, equal=True)
-    batches = shard_batches(shard, make_deal(source, config, 0, 1).share, torch.device("cpu"), timeout=60.0)
+    batches = shard_batches(shard, lay_out_blocks(source, config, 0, 1).share, torch.device("cpu"), timeout=60.0)
     next(batches)
     (coordinator,) = _coordinators() - others
     time.sleep(3)  # until as many blocks wait as may

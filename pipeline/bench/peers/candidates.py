@@ -18,11 +18,11 @@ from pipeline.bench.figures import steady_rate
 from pipeline.bench.peers import feed
 from pipeline.bench.peers.feed import Fed, Feed, Wanted, data_loader, first_steps
 from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
-from pipeline.clips.plan import Deal
+from pipeline.clips.plan import BlockLayout
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import make_views
-from pipeline.stream.batches import make_deal
+from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.prepared_run import Prepared
 from pipeline.training.step import take_step
 
@@ -121,7 +121,7 @@ def measure(name: str, tree: str, steps: int, more: int) -> dict[str, float]:
         wanted = Wanted(prepared.source, ready.config, steps, ready.device)
         if CANDIDATES[name].at_once:  # its processes start: with the others' that is before the steady state
             loader_rate(one, replace(wanted, steps=2), ready, at_once=True)
-        rate_alone, first = loader_rate(one, wanted, ready, CANDIDATES[name].at_once, _deal(name, prepared, config))
+        rate_alone, first = loader_rate(one, wanted, ready, CANDIDATES[name].at_once, _block_layout(name, prepared, config))
         if name in (OURS, HERE):
             del ready
             free_memory()
@@ -155,13 +155,13 @@ def end_own_ray() -> None:
     ray.shutdown()
 
 
-def _deal(name: str, prepared: Prepared, config: Config) -> Deal | None:
+def _block_layout(name: str, prepared: Prepared, config: Config) -> BlockLayout | None:
     """The blocks in which batches come, if they come in blocks."""
-    return make_deal(prepared.source, prepared.run.config, 0, 1) if name == OURS and config.scale.workers else None
+    return lay_out_blocks(prepared.source, prepared.run.config, 0, 1) if name == OURS and config.scale.workers else None
 
 
 def loader_rate(
-    one: Feed, wanted: Wanted, ready: Ready, at_once: bool = False, deal: Deal | None = None
+    one: Feed, wanted: Wanted, ready: Ready, at_once: bool = False, layout: BlockLayout | None = None
 ) -> tuple[float, float]:
     """(steps a second of a loader whose views nobody uses, seconds to the first)."""
     use = ready.weights.use_unlabeled, ready.weights.use_strong
@@ -170,7 +170,7 @@ def loader_rate(
         if fed.views is None:
             make_views(fed.batch, wanted.config, wanted.config.run.seed, wanted.device, *use)
 
-    return _rate(one, wanted, views, at_once, deal)
+    return _rate(one, wanted, views, at_once, layout)
 
 
 def train_rate(one: Feed, wanted: Wanted, ready: Ready, at_once: bool = False) -> tuple[float, float]:
@@ -188,7 +188,7 @@ def train_step(ready: Ready, fed: Fed) -> None:
 
 
 def _rate(
-    one: Feed, wanted: Wanted, use: Callable[[Fed], Any], at_once: bool, deal: Deal | None = None
+    one: Feed, wanted: Wanted, use: Callable[[Fed], Any], at_once: bool, layout: BlockLayout | None = None
 ) -> tuple[float, float]:
     begun, times = time.time(), []
     for fed in first_steps(one, wanted):
@@ -199,4 +199,4 @@ def _rate(
     if len(times) < 2:
         raise UserError(f"--steps {wanted.steps}: at least 2")
     first = times[0] - begun
-    return (len(times) / (times[-1] - begun) if at_once else steady_rate([times], 1, deal)), first
+    return (len(times) / (times[-1] - begun) if at_once else steady_rate([times], 1, layout)), first

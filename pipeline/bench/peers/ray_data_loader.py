@@ -21,7 +21,7 @@ from pipeline.bench.peers.tensor_views import view_of_frames
 from pipeline.clips.decode import scaled_size, window_corner
 from pipeline.clips.source import Source
 from pipeline.config import Config
-from pipeline.stream.ray_tasks import shared_by_tasks
+from pipeline.stream.ray_tasks import get_shared
 
 Row = dict[str, Any]
 
@@ -31,11 +31,11 @@ def shuffled_batches(source: Source, config: Config, rows: range) -> Iterator[Co
     reference = ray.put([(source, config)])  # once, not once a task
 
     def decode(item: Row) -> Row:
-        here, of = shared_by_tasks(reference)
+        here, of = get_shared(reference)
         return decode_row(here, of, int(item["row"]))
 
     def augment(row: Row) -> Row:
-        here, of = shared_by_tasks(reference)
+        here, of = get_shared(reference)
         return views_of_row(here, of, row)
 
     ray.data.DataContext.get_current().enable_progress_bars = False

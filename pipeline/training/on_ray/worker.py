@@ -27,7 +27,7 @@ from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.files.store_lock import work_under
 from pipeline.hardware import own_device
 from pipeline.processes.isolation import num_cores
-from pipeline.stream.object_store import store_figures
+from pipeline.stream.object_store import read_store_figures
 from pipeline.stream.on_ray import shard_batches
 from pipeline.training.loop import Worker, train
 from pipeline.training.on_ray.prometheus import Gauges
@@ -92,7 +92,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     stop = Stop(loop_config["sign"], rank, world, device, several_nodes=_first(_alive_nodes() > 1))
     with stop:
         gauges = Gauges(config.run.name)
-        return train(run, batches, Worker(rank, world, device, wrap, _first, stop, progress, gauges, store_figures))
+        return train(run, batches, Worker(rank, world, device, wrap, _first, stop, progress, gauges, read_store_figures))
 
 
 def _alive_nodes() -> int:
