@@ -112,9 +112,9 @@ def _reserved(prepared: Prepared) -> tuple[str, Resources | None]:
     if prepared.run.config.scale.workers == 0:
         device = "GPU" if own_device(prepared.run.config).type == "cuda" else "CPU"
         return f"reserves: nothing, it runs in this process on the {device}", None
-    from pipeline.ray_cluster.connect import answers  # scale.workers=0 works where Ray is not installed
+    from pipeline.ray_cluster.connect import is_reachable  # scale.workers=0 works where Ray is not installed
 
-    if not answers():
+    if not is_reachable():
         if not os.environ.get("RAY_ADDRESS"):
             own_device(prepared.run.config)
         said = "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"

@@ -27,7 +27,7 @@ from pipeline.hardware import own_device
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.processes.isolation import num_cores
 from pipeline.progress import progress
-from pipeline.ray_cluster.resources import check_share
+from pipeline.ray_cluster.resources import check_rows_per_worker
 from pipeline.run_folder.contents import read_metrics
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.gpu_memory import check_training
@@ -75,7 +75,7 @@ def lengths(config: Config, steps: int, least: int = LEAST_STEPS) -> tuple[int, 
     """(steps that are timed, those after them, so that the last ones share the cores with decoding too)."""
     if config.scale.workers == 0:
         return max(steps, least), AHEAD
-    check_share(config)
+    check_rows_per_worker(config)
     layout = lay_out_blocks(open_source(config)[0], config, 0, config.scale.workers)
     decoding = 2 * (os.cpu_count() or 1)  # blocks at once: Ray counts the machine's cores, not those that may be used
     timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
@@ -92,10 +92,10 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
             fit_here(prepared)
         else:
             # scale.workers=0 works where Ray is not installed
-            from pipeline.ray_cluster.connect import check_cluster, connect_one
+            from pipeline.ray_cluster.connect import check_cluster, connect_to_one_node
             from pipeline.training.on_ray.trainer import fit_on_ray
 
-            connect_one("bench step")
+            connect_to_one_node("bench step")
             resources = check_cluster(prepared.run.config)
             check_training(prepared.run, resources)
             fit_on_ray(prepared, resources)

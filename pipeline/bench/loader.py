@@ -22,9 +22,9 @@ from pipeline.hardware import own_device
 from pipeline.methods import make_views
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.progress import progress
-from pipeline.ray_cluster.connect import connect_one
+from pipeline.ray_cluster.connect import connect_to_one_node
 from pipeline.ray_cluster.resources import Resources
-from pipeline.ray_cluster.sockets import short_temporary_folder_of_children
+from pipeline.ray_cluster.sockets import shorten_temporary_folder_of_children
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
 
@@ -39,7 +39,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     config = for_bench(config, steps)
     source, _ = open_source(config)
     check_steps(steps, lay_out_blocks(source, config, 0, 1).steps_per_block)
-    connect_one("bench loader")
+    connect_to_one_node("bench loader")
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
@@ -86,6 +86,6 @@ def loader_rate(source: Source, config: Config, steps: int) -> float:
     loader: Any = DataLoader(
         data, batch_size=source.plan.rows_per_step, num_workers=PROCESSES, multiprocessing_context="spawn"
     )  # fmt: skip
-    with short_temporary_folder_of_children():
+    with shorten_temporary_folder_of_children():
         times = [time.time() for _ in loader]
     return steady_rate([times], source.plan.rows_per_step * source.plan.slots)

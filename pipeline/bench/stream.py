@@ -17,7 +17,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import progress
-from pipeline.ray_cluster.connect import connect_one
+from pipeline.ray_cluster.connect import connect_to_one_node
 from pipeline.ray_cluster.resources import Resources, decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
@@ -41,7 +41,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         raise UserError(
             f"data.labeled_per_step={source.plan.rows_per_step}: bench stream shares a step out to {PROCESSES} equally"
         )
-    connect_one("bench stream")
+    connect_to_one_node("bench stream")
     cpus = ray.cluster_resources().get("CPU", 1.0)
     resources = Resources(PROCESSES, 0.0, decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False

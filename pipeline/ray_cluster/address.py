@@ -1,7 +1,7 @@
-"""The address of a Ray cluster: whether it is one, and whether a cluster answers there, both told within seconds.
+"""Checks the address of a Ray cluster within seconds: whether it is well formed, and whether a cluster can be reached there.
 
-``ray.init`` itself tries for minutes where something else listens or where a host does not answer, and answers a wrong form of
-address with a traceback.
+``ray.init`` itself tries for minutes if a host does not reply or something other than Ray listens there, and for a malformed
+address it prints a traceback.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipeline.errors import UserError
 
 VARIABLE = "RAY_ADDRESS"
 GCS_PORT = 6379
-"""Of Ray's cluster service, unless ``ray start --port`` said another."""
+"""The port of the GCS, Ray's cluster service, unless ``ray start --port`` sets another."""
 DASHBOARD_PORT = 8265
-"""Of the web server that jobs are sent to, unless ``ray start --dashboard-port`` said another."""
+"""The port of the dashboard, the web server that jobs are sent to, unless ``ray start --dashboard-port`` sets another."""
 ANSWER_SECONDS = 5.0
-"""For the host's name, its connection and its answer together."""
+"""The time limit for finding the host, connecting to it and its reply together."""
 TOKEN_REMEDY = "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
 UNSET = f"unset {VARIABLE} to use this machine"
 
@@ -36,40 +36,40 @@ class Refusal:
 
     reason: str
     absent: bool
-    """Nobody listens there, or what listens is certainly no cluster; otherwise there may be one that is slow or far away."""
+    """Whether there is certainly no cluster, because nothing or something else listens there; otherwise one may be slow."""
     wants_token: bool = False
     remedy: str = f"{UNSET}, or start the cluster and name its GCS, HOST:{GCS_PORT} by default"
 
 
-def named() -> str | None:
-    """What RAY_ADDRESS says; None if it is not set or empty."""
+def read_ray_address() -> str | None:
+    """Returns the value of the environment variable RAY_ADDRESS, or None if it is not set or empty."""
     return os.environ.get(VARIABLE) or None
 
 
 def check_form(address: str) -> None:
-    """Raises UserError, with the remedy, for what is not HOST:PORT, [IPv6]:PORT, ``auto`` or ``local``."""
+    """Raises UserError, with the remedy, unless ``address`` is HOST:PORT, [IPv6]:PORT, ``auto`` or ``local``."""
     if address in ("auto", "local"):
         return
-    said = f"{VARIABLE}={address}"
+    setting = f"{VARIABLE}={address}"
     scheme, separator, rest = address.partition("://")
     if separator:
-        raise UserError(f"{said} {_about_url(scheme.lower(), rest)}")
+        raise UserError(f"{setting} {_explain_url(scheme.lower(), rest)}")
     host, colon, port = address.rpartition(":")
     if not colon or not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
         example = f"{address if re.fullmatch(r'[A-Za-z0-9._-]+', address) else 'HOST'}:{GCS_PORT}"
-        raise UserError(f"{said} must be HOST:PORT of the cluster's GCS, as `ray start` takes it: {example}; or {UNSET}")
+        raise UserError(f"{setting} must be HOST:PORT of the cluster's GCS, as `ray start` takes it: {example}; or {UNSET}")
     if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
-        raise UserError(f"{said}: port {port!r} is no number from 1 to 65535; write {host}:{GCS_PORT}, or {UNSET}")
+        raise UserError(f"{setting}: port {port!r} is no number from 1 to 65535; write {host}:{GCS_PORT}, or {UNSET}")
 
 
-def _about_url(scheme: str, rest: str) -> str:
-    """What is wrong with a URL, and the remedy; what it does not name, or not in a form that can be read, is HEAD or 8265."""
-    named, has_port = _host_and_port(rest)
-    host = named or "HEAD"
-    meant = ", HEAD being the address of the head node" if named is None else ""
+def _explain_url(scheme: str, rest: str) -> str:
+    """Explains why a URL is no cluster address, with the remedy. A host or port that it lacks is shown as HEAD or 8265."""
+    given_host, has_port = _split_host_and_port(rest)
+    host = given_host or "HEAD"
+    meant = ", HEAD being the address of the head node" if given_host is None else ""
     join = f"{VARIABLE}={host}:{GCS_PORT} on a machine of the cluster{meant}, or {UNSET}"
     if scheme in ("http", "https"):
-        dashboard = f"{scheme}://{rest}" if named and has_port else f"{scheme}://{host}:{DASHBOARD_PORT}"
+        dashboard = f"{scheme}://{rest}" if given_host and has_port else f"{scheme}://{host}:{DASHBOARD_PORT}"
         return (
             f"is the form of a dashboard's address, which `ray job submit` and jobs.submit use: write python -m jobs.submit "
             f"--address {dashboard} COMMAND, or {join}"
@@ -82,8 +82,8 @@ def _about_url(scheme: str, rest: str) -> str:
     return f"is no address of a Ray cluster: write {join}"
 
 
-def _host_and_port(rest: str) -> tuple[str | None, bool]:
-    """The host of ``HOST[:PORT][/...]`` as URLs write it, None if there is none; and whether its port, if any, is one."""
+def _split_host_and_port(rest: str) -> tuple[str | None, bool]:
+    """Returns the host of ``HOST[:PORT][/...]``, or None if there is none, and whether its port, if it has one, is valid."""
     try:
         parts = urlsplit(f"//{rest}")
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -95,14 +95,14 @@ def _host_and_port(rest: str) -> tuple[str | None, bool]:
         return host, False
 
 
-def refusal(address: str) -> Refusal | None:
-    """Asks the cluster service at HOST:PORT whether it is one, at most ``ANSWER_SECONDS``; None if it is."""
+def find_refusal(address: str) -> Refusal | None:
+    """Asks for at most ``ANSWER_SECONDS`` whether a cluster can be joined at HOST:PORT. Returns why not, or None if it can."""
     options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
     channel = init_grpc_channel(address, options)
     try:
         reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_SECONDS)
     except grpc.RpcError as error:
-        return _understood(error.code(), error.details() or "")
+        return _explain_rpc_error(error.code(), error.details() or "")
     finally:
         channel.close()
     if reply.ray_version and reply.ray_version != ray.__version__:
@@ -111,7 +111,7 @@ def refusal(address: str) -> Refusal | None:
     return None
 
 
-def _understood(code: grpc.StatusCode, details: str) -> Refusal:
+def _explain_rpc_error(code: grpc.StatusCode, details: str) -> Refusal:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return Refusal(f"no answer within {ANSWER_SECONDS:g} s", absent=False)
     if code == grpc.StatusCode.UNAUTHENTICATED:

@@ -1,4 +1,4 @@
-"""The Ray cluster that a command works on: joined or started, and looked at before anything is asked of it."""
+"""Joins or starts the Ray cluster that a command uses, and checks whether the cluster can do what the run needs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.hardware import Hardware, check_hardware, read_hardware, uses_gpu
 from pipeline.ray_cluster import address as addresses
 from pipeline.ray_cluster.address import VARIABLE, Refusal
 from pipeline.ray_cluster.output import harmless_lines_in_a_file
-from pipeline.ray_cluster.resources import Node, Resources, fit_nodes
-from pipeline.ray_cluster.sockets import short_temporary_folder, short_temporary_folder_of_children
+from pipeline.ray_cluster.resources import Node, Resources, plan_resources_on_nodes
+from pipeline.ray_cluster.sockets import make_short_temporary_folder, shorten_temporary_folder_of_children
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours has rate and time left; Ray's rows are blocks to its reader
@@ -28,7 +28,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line of a worker twice
 }
 NODE_SECONDS = 5.0
-"""For the raylet of this machine to be seen: it may be starting."""
+"""How long to wait for this machine's raylet, which may still be starting."""
 ELSEWHERE = (
     "run the command on a node of the cluster, make this machine one with `ray start --address=HOST:PORT`, or send the command "
     "with python -m jobs.submit --address http://HOST:8265 COMMAND"
@@ -37,21 +37,21 @@ _log = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, else one that runs on this machine, else start one.
+    """Joins the cluster that RAY_ADDRESS names, or else one that runs on this machine, or else starts one.
 
-    Raises UserError, within seconds, if RAY_ADDRESS is no address of a cluster or none answers there.
+    Raises UserError within seconds if RAY_ADDRESS is not the address of a cluster or no cluster answers there.
     """
     quiet = {name: os.environ.setdefault(name, value) for name, value in QUIET.items()}
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if ray.is_initialized():
         return
-    address = _address()
+    address = _choose_address()
     starts = address == "local"  # whoever joins a cluster uses its folder
-    folder = short_temporary_folder() if starts else None
+    folder = make_short_temporary_folder() if starts else None
     try:
         # the dashboard's processes speak through sockets in TMPDIR, not in Ray's folder
-        with harmless_lines_in_a_file(), short_temporary_folder_of_children() if starts else contextlib.nullcontext():
+        with harmless_lines_in_a_file(), shorten_temporary_folder_of_children() if starts else contextlib.nullcontext():
             ray.init(address, logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, _temp_dir=folder)
     except ConnectionError as error:
         raise UserError(f"the Ray cluster cannot be joined ({error.__cause__ or error}): {ELSEWHERE}") from None
@@ -63,60 +63,63 @@ def connect() -> None:
         raise UserError(f"Ray cannot start on this machine: {error}; TMPDIR must name a folder that can be written") from None
 
 
-def connect_one(what: str) -> None:
-    """``connect`` to a cluster of one node, because ``what`` compares with processes of this machine. Raises UserError."""
+def connect_to_one_node(what: str) -> None:
+    """Connects as ``connect`` does, for a benchmark ``what`` that also measures processes of this machine.
+
+    Raises UserError if the cluster has more than one node.
+    """
     connect()
     if len([node for node in ray.nodes() if node["Alive"]]) > 1:
         raise UserError(f"{what} compares with one machine: unset RAY_ADDRESS, or name a cluster of one node")
 
 
-def answers() -> bool:
-    """Whether a cluster is joined, or one answers where ``connect`` would look first; starts nothing and writes nothing.
+def is_reachable() -> bool:
+    """Returns whether ``connect`` would use a cluster that already runs. Starts nothing and writes nothing.
 
-    Raises UserError if RAY_ADDRESS is no address of a cluster.
+    Raises UserError if RAY_ADDRESS is not the address of a cluster.
     """
     if ray.is_initialized():
         return True
-    address = _told()
-    return address is not None and _refusal(address) is None
+    address = _known_address()
+    return address is not None and _find_refusal(address) is None
 
 
-def _told() -> str | None:
-    """HOST:PORT that RAY_ADDRESS or the note of ``ray start`` names; None if a cluster is to be started here."""
-    named = addresses.named()
+def _known_address() -> str | None:
+    """Returns the HOST:PORT that RAY_ADDRESS or the file written by ``ray start`` names; None if a cluster must be started."""
+    named = addresses.read_ray_address()
     if named is not None:
         addresses.check_form(named)
     try:
-        told: str | None = canonicalize_bootstrap_address(named)
+        address: str | None = canonicalize_bootstrap_address(named)
     except ConnectionError:
         raise UserError(
             f"{VARIABLE}={named}: no Ray runs on this machine; start one with `ray start --head`, or unset {VARIABLE}, and the "
             "command starts its own"
         ) from None
-    return told
+    return address
 
 
-def _refusal(address: str) -> Refusal | None:
-    """Why no cluster can be joined there; None if one can be."""
-    refusal = addresses.refusal(address)
-    noted = addresses.named() in (None, "auto")
+def _find_refusal(address: str) -> Refusal | None:
+    """Returns why no cluster can be joined there, or None if one can be."""
+    refusal = addresses.find_refusal(address)
+    noted = addresses.read_ray_address() in (None, "auto")
     return None if refusal is not None and refusal.wants_token and noted else refusal  # Ray finds this machine's token itself
 
 
-def _address() -> str | None:
-    """What ``ray.init`` is given: None, to join the cluster that it is told of, which answers, or "local", which starts one.
+def _choose_address() -> str | None:
+    """Returns the address for ``ray.init``: None to join the cluster that was found to run, or "local" to start one.
 
-    ``ray start`` leaves a note of its address behind when it is killed, and ``ray.init`` tries an address where nobody
-    listens for a quarter of an hour.
+    A ``ray start`` that is killed leaves a file with its address behind, and ``ray.init`` would try for a quarter of an hour
+    to reach an address where nothing listens.
     """
-    address = _told()
+    address = _known_address()
     if address is None:
         return "local"
-    refusal = _refusal(address)
+    refusal = _find_refusal(address)
     if refusal is None:
         _require_node(address)
         return None  # an address would be a named one to Ray, for which it looks for no token
-    named = addresses.named()
+    named = addresses.read_ray_address()
     if named not in (None, "auto"):
         raise UserError(f"no Ray cluster answers at {VARIABLE}={named} ({refusal.reason}): {refusal.remedy}")
     if not _is_gone(address, refusal):
@@ -133,7 +136,7 @@ def _is_gone(address: str, refusal: Refusal) -> bool:
 
 
 def _require_node(address: str) -> None:
-    """A driver needs a raylet on its own machine; ``ray.init`` would look for one for a minute. Raises UserError."""
+    """Raises UserError if no raylet, which a driver needs, runs on this machine; ``ray.init`` would wait a minute for one."""
     deadline = time.monotonic() + NODE_SECONDS
     while not find_node_ids():
         if time.monotonic() > deadline:
@@ -142,13 +145,16 @@ def _require_node(address: str) -> None:
 
 
 def check_cluster(config: Config, concurrent: int = 1) -> Resources:
-    """Compare what a run needs with its share of the cluster, one of ``concurrent`` such runs. Raises UserError.
+    """Computes what a run reserves in the cluster that it shares with ``concurrent`` - 1 other such runs.
 
-    Of GPUs, and of compilers where ``train.compile`` needs one, a machine of the cluster is asked.
+    If the run needs GPUs or a compiler (``train.compile``), a task on a machine of the cluster looks for them. Raises
+    UserError if the cluster lacks what the run needs.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     machines = [(node["Resources"], node.get("Labels", {})) for node in alive]
-    resources = fit_nodes(config, [Node(r.get("CPU", 0.0), r.get("GPU", 0.0), labels) for r, labels in machines], concurrent)
+    resources = plan_resources_on_nodes(
+        config, [Node(r.get("CPU", 0.0), r.get("GPU", 0.0), labels) for r, labels in machines], concurrent
+    )
     hardware = _ask_hardware(config, resources) if resources.gpu or config.train.compile == "inductor" else None
     if hardware is None:
         return resources
@@ -162,8 +168,10 @@ def check_cluster(config: Config, concurrent: int = 1) -> Resources:
 
 
 def _ask_hardware(config: Config, resources: Resources) -> Hardware | None:
-    """Of a machine that workers may run on; None if its GPUs are busy until ``scale.start_timeout_seconds``: the workers, which
-    wait for the same, look again."""
+    """Reads the hardware of a machine that workers may run on.
+
+    Returns None if all GPUs stay busy for ``scale.start_timeout_seconds``; the workers, which wait for them too, check again.
+    """
     ask = ray.remote(read_hardware).options(
         num_cpus=0, num_gpus=resources.worker.get("GPU", 0), label_selector=resources.train_labels or None
     )

@@ -1,6 +1,6 @@
-"""What Ray prints on a driver's terminal: lines that concern nobody who did not write Ray go to a file.
+"""Moves harmless lines that Ray prints on a driver's terminal, of interest only to developers of Ray, to a file.
 
-Only lines that are known, word for word, are taken away; whatever else workers, raylets or Ray say is shown as it comes.
+Only lines whose text is known are moved; everything else that workers, raylets or Ray print is shown unchanged.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ HARMLESS = re.compile(
             r"Actor with class name: 'PreemptionWatcher' .*has constructor arguments in the object store and max_restarts > 0",
             r"Progress bars (for operators )?disabled\. To enable, set `ray\.data\.DataContext",
             r"A new progress UI is available\. To enable",
-            # what protects a cluster is there; that it is missing is said
+            # what protects a cluster is there; a warning that it is missing is shown
             r"Token authentication is enabled for this Ray cluster\.",
             r"Tip: use `ray status` to view detailed cluster status",
         ]
     )
 )
-"""Lines of Ray 2.60, each seen in a run that went well, or said by Ray to be a hint."""
+"""Lines of Ray 2.60, each seen in a run that succeeded, or marked by Ray as a hint."""
 PRINTER = "ray_print_logs"
-"""Ray's name for what prints the lines of its processes."""
+"""Ray's name for the handler that prints the output of its processes."""
 
 
 class HarmlessLines:
-    """The file that they go to, made with the first of them. Before its path is known they wait."""
+    """The file of harmless lines, created with the first one. Lines are kept in memory until its path is known."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._waiting: list[str] = []
-        self._said = False
+        self._is_announced = False
         self._lock = threading.Lock()
 
     def keep(self, source: str, text: str) -> bool:
-        """Write a line down and, the first time, say where. Returns False, for the line to be shown, if that fails."""
+        """Writes a line to the file and, the first time, prints the file's path. Returns False if it cannot write the line."""
         line = f"{datetime.now().isoformat(timespec='seconds')} {source} {text}\n"
         with self._lock:
             if self._path is None:
@@ -56,8 +56,8 @@ class HarmlessLines:
                 return True
             return self._write(line)
 
-    def into(self, path: Path) -> None:
-        """Write what waits, and from now on all, into this file."""
+    def write_to(self, path: Path) -> None:
+        """Writes the lines kept so far, and all later ones, to the file ``path``."""
         with self._lock:
             self._path = self._path or path
             waiting, self._waiting = self._waiting, []
@@ -72,9 +72,9 @@ class HarmlessLines:
                 file.write(line)
         except OSError:
             return False
-        if not self._said:
+        if not self._is_announced:
             print(f"Ray's remarks that concern no user: {self._path}", file=sys.stderr, flush=True)
-            self._said = True
+            self._is_announced = True
         return True
 
 
@@ -83,8 +83,8 @@ _lines = HarmlessLines()
 
 @contextlib.contextmanager
 def harmless_lines_in_a_file() -> Iterator[None]:
-    """Start or join Ray within; from then on harmless lines of this process and of Ray's processes go to a file beside Ray's
-    logs, whose path is said."""
+    """Context in which Ray is started or joined. From then on harmless lines of this process and of Ray's go to a file
+    beside Ray's logs, whose path is printed."""
     for handler in logging.getLogger("ray").handlers:
         if not any(isinstance(one, WithoutHarmless) for one in handler.filters):
             handler.addFilter(WithoutHarmless())
@@ -92,7 +92,7 @@ def harmless_lines_in_a_file() -> Iterator[None]:
         yield
         _redirect()
     finally:
-        _lines.into(_beside_rays_logs())
+        _lines.write_to(_beside_rays_logs())
 
 
 def _redirect() -> None:
@@ -104,11 +104,11 @@ def _redirect() -> None:
         return
     for printer in printers:
         dispatcher.remove_handler(PRINTER)
-        dispatcher.add_handler(PRINTER, partial(without_harmless_lines, printer))
+        dispatcher.add_handler(PRINTER, partial(show_without_harmless_lines, printer))
 
 
-def without_harmless_lines(show: Callable[[dict[str, Any]], None], data: dict[str, Any]) -> None:
-    """Call ``show`` with Ray's batch of lines of one process, less those that are harmless and were written down."""
+def show_without_harmless_lines(show: Callable[[dict[str, Any]], None], data: dict[str, Any]) -> None:
+    """Calls ``show`` with Ray's batch of lines of one process, without the harmless ones that were written to the file."""
     source = f"({data.get('actor_name') or data.get('task_name') or ''} pid={data.get('pid')}, ip={data.get('ip')})"
     lines = [line for line in data["lines"] if not (HARMLESS.search(str(line)) and _lines.keep(source, str(line)))]
     if lines:
@@ -116,10 +116,10 @@ def without_harmless_lines(show: Callable[[dict[str, Any]], None], data: dict[st
 
 
 class WithoutHarmless(logging.Filter):
-    """The same for what Ray logs in this process."""
+    """Does the same for what Ray logs in this process."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown."""
+        """Returns whether the record is shown."""
         text = record.getMessage()
         return not (HARMLESS.search(text) and _lines.keep(record.name, text))
 

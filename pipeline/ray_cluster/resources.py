@@ -1,7 +1,7 @@
-"""What a run needs against what the cluster has, before anything starts: Ray would wait forever without a word.
+"""Compares what a run needs with what the cluster has, before anything starts; Ray itself would wait forever in silence.
 
-Two train workers of 1 CPU on 2 CPUs leave none for decode tasks; actors that take every CPU leave none for readers. So
-small machines get fractions, and what cannot fit is said.
+Two train workers of 1 CPU each on 2 CPUs leave none for decode tasks. On small machines workers and tasks therefore reserve
+fractions of a CPU, and a run that cannot fit is refused with a message.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ if TYPE_CHECKING:  # importing torch is slow
     from pipeline.hardware import Hardware
 
 LEAST_CPUS = 0.1
-"""Smallest fraction given out by itself."""
+"""The smallest fraction of a CPU that is reserved unless the configuration sets one."""
 GPU_CPUS = 2.0
-"""CPUs of a worker with a GPU where there are enough: one launches kernels without a pause, and beside it the same process
-copies batches into pinned memory and writes checkpoints. Choice, not measured on a GPU."""
+"""CPUs that a worker with a GPU reserves if there are enough: one launches kernels all the time, and on the other the same
+process copies batches into pinned memory and writes checkpoints. Choice, not measured on a GPU."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run reserves."""
+    """What one run reserves in the cluster."""
 
     workers: int
-    """Train workers; of an elastic run, as many as the cluster has room for now."""
+    """The number of train workers; for an elastic run, as many as fit into the cluster now."""
     cpus_per_worker: float
     cpus_per_decoder: float
     gpu: bool
     train_labels: dict[str, str] = field(default_factory=dict)
     decode_labels: dict[str, str] = field(default_factory=dict)
-    """Of the nodes that may train and decode; empty: all."""
+    """Labels of the nodes that may decode, as ``train_labels`` are of those that may train; empty means all nodes."""
     gpus_per_worker: float = 1.0
-    """A fraction where trials share a GPU."""
+    """A fraction if several workers share a GPU."""
     hardware: Hardware | None = None
-    """Of a machine that a worker would run on, where it was asked."""
+    """The hardware of a machine that a worker would run on; None if it was not looked at."""
 
     @property
     def worker(self) -> dict[str, float]:
-        """What Ray reserves for a worker."""
+        """What Ray reserves for one worker, by the name of the resource."""
         return {"CPU": self.cpus_per_worker, **({"GPU": self.gpus_per_worker} if self.gpu else {})}
 
     @property
     def decoders(self) -> str:
-        """For the start line."""
+        """What a decode task reserves, in words for the line printed at the start."""
         return f"{self.cpus_per_decoder:g} CPU per decode task"
 
 
@@ -59,20 +59,21 @@ class Node:
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
 
-    def has(self, labels: Mapping[str, str]) -> bool:
-        """Whether it carries all of them."""
+    def has_labels(self, labels: Mapping[str, str]) -> bool:
+        """Returns whether the machine has all of ``labels``."""
         return all(self.labels.get(name) == value for name, value in labels.items())
 
 
-def fit_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Resources:
-    """Reservations for one of ``concurrent`` runs on these machines, by ``scale.train_labels`` and ``scale.decode_labels``.
+def plan_resources_on_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Resources:
+    """Computes what one of ``concurrent`` runs reserves on ``nodes``, by ``scale.train_labels`` and ``scale.decode_labels``.
 
-    Where no machine may do both, decode tasks have theirs for themselves. Raises UserError.
+    If no machine may both train and decode, decode tasks do not share CPUs with workers. Raises UserError if no node has the
+    labels, or as ``plan_resources`` does.
     """
     pools = []
     for knob in ("train_labels", "decode_labels"):
         labels = getattr(config.scale, knob)
-        pools.append([node for node in nodes if node.has(labels)])
+        pools.append([node for node in nodes if node.has_labels(labels)])
         if not pools[-1]:
             carried = sorted({f"{name}={value}" for node in nodes for name, value in node.labels.items()})
             raise UserError(
@@ -85,11 +86,11 @@ def fit_nodes(config: Config, nodes: Sequence[Node], concurrent: int = 1) -> Res
     cpus = sum(node.cpus for node in train) / concurrent - (0.02 if concurrent > 1 else 0.0)
     apart = not any(node in train for node in decode)
     decode_cpus = sum(node.cpus for node in decode) / concurrent if apart else None
-    return fit_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus, beside_gpu)
+    return plan_resources(config, cpus, sum(node.gpus for node in train) / concurrent, decode_cpus, beside_gpu)
 
 
-def check_share(config: Config) -> None:
-    """Raises UserError if a step has fewer rows than workers."""
+def check_rows_per_worker(config: Config) -> None:
+    """Raises UserError if a step has fewer rows than there are workers."""
     workers, rows = config.scale.workers, config.data.labeled_per_step
     if workers > rows:
         raise UserError(
@@ -98,17 +99,18 @@ def check_share(config: Config) -> None:
         )
 
 
-def fit_resources(
+def plan_resources(
     config: Config, cpus: float, gpus: float, decode_cpus: float | None = None, beside_gpu: float | None = None
 ) -> Resources:
-    """Reservations for a run on a cluster with these totals. Raises UserError naming what is missing and the remedy.
+    """Computes what a run reserves in a cluster with these numbers of CPUs and GPUs in total.
 
-    Decode tasks share what the workers leave (see ``worker_cpus``), or ``decode_cpus`` on machines of their own. Where
-    machines differ, ``beside_gpu`` are the CPUs for each GPU on the one that has fewest.
+    Decode tasks share the CPUs that the workers leave (see ``worker_cpus``), or the ``decode_cpus`` of machines that only
+    decode. ``beside_gpu`` is the number of CPUs per GPU on the machine that has fewest. Raises UserError that names what is
+    missing and the remedy.
     """
     scale, workers = config.scale, config.scale.workers
     least = scale.min_workers or workers
-    check_share(config)
+    check_rows_per_worker(config)
     wanted = least * scale.gpus_per_worker
     if scale.gpu and gpus < wanted:
         raise UserError(
@@ -122,11 +124,11 @@ def fit_resources(
         )
     gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     if scale.min_workers is not None:
-        workers = _room(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
+        workers = _count_fitting_workers(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
     own = worker_cpus(cpus / workers, gpu, alone=decode_cpus is not None)
     if gpu and beside_gpu is not None:
         own = min(own, beside_gpu * scale.gpus_per_worker)
-    per_worker = scale.cpus_per_worker or _floor(own)
+    per_worker = scale.cpus_per_worker or _round_down(own)
     left = cpus - workers * per_worker
     rest = left if decode_cpus is None else decode_cpus
     per_decoder = scale.cpus_per_decoder or decoder_cpus(rest)
@@ -143,9 +145,11 @@ def fit_resources(
 
 
 def worker_cpus(cpus: float, gpu: bool, alone: bool = False) -> float:
-    """What a train worker reserves where there are ``cpus`` for each: 1, but no more than half of them, because the other half
-    decodes for it; with a GPU ``GPU_CPUS``, if that is a quarter of them at most. On machines that do not decode (``alone``) it
-    may have all of them."""
+    """Returns how many CPUs a train worker reserves if there are ``cpus`` for each worker.
+
+    That is 1, but at most half of them, because the other half decodes for it. With a GPU it is up to ``GPU_CPUS``, as far as
+    that is a quarter of them. On machines that do not decode (``alone``) a worker may have all of them.
+    """
     if alone:
         return min(GPU_CPUS if gpu else 1.0, cpus)
     least = min(1.0, cpus / 2)
@@ -153,13 +157,16 @@ def worker_cpus(cpus: float, gpu: bool, alone: bool = False) -> float:
 
 
 def decoder_cpus(cpus: float) -> float:
-    """What a decode task reserves where ``cpus`` are left for all: half a CPU, so that one decodes while another waits for its
-    file or hands its block on, and less where not even two would run."""
-    return _floor(min(0.5, cpus / 2))
+    """Returns how many CPUs a decode task reserves if ``cpus`` are left for all of them.
+
+    That is half a CPU, so that one task decodes while another waits for its file or passes on its block; and less if
+    otherwise not even two tasks could run.
+    """
+    return _round_down(min(0.5, cpus / 2))
 
 
-def _room(config: Config, cpus: float, gpus: float | None) -> int:
-    """Workers of an elastic run, of those it allows, that the cluster has room for now."""
+def _count_fitting_workers(config: Config, cpus: float, gpus: float | None) -> int:
+    """Returns how many workers of an elastic run fit into the cluster now, within the numbers that the run allows."""
     scale = config.scale
     fitting = scale.workers
     if gpus is not None:
@@ -169,6 +176,6 @@ def _room(config: Config, cpus: float, gpus: float | None) -> int:
     return max(fitting, scale.min_workers or 1)
 
 
-def _floor(cpus: float) -> float:
-    """Down to hundredths, so that fractions never add up to more than there is."""
+def _round_down(cpus: float) -> float:
+    """Rounds down to hundredths, so that fractions never add up to more CPUs than there are."""
     return int(cpus * 100) / 100

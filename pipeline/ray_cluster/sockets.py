@@ -22,31 +22,31 @@ from ray._common.utils import get_default_ray_temp_dir
 from pipeline.errors import UserError
 
 SOCKET_BYTES = 107
-"""Of a socket's path, on Linux."""
+"""The greatest length of a socket's path on Linux."""
 BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_TaskEventsHead")
-"""The longest that Ray 2.60 adds to its temporary folder."""
+"""The length of the longest path that Ray 2.60 adds to its temporary folder."""
 BELOW_OF_PYTHON = len("/pymp-12345678/listener-12345678")
-"""The same of Python's ``multiprocessing``."""
+"""The length of the longest path that Python's ``multiprocessing`` adds to TMPDIR."""
 PREFIX = "anf-ray-"
 PARENTS = (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm")
 LINK = "r"
 _log = logging.getLogger(__name__)
 
 
-def short_temporary_folder() -> str | None:
-    """Where Ray's own temporary folder is too long, another name for it; None where it is short enough.
+def make_short_temporary_folder() -> str | None:
+    """Makes a shorter path to Ray's temporary folder if its own path is too long; returns None if it is short enough.
 
-    The name is said, and is removed when this process ends. A process that was killed leaves a link behind, which the next
-    one removes. Raises UserError if there is no place for it.
+    The new path, a link, is printed and is removed when this process ends. A process that is killed leaves its link behind,
+    which the next one removes. Raises UserError if no folder can hold the link.
     """
     folder = Path(get_default_ray_temp_dir())
-    if fits(folder):
+    if is_short_enough(folder):
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): set TMPDIR to a folder that can be written") from None
-    link = link_to(folder, PARENTS)
+    link = make_link(folder, PARENTS)
     latest = folder / "session_latest"
     if latest.is_symlink() and not latest.exists():  # it led through a killed command's name; Ray replaces what exists only
         latest.unlink(missing_ok=True)
@@ -55,13 +55,16 @@ def short_temporary_folder() -> str | None:
 
 
 @contextlib.contextmanager
-def short_temporary_folder_of_children() -> Iterator[None]:
-    """Within, processes that are started find a short TMPDIR: a DataLoader's workers hand tensors over by sockets in it and
-    else wait for ever, and Ray's dashboard else does not start. Raises UserError if there is no place for it."""
+def shorten_temporary_folder_of_children() -> Iterator[None]:
+    """Context in which the processes that are started get a TMPDIR with a short path.
+
+    A DataLoader's workers pass tensors through sockets in it and would otherwise wait forever; Ray's dashboard would not start.
+    Raises UserError if no folder can hold the link.
+    """
     before = os.environ.get("TMPDIR")
     folder = Path(tempfile.gettempdir())
-    if not fits(folder, BELOW_OF_PYTHON):
-        os.environ["TMPDIR"] = str(link_to(folder, PARENTS))
+    if not is_short_enough(folder, BELOW_OF_PYTHON):
+        os.environ["TMPDIR"] = str(make_link(folder, PARENTS))
     try:
         yield
     finally:
@@ -71,18 +74,18 @@ def short_temporary_folder_of_children() -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
-def fits(folder: Path, below: int = BELOW) -> bool:
-    """Whether paths of sockets under ``folder``, ``below`` bytes longer, are short enough."""
+def is_short_enough(folder: Path, below: int = BELOW) -> bool:
+    """Returns whether the paths of sockets in ``folder``, which are ``below`` bytes longer, are short enough."""
     return len(os.fsencode(folder)) + below <= SOCKET_BYTES
 
 
-def link_to(folder: Path, parents: Iterable[str]) -> Path:
-    """A link to ``folder`` in a new folder, of mode 0700, in the first of ``parents`` that is safe and short enough.
+def make_link(folder: Path, parents: Iterable[str]) -> Path:
+    """Makes a link to ``folder`` inside a new folder, of mode 0700, in the first of ``parents`` that is safe and short enough.
 
     Raises UserError if none is.
     """
     for parent in map(Path, filter(None, parents)):
-        if not (fits(parent / f"{PREFIX}12345678" / LINK) and _is_safe(parent)):
+        if not (is_short_enough(parent / f"{PREFIX}12345678" / LINK) and _is_safe(parent)):
             continue
         remove_left_over(parent)
         with contextlib.suppress(OSError):  # full, or not writable
@@ -96,7 +99,7 @@ def link_to(folder: Path, parents: Iterable[str]) -> Path:
 
 
 def remove_left_over(parent: Path) -> None:
-    """Remove what killed processes of this user left in ``parent``: such folders are no longer locked."""
+    """Removes from ``parent`` the folders that killed processes of this user left there, which are no longer locked."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             facts = folder.lstat()
@@ -109,7 +112,7 @@ def remove_left_over(parent: Path) -> None:
 
 
 def _is_safe(parent: Path) -> bool:
-    """Whether no other user can rename or remove what this one makes in it."""
+    """Returns whether no other user can rename or remove what this user makes in ``parent``."""
     try:
         facts = parent.stat()
     except OSError:
@@ -119,7 +122,7 @@ def _is_safe(parent: Path) -> bool:
 
 
 def _lock(folder: Path) -> int | None:
-    """Descriptor of a lock on ``folder``; None if another process has it."""
+    """Locks ``folder`` and returns the descriptor of the lock, or None if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.lifecycle.train_and_evaluate import advance
-from pipeline.ray_cluster.connect import answers, check_cluster, connect
+from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, Source, print_scores
 from pipeline.training.prepared_run import prepare
@@ -46,7 +46,7 @@ def share(config: Config, concurrent: int | None) -> int:
 
 def likely_share(config: Config, concurrent: int | None) -> int:
     """What ``share`` would say, without starting Ray: on a cluster that is there, else on this machine alone."""
-    if concurrent is None and answers():
+    if concurrent is None and is_reachable():
         connect()
         return _room(config, ray.cluster_resources())
     return concurrent or _room(config, {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())})

@@ -20,7 +20,7 @@ from jobs import search, submit, train
 from jobs.__main__ import COMMANDS
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.ray_cluster.resources import fit_resources
+from pipeline.ray_cluster.resources import plan_resources
 
 Tree = dict[str, Any]
 KUBERAY = {
@@ -161,7 +161,7 @@ def _totals(manifest: Tree) -> tuple[float, float]:
 def test_the_rayjob_runs_a_command_that_fits_its_cluster(repository: Path, cluster_files: dict[str, Tree]) -> None:
     job = cluster_files["rayjob.yaml"]
     config = run_config(job["spec"]["entrypoint"], repository)
-    resources = fit_resources(config, *_totals(job))
+    resources = plan_resources(config, *_totals(job))
     assert resources.gpu
     assert resources.workers == _totals(job)[1]
     assert config.run.storage_path.startswith("/shared/")
@@ -211,7 +211,7 @@ def test_nightly_searches_are_one_command_that_fits_the_cluster(repository: Path
     for order, limit in zip(orders, limits, strict=True):
         assert order.folder.is_relative_to("/shared")
         assert 3600 * order.options.hours < limit < 24 * 3600
-        assert fit_resources(order.base, *_totals(cluster_files["raycluster.yaml"])).gpu
+        assert plan_resources(order.base, *_totals(cluster_files["raycluster.yaml"])).gpu
 
 
 def test_the_nightly_pod_finds_the_cluster_that_stays(cluster_files: dict[str, Tree]) -> None:
@@ -263,4 +263,4 @@ def test_the_launcher_refuses_a_misspelled_field(keys: list[str], value: Any, cl
 def test_the_launchers_cluster_fits_the_same_run(repository: Path, cluster_files: dict[str, Tree]) -> None:
     kinds = cluster_files["ray-up.yaml"]["available_node_types"].values()
     cpus, gpus = (sum(kind.get("min_workers", 0) * kind["resources"].get(name, 0) for kind in kinds) for name in ("CPU", "GPU"))
-    assert fit_resources(run_config(cluster_files["rayjob.yaml"]["spec"]["entrypoint"], repository), cpus, gpus).gpu
+    assert plan_resources(run_config(cluster_files["rayjob.yaml"]["spec"]["entrypoint"], repository), cpus, gpus).gpu

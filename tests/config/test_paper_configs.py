@@ -183,7 +183,7 @@ def test_a_dry_run_goes_through(
     name: str, gpus: str | None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command as the files' headers have it, over other videos and without downloading weights."""
-    monkeypatch.setattr("pipeline.ray_cluster.connect.answers", lambda: False)  # whether some Ray runs here is not asked
+    monkeypatch.setattr("pipeline.ray_cluster.connect.is_reachable", lambda: False)  # whether some Ray runs here is not asked
     h100 = Hardware(gpus=("NVIDIA H100",), gpu_memory=80 * 10**9, bf16=True)
     for room in ("pipeline.hardware", "pipeline.training.gpu_memory"):
         monkeypatch.setattr(f"{room}.read_hardware", lambda: h100)

@@ -97,12 +97,12 @@ def listen() -> Iterator[Callable[[bytes | None], str]]:
 
 
 def test_without_a_cluster_one_is_started_here(note: Path) -> None:
-    assert connect._address() == "local"
+    assert connect._choose_address() == "local"
 
 
 def test_a_cluster_that_was_killed_is_not_waited_for(note: Path, dead_address: str, caplog: pytest.LogCaptureFixture) -> None:
     note.write_text(dead_address)
-    assert connect._address() == "local"
+    assert connect._choose_address() == "local"
     assert not note.exists()
     assert dead_address.rpartition(":")[2] in caplog.text
 
@@ -112,21 +112,21 @@ def test_a_cluster_that_answers_is_joined(
 ) -> None:
     monkeypatch.setattr(connect, "find_node_ids", lambda: {"a raylet of this machine"})
     note.write_text(serve(Gcs()))
-    assert connect._address() is None
+    assert connect._choose_address() is None
     assert note.exists()
 
 
 def test_a_cluster_whose_port_another_service_took_over_is_gone(note: Path, listen: Callable[[bytes | None], str]) -> None:
     """6379 is also Redis's port."""
     note.write_text(listen(b"-ERR unknown command\r\n"))
-    assert connect._address() == "local"
+    assert connect._choose_address() == "local"
     assert not note.exists()
 
 
 def test_a_cluster_of_another_machine_is_not_forgotten(note: Path) -> None:
     note.write_text("unknown.invalid:6379")
     with pytest.raises(UserError, match="ray stop"):
-        connect._address()
+        connect._choose_address()
     assert note.exists()
 
 
@@ -167,7 +167,7 @@ def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.Mo
 def test_what_is_no_address_is_refused_with_the_remedy(named: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    for ask in (connect.connect, connect.answers):
+    for ask in (connect.connect, connect.is_reachable):
         with pytest.raises(UserError) as refused:
             ask()
         text = str(refused.value)
@@ -203,7 +203,7 @@ def test_a_service_other_than_ray_is_told_within_seconds(
 
 def test_a_grpc_service_other_than_a_clusters_is_told(serve: Callable[[Gcs | None], str]) -> None:
     """Such as Ray Client's own, at port 10001."""
-    refusal = addresses.refusal(serve(None))
+    refusal = addresses.find_refusal(serve(None))
     assert refusal is not None and refusal.absent and "another service" in refusal.reason
 
 
@@ -215,7 +215,7 @@ def test_an_unknown_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cluster_of_another_version_of_ray_is_told(serve: Callable[[Gcs | None], str]) -> None:
-    refusal = addresses.refusal(serve(Gcs("2.9.0")))
+    refusal = addresses.find_refusal(serve(Gcs("2.9.0")))
     assert refusal is not None and "2.9.0" in refusal.reason and ray.__version__ in refusal.reason and not refusal.absent
 
 
@@ -234,7 +234,7 @@ def test_a_noted_cluster_that_wants_a_token_is_left_to_ray(
     """Which looks for this user's token only where no address is named."""
     monkeypatch.setattr(connect, "find_node_ids", lambda: {"a raylet of this machine"})
     note.write_text(serve(Gcs(refuse=grpc.StatusCode.UNAUTHENTICATED)))
-    assert connect._address() is None
+    assert connect._choose_address() is None
 
 
 def test_a_machine_that_is_no_node_of_the_cluster_is_told(

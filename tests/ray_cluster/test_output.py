@@ -43,7 +43,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> output.HarmlessLines:
 def shown(*texts: str) -> list[str]:
     batches: list[dict[str, Any]] = []
     data = {"lines": list(texts), "pid": 7, "ip": "10.0.0.1", "actor_name": "RayTrainWorker", "task_name": None, "is_err": True}
-    output.without_harmless_lines(batches.append, data)
+    output.show_without_harmless_lines(batches.append, data)
     assert all({**batch, "lines": []} == {**data, "lines": []} for batch in batches)
     return [line for batch in batches for line in batch["lines"]]
 
@@ -51,7 +51,7 @@ def shown(*texts: str) -> list[str]:
 def test_remarks_go_to_a_file_that_is_named_once_and_all_else_is_shown(
     lines: output.HarmlessLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines.into(tmp_path / "ray.log")
+    lines.write_to(tmp_path / "ray.log")
     assert shown(HARMLESS[0], *CONCERNS[:5], *HARMLESS[1:], *CONCERNS[5:]) == CONCERNS
     assert shown(*HARMLESS) == []
     kept = (tmp_path / "ray.log").read_text(encoding="utf-8").splitlines()
@@ -64,7 +64,7 @@ def test_remarks_go_to_a_file_that_is_named_once_and_all_else_is_shown(
 def test_without_remarks_there_is_no_file(
     lines: output.HarmlessLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines.into(tmp_path / "ray.log")
+    lines.write_to(tmp_path / "ray.log")
     assert shown(*CONCERNS) == CONCERNS
     assert not (tmp_path / "ray.log").exists() and capsys.readouterr().err == ""
 
@@ -73,7 +73,7 @@ def test_a_remark_that_cannot_be_written_down_is_shown(
     lines: output.HarmlessLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lines.keep("ray", HARMLESS[1])  # before the path is known
-    lines.into(tmp_path / "absent" / "ray.log")
+    lines.write_to(tmp_path / "absent" / "ray.log")
     assert HARMLESS[1] in capsys.readouterr().err
     assert shown(*HARMLESS) == HARMLESS
 

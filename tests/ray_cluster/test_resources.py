@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.ray_cluster.resources import Node, fit_nodes, fit_resources
+from pipeline.ray_cluster.resources import Node, plan_resources, plan_resources_on_nodes
 
 
 def fit(*words: str, cpus: float = 2, gpus: float = 0) -> object:
-    return fit_resources(load_config(overrides=["data.labeled_per_step=8", *words]), cpus, gpus)
+    return plan_resources(load_config(overrides=["data.labeled_per_step=8", *words]), cpus, gpus)
 
 
 @given(workers=st.sampled_from([1, 2, 4, 8]), cpus=st.integers(1, 256), gpus=st.integers(0, 8))
@@ -18,9 +18,9 @@ def test_what_is_given_out_fits_and_leaves_room_to_decode(workers: int, cpus: in
     config = load_config(overrides=[f"scale.workers={workers}", "data.labeled_per_step=8"])
     if cpus / 2 / workers < 0.1 or 0 < gpus < workers:
         with pytest.raises(UserError):
-            fit_resources(config, cpus, gpus)
+            plan_resources(config, cpus, gpus)
         return
-    resources = fit_resources(config, cpus, gpus)
+    resources = plan_resources(config, cpus, gpus)
     assert resources.workers * resources.cpus_per_worker + resources.cpus_per_decoder <= cpus + 1e-9
     assert 0.1 <= resources.cpus_per_worker <= (2 if resources.gpu else 1)
     assert resources.workers * resources.cpus_per_worker <= cpus / 2 + 1e-9  # the other half decodes
@@ -53,17 +53,17 @@ TRAIN, DECODE = Node(8, 4, {"role": "train"}), Node(32, 0, {"role": "decode", "z
 
 def test_decode_tasks_on_machines_of_their_own_leave_the_others_to_the_workers() -> None:
     words = ["scale.workers=4", "scale.train_labels={role: train}", "scale.decode_labels={role: decode}"]
-    resources = fit_nodes(load_config(overrides=words), [TRAIN, DECODE])
+    resources = plan_resources_on_nodes(load_config(overrides=words), [TRAIN, DECODE])
     assert (resources.gpu, resources.cpus_per_worker, resources.cpus_per_decoder) == (True, 2, 0.5)
     assert (resources.train_labels, resources.decode_labels) == ({"role": "train"}, {"role": "decode"})
     with pytest.raises(
         UserError, match=r"the cluster has 8 CPUs that may train and 32 that may decode; 4 .* \(4 x 3 \+ 0\.5\)"
     ):
-        fit_nodes(load_config(overrides=[*words, "scale.cpus_per_worker=3"]), [TRAIN, DECODE])
+        plan_resources_on_nodes(load_config(overrides=[*words, "scale.cpus_per_worker=3"]), [TRAIN, DECODE])
 
 
 def test_without_labels_all_machines_count() -> None:
-    resources = fit_nodes(load_config(overrides=["scale.workers=4"]), [TRAIN, DECODE])
+    resources = plan_resources_on_nodes(load_config(overrides=["scale.workers=4"]), [TRAIN, DECODE])
     assert resources == fit("scale.workers=4", cpus=40, gpus=4)
 
 
@@ -76,7 +76,7 @@ def test_a_worker_with_a_gpu_has_two_cpus_where_a_quarter_of_them_is_that(cpus: 
 
     def own(*words: str) -> float:
         config = load_config(overrides=["data.labeled_per_step=8", f"scale.workers={gpus}", *words])
-        return fit_resources(config, cpus, gpus).cpus_per_worker
+        return plan_resources(config, cpus, gpus).cpus_per_worker
 
     assert own() == own("scale.gpu=true") == each
     assert own("scale.gpu=false") == min(1, cpus / gpus / 2)
@@ -86,14 +86,17 @@ def test_a_worker_with_a_gpu_has_two_cpus_where_a_quarter_of_them_is_that(cpus: 
 def test_workers_fit_beside_the_gpus_of_the_machine_with_fewest_cpus() -> None:
     """Ray places a worker on one machine: CPUs of others do not help it."""
     nodes = [Node(8, 8), Node(64, 8), Node(128, 0)]
-    assert fit_nodes(load_config(overrides=["scale.workers=8"]), nodes).cpus_per_worker == 1
-    assert fit_nodes(load_config(overrides=["scale.workers=8", "scale.gpus_per_worker=0.5"]), nodes).cpus_per_worker == 0.5
-    assert fit_nodes(load_config(overrides=["scale.workers=8"]), nodes[1:]).cpus_per_worker == 2
+    assert plan_resources_on_nodes(load_config(overrides=["scale.workers=8"]), nodes).cpus_per_worker == 1
+    assert (
+        plan_resources_on_nodes(load_config(overrides=["scale.workers=8", "scale.gpus_per_worker=0.5"]), nodes).cpus_per_worker
+        == 0.5
+    )
+    assert plan_resources_on_nodes(load_config(overrides=["scale.workers=8"]), nodes[1:]).cpus_per_worker == 2
 
 
 def test_labels_that_no_node_has_are_named() -> None:
     with pytest.raises(UserError, match=r"scale\.decode_labels=\{'role': 'cpu'\}.*role=decode, role=train, zone=a"):
-        fit_nodes(load_config(overrides=["scale.decode_labels={role: cpu}"]), [TRAIN, DECODE])
+        plan_resources_on_nodes(load_config(overrides=["scale.decode_labels={role: cpu}"]), [TRAIN, DECODE])
 
 
 def test_workers_without_a_row_are_refused() -> None:

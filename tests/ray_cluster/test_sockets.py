@@ -108,7 +108,7 @@ def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path: Path, long_
 def test_a_short_folder_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp")
-    assert sockets.short_temporary_folder() is None
+    assert sockets.make_short_temporary_folder() is None
 
 
 LISTEN = """
@@ -124,7 +124,7 @@ def test_processes_that_hand_over_tensors_find_a_short_folder(long_folder: Path,
     monkeypatch.setattr("tempfile.tempdir", None)  # asked anew
     listen = [sys.executable, "-c", LISTEN]
     assert "AF_UNIX path too long" in subprocess.run(listen, capture_output=True, text=True, check=False).stderr
-    with sockets.short_temporary_folder_of_children():
+    with sockets.shorten_temporary_folder_of_children():
         folder, address = subprocess.run(listen, capture_output=True, text=True, check=True).stdout.split()
     assert Path(folder).resolve() == long_folder.resolve() and address.startswith(folder)
     assert os.environ["TMPDIR"] == str(long_folder)
@@ -133,8 +133,8 @@ def test_processes_that_hand_over_tensors_find_a_short_folder(long_folder: Path,
 
 @pytest.mark.parametrize("name", ["é" * 40, "a" * 80])
 def test_bytes_count_not_letters(name: str) -> None:
-    assert not sockets.fits(Path("/") / name)
-    assert sockets.fits(Path("/tmp/ray"))
+    assert not sockets.is_short_enough(Path("/") / name)
+    assert sockets.is_short_enough(Path("/tmp/ray"))
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def short_parent() -> Path:
 
 
 def test_the_link_lies_in_a_folder_of_this_user_alone(short_parent: Path, long_folder: Path) -> None:
-    link = sockets.link_to(long_folder, ["", "/absent", str(short_parent)])
+    link = sockets.make_link(long_folder, ["", "/absent", str(short_parent)])
     assert link.resolve() == long_folder.resolve() and link.parent.parent == short_parent
     facts = link.parent.lstat()
     assert stat.S_IMODE(facts.st_mode) == 0o700 and facts.st_uid == os.getuid()
@@ -158,7 +158,7 @@ def test_a_place_where_others_could_exchange_the_link_is_not_used(short_parent: 
     """Writable for all, without the bit that keeps others' files from being renamed."""
     short_parent.chmod(0o777)
     with pytest.raises(UserError, match="set RAY_TMPDIR to a folder with a short path"):
-        sockets.link_to(long_folder, [str(short_parent)])
+        sockets.make_link(long_folder, [str(short_parent)])
     assert not list(short_parent.iterdir())
     short_parent.rmdir()
 

@@ -160,9 +160,9 @@ def _short_temporary_folder() -> Iterator[None]:
     if len(os.fsencode(tempfile.gettempdir())) < SHORT:
         yield
         return
-    from pipeline.ray_cluster.sockets import short_temporary_folder_of_children
+    from pipeline.ray_cluster.sockets import shorten_temporary_folder_of_children
 
-    with short_temporary_folder_of_children():
+    with shorten_temporary_folder_of_children():
         tempfile.tempdir = None  # read again
         yield
     tempfile.tempdir = None
