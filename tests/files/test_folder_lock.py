@@ -28,7 +28,7 @@ import filelock._identity
 host, boot = sys.argv[2:4]
 socket.gethostname = lambda: host or sys.argv[4]
 filelock._identity._BOOT_ID = int(boot) or filelock._identity._BOOT_ID
-from pipeline import folder_lock
+from pipeline.files import folder_lock
 folder_lock.platform.node = socket.gethostname
 folder_lock.HEARTBEAT_SECONDS, folder_lock.DEAD_SECONDS = 0.3, 1.5
 with folder_lock.lock_folder(Path(sys.argv[1])):
@@ -40,7 +40,7 @@ with folder_lock.lock_folder(Path(sys.argv[1])):
 TAKER = """
 import sys
 from pathlib import Path
-from pipeline import folder_lock
+from pipeline.files import folder_lock
 while sys.stdin.readline():
     claim = folder_lock.Claim(Path(sys.argv[1]) / folder_lock.LOCK)
     print("yes" if claim.take() else "no", flush=True)

@@ -98,7 +98,7 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
 WRITER = """
 import sys
 import pyarrow as pa
-from pipeline.manifest import parquet
+from pipeline.files import parquet
 parquet.ROWS_PER_PART = 500
 path, number = sys.argv[1], int(sys.argv[2])
 while True:
