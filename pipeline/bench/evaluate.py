@@ -35,10 +35,10 @@ class CountedSource(Source):
 
     passes: list[int] = field(default_factory=list)
 
-    def clip(self, video: int, moment: Moment, window: float, out: Clips) -> None:
+    def clip(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
         """As ever."""
         self.passes.append(video)
-        super().clip(video, moment, window, out)
+        super().clip(video, moment, crop_position, out)
 
     def frames(self, video: int, moments: Any) -> Any:
         """As ever."""

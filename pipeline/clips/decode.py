@@ -22,12 +22,12 @@ UInt8s = npt.NDArray[np.uint8]
 
 
 class DecodeError(Exception):
-    """This video cannot give its frames; the text says why."""
+    """A video cannot be decoded; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """What the decoder needs to know of a file, from the manifest."""
+    """What the decoder needs to know about a video file; the values come from the manifest."""
 
     location: str
     frames: int
@@ -42,14 +42,16 @@ class Video:
     """``decord``; ``pyav`` where the probe found decord's frames wrong; ``frames`` for numbered images."""
 
 
-def decode_clips(video: Video, moment: Moment, window: float, clips: Sequence[ClipSection], size: int) -> tuple[UInt8s, ...]:
+def decode_clips(
+    video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int
+) -> tuple[UInt8s, ...]:
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
-    ``moment`` places the clips in time (see ``clip_times``), and a square window is cut at ``window`` (0..1) along the longer
-    side. Raises DecodeError as ``decode_frames`` does.
+    ``moment`` places the clips in time (see ``clip_times``). The frames are cropped to a square, which ``crop_position`` places
+    along the longer side: 0 is left or top, 0.5 the center, 1 right or bottom. Raises DecodeError as ``decode_frames`` does.
     """
     frames_NHWC, shown = decode_frames(video, [moment], clips, size)
-    left, top = window_corner(window, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
+    left, top = crop_corner(crop_position, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
     square = frames_NHWC[:, top : top + size, left : left + size]
     return tuple(square[shown_KT[0]] for shown_KT in shown)
 
@@ -77,31 +79,31 @@ def decode_frames(
     return frames_NHWC, tuple(np.stack(shown[student :: len(clips)]) for student in range(len(clips)))
 
 
-def window_corner(window: float, width: int, height: int, size: int) -> tuple[int, int]:
-    """Left and top in pixels of the square of side ``size`` at ``window`` (0..1) along the longer side."""
-    return round(window * (width - size)), round(window * (height - size))
+def crop_corner(crop_position: float, width: int, height: int, size: int) -> tuple[int, int]:
+    """Computes left and top in pixels of a square of side ``size`` at ``crop_position`` (0..1) along the longer side."""
+    return round(crop_position * (width - size)), round(crop_position * (height - size))
 
 
 def scaled_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height with the shorter side scaled to ``size``."""
+    """Computes width and height in pixels after the shorter side is scaled to ``size``."""
     scale = size / min(width, height)
     return max(size, round(width * scale)), max(size, round(height * scale))
 
 
 Frames = tuple[UInt8s, Floats, Ints]
-"""[N, H, W, 3] frames, [n] start times of all frames in seconds, and [N] which of them these are."""
+"""[N, H, W, 3] decoded frames, [n] start times of all frames of the video in seconds, and [N] the decoded frames' indices."""
 
 
 def _union(times: Sequence[Floats], starts: Floats) -> Ints:
     return np.unique(np.concatenate([frame_indices(t, starts) for t in times]))
 
 
-def _check_count(found: int, video: Video) -> None:
-    if found != video.frames:
-        raise DecodeError(f"{found} frames, the manifest says {video.frames}: has the file changed?")
+def _check_count(count: int, video: Video) -> None:
+    if count != video.frames:
+        raise DecodeError(f"{count} frames, the manifest says {video.frames}: has the file changed?")
 
 
-def _misread(width: int) -> bool:
+def _is_misread_by_decord(width: int) -> bool:
     """Whether decord refuses frames of this width (8, 12, 16, 24, 48 and 72): FFmpeg pads lines to 32 pixels, and where the
     padded line is a multiple of the width decord takes the quotient for the number of channels."""
     line = 3 * 32 * -(-width // 32)
@@ -109,7 +111,7 @@ def _misread(width: int) -> bool:
 
 
 def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    if decord is None or _misread(width):  # the probe has found both to agree on this file
+    if decord is None or _is_misread_by_decord(width):  # the probe has found both to agree on this file
         return _read_pyav(video, times, width, height)
     source = storage.for_decoder(video.location)
     reader = decord.VideoReader(source, width=width, height=height, num_threads=1)
@@ -131,26 +133,28 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
     if index is not None:
         _check_count(len(index.times), video)
     elif video.variable_fps:
-        return _read_told(source, video, times, width, height)
+        return _read_by_frame_times(source, video, times, width, height)
     starts = index.times if index and video.variable_fps else constant_rate(video.frames, video.fps)
     wanted = _union(times, starts)
     index = index or FrameIndex(starts, ())
-    found = read_frames(source, index, wanted.tolist(), lambda frame: upright(frame, width, height))
-    return np.stack([found[place] for place in wanted.tolist()]), starts, wanted
+    frames = read_frames(source, index, wanted.tolist(), lambda frame: upright(frame, width, height))
+    return np.stack([frames[index_of_frame] for index_of_frame in wanted.tolist()]), starts, wanted
 
 
-def _read_told(source: str | io.BufferedIOBase, video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    """Decode from the first frame on, by the times that the frames tell; only frames that are wanted are kept."""
+def _read_by_frame_times(
+    source: str | io.BufferedIOBase, video: Video, times: Sequence[Floats], width: int, height: int
+) -> Frames:
+    """Decode from the first frame on, by the times stored with the frames; only the frames that are needed are kept."""
     wanted = list(np.unique(np.concatenate(times))[::-1] + SLACK)  # the earliest is last
     kept: dict[int, UInt8s] = {}
-    told: list[float] = []
+    frame_times: list[float] = []
     with open_container(source) as container:
         before = None
         for frame in container.decode(video_stream(container)):
-            told.append(float(frame.time))
-            if before is not None and wanted[-1] < told[-1] - told[0]:
-                kept[len(told) - 2] = upright(before, width, height)
-                while wanted and wanted[-1] < told[-1] - told[0]:
+            frame_times.append(float(frame.time))
+            if before is not None and wanted[-1] < frame_times[-1] - frame_times[0]:
+                kept[len(frame_times) - 2] = upright(before, width, height)
+                while wanted and wanted[-1] < frame_times[-1] - frame_times[0]:
                     wanted.pop()
             before = frame
             if not wanted:
@@ -158,8 +162,8 @@ def _read_told(source: str | io.BufferedIOBase, video: Video, times: Sequence[Fl
         if before is None:
             raise DecodeError("no frame decodes")
         if wanted:
-            kept[len(told) - 1] = upright(before, width, height)
-    return np.stack(list(kept.values())), np.asarray(told) - told[0], np.asarray(list(kept))
+            kept[len(frame_times) - 1] = upright(before, width, height)
+    return np.stack(list(kept.values())), np.asarray(frame_times) - frame_times[0], np.asarray(list(kept))
 
 
 def _read_images(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
@@ -167,7 +171,7 @@ def _read_images(video: Video, times: Sequence[Floats], width: int, height: int)
     _check_count(len(names), video)
     starts = constant_rate(video.frames, video.fps)
     wanted = _union(times, starts)
-    return np.stack([image_sequence.read_image(names[place], width, height) for place in wanted.tolist()]), starts, wanted
+    return np.stack([image_sequence.read_image(names[image], width, height) for image in wanted.tolist()]), starts, wanted
 
 
 READERS = {"decord": _read_decord, "pyav": _read_pyav, "frames": _read_images}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.clips.decode import DecodeError, UInt8s, window_corner
+from pipeline.clips.decode import DecodeError, UInt8s, crop_corner
 from pipeline.clips.source import Columns, Source
 from pipeline.seeds import Floats, Ints
 
@@ -29,7 +29,7 @@ def decode_videos(source: Source, videos: Ints, moments: Floats) -> Columns:
         "video": np.asarray(videos, dtype=np.int64),
         "pixels": pixels[0] if len(pixels) == 1 else np.concatenate(pixels),
         "shape": np.array([frames.shape[:3] for frames, _, _ in decoded], dtype=np.int64),
-        **{name: np.stack([shown[place] for _, shown, _ in decoded]) for place, name in enumerate(STUDENTS)},
+        **{name: np.stack([shown[student] for _, shown, _ in decoded]) for student, name in enumerate(STUDENTS)},
         "reason": np.array([reason for _, _, reasons in decoded for reason in reasons]),
     }
 
@@ -75,10 +75,10 @@ class VideoFrames:
     shown: dict[str, torch.Tensor]
     """[K, T] frames of each student's clips."""
 
-    def cut(self, student: str, clip: int, window: float, size: int) -> torch.Tensor:
-        """The square at ``window`` of one clip, uint8 [T, size, size, 3]."""
+    def crop(self, student: str, clip: int, crop_position: float, size: int) -> torch.Tensor:
+        """Crops one clip to the square at ``crop_position`` (0..1) on the longer side; returns uint8 [T, size, size, 3]."""
         _, height, width, _ = self.frames.shape
-        left, top = window_corner(window, width, height, size)
+        left, top = crop_corner(crop_position, width, height, size)
         return self.frames[:, top : top + size, left : left + size][self.shown[student][clip]]
 
 
@@ -95,8 +95,11 @@ class ViewBatch:
 
 
 def to_tensors(columns: Columns, pin: bool = False) -> dict[str, torch.Tensor]:
-    """Of columns of ``decode_videos`` what goes to the device; copied where memory is to be pinned, or is not ours to write."""
-    found = {}
+    """Converts those columns of ``decode_videos`` that go to the device to tensors.
+
+    They are copied only if ``pin`` asks for page-locked memory or the arrays are read-only.
+    """
+    tensors = {}
     for name in ("pixels", *STUDENTS):
         array = columns[name]
         if pin or not array.flags.writeable:
@@ -104,50 +107,52 @@ def to_tensors(columns: Columns, pin: bool = False) -> dict[str, torch.Tensor]:
             np.copyto(tensor.numpy(), array)
         else:
             tensor = torch.from_numpy(array)
-        found[name] = tensor
-    return found
+        tensors[name] = tensor
+    return tensors
 
 
 def unpack(columns: Columns, tensors: dict[str, torch.Tensor], device: torch.device) -> Iterator[VideoFrames]:
-    """The videos of ``decode_videos``, on ``device``; ``tensors`` are ``to_tensors`` of its columns."""
-    there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    """Yields the videos of ``decode_videos`` on ``device``; ``tensors`` is what ``to_tensors`` returned for ``columns``."""
+    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     shapes = columns["shape"].tolist()
     lengths = [number * height * width * 3 for number, height, width in shapes]
     clips = len(columns["reason"]) // len(shapes)
-    for place, pixels in enumerate(there["pixels"].split(lengths)):
+    for index, pixels in enumerate(on_device["pixels"].split(lengths)):
         yield VideoFrames(
-            video=int(columns["video"][place]),
-            reasons=tuple(str(reason) for reason in columns["reason"][place * clips : (place + 1) * clips]),
-            frames=pixels.view(*shapes[place], 3),
-            shown={name: there[name][place] for name in STUDENTS},
+            video=int(columns["video"][index]),
+            reasons=tuple(str(reason) for reason in columns["reason"][index * clips : (index + 1) * clips]),
+            frames=pixels.view(*shapes[index], 3),
+            shown={name: on_device[name][index] for name in STUDENTS},
         )
 
 
-def batch_views(videos: Iterable[VideoFrames], windows: Sequence[float], size: int, number: int) -> Iterator[ViewBatch]:
-    """All clips x ``windows`` of the videos, in this order, ``number`` at once, the last ones fewer; a batch may hold views of
-    several videos, or a part of one's."""
+def batch_views(videos: Iterable[VideoFrames], crop_positions: Sequence[float], size: int, number: int) -> Iterator[ViewBatch]:
+    """Yields batches of ``number`` views: of each video every clip at every one of ``crop_positions``, in this order.
+
+    A batch may hold views of several videos, or only a part of one video's. The last batch may be smaller.
+    """
     views: list[tuple[VideoFrames, int, float]] = []
     for video in videos:
         for clip in range(len(video.reasons)):
-            for window in windows:
-                views.append((video, clip, window))
+            for crop_position in crop_positions:
+                views.append((video, clip, crop_position))
                 if len(views) == number:
-                    yield _cut(views, size)
+                    yield _crop_views(views, size)
                     views = []
     if views:
-        yield _cut(views, size)
+        yield _crop_views(views, size)
 
 
-def _cut(views: Sequence[tuple[VideoFrames, int, float]], size: int) -> ViewBatch:
+def _crop_views(views: Sequence[tuple[VideoFrames, int, float]], size: int) -> ViewBatch:
     clips = {}
     for name in STUDENTS:
         frames = views[0][0].shown[name].shape[1]
         shape = (len(views), frames, size, size, 3)
         clips[name] = torch.empty(shape, dtype=torch.uint8, device=views[0][0].frames.device)
-        for place, (video, clip, window) in enumerate(views):
+        for index, (video, clip, crop_position) in enumerate(views):
             if video.reasons[clip]:
-                clips[name][place].zero_()
+                clips[name][index].zero_()
             else:
-                clips[name][place] = video.cut(name, clip, window, size)
+                clips[name][index] = video.crop(name, clip, crop_position, size)
     videos = np.array([video.video for video, _, _ in views], dtype=np.int64)
     return ViewBatch(videos, [video.reasons[clip] for video, clip, _ in views], clips)

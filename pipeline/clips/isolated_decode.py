@@ -35,13 +35,13 @@ class Guard:
         self._lock = threading.Lock()
 
     def decode(
-        self, video: Video, moment: Moment, window: float, clips: Sequence[ClipSection], size: int, out: Sequence[UInt8s]
+        self, video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int, out: Sequence[UInt8s]
     ) -> None:
         """``decode_clips`` in a child, into ``out``. Raises DecodeError, also for a hang, a crash and too much memory.
 
         Videos that hang or crash are remembered, so that a hang costs its time limit once in a process and not once an epoch.
         """
-        with self._result(decode_clips, video, moment, window, clips, size) as result:
+        with self._result(decode_clips, video, moment, crop_position, clips, size) as result:
             for array, clip in zip(out, result, strict=True):
                 np.copyto(array, clip)
 

@@ -1,4 +1,4 @@
-"""Plan rows in, decoded columns out: the one function that decode tasks, threads and benchmarks all call."""
+"""Decodes the videos of run rows: decode tasks, threads and benchmarks all call the same ``Source.rows``."""
 
 from __future__ import annotations
 
@@ -80,11 +80,18 @@ class Source:
         ``quarantined`` [B] holds a JSON list of the row's failed videos, ``seconds`` [B] the time that decoding took.
         ``pool`` decodes videos in parallel threads.
         """
-        planned, (moments, windows) = self.plan.videos(np.maximum(rows, 0)), self.moments(np.maximum(rows, 0))
+        planned, (moments, crop_positions) = self.plan.videos(np.maximum(rows, 0)), self.moments(np.maximum(rows, 0))
         shape = planned.shape
         primary, auxiliary = self._blank(*shape)
         jobs = [
-            (int(row), slot, int(planned[b, slot]), moments[b][slot], windows[b, slot], (primary[b, slot], auxiliary[b, slot]))
+            (
+                int(row),
+                slot,
+                int(planned[b, slot]),
+                moments[b][slot],
+                crop_positions[b, slot],
+                (primary[b, slot], auxiliary[b, slot]),
+            )
             for b, row in enumerate(rows)
             for slot in range(self.plan.slots)
         ]
@@ -103,8 +110,8 @@ class Source:
         }
 
     def moments(self, rows: Ints) -> tuple[list[list[Moment]], Floats]:
-        """Of [B] run rows: where in time both students' clips of each slot lie, [B][S], and where on the longer side the square
-        lies that is decoded, [B, S]."""
+        """Returns for [B] run rows where in time both students' clips of each slot lie, [B][S], and where on the frame's longer
+        side the decoded square lies, [B, S] from 0 to 1."""
         drawn = self.plan.moments(rows)
         if not self.own_moments and all(clip.sampling == "window" for clip in self.clips):
             return drawn[:, :, 0].tolist(), drawn[:, :, 1]
@@ -120,16 +127,16 @@ class Source:
         ]
         return moments, drawn[:, :, 1]
 
-    def views(self, videos: Ints, moments: Floats, windows: Floats) -> Columns:
+    def views(self, videos: Ints, moments: Floats, crop_positions: Floats) -> Columns:
         """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed.
 
         Every view opens its file: for several ones of a video, ``evaluation_views.decode_videos`` opens it once.
         """
         primary, auxiliary = self._blank(len(videos))
         reasons = []
-        for place, (video, moment, window) in enumerate(zip(videos, moments, windows, strict=True)):
+        for index, (video, moment, crop_position) in enumerate(zip(videos, moments, crop_positions, strict=True)):
             try:
-                self.clip(int(video), float(moment), float(window), (primary[place], auxiliary[place]))
+                self.clip(int(video), float(moment), float(crop_position), (primary[index], auxiliary[index]))
                 reasons.append("")
             except DecodeError as error:
                 reasons.append(str(error) or "unknown")
@@ -140,19 +147,19 @@ class Source:
             "reason": np.array(reasons),
         }
 
-    def clip(self, video: int, moment: Moment, window: float, out: Clips) -> None:
-        """Both students' clips of one video, into uint8 [T, H, W, 3] each. Raises DecodeError, with ``out`` untouched."""
-        words = (self.video(video), moment, window, self.clips, self.size)
+    def clip(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
+        """Decodes both students' clips of a video into ``out``, uint8 [T, H, W, 3]. Raises DecodeError, ``out`` unchanged."""
+        request = (self.video(video), moment, crop_position, self.clips, self.size)
         if self.limits is not None:
-            guard(self.limits).decode(*words, out)
+            guard(self.limits).decode(*request, out)
         else:
-            for array, clip in zip(out, decode_clips(*words), strict=True):
+            for array, clip in zip(out, decode_clips(*request), strict=True):
                 np.copyto(array, clip)
 
     def frames(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
         """Frames of one video that both students' clips at these moments show, as ``decode_frames`` gives them."""
-        words = (self.video(video), moments, self.clips, self.size)
-        return guard(self.limits).decode_frames(*words) if self.limits is not None else decode_frames(*words)
+        request = (self.video(video), moments, self.clips, self.size)
+        return guard(self.limits).decode_frames(*request) if self.limits is not None else decode_frames(*request)
 
     def evaluated(self, split: str) -> Ints:
         """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
@@ -176,7 +183,7 @@ class Source:
         one, other = (np.zeros((*shape, clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
         return one, other
 
-    def _slot(self, row: int, slot: int, planned: int, moment: Moment, window: float, out: Clips) -> _Slot:
+    def _slot(self, row: int, slot: int, planned: int, moment: Moment, crop_position: float, out: Clips) -> _Slot:
         """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
         failures: list[dict[str, object]] = []
         begun = time.perf_counter()
@@ -190,7 +197,7 @@ class Source:
             if failures:
                 failures[-1]["replaced_by"] = video
             try:
-                self.clip(video, moment, float(window), out)
+                self.clip(video, moment, float(crop_position), out)
                 return _Slot(video, failures, time.perf_counter() - begun)
             except DecodeError as error:
                 tried.add(video)
