@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from jobs import label, search
 from jobs.command import run
 from pipeline.config import load_config
+from pipeline.files.folder_lock import LOCK, Claim
 from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.run_folder.study_folder import read_trials
@@ -259,15 +259,6 @@ def test_asha_by_tune(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "rates" / "trial-00001" / "evaluation.json").exists()
 
 
-def holder(lock: Path) -> int | None:
-    """The process that has a file open."""
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):
-            if os.readlink(entry) == str(lock):
-                return int(entry.parts[2])
-    return None
-
-
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(400)
@@ -280,9 +271,9 @@ def test_a_killed_trial_process_is_continued(command: Any, tmp_path: Path) -> No
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not any(line["step"] >= 8 for line in read_metrics(folder)):
             time.sleep(0.05)
-        if process := holder(tmp_path / "killed" / ".trial-00000.lock"):
-            os.kill(process, signal.SIGKILL)
-            killed.append(process)
+        if holder := Claim(folder / LOCK).holder():
+            os.kill(holder.pid, signal.SIGKILL)
+            killed.append(holder.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()
