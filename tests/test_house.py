@@ -37,11 +37,22 @@ def _pins() -> dict[str, str]:
     return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
 
 
+def _listed() -> list[str]:
+    """What the project consists of, links and what is not committed yet included."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 def _files() -> list[str]:
     """Files of the project, those not committed yet included."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [name for name in listed if (ROOT / name).is_file()]
+    return [name for name in _listed() if (ROOT / name).is_file()]
+
+
+def links_that_leave(root: Path, names: list[str]) -> list[str]:
+    """Symbolic links below ``root`` that lead out of it, or name a folder of this machine."""
+    links = [name for name in names if (root / name).is_symlink()]
+    return [name for name in links if (target := (root / name).readlink()).is_absolute()
+            or not (root / name).parent.joinpath(target).resolve().is_relative_to(root.resolve())]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ versions
@@ -244,6 +255,15 @@ def test_the_readme_names_every_room_and_nothing_that_is_not_there() -> None:
     assert [room for room in sorted(rooms) if f"{room}/" not in readme] == []
     named = set(re.findall(rf"(?<![\w/.<-])(?:{'|'.join(ROOMS)})/[\w./-]*\w", readme))
     assert [name for name in sorted(named) if not ((ROOT / name).exists() or (ROOT / f"{name}.py").exists())] == []
+
+
+def test_no_link_leads_out_of_the_project(tmp_path: Path) -> None:
+    """It would be followed on this machine only, and what commands write there would be written through it."""
+    assert links_that_leave(ROOT, _listed()) == []
+    (tmp_path / "inside").mkdir()
+    for name, target in {"data": str(tmp_path / "inside"), "up": "../elsewhere", "near": "inside"}.items():
+        (tmp_path / name).symlink_to(target)
+    assert links_that_leave(tmp_path, ["data", "up", "near", "inside"]) == ["data", "up"]
 
 
 # in pieces, so that this file does not find itself
