@@ -183,7 +183,7 @@ class Trainer:
 def decoders() -> list[int]:
     """Processes that run decode tasks of this test's cluster."""
     names = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if is_child(path)}
-    return [pid for pid, name in names.items() if b"MapBatches(work)" in name]
+    return [pid for pid, name in names.items() if b"MapBatches(decode_ticket)" in name]
 
 
 def is_child(path: Path) -> bool:
@@ -220,7 +220,7 @@ def test_kills_and_other_numbers_of_workers_train_the_plan_once(tiny: Path, tmp_
             until = time.monotonic() + float(random.uniform(0.5, 3))
             spare = 2  # more would kill each decode task of a slow machine before it ends
             while time.monotonic() < until or not all(file.exists() and file.stat().st_size for file in files):
-                if spare and (running := decoders()) and random.random() < 0.3:  # they are seldom seen: nothing is decoded
+                if spare and random.random() < 0.05 and (running := decoders()):
                     os.kill(int(random.choice(running)), signal.SIGKILL)
                     spare, decoders_killed = spare - 1, decoders_killed + 1
                 time.sleep(0.05)
