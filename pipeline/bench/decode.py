@@ -22,7 +22,7 @@ from pipeline.processes.isolation import Limits
 from pipeline.progress import progress
 from pipeline.video.container import FrameIndex, index_packets, open_container, video_stream
 from pipeline.video.decord_check import decord
-from pipeline.video.exact_reader import read_frames, upright
+from pipeline.video.exact_reader import FrameConverter, read_frames
 
 VIDEOS = 24
 """In one repeat."""
@@ -155,4 +155,4 @@ def _read_exact(job: Job, clips: Clips, size: int, index: FrameIndex, seek: bool
     if not seek and index.pts:
         index = replace(index, starts=index.starts[:1])
     location = storage.for_decoder(job.video.location)
-    read_frames(location, index, _wanted(job, clips, job.moment), lambda frame: upright(frame, width, height))
+    read_frames(location, index, _wanted(job, clips, job.moment), FrameConverter(width, height))

@@ -16,7 +16,7 @@ from pipeline.seeds import Floats, Ints
 from pipeline.video import image_sequence
 from pipeline.video.container import FrameIndex, first_line, index_packets, open_container, video_stream
 from pipeline.video.decord_check import decord
-from pipeline.video.exact_reader import read_frames, upright
+from pipeline.video.exact_reader import FrameConverter, read_frames
 
 UInt8s = npt.NDArray[np.uint8]
 
@@ -137,7 +137,7 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
     starts = index.times if index and video.variable_fps else constant_rate(video.frames, video.fps)
     wanted = _union(times, starts)
     index = index or FrameIndex(starts, ())
-    frames = read_frames(source, index, wanted.tolist(), lambda frame: upright(frame, width, height))
+    frames = read_frames(source, index, wanted.tolist(), FrameConverter(width, height))
     return np.stack([frames[index_of_frame] for index_of_frame in wanted.tolist()]), starts, wanted
 
 
@@ -148,12 +148,13 @@ def _read_by_frame_times(
     wanted = list(np.unique(np.concatenate(times))[::-1] + SLACK)  # the earliest is last
     kept: dict[int, UInt8s] = {}
     frame_times: list[float] = []
+    convert = FrameConverter(width, height)
     with open_container(source) as container:
         before = None
         for frame in container.decode(video_stream(container)):
             frame_times.append(float(frame.time))
             if before is not None and wanted[-1] < frame_times[-1] - frame_times[0]:
-                kept[len(frame_times) - 2] = upright(before, width, height)
+                kept[len(frame_times) - 2] = convert(before)
                 while wanted and wanted[-1] < frame_times[-1] - frame_times[0]:
                     wanted.pop()
             before = frame
@@ -162,7 +163,7 @@ def _read_by_frame_times(
         if before is None:
             raise DecodeError("no frame decodes")
         if wanted:
-            kept[len(frame_times) - 1] = upright(before, width, height)
+            kept[len(frame_times) - 1] = convert(before)
     return np.stack(list(kept.values())), np.asarray(frame_times) - frame_times[0], np.asarray(list(kept))
 
 

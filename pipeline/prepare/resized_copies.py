@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 import av
+from av.video.reformatter import VideoReformatter
 
 from pipeline.errors import UserError
 from pipeline.files import storage
@@ -26,7 +27,7 @@ from pipeline.processes.isolation import Lost, map_isolated
 from pipeline.progress import progress
 from pipeline.video import checksum, image_sequence
 from pipeline.video.container import first_line, open_container, video_stream
-from pipeline.video.exact_reader import UInt8s, upright
+from pipeline.video.exact_reader import FrameConverter, UInt8s
 from pipeline.video.probe import Probe, ProbeFiles, ProbeOptions
 
 CLOCK = 90_000
@@ -159,7 +160,7 @@ def _encode(copy: Copy, path: Path) -> None:
     with av.open(
         str(path), "w", format="mp4", options={"movflags": "faststart", "video_track_timescale": str(CLOCK)}
     ) as output:
-        stream = None
+        stream, shrink = None, VideoReformatter()
         last = -1
         for seconds, image in _frames(copy):
             height, width = image.shape[:2]
@@ -172,7 +173,7 @@ def _encode(copy: Copy, path: Path) -> None:
                 context.gop_size, context.options, context.time_base = KEY_EVERY, OPTIONS, Fraction(1, CLOCK)
                 context.thread_count = 1
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="AREA")
+            frame = shrink.reformat(frame, stream.width, stream.height, "yuv420p", interpolation="AREA", threads=1)
             last = max(last + 1, round(seconds * CLOCK))
             frame.pts, frame.time_base = last, Fraction(1, CLOCK)
             output.mux(stream.encode(frame))
@@ -187,9 +188,9 @@ def _frames(copy: Copy) -> Iterator[tuple[float, UInt8s]]:
         for number, name in enumerate(image_sequence.images(copy.source)):
             yield number / copy.fps, image_sequence.read_image(name)
         return
-    first = None
+    first, convert = None, FrameConverter()
     with open_container(storage.for_decoder(copy.source)) as container:
         for number, frame in enumerate(container.decode(video_stream(container))):
             seconds = frame.time if copy.variable else number / copy.fps
             first = seconds if first is None else first
-            yield seconds - first, upright(frame)
+            yield seconds - first, convert(frame)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.video.container import INDEXED, FrameIndex, Input
-from pipeline.video.exact_reader import read_frames, upright
+from pipeline.video.exact_reader import FrameConverter, read_frames
 
 try:
     import decord
@@ -48,7 +48,7 @@ def decord_agrees(source: Input, index: FrameIndex, frames: Mapping[int, NDArray
             return False
         for start in range(0, len(index.times), CHUNK) if full else ():
             places = range(max(0, start - 1), min(start + CHUNK + 1, len(index.times)))
-            if not _same_frames(source, read_frames(source, index, places, upright)):
+            if not _same_frames(source, read_frames(source, index, places, FrameConverter())):
                 return False
     except Exception:  # decord raises types of its own; whatever it is, PyAV has read this file
         return False

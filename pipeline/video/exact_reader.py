@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from pipeline.video.container import FrameIndex, Input, UnusableError, first_line, open_container, video_stream
@@ -25,7 +26,7 @@ class _OtherPackets(Exception):
 
 def decode_frames(source: Input, index: FrameIndex, places: Sequence[int]) -> list[UInt8s]:
     """Upright RGB frames [H, W, 3] at ascending places. Raises UnusableError when one does not decode."""
-    found = read_frames(source, index, places, upright)
+    found = read_frames(source, index, places, FrameConverter())
     return [found[place] for place in places]
 
 
@@ -105,8 +106,19 @@ class _Reader:
             yield from (frame for frame in packet.decode() if frame.pts is not None and frame.pts >= begin)
 
 
-def upright(frame: Any, width: int | None = None, height: int | None = None) -> UInt8s:
-    """RGB [H, W, 3] as it is to be seen; ``width`` and ``height`` are of the result."""
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    size = (height, width) if turns % 2 else (width, height)
-    return np.ascontiguousarray(np.rot90(frame.reformat(*size, format="rgb24").to_ndarray(), turns))
+class FrameConverter:
+    """Turns decoded frames into upright RGB [H, W, 3] uint8, scaled to ``width`` and ``height`` (None: the frame's own).
+
+    One for each file and thread: it keeps FFmpeg's scaler, which a frame's own ``reformat`` makes anew for every frame, with a
+    thread for each core, at a cost of several small frames' decoding.
+    """
+
+    def __init__(self, width: int | None = None, height: int | None = None) -> None:
+        self.size = (width, height)
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> UInt8s:
+        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        width, height = self.size[::-1] if turns % 2 else self.size
+        rgb = self.reformatter.reformat(frame, width, height, format="rgb24", threads=1)
+        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from pipeline.clips import decode
 from pipeline.clips.decode import DecodeError, Video, decode_clips, scaled_size
 from pipeline.clips.sampling import Moment, clip_times
 from pipeline.config import ClipSection
+from pipeline.video.exact_reader import FrameConverter
 from tests.videos import read_number, write_numbers
 
 SLOW, FAST = ClipSection(frames=8, fps=8, size=16), ClipSection(frames=8, fps=16, size=16)
@@ -56,8 +58,8 @@ def test_frames_on_the_way_are_not_kept(tmp_path: Path, monkeypatch: pytest.Monk
     seconds, end = np.array(steps) / 1000, steps[-1] / 1000 + 0.065
     one = video(path, len(steps), len(steps) / end, "pyav", width=96, height=96, end=end, variable_fps=True)
     converted: list[object] = []
-    upright = decode.upright
-    monkeypatch.setattr(decode, "upright", lambda frame, *size: converted.append(frame) or upright(frame, *size))
+    convert = decode.FrameConverter.__call__
+    monkeypatch.setattr(decode.FrameConverter, "__call__", lambda self, frame: converted.append(frame) or convert(self, frame))
     slow, fast = decode_clips(one, moment, 0.5, [SLOW, FAST], 64)
     for clip, times in zip((slow, fast), clip_times(moment, 0, end, [SLOW, FAST]), strict=True):
         assert [read_number(frame) for frame in clip] == (np.searchsorted(seconds, times + 1e-4, side="right") - 1).tolist()
@@ -158,3 +160,12 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 )
 def test_scaled_size(width: int, height: int, expected: tuple[int, int]) -> None:
     assert scaled_size(width, height, 48) == expected
+
+
+@pytest.mark.parametrize("size", [(None, None), (36, 36), (48, 64)])
+def test_frames_are_those_of_a_scaler_made_for_each(tmp_path: Path, size: tuple[int | None, int | None]) -> None:
+    path = write_numbers(tmp_path / "n.mp4", size=(96, 96))
+    convert = FrameConverter(*size)
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            np.testing.assert_array_equal(convert(frame), frame.reformat(*size, format="rgb24").to_ndarray())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.clips.decode import Video, decode_clips, scaled_size
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.config import ClipSection
-from pipeline.video.exact_reader import read_frames, upright
+from pipeline.video.exact_reader import FrameConverter, read_frames
 from pipeline.video.probe import Probe, ProbeOptions, probe_file
 from tests.video.reference import every_frame, read_index
 
@@ -93,7 +93,7 @@ def test_the_window_reader_on_odd_files(shared_data: Path, name: str) -> None:
     @settings(max_examples=10)
     @given(st.sets(st.integers(0, len(frames) - 1), min_size=1, max_size=6))
     def check(places: set[int]) -> None:
-        found = read_frames(path, index, sorted(places), lambda frame: upright(frame, 48, 48))
+        found = read_frames(path, index, sorted(places), FrameConverter(48, 48))
         assert all(np.array_equal(found[place], frames[place]) for place in places)
 
     check()
@@ -205,7 +205,7 @@ def check_random_file(recipe: Recipe, data: st.DataObject) -> None:
         index = read_index(path)
         for _ in range(3):
             places = data.draw(st.sets(st.integers(0, len(frames) - 1), min_size=1, max_size=6))
-            found = read_frames(path, index, sorted(places), lambda frame: upright(frame, 48, 48))
+            found = read_frames(path, index, sorted(places), FrameConverter(48, 48))
             assert all(np.array_equal(found[place], frames[place]) for place in places)
         truth.cache_clear()
         for _ in range(2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.video.container import FrameIndex, Input, count_frames, index_packets, open_container, video_stream
-from pipeline.video.exact_reader import upright
+from pipeline.video.exact_reader import FrameConverter
 
 
 def read_index(source: Input) -> FrameIndex:
@@ -20,5 +20,6 @@ def read_index(source: Input) -> FrameIndex:
 
 def every_frame(source: Input, width: int | None = None, height: int | None = None) -> list[np.ndarray]:
     """Upright RGB frames in order."""
+    convert = FrameConverter(width, height)
     with open_container(source) as container:
-        return [upright(frame, width, height) for frame in container.decode(video_stream(container))]
+        return [convert(frame) for frame in container.decode(video_stream(container))]
