@@ -41,7 +41,7 @@ from pipeline.prepare.sources.folder import Layout
 from pipeline.prepare.sources.synonyms import UNLABELED
 from pipeline.prepare.sources.video_list import DELIMITERS, ListOptions, parse_columns
 from pipeline.video.probe import ProbeFiles, ProbeOptions, probe_files
-from pipeline.video.synthetic import MARK, Difficulty, is_rendered, render_folder
+from pipeline.video.synthetic import MARKER_FILE, Difficulty, is_rendered, render_folder
 from pipeline.video.synthetic_motions import MOTIONS
 
 ENOUGH_FOR_RAY = 1000
@@ -281,11 +281,11 @@ def _check_synthetic(words: argparse.Namespace, out: Path) -> Difficulty:
             f"--videos {words.videos} gives {train} train videos a class, --labeled {words.labeled} needs {wanted}; "
             f"raise --videos or lower --labeled"
         )
-    if (out / "videos").exists() and not (out / "videos" / MARK).exists():
+    if (out / "videos").exists() and not (out / "videos" / MARKER_FILE).exists():
         raise UserError(f"{out / 'videos'} exists and was not made by this command; choose another OUT")
     given = {f.name: getattr(words, f.name) for f in dataclasses.fields(Difficulty) if getattr(words, f.name) is not None}
     try:
-        return replace(Difficulty.at(words.difficulty), **given)
+        return replace(Difficulty.from_level(words.difficulty), **given)
     except ValueError as error:
         raise UserError(f"difficulty: {error}") from None
 

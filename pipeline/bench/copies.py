@@ -20,8 +20,8 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare.resized_copies import Copy, resize
 from pipeline.progress import progress
-from pipeline.video.checksum import facts
 from pipeline.video.probe import probe_file
+from pipeline.video.video_file import get_file_info
 
 GPU_VIDEOS_PER_SECOND = 120
 """What one GPU of 80 GB is expected to train in the paper's setting."""
@@ -106,7 +106,7 @@ def _figures(kind: Kind, times: Sequence[float]) -> dict[str, Any]:
         "n": len(times),
         "videos_per_core_second": round(1000 / middle, 1),
         f"cores_for_{GPU_VIDEOS_PER_SECOND}_videos_per_second": round(GPU_VIDEOS_PER_SECOND * middle / 1000, 1),
-        "kilobytes_per_video": round(sum(facts(location).bytes for location in videos) / len(videos) / 1000),
+        "kilobytes_per_video": round(sum(get_file_info(location).bytes for location in videos) / len(videos) / 1000),
         "frames": ", ".join(f"{size} ({number})" for size, number in sizes.most_common(3)),
         "decode_size": kind.decode_size,
         "decoders": dict(Counter(video.decoder for video in videos.values())),

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.processes.isolation import Limits
 from pipeline.progress import progress
-from pipeline.video.container import FrameIndex, index_packets, open_container, video_stream
+from pipeline.video.container import VideoIndex, find_video_stream, index_by_packets, open_container
 from pipeline.video.decord_check import decord
 from pipeline.video.exact_reader import FrameConverter, read_frames
 
@@ -96,7 +96,7 @@ def planned_jobs(source: Source, name: str, decoder: str | None = None, videos: 
 
 def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], Any]]:
     out = [np.zeros((clip.frames, size, size, 3), np.uint8) for clip in clips]
-    indices: dict[Video, FrameIndex] = {}
+    indices: dict[Video, VideoIndex] = {}
 
     def once(job: Job, side: int = size) -> Any:
         return decode_clips(job.video, job.moment, job.window, clips, side)
@@ -121,7 +121,7 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
         "once, isolated": lambda job: guard.decode(job.video, job.moment, job.window, clips, size, out),
         "once, native size": native,
         "once, frame by frame": partial(_frame_by_frame, clips=clips, size=size),
-        "open alone": lambda job: decord.VideoReader(storage.for_decoder(job.video.location), num_threads=1),
+        "open alone": lambda job: decord.VideoReader(storage.open_for_decoder(job.video.location), num_threads=1),
         "exact, seeking": partial(exact, seek=True, kept=False),
         "exact, seeking, index kept": partial(exact, seek=True, kept=True),
         "exact, from the first frame": partial(exact, seek=False, kept=False),
@@ -137,22 +137,22 @@ def _wanted(job: Job, clips: Sequence[ClipSection], moment: Moment) -> list[int]
 def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
     """Each clip's frames in its order, each asked for by itself."""
     width, height = scaled_size(job.video.width, job.video.height, size)
-    reader = decord.VideoReader(storage.for_decoder(job.video.location), width=width, height=height, num_threads=1)
+    reader = decord.VideoReader(storage.open_for_decoder(job.video.location), width=width, height=height, num_threads=1)
     for student, clip in enumerate(clips):
         for place in _wanted(job, [clip], moment_of(job.moment, student)):
             reader[place].asnumpy()
 
 
-def _index(video: Video) -> FrameIndex:
-    with open_container(storage.for_decoder(video.location)) as container:
-        index = index_packets(container, video_stream(container))
-    return index or FrameIndex(constant_rate(video.frames, video.fps), ())
+def _index(video: Video) -> VideoIndex:
+    with open_container(storage.open_for_decoder(video.location)) as container:
+        index = index_by_packets(container, find_video_stream(container))
+    return index or VideoIndex(constant_rate(video.frames, video.fps), ())
 
 
-def _read_exact(job: Job, clips: Clips, size: int, index: FrameIndex, seek: bool) -> None:
-    """By the window reader; without ``seek`` by one whose only start is the first packet."""
+def _read_exact(job: Job, clips: Clips, size: int, index: VideoIndex, seek: bool) -> None:
+    """Read by ``read_frames``; without ``seek`` with the first packet as the only random access point."""
     width, height = scaled_size(job.video.width, job.video.height, size)
     if not seek and index.pts:
-        index = replace(index, starts=index.starts[:1])
-    location = storage.for_decoder(job.video.location)
+        index = replace(index, random_access_points=index.random_access_points[:1])
+    location = storage.open_for_decoder(job.video.location)
     read_frames(location, index, _wanted(job, clips, job.moment), FrameConverter(width, height))

@@ -14,7 +14,7 @@ from pipeline.config import ClipSection
 from pipeline.files import storage
 from pipeline.seeds import Floats, Ints
 from pipeline.video import image_sequence
-from pipeline.video.container import FrameIndex, first_line, index_packets, open_container, video_stream
+from pipeline.video.container import VideoIndex, find_video_stream, index_by_packets, open_container, summarize_error
 from pipeline.video.decord_check import decord
 from pipeline.video.exact_reader import FrameConverter, read_frames
 
@@ -72,7 +72,7 @@ def decode_frames(
     except DecodeError:
         raise
     except Exception as error:  # decord and FFmpeg raise many types; all mean that this file failed
-        raise DecodeError(f"{type(error).__name__}: {first_line(error)}") from None
+        raise DecodeError(f"{type(error).__name__}: {summarize_error(error)}") from None
     if frames_NHWC.shape[1:] != (height, width, 3):
         raise DecodeError(f"frames of {frames_NHWC.shape[2]}x{frames_NHWC.shape[1]} where {width}x{height} were asked for")
     shown = [np.searchsorted(wanted, frame_indices(each, starts)) for each in times]
@@ -113,7 +113,7 @@ def _is_misread_by_decord(width: int) -> bool:
 def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
     if decord is None or _is_misread_by_decord(width):  # the probe has found both to agree on this file
         return _read_pyav(video, times, width, height)
-    source = storage.for_decoder(video.location)
+    source = storage.open_for_decoder(video.location)
     reader = decord.VideoReader(source, width=width, height=height, num_threads=1)
     _check_count(len(reader), video)
     if video.variable_fps:
@@ -127,16 +127,16 @@ def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int)
 
 def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
     """By seeking where that is proven exact, else from the first frame on."""
-    source = storage.for_decoder(video.location)
+    source = storage.open_for_decoder(video.location)
     with open_container(source) as container:
-        index = index_packets(container, video_stream(container))
+        index = index_by_packets(container, find_video_stream(container))
     if index is not None:
         _check_count(len(index.times), video)
     elif video.variable_fps:
         return _read_by_frame_times(source, video, times, width, height)
     starts = index.times if index and video.variable_fps else constant_rate(video.frames, video.fps)
     wanted = _union(times, starts)
-    index = index or FrameIndex(starts, ())
+    index = index or VideoIndex(starts, ())
     frames = read_frames(source, index, wanted.tolist(), FrameConverter(width, height))
     return np.stack([frames[index_of_frame] for index_of_frame in wanted.tolist()]), starts, wanted
 
@@ -151,7 +151,7 @@ def _read_by_frame_times(
     convert = FrameConverter(width, height)
     with open_container(source) as container:
         before = None
-        for frame in container.decode(video_stream(container)):
+        for frame in container.decode(find_video_stream(container)):
             frame_times.append(float(frame.time))
             if before is not None and wanted[-1] < frame_times[-1] - frame_times[0]:
                 kept[len(frame_times) - 2] = convert(before)
@@ -168,7 +168,7 @@ def _read_by_frame_times(
 
 
 def _read_images(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    names = image_sequence.images(video.location)
+    names = image_sequence.list_images(video.location)
     _check_count(len(names), video)
     starts = constant_rate(video.frames, video.fps)
     wanted = _union(times, starts)

@@ -95,10 +95,10 @@ def _open(location: str) -> list[Path | io.BytesIO]:
     """The file, or its parts; remote ones in memory. Raises FileNotFoundError."""
     if storage.is_remote(location):
         try:
-            storage.facts(location)
+            storage.get_file_info(location)
             return [io.BytesIO(storage.read_bytes(location))]
         except IsADirectoryError:
-            names = [name for name in storage.names(location) if name.endswith(".parquet")]
+            names = [name for name in storage.list_names(location) if name.endswith(".parquet")]
             return [io.BytesIO(storage.read_bytes(f"{location}/{name}")) for name in names]
     path = Path(storage.local_path(location))
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]

@@ -38,7 +38,7 @@ PART_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Facts:
+class FileInfo:
     """What a store knows of a file without reading it."""
 
     bytes: int
@@ -56,24 +56,24 @@ def local_path(location: str) -> str:
     return fs.FileSystem.from_uri(location)[1] if location.startswith("file://") else location
 
 
-def facts(location: str) -> Facts:
+def get_file_info(location: str) -> FileInfo:
     """Size and time of change. Raises FileNotFoundError, IsADirectoryError for anything that is no file, or OSError."""
     if not is_remote(location):
         status = os.stat(local_path(location))
         if not stat.S_ISREG(status.st_mode):
             raise IsADirectoryError(f"{location} is not a file")
-        return Facts(status.st_size, str(status.st_mtime_ns))
+        return FileInfo(status.st_size, str(status.st_mtime_ns))
 
-    def ask() -> Facts:
+    def ask() -> FileInfo:
         store, path = _store(location)
         (info,) = store.get_file_info([path])
         if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(location)
         if info.type == fs.FileType.Directory:
             raise IsADirectoryError(f"{location} is not a file")
-        return Facts(info.size, str(info.mtime_ns or 0))
+        return FileInfo(info.size, str(info.mtime_ns or 0))
 
-    return retried(ask, location)
+    return retry(ask, location)
 
 
 def read_bytes(location: str) -> bytes:
@@ -87,7 +87,7 @@ def read_bytes(location: str) -> bytes:
         with store.open_input_file(path) as file:
             return bytes(file.read())
 
-    return retried(read, location)
+    return retry(read, location)
 
 
 def write_bytes(location: str, content: bytes) -> None:
@@ -98,7 +98,7 @@ def write_bytes(location: str, content: bytes) -> None:
         with store.open_output_stream(path) as file:  # a store shows the object when the stream is closed, not before
             file.write(content)
 
-    retried(write, location)
+    retry(write, location)
 
 
 def upload(path: Path, location: str) -> None:
@@ -110,7 +110,7 @@ def upload(path: Path, location: str) -> None:
             while part := source.read(PART_BYTES):
                 file.write(part)
 
-    retried(write, location)
+    retry(write, location)
 
 
 def download(location: str, path: Path) -> None:
@@ -122,7 +122,7 @@ def download(location: str, path: Path) -> None:
             while part := stream.read(PART_BYTES):
                 file.write(part)
 
-    retried(read, location)
+    retry(read, location)
 
 
 def delete(location: str) -> None:
@@ -136,7 +136,7 @@ def delete(location: str) -> None:
         elif info.type != fs.FileType.NotFound:
             store.delete_file(path)
 
-    retried(remove, location)
+    retry(remove, location)
 
 
 def open_file(location: str) -> io.BufferedIOBase:
@@ -146,19 +146,19 @@ def open_file(location: str) -> io.BufferedIOBase:
     return io.BufferedReader(_Ranges(location), RANGE_BYTES)
 
 
-def for_decoder(location: str) -> str | io.BufferedIOBase:
+def open_for_decoder(location: str) -> str | io.BufferedIOBase:
     """What decoders open: a local path, the content in memory, or for large remote files one that reads in ranges."""
     if not is_remote(location):
         return local_path(location)
-    return io.BytesIO(read_bytes(location)) if facts(location).bytes <= WHOLE_BYTES else open_file(location)
+    return io.BytesIO(read_bytes(location)) if get_file_info(location).bytes <= WHOLE_BYTES else open_file(location)
 
 
-def is_large(source: str | io.BufferedIOBase) -> bool:
-    """Whether ``for_decoder`` left it where it is."""
+def is_read_in_ranges(source: str | io.BufferedIOBase) -> bool:
+    """Whether ``open_for_decoder`` left it where it is."""
     return isinstance(source, io.BufferedReader) and isinstance(source.raw, _Ranges)
 
 
-def names(folder: str) -> list[str]:
+def list_names(folder: str) -> list[str]:
     """Names of what lies in a folder, sorted. Raises FileNotFoundError or OSError."""
     if not is_remote(folder):
         return sorted(os.listdir(local_path(folder)))
@@ -167,10 +167,10 @@ def names(folder: str) -> list[str]:
         store, path = _store(folder)
         return sorted(info.base_name for info in store.get_file_info(fs.FileSelector(path)))
 
-    return retried(ask, folder)
+    return retry(ask, folder)
 
 
-def folders(folder: str) -> list[str]:
+def list_folders(folder: str) -> list[str]:
     """Names of the folders in a remote folder, sorted. Raises FileNotFoundError or OSError."""
 
     def ask() -> list[str]:
@@ -178,10 +178,10 @@ def folders(folder: str) -> list[str]:
         found = store.get_file_info(fs.FileSelector(path))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
-    return retried(ask, folder)
+    return retry(ask, folder)
 
 
-def files_below(folder: str) -> list[str]:
+def list_files_below(folder: str) -> list[str]:
     """Files in a remote folder at any depth, relative to it, sorted. Raises FileNotFoundError or OSError."""
 
     def ask() -> list[str]:
@@ -190,10 +190,10 @@ def files_below(folder: str) -> list[str]:
         skip = len(path.strip("/")) + 1  # some stores answer with a slash before the path, some without
         return sorted(info.path.lstrip("/")[skip:] for info in found if info.type == fs.FileType.File)
 
-    return retried(ask, folder)
+    return retry(ask, folder)
 
 
-def retried(action: Callable[[], T], location: str) -> T:
+def retry(action: Callable[[], T], location: str) -> T:
     """``action()``, tried again after OSErrors. Raises FileNotFoundError or OSError that names the location."""
     pause = FIRST_PAUSE_SECONDS
     for attempt in range(1, ATTEMPTS + 1):
@@ -217,7 +217,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, location: str) -> None:
         super().__init__()
-        self.location, self.place, self.length = location, 0, facts(location).bytes
+        self.location, self.place, self.length = location, 0, get_file_info(location).bytes
         self.file: Any = None
 
     def readable(self) -> bool:
@@ -235,7 +235,7 @@ class _Ranges(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = max(0, min(len(buffer), self.length - self.place))
-        content = retried(lambda: self._read(wanted), self.location) if wanted else b""
+        content = retry(lambda: self._read(wanted), self.location) if wanted else b""
         buffer[: len(content)] = content
         self.place += len(content)
         return len(content)

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from pipeline.processes.isolation import num_cores
 from pipeline.progress import progress
-from pipeline.video import checksum
+from pipeline.video import video_file
 
 SAMPLED = 64
 """Videos of many that are looked at before a command starts."""
@@ -33,7 +33,7 @@ def missing_files(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
     """Locations of those rows' files that are not there."""
     locations = [manifest.location(row) for row in rows.tolist()]
     with ThreadPoolExecutor(STORE_REQUESTS) as pool:
-        there = pool.map(checksum.is_there, locations)
+        there = pool.map(video_file.is_present, locations)
         return [location for location, found in zip(locations, there, strict=True) if not found]
 
 
@@ -51,10 +51,10 @@ def other_files(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
 
 def _is_other(location: str, size: int | None, digest: str | None) -> str | None:
     try:
-        now = checksum.facts(location).bytes
+        now = video_file.get_file_info(location).bytes
         if size and now != size:  # 0 where the size was not known
             return f"{size} bytes in the manifest, {now} bytes found at {location}"
-        if digest is not None and checksum.sha256(location) != digest:
+        if digest is not None and video_file.compute_sha256(location) != digest:
             return f"another content (SHA-256) of the same {now} bytes found at {location}"
     except OSError:
         pass
@@ -76,9 +76,9 @@ def verify(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _changed(location: str, digest: str, size: int) -> str | None:
     try:
-        if checksum.sha256(location) == digest:
+        if video_file.compute_sha256(location) == digest:
             return None
-        now = checksum.facts(location).bytes
+        now = video_file.get_file_info(location).bytes
     except FileNotFoundError:
         return "missing"
     except OSError as error:

@@ -16,14 +16,14 @@ from typing import TextIO
 
 from pipeline.errors import UserError
 from pipeline.manifest.schema import locate, read_manifest
-from pipeline.video.probe import Known, Note, Probe
+from pipeline.video.probe import FindEarlierProbe, Probe, RecordProbe
 
 MANIFEST, NOTES = "manifest.parquet", ".probes.jsonl"
 FLUSH_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def remembered(folder: Path | None) -> Iterator[tuple[Known, Note]]:
+def remembered(folder: Path | None) -> Iterator[tuple[FindEarlierProbe, RecordProbe]]:
     """What is known of a location, and where to note what is found now; nothing and nowhere without a folder."""
     if folder is None:
         yield lambda location: None, lambda location, probe: None
@@ -66,7 +66,7 @@ class _Notes:
             self.file.close()
 
 
-def _known(folder: Path) -> Known:
+def _known(folder: Path) -> FindEarlierProbe:
     notes = _read(folder / NOTES)
     earlier = _of_manifest(folder / MANIFEST)
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, bytes]:
     return notes
 
 
-def _of_manifest(path: Path) -> Known:
+def _of_manifest(path: Path) -> FindEarlierProbe:
     try:
         manifest = read_manifest(path)
     except UserError:  # none, or none that can be read: it is written anew

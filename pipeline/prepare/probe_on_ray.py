@@ -12,7 +12,7 @@ import ray.data
 
 from pipeline.manifest.schema import SCHEMA
 from pipeline.progress import progress
-from pipeline.video.probe import Known, Note, Probe, ProbeOptions, Work, probe_isolated
+from pipeline.video.probe import FindEarlierProbe, Probe, ProbeItems, ProbeOptions, RecordProbe, probe_in_processes
 
 CHUNK = 64
 """Least files of one task: some seconds, so that progress moves and Ray's cost of 20-70 ms a task does not count."""
@@ -24,8 +24,8 @@ COLUMNS = pa.schema([("place", pa.int64()), *((field.name, SCHEMA.field(field.na
 def probe_on_ray(
     locations: Sequence[str],
     options: ProbeOptions,
-    known: Known,
-    note: Note = lambda location, probe: None,
+    known: FindEarlierProbe,
+    note: RecordProbe = lambda location, probe: None,
     timeout_seconds: float = 120.0,
     chunk: int | None = None,
 ) -> list[Probe]:
@@ -36,10 +36,10 @@ def probe_on_ray(
         shared: ProbeOptions = ray.get(reference)
         earlier = [Probe(**row) if row["stamp"] else None for row in batch.drop_columns(["place", "location"]).to_pylist()]
         items = list(zip(batch["location"].to_pylist(), [shared] * len(batch), earlier, strict=True))
-        found = dict(probe_isolated(items, 1, timeout_seconds))
+        found = dict(probe_in_processes(items, 1, timeout_seconds))
         return _table(batch["place"].to_pylist(), [found[place] for place in range(len(items))])
 
-    work = Work(locations, options, known)
+    work = ProbeItems(locations, options, known)
     chunk = chunk or max(CHUNK, -(-len(work) // MAX_TASKS))
     blocks = [_block(work, range(start, min(start + chunk, len(work)))) for start in range(0, len(work), chunk)]
     data = ray.data.from_blocks(blocks).map_batches(probe, batch_size=None, batch_format="pyarrow", num_cpus=1)
@@ -50,7 +50,7 @@ def probe_on_ray(
     return [probes[place] for place in range(len(work))]
 
 
-def _block(work: Work, places: Sequence[int]) -> pa.Table:
+def _block(work: ProbeItems, places: Sequence[int]) -> pa.Table:
     """Locations of a chunk, and what is known of them."""
     items = [work[place] for place in places]
     table = _table(places, [before or Probe() for _, _, before in items])

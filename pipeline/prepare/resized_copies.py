@@ -25,8 +25,8 @@ from pipeline.prepare.probe_cache import remembered
 from pipeline.prepare.sources import Listing
 from pipeline.processes.isolation import Lost, map_isolated
 from pipeline.progress import progress
-from pipeline.video import checksum, image_sequence
-from pipeline.video.container import first_line, open_container, video_stream
+from pipeline.video import image_sequence, video_file
+from pipeline.video.container import find_video_stream, open_container, summarize_error
 from pipeline.video.exact_reader import FrameConverter, UInt8s
 from pipeline.video.probe import Probe, ProbeFiles, ProbeOptions
 
@@ -129,13 +129,13 @@ def resize(copy: Copy) -> str:
         if _is_done(copy):
             return ""
         target.parent.mkdir(parents=True, exist_ok=True)
-        changed = int(checksum.facts(copy.source).changed)
+        changed = int(video_file.get_file_info(copy.source).changed)
         _encode(copy, partial)
         os.utime(partial, ns=(changed, changed))
         os.replace(partial, target)
     except Exception as error:  # FFmpeg raises many types; all mean that this video has no copy
         partial.unlink(missing_ok=True)
-        return f"{type(error).__name__}: {first_line(error)}"
+        return f"{type(error).__name__}: {summarize_error(error)}"
     return ""
 
 
@@ -148,7 +148,7 @@ def _is_done_here(copy: Copy) -> bool:
 
 def _is_done(copy: Copy) -> bool:
     """Whether the copy is there and has the time of its source, whatever that is: a restored file may be older than before."""
-    source = int(checksum.facts(copy.source).changed)
+    source = int(video_file.get_file_info(copy.source).changed)
     try:
         mine = os.stat(copy.target).st_mtime_ns
     except FileNotFoundError:
@@ -185,12 +185,12 @@ def _encode(copy: Copy, path: Path) -> None:
 def _frames(copy: Copy) -> Iterator[tuple[float, UInt8s]]:
     """(seconds from the first frame, upright RGB) of every frame."""
     if image_sequence.is_pattern(copy.source):
-        for number, name in enumerate(image_sequence.images(copy.source)):
+        for number, name in enumerate(image_sequence.list_images(copy.source)):
             yield number / copy.fps, image_sequence.read_image(name)
         return
     first, convert = None, FrameConverter()
-    with open_container(storage.for_decoder(copy.source)) as container:
-        for number, frame in enumerate(container.decode(video_stream(container))):
+    with open_container(storage.open_for_decoder(copy.source)) as container:
+        for number, frame in enumerate(container.decode(find_video_stream(container))):
             seconds = frame.time if copy.variable else number / copy.fps
             first = seconds if first is None else first
             yield seconds - first, convert(frame)

@@ -60,7 +60,7 @@ def device_and_inode(location: str) -> Hashable:
     if storage.is_remote(location):
         return location
     try:
-        path = storage.local_path(image_sequence.images(location)[0] if image_sequence.is_pattern(location) else location)
+        path = storage.local_path(image_sequence.list_images(location)[0] if image_sequence.is_pattern(location) else location)
         status = os.stat(path)
     except OSError:  # a cluster's nodes see it, and this machine does not
         return location

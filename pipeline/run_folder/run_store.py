@@ -70,7 +70,7 @@ def pull_checkpoint(store: str, name: str, folder: Path) -> Path:
     scratch = folder / f".{name}.{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
     try:
-        for file in storage.files_below(source):
+        for file in storage.list_files_below(source):
             storage.download(f"{source}/{file}", scratch / file)
         shutil.rmtree(target, ignore_errors=True)
         try:
@@ -104,6 +104,6 @@ def _copied(folder: Path) -> list[str]:
 def _names(store: str) -> list[str]:
     """Files below the store's folder, none if there is no such folder yet."""
     try:
-        return storage.files_below(store)
+        return storage.list_files_below(store)
     except FileNotFoundError:
         return []

@@ -1,1 +1,1 @@
-"""One video file: its container, its exact frames, which decoder returns them; and synthetic videos. Knows no manifest."""
+"""Reading one video file: its container, its exact frames and the decoder to use; and synthetic videos. Knows no manifest."""

@@ -1,4 +1,4 @@
-"""Does decord return a file's frames exactly? Asked for each file, because its mistakes come without an error."""
+"""Checking for each file whether decord returns its frames exactly, because decord's mistakes come without an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.video.container import INDEXED, FrameIndex, Input
+from pipeline.video.container import FORMATS_WITH_TIMES, VideoIndex, VideoInput
 from pipeline.video.exact_reader import FrameConverter, read_frames
 
 try:
@@ -18,89 +18,94 @@ try:
 except ImportError:  # it has no wheels for ARM: PyAV decodes everything there
     decord = None
 
-__all__ = ["decord", "decord_agrees", "decord_disagrees", "places_to_compare"]
+__all__ = ["choose_frames_to_compare", "decord", "explain_decord_mismatch", "is_decord_exact"]
 
+DECORD_FORMATS = {*FORMATS_WITH_TIMES, "avi"}
+"""Container formats that decord may read exactly; files of others are left to PyAV without a check."""
 MAX_DIFFERENCE = 6.0
-"""Largest mean absolute difference, of 255, between two decoders' versions of one frame; conversions differ by 0-2."""
-CLEARLY = 0.3
-"""How much more a frame may resemble a neighbor than itself, of 255: the noise of conversions."""
-NUM_KEYS = 4
-"""Key frames in a quick probe around which frames are compared, spread evenly."""
+"""Largest mean absolute difference, of 255, between two decoders' versions of one frame; color conversions differ by 0-2."""
+NEIGHBOR_MARGIN = 0.3
+"""By how much, of 255, a frame may resemble its neighbor more than itself: the noise of color conversions."""
+COMPARED_KEY_FRAMES = 4
+"""Key frames, evenly spread, around which a quick probe compares frames."""
 CHUNK = 64
 """Frames in memory at once in a full probe."""
 
 
-def places_to_compare(index: FrameIndex) -> list[int]:
-    """First, middle and last frame, and those around some key frames, where seeking goes wrong first; with neighbors."""
+def choose_frames_to_compare(index: VideoIndex) -> list[int]:
+    """Chooses the indices of frames to compare: the first, the middle and the last, some key frames, and neighbors of all.
+
+    Key frames are where a wrong seek shows first.
+    """
     count = len(index.times)
-    inner = [key for key in index.keys if 0 < key < count]
-    keys = [inner[len(inner) * n // NUM_KEYS] for n in range(NUM_KEYS)] if inner else []
+    inner = [key for key in index.key_frames if 0 < key < count]
+    keys = [inner[len(inner) * n // COMPARED_KEY_FRAMES] for n in range(COMPARED_KEY_FRAMES)] if inner else []
     centers = {0, count // 2, count - 1, *keys}
-    return sorted({place for center in centers for place in range(center - 2, center + 2) if 0 <= place < count})
+    return sorted({i for center in centers for i in range(center - 2, center + 2) if 0 <= i < count})
 
 
-def decord_agrees(source: Input, index: FrameIndex, frames: Mapping[int, NDArray[np.uint8]], full: bool) -> bool:
-    """Whether decord has the same count, times and pixels: of ``frames`` (by place), and of all if ``full``."""
+def is_decord_exact(source: VideoInput, index: VideoIndex, frames: Mapping[int, NDArray[np.uint8]], full: bool) -> bool:
+    """Whether decord returns the same frame count, frame times and pixels as PyAV.
+
+    Compares the pixels of ``frames``, PyAV's frames by frame index, and those of all frames if ``full``.
+    """
     if decord is None:
         return False
     try:
-        if not _same_times(_open(source), index) or not _same_frames(source, frames):
+        if not _has_same_times(_open(source), index) or not _has_same_frames(source, frames):
             return False
         for start in range(0, len(index.times), CHUNK) if full else ():
-            places = range(max(0, start - 1), min(start + CHUNK + 1, len(index.times)))
-            if not _same_frames(source, read_frames(source, index, places, FrameConverter())):
+            chunk = range(max(0, start - 1), min(start + CHUNK + 1, len(index.times)))
+            if not _has_same_frames(source, read_frames(source, index, chunk, FrameConverter())):
                 return False
     except Exception:  # decord raises types of its own; whatever it is, PyAV has read this file
         return False
     return True
 
 
-def decord_disagrees(source: Input, index: FrameIndex, name: str) -> str:
-    """Why, in words for a table."""
+def explain_decord_mismatch(source: VideoInput, index: VideoIndex, name: str) -> str:
+    """Explains in a few words why ``is_decord_exact`` is False; ``name`` is the container format."""
     if decord is None:
         return "not installed"
-    if name not in {*INDEXED, "avi"} or not index.simple:
-        return f"{name} with an open GOP or an edit list" if name in INDEXED else f"format {name}"
+    if name not in DECORD_FORMATS or not index.is_simple:
+        return f"{name} with an open GOP or an edit list" if name in FORMATS_WITH_TIMES else f"format {name}"
     try:
-        same = _same_times(_open(source), index)
+        has_same_times = _has_same_times(_open(source), index)
     except Exception as error:
         return f"{type(error).__name__}"
-    return "other pixels" if same else "other count or times"
+    return "different pixels" if has_same_times else "different frame count or times"
 
 
-def _open(source: Input) -> decord.VideoReader:
+def _open(source: VideoInput) -> decord.VideoReader:
     if not isinstance(source, str):
-        source = io.BytesIO(_whole(source))
+        source.seek(0)
+        source = io.BytesIO(source.read())
     return decord.VideoReader(source, num_threads=1)
 
 
-def _whole(source: io.BufferedIOBase) -> bytes:
-    source.seek(0)
-    return source.read()
-
-
-def _same_times(reader: decord.VideoReader, index: FrameIndex) -> bool:
+def _has_same_times(reader: decord.VideoReader, index: VideoIndex) -> bool:
     if len(reader) != len(index.times):
         return False
     times = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
     return bool(np.abs(times - times[0] - index.times).max() <= 0.25 * index.times[-1] / len(times))
 
 
-def _same_frames(source: Input, frames: Mapping[int, NDArray[np.uint8]]) -> bool:
-    """Each sought by a new reader's batch; like the exact one, and not clearly more like a neighbor."""
-    places = sorted(frames)
-    seen = _open(source).get_batch(places).asnumpy()
-    return all(_is_frame(image, place, frames) for place, image in zip(places, seen, strict=True))
+def _has_same_frames(source: VideoInput, frames: Mapping[int, NDArray[np.uint8]]) -> bool:
+    """Whether a new decord reader's batch of these frames has the pixels of PyAV's frames."""
+    frame_indices = sorted(frames)
+    images = _open(source).get_batch(frame_indices).asnumpy()
+    return all(_is_frame(image, i, frames) for i, image in zip(frame_indices, images, strict=True))
 
 
-def _is_frame(image: NDArray[np.uint8], place: int, frames: Mapping[int, NDArray[np.uint8]]) -> bool:
-    if image.shape != frames[place].shape:
+def _is_frame(image: NDArray[np.uint8], frame_index: int, frames: Mapping[int, NDArray[np.uint8]]) -> bool:
+    """Whether an image is like the frame of this index, and not clearly more like one of its neighbors."""
+    if image.shape != frames[frame_index].shape:
         return False
-    own = _distance(image, frames[place])
-    others = [_distance(image, frames[near]) for near in (place - 1, place + 1) if near in frames]
-    return own <= min([MAX_DIFFERENCE, *(other + CLEARLY for other in others)])
+    difference = _difference(image, frames[frame_index])
+    neighbors = [_difference(image, frames[i]) for i in (frame_index - 1, frame_index + 1) if i in frames]
+    return difference <= min([MAX_DIFFERENCE, *(neighbor + NEIGHBOR_MARGIN for neighbor in neighbors)])
 
 
-def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+def _difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     # every other pixel of both sides: a quarter of the work, and as telling
-    return float(np.abs(one[::2, ::2].astype(np.int16) - other[::2, ::2]).mean())
+    return float(np.abs(first[::2, ::2].astype(np.int16) - second[::2, ::2]).mean())

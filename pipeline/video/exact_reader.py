@@ -1,7 +1,8 @@
-"""The exact window reader: any frames of any file that PyAV decodes, the same as if the file were decoded from its start.
+"""Exact reading with PyAV: any frames of a video file, the same as if the file were decoded from its start.
 
-It seeks only where that is proven to change nothing: to a packet that decoding may begin at (see ``container.NALS``), and
-only if the packets that follow are those that follow it in the file. Everything else is decoded from the first frame.
+The reader seeks only where this is proven to change nothing: to a packet at which decoding may begin (see
+``container.RANDOM_ACCESS_NAL_TYPES``), and only if the packets that follow are those that follow it in the file. Otherwise it
+decodes from the first frame.
 """
 
 from __future__ import annotations
@@ -14,103 +15,128 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.video.container import FrameIndex, Input, UnusableError, first_line, open_container, video_stream
+from pipeline.video.container import (
+    UnusableVideoError,
+    VideoIndex,
+    VideoInput,
+    find_video_stream,
+    open_container,
+    summarize_error,
+)
 
 T = TypeVar("T")
 UInt8s = NDArray[np.uint8]
 
 
-class _OtherPackets(Exception):
-    """A seek did not land where the index says."""
+class _SeekMissedError(Exception):
+    """A seek did not lead to the packet that the index says."""
 
 
-def decode_frames(source: Input, index: FrameIndex, places: Sequence[int]) -> list[UInt8s]:
-    """Upright RGB frames [H, W, 3] at ascending places. Raises UnusableError when one does not decode."""
-    found = read_frames(source, index, places, FrameConverter())
-    return [found[place] for place in places]
+def decode_frames(source: VideoInput, index: VideoIndex, frame_indices: Sequence[int]) -> list[UInt8s]:
+    """Decodes frames as upright RGB [H, W, 3], in the order of ``frame_indices``.
+
+    Raises UnusableVideoError if a frame cannot be decoded.
+    """
+    frames = read_frames(source, index, frame_indices, FrameConverter())
+    return [frames[i] for i in frame_indices]
 
 
-def read_frames(source: Input, index: FrameIndex, places: Sequence[int], convert: Callable[[Any], T]) -> dict[int, T]:
-    """``convert(frame)`` of the frames at these places. Raises UnusableError when one does not decode."""
+def read_frames(
+    source: VideoInput, index: VideoIndex, frame_indices: Sequence[int], convert: Callable[[Any], T]
+) -> dict[int, T]:
+    """Returns ``convert(frame)`` of the PyAV frames at these frame indices, by frame index.
+
+    Raises UnusableVideoError if a frame cannot be decoded.
+    """
     try:
         try:
-            found = _from_start(source, index, places, convert) if index.counted else _by_seeks(source, index, places, convert)
-        except _OtherPackets:
-            found = _from_start(source, index, places, convert)
+            read = _read_from_start if index.is_counted else _read_by_seeking
+            frames = read(source, index, frame_indices, convert)
+        except _SeekMissedError:
+            frames = _read_from_start(source, index, frame_indices, convert)
     except av.FFmpegError as error:
-        raise UnusableError("undecodable", first_line(error)) from None
-    if lost := [place for place in places if place not in found]:
-        raise UnusableError("undecodable", f"frame {lost[0]} of {len(index.times)} does not decode")
-    return found
+        raise UnusableVideoError("undecodable", summarize_error(error)) from None
+    if lost := [i for i in frame_indices if i not in frames]:
+        raise UnusableVideoError("undecodable", f"frame {lost[0]} of {len(index.times)} does not decode")
+    return frames
 
 
-def _from_start(source: Input, index: FrameIndex, places: Sequence[int], convert: Callable[[Any], T]) -> dict[int, T]:
-    wanted = {index.pts[place] if index.pts else place: place for place in places}
-    found: dict[int, T] = {}
+def _read_from_start(
+    source: VideoInput, index: VideoIndex, frame_indices: Sequence[int], convert: Callable[[Any], T]
+) -> dict[int, T]:
+    wanted = {index.pts[i] if index.pts else i: i for i in frame_indices}
+    frames: dict[int, T] = {}
     with open_container(source) as container:
-        for number, frame in enumerate(container.decode(video_stream(container))):
-            name = frame.pts if index.pts else number
-            if name in wanted:
-                found[wanted[name]] = convert(frame)
-                if len(found) == len(wanted):
+        for number, frame in enumerate(container.decode(find_video_stream(container))):
+            key = frame.pts if index.pts else number
+            if key in wanted:
+                frames[wanted[key]] = convert(frame)
+                if len(frames) == len(wanted):
                     break
-    return found
+    return frames
 
 
-def _by_seeks(source: Input, index: FrameIndex, places: Sequence[int], convert: Callable[[Any], T]) -> dict[int, T]:
-    """Decode on from place to place, and seek only where a start lies between."""
-    wanted = {index.pts[place]: place for place in places}
-    found: dict[int, T] = {}
+def _read_by_seeking(
+    source: VideoInput, index: VideoIndex, frame_indices: Sequence[int], convert: Callable[[Any], T]
+) -> dict[int, T]:
+    """Decode on from frame to frame, and seek only where a random access point lies between two of them."""
+    wanted = {index.pts[i]: i for i in frame_indices}
+    frames: dict[int, T] = {}
     with open_container(source) as container:
-        reader = _Reader(container, video_stream(container), index)
-        for place in sorted(places):
-            time = index.pts[place]
-            for frame in reader.up_to(time) if place not in found else ():
+        reader = _SeekingReader(container, find_video_stream(container), index)
+        for i in sorted(frame_indices):
+            pts = index.pts[i]
+            for frame in reader.frames_up_to(pts) if i not in frames else ():
                 if frame.pts in wanted:
-                    found[wanted[frame.pts]] = convert(frame)
-                if frame.pts >= time:
+                    frames[wanted[frame.pts]] = convert(frame)
+                if frame.pts >= pts:
                     break
-    return found
+    return frames
 
 
-class _Reader:
-    """Frames of an indexed file, on from wherever the last one was."""
+class _SeekingReader:
+    """Decodes an indexed file on from wherever the last frame was, or from a random access point further on."""
 
-    def __init__(self, container: Any, stream: Any, index: FrameIndex) -> None:
+    def __init__(self, container: Any, stream: Any, index: VideoIndex) -> None:
         self.container, self.stream, self.index = container, stream, index
-        self.fed = -2
-        """Place of the last packet that the decoder got, in ``index.order``."""
+        self.last_packet = -2
+        """Packet index of the last packet that the decoder was given."""
         self.frames: Iterator[Any] = iter(())
 
-    def up_to(self, time: int) -> Iterator[Any]:
-        """The frames to come, of which that of ``time`` is one."""
+    def frames_up_to(self, pts: int) -> Iterator[Any]:
+        """The next frames, among which is the one with the timestamp ``pts``."""
         index = self.index
-        # the last start that is neither shown after the frame nor stored after its packet
-        start = max(s for s in index.starts if index.order[s] <= time and s <= index.position[time])
-        if start > self.fed + 1:
-            self.frames = self._decode(start)
+        # the last access point that is neither presented after the frame nor stored after its packet
+        start = max(
+            packet
+            for packet in index.random_access_points
+            if index.packet_pts[packet] <= pts and packet <= index.packet_of_pts[pts]
+        )
+        if start > self.last_packet + 1:
+            self.frames = self._decode_from(start)
         return self.frames
 
-    def _decode(self, start: int) -> Iterator[Any]:
-        index, begin = self.index, self.index.order[start]
-        self.container.seek(begin, stream=self.stream)
-        place = None
+    def _decode_from(self, start: int) -> Iterator[Any]:
+        index, first_pts = self.index, self.index.packet_pts[start]
+        self.container.seek(first_pts, stream=self.stream)
+        number = None
         for packet in self.container.demux(self.stream):
             if packet.size:
-                landed = place is None
-                place = index.position.get(packet.pts, len(index.order)) if place is None else place + 1
-                if place >= len(index.order) or index.order[place] != packet.pts or (landed and place > start):
-                    raise _OtherPackets
-                self.fed = place
-            # frames before the start may lack what they refer to
-            yield from (frame for frame in packet.decode() if frame.pts is not None and frame.pts >= begin)
+                is_first = number is None
+                number = index.packet_of_pts.get(packet.pts, len(index.packet_pts)) if number is None else number + 1
+                is_expected = number < len(index.packet_pts) and index.packet_pts[number] == packet.pts
+                if not is_expected or (is_first and number > start):
+                    raise _SeekMissedError
+                self.last_packet = number
+            # frames before the access point may lack the frames that they refer to
+            yield from (frame for frame in packet.decode() if frame.pts is not None and frame.pts >= first_pts)
 
 
 class FrameConverter:
-    """Turns decoded frames into upright RGB [H, W, 3] uint8, scaled to ``width`` and ``height`` (None: the frame's own).
+    """Converts decoded frames to upright RGB [H, W, 3] uint8, scaled to ``width`` and ``height`` (None: the frame's own).
 
-    One for each file and thread: it keeps FFmpeg's scaler, which a frame's own ``reformat`` makes anew for every frame, with a
-    thread for each core, at a cost of several small frames' decoding.
+    Make one for each file and thread: it keeps FFmpeg's scaler, which a frame's own ``reformat`` makes anew for every frame,
+    with a thread for each core, at a cost of several small frames' decoding.
     """
 
     def __init__(self, width: int | None = None, height: int | None = None) -> None:
@@ -118,7 +144,7 @@ class FrameConverter:
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8s:
-        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-        width, height = self.size[::-1] if turns % 2 else self.size
+        quarter_turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        width, height = self.size[::-1] if quarter_turns % 2 else self.size
         rgb = self.reformatter.reformat(frame, width, height, format="rgb24", threads=1)
-        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))

@@ -1,7 +1,7 @@
-"""What is in a video file, whether it decodes, and which decoder returns its frames exactly.
+"""Probing: what a video file holds, whether it can be decoded, and which decoder returns its frames exactly.
 
-decord is fast, but on TS, MPEG-PS, WMV, edit lists, open GOPs and many AVIs it returns wrong frames without an error.
-So a file is left to it only if its packets are simple, its count and times agree with them, and so do sampled pixels.
+decord is fast, but for TS, MPEG-PS, WMV, edit lists, open GOPs and many AVIs it returns wrong frames without an error. So it
+is chosen for a file only if the file's packets are simple and decord's frame count, times and sampled pixels are PyAV's.
 """
 
 from __future__ import annotations
@@ -18,47 +18,51 @@ import numpy as np
 from pipeline.files import storage
 from pipeline.processes.isolation import Lost, map_isolated
 from pipeline.progress import progress
-from pipeline.video import checksum, image_sequence
+from pipeline.video import image_sequence, video_file
 from pipeline.video.container import (
-    INDEXED,
-    FrameIndex,
-    Input,
-    UnusableError,
-    codec_name,
-    count_frames,
-    first_line,
-    format_name,
-    index_packets,
+    UnusableVideoError,
+    VideoIndex,
+    VideoInput,
+    find_video_stream,
+    get_codec_name,
+    get_format_name,
+    index_by_decoding,
+    index_by_packets,
     open_container,
-    video_stream,
+    summarize_error,
 )
-from pipeline.video.decord_check import decord_agrees, decord_disagrees, places_to_compare
+from pipeline.video.decord_check import (
+    DECORD_FORMATS,
+    choose_frames_to_compare,
+    explain_decord_mismatch,
+    is_decord_exact,
+)
 from pipeline.video.exact_reader import UInt8s, decode_frames
 from pipeline.video.status import Decoder, Status
 
-Depth = Literal["quick", "full"]
-Choice = Literal["auto", "decord", "pyav"]
-VERSION = 2
-"""Raised when a probe may find something else than before in the same file."""
+ProbeDepth = Literal["quick", "full"]
+DecoderChoice = Literal["auto", "decord", "pyav"]
+PROBE_VERSION = 2
+"""To be raised when a probe may find something else than before in the same file: files are then probed again."""
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How closely files are looked at."""
+    """How thoroughly files are probed, and which decoders are allowed."""
 
-    depth: Depth = "quick"
-    """quick: the first, middle and last frame and some around key frames; full: every frame."""
-    decoder: Choice = "auto"
-    """auto: decord where it is exact, PyAV elsewhere; decord: files for which it is not exact are refused."""
+    depth: ProbeDepth = "quick"
+    """quick: decode the first, middle and last frame and some around key frames; full: decode every frame."""
+    decoder: DecoderChoice = "auto"
+    """auto: decord where it is exact, else PyAV; decord: files for which it is not exact are refused; pyav: always PyAV."""
     hash: bool = False
-    """Store the SHA-256 of every video."""
+    """Whether the SHA-256 of every video is stored."""
     frame_rate: float | None = None
-    """Frames per second of frame folders."""
+    """Frames per second of videos that are folders of images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One file's share of the manifest; numbers are 0 where it is unusable."""
+    """What probing one file found. Each field is a column of the manifest; numbers are 0 where the file cannot be used."""
 
     frames: int = 0
     fps: float = 0.0
@@ -73,205 +77,215 @@ class Probe:
     status: Status = "ok"
     reason: str | None = None
     stamp: str | None = None
-    """Of the file's last change and of how it was probed."""
+    """Time of the file's last change and how it was probed (``make_stamp``); None: probe it again next time."""
 
 
-Known = Callable[[str], Probe | None]
-"""Location -> what an earlier probe found."""
-Note = Callable[[str, Probe], None]
-"""Told of each location and what is found there, as soon as it is."""
-ProbeFiles = Callable[[Sequence[str], ProbeOptions, Known, Note], list[Probe]]
-"""Locations -> probes, in this order."""
+FindEarlierProbe = Callable[[str], Probe | None]
+"""Returns the earlier probe of a location, if there is one."""
+RecordProbe = Callable[[str, Probe], None]
+"""Is called with each location and its probe as soon as it is probed."""
+ProbeFiles = Callable[[Sequence[str], ProbeOptions, FindEarlierProbe, RecordProbe], list[Probe]]
+"""Probes locations and returns the probes in the same order, as ``probe_files`` does."""
 
 
-class Work(Sequence["Item"]):
-    """What there is to probe, item by item."""
+class ProbeItems(Sequence["ProbeItem"]):
+    """The files to be probed, as a sequence that makes each ``ProbeItem`` only when it is asked for."""
 
-    def __init__(self, locations: Sequence[str], options: ProbeOptions, known: Known) -> None:
-        self.locations, self.options, self.known = locations, options, known
+    def __init__(self, locations: Sequence[str], options: ProbeOptions, find_earlier: FindEarlierProbe) -> None:
+        self.locations, self.options, self.find_earlier = locations, options, find_earlier
 
     def __len__(self) -> int:
         return len(self.locations)
 
-    def __getitem__(self, place: Any) -> Any:
-        location = self.locations[place]
-        return location, self.options, self.known(location)
+    def __getitem__(self, index: Any) -> Any:
+        location = self.locations[index]
+        return location, self.options, self.find_earlier(location)
 
 
-Item = tuple[str, ProbeOptions, Probe | None]
-"""Location, options, and what an earlier probe found."""
+ProbeItem = tuple[str, ProbeOptions, Probe | None]
+"""A location, how to probe it, and its earlier probe, if there is one."""
 
 
 def probe_files(
     locations: Sequence[str],
     options: ProbeOptions | None = None,
-    known: Known = lambda location: None,
-    note: Note = lambda location, probe: None,
+    find_earlier: FindEarlierProbe = lambda location: None,
+    record: RecordProbe = lambda location, probe: None,
     processes: int | None = None,
     timeout_seconds: float = 120.0,
 ) -> list[Probe]:
-    """Probe files in worker processes; a file that crashes or hangs its process is undecodable, the rest goes on.
+    """Probes files in worker processes. A file that crashes its process, or makes it hang, becomes undecodable.
 
-    ``known``: what an earlier probe found; files whose stamp is the same are not opened again, and no process is started
-    for them.
+    A file whose stamp is that of the earlier probe, which ``find_earlier`` returns, is not opened again; if that holds for all
+    files, no process is started.
     """
     options = options or ProbeOptions()
-    probes = unchanged(locations, options, known)
-    for place, result in probes.items():
-        note(locations[place], result)
-    left = [place for place in range(len(locations)) if place not in probes]
+    probes = find_unchanged(locations, options, find_earlier)
+    for index, probe in probes.items():
+        record(locations[index], probe)
+    remaining = [index for index in range(len(locations)) if index not in probes]
     if probes:
-        print(f"{len(probes)} of {len(locations)} files are as they were when they were probed", file=sys.stderr, flush=True)
-    if left or not probes:
-        work = Work([locations[place] for place in left], options, known)
-        for number, result in progress(probe_isolated(work, processes, timeout_seconds), len(work), "probed"):
-            probes[left[number]] = result
-            note(work.locations[number], result)
-    return [probes[place] for place in range(len(locations))]
+        print(f"{len(probes)} of {len(locations)} files have not changed since they were probed", file=sys.stderr, flush=True)
+    if remaining or not probes:
+        items = ProbeItems([locations[index] for index in remaining], options, find_earlier)
+        for number, probe in progress(probe_in_processes(items, processes, timeout_seconds), len(items), "probed"):
+            probes[remaining[number]] = probe
+            record(items.locations[number], probe)
+    return [probes[index] for index in range(len(locations))]
 
 
-def unchanged(locations: Sequence[str], options: ProbeOptions, known: Known) -> dict[int, Probe]:
-    """Earlier probes of files of this machine that did not change since, by place. To ask an object store takes long: that is
-    left to many processes."""
-    found = {}
-    for place, location in enumerate(locations):
+def find_unchanged(
+    locations: Sequence[str], options: ProbeOptions, find_earlier: FindEarlierProbe
+) -> dict[int, Probe]:
+    """Finds the files on this machine's disks that have not changed since their earlier probe; returns it by index.
+
+    Files in object stores are left to the worker processes, because asking a store takes long.
+    """
+    unchanged = {}
+    for index, location in enumerate(locations):
         if not storage.is_remote(location):
-            before = known(location)
-            if before is not None and _still_true(location, options, before):
-                found[place] = before
-    return found
+            earlier = find_earlier(location)
+            if earlier is not None and _is_up_to_date(earlier, location, options):
+                unchanged[index] = earlier
+    return unchanged
 
 
-def probe_isolated(
-    items: Sequence[Item], processes: int | None = None, timeout_seconds: float = 120.0
+def probe_in_processes(
+    items: Sequence[ProbeItem], processes: int | None = None, timeout_seconds: float = 120.0
 ) -> Iterator[tuple[int, Probe]]:
-    """(index, probe) in order of completion. The one function of local probing and of Ray's tasks."""
-    for place, result in map_isolated(probe_again, items, processes, timeout_seconds):
-        yield place, _lost(items[place][0], result) if isinstance(result, Lost) else result
+    """Probes items in worker processes; yields (index, probe) as they are done. Ray's tasks call it, too."""
+    for index, result in map_isolated(reuse_or_probe, items, processes, timeout_seconds):
+        yield index, _make_failed_probe(items[index][0], result) if isinstance(result, Lost) else result
 
 
-def probe_again(item: Item) -> Probe:
-    """The earlier probe if the file is unchanged and was looked at in the same way, else a new one."""
-    location, options, before = item
-    if before is not None and _still_true(location, options, before):
-        return before
+def reuse_or_probe(item: ProbeItem) -> Probe:
+    """Returns the earlier probe if the file has not changed and was probed with the same options, else probes the file."""
+    location, options, earlier = item
+    if earlier is not None and _is_up_to_date(earlier, location, options):
+        return earlier
     return probe_file(location, options)
 
 
-def _still_true(location: str, options: ProbeOptions, before: Probe) -> bool:
-    if before.stamp is None:
+def _is_up_to_date(earlier: Probe, location: str, options: ProbeOptions) -> bool:
+    if earlier.stamp is None:
         return False
     try:
-        now = checksum.facts(location)
+        info = video_file.get_file_info(location)
     except OSError:
         return False
-    return (now.bytes, stamp(now, options)) == (before.bytes, before.stamp)
+    return (info.bytes, make_stamp(info, options)) == (earlier.bytes, earlier.stamp)
 
 
-def stamp(facts: storage.Facts, options: ProbeOptions) -> str:
-    """Of the file's last change and of how it was probed."""
-    return " ".join([facts.changed, *(str(part) for part in (VERSION, *dataclasses.astuple(options)))])
+def make_stamp(info: storage.FileInfo, options: ProbeOptions) -> str:
+    """Combines the time of a file's last change and how it was probed in one text; a probe with another stamp is outdated."""
+    return " ".join([info.changed, *(str(part) for part in (PROBE_VERSION, *dataclasses.astuple(options)))])
 
 
-def _lost(location: str, result: Lost) -> Probe:
-    """A crash, a hang or a leak: the reason says which. Without a stamp, so that the next probe tries again."""
+def _make_failed_probe(location: str, result: Lost) -> Probe:
+    """The probe of a file whose process crashed, hung or took too much memory. It has no stamp: the next run tries again."""
     try:
-        size = checksum.facts(location).bytes
+        size = video_file.get_file_info(location).bytes
     except OSError:
         size = 0
     return Probe(bytes=size, status="undecodable", reason=result.reason)
 
 
 def probe_file(location: str, options: ProbeOptions | None = None) -> Probe:
-    """Probe one file. Never raises for what is in the file: ``status`` and ``reason`` say it."""
+    """Probes one file in this process. It raises nothing for a bad file, whose probe has a ``status`` and a ``reason``."""
     options = options or ProbeOptions()
-    found = Probe()
+    probe = Probe()
     try:
-        facts = _facts(location)
-        found = Probe(bytes=facts.bytes, stamp=stamp(facts, options))
-        if facts.bytes == 0:
-            raise UnusableError("empty", "0 bytes")
-        with_hash = replace(found, hash=checksum.sha256(location) if options.hash else None)
+        info = _get_file_info(location)
+        probe = Probe(bytes=info.bytes, stamp=make_stamp(info, options))
+        if info.bytes == 0:
+            raise UnusableVideoError("empty", "0 bytes")
+        with_hash = replace(probe, hash=video_file.compute_sha256(location) if options.hash else None)
         if image_sequence.is_pattern(location):
             return _probe_images(location, with_hash, options)
-        return _probe_video(storage.for_decoder(location), with_hash, options)
-    except UnusableError as error:
-        return replace(found, status=error.status, reason=str(error))
+        return _probe_video(storage.open_for_decoder(location), with_hash, options)
+    except UnusableVideoError as error:
+        return replace(probe, status=error.status, reason=str(error))
     except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
-        return replace(found, status="undecodable", reason=f"{type(error).__name__}: {first_line(error)}", stamp=None)
+        return replace(probe, status="undecodable", reason=f"{type(error).__name__}: {summarize_error(error)}", stamp=None)
 
 
-def _facts(location: str) -> storage.Facts:
+def _get_file_info(location: str) -> storage.FileInfo:
     try:
-        return checksum.facts(location)
+        return video_file.get_file_info(location)
     except FileNotFoundError as error:
-        raise UnusableError("missing", str(error) if storage.is_remote(location) else "no such file") from None
+        raise UnusableVideoError("missing", str(error) if storage.is_remote(location) else "no such file") from None
     except IsADirectoryError:
-        raise UnusableError("not_a_video", "not a file") from None
+        raise UnusableVideoError("not_a_video", "not a file") from None
 
 
-def _probe_video(source: Input, found: Probe, options: ProbeOptions) -> Probe:
-    index, size, codec, name = _read(source, options.depth)
+def _probe_video(source: VideoInput, probe: Probe, options: ProbeOptions) -> Probe:
+    """Fill in what the video file holds."""
+    index, decoded_sizes, codec, format_name = _index_video(source, options.depth)
     count = len(index.times)
     if count < 2:
-        raise UnusableError("too_short", f"{count} frame{'s' * (count != 1)}, at least 2 are needed to see a motion")
+        raise UnusableVideoError("too_short", f"{count} frame{'s' * (count != 1)}, at least 2 are needed to see a motion")
     if index.times[-1] <= 0:
-        raise UnusableError("undecodable", "all frames have the same time")
-    candidate = options.decoder != "pyav" and index.simple and name in {*INDEXED, "avi"} and not storage.is_large(source)
-    wanted = places_to_compare(index) if candidate or not index.counted else [0]
-    frames = dict(zip(wanted, decode_frames(source, index, wanted), strict=True))
-    height, width = _one_size(frames.values(), size)
-    agrees = candidate and decord_agrees(source, index, frames, options.depth == "full")
-    if options.decoder == "decord" and not agrees:
-        raise UnusableError("undecodable", f"decord is not exact for it ({decord_disagrees(source, index, name)}); pyav is")
+        raise UnusableVideoError("undecodable", "all frames have the same time")
+    may_use_decord = (
+        options.decoder != "pyav" and index.is_simple and format_name in DECORD_FORMATS
+        and not storage.is_read_in_ranges(source)
+    )  # fmt: skip
+    frame_indices = choose_frames_to_compare(index) if may_use_decord or not index.is_counted else [0]
+    frames = dict(zip(frame_indices, decode_frames(source, index, frame_indices), strict=True))
+    height, width = _require_one_size(frames.values(), decoded_sizes)
+    use_decord = may_use_decord and is_decord_exact(source, index, frames, options.depth == "full")
+    if options.decoder == "decord" and not use_decord:
+        mismatch = explain_decord_mismatch(source, index, format_name)
+        raise UnusableVideoError("undecodable", f"decord is not exact for it ({mismatch}); pyav is")
     fps = float((count - 1) / index.times[-1])
     variable = bool(np.abs(index.times * fps - np.arange(count)).max() > 0.5)
-    decoder: Decoder = "decord" if agrees else "pyav"
+    decoder: Decoder = "decord" if use_decord else "pyav"
     return replace(
-        found, frames=count, fps=fps, variable_fps=variable, duration=count / fps, width=width, height=height, codec=codec,
+        probe, frames=count, fps=fps, variable_fps=variable, duration=count / fps, width=width, height=height, codec=codec,
         decoder=decoder,
     )  # fmt: skip
 
 
-def _read(source: Input, depth: Depth) -> tuple[FrameIndex, set[tuple[int, int]], str, str]:
-    """Index, sizes of frames where they were decoded, codec and format."""
+def _index_video(source: VideoInput, depth: ProbeDepth) -> tuple[VideoIndex, set[tuple[int, int]], str, str]:
+    """The index, the frames' sizes (width, height) if all were decoded, the codec and the container format."""
     with open_container(source) as container:
-        stream = video_stream(container)
-        codec, name = codec_name(stream), format_name(container)
-        index = index_packets(container, stream)
+        stream = find_video_stream(container)
+        codec, format_name = get_codec_name(stream), get_format_name(container)
+        index = index_by_packets(container, stream)
     if index is not None and depth == "quick":
-        return index, set(), codec, name
+        return index, set(), codec, format_name
     with open_container(source) as container:
-        counted, sizes, seen = count_frames(container, video_stream(container))
+        counted, sizes, pts = index_by_decoding(container, find_video_stream(container))
     if index is None:
-        return counted, sizes, codec, name
-    if seen != index.pts:
-        lost = next((place for place, pair in enumerate(zip(seen, index.pts, strict=False)) if pair[0] != pair[1]), len(seen))
-        raise UnusableError("undecodable", f"frame {lost} of {len(index.pts)} does not decode")
-    return index, sizes, codec, name
+        return counted, sizes, codec, format_name
+    if pts != index.pts:
+        pairs = enumerate(zip(pts, index.pts, strict=False))
+        first_wrong = next((i for i, (decoded, expected) in pairs if decoded != expected), len(pts))
+        raise UnusableVideoError("undecodable", f"frame {first_wrong} of {len(index.pts)} does not decode")
+    return index, sizes, codec, format_name
 
 
-def _one_size(frames: Iterable[UInt8s], sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width of the upright frames. Raises UnusableError if the size changes."""
+def _require_one_size(frames: Iterable[UInt8s], decoded_sizes: set[tuple[int, int]]) -> tuple[int, int]:
+    """Height and width of the upright frames. Raises UnusableVideoError if the size changes within the video."""
     shapes = {frame.shape[:2] for frame in frames}
-    names = sizes if len(sizes) > 1 else {(width, height) for height, width in shapes}
-    if len(names) > 1:
-        text = " and ".join(f"{width}x{height}" for width, height in sorted(names))
-        raise UnusableError("undecodable", f"the frame size changes within the file: {text}")
+    sizes = decoded_sizes if len(decoded_sizes) > 1 else {(width, height) for height, width in shapes}
+    if len(sizes) > 1:
+        text = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise UnusableVideoError("undecodable", f"the frame size changes within the file: {text}")
     return next(iter(shapes))
 
 
-def _probe_images(pattern: str, found: Probe, options: ProbeOptions) -> Probe:
-    """Count and size of numbered images, some or all of which are decoded."""
+def _probe_images(pattern: str, probe: Probe, options: ProbeOptions) -> Probe:
+    """Fill in the number and the size of numbered images, some or all of which are decoded."""
     if options.frame_rate is None:
-        raise UnusableError("undecodable", "images do not say their frame rate: give --fps")
-    names = image_sequence.images(pattern)
-    if len(names) < 2:
-        raise UnusableError("too_short", "1 frame, at least 2 are needed to see a motion")
-    places = range(len(names)) if options.depth == "full" else sorted({0, len(names) // 2, len(names) - 1})
-    height, width = _one_size((image_sequence.read_image(names[place]) for place in places), set())
-    codec = names[0].rpartition(".")[2].lower().replace("jpg", "jpeg")
+        raise UnusableVideoError("undecodable", "images do not say their frame rate: give --fps")
+    images = image_sequence.list_images(pattern)
+    if len(images) < 2:
+        raise UnusableVideoError("too_short", "1 frame, at least 2 are needed to see a motion")
+    frame_indices = range(len(images)) if options.depth == "full" else sorted({0, len(images) // 2, len(images) - 1})
+    height, width = _require_one_size((image_sequence.read_image(images[i]) for i in frame_indices), set())
+    codec = images[0].rpartition(".")[2].lower().replace("jpg", "jpeg")
     return replace(
-        found, frames=len(names), fps=options.frame_rate, duration=len(names) / options.frame_rate, width=width, height=height,
-        codec=codec, decoder="frames",
+        probe, frames=len(images), fps=options.frame_rate, duration=len(images) / options.frame_rate, width=width,
+        height=height, codec=codec, decoder="frames",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What can be told of a video file: whether it can be used, and who decodes it exactly. The words are those of the manifest."""
+"""The words with which a manifest says whether a video can be used and which decoder reads it exactly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Literal
 Status = Literal[
     "ok", "missing", "empty", "not_a_video", "no_video_stream", "truncated", "undecodable", "too_short", "unsupported_codec"
 ]
-"""``ok``, or why a file cannot be used."""
+"""``ok``, or the reason why a video cannot be used."""
 Decoder = Literal["decord", "pyav", "frames"]
-"""Who returns the frames of a file exactly; ``frames`` are numbered images."""
+"""The decoder that returns the frames of a video exactly; ``frames`` stands for numbered images, which Pillow reads."""

@@ -1,4 +1,4 @@
-"""The laws by which synthetic objects move. Each starts from a pose that is drawn the same way for every class."""
+"""How synthetic objects move in each class. Initial positions, angles and sizes are drawn in the same way for all classes."""
 
 from __future__ import annotations
 
@@ -14,83 +14,85 @@ Floats = NDArray[np.floating[Any]]
 
 
 @dataclass
-class Pose:
-    """One object over T frames; every field but ``side`` is [T]."""
+class Trajectory:
+    """The poses of one object in T frames; every field but ``side`` is [T]."""
 
     side: float
     """Short side of the frame in pixels."""
     x: Floats
-    """Center in pixels, as ``y``."""
+    """Horizontal position of the center in pixels."""
     y: Floats
+    """Vertical position of the center in pixels, downward."""
     angle: Floats
-    """Radians."""
+    """Clockwise rotation in radians."""
     size: Floats
-    """Logarithm of the factor on the radius."""
+    """Natural logarithm of the factor by which the radius is scaled."""
     swapped: NDArray[np.bool_]
-    """Whether its two colors are exchanged."""
+    """Whether the object's two colors are exchanged."""
     age: Floats
     """Seconds since the present life began."""
     life: Floats
     """Length of the present life in seconds."""
     speed: Floats
+    """Short sides of the frame per second, turns per second, or e-folds of size per second."""
 
 
-def _drift(pose: Pose, dx: float, dy: float) -> None:
-    way = pose.speed * pose.side * (pose.age - pose.life / 2)
-    pose.x += dx * way
-    pose.y += dy * way
+def _drift(trajectory: Trajectory, dx: float, dy: float) -> None:
+    distance = trajectory.speed * trajectory.side * (trajectory.age - trajectory.life / 2)
+    trajectory.x += dx * distance
+    trajectory.y += dy * distance
 
 
-def _rotate(pose: Pose, sign: int) -> None:
-    pose.angle += sign * 2 * math.pi * pose.speed * pose.age
+def _rotate(trajectory: Trajectory, sign: int) -> None:
+    trajectory.angle += sign * 2 * math.pi * trajectory.speed * trajectory.age
 
 
-def _grow(pose: Pose, sign: int) -> None:
-    pose.size = sign * log_growth(pose.speed, pose.age - pose.life / 2)
+def _grow(trajectory: Trajectory, sign: int) -> None:
+    trajectory.size = sign * log_growth(trajectory.speed, trajectory.age - trajectory.life / 2)
 
 
-def _bounce(pose: Pose) -> None:
-    turns = pose.speed * 2 * pose.age + pose.angle  # the angle is uniform: a phase like any other
-    pose.y -= 0.5 * pose.side * np.abs(np.sin(math.pi * turns))
+def _bounce(trajectory: Trajectory) -> None:
+    turns = trajectory.speed * 2 * trajectory.age + trajectory.angle  # the angle is uniform: a phase like any other
+    trajectory.y -= 0.5 * trajectory.side * np.abs(np.sin(math.pi * turns))
 
 
-def _shake(pose: Pose) -> None:
-    pose.x += 0.12 * pose.side * np.sin(2 * math.pi * 4 * pose.speed * pose.age + pose.angle)
+def _shake(trajectory: Trajectory) -> None:
+    trajectory.x += 0.12 * trajectory.side * np.sin(2 * math.pi * 4 * trajectory.speed * trajectory.age + trajectory.angle)
 
 
-def _orbit(pose: Pose) -> None:
-    phase = 2 * math.pi * 1.5 * pose.speed * pose.age + pose.angle
-    pose.x += 0.25 * pose.side * np.cos(phase)
-    pose.y += 0.25 * pose.side * np.sin(phase)
+def _orbit(trajectory: Trajectory) -> None:
+    phase = 2 * math.pi * 1.5 * trajectory.speed * trajectory.age + trajectory.angle
+    trajectory.x += 0.25 * trajectory.side * np.cos(phase)
+    trajectory.y += 0.25 * trajectory.side * np.sin(phase)
 
 
-def _blink(pose: Pose) -> None:
-    pose.swapped ^= np.sin(2 * math.pi * 4 * pose.speed * pose.age + pose.angle) > 0
+def _blink(trajectory: Trajectory) -> None:
+    trajectory.swapped ^= np.sin(2 * math.pi * 4 * trajectory.speed * trajectory.age + trajectory.angle) > 0
 
 
 def log_growth(speed: Floats, seconds: Floats) -> Floats:
-    """Logarithm of the size's change in this time."""
+    """Computes the natural logarithm of the factor by which an object grows in a time."""
     return np.asarray(speed * seconds, np.float32)
 
 
 DIAGONAL = math.sqrt(0.5)
-MOTIONS: dict[str, Callable[[Pose], None]] = {
-    "drift_left": lambda pose: _drift(pose, -1, 0),
-    "drift_right": lambda pose: _drift(pose, 1, 0),
-    "drift_up": lambda pose: _drift(pose, 0, -1),
-    "drift_down": lambda pose: _drift(pose, 0, 1),
-    "drift_up_left": lambda pose: _drift(pose, -DIAGONAL, -DIAGONAL),
-    "drift_up_right": lambda pose: _drift(pose, DIAGONAL, -DIAGONAL),
-    "drift_down_left": lambda pose: _drift(pose, -DIAGONAL, DIAGONAL),
-    "drift_down_right": lambda pose: _drift(pose, DIAGONAL, DIAGONAL),
-    "rotate_clockwise": lambda pose: _rotate(pose, 1),  # y points down, so a growing angle turns clockwise
-    "rotate_counterclockwise": lambda pose: _rotate(pose, -1),
-    "grow": lambda pose: _grow(pose, 1),
-    "shrink": lambda pose: _grow(pose, -1),
+MOTIONS: dict[str, Callable[[Trajectory], None]] = {
+    "drift_left": lambda trajectory: _drift(trajectory, -1, 0),
+    "drift_right": lambda trajectory: _drift(trajectory, 1, 0),
+    "drift_up": lambda trajectory: _drift(trajectory, 0, -1),
+    "drift_down": lambda trajectory: _drift(trajectory, 0, 1),
+    "drift_up_left": lambda trajectory: _drift(trajectory, -DIAGONAL, -DIAGONAL),
+    "drift_up_right": lambda trajectory: _drift(trajectory, DIAGONAL, -DIAGONAL),
+    "drift_down_left": lambda trajectory: _drift(trajectory, -DIAGONAL, DIAGONAL),
+    "drift_down_right": lambda trajectory: _drift(trajectory, DIAGONAL, DIAGONAL),
+    "rotate_clockwise": lambda trajectory: _rotate(trajectory, 1),  # y points down, so a growing angle turns clockwise
+    "rotate_counterclockwise": lambda trajectory: _rotate(trajectory, -1),
+    "grow": lambda trajectory: _grow(trajectory, 1),
+    "shrink": lambda trajectory: _grow(trajectory, -1),
     "bounce": _bounce,
     "shake": _shake,
     "orbit": _orbit,
     "blink": _blink,
 }
-"""The first eight, the default, both small students learn from few labels. Turning and growing they learn only from many:
-from all 240 a Slow-ResNet stayed at 30-70 % there after 300 steps, with every drift at 100 %."""
+"""The motion of each class. Both small students learn the first eight, the default, from few labels. They learn rotation and
+growth only from many: with all 240 labels a Slow-ResNet had 30-70 % there after 300 steps, and 100 % on every drift."""

@@ -26,8 +26,8 @@ def frames_or_misbehave(video: decode.Video, *rest: Any) -> Any:
     return decode_frames(video, *rest)
 
 
-def probe_or_misbehave(item: probe.Item) -> probe.Probe:
-    """In the place of ``probe_again``."""
+def probe_or_misbehave(item: probe.ProbeItem) -> probe.Probe:
+    """In the place of ``reuse_or_probe``."""
     _misbehave(os.path.basename(item[0]))
     return probe.probe_file(*item[:2])
 

@@ -53,10 +53,10 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
 
 def test_size_content_and_names(s3: ObjectStore) -> None:
     s3.put("clips/a b/one.bin", bytes(range(256)) * 100)
-    facts = storage.facts("s3://clips/a b/one.bin")
+    facts = storage.get_file_info("s3://clips/a b/one.bin")
     assert facts.bytes == 25_600 and abs(int(facts.changed) / 1e9 - time.time()) < 100
     assert storage.read_bytes("s3://clips/a b/one.bin") == bytes(range(256)) * 100
-    assert storage.names("s3://clips/a b") == ["one.bin"]
+    assert storage.list_names("s3://clips/a b") == ["one.bin"]
     with storage.open_file("s3://clips/a b/one.bin") as file:
         assert (file.seek(-10, os.SEEK_END), file.read()) == (25_590, bytes(range(246, 256)))
 
@@ -82,7 +82,7 @@ def test_a_slow_answer_is_given_up_and_asked_again(s3: ObjectStore, monkeypatch:
     s3.delays["slow.bin"] = 30.0
     start = time.monotonic()
     with pytest.raises(OSError, match=r"slow\.bin"):
-        storage.facts("s3://clips/slow.bin")
+        storage.get_file_info("s3://clips/slow.bin")
     assert time.monotonic() - start < 25
     s3.delays["slow.bin"] = 0.1
     assert storage.read_bytes("s3://clips/slow.bin") == b"content"
@@ -102,7 +102,7 @@ def test_unknown_schemes_are_named() -> None:
 
 def test_file_uris_are_local_paths(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "n.mp4")
-    assert storage.facts(path.as_uri()) == storage.facts(str(path))
+    assert storage.get_file_info(path.as_uri()) == storage.get_file_info(str(path))
     assert probe_file(path.as_uri()).status == "ok"
 
 

@@ -281,12 +281,12 @@ def test_what_is_complete_is_not_done_again(
         assert call(*words) == DONE
         assert read_manifest(tmp_path / "manifest.parquet").table == first
         said = capsys.readouterr().err
-        for what in ("the 8 videos are there", "8 of 8 files are as they were", "8 of 8 copies are there"):
+        for what in ("the 8 videos are there", "8 of 8 files have not changed", "8 of 8 copies are there"):
             assert what in said
         for changed in (["--seed", "1"], ["--objects", "2"], ["--difficulty", "0.1"], ["--videos", "10"]):
             with pytest.raises(AssertionError, match="a process was started"):
                 call(*words, *changed)
-        monkeypatch.setattr("pipeline.video.synthetic.RENDERING", 0)  # as after an update of the program
+        monkeypatch.setattr("pipeline.video.synthetic.RENDERING_VERSION", 0)  # as after an update of the program
         with pytest.raises(AssertionError, match="a process was started"):
             call(*words)
     assert read_manifest(tmp_path / "manifest.parquet").table == first  # still there
@@ -343,7 +343,7 @@ def test_a_video_that_crashes_the_decoder_is_named(
 ) -> None:
     (videos / "a" / "5.mp4").rename(videos / "a" / "segfault.mp4")
     (videos / "b" / "5.mp4").rename(videos / "b" / "hang.mp4")
-    monkeypatch.setattr(probe, "probe_again", misbehaving.probe_or_misbehave)
+    monkeypatch.setattr(probe, "reuse_or_probe", misbehaving.probe_or_misbehave)
     assert call("folder", videos, tmp_path / "out", "--timeout", "4", "--labeled", "1/class") == DONE
     rows = {row["id"]: row for row in read_manifest(tmp_path / "out" / "manifest.parquet").table.to_pylist()}
     bad = {name: (row["status"], row["reason"]) for name, row in rows.items() if row["status"] != "ok"}

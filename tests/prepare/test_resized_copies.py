@@ -60,8 +60,8 @@ def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path
     copy = Copy(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)
     assert resize(copy) == ""
     index = read_index(copy.target)
-    assert len(index.starts) == len(index.keys) and max(np.diff([*index.keys, probe.frames])) <= 12
-    assert len(read_index(source).keys) < len(index.keys)
+    assert len(index.random_access_points) == len(index.key_frames) and max(np.diff([*index.key_frames, probe.frames])) <= 12
+    assert len(read_index(source).key_frames) < len(index.key_frames)
     told = Path(copy.target).read_bytes()  # x264 writes its settings into the stream
     assert all(word in told for word in (b"cabac=0", b"deblock=0", b"weightp=0", b"open_gop=0", b"keyint=12", b"mbtree=0"))
 

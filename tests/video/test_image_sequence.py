@@ -17,8 +17,8 @@ from pipeline.clips.sampling import clip_times
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.verify import verify
-from pipeline.video.image_sequence import images, is_pattern
-from pipeline.video.probe import Probe, ProbeOptions, probe_again, probe_file
+from pipeline.video.image_sequence import is_pattern, list_images
+from pipeline.video.probe import Probe, ProbeOptions, probe_file, reuse_or_probe
 from tests.manifest.tables import GOOD, make_table
 from tests.videos import number_frame, read_number
 
@@ -50,7 +50,7 @@ def test_patterns(location: str, expected: bool) -> None:
 def test_images_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (2, 10, 1):
         (tmp_path / f"{number}.jpg").touch()
-    assert [os.path.basename(name) for name in images(str(tmp_path / "%d.jpg"))] == ["1.jpg", "2.jpg", "10.jpg"]
+    assert [os.path.basename(name) for name in list_images(str(tmp_path / "%d.jpg"))] == ["1.jpg", "2.jpg", "10.jpg"]
 
 
 def test_probe(folder: Path) -> None:
@@ -59,12 +59,12 @@ def test_probe(folder: Path) -> None:
     size = sum(path.stat().st_size for path in folder.glob("img_*"))
     assert probe == Probe(30, 12.5, False, 2.4, 160, 160, "jpeg", size, None, "frames", stamp=probe.stamp)
     told = replace(probe, frames=999)
-    assert probe_again((pattern, OPTIONS, told)).frames == 999
+    assert reuse_or_probe((pattern, OPTIONS, told)).frames == 999
     os.utime(folder / "img_00030.jpg")
-    assert probe_again((pattern, OPTIONS, told)).frames == 30
+    assert reuse_or_probe((pattern, OPTIONS, told)).frames == 30
 
 
-def test_what_is_wrong_is_said(folder: Path) -> None:
+def test_reasons_name_what_is_wrong(folder: Path) -> None:
     pattern = str(folder / "img_%05d.jpg")
     assert "give --fps" in str(probe_file(pattern).reason)
     assert probe_file(str(folder / "none_%05d.jpg"), OPTIONS).status == "missing"
@@ -103,6 +103,6 @@ def test_decoding(folder: Path) -> None:
     wanted = np.floor(clip_times(0.3, 0, 2.4, [clip])[0] * 12.5 + 1e-4).astype(int).tolist()
     assert frames.shape == (8, 64, 64, 3) and [read_number(frame) for frame in frames] == wanted
     (folder / "img_00030.jpg").unlink()
-    images.cache_clear()
+    list_images.cache_clear()
     with pytest.raises(DecodeError, match="29 frames, the manifest says 30"):
         decode_clips(video, 0.3, 0.5, [clip], 64)

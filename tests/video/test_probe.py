@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.video.exact_reader import decode_frames
-from pipeline.video.probe import Depth, Probe, ProbeOptions, probe_file, probe_files
+from pipeline.video.probe import Probe, ProbeDepth, ProbeOptions, probe_file, probe_files
 from tests.video.reference import read_index
 from tests.videos import read_number, write_numbers
 
@@ -65,7 +65,7 @@ def test_the_table_is_complete(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("depth", ["quick", "full"])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_files(shared_data: Path, name: str, depth: Depth) -> None:
+def test_odd_files(shared_data: Path, name: str, depth: ProbeDepth) -> None:
     probe = probe_file(str(shared_data / "odd" / name), ProbeOptions(depth))
     status, decoder, frames, fps, size, reason = ODD[name]
     assert (probe.status, probe.decoder, probe.frames, (probe.width, probe.height)) == (status, decoder, frames, size)
@@ -90,12 +90,12 @@ def wrong_frames(path: Path) -> int:
     """How many of some frames, each sought with a new reader, resemble another frame of the file clearly more."""
     index = read_index(str(path))
     every = np.stack([f[::4, ::4].astype(np.int16) for f in decode_frames(str(path), index, range(len(index.times)))])
-    places = {len(every) // 3, len(every) - 1, *(key + step for key in index.keys[1:3] for step in (-1, 1))}
+    frame_indices = {len(every) // 3, len(every) - 1, *(key + step for key in index.key_frames[1:3] for step in (-1, 1))}
     wrong = 0
-    for place in places:
-        frame = decord.VideoReader(str(path), num_threads=1)[place].asnumpy()[::4, ::4].astype(np.int16)
+    for i in frame_indices:
+        frame = decord.VideoReader(str(path), num_threads=1)[i].asnumpy()[::4, ::4].astype(np.int16)
         distance = np.abs(every - frame).mean((1, 2, 3))
-        wrong += bool(distance[place] > distance.min() + 0.3)
+        wrong += bool(distance[i] > distance.min() + 0.3)
     return wrong
 
 
@@ -120,9 +120,9 @@ def test_variable_rate(tmp_path: Path) -> None:
 def test_frames_are_decoded_exactly_across_key_frames(tmp_path: Path) -> None:
     path = str(write_numbers(tmp_path / "v.mp4", frames=60, gop=10))
     index = read_index(path)
-    assert index.keys == (0, 10, 20, 30, 40, 50)
-    places = [0, 9, 10, 11, 35, 36, 59]
-    assert [read_number(frame) for frame in decode_frames(path, index, places)] == places
+    assert index.key_frames == (0, 10, 20, 30, 40, 50)
+    frame_indices = [0, 9, 10, 11, 35, 36, 59]
+    assert [read_number(frame) for frame in decode_frames(path, index, frame_indices)] == frame_indices
 
 
 def test_missing_empty_and_texts(tmp_path: Path) -> None:

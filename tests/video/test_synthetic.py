@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.video.synthetic import EASY, HARD, RATES, SIZES, Difficulty, render, render_folder, write_video
-from pipeline.video.synthetic_motions import MOTIONS, Floats, Pose
+from pipeline.video.synthetic import EASY, HARD, RATES, SIZES, Difficulty, render_folder, render_video, write_video
+from pipeline.video.synthetic_motions import MOTIONS, Floats, Trajectory
 
 NAMES = list(MOTIONS)[:8]
 VIDEOS = 160
@@ -26,7 +26,7 @@ def snippets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Floats, NDArray[
     path, rng = tmp_path_factory.mktemp("synthetic") / "v.mp4", np.random.default_rng(1)
     pairs = []
     for index in range(VIDEOS):
-        write_video(path, *render(index, NAMES[index % 8], 0, Difficulty()))
+        write_video(path, *render_video(index, NAMES[index % 8], 0, Difficulty()))
         with av.open(str(path)) as container:
             step = round(float(container.streams.video[0].average_rate or 0) / 8)
             frames = [frame for _, frame in zip(range(40), container.decode(video=0), strict=False)]
@@ -58,8 +58,8 @@ def test_one_frame_says_nothing(snippets: tuple[Floats, NDArray[np.int64]]) -> N
         "contrast": np.abs(gray - np.median(gray, (1, 2), keepdims=True)),
         "edges": np.abs(np.stack(np.gradient(gray, axis=(1, 2)))).transpose(1, 0, 2, 3),
     }
-    found = {name: accuracy(feature, labels) for name, feature in features.items()}
-    assert max(found.values()) < 2 * CHANCE, found
+    accuracies = {name: accuracy(feature, labels) for name, feature in features.items()}
+    assert max(accuracies.values()) < 2 * CHANCE, accuracies
 
 
 def test_two_frames_say_much(snippets: tuple[Floats, NDArray[np.int64]]) -> None:
@@ -80,19 +80,19 @@ def motion(pairs: Floats) -> Floats:
     return np.stack([part.mean((1, 2)) / weight.mean((1, 2)) ** 0.5 for part in parts], axis=1)
 
 
-def rest(frames: int = 48) -> Pose:
+def still_trajectory(frames: int = 48) -> Trajectory:
     def full(value: float) -> Floats:
         return np.full(frames, value, np.float32)
 
     age = np.arange(frames, dtype=np.float32) / 24
-    return Pose(100.0, full(50), full(40), full(1), full(0.1), np.zeros(frames, bool), age, full(2), full(0.5))
+    return Trajectory(100.0, full(50), full(40), full(1), full(0.1), np.zeros(frames, bool), age, full(2), full(0.5))
 
 
 def test_motions_do_what_their_names_say() -> None:
     def change(name: str, field: str) -> Floats:
-        pose = rest()
-        MOTIONS[name](pose)
-        return np.diff(getattr(pose, field).astype(float))
+        trajectory = still_trajectory()
+        MOTIONS[name](trajectory)
+        return np.diff(getattr(trajectory, field).astype(float))
 
     assert np.allclose(change("drift_left", "x"), -50 / 24, atol=1e-3) and not change("drift_left", "y").any()
     assert np.allclose(change("drift_right", "x"), 50 / 24, atol=1e-3)
@@ -106,56 +106,57 @@ def test_motions_do_what_their_names_say() -> None:
 
 @pytest.mark.parametrize("name", MOTIONS)
 def test_every_motion_moves(name: str) -> None:
-    pose = rest()
-    MOTIONS[name](pose)
-    assert any(np.ptp(getattr(pose, f).astype(float)) > 0 for f in ("x", "y", "angle", "size", "swapped"))
-    assert all(np.isfinite(getattr(pose, f)).all() and getattr(pose, f).shape == (48,) for f in ("x", "y", "angle", "size"))
+    trajectory = still_trajectory()
+    MOTIONS[name](trajectory)
+    assert any(np.ptp(getattr(trajectory, f).astype(float)) > 0 for f in ("x", "y", "angle", "size", "swapped"))
+    fields = [getattr(trajectory, f) for f in ("x", "y", "angle", "size")]
+    assert all(np.isfinite(values).all() and values.shape == (48,) for values in fields)
 
 
 def test_turning_on_the_screen_is_clockwise() -> None:
     """A single bright spot beside the center moves right, then down, as a clock's hand does from 12 to 6."""
-    from pipeline.video.synthetic import Look, _draw
+    from pipeline.video.synthetic import Appearance, _draw_object
 
-    pose = rest(2)
-    pose.angle = np.array([-np.pi / 2, 0], np.float32)  # spot at 12, then a quarter turn clockwise
+    trajectory = still_trajectory(2)
+    trajectory.angle = np.array([-np.pi / 2, 0], np.float32)  # spot at 12, then a quarter turn clockwise
     dark, bright = np.zeros(3, np.float32), np.ones(3, np.float32)
-    places = []
+    centers = []
     for t in (0, 1):
         scene = np.zeros((100, 120, 3), np.float32)
-        _draw(scene, Look("ellipse", 1.0, 20.0, (dark, bright), "spot"), pose, t, margin=10)
+        _draw_object(scene, Appearance("ellipse", 1.0, 20.0, (dark, bright), "spot"), trajectory, t, margin=10)
         rows, columns = np.nonzero(scene[..., 0] > 0.5)
-        places.append((columns.mean() - 60, rows.mean() - 50))
-    assert places[0][1] < -5 and abs(places[0][0]) < 1
-    assert places[1][0] > 5 and abs(places[1][1]) < 1
+        centers.append((columns.mean() - 60, rows.mean() - 50))
+    assert centers[0][1] < -5 and abs(centers[0][0]) < 1
+    assert centers[1][0] > 5 and abs(centers[1][1]) < 1
 
 
 def test_render_is_a_function_of_seed_and_index() -> None:
-    one, rate = render(3, "grow", 7, Difficulty())
-    two, _ = render(3, "grow", 7, Difficulty())
-    np.testing.assert_array_equal(one, two)
-    assert not np.array_equal(one, render(3, "shrink", 7, Difficulty())[0])
-    others = [render(index, "grow", seed, Difficulty())[0] for index, seed in ((4, 7), (3, 8))]
-    assert all(other.shape != one.shape or (other != one).mean() > 0.2 for other in others)
-    assert (one.shape[2], one.shape[1]) in SIZES and rate in RATES
-    assert 2 <= len(one) / rate + Fraction(1, 15) <= 4.1
+    frames, rate = render_video(3, "grow", 7, Difficulty())
+    again, _ = render_video(3, "grow", 7, Difficulty())
+    np.testing.assert_array_equal(frames, again)
+    assert not np.array_equal(frames, render_video(3, "shrink", 7, Difficulty())[0])
+    others = [render_video(index, "grow", seed, Difficulty())[0] for index, seed in ((4, 7), (3, 8))]
+    assert all(other.shape != frames.shape or (other != frames).mean() > 0.2 for other in others)
+    assert (frames.shape[2], frames.shape[1]) in SIZES and rate in RATES
+    assert 2 <= len(frames) / rate + Fraction(1, 15) <= 4.1
 
 
 @pytest.mark.parametrize("level", [0, 0.3, 0.5, 0.8, 1])
 def test_levels_lie_between_their_ends(level: float) -> None:
-    difficulty = Difficulty.at(level)
+    difficulty = Difficulty.from_level(level)
     assert EASY.noise <= difficulty.noise <= HARD.noise
-    frames, _ = render(0, "shrink", 0, difficulty)
+    frames, _ = render_video(0, "shrink", 0, difficulty)
     assert frames.std() > 3
 
 
 def test_difficulty_ends_and_mistakes() -> None:
-    assert (Difficulty.at(0), Difficulty.at(0.5), Difficulty.at(1)) == (EASY, Difficulty(), HARD)
+    assert (Difficulty.from_level(0), Difficulty.from_level(0.5), Difficulty.from_level(1)) == (EASY, Difficulty(), HARD)
     for wrong in ({"objects": 0}, {"noise": -0.1}, {"contrast": 0.8}, {"min_speed": 0.9, "max_speed": 0.5}, {"min_life": 0.0},
                   {"noise": math.nan}, {"max_life": math.inf}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Difficulty(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the level must be a finite number, got nan"):
-        Difficulty.at(math.nan)
+        Difficulty.from_level(math.nan)
 
 
 def test_folder_is_complete_and_the_same_for_any_number_of_processes(tmp_path: Path) -> None:

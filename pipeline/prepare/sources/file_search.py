@@ -60,7 +60,7 @@ def find_folder(given: str | None, root: str, names: Sequence[str], sign: str) -
 def names_like(folder: str, sign: str) -> list[str]:
     """Names in a folder that fit a pattern with ``*``, sorted; none where there is no such folder. Raises UserError."""
     try:
-        return fnmatch.filter(storage.names(folder), sign)
+        return fnmatch.filter(storage.list_names(folder), sign)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -224,7 +224,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def files_below(root: str, folder: str = "") -> list[str]:
     """Files below ``root/folder`` at any depth, relative to the root, sorted by folder; hidden ones are left out."""
     if storage.is_remote(root):
-        names = _remote(storage.files_below, f"{root}/{folder}".rstrip("/"))
+        names = _remote(storage.list_files_below, f"{root}/{folder}".rstrip("/"))
         return [f"{folder}/{name}" if folder else name for name in names if not f"/{name}".count("/.")]
     found = []
     for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_unreadable):
@@ -238,7 +238,7 @@ def files_below(root: str, folder: str = "") -> list[str]:
 def subfolders(folder: str) -> list[str]:
     """Names of folders, sorted; hidden ones are left out."""
     if storage.is_remote(folder):
-        return [name for name in _remote(storage.folders, folder) if not name.startswith(".")]
+        return [name for name in _remote(storage.list_folders, folder) if not name.startswith(".")]
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 

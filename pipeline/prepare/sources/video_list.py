@@ -342,6 +342,6 @@ def _find(root: str, rows: Sequence[_Row], options: ListOptions) -> list[str | N
 
 def _images(root: str, folder: str) -> list[str]:
     try:
-        return storage.names(locate(root, folder))
+        return storage.list_names(locate(root, folder))
     except OSError:
         return []

@@ -130,7 +130,7 @@ def test_scratch_files_of_folders_are_not_copied(s3: ObjectStore, tmp_path: Path
     (tmp_path / "scores" / ".half.parquet").write_text("half")
     (tmp_path / "scores" / "whole.parquet").write_text("whole")
     run_store.push_files(tmp_path, "s3://runs/scratch")
-    assert storage.files_below("s3://runs/scratch") == ["scores/whole.parquet"]
+    assert storage.list_files_below("s3://runs/scratch") == ["scores/whole.parquet"]
 
 
 @pytest.mark.timeout(240)
@@ -166,7 +166,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     assert comparable(folder) == comparable(tmp_path / "local" / "tiny")
     assert weights(folder / "checkpoint_000012") == weights(tmp_path / "local" / "tiny" / "checkpoint_000012")
     assert run_store.checkpoints("s3://runs/these/tiny") == ["checkpoint_000012", "checkpoint_000008"]
-    names = storage.names("s3://runs/these/tiny")
+    names = storage.list_names("s3://runs/these/tiny")
     assert {"config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "evaluation.json"} <= set(names)
     assert json.loads(storage.read_bytes("s3://runs/these/tiny/metrics.jsonl").splitlines()[-1]) == read_metrics(folder)[-1]
     # and a third machine only sees that it is done
@@ -206,11 +206,11 @@ def test_a_run_on_a_store_has_one_writer(
         other.join()
     error = capsys.readouterr().err
     assert f"{store} is being written by another process: process 7 on elsewhere, of user me, since 2026-11-28T08:00" in error
-    assert storage.names(store) == [".lock"] and not list(tmp_path.rglob("*.yaml"))
+    assert storage.list_names(store) == [".lock"] and not list(tmp_path.rglob("*.yaml"))
     begun = time.monotonic()
     assert run(train.main, words) == 0
     assert time.monotonic() - begun > folder_lock.DEAD_SECONDS
-    assert ".lock" not in storage.names(store) and "checkpoint_000001" in storage.names(store)
+    assert ".lock" not in storage.list_names(store) and "checkpoint_000001" in storage.list_names(store)
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_an_outage_of_the_store_ends_nobody(
         wait_for_beats(store)
         text = f"the lock {store}/.lock cannot be refreshed ({store}/.lock: tried {storage.ATTEMPTS} times: "
         assert [message[: len(text)] for message in warnings(caplog)] == [text]
-    assert not told and ".lock" not in storage.names("s3://runs")
+    assert not told and ".lock" not in storage.list_names("s3://runs")
 
 
 def test_who_was_taken_over_during_an_outage_ends_when_it_is_over(s3: ObjectStore, tmp_path: Path, told: list[str]) -> None:
@@ -342,7 +342,7 @@ def test_nothing_is_copied_to_a_store_whose_lock_is_anothers(s3: ObjectStore, tm
     newest = checkpoint.save(state(steps=2), tmp_path)
     with store_lock.lock_store(store, tmp_path):
         run_store.push_files(tmp_path, store)
-        assert storage.names(store) == [".lock", "metrics.jsonl"]
+        assert storage.list_names(store) == [".lock", "metrics.jsonl"]
         token = store_lock.held_token(store)
         held_elsewhere(store, 0)
         (tmp_path / "metrics.jsonl").write_text("late", encoding="utf-8")
@@ -356,7 +356,7 @@ def test_nothing_is_copied_to_a_store_whose_lock_is_anothers(s3: ObjectStore, tm
             run_store.push_files(tmp_path, store)
     finally:
         store_lock._held.clear()
-    assert storage.names(store) == [".lock", "metrics.jsonl"]
+    assert storage.list_names(store) == [".lock", "metrics.jsonl"]
     assert storage.read_bytes(f"{store}/metrics.jsonl") == b"mine"
 
 
