@@ -1,8 +1,10 @@
-"""One line that says how far, how fast and how long still."""
+"""How far, how fast and how long still."""
 
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,37 +17,39 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that a test lets pass."""
-    now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    return now
+def slow(count: int, seconds: float) -> Iterator[int]:
+    for index in range(count):
+        time.sleep(seconds)
+        yield index
 
 
-def follow(clock: list[float], out: io.StringIO, total: int, seconds: float) -> str:
-    for _ in progress(range(total), total, "probed", out):
-        clock[0] += seconds
-    return out.getvalue()
+def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOG_SECONDS", 0.03)
+    out = io.StringIO()
+    assert list(progress(slow(5, 0.02), 5, "probed", out)) == [0, 1, 2, 3, 4]
+    text = out.getvalue()
+    assert "\r" not in text
+    lines = text.splitlines()
+    assert 2 <= len(lines) <= 6
+    assert all(line.startswith("probed ") and line.endswith(" left") for line in lines)
+    assert lines[-1].startswith("probed 5/5  ")
+    assert "/s  00:00 so far, 00:00 left" in lines[-1]
 
 
-def test_a_log_file_gets_a_line_every_ten_seconds(clock: list[float]) -> None:
-    assert follow(clock, io.StringIO(), 8, 5.0).splitlines() == [
-        "probed 2/8  12.0/min  0:30 left",
-        "probed 4/8  12.0/min  0:20 left",
-        "probed 6/8  12.0/min  0:10 left",
-        "probed 8/8  12.0/min  in 0:40",
-    ]
+def test_a_log_file_is_not_filled_by_quick_work() -> None:
+    out = io.StringIO()
+    assert len(list(progress(range(10_000), 10_000, "probed", out))) == 10_000
+    assert len(out.getvalue().splitlines()) <= 2
 
 
-def test_a_terminal_gets_one_line_that_is_written_over(clock: list[float]) -> None:
-    text = follow(clock, Terminal(), 3, 1800.0)
-    assert text.split("\r\x1b[K")[1:] == [
-        "probed 1/3  2.0/h  1:00:00 left",
-        "probed 2/3  2.0/h  30:00 left",
-        "probed 3/3  2.0/h  in 1:30:00\n",
-    ]
+def test_a_terminal_gets_a_bar_that_is_written_over() -> None:
+    out = Terminal()
+    assert list(progress(range(3), 3, "rendered", out)) == [0, 1, 2]
+    assert out.getvalue().count("\n") == 1
+    assert "rendered: 100%" in out.getvalue().rsplit("\r", 1)[1]
 
 
-def test_nothing_to_do(clock: list[float]) -> None:
-    assert follow(clock, io.StringIO(), 0, 1.0) == "probed 0/0  in 0:00\n"
+def test_nothing_to_do() -> None:
+    out = io.StringIO()
+    assert list(progress((), 0, "probed", out)) == []
+    assert out.getvalue().splitlines()[-1].startswith("probed 0/0")

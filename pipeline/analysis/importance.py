@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pipeline.analysis.study_reader import Study, Trial
 
@@ -64,9 +65,7 @@ def importances(study: Study) -> list[Importance]:
 
 def ranks(values: Sequence[float]) -> Floats:
     """[n] from 0; equal values share the mean of their ranks."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean: Floats = (np.cumsum(counts) - (counts + 1) / 2)[which]
-    return mean
+    return np.asarray(stats.rankdata(values) - 1, dtype=np.float64)
 
 
 def is_number(value: Any) -> bool:

@@ -6,8 +6,8 @@ same videos. So the variance of the mean has three parts (Searle, Casella & McCu
 
     var = seeds / S + videos / N + rest / (S N),
 
-and an interval over videos alone would hold for these very runs only. Everything is numpy; nothing is read or drawn here but
-from seeds that are constants, so the same runs give the same numbers.
+and an interval over videos alone would hold for these very runs only. Nothing is read here, and what is drawn
+is drawn from constant seeds, so the same runs give the same numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pipeline.evaluation.metrics import mean_and_sd
 
@@ -68,7 +69,7 @@ def estimate(values_SN: Matrix) -> Estimate:
         return over_seeds(values_SN[:, 0].tolist())
     mean, sd = float(values_SN.mean()), mean_and_sd(values_SN.mean(axis=1).tolist()).sd
     error = float(np.std(bootstrap(values_SN), ddof=1))
-    margin = t_quantile(1 - ALPHA / 2, degrees_of_freedom(values_SN)) * error
+    margin = float(stats.t.isf(ALPHA / 2, degrees_of_freedom(values_SN))) * error
     over: Over = "seeds and videos" if seeds > 1 else "videos"
     p = _p(mean, error, degrees_of_freedom(values_SN)) if seeds > 1 else mcnemar(values_SN[0])
     return Estimate(mean, sd, seeds, mean - margin, mean + margin, over, p)
@@ -80,7 +81,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     if sd is None:
         return Estimate(mean, None, seeds, None, None, "nothing", None)
     error = sd / math.sqrt(seeds)
-    margin = t_quantile(1 - ALPHA / 2, seeds - 1) * error
+    margin = float(stats.t.isf(ALPHA / 2, seeds - 1)) * error
     return Estimate(mean, sd, seeds, mean - margin, mean + margin, "seeds", _p(mean, error, seeds - 1) if sd else None)
 
 
@@ -129,9 +130,7 @@ def degrees_of_freedom(values_SN: Matrix) -> int:
 def mcnemar(differences_N: Matrix) -> float:
     """Exact two-sided sign test of -1, 0, 1: McNemar's, of two classifiers on the same videos."""
     ahead, behind = int((differences_N > 0).sum()), int((differences_N < 0).sum())
-    few, many = min(ahead, behind), ahead + behind
-    ways: int = sum(math.comb(many, k) for k in range(few + 1))
-    return min(1.0, 2 * ways / (1 << many))
+    return float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -165,28 +164,4 @@ def p_text(p: float | None) -> str:
 def _p(mean: float, error: float, freedom: int) -> float:
     if error == 0:
         return 1.0 if mean == 0 else 0.0
-    return 2 * (1 - t_cdf(abs(mean) / error, freedom))
-
-
-def t_cdf(t: float, freedom: int) -> float:
-    """Student's distribution function for whole degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan2(abs(t), math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term = total = cosine if odd else 1.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    within = (2 / math.pi) * (angle + (sine * total if freedom > 1 else 0.0)) if odd else sine * total
-    return 0.5 + math.copysign(within, t) / 2
-
-
-def t_quantile(share: float, freedom: int) -> float:
-    """Where ``t_cdf`` reaches a share of at least 0.5, by bisection."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, freedom) < share:
-        low, high = high, high * 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, freedom) < share else (low, middle)
-    return high
+    return float(2 * stats.t.sf(abs(mean) / error, freedom))

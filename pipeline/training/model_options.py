@@ -45,7 +45,7 @@ def update_ema(method: nn.Module, students: nn.ModuleDict, decay: float | None, 
     averages = getattr(method, "averages", None)
     if averages is None or decay is None:
         return
-    move_towards(averages, students, 1 - min(decay, (1 + step) / (10 + step)))
+    move_towards(averages, students, min(decay, (1 + step) / (10 + step)))
 
 
 def blocks_of(student: Any) -> list[nn.Module]:

@@ -75,7 +75,7 @@ class PseudoLabels(nn.Module):
     def update_ema(self, students: nn.ModuleDict) -> None:
         """Move EMA teachers, if there are any, towards the students: once a step, before anything else."""
         for name, teacher in self.teachers.items():
-            move_towards(teacher, students[name], 1 - self.section.ema_decay)
+            move_towards(teacher, students[name], self.section.ema_decay)
 
     @torch.no_grad()
     def predict_probabilities(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
