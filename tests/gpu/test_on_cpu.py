@@ -381,9 +381,9 @@ def test_the_wheels_are_of_the_versions_that_are_tested(tmp_path: Path) -> None:
     found = _pins(check.ROOT)
     assert found.returncode == 0, found.stderr
     pins = found.stdout.split()
-    assert set(pins) < set(tested) and len(pins) == 11
+    assert set(pins) < set(tested) and len(pins) == 12
     names = {pin.partition("==")[0].lower().replace("_", "-") for pin in pins}
-    assert names >= {"pydantic", "pydantic-core", "typing-extensions", "pyyaml", "av", "timm"}
+    assert names >= {"pydantic", "pydantic-core", "typing-extensions", "pyyaml", "av", "timm", "tqdm"}
     (tmp_path / "tests/gpu").mkdir(parents=True)
     shutil.copy(check.ROOT / "tests/gpu/wheels", tmp_path / "tests/gpu/wheels")
     (tmp_path / "constraints.txt").write_text("\n".join(line for line in tested if "pydantic_core" not in line) + "\n")
