@@ -15,8 +15,8 @@ from pipeline.files.folder_lock import lock_folder
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, write_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.seeded_order import parse_share
-from pipeline.prepare.build import LABELS
-from pipeline.prepare.published_labels import LINES, import_labels
+from pipeline.prepare.build import LABELS_FILE
+from pipeline.prepare.published_labels import LINE_PATTERNS, import_labels
 
 WAIT_SECONDS = 30.0
 """For another command that writes into the folder of the labels, before it is named."""
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold_out = parse_share(words.hold_out, "--hold-out") if words.hold_out else 0.0
     if hold_out > 0.5:
         raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
-    if words.import_ and words.import_[0] not in LINES:
-        raise UserError(f"--import {words.import_[0]} is not known; write {', '.join(LINES)}, and then the file")
+    if words.import_ and words.import_[0] not in LINE_PATTERNS:
+        raise UserError(f"--import {words.import_[0]} is not known; write {', '.join(LINE_PATTERNS)}, and then the file")
     out = _out(words.manifest, words.out)
     with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
         manifest = read_manifest(words.manifest)
@@ -54,7 +54,7 @@ def _out(manifest: str, given: str | None) -> Path:
     """Where to write. Raises UserError for what is no file in a folder of this machine."""
     if given is None and storage.is_remote(manifest):
         raise UserError(f"{manifest} is a URI: say with --out in which file on this machine to write the labels")
-    out = Path(given) if given else Path(storage.local_path(manifest)).absolute().parent / LABELS
+    out = Path(given) if given else Path(storage.local_path(manifest)).absolute().parent / LABELS_FILE
     if "://" in str(given) or out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {given or out} must name a file in a folder that exists on this machine")
     return out.absolute()
@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--per-class", type=int, metavar="N", help="videos of every class")
     how.add_argument("--fraction", metavar="10%", help="share of the train videos, at least one of every class")
     how.add_argument(
-        "--import", nargs=2, dest="import_", metavar=(f"{'|'.join(LINES)}", "FILE"), help="a published list, by any path prefix"
+        "--import", nargs=2, dest="import_", metavar=("|".join(LINE_PATTERNS), "FILE"),
+        help="a published list, by any path prefix",
     )
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--balanced", action="store_true", help="the fraction is spread evenly: as many from every class")

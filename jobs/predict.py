@@ -14,7 +14,7 @@ from pipeline.errors import UserError, first_few
 from pipeline.evaluation.file_predictions import predict_files, write_file_predictions
 from pipeline.lifecycle.saved_run import open_saved_run, source_of_files
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
-from pipeline.prepare.sources.file_search import existing_file
+from pipeline.prepare.sources.file_search import find_existing_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def checked_files(words: Sequence[str]) -> list[str]:
         raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(wrong))
     if not words:
         raise UserError("name at least one video file")
-    files = [existing_file(word) for word in words]
+    files = [find_existing_file(word) for word in words]
     if other := [file for file, word in zip(files, words, strict=True) if file != word]:
         print(f"note: {len(other)} names have another Unicode form on the disk, the first: {other[0]}", file=sys.stderr)
     return files

@@ -21,11 +21,11 @@ from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import LabelSubset, labels_per_class
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.seeded_order import parse_share, round_half_up
-from pipeline.prepare.build import LABELS, Draw, build, classes_without, probe_listing
-from pipeline.prepare.groups import AUTO, NAMINGS, NONE, check_pattern, with_groups
-from pipeline.prepare.probe_cache import MANIFEST, forget
-from pipeline.prepare.resized_copies import probe_copies, resize_all, resized
-from pipeline.prepare.same_file import merge_files, merge_spellings
+from pipeline.prepare.build import LABELS_FILE, BuildOptions, build_manifest_and_labels, find_empty_classes, probe_listing
+from pipeline.prepare.groups import AUTO, NAMING_CONVENTIONS, NONE, assign_groups, check_group_option
+from pipeline.prepare.probe_cache import MANIFEST_FILE, delete_probe_log
+from pipeline.prepare.resized_copies import make_copies, probe_copies, resize_listing
+from pipeline.prepare.same_file import merge_equal_paths, merge_same_files
 from pipeline.prepare.sources import (
     Listing,
     list_files,
@@ -37,7 +37,7 @@ from pipeline.prepare.sources import (
     list_ucf101,
 )
 from pipeline.prepare.sources.file_search import is_video_name
-from pipeline.prepare.sources.folder import Layout
+from pipeline.prepare.sources.folder import FolderLayout
 from pipeline.prepare.sources.synonyms import UNLABELED
 from pipeline.prepare.sources.video_list import DELIMITERS, ListOptions, parse_columns
 from pipeline.video.probe import ProbeFiles, ProbeOptions, probe_files
@@ -60,36 +60,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _layout(words: argparse.Namespace, out: Path) -> Layout:
+def _layout(words: argparse.Namespace, out: Path) -> FolderLayout:
     """What was said of DIR's folders; OUT is none of them, unless it is a folder of videos."""
     below = "://" not in words.dir and out.parent == Path(words.dir).expanduser().absolute()
     own = (out.name,) if below and not any(is_video_name(path.name) for path in out.iterdir()) else ()
-    return Layout(words.splits, (*words.skip, *own))
+    return FolderLayout(words.splits, (*words.skip, *own))
 
 
 def _prepare(words: argparse.Namespace, out: Path) -> None:
-    listing = merge_spellings(SOURCES[words.source](words, out))
+    listing = merge_equal_paths(SOURCES[words.source](words, out))
     group = getattr(words, "group", NONE)
     if group != AUTO:
-        with_groups(listing, group)  # for what it refuses: now and not after hours of probing
+        assign_groups(listing, group)  # for what it refuses: now and not after hours of probing
     options = ProbeOptions(words.probe, words.decoder, words.hash)
     prober = _prober(words, len(listing.uris))
-    listing, probes = merge_files(listing, probe_listing(listing, options, out, prober))
-    listing = with_groups(listing, group)
+    listing, probes = merge_same_files(listing, probe_listing(listing, options, out, prober))
+    listing = assign_groups(listing, group)
     if words.resize:
-        copy = partial(resize_all, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
-        listing, probes = resized(listing, probes, out / f"resized-{words.resize}", words.resize, copy)
+        copy = partial(make_copies, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
+        listing, probes = resize_listing(listing, probes, out / f"resized-{words.resize}", words.resize, copy)
         probes = probe_copies(listing, probes, options, out, prober)
-    draw = Draw(words.labeled, parse_share(words.test, "--test"), words.seed)
-    manifest, labels = build(listing, probes, out, draw, words.parts or None)
+    draw = BuildOptions(words.labeled, parse_share(words.test, "--test"), words.seed)
+    manifest, labels = build_manifest_and_labels(listing, probes, out, draw, words.parts or None)
     if not words.resize:  # else only the notes know what was found in the originals
-        forget(out)
+        delete_probe_log(out)
     print(summary(manifest, labels, (*listing.notes, *_empty_classes(manifest))))
 
 
 def _empty_classes(manifest: Manifest) -> list[str]:
     """A class of which nothing can be used to train is refused; what is not tested is said."""
-    empty = classes_without(manifest, "test")
+    empty = find_empty_classes(manifest, "test")
     many = f"{len(empty)} of {len(manifest.classes)} classes have no usable test video"
     return [f"{many}, so that no accuracy says anything of them: {', '.join(first_few(empty))}"] if empty else []
 
@@ -109,7 +109,7 @@ def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
 def _check(words: argparse.Namespace) -> None:
     """Mistakes that must not wait for the probe."""
     labels_per_class(words.labeled, 1)
-    check_pattern(getattr(words, "group", NONE))
+    check_group_option(getattr(words, "group", NONE))
     if parse_share(words.test, "--test") > 0.9:
         raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
     if words.resize is not None and words.resize < 16:
@@ -185,7 +185,7 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
         )
         source.add_argument("--frame-pattern", metavar="img_%05d.jpg", help="images of a frame folder (default: found out)")
     if name in ("list", "folder", "frames"):
-        known = f"recordings or persons by name: {', '.join(NAMINGS)}, {NONE}, or a regular expression that captures"
+        known = f"recordings or persons by name: {', '.join(NAMING_CONVENTIONS)}, {NONE}, or a regular expression that captures"
         source.add_argument("--group", default=AUTO, metavar="PATTERN", help=f"{known} (default: guessed, and told)")
     if name == "synthetic":
         _add_synthetic(source)
@@ -259,7 +259,7 @@ def _synthetic(words: argparse.Namespace, out: Path) -> Listing:
         return replace(list_folder(videos), source="synthetic")
     try:
         render_folder(fresh, *order, words.processes)
-        for name in (MANIFEST, LABELS):
+        for name in (MANIFEST_FILE, LABELS_FILE):
             remove_table(out / name)
         if videos.exists():
             videos.rename(old)  # at once, with its mark: removed file by file, a stop would leave videos without one

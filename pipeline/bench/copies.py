@@ -18,7 +18,7 @@ from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.prepare.resized_copies import Copy, resize
+from pipeline.prepare.resized_copies import CopyTask, make_copy
 from pipeline.progress import progress
 from pipeline.video.probe import probe_file
 from pipeline.video.video_file import get_file_info
@@ -75,8 +75,8 @@ def _copied(jobs: Sequence[Job], side: int, decode_size: int, folder: Path) -> K
     copies: dict[Video, Video] = {}
     begun = time.process_time()
     for number, video in enumerate(dict.fromkeys(job.video for job in jobs)):
-        copy = Copy(video.location, str(folder / f"{number}.mp4"), side, video.fps, video.variable_fps)
-        if reason := resize(copy):
+        copy = CopyTask(video.location, str(folder / f"{number}.mp4"), side, video.fps, video.variable_fps)
+        if reason := make_copy(copy):
             raise UserError(f"{video.location} cannot be copied: {reason}")
         copies[video] = replace(video, location=copy.target)
     seconds = (time.process_time() - begun) / len(copies)

@@ -16,7 +16,7 @@ from pipeline.manifest.label_subset import draw_labels, read_labels, write_label
 from pipeline.manifest.schema import fingerprint, read_manifest, write_manifest
 from pipeline.manifest.summary import summarize
 from pipeline.prepare.build import build_table
-from pipeline.prepare.sources import Listing, with_splits
+from pipeline.prepare.sources import Listing, draw_missing_splits
 from pipeline.video.probe import Probe
 
 CLASSES, VIDEOS_PER_GROUP = 400, 4
@@ -47,7 +47,7 @@ def measure(rows: int, folder: str) -> dict[str, float]:
         listing = generated_listing(rows)
         probes = generated_probes(rows)
     with timed("split"):
-        listing = with_splits(listing, 0.1, 0)
+        listing = draw_missing_splits(listing, 0.1, 0)
     with timed("table"):
         table = build_table(listing, probes)
     del probes

@@ -1,1 +1,1 @@
-"""From videos in folders and lists to the two files that a run starts from: manifest and label subset."""
+"""Making the two files with which a run starts, the manifest and the label subset, from folders and lists of videos."""

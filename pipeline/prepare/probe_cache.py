@@ -1,7 +1,7 @@
-"""What earlier probes found: in the manifest of a folder, and in the notes of a run that was stopped before it wrote one.
+"""Results of earlier probes: from the manifest in a folder, and from the log of a run that was stopped before it wrote one.
 
-Notes are lines of JSON, ``[location, [fields of the probe]]``, in a hidden file: a million videos take hours to probe, and
-a run that is killed loses one second of them.
+The log is a hidden file with a line of JSON for each file probed, ``[location, [fields of the probe]]``. A million videos take
+hours to probe, and a run that is killed loses only its last second.
 """
 
 from __future__ import annotations
@@ -18,35 +18,39 @@ from pipeline.errors import UserError
 from pipeline.manifest.schema import locate, read_manifest
 from pipeline.video.probe import FindEarlierProbe, Probe, RecordProbe
 
-MANIFEST, NOTES = "manifest.parquet", ".probes.jsonl"
+MANIFEST_FILE, PROBE_LOG = "manifest.parquet", ".probes.jsonl"
 FLUSH_SECONDS = 1.0
+"""Time between two writes of the log to disk."""
 
 
 @contextlib.contextmanager
-def remembered(folder: Path | None) -> Iterator[tuple[FindEarlierProbe, RecordProbe]]:
-    """What is known of a location, and where to note what is found now; nothing and nowhere without a folder."""
+def open_probe_cache(folder: Path | None) -> Iterator[tuple[FindEarlierProbe, RecordProbe]]:
+    """Yields a function that finds the earlier probe of a location, and one that records a new probe in the folder's log.
+
+    Without a folder nothing is found and nothing recorded.
+    """
     if folder is None:
         yield lambda location: None, lambda location, probe: None
         return
-    known, notes = _known(folder), _Notes(folder / NOTES)
+    find_earlier, log = _load_earlier_probes(folder), _ProbeLog(folder / PROBE_LOG)
 
-    def note(location: str, probe: Probe) -> None:
-        if known(location) != probe:
-            notes.add(location, probe)
+    def record(location: str, probe: Probe) -> None:
+        if find_earlier(location) != probe:
+            log.add(location, probe)
 
     try:
-        yield known, note
+        yield find_earlier, record
     finally:
-        notes.close()
+        log.close()
 
 
-def forget(folder: Path) -> None:
-    """Remove the notes, once a manifest says what they say."""
-    (folder / NOTES).unlink(missing_ok=True)
+def delete_probe_log(folder: Path) -> None:
+    """Deletes a folder's log; to be called when a manifest holds the probes."""
+    (folder / PROBE_LOG).unlink(missing_ok=True)
 
 
-class _Notes:
-    """The file, made with the first note."""
+class _ProbeLog:
+    """The log file, which is created with the first probe."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.flushed = path, 0.0
@@ -55,7 +59,7 @@ class _Notes:
     def add(self, location: str, probe: Probe) -> None:
         if self.file is None:
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-            self.file.write("\n")  # the last line of a run that was killed may be torn
+            self.file.write("\n")  # the last line of a run that was killed may be incomplete
         self.file.write(json.dumps([location, dataclasses.astuple(probe)]) + "\n")
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.file.flush()
@@ -66,40 +70,40 @@ class _Notes:
             self.file.close()
 
 
-def _known(folder: Path) -> FindEarlierProbe:
-    notes = _read(folder / NOTES)
-    earlier = _of_manifest(folder / MANIFEST)
+def _load_earlier_probes(folder: Path) -> FindEarlierProbe:
+    logged = _read_log(folder / PROBE_LOG)
+    find_in_manifest = _load_manifest_probes(folder / MANIFEST_FILE)
 
-    def known(location: str) -> Probe | None:
-        if location in notes:
-            return Probe(*json.loads(notes[location])[1])
-        return earlier(location)
+    def find_earlier(location: str) -> Probe | None:
+        if location in logged:
+            return Probe(*json.loads(logged[location])[1])
+        return find_in_manifest(location)
 
-    return known
+    return find_earlier
 
 
-def _read(path: Path) -> dict[str, bytes]:
-    """Lines by location; they are a third as large as what they say."""
-    notes: dict[str, bytes] = {}
+def _read_log(path: Path) -> dict[str, bytes]:
+    """The log's lines by location; a line takes a third of the memory of its probe."""
+    lines: dict[str, bytes] = {}
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError, TypeError):  # blank or torn
+            with contextlib.suppress(ValueError, TypeError):  # blank or incomplete
                 location, fields = json.loads(line)
                 Probe(*fields)
-                notes[location] = line
-    return notes
+                lines[location] = line
+    return lines
 
 
-def _of_manifest(path: Path) -> FindEarlierProbe:
+def _load_manifest_probes(path: Path) -> FindEarlierProbe:
     try:
         manifest = read_manifest(path)
-    except UserError:  # none, or none that can be read: it is written anew
+    except UserError:  # there is none, or none that can be read: it is written anew
         return lambda location: None
     columns = [manifest.table[field.name] for field in dataclasses.fields(Probe)]
     rows = {locate(manifest.root, uri.as_py()): row for row, uri in enumerate(manifest.table["uri"])}
 
-    def known(location: str) -> Probe | None:
+    def find_earlier(location: str) -> Probe | None:
         row = rows.get(location)
         return None if row is None else Probe(*(column[row].as_py() for column in columns))
 
-    return known
+    return find_earlier

@@ -1,4 +1,4 @@
-"""A video is the file that was found, or a part of it, under whatever name it is listed.
+"""Finding videos that are listed more than once: a video is a file, or a part of it, whatever name it is listed under.
 
 ``a.mp4``, ``./a.mp4`` and ``b//a.mp4`` are spellings of one path. A hard link, a symbolic link, a path through a linked
 folder or, on some disks, other capital letters are other paths to one file: it has the same device and inode.
@@ -19,44 +19,47 @@ from pipeline.prepare.sources import Listing
 from pipeline.video import image_sequence
 from pipeline.video.probe import Probe
 
-LEARNED: dict[Split, str] = {"unlabeled": "train"}
-"""Splits whose videos are on one side: both are learned from."""
+SIDES: dict[Split, str] = {"unlabeled": "train"}
+"""Splits that are on the same side as another one: both unlabeled and train are trained on."""
 
 
-def merge_spellings(listing: Listing) -> Listing:
-    """The listing with every part of every path once: what can be told before files are opened. Raises as ``merge_files``."""
+def merge_equal_paths(listing: Listing) -> Listing:
+    """Returns the listing with every part of every path once, which can be found without opening files.
+
+    Raises UserError as ``merge_same_files`` does.
+    """
     return _merge(listing, [locate(listing.root, uri) for uri in listing.uris])[0]
 
 
-def merge_files(listing: Listing, probes: Sequence[Probe]) -> tuple[Listing, list[Probe]]:
-    """The listing with every part of every file once, and its probes: the first is kept, and a note names the others.
+def merge_same_files(listing: Listing, probes: Sequence[Probe]) -> tuple[Listing, list[Probe]]:
+    """Returns the listing with every part of every file once, and its probes. The first name is kept; a note has the others.
 
-    Raises UserError where a file is said to be of two classes or groups, or is in two splits, and where parts of it that
-    overlap are: the test would be seen in training.
+    Raises UserError where a file is listed with two classes or groups, and where a file, or parts of it that overlap, are in
+    two splits, so that tests would be seen in training.
     """
-    files = find_same([locate(listing.root, uri) for uri in listing.uris], probes)
+    files = identify_files([locate(listing.root, uri) for uri in listing.uris], probes)
     merged, kept = _merge(listing, files)
-    return merged, [probes[place] for place in kept]
+    return merged, [probes[index] for index in kept]
 
 
-def find_same(
-    locations: Sequence[str], probes: Sequence[Probe], number: Callable[[str], Hashable] | None = None
+def identify_files(
+    locations: Sequence[str], probes: Sequence[Probe], identify: Callable[[str], Hashable] | None = None
 ) -> list[Hashable]:
-    """What is equal where two locations are one file: its device and inode on disk, else the location itself.
+    """Returns a value for each location that is equal for the same file: its device and inode, or else the location itself.
 
-    Only usable files that have the size and the time of change of another one are asked for their ``number``, for links to a
-    file have both of them: of most data sets that is none, and at worst a question to the file system for each file.
+    Only usable files with the same size and time of change as another one are passed to ``identify``, since links to one file
+    have both in common. In most data sets there are none; at worst the file system is asked once for each file.
     """
-    number = number or device_and_inode
+    identify = identify or get_device_and_inode
     alike = Counter((probe.bytes, probe.stamp) for probe in probes if probe.status == "ok")
     return [
-        number(location) if probe.status == "ok" and alike[probe.bytes, probe.stamp] > 1 else location
+        identify(location) if probe.status == "ok" and alike[probe.bytes, probe.stamp] > 1 else location
         for location, probe in zip(locations, probes, strict=True)
     ]
 
 
-def device_and_inode(location: str) -> Hashable:
-    """Of a file on disk, or of the first image of a pattern; of anything else the location."""
+def get_device_and_inode(location: str) -> Hashable:
+    """Returns the device and inode of a local file or of the first image of a pattern, and otherwise the location."""
     if storage.is_remote(location):
         return location
     try:
@@ -68,87 +71,99 @@ def device_and_inode(location: str) -> Hashable:
 
 
 def _merge(listing: Listing, files: Sequence[Hashable]) -> tuple[Listing, list[int]]:
-    """The listing with every part of every file once, all parts of a file under one uri, and the places that are kept."""
+    """The listing with every part of every file once and all parts of a file under one uri, and the indices that are kept."""
     counts = Counter(files)
     if len(counts) == len(files):
         return listing, list(range(len(files)))
     members: dict[Hashable, list[int]] = {}
-    for place, file in enumerate(files):
+    for index, file in enumerate(files):
         if counts[file] > 1:
-            members.setdefault(file, []).append(place)
+            members.setdefault(file, []).append(index)
     kept_instead: dict[int, int] = {}
     leaks: list[str] = []
-    disagree: list[str] = []
+    contradictions: list[str] = []
     uris = list(listing.uris)
-    for places in members.values():
-        first: dict[tuple[float, float], int] = {}
-        for place in places:
-            uris[place] = uris[places[0]]
-            kept = first.setdefault(_part(listing, place), place)
-            if kept != place:
-                kept_instead[place] = kept
-                leaks += [_pair(listing, kept, place)] if _apart(listing, kept, place) else []
-                disagree += _contradiction(listing, kept, place)
-        leaks += _overlaps(listing, sorted(first.items()))
+    for indices in members.values():
+        first_of_part: dict[tuple[float, float], int] = {}
+        for index in indices:
+            uris[index] = uris[indices[0]]
+            first = first_of_part.setdefault(_get_part(listing, index), index)
+            if first != index:
+                kept_instead[index] = first
+                leaks += [_describe_pair(listing, first, index)] if _are_on_two_sides(listing, first, index) else []
+                contradictions += _find_contradiction(listing, first, index)
+        leaks += _find_leaking_overlaps(listing, sorted(first_of_part.items()))
     if leaks:
         what = "a file, or parts of it that overlap, would be learned from and tested on"
         raise UserError(f"{what}; remove one of each pair, or give both to one split:", first_few(leaks))
-    if disagree:
-        raise UserError("a file is listed twice as different things; remove or correct one of each pair:", first_few(disagree))
-    places = [place for place in range(len(files)) if place not in kept_instead]
-    same = [f"{_name(listing, place)} is {_name(listing, kept)}" for place, kept in kept_instead.items()]
-    many = "1 video is listed again under another name for the same file, and is" if len(same) == 1 else (
-        f"{len(same)} videos are listed again under another name for the same file, and are"
+    if contradictions:
+        what = "a file is listed twice as different things; remove or correct one of each pair:"
+        raise UserError(what, first_few(contradictions))
+    kept = [index for index in range(len(files)) if index not in kept_instead]
+    return replace(listing, uris=tuple(uris), notes=(*listing.notes, *_note(listing, kept_instead))).select(kept), kept
+
+
+def _note(listing: Listing, kept_instead: dict[int, int]) -> list[str]:
+    """What the user is told of the videos that were listed again, by the index that is kept instead of each."""
+    if not kept_instead:
+        return []
+    pairs = [f"{_describe(listing, index)} is {_describe(listing, first)}" for index, first in kept_instead.items()]
+    many = "1 video is listed again under another name for the same file, and is" if len(pairs) == 1 else (
+        f"{len(pairs)} videos are listed again under another name for the same file, and are"
     )
-    notes = (f"{many} kept once: {'; '.join(first_few(same))}",) if same else ()
-    return replace(listing, uris=tuple(uris), notes=(*listing.notes, *notes)).only(places), places
+    return [f"{many} kept once: {'; '.join(first_few(pairs))}"]
 
 
-def _part(listing: Listing, place: int) -> tuple[float, float]:
-    """Seconds of the file that are the video."""
-    start = listing.starts[place] if listing.starts else None
-    end = listing.ends[place] if listing.ends else None
+def _get_part(listing: Listing, index: int) -> tuple[float, float]:
+    """The seconds of the file at which the video begins and ends."""
+    start = listing.starts[index] if listing.starts else None
+    end = listing.ends[index] if listing.ends else None
     return start or 0.0, math.inf if end is None else end
 
 
-def _apart(listing: Listing, one: int, other: int) -> bool:
-    """Whether one of them is learned from and the other is not, or one chosen by and the other tested on."""
+def _are_on_two_sides(listing: Listing, first: int, second: int) -> bool:
+    """Whether two videos are in splits between which nothing may leak, as train and test, or val and test."""
     if listing.splits is None:
         return False
-    sides = [LEARNED.get(listing.splits[place], listing.splits[place]) for place in (one, other)]
-    return sides[0] != sides[1]
+    first_split, second_split = listing.splits[first], listing.splits[second]
+    return SIDES.get(first_split, first_split) != SIDES.get(second_split, second_split)
 
 
-def _overlaps(listing: Listing, parts: Sequence[tuple[tuple[float, float], int]]) -> list[str]:
-    """Pairs of parts, in order of their starts, that share time and are in different splits."""
-    found = []
-    open_parts: list[tuple[float, int]] = []  # that end after the present one begins
-    for (start, end), place in parts:
-        open_parts = [(until, other) for until, other in open_parts if until > start]
-        found += [_pair(listing, other, place) for _, other in open_parts if _apart(listing, other, place)]
-        open_parts.append((end, place))
-    return found
+def _find_leaking_overlaps(listing: Listing, parts: Sequence[tuple[tuple[float, float], int]]) -> list[str]:
+    """Pairs of parts, which are given in order of their starts, that have time in common and are on two sides."""
+    pairs = []
+    open_parts: list[tuple[float, int]] = []  # those that end after the present one begins
+    for (start, end), index in parts:
+        open_parts = [(until, earlier) for until, earlier in open_parts if until > start]
+        pairs += [
+            _describe_pair(listing, earlier, index)
+            for _, earlier in open_parts
+            if _are_on_two_sides(listing, earlier, index)
+        ]
+        open_parts.append((end, index))
+    return pairs
 
 
-def _contradiction(listing: Listing, one: int, other: int) -> list[str]:
-    """What differs of two places that are one video, but for splits of different sides, which are told as leaks."""
-    said = [
-        (listing.labels[place] or "without a label", listing.groups[place], listing.splits[place] if listing.splits else None)
-        for place in (one, other)
+def _find_contradiction(listing: Listing, first: int, second: int) -> list[str]:
+    """How two rows that are one video differ in class, group or split; splits on two sides are reported as leaks instead."""
+    (label, group, split), (other_label, other_group, other_split) = rows = [
+        (listing.labels[index] or "without a label", listing.groups[index], listing.splits[index] if listing.splits else None)
+        for index in (first, second)
     ]
-    same_group = said[0][1] == said[1][1] or None in (said[0][1], said[1][1])
-    if said[0][0] == said[1][0] and same_group and (said[0][2] == said[1][2] or _apart(listing, one, other)):
+    same_group = group == other_group or None in (group, other_group)
+    if label == other_label and same_group and (split == other_split or _are_on_two_sides(listing, first, second)):
         return []
-    words = [", ".join(str(word) for word in (label, group, split) if word is not None) for label, group, split in said]
-    return [f"{_name(listing, one)}: {words[0]}; {_name(listing, other)}: {words[1]}"]
+    texts = [", ".join(str(value) for value in row if value is not None) for row in rows]
+    return [f"{_describe(listing, first)}: {texts[0]}; {_describe(listing, second)}: {texts[1]}"]
 
 
-def _pair(listing: Listing, one: int, other: int) -> str:
+def _describe_pair(listing: Listing, first: int, second: int) -> str:
     assert listing.splits is not None
-    return f"{_name(listing, one)} in {listing.splits[one]}, {_name(listing, other)} in {listing.splits[other]}"
+    splits = listing.splits
+    return f"{_describe(listing, first)} in {splits[first]}, {_describe(listing, second)} in {splits[second]}"
 
 
-def _name(listing: Listing, place: int) -> str:
-    """The id, and the line that lists it."""
-    name = (listing.ids or listing.uris)[place]
-    return f"{name} ({listing.places[place]})" if listing.places else name
+def _describe(listing: Listing, index: int) -> str:
+    """The video's id, and the line that lists it."""
+    name = (listing.ids or listing.uris)[index]
+    return f"{name} ({listing.listed_at[index]})" if listing.listed_at else name

@@ -13,7 +13,7 @@ from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.prepare.probe_cache import NOTES
+from pipeline.prepare.probe_cache import PROBE_LOG
 from pipeline.video import probe
 from tests.clips import misbehaving
 from tests.videos import number_frame, write_numbers
@@ -236,7 +236,7 @@ def test_mistakes(
     before = sorted(tmp_path.rglob("*"))
     assert call(*words) == USER_ERROR
     assert message in capsys.readouterr().err
-    notes = {tmp_path / "out", tmp_path / "out" / NOTES} if "junk" in words else set()  # of what was probed: not in vain
+    notes = {tmp_path / "out", tmp_path / "out" / PROBE_LOG} if "junk" in words else set()  # of what was probed: not in vain
     assert sorted({*tmp_path.rglob("*")} - notes) == before
 
 

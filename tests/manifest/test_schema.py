@@ -24,10 +24,10 @@ TABLE = make_table({"a": 7, "b": 5})
 
 
 def change(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
-    place = SCHEMA.get_field_index(column)
+    column_index = SCHEMA.get_field_index(column)
     values = table[column].to_pylist()
     values[row] = value
-    return table.set_column(place, SCHEMA.field(place), pa.array(values, SCHEMA.field(place).type))
+    return table.set_column(column_index, SCHEMA.field(column_index), pa.array(values, SCHEMA.field(column_index).type))
 
 
 @given(st.permutations(range(len(TABLE))))

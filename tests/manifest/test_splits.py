@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
 from pipeline.manifest.splits import check_groups, draw_splits
-from pipeline.prepare.build import joined_groups
+from pipeline.prepare.build import join_groups_of_copies
 from pipeline.video.probe import Probe
 
 VIDEOS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 11)), min_size=1, max_size=80)
@@ -68,8 +68,8 @@ def test_copies_of_a_video_join_their_groups() -> None:
     hashes = ["x", "x", "y", "z", "z", None, None, "w", "w"]
     probes = [Probe(hash=digest) for digest in hashes]
     groups = ["g1", "g2", "g2", None, None, "g1", None, None, "g3"]
-    assert joined_groups(groups, probes) == ("g1", "g1", "g1", "content z", "content z", "g1", None, "g3", "g3")
-    chain = joined_groups(["a", "b", "b", "c"], [Probe(hash=digest) for digest in ("1", "1", "2", "2")])
+    assert join_groups_of_copies(groups, probes) == ("g1", "g1", "g1", "content z", "content z", "g1", None, "g3", "g3")
+    chain = join_groups_of_copies(["a", "b", "b", "c"], [Probe(hash=digest) for digest in ("1", "1", "2", "2")])
     assert chain == ("a", "a", "a", "a")
 
 

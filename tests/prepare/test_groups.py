@@ -15,7 +15,7 @@ from jobs.command import DONE, USER_ERROR, run
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split, read_manifest
 from pipeline.prepare.build import split_listing
-from pipeline.prepare.groups import check_pattern, join_groups, with_groups
+from pipeline.prepare.groups import assign_groups, check_group_option, join_groups
 from pipeline.prepare.sources import Listing
 from tests.manifest.tables import GOOD
 from tests.videos import write_numbers
@@ -30,7 +30,7 @@ def listing_of(uris: Sequence[str], splits: Sequence[Split] | None = None) -> Li
 
 
 def guessed(*uris: str) -> dict[str, str | None]:
-    listing = with_groups(listing_of(uris))
+    listing = assign_groups(listing_of(uris))
     return dict(zip(listing.uris, listing.groups, strict=True))
 
 
@@ -77,12 +77,12 @@ def test_names_of_the_field_are_guessed(names: Sequence[str], groups: list[str])
     ],
 )
 def test_other_names_are_not_guessed(names: Sequence[str]) -> None:
-    listing = with_groups(listing_of(names))
+    listing = assign_groups(listing_of(names))
     assert set(listing.groups) == {None} and listing.notes == ()
 
 
 def test_some_names_like_ucf_are_told_and_not_taken() -> None:
-    listing = with_groups(listing_of([*recordings(2, 2), *(f"Run/mine{n}.mp4" for n in range(8))]))
+    listing = assign_groups(listing_of([*recordings(2, 2), *(f"Run/mine{n}.mp4" for n in range(8))]))
     assert set(listing.groups) == {None}
     assert listing.notes[0].startswith("8 of 16 names look like recordings as UCF-101 names them")
     assert listing.notes[0].endswith("--group ucf would keep each together")
@@ -90,69 +90,69 @@ def test_some_names_like_ucf_are_told_and_not_taken() -> None:
 
 def test_a_number_for_each_video_of_a_class_may_be_that_of_a_person_and_is_told() -> None:
     names = [f"{c}/{c}_s{n}.mp4" for c in ("run", "jump") for n in range(10)]
-    listing = with_groups(listing_of(names))
+    listing = assign_groups(listing_of(names))
     assert set(listing.groups) == {None}
     assert listing.notes == (
         "20 of 20 names look like persons (s01, a1_s1_t1, person01_boxing); --group subject would keep each together",
     )
-    assert with_groups(listing_of([name.replace("_s", "_person") for name in names])).groups[3] == "person3"
+    assert assign_groups(listing_of([name.replace("_s", "_person") for name in names])).groups[3] == "person3"
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_recordings_go_to_one_side_as_a_whole(seed: int) -> None:
     uris = recordings()
-    listing = split_listing(with_groups(listing_of(uris)), [GOOD] * len(uris), 0.25, seed)
+    listing = split_listing(assign_groups(listing_of(uris)), [GOOD] * len(uris), 0.25, seed)
     assert listing.splits is not None and Counter(listing.splits) == {"train": 48, "test": 16}
     sides = {(uri.rpartition("_c")[0], split) for uri, split in zip(uris, listing.splits, strict=True)}
     assert len(sides) == 16  # one for each recording
-    by_video = split_listing(with_groups(listing_of(uris), "none"), [GOOD] * len(uris), 0.25, seed)
+    by_video = split_listing(assign_groups(listing_of(uris), "none"), [GOOD] * len(uris), 0.25, seed)
     assert by_video.splits is not None
     assert len({(uri.rpartition("_c")[0], split) for uri, split in zip(uris, by_video.splits, strict=True)}) > 16
 
 
 def test_recordings_that_a_list_parts_are_told_and_the_others_are_groups() -> None:
     splits: list[Split] = ["train" if "_g01" in uri or "_c01" in uri else "test" for uri in recordings(2, 2)]
-    listing = with_groups(listing_of(recordings(2, 2), splits))
+    listing = assign_groups(listing_of(recordings(2, 2), splits))
     assert listing.groups == ("v_Jump_g01", "v_Jump_g01", None, None, "v_Run_g01", "v_Run_g01", None, None)
     assert "2 of them lie in two splits, so that tests are seen in training" in listing.notes[0]
     with pytest.raises(UserError, match="groups must lie in one split"):
-        with_groups(listing_of(recordings(2, 2), splits), "ucf")
+        assign_groups(listing_of(recordings(2, 2), splits), "ucf")
 
 
 def test_a_pattern_of_ones_own() -> None:
     uris = ["a/day1-cam2-x.mp4", "a/day1-cam2-y.mp4", "b/day2-cam1-x.mp4", "b/other.mp4"]
-    listing = with_groups(listing_of(uris), r"(day\d)-(cam\d)")
+    listing = assign_groups(listing_of(uris), r"(day\d)-(cam\d)")
     assert listing.groups == ("day1_cam2", "day1_cam2", "day2_cam1", None)
     assert listing.notes == (
         r"--group (day\d)-(cam\d): 3 of 4 names in 2 groups, the largest is day1_cam2 with 2 videos",
         r"--group (day\d)-(cam\d) does not fit 1 names, which are groups of their own: b/other.mp4",
     )
-    assert with_groups(listing_of(uris), r"day\d").groups == ("day1", "day1", "day2", None)
+    assert assign_groups(listing_of(uris), r"day\d").groups == ("day1", "day1", "day2", None)
     with pytest.raises(UserError, match=r"--group ucf fits none of the 4 names, the first is a/day1-cam2-x.mp4"):
-        with_groups(listing_of(uris), "ucf")
+        assign_groups(listing_of(uris), "ucf")
     with pytest.raises(UserError, match=r"is none of ucf, hmdb, .*, none, and no regular expression: missing \)"):
-        check_pattern("(day")
+        check_group_option("(day")
 
 
 def test_groups_of_the_list_are_kept() -> None:
     listing = Listing("/v", "list", UCF, ("a", "a", "b", "b"), ("x", None, None, None), None)
-    assert with_groups(listing) is listing
+    assert assign_groups(listing) is listing
     with pytest.raises(UserError, match="--group ucf cannot be used where the list has groups of its own"):
-        with_groups(listing, "ucf")
+        assign_groups(listing, "ucf")
 
 
 def test_parts_of_a_file_are_drawn_as_one() -> None:
     uris = ["long.mp4"] * 3 + ["a.mp4", "b.mp4"]
     listing = Listing("/v", "list", tuple(uris), ("x", "y", "x", "x", "y"), (None, "g", None, "g", None), None)
-    assert with_groups(listing, "none").groups == ("g", "g", "g", "g", None)
+    assert assign_groups(listing, "none").groups == ("g", "g", "g", "g", None)
     splits: tuple[Split, ...] = ("train", "test", "train", "train", "test")
-    given = with_groups(Listing("/v", "list", tuple(uris), listing.labels, (None,) * 5, splits), "none")
+    given = assign_groups(Listing("/v", "list", tuple(uris), listing.labels, (None,) * 5, splits), "none")
     assert given.groups == (None,) * 5
     assert given.notes[0].startswith("1 files have parts, or the same name in another format, in two splits")
 
 
 def test_a_video_in_two_formats_is_drawn_as_one() -> None:
-    listing = with_groups(listing_of(["run/x.avi", "run/x.mp4", "jump/x.mp4", "run/x.v1.mp4"]))
+    listing = assign_groups(listing_of(["run/x.avi", "run/x.mp4", "jump/x.mp4", "run/x.v1.mp4"]))
     assert listing.groups == ("file run/x", "file run/x", None, None)
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.files.folder_lock import LOCK, Claim, lock_folder
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.prepare.probe_cache import NOTES, remembered
+from pipeline.prepare.probe_cache import PROBE_LOG, open_probe_cache
 from pipeline.video.probe import ProbeOptions, probe_file
 from tests.videos import write_numbers
 
@@ -45,7 +45,7 @@ def start(videos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def notes(out: Path) -> int:
     """Whole lines."""
-    lines = (out / NOTES).read_text(encoding="utf-8").splitlines() if (out / NOTES).exists() else []
+    lines = (out / PROBE_LOG).read_text(encoding="utf-8").splitlines() if (out / PROBE_LOG).exists() else []
     return sum(line.endswith("]]") for line in lines)
 
 
@@ -82,16 +82,16 @@ def test_what_a_killed_run_probed_is_not_probed_again(videos: Path, tmp_path: Pa
         wait_for_notes(out, process)
         process.send_signal(signal.SIGKILL)
     assert not (out / "manifest.parquet").exists()
-    with open(out / NOTES, "a", encoding="utf-8") as file:
+    with open(out / PROBE_LOG, "a", encoding="utf-8") as file:
         file.write('["torn')
-    noted = [json.loads(line)[0] for line in (out / NOTES).read_text(encoding="utf-8").splitlines() if line.endswith("]]")]
+    noted = [json.loads(line)[0] for line in (out / PROBE_LOG).read_text(encoding="utf-8").splitlines() if line.endswith("]]")]
     path = Path(noted[0])
     before = path.stat()
     path.write_bytes(bytes(before.st_size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run(prepare.main, ["folder", str(videos), str(out), "--labeled", "1/class"]) == DONE
     assert set(read_manifest(out / "manifest.parquet").table["status"].to_pylist()) == {"ok"}
-    assert not (out / NOTES).exists()  # the manifest says it now
+    assert not (out / PROBE_LOG).exists()  # the manifest says it now
     os.utime(path)
     assert run(prepare.main, ["folder", str(videos), str(out), "--labeled", "1/class"]) == DONE
     assert "not_a_video" in read_manifest(out / "manifest.parquet").table["status"].to_pylist()  # so the test can fail
@@ -149,7 +149,7 @@ def test_notes_are_of_what_is_new(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "v.mp4", frames=5, size=(64, 64))
     probe = probe_file(str(path), ProbeOptions(hash=True))
     for _ in range(2):
-        with remembered(tmp_path) as (known, note):
+        with open_probe_cache(tmp_path) as (known, note):
             before = known(str(path))
             note(str(path), probe)
     assert before == probe and notes(tmp_path) == 1 and known("other") is None

@@ -19,7 +19,7 @@ from pipeline.clips.decode import Video, decode_clips
 from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import read_manifest
-from pipeline.prepare.resized_copies import Copy, copy_names, resize, resize_all
+from pipeline.prepare.resized_copies import CopyTask, make_copies, make_copy, name_copies
 from pipeline.video.probe import probe_file
 from tests.video.reference import every_frame, read_index
 from tests.videos import number_frame, read_number, write_numbers
@@ -29,8 +29,8 @@ def test_frames_and_times_are_kept(tmp_path: Path) -> None:
     steps = np.cumsum([0] + [40, 40, 120] * 9).tolist()
     source = write_numbers(tmp_path / "v.mkv", frames=len(steps), size=(320, 192), steps=steps)
     probe = probe_file(str(source))
-    copy = Copy(str(source), str(tmp_path / "copies" / "v.mp4"), 96, probe.fps, probe.variable_fps)
-    assert resize(copy) == ""
+    copy = CopyTask(str(source), str(tmp_path / "copies" / "v.mp4"), 96, probe.fps, probe.variable_fps)
+    assert make_copy(copy) == ""
     small = probe_file(copy.target)
     assert (small.status, small.frames, small.width, small.height, small.decoder) == ("ok", 28, 160, 96, "decord")
     assert small.variable_fps and small.duration == pytest.approx(probe.duration, abs=1e-3)
@@ -42,8 +42,8 @@ def test_frames_and_times_are_kept(tmp_path: Path) -> None:
 def test_clips_from_anywhere_in_a_copy_show_the_frames_that_belong_there(tmp_path: Path, decoder: str) -> None:
     """Both decoders seek in it; numbers are read off the pixels."""
     source = write_numbers(tmp_path / "v.mp4", frames=150, fps="30", size=(320, 320), gop=250)
-    copy = Copy(str(source), str(tmp_path / "copy.mp4"), 160, 30.0, False)
-    assert resize(copy) == ""
+    copy = CopyTask(str(source), str(tmp_path / "copy.mp4"), 160, 30.0, False)
+    assert make_copy(copy) == ""
     video = Video(copy.target, 150, 30.0, False, 160, 160, 0.0, 5.0, decoder)
     windows = [ClipSection(frames=8, fps=8.0), ClipSection(frames=8, fps=16.0)]
     clips = [*windows, ClipSection(sampling="segments", frames=16)]
@@ -57,8 +57,8 @@ def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path
     """Of a real clip: groups of at most 12 pictures, each of which decoding can begin at, and no costly tools."""
     source = str(shared_data / "odd" / "h264_longgop.mp4")
     probe = probe_file(source)
-    copy = Copy(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)
-    assert resize(copy) == ""
+    copy = CopyTask(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)
+    assert make_copy(copy) == ""
     index = read_index(copy.target)
     assert len(index.random_access_points) == len(index.key_frames) and max(np.diff([*index.key_frames, probe.frames])) <= 12
     assert len(read_index(source).key_frames) < len(index.key_frames)
@@ -70,7 +70,7 @@ def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path
 def test_odd_files_become_plain_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
     source = str(shared_data / "odd" / name)
     probe = probe_file(source)
-    assert resize(Copy(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)) == ""
+    assert make_copy(CopyTask(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)) == ""
     small = probe_file(str(tmp_path / "v.mp4"))
     assert (small.status, small.decoder, small.frames, small.codec) == ("ok", "decord", probe.frames, "h264")
     assert min(small.width, small.height) == 120 and (small.width > small.height) == (probe.width > probe.height)
@@ -83,27 +83,27 @@ def test_odd_files_become_plain_ones(shared_data: Path, tmp_path: Path, name: st
 
 def test_small_videos_are_not_enlarged_and_complete_copies_stay(tmp_path: Path) -> None:
     source = write_numbers(tmp_path / "v.mp4", frames=5, size=(64, 48))
-    copies = [Copy(str(source), str(tmp_path / "out" / "v.mp4"), 256, 25.0, False)]
-    assert resize_all(copies, processes=1) == {}
+    copies = [CopyTask(str(source), str(tmp_path / "out" / "v.mp4"), 256, 25.0, False)]
+    assert make_copies(copies, processes=1) == {}
     small = probe_file(copies[0].target)
     assert (small.width, small.height) == (64, 48)
     before = os.stat(copies[0].target).st_mtime_ns
-    assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == before
+    assert make_copies(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == before
     for other in (before + 1, before - 10**12):  # a newer original is copied again, and one restored from long ago
         os.utime(source, ns=(other, other))
-        assert resize_all(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == other
+        assert make_copies(copies, processes=1) == {} and os.stat(copies[0].target).st_mtime_ns == other
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["v.mp4"]
 
 
 def test_a_damaged_original_leaves_no_copy(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"bad" * 100)
-    copies = [Copy(str(tmp_path / "bad.mp4"), str(tmp_path / "out" / "bad.mp4"), 64, 25.0, False)]
-    assert "no known video format" in resize_all(copies, processes=1)[0]
+    copies = [CopyTask(str(tmp_path / "bad.mp4"), str(tmp_path / "out" / "bad.mp4"), 64, 25.0, False)]
+    assert "no known video format" in make_copies(copies, processes=1)[0]
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_names_of_copies_stay_apart() -> None:
-    assert copy_names(["a/x.avi", "a/x.mkv", "b/y.avi", "/abs/z.avi", "s3://c/w.webm", "../v"]) == [
+    assert name_copies(["a/x.avi", "a/x.mkv", "b/y.avi", "/abs/z.avi", "s3://c/w.webm", "../v"]) == [
         "a/x.avi.mp4", "a/x.mkv.mp4", "b/y.mp4", "abs/z.mp4", "s3/c/w.mp4", "v.mp4",
     ]  # fmt: skip
 
@@ -168,8 +168,8 @@ def test_numbered_images_become_videos(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / "v").mkdir(exist_ok=True)
         Image.fromarray(number_frame(number, 160, 96)).save(tmp_path / "v" / f"img_{number + 1:05d}.jpg")
-    copy = Copy(str(tmp_path / "v" / "img_%05d.jpg"), str(tmp_path / "v.mp4"), 48, 12.5, False)
-    assert resize(copy) == ""
+    copy = CopyTask(str(tmp_path / "v" / "img_%05d.jpg"), str(tmp_path / "v.mp4"), 48, 12.5, False)
+    assert make_copy(copy) == ""
     small = probe_file(copy.target)
     assert (small.status, small.frames, small.width, small.height, small.fps) == ("ok", 6, 80, 48, pytest.approx(12.5))
     assert [read_number(frame) for frame in every_frame(copy.target)] == list(range(6))

@@ -15,9 +15,9 @@ from pipeline.errors import UserError
 from pipeline.manifest.leaks import check_leaks
 from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
 from pipeline.prepare.build import build_table
-from pipeline.prepare.same_file import find_same, merge_files, merge_spellings
+from pipeline.prepare.same_file import identify_files, merge_equal_paths, merge_same_files
 from pipeline.prepare.sources import Listing
-from pipeline.prepare.sources.file_search import plain_path
+from pipeline.prepare.sources.file_search import simplify_path
 from pipeline.video.probe import Probe
 from tests.manifest.tables import GOOD
 from tests.videos import write_numbers
@@ -135,23 +135,23 @@ def test_one_inode_is_one_file_whatever_its_spelling() -> None:
     stamps = [("t1", 10), ("t1", 10), ("t1", 11), ("t2", 10), ("t1", 10)]
     probes = [Probe(bytes=size, stamp=stamp) for stamp, size in stamps]
     probes[4] = Probe(bytes=10, stamp="t1", status="empty")
-    files = find_same(["/v/RUN.mp4", "/v/run.mp4", "/v/a.mp4", "/v/b.mp4", "/v/c.mp4"], probes, inode)
+    files = identify_files(["/v/RUN.mp4", "/v/run.mp4", "/v/a.mp4", "/v/b.mp4", "/v/c.mp4"], probes, inode)
     assert files == ["/v/run.mp4", "/v/run.mp4", "/v/a.mp4", "/v/b.mp4", "/v/c.mp4"]
     assert asked == ["/v/RUN.mp4", "/v/run.mp4"]
 
 
 def test_spellings_in_an_object_store_are_one_object() -> None:
-    assert plain_path("s3://bucket//b/./a.mp4") == "s3://bucket/b/a.mp4" and plain_path("/b//a.mp4") == "/b/a.mp4"
-    assert plain_path("../a./b.mp4") == "../a./b.mp4"
-    uris = tuple(map(plain_path, ("b/a.mp4", "./b//a.mp4", "c.mp4")))
+    assert simplify_path("s3://bucket//b/./a.mp4") == "s3://bucket/b/a.mp4" and simplify_path("/b//a.mp4") == "/b/a.mp4"
+    assert simplify_path("../a./b.mp4") == "../a./b.mp4"
+    uris = tuple(map(simplify_path, ("b/a.mp4", "./b//a.mp4", "c.mp4")))
     listing = Listing("s3://bucket", "list", uris, ("x", "x", "y"), (None,) * 3, ("train", "test", "test"), ids=("1", "2", "3"))
     with pytest.raises(UserError, match="1 in train, 2 in test"):
-        merge_spellings(listing)
+        merge_equal_paths(listing)
 
 
 def test_a_listing_without_doubles_is_left_as_it_is() -> None:
     listing = Listing("/v", "list", ("a.mp4", "b.mp4"), ("x", "y"), (None, None), None)
-    assert merge_spellings(listing) is listing and merge_files(listing, [GOOD, GOOD]) == (listing, [GOOD, GOOD])
+    assert merge_equal_paths(listing) is listing and merge_same_files(listing, [GOOD, GOOD]) == (listing, [GOOD, GOOD])
 
 
 def manifest_of(tmp_path: Path, *parts: tuple[str, float | None, float | None]) -> Manifest:

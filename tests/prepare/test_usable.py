@@ -109,8 +109,8 @@ def test_a_folder_of_which_nothing_can_be_tested_on_is_refused(
 def changed(tiny: Path, tmp_path: Path, column: str, values: list[object], root: str | None = None) -> Config:
     """The configuration of the small data set with another column, and labels drawn again."""
     manifest = read_manifest(tiny / "manifest.parquet")
-    place = manifest.table.schema.get_field_index(column)
-    table = manifest.table.set_column(place, manifest.table.schema.field(place), pa.array(values, manifest.table[column].type))
+    at = manifest.table.schema.get_field_index(column)
+    table = manifest.table.set_column(at, manifest.table.schema.field(at), pa.array(values, manifest.table[column].type))
     path = tmp_path / "manifest.parquet"
     other = write_manifest(table, path, manifest.classes, root or manifest.root, manifest.source)
     write_labels(draw_labels(other, "2/class", 0), other, tmp_path / "labels.parquet")
@@ -151,8 +151,8 @@ def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_th
     """By a dry run, by a run whose workers may see other disks, and not at all by one that is done."""
     config = changed(tiny, tmp_path, "uri", read_manifest(tiny / "manifest.parquet").table["uri"].to_pylist())
     videos = shutil.copytree(tiny / "videos", tmp_path / "videos")
-    place = [f"run.storage_path={tmp_path / 'runs'}", f"data.manifest={config.data.manifest}", f"data.root={videos}"]
-    words = ["--config", str(tiny / "tiny.yaml"), *place, "train.steps=1", "train.warmup_steps=0"]
+    knobs = [f"run.storage_path={tmp_path / 'runs'}", f"data.manifest={config.data.manifest}", f"data.root={videos}"]
+    words = ["--config", str(tiny / "tiny.yaml"), *knobs, "train.steps=1", "train.warmup_steps=0"]
     assert run(train.main, words) == DONE
     for file in list(videos.rglob("*.mp4")):
         file.unlink()
@@ -165,7 +165,7 @@ def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_th
     assert run(train.main, [*words, "run.name=new", "--dry-run"]) == DONE
     said = capsys.readouterr()
     assert "nothing is trained yet" in said.out and "none is there; a run would be refused: say with data.root" in said.err
-    prepared = prepared_run.prepare(load_config(tiny / "tiny.yaml", [*place, "run.name=new", "scale.workers=2"]))
+    prepared = prepared_run.prepare(load_config(tiny / "tiny.yaml", [*knobs, "run.name=new", "scale.workers=2"]))
     (note,) = prepared.notes
     assert "none is there, as this process sees it; if workers do not see them either, say with data.root" in note
 

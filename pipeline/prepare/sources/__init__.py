@@ -1,16 +1,17 @@
-"""Where videos and their classes come from, one file for each source; all return a ``Listing``."""
+"""The sources of videos and their classes, one file for each; every source returns a ``Listing``."""
 
 from pipeline.prepare.sources.folder import list_folder
 from pipeline.prepare.sources.frames import list_frames
 from pipeline.prepare.sources.hmdb51 import list_hmdb51
 from pipeline.prepare.sources.kinetics import list_kinetics
-from pipeline.prepare.sources.listing import Listing, with_splits
+from pipeline.prepare.sources.listing import Listing, draw_missing_splits
 from pipeline.prepare.sources.ssv2 import list_ssv2
 from pipeline.prepare.sources.ucf101 import list_ucf101
 from pipeline.prepare.sources.video_list import list_files
 
 __all__ = [
     "Listing",
+    "draw_missing_splits",
     "list_files",
     "list_folder",
     "list_frames",
@@ -18,5 +19,4 @@ __all__ = [
     "list_kinetics",
     "list_ssv2",
     "list_ucf101",
-    "with_splits",
 ]

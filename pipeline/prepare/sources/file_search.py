@@ -1,4 +1,4 @@
-"""Reading list files and looking for videos: one listing of a folder instead of a question for every file."""
+"""Reading list files and finding listed videos on disk, with one listing per folder instead of one look-up per file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.errors import UserError, first_few
 from pipeline.files import storage
 
 
-def open_root(folder: str | Path, option: str = "folder") -> str:
-    """Absolute path of a readable folder; URIs pass. Raises UserError."""
+def resolve_root(folder: str | Path, option: str = "folder") -> str:
+    """Returns the absolute path of a folder, or a URI as it is. Raises UserError if the folder cannot be read."""
     if storage.is_remote(str(folder)):
         return str(folder).rstrip("/")
     root = Path(storage.local_path(str(folder))).expanduser().absolute()
@@ -30,7 +30,7 @@ def open_root(folder: str | Path, option: str = "folder") -> str:
 
 
 def read_text(file: str | Path) -> str:
-    """A UTF-8 text on disk or in an object store. Raises UserError."""
+    """Reads a UTF-8 text from disk or from an object store. Raises UserError if it cannot be read."""
     try:
         return storage.read_bytes(str(file)).decode("utf-8-sig")
     except FileNotFoundError:
@@ -40,27 +40,33 @@ def read_text(file: str | Path) -> str:
 
 
 def read_lines(file: str | Path) -> list[tuple[int, str]]:
-    """Lines of a UTF-8 text that are not blank, with their numbers from 1. Raises UserError."""
+    """Reads the lines of a UTF-8 text that are not blank, with their numbers from 1. Raises UserError as ``read_text`` does."""
     text = read_text(file)
     # not splitlines(): it also cuts at characters that may stand in a name
     return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
-def find_folder(given: str | None, root: str, names: Sequence[str], sign: str) -> str:
-    """The folder of list files: the given one, or the first of ``names`` in the root or beside it that holds a ``sign``."""
+def find_lists_folder(given: str | None, root: str, names: Sequence[str], pattern: str) -> str:
+    """Finds the folder of the list files: the ``given`` one, or the first of ``names`` with a file that fits ``pattern``.
+
+    ``names`` are looked for in the root and beside it. Raises UserError if there is no such folder.
+    """
     if given is not None:
-        return open_root(given, "--lists")
-    places = [os.path.normpath(f"{base}/{name}") for name in names for base in (root, os.path.dirname(root))]
-    found = None if storage.is_remote(root) else next((place for place in places if names_like(place, sign)), None)
-    if found is None:
-        raise UserError(f"no {sign} in {root} or in {names[0]} there or beside it; say with --lists DIR where the lists are")
-    return found
+        return resolve_root(given, "--lists")
+    candidates = [os.path.normpath(f"{base}/{name}") for name in names for base in (root, os.path.dirname(root))]
+    folder = None if storage.is_remote(root) else next((name for name in candidates if match_names(name, pattern)), None)
+    if folder is None:
+        raise UserError(f"no {pattern} in {root} or in {names[0]} there or beside it; say with --lists DIR where the lists are")
+    return folder
 
 
-def names_like(folder: str, sign: str) -> list[str]:
-    """Names in a folder that fit a pattern with ``*``, sorted; none where there is no such folder. Raises UserError."""
+def match_names(folder: str, pattern: str) -> list[str]:
+    """Returns the names in a folder that fit a pattern with ``*``, sorted; none if there is no such folder.
+
+    Raises UserError if the folder cannot be read.
+    """
     try:
-        return fnmatch.filter(storage.list_names(folder), sign)
+        return fnmatch.filter(storage.list_names(folder), pattern)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -74,103 +80,106 @@ VIDEO_SUFFIXES = {
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file's name ends as those of videos do."""
-    return video_stem(name) != name.rpartition("/")[2]
+    """Whether a file's name has the suffix of a video."""
+    return remove_video_suffix(name) != name.rpartition("/")[2]
 
 
-def video_stem(name: str) -> str:
-    """A file's name without the suffix of a video; any other dot belongs to the name: ``jump.v0`` is not ``jump``."""
+def remove_video_suffix(name: str) -> str:
+    """Returns a path's file name without a video suffix. Any other suffix stays: ``jump.v0`` does not become ``jump``."""
     name = name.rpartition("/")[2]
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and f"{dot}{suffix.lower()}" in VIDEO_SUFFIXES else name
 
 
 def find_files(root: str, uris: Sequence[str], ignore_case: bool = False) -> list[str | None]:
-    """Where each listed file is, None where it is missing; another video suffix will do where the listed one is absent.
+    """Finds each listed file and returns its uri, or None where it is missing.
 
-    So will another Unicode form of the same letters: macOS writes an e and an accent where other systems have one letter.
-    ``ignore_case`` is for lists whose spelling is known to differ from the files'.
-    URIs, and everything below a root that is one, are taken as listed, without the ``./`` and ``//`` that object stores would
-    take for parts of a name: whether they are there is found when they are opened.
+    Where the listed file is absent, one with another video suffix, or with another Unicode form of the same letters, takes its
+    place: macOS writes an e and an accent where other systems have one letter. ``ignore_case`` is for lists that are known to
+    spell names in another case than the files.
+    URIs, and everything below a root that is one, are returned as listed, but without ``./`` and ``//``, which object stores
+    would take for parts of a name. Whether such files exist shows only when they are opened.
     Raises UserError where a listed name fits several files.
     """
     folders: dict[str, tuple[str, _Folder]] = {}
-    found: list[str | None] = []
-    unclear: list[str] = []
-    for uri in map(plain_path, uris):
+    files: list[str | None] = []
+    ambiguous: list[str] = []
+    for uri in map(simplify_path, uris):
         if "://" in uri or "://" in root:
-            found.append(uri)
+            files.append(uri)
             continue
         folder, _, name = uri.rpartition("/")
         if folder not in folders:
-            above = existing_folder(root, folder) if folder or not uri.startswith("/") else "/"
-            folders[folder] = above, _Folder(os.path.join(root, above))
-        above, files = folders[folder]
-        names = files.files_of(name, ignore_case)
-        unclear += [f"{uri}: {' and '.join(names)}"] if len(names) > 1 else []
-        here = names[0] if names else None
-        found.append(None if here is None else f"{above.rstrip('/')}/{here}" if above else here)
-    refuse_unclear(unclear)
-    return found
+            existing = find_existing_folder(root, folder) if folder or not uri.startswith("/") else "/"
+            folders[folder] = existing, _Folder(os.path.join(root, existing))
+        existing, content = folders[folder]
+        names = content.find(name, ignore_case)
+        ambiguous += [f"{uri}: {' and '.join(names)}"] if len(names) > 1 else []
+        if not names:
+            files.append(None)
+        else:
+            files.append(f"{existing.rstrip('/')}/{names[0]}" if existing else names[0])
+    raise_for_ambiguous(ambiguous)
+    return files
 
 
-def existing_folder(root: str, folder: str) -> str:
-    """A folder below the root, or an absolute one, as it is on the disk where only its Unicode form differs."""
+def find_existing_folder(root: str, folder: str) -> str:
+    """Returns a folder below the root, or an absolute one, as it is spelled on disk if only its Unicode form differs."""
     if folder.isascii() or os.path.isdir(os.path.join(root, folder)):
         return folder
-    here = "/" if folder.startswith("/") else ""
+    existing = "/" if folder.startswith("/") else ""
     for part in folder.strip("/").split("/"):
         try:
-            names = os.listdir(os.path.join(root, here) or ".")
+            names = os.listdir(os.path.join(root, existing) or ".")
         except OSError:
             return folder
-        fits = [part] if part in names else [name for name in names if composed(name) == composed(part)]
+        fits = [part] if part in names else [name for name in names if to_nfc(name) == to_nfc(part)]
         if len(fits) != 1:
             return folder
-        here = os.path.join(here, fits[0])
-    return here
+        existing = os.path.join(existing, fits[0])
+    return existing
 
 
-def existing_file(path: str) -> str:
-    """A local path as it is on the disk, where only its Unicode form differs from that of one file there."""
+def find_existing_file(path: str) -> str:
+    """Returns a local path as it is spelled on disk, if only its Unicode form differs from that of one file there."""
     if path.isascii() or "://" in path or os.path.lexists(path):
         return path
     folder, name = os.path.split(path)
-    folder = existing_folder("", folder)
+    folder = find_existing_folder("", folder)
     try:
-        fits = [other for other in os.listdir(folder or ".") if composed(other) == composed(name)]
+        fits = [existing for existing in os.listdir(folder or ".") if to_nfc(existing) == to_nfc(name)]
     except OSError:
         return path
     return os.path.join(folder, fits[0]) if len(fits) == 1 else path
 
 
-def composed(name: str) -> str:
-    """A name in the Unicode form (NFC) in which names that look the same are the same."""
+def to_nfc(name: str) -> str:
+    """Converts a name to the Unicode form NFC, in which names that look the same are the same."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def plain_path(path: str) -> str:
-    """A path or URI without ``./`` and doubled slashes: ``./b//a.mp4`` is ``b/a.mp4``."""
+def simplify_path(path: str) -> str:
+    """Removes ``./`` and doubled slashes from a path or URI: ``./b//a.mp4`` becomes ``b/a.mp4``."""
     if "//" not in path and "./" not in path:
         return path
-    scheme, found, rest = path.partition("://") if "://" in path else ("", "", path)
+    scheme, separator, rest = path.partition("://") if "://" in path else ("", "", path)
     start = "/" if rest.startswith("/") else ""
-    return f"{scheme}{found}{start}" + "/".join(part for part in rest.split("/") if part not in ("", "."))
+    return f"{scheme}{separator}{start}" + "/".join(part for part in rest.split("/") if part not in ("", "."))
 
 
-def refuse_unclear(unclear: Sequence[str]) -> None:
-    """Raises UserError naming the files where one listed video may be any of several."""
-    if unclear:
+def raise_for_ambiguous(ambiguous: Sequence[str]) -> None:
+    """Raises UserError if there are listed videos that fit several files; each text names one and its files."""
+    if ambiguous:
         remedy = "remove or rename all but one, or list it with its suffix"
-        raise UserError(f"listed videos that fit several files; {remedy}:", first_few(unclear))
+        raise UserError(f"listed videos that fit several files; {remedy}:", first_few(ambiguous))
 
 
-def one_of_each(paths: Sequence[str]) -> list[str]:
-    """The first of the paths that lead to one file, which hard and symbolic links do."""
-    return list({_number(path): path for path in reversed(paths)}.values())[::-1]
+def drop_repeated_files(paths: Sequence[str]) -> list[str]:
+    """Returns the paths without those that lead to the same file as an earlier one, as hard and symbolic links do."""
+    return list({_identify(path): path for path in reversed(paths)}.values())[::-1]
 
 
-def _number(path: str) -> object:
+def _identify(path: str) -> object:
     try:
         status = os.stat(path)
     except OSError:  # also a name in an object store
@@ -179,9 +188,10 @@ def _number(path: str) -> object:
 
 
 class _Folder:
-    """Names in a folder, by which listed videos are found; none where there is no such folder. Raises UserError."""
+    """The names in a folder, in which listed videos are found; none where there is no such folder."""
 
     def __init__(self, path: str) -> None:
+        """Raises UserError if the folder cannot be read."""
         self.path = path
         try:
             self.names = {name for name in os.listdir(path) if not name.startswith(".")}
@@ -190,64 +200,69 @@ class _Folder:
         except OSError as error:
             raise UserError(f"folder {path} cannot be read: {error.strerror}") from None
 
-    def files_of(self, name: str, ignore_case: bool) -> list[str]:
-        """The file of that very name; else the videos of its stem, which may be several, or none."""
-        stem = video_stem(name)
+    def find(self, name: str, ignore_case: bool) -> list[str]:
+        """The file of that very name, or else the videos of that name with another suffix, which may be several."""
+        stem = remove_video_suffix(name)
         if name in self.names and (stem != name or stem not in self._by_stem or os.path.isfile(os.path.join(self.path, name))):
             return [name]
-        if not name.isascii() and (names := self._by_composed_name.get(composed(name))):
+        if not name.isascii() and (names := self._by_nfc_name.get(to_nfc(name))):
             return names
-        stem = composed(stem)
-        names = self._by_stem.get(stem) or (self._by_small_stem.get(stem.casefold()) if ignore_case else None) or []
-        return names if len(names) < 2 else [os.path.basename(p) for p in one_of_each([f"{self.path}/{n}" for n in names])]
+        stem = to_nfc(stem)
+        names = self._by_stem.get(stem) or (self._by_casefolded_stem.get(stem.casefold()) if ignore_case else None) or []
+        if len(names) < 2:
+            return names
+        return [os.path.basename(path) for path in drop_repeated_files([f"{self.path}/{name}" for name in names])]
 
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        return _grouped((composed(video_stem(name)), name) for name in sorted(self.names) if is_video_name(name))
+        return _group_by_key((to_nfc(remove_video_suffix(name)), name) for name in sorted(self.names) if is_video_name(name))
 
     @functools.cached_property
-    def _by_composed_name(self) -> dict[str, list[str]]:
-        return _grouped((composed(name), name) for name in sorted(self.names))
+    def _by_nfc_name(self) -> dict[str, list[str]]:
+        return _group_by_key((to_nfc(name), name) for name in sorted(self.names))
 
     @functools.cached_property
-    def _by_small_stem(self) -> dict[str, list[str]]:
-        return _grouped((stem.casefold(), name) for stem, names in self._by_stem.items() for name in names)
+    def _by_casefolded_stem(self) -> dict[str, list[str]]:
+        return _group_by_key((stem.casefold(), name) for stem, names in self._by_stem.items() for name in names)
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def _group_by_key(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for key, name in pairs:
         groups.setdefault(key, []).append(name)
     return groups
 
 
-def files_below(root: str, folder: str = "") -> list[str]:
-    """Files below ``root/folder`` at any depth, relative to the root, sorted by folder; hidden ones are left out."""
+def list_files_below(root: str, folder: str = "") -> list[str]:
+    """Lists the files below ``root/folder`` at any depth, relative to the root and sorted by folder, without hidden ones.
+
+    Raises UserError if a folder cannot be read.
+    """
     if storage.is_remote(root):
-        names = _remote(storage.list_files_below, f"{root}/{folder}".rstrip("/"))
+        names = _list_remote(storage.list_files_below, f"{root}/{folder}".rstrip("/"))
         return [f"{folder}/{name}" if folder else name for name in names if not f"/{name}".count("/.")]
-    found = []
-    for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_unreadable):
+    files = []
+    for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         base = Path(path).relative_to(root).as_posix()
         prefix = "" if base == "." else f"{base}/"
-        found += [prefix + name for name in sorted(names) if not name.startswith(".")]
-    return found
+        files += [prefix + name for name in sorted(names) if not name.startswith(".")]
+    return files
 
 
-def subfolders(folder: str) -> list[str]:
-    """Names of folders, sorted; hidden ones are left out."""
+def list_subfolders(folder: str) -> list[str]:
+    """Lists the names of the folders in a folder, sorted, without hidden ones."""
     if storage.is_remote(folder):
-        return [name for name in _remote(storage.list_folders, folder) if not name.startswith(".")]
+        return [name for name in _list_remote(storage.list_folders, folder) if not name.startswith(".")]
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _remote(ask: Callable[[str], list[str]], folder: str) -> list[str]:
+def _list_remote(list_content: Callable[[str], list[str]], folder: str) -> list[str]:
     try:
-        return ask(folder)
+        return list_content(folder)
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error}") from None
 
 
-def _unreadable(error: OSError) -> None:
+def _raise_unreadable(error: OSError) -> None:
     raise UserError(f"folder {error.filename} cannot be read: {error.strerror}")

@@ -1,4 +1,4 @@
-"""``ssv2``: Something-Something v2 (Goyal et al., 2017), ``<id>.webm`` files and the official JSON lists.
+"""The source ``ssv2``: Something-Something v2 (Goyal et al., 2017), ``<id>.webm`` files and the official JSON lists.
 
     labels.json       {"Approaching something with your camera": "0", ...}
     train.json        [{"id": "78687", "label": "holding potato", "template": "Holding [something]", "placeholders": [...]}]
@@ -16,49 +16,65 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Split
-from pipeline.prepare.sources.file_search import find_files, find_folder, names_like, open_root, read_text
-from pipeline.prepare.sources.listing import Listing, agree, checked, missing_note, refuse, some
+from pipeline.prepare.sources.file_search import find_files, find_lists_folder, match_names, read_text, resolve_root
+from pipeline.prepare.sources.listing import (
+    Listing,
+    describe_missing_files,
+    raise_for_mistakes,
+    require_agreement,
+    require_videos,
+    validate_listing,
+)
 
-FOLDERS = ("labels", "annotations", ".")
-PARTS: tuple[tuple[Split, str], ...] = (("train", "train.json"), ("val", "validation.json"))
+LIST_FOLDERS = ("labels", "annotations", ".")
+LISTS: tuple[tuple[Split, str], ...] = (("train", "train.json"), ("val", "validation.json"))
 
 
 def list_ssv2(folder: str | Path, lists: str | None = None) -> Listing:
-    """Train and validation (used as test, as the field does); the test list has no labels and is left out.
+    """Lists the train and the validation videos. Validation serves as test, as in the field: the test list has no labels.
 
-    Raises UserError for entries that do not fit, templates that labels.json lacks, and lists that disagree.
+    Raises UserError for malformed entries, templates that labels.json lacks, and lists that disagree.
     """
-    root = open_root(folder)
-    where = find_folder(lists, root, FOLDERS, "*labels.json")
-    classes = _classes(where)
+    root = resolve_root(folder)
+    lists_folder = find_lists_folder(lists, root, LIST_FOLDERS, "*labels.json")
+    classes = _read_classes(lists_folder)
     rows: list[tuple[str, str, Split, str]] = []
     mistakes: list[str] = []
-    for split, ending in PARTS:
-        file, entries = _read(where, ending)
+    for split, ending in LISTS:
+        file, entries = _read_json(lists_folder, ending)
         if not isinstance(entries, list):
             raise UserError(f"{file} must be a JSON list of videos")
         for number, entry in enumerate(entries, start=1):
             try:
-                name, label = str(entry["id"]), entry["template"].replace("[", "").replace("]", "")
+                video_id, label = str(entry["id"]), entry["template"].replace("[", "").replace("]", "")
             except (TypeError, KeyError, AttributeError):
                 mistakes.append(f"{file}: entry {number}: expected id and template, found {json.dumps(entry)[:100]}")
                 continue
             mistakes += [] if label in classes else [f"{file}: entry {number}: template {label!r} is not in labels.json"]
-            rows.append((name, label, split, f"{os.path.basename(file)}: entry {number}"))
-    refuse(mistakes, where)
-    some(rows, where)
-    agree([(name, (label, split), place) for name, label, split, place in rows], f"the lists in {where}")
-    ids, labels, splits, places = zip(*rows, strict=True)
-    uris = [f"{name}.webm" for name in ids]
-    found = find_files(root, uris)
-    notes = missing_note(root, splits, [uri is not None for uri in found], where)
-    at = tuple(here or uri for here, uri in zip(found, uris, strict=True))
-    groups = (None,) * len(ids)
-    return checked(Listing(root, "ssv2", at, labels, groups, splits, notes, ids=ids, class_list=classes, places=places))
+            rows.append((video_id, label, split, f"{os.path.basename(file)}: entry {number}"))
+    raise_for_mistakes(mistakes, lists_folder)
+    require_videos(rows, lists_folder)
+    facts = [(video_id, (label, split), line) for video_id, label, split, line in rows]
+    require_agreement(facts, f"the lists in {lists_folder}")
+    ids, labels, splits, listed_at = zip(*rows, strict=True)
+    names = [f"{video_id}.webm" for video_id in ids]
+    files_found = find_files(root, names)
+    return validate_listing(Listing(
+        root=root,
+        source="ssv2",
+        uris=tuple(uri or name for uri, name in zip(files_found, names, strict=True)),
+        labels=labels,
+        groups=(None,) * len(ids),
+        splits=splits,
+        notes=describe_missing_files(root, splits, [uri is not None for uri in files_found], lists_folder),
+        ids=ids,
+        class_list=classes,
+        listed_at=listed_at,
+    ))  # fmt: skip
 
 
-def _classes(where: str) -> tuple[str, ...]:
-    file, stored = _read(where, "labels.json")
+def _read_classes(lists_folder: str) -> tuple[str, ...]:
+    file, stored = _read_json(lists_folder, "labels.json")
     try:
         numbers = {str(name): int(index) for name, index in stored.items()}
     except (AttributeError, ValueError, TypeError):
@@ -69,10 +85,10 @@ def _classes(where: str) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _read(where: str, ending: str) -> tuple[str, Any]:
-    """The file of that name; the first release wrote ``something-something-v2-`` before it."""
-    first = names_like(where, f"something-something-v2-{ending}")
-    file = f"{where}/{first[0] if first else ending}"
+def _read_json(lists_folder: str, ending: str) -> tuple[str, Any]:
+    """The path and content of a list file, whose name begins with ``something-something-v2-`` in the first release."""
+    long_names = match_names(lists_folder, f"something-something-v2-{ending}")
+    file = f"{lists_folder}/{long_names[0] if long_names else ending}"
     try:
         return file, json.loads(read_text(file))
     except json.JSONDecodeError as error:

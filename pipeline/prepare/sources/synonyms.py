@@ -1,6 +1,6 @@
-"""Words that the field's folders and lists use for the same things: splits, columns, and labels of videos without one.
+"""Synonyms in the folders and lists of the field's data sets: words for splits, for columns, and for an unknown class.
 
-What is not among them is refused where it could be meant as one of them. ``docs/manifest.md`` lists them for users.
+A word that is none of these, but might be meant as one, is refused. ``docs/manifest.md`` lists the synonyms for users.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ FILLERS = {
     "video", "videos", "clip", "clips", "frame", "frames", "rawframe", "rawframes", "image", "images", "img", "imgs", "rgb",
     "data", "dataset", "set", "split", "splits", "list", "part",
 }  # fmt: skip
-"""Words beside a split's in the name of its folder: ``videos_train``."""
+"""Words that may stand beside a split's word in the name of its folder, as in ``videos_train``."""
 COMPANIONS = {
     "annotation", "annotations", "anno", "labels", "list", "lists", "split", "splits", "meta", "metadata", "docs", "doc",
     "code", "scripts", "tools", "ucftraintestlist", "testtrainmulti_7030_splits", "__macosx", "@eadir", "lost+found",
     "$recycle.bin", "__pycache__",
 }  # fmt: skip
-"""Folders that data sets and systems put beside the videos; left out where no video is in them."""
+"""Folders that data sets and operating systems put beside the videos; they are left out unless they hold videos."""
 
 COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "path": (
@@ -48,85 +48,87 @@ COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "frames": (("frames",), ("num_frames", "n_frames", "total_frames", "frame_count")),
     "offset": (("offset",), ("start_frame", "first_frame", "start_index")),
 }  # fmt: skip
-"""Words for each column of a list, the surer ones first: of several columns that could be one, the surest is it."""
+"""Words for each column of a list in several ranks, the surest first: of several fields that could be a column, the surest is
+taken for it."""
 
 UNLABELED = ("", "-1", "unlabeled", "unlabelled", "nan", "null", "n/a", "?")
-"""Labels, in any case, of videos whose class is unknown."""
+"""Labels, in upper or lower case, that mark videos of unknown class."""
 DOUBTFUL = ("none", "unknown", "unk", "na", "-")
-"""Labels that mark such videos in some lists and are classes in others: refused until the user says which."""
+"""Labels that mark videos of unknown class in some lists and are classes in others: refused until the user says which."""
 NO_GROUP = (*UNLABELED, *DOUBTFUL)
-"""Groups of videos that have none."""
+"""Values in the column group that mark videos without a group."""
 
 
-def words_of(name: str) -> list[str]:
-    """``videosTrain_256`` as videos, train: letters only, small."""
+def split_words(name: str) -> list[str]:
+    """Splits a name into its words, in lower case and without digits: ``videosTrain_256`` into videos and train."""
     return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
-def split_of(text: str) -> Split | None:
-    """The split that a field of a list, or the word before ``=``, names."""
+def parse_split(text: str) -> Split | None:
+    """Returns the split that a text names, such as a field of a list or the word before ``=``; None if it names none."""
     return SPLITS.get(text.strip().lower())
 
 
-def splits_in(name: str) -> set[Split]:
-    """Splits that the words of a file's or folder's name say; train and unlabeled together are unlabeled."""
-    found = {SPLITS[word] for word in words_of(name) if word in SPLITS}
-    return found - {"train"} if "unlabeled" in found else found
+def find_splits(name: str) -> set[Split]:
+    """Finds the splits that the words of a file's or folder's name stand for; train and unlabeled together are unlabeled."""
+    splits = {SPLITS[word] for word in split_words(name) if word in SPLITS}
+    return splits - {"train"} if "unlabeled" in splits else splits
 
 
-def split_of_folder(name: str) -> Split | None:
-    """The split whose videos a folder of this name holds: it says one split and else only what videos are called."""
-    found = splits_in(name)
-    return found.pop() if len(found) == 1 and set(words_of(name)) <= FILLERS | SPLITS.keys() else None
+def parse_folder_split(name: str) -> Split | None:
+    """Returns the split that a folder's name says, if it says one split and has no other words than ``FILLERS``."""
+    splits = find_splits(name)
+    return splits.pop() if len(splits) == 1 and set(split_words(name)) <= FILLERS | SPLITS.keys() else None
 
 
-def rest_of(name: str) -> tuple[str, ...]:
-    """Words of a folder's name that say no split: the same ones in ``kinetics_train`` and ``kinetics_val``."""
-    return tuple(word for word in words_of(name) if word not in SPLITS)
+def remove_split_words(name: str) -> tuple[str, ...]:
+    """Returns the words of a folder's name that say no split; they are the same for ``kinetics_train`` and ``kinetics_val``."""
+    return tuple(word for word in split_words(name) if word not in SPLITS)
 
 
-def column_word(name: str) -> str:
-    """A header's field as the words above are written: ``# Video Name`` is video_name."""
+def normalize_column_name(name: str) -> str:
+    """Converts a field of a header to the form in which ``COLUMNS`` has it: ``# Video Name`` to video_name."""
     return re.sub(r"[\s.\-]+", "_", name.strip().lstrip("#").strip().strip("\"'").lower())
 
 
 def is_header(fields: Sequence[str]) -> bool:
-    """Whether a line names columns: a known word for path or label is there, and nothing that is a number or a path."""
+    """Whether a line's fields name columns: one is a known word for path or label, and none is a number or a path."""
     known = {word for column in ("path", "label") for rank in COLUMNS[column] for word in rank}
     values = [field for field in fields if re.search(r"/|\.\w{2,4}$|^\s*-?\d+(\.\d+)?\s*$", field)]
-    return not values and not known.isdisjoint(map(column_word, fields))
+    return not values and not known.isdisjoint(map(normalize_column_name, fields))
 
 
-def columns_of(fields: Sequence[str], taken: Iterable[str] = ()) -> tuple[dict[str, str], list[str]]:
-    """Column -> field of a header that is it, and a sentence for each column that could be any of several fields.
+def match_columns(fields: Sequence[str], assigned: Iterable[str] = ()) -> tuple[dict[str, str], list[str]]:
+    """Finds the columns that the fields of a header name.
 
-    ``taken`` are fields that were given another meaning on purpose.
+    Returns the field of each column, and a sentence for each column that several fields could name. ``assigned`` are fields
+    whose meaning the user has given.
     """
-    words = {field: column_word(field) for field in fields if field not in set(taken)}
-    found: dict[str, str] = {}
-    unclear: list[str] = []
+    words = {field: normalize_column_name(field) for field in fields if field not in set(assigned)}
+    columns: dict[str, str] = {}
+    ambiguous: list[str] = []
     for column, ranks in COLUMNS.items():
         fits = next((fit for rank in ranks if (fit := [field for field, word in words.items() if word in rank])), [])
         if len(fits) == 1:
-            found[column] = fits[0]
+            columns[column] = fits[0]
         elif fits:
-            unclear.append(f"{' and '.join(fits)} could each be the {column}")
-    return found, unclear
+            ambiguous.append(f"{' and '.join(fits)} could each be the {column}")
+    return columns, ambiguous
 
 
-def label_of(text: str, classes: Mapping[str, str] | None, marks: Sequence[str] | None) -> str | None:
-    """A class's name or number as a list has it, None where it says that the class is unknown.
+def parse_label(text: str, classes: Mapping[str, str] | None, unlabeled: Sequence[str] | None) -> str | None:
+    """Returns the class name or number that a list has as a label, or None where the label says that the class is unknown.
 
-    ``classes`` is the class list, by label; ``marks`` what the user said marks unlabeled videos. Raises ValueError for what may
-    be a class or such a mark, and for negative numbers.
+    ``classes`` are the class names by label; ``unlabeled`` are the labels that mean an unknown class, if the user has given
+    them. Raises ValueError for a label that may be a class or mean an unknown one, and for negative numbers.
     """
     if re.fullmatch(r"-?\d+\.0+", text):  # as pandas writes a column of numbers in which some are missing
         text = text.partition(".")[0]
     if classes is not None and (text in classes or text in classes.values()):
         return classes.get(text, text)
-    if text.lower() in (UNLABELED if marks is None else ("", *marks)):
+    if text.lower() in (UNLABELED if unlabeled is None else ("", *unlabeled)):
         return None
-    if marks is None and text.lower() in DOUBTFUL:
+    if unlabeled is None and text.lower() in DOUBTFUL:
         remedy = f"say --unlabeled {text} if it is such a mark, or name all classes with --classes FILE"
         raise ValueError(f"label {text!r} is a class in some lists and marks unlabeled videos in others: {remedy}")
     if re.fullmatch(r"-\d+", text):

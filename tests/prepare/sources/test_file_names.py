@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.schema import write_manifest
 from pipeline.prepare.build import build_table
 from pipeline.prepare.published_labels import import_labels
-from pipeline.prepare.resized_copies import copy_names
+from pipeline.prepare.resized_copies import name_copies
 from pipeline.prepare.sources import list_files, list_kinetics
 from pipeline.prepare.sources.file_search import find_files
 from pipeline.prepare.sources.video_list import ListOptions
@@ -42,14 +42,14 @@ def test_a_file_beside_a_kinetics_clip_is_not_taken_for_it(tmp_path: Path, suffi
 
 
 def test_a_clip_of_which_only_other_files_are_there_is_missing(tmp_path: Path) -> None:
-    found = kinetics_uris(tmp_path, f"train/yoga/{CLIP}.json", f"train/yoga/{CLIP}.jpg")
-    assert "1 of 2 files are missing" in found["notes"]
+    uris = kinetics_uris(tmp_path, f"train/yoga/{CLIP}.json", f"train/yoga/{CLIP}.jpg")
+    assert "1 of 2 files are missing" in uris["notes"]
 
 
 def test_the_good_copy_of_a_damaged_kinetics_clip_is_used(tmp_path: Path) -> None:
     copy = f"replacement/replacement_for_corrupted_k400/{CLIP}.mp4"
-    found = kinetics_uris(tmp_path, f"train/yoga/{CLIP}.mp4", copy)
-    assert found[CLIP] == copy and "1 clips are taken from replacement_for_corrupted_k" in found["notes"]
+    uris = kinetics_uris(tmp_path, f"train/yoga/{CLIP}.mp4", copy)
+    assert uris[CLIP] == copy and "1 clips are taken from replacement_for_corrupted_k" in uris["notes"]
 
 
 def test_a_kinetics_clip_that_may_be_either_of_two_files_is_refused(tmp_path: Path) -> None:
@@ -107,5 +107,5 @@ def test_a_published_list_does_not_match_another_video_by_half_of_its_name(tmp_p
 
 def test_copies_of_different_videos_are_different_files() -> None:
     ids = ["jump.v0", "jump.v1", "jump.v0.avi", "a.mp4", "../a.mp4", "b.avi"]
-    names = copy_names(ids)
+    names = name_copies(ids)
     assert len(set(names)) == len(ids) and names[-1] == "b.mp4" and all(name.endswith(".mp4") for name in names)

@@ -15,7 +15,7 @@ from pipeline.manifest.label_subset import draw_labels
 from pipeline.manifest.schema import write_manifest
 from pipeline.prepare.build import build_table, probe_listing
 from pipeline.prepare.sources import Listing, list_frames, list_hmdb51, list_kinetics, list_ssv2, list_ucf101
-from pipeline.prepare.sources.frames import image_patterns
+from pipeline.prepare.sources.frames import find_image_patterns
 from pipeline.video.probe import probe_file
 from tests.manifest.tables import GOOD
 from tests.videos import write_numbers
@@ -327,11 +327,11 @@ def test_frame_folders(tmp_path: Path) -> None:
 
 
 def test_patterns_of_images() -> None:
-    assert image_patterns([f"{i:04d}.jpg" for i in range(8, 12)]) == ["%04d.jpg"]
-    assert image_patterns([f"frame{i}.png" for i in range(8, 12)]) == ["frame%d.png"]
-    assert image_patterns(["v1_50%_007.JPG", "v1_50%_008.JPG"]) == ["v1_50%%_%03d.JPG"]
-    assert image_patterns([f"i{i}.jpg" for i in range(10, 13)], "i%02d.jpg") == ["i%02d.jpg"]
-    assert image_patterns(["cover.jpg", "notes.txt"]) == []
+    assert find_image_patterns([f"{i:04d}.jpg" for i in range(8, 12)]) == ["%04d.jpg"]
+    assert find_image_patterns([f"frame{i}.png" for i in range(8, 12)]) == ["frame%d.png"]
+    assert find_image_patterns(["v1_50%_007.JPG", "v1_50%_008.JPG"]) == ["v1_50%%_%03d.JPG"]
+    assert find_image_patterns([f"i{i}.jpg" for i in range(10, 13)], "i%02d.jpg") == ["i%02d.jpg"]
+    assert find_image_patterns(["cover.jpg", "notes.txt"]) == []
 
 
 # -------------------------------------------------------------------------------------------------- real videos
@@ -364,5 +364,5 @@ def test_parts_beyond_the_end_are_not_learned_from(tmp_path: Path) -> None:
     assert [rows[start]["status"] for start in (0, 1.5, 2, 1.98, 1.2, 0.2)] == ["ok", "ok", *["too_short"] * 3, "ok"]
     assert rows[2.0]["reason"] == "its part from 2 s on has fewer than 2 frames: the file ends at 2 s"
     assert rows[1.2]["reason"] == "its part from 1.2 to 1.25 s has fewer than 2 frames"
-    place = manifest.table["start"].to_pylist().index(1.5)
-    assert video_at(manifest, video_columns(manifest), place).end == 2.0
+    row = manifest.table["start"].to_pylist().index(1.5)
+    assert video_at(manifest, video_columns(manifest), row).end == 2.0

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.prepare.sources import Listing, list_files, list_folder, with_splits
-from pipeline.prepare.sources.folder import Layout
+from pipeline.prepare.sources import Listing, draw_missing_splits, list_files, list_folder
+from pipeline.prepare.sources.folder import FolderLayout
 from pipeline.prepare.sources.video_list import ListOptions
 
 
@@ -58,13 +58,13 @@ def test_train_alone_gets_a_drawn_test(tmp_path: Path) -> None:
     names = [f"train/{name}/{i}.mp4" for name in ("a", "b") for i in range(4)]
     listing = list_folder(touch(tmp_path, *names))
     assert listing.splits is None and "one is drawn from train" in listing.notes[0]
-    assert (with_splits(listing, 0.25, 0).splits or ()).count("test") == 2
+    assert (draw_missing_splits(listing, 0.25, 0).splits or ()).count("test") == 2
 
 
 def test_folders_with_the_names_of_splits_among_classes_are_classes_where_the_user_says_so(tmp_path: Path) -> None:
     touch(tmp_path, "train/a.mp4", "ship/b.mp4")
     assert "train may be a split or a class, for beside it lie ship; say --splits train=train" in refused_folder(tmp_path)
-    assert list_folder(tmp_path, Layout(splits="none")).classes == ("ship", "train")
+    assert list_folder(tmp_path, FolderLayout(splits="none")).classes == ("ship", "train")
 
 
 def refused_folder(root: Path) -> str:

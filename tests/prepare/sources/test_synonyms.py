@@ -12,7 +12,7 @@ from jobs import prepare
 from jobs.command import run
 from pipeline.errors import UserError
 from pipeline.prepare.sources import Listing, list_files, list_folder, list_frames, list_kinetics
-from pipeline.prepare.sources.folder import Layout
+from pipeline.prepare.sources.folder import FolderLayout
 from pipeline.prepare.sources.video_list import ListOptions
 
 
@@ -27,7 +27,7 @@ def splits_of(listing: Listing) -> dict[str, str]:
     return {uri.split("/")[0]: split for uri, split in zip(listing.uris, listing.splits or (), strict=True)}
 
 
-def refused(root: Path, layout: Layout | None = None) -> str:
+def refused(root: Path, layout: FolderLayout | None = None) -> str:
     with pytest.raises(UserError) as caught:
         list_folder(root, layout)
     return str(caught.value)
@@ -70,8 +70,8 @@ def test_what_may_be_a_split_or_a_class_is_refused_until_the_user_says(tmp_path:
     root = touch(tmp_path, "run/a.mp4", "jump/b.mp4", "test/c.mp4")
     message = refused(root)
     assert "test may be a split or a class, for beside it lie jump, run" in message and "--splits none" in message
-    assert list_folder(root, Layout(splits="none")).classes == ("jump", "run", "test")
-    assert list_folder(root, Layout(skip=("test",))).classes == ("jump", "run")
+    assert list_folder(root, FolderLayout(splits="none")).classes == ("jump", "run", "test")
+    assert list_folder(root, FolderLayout(skip=("test",))).classes == ("jump", "run")
 
 
 def test_split_folders_that_do_not_fit_together(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_split_folders_that_do_not_fit_together(tmp_path: Path) -> None:
     assert "several are the same split" in message and "if no video is there twice, all: --splits train=" in message
     assert "none of them is train" in refused(touch(tmp_path / "other", "val/run/a.mp4", "test/run/b.mp4"))
     touch(root, *videos)
-    listing = list_folder(root, Layout(splits="train=videos_train,test=part2"))
+    listing = list_folder(root, FolderLayout(splits="train=videos_train,test=part2"))
     assert splits_of(listing) == {"videos_train": "train", "part2": "test"}
     assert any("not named by --splits and left out: other, rawframes_train" in note for note in listing.notes)
-    message = refused(root, Layout(splits="train=videos_trian,tset=part2"))
+    message = refused(root, FolderLayout(splits="train=videos_trian,tset=part2"))
     assert "there is no folder videos_trian" in message and "there is no split tset" in message
 
 
@@ -95,7 +95,7 @@ def test_two_folders_of_one_split_are_read_when_the_user_says_which(tmp_path: Pa
     assert message.endswith("all: --splits test=test,train=train,val=val,val=validation")
     touch(both, *(f"{split}/jump/{split}.mp4" for split in ("train", "val", "validation", "test")))
     for splits in ("test=test,train=train,val=val", "test=test,train=train,val=val,val=validation"):
-        assert set(splits_of(list_folder(both, Layout(splits=splits))).values()) == {"train", "val", "test"}
+        assert set(splits_of(list_folder(both, FolderLayout(splits=splits))).values()) == {"train", "val", "test"}
 
 
 def test_folders_without_a_video_are_no_classes(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_folders_without_a_video_are_no_classes(tmp_path: Path) -> None:
     message = refused(root)
     assert "without a video; add videos, remove them, or leave them out with --skip FOLDER:" in message
     assert f"  - {root / 'notes'}" in message
-    listing = list_folder(root, Layout(skip=("notes",)))
+    listing = list_folder(root, FolderLayout(skip=("notes",)))
     assert listing.classes == ("jump", "run")
     assert listing.notes == (
         f"{root}: without a video and left out: __MACOSX, labels",
         f"{root}: 1 videos beside the folders are left out, the first: loose.mp4",
     )
     touch(root, "labels/sign.mp4")  # with a video in it, it is a class like any other
-    assert list_folder(root, Layout(skip=("notes",))).classes == ("jump", "labels", "run")
+    assert list_folder(root, FolderLayout(skip=("notes",))).classes == ("jump", "labels", "run")
 
 
 def test_frame_folders_alike(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def form(name: str, text: str) -> str:
 def test_a_file_is_found_in_another_unicode_form_of_its_name(tmp_path: Path, listed: str, stored: str) -> None:
     names = ["Läufer/älter/a é.mp4", "Läufer/ü.avi", "b.mp4"]
     root = touch(tmp_path / "videos", *(form(stored, name) for name in names))
-    rows = [f"{form(listed, name.replace('avi', 'mp4'))},{place % 2}" for place, name in enumerate(names)]
+    rows = [f"{form(listed, name.replace('avi', 'mp4'))},{i % 2}" for i, name in enumerate(names)]
     listing = read(root, "\n".join(["path,label", *rows]))
     assert listing.uris == tuple(form(stored, name) for name in names)
     assert listing.ids == tuple(form(listed, name.replace("avi", "mp4")) for name in names)
