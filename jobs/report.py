@@ -1,9 +1,13 @@
-"""``python -m jobs.report FOLDER [FOLDER ...]``: tables on the terminal, one HTML page, and the tables as files beside it."""
+"""``python -m jobs.report FOLDER [FOLDER ...]``: tables on the terminal, one HTML page, and the tables as files beside it.
+
+``--copy OUT`` keeps what the page was made of as small files, without weights.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +17,7 @@ from pipeline.config import all_keys, convert_for, explain_unknown
 from pipeline.config.text import parse_word
 from pipeline.errors import UserError
 from pipeline.report.report import FORMATS, write_report
+from pipeline.report.small_copy import copy_scores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--format", dest="formats", action="append", choices=FORMATS, help="write only these (default: all)")
     parser.add_argument("--baseline", nargs="+", metavar="KEY=VALUE", help="configuration keys of the setting to compare with")
+    parser.add_argument(
+        "--copy", metavar="OUT", type=Path, help="write no page, but a small copy of the runs to OUT: all that a page needs"
+    )
     words = parser.parse_args(argv)
+    if words.copy:
+        print("\n".join(map(str, copy_scores(words.folders, words.copy))))
+        return DONE
     report = write_report(words.folders, words.out, tuple(dict.fromkeys(words.formats or FORMATS)), _baseline(words.baseline))
     print("\n".join([report.table, "", *map(str, report.files[1:]), str(report.files[0])]))
     return DONE
