@@ -23,7 +23,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_ru
     folder = write_weights(tmp_path_factory.mktemp("studies"), manifest, write_run)
     run = next(path for path in sorted(folder.iterdir()) if (path / "facts.json").is_file())
     facts = json.loads((run / "facts.json").read_text())
-    facts["manifest"] = {**facts.get("manifest", {}), "path": "/home/somebody/data/actions/manifest.parquet"}
+    facts["manifest"] = {**facts.get("manifest", {}), "path": "/disk/somebody/data/actions/manifest.parquet"}
     (run / "facts.json").write_text(json.dumps({**facts, "host": "a-machine", "command": "python -m jobs.train"}))
     (run / "checkpoint_000100").mkdir()
     (run / "checkpoint_000100" / "model.safetensors").write_bytes(b"0" * 100_000)
@@ -43,7 +43,7 @@ def test_the_copy_has_no_weights_and_is_of_no_machine(study: Path, tmp_path: Pat
     assert not list(copy.rglob("checkpoint_*"))
     for path in files:
         text = path.read_bytes()
-        assert b"/home/somebody" not in text and b"a-machine" not in text
+        assert b"/disk/somebody" not in text and b"a-machine" not in text
     run = next(path.parent for path in sorted(copy.rglob("facts.json")))
     assert json.loads((run / "facts.json").read_text())["manifest"]["path"] == "actions/manifest.parquet"
 
