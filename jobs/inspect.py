@@ -13,7 +13,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError, first_few
 from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.schema import Manifest, read_manifest
-from pipeline.manifest.summary import as_text, summarize
+from pipeline.manifest.summary import format_summary, summarize
 from pipeline.manifest.verify import verify
 from pipeline.methods import first_unlabeled_step
 from pipeline.report.pages.contact_sheet import write_contact_sheet
@@ -39,7 +39,7 @@ def _manifest(argv: Sequence[str]) -> int:
         raise UserError(f"--per-class {options.per_class} must be at least 1")
     manifest = read_manifest(options.manifest, options.root)
     summary = summarize(manifest)
-    print(as_text(manifest, summary))
+    print(format_summary(manifest, summary))
     changed = _verify(manifest) if options.verify else None
     if options.html:
         write_contact_sheet(manifest, summary, options.html, options.per_class, changed)

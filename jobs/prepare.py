@@ -18,7 +18,7 @@ from jobs.command import DONE, run
 from pipeline.errors import UserError, first_few
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
-from pipeline.manifest.label_subset import LabelSubset, labels_per_class
+from pipeline.manifest.label_subset import LabelSubset, count_labels_per_class
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.seeded_order import parse_share, round_half_up
 from pipeline.prepare.build import LABELS_FILE, BuildOptions, build_manifest_and_labels, find_empty_classes, probe_listing
@@ -108,7 +108,7 @@ def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
 
 def _check(words: argparse.Namespace) -> None:
     """Mistakes that must not wait for the probe."""
-    labels_per_class(words.labeled, 1)
+    count_labels_per_class(words.labeled, 1)
     check_group_option(getattr(words, "group", NONE))
     if parse_share(words.test, "--test") > 0.9:
         raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
@@ -275,7 +275,7 @@ def _check_synthetic(words: argparse.Namespace, out: Path) -> Difficulty:
         raise UserError(f"--classes {words.classes} must lie between 2 and {len(MOTIONS)}")
     each = words.videos // words.classes
     train = each - max(1, round_half_up(parse_share(words.test, "--test") * each))
-    wanted = labels_per_class(words.labeled, max(train, 1))
+    wanted = count_labels_per_class(words.labeled, max(train, 1))
     if wanted > train:
         raise UserError(
             f"--videos {words.videos} gives {train} train videos a class, --labeled {words.labeled} needs {wanted}; "
@@ -326,7 +326,7 @@ def _unusable(manifest: Manifest) -> list[str]:
 def _counts(manifest: Manifest, labels: LabelSubset) -> list[str]:
     """A table of classes by split; only its sums beyond 30 classes."""
     names = manifest.table["class"].to_pylist()
-    counts = {split: Counter(names[row] for row in manifest.rows(split)) for split in SPLITS}
+    counts = {split: Counter(names[row] for row in manifest.usable_rows(split)) for split in SPLITS}
     always = ("train", "test")
     columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split in always}
     columns["labeled"] = Counter(names[row] for row in labels.rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import draw_labels, read_labels, write_labels
-from pipeline.manifest.schema import fingerprint, read_manifest, write_manifest
+from pipeline.manifest.schema import compute_fingerprint, read_manifest, write_manifest
 from pipeline.manifest.summary import summarize
 from pipeline.prepare.build import build_table
 from pipeline.prepare.sources import Listing, draw_missing_splits
@@ -55,7 +55,7 @@ def measure(rows: int, folder: str) -> dict[str, float]:
         manifest = write_manifest(table, path, listing.classes, listing.root, listing.source, parts=rows > 100_000)
     del listing, table
     with timed("fingerprint"):
-        assert fingerprint(manifest.table, manifest.classes) == manifest.fingerprint
+        assert compute_fingerprint(manifest.table, manifest.classes) == manifest.fingerprint
     with timed("label"):
         write_labels(draw_labels(manifest, "10%", 0), manifest, labels)
     del manifest

@@ -163,13 +163,14 @@ class Source:
 
     def evaluated(self, split: str) -> Ints:
         """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
-        rows = self.manifest.rows("test") if split == "test" else self.held_out
+        rows = self.manifest.usable_rows("test") if split == "test" else self.held_out
         if split == "validation" and len(rows) == 0:
-            rows = self.manifest.rows("val")
+            rows = self.manifest.usable_rows("val")
         if len(rows) == 0:
             remedy = "keep some with jobs.label --hold-out 10%"
             if split == "test":
-                others = "those of split val" if len(self.manifest.rows("val")) else f"held-out training videos ({remedy})"
+                has_val = len(self.manifest.usable_rows("val")) > 0
+                others = "those of split val" if has_val else f"held-out training videos ({remedy})"
                 remedy = f"evaluate {others} with evaluation.split=validation, or prepare the data with test videos"
             raise UserError(f"{self.manifest.path} has no usable video to evaluate in split {split!r}: {remedy}")
         return rows
@@ -201,7 +202,7 @@ class Source:
                 return _Slot(video, failures, time.perf_counter() - begun)
             except DecodeError as error:
                 tried.add(video)
-                uri = self.manifest.location(video)
+                uri = self.manifest.locate(video)
                 failures.append({"row": row, "slot": slot, "video": video, "uri": uri, "reason": str(error), "replaced_by": -1})
         last = failures[-1]
         raise UserError(
@@ -296,7 +297,7 @@ def video_at(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
     """The decoder's view of a manifest row; ``columns`` are ``video_columns`` of the manifest."""
     start, end, duration = (columns[name][row] for name in ("start", "end", "duration"))
     return Video(
-        location=manifest.location(row),
+        location=manifest.locate(row),
         frames=int(columns["frames"][row]),
         fps=float(columns["fps"][row]),
         variable_fps=bool(columns["variable_fps"][row]),

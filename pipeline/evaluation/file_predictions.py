@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, first_few
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.protocol import average_views
-from pipeline.manifest.schema import Manifest, Split, fingerprint, sorted_by_id
+from pipeline.manifest.schema import Manifest, Split, compute_fingerprint, sort_by_id
 from pipeline.methods import STUDENTS
 from pipeline.prepare.build import build_table
 from pipeline.prepare.sources import Listing
@@ -44,8 +44,8 @@ def list_files(files: Sequence[str], classes: Sequence[str]) -> Manifest:
     nothing = (None,) * len(uris)
     splits: tuple[Split, ...] = tuple("test" for _ in uris)
     listing = Listing(os.getcwd(), "files", uris, nothing, nothing, splits, class_list=tuple(classes))
-    table = sorted_by_id(build_table(listing, probe_files(list(uris))))
-    return Manifest(table, tuple(classes), listing.root, listing.source, fingerprint(table, classes), "the files")
+    table = sort_by_id(build_table(listing, probe_files(list(uris))))
+    return Manifest(table, tuple(classes), listing.root, listing.source, compute_fingerprint(table, classes), "the files")
 
 
 def predict_files(
@@ -57,18 +57,18 @@ def predict_files(
     """
     manifest = list_files(files, source.manifest.classes)
     reasons = {str(uri): str(reason) for uri, reason in zip(*_columns(manifest, "uri", "reason"), strict=True)}
-    rows = manifest.rows("test")
+    rows = manifest.usable_rows("test")
     scores: dict[int, dict[str, Floats]] = {}
     if len(rows):
         here = replace(source, manifest=manifest)
         columns = predict(here, config, weights, rows, resources)
         usable = columns["reason"] == ""
         for row, reason in zip(columns["video"].tolist(), columns["reason"].tolist(), strict=True):
-            reasons[manifest.location(row)] = reason
+            reasons[manifest.locate(row)] = reason
         scores = _scores(columns["video"], {name: columns[name] for name in STUDENTS}, usable)
     if not scores:
         raise UserError(f"none of the {len(files)} files can be used:", first_few([f"{k}: {v}" for k, v in reasons.items()]))
-    by_uri = {manifest.location(row): values for row, values in scores.items()}
+    by_uri = {manifest.locate(row): values for row, values in scores.items()}
     uris = [_uri(file) for file in files]
     said = [("" if uri in by_uri else reasons[uri], by_uri.get(uri, {})) for uri in uris]
     return [FilePrediction(file, *one) for file, one in zip(files, said, strict=True)]

@@ -85,7 +85,7 @@ def score(
     kept = scores["primary"][0]
     values = {name: scores[name][1] for name in STUDENTS}
     values["mean"] = (values["primary"] + values["auxiliary"]) / 2
-    failed = {source.manifest.location(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
+    failed = {source.manifest.locate(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
     labels = source.columns["label"][kept].astype(np.int64)
     protocol = {"clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split}
     summary = summarize(labels, values, list(source.manifest.classes)) | {**protocol, "undecodable": failed}

@@ -133,7 +133,7 @@ def choose(source: Source, videos: int) -> Ints:
 def _decoded(source: Source, rows: Ints) -> Columns:
     middle = np.full(len(rows), 0.5)
     columns = source.views(rows, middle, middle)
-    failed = [f"{source.manifest.location(int(row))}: {why}" for row, why in zip(rows, columns["reason"], strict=True) if why]
+    failed = [f"{source.manifest.locate(int(row))}: {why}" for row, why in zip(rows, columns["reason"], strict=True) if why]
     if failed:
         raise UserError("--overfit needs videos that can be decoded:", failed)
     return {**columns, "label": source.columns["label"][rows].astype(np.int64)}

@@ -19,8 +19,8 @@ from pipeline.errors import UserError, first_few
 from pipeline.files import storage
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.memory_mapped import open_manifest
-from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint
-from pipeline.manifest.verify import other_files, spread
+from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
+from pipeline.manifest.verify import find_changed_files, sample_evenly
 from pipeline.run_folder.contents import Fingerprints, config_digest, read_run
 from pipeline.seeds import Ints
 from pipeline.training.checkpoints import checkpoint
@@ -119,14 +119,14 @@ def source_of_run(run: SavedRun) -> Source:
     is_validation = run.config.evaluation.split == "validation"  # else no labels are needed, which may be gone
     source = source_of_views(run.config, manifest, _held_out(run, manifest) if is_validation else None)
     if run.moved:
-        rows = spread(source.evaluated(run.config.evaluation.split))
+        rows = sample_evenly(source.evaluated(run.config.evaluation.split))
         _check_files(manifest, rows, run.folder.name, "prepare these, and evaluate on them on purpose with --other-data FILE")
     return source
 
 
 def _check_files(manifest: Manifest, rows: Ints, name: str, otherwise: str) -> None:
     """Raises UserError if files of these rows, where they are there, are not those that the run's manifest lists."""
-    if other := other_files(manifest, rows):
+    if other := find_changed_files(manifest, rows):
         what = f"{len(other)} of {len(rows)} compared files are not those of the manifest that {name} was trained with"
         raise UserError(f"{what}; say with data.root=FOLDER where its videos are, or {otherwise}:", first_few(other))
 
@@ -158,7 +158,7 @@ def check_inputs(config_file: Path, config: Config) -> str:
         raise UserError(f"{what}; {remedy}", [f"fingerprint {labels.fingerprint}, the run's is {prints.labels}"])
     config = config.with_absolute_paths()
     if _moved(trained, config):
-        _check_files(manifest, spread(manifest.training_rows()), config_file.parent.name, "put them back")
+        _check_files(manifest, sample_evenly(manifest.training_rows()), config_file.parent.name, "put them back")
     return _kept_root(trained, config)
 
 
@@ -183,7 +183,7 @@ def _group_remedy(prints: Fingerprints, manifest: Manifest) -> list[str]:
         return []
     place = SCHEMA.get_field_index("group")
     alone = table.set_column(place, SCHEMA.field("group"), pa.nulls(table.num_rows, pa.string()))
-    if fingerprint(alone, manifest.classes) == prints.manifest:
+    if compute_fingerprint(alone, manifest.classes) == prints.manifest:
         return ["only the groups differ, of which the run's had none: jobs.prepare ... --group none prepares it as it was"]
     remedy = "jobs.prepare ... --group none takes none from names, as earlier versions did"
     return [f"if this manifest took its groups from names, and the run's did not: {remedy}"]
@@ -249,6 +249,6 @@ def source_of_other_data(run: SavedRun) -> OtherData:
 def _other_split(source: Source, split: str) -> str:
     """The remedy of evaluating the other split, if that has videos of known classes."""
     other = "validation" if split == "test" else "test"
-    rows = source.manifest.rows("test" if other == "test" else "val")
+    rows = source.manifest.usable_rows("test" if other == "test" else "val")
     count = int((np.asarray(source.manifest.table["label"].take(pa.array(rows))) >= 0).sum())
     return f", or evaluate the {count} {other} videos whose class it knows with evaluation.split={other}" if count else ""

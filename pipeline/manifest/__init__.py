@@ -1,1 +1,1 @@
-"""The table of all videos: its columns, splits, label subsets and checks. Opens no video; prepare makes the table."""
+"""The table of all videos, its splits, label subsets and checks. Decodes no video; ``pipeline.prepare`` makes the table."""

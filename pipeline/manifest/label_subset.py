@@ -1,4 +1,4 @@
-"""Which train videos keep their label: drawn once, named, stored, and tied to one manifest."""
+"""Label subsets: which training videos keep their label. A subset is drawn once, stored, and belongs to one manifest."""
 
 from __future__ import annotations
 
@@ -17,36 +17,40 @@ from pipeline.errors import UserError, first_few
 from pipeline.files.parquet import VERSION, read_table, write_table
 from pipeline.manifest.leaks import check_leaks
 from pipeline.manifest.schema import Manifest
-from pipeline.manifest.seeded_order import parse_share, round_half_up, seeded_order
-from pipeline.manifest.splits import draw_part
+from pipeline.manifest.seeded_order import order_by_hash, parse_share, round_half_up
+from pipeline.manifest.splits import draw_share
 
 Rows = NDArray[np.int64]
 
 
-def _none() -> Rows:
+def _no_rows() -> Rows:
     return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
 class LabelSubset:
-    """The labeled videos; all other train videos are unlabeled."""
+    """The labeled videos; all other training videos are unlabeled."""
 
     ids: tuple[str, ...]
-    """Ascending, as ``rows``."""
+    """Ids of the labeled videos, in the order of ``rows``."""
     rows: Rows
-    """Rows of the manifest whose labels are learned from, ascending."""
+    """Rows of the manifest whose labels are trained on, ascending."""
     spec: str
-    """How they were chosen: ``10%``, ``4/class``, ``10% balanced``, ``svformer train.csv``."""
+    """How the videos were chosen: ``10%``, ``4/class``, ``10% balanced``, ``svformer train.csv``."""
     seed: int
     fingerprint: str
-    """16 hexadecimal digits over the chosen ids, their classes and what is held out, nothing else."""
+    """16 hexadecimal digits that depend on the chosen ids, their classes and the held-out ids, and on nothing else."""
     manifest_fingerprint: str
-    held_out: Rows = field(default_factory=_none)
-    """Rows of labeled training videos that are validated on and never learned from, ascending."""
+    """Fingerprint of the manifest whose rows these are."""
+    held_out: Rows = field(default_factory=_no_rows)
+    """Rows of labeled training videos that are used for validation and never trained on, ascending."""
 
 
-def labels_per_class(spec: str, available: int, option: str = "--labeled") -> int:
-    """How many of a class's videos are labeled: a share is rounded half up and at least 1; ``n/class`` may exceed them."""
+def count_labels_per_class(spec: str, available: int, option: str = "--labeled") -> int:
+    """Computes how many of the ``available`` videos of a class are labeled by a spec, ``10%`` or ``4/class``.
+
+    A share is rounded half up and at least 1; ``n/class`` may exceed what is available. Raises UserError that names ``option``.
+    """
     if match := re.fullmatch(r"(\d+)\s*/\s*class", spec.strip()):
         if int(match[1]) < 1:
             raise UserError(f"{option} {spec!r}: at least 1/class is needed")
@@ -58,50 +62,53 @@ def labels_per_class(spec: str, available: int, option: str = "--labeled") -> in
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How labels are drawn beyond their number."""
+    """How labels are drawn, apart from their number."""
 
     balanced: bool = False
-    """A share is of all train videos and the same number from every class, instead of the same share of every class."""
+    """Whether a share means the same number of videos from every class, instead of the same share of every class."""
     hold_out: float = 0.0
-    """0..1 of the labeled videos of each class that become the validation set."""
+    """Share (0..1) of the labeled videos of each class that become the validation set."""
     nested: bool = True
-    """Smaller subsets of one seed lie inside larger ones; else every spec is drawn independently."""
+    """Whether the smaller subsets of a seed are contained in the larger ones; if not, every spec is drawn independently."""
     option: str = "--labeled"
-    """Command-line option that gave the spec, for messages."""
+    """The command-line option that gave the spec, for messages."""
 
 
 def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions | None = None) -> LabelSubset:
-    """Choose labeled videos among usable train videos of known class, per class, by hashed order.
+    """Draws the labeled videos of each class among the usable videos of split train, by hashed order.
 
-    Raises UserError naming every class with too few videos, and for leaks between what is learned from and tested on.
+    Raises UserError that names every class with too few videos, and for leaks between training and test videos.
     """
     options = options or DrawOptions()
-    train = manifest.rows("train")
-    label = np.asarray(manifest.table["label"].to_numpy())[train]
-    order = np.argsort(label, kind="stable")
-    edges = np.searchsorted(label[order], np.arange(len(manifest.classes) + 1))
-    equal = labels_per_class(spec, edges[-1] - edges[0], options.option) / max(len(manifest.classes), 1)
+    train = manifest.usable_rows("train")
+    labels = np.asarray(manifest.table["label"].to_numpy())[train]
+    order = np.argsort(labels, kind="stable")
+    edges = np.searchsorted(labels[order], np.arange(len(manifest.classes) + 1))
+    balanced_count = count_labels_per_class(spec, edges[-1] - edges[0], options.option) / max(len(manifest.classes), 1)
     purpose = "labels" if options.nested else f"labels {spec}"
     chosen: list[int] = []
-    short: list[str] = []
-    for place, name in enumerate(manifest.classes):
-        rows = train[order[edges[place] : edges[place + 1]]]
-        evenly = options.balanced and "%" in spec
-        wanted = max(1, round_half_up(equal)) if evenly else labels_per_class(spec, len(rows), options.option)
+    too_few: list[str] = []
+    for label, name in enumerate(manifest.classes):
+        rows = train[order[edges[label] : edges[label + 1]]]
+        if options.balanced and "%" in spec:
+            wanted = max(1, round_half_up(balanced_count))
+        else:
+            wanted = count_labels_per_class(spec, len(rows), options.option)
         if len(rows) < wanted:
-            short.append(f"class {name} has {len(rows)} usable train videos, {wanted} are needed" + _elsewhere(manifest, place))
-        chosen += [int(rows[i]) for i in seeded_order(_texts(manifest, "id", rows), seed, purpose)[:wanted]]
-    if short:
+            problem = f"class {name} has {len(rows)} usable train videos, {wanted} are needed"
+            too_few.append(problem + _describe_other_splits(manifest, label))
+        chosen += [int(rows[i]) for i in order_by_hash(_read_texts(manifest, "id", rows), seed, purpose)[:wanted]]
+    if too_few:
         what = f"{options.option} {spec} cannot be drawn; add videos, ask for fewer labels, or drop the class:"
-        raise UserError(what, first_few(short))
+        raise UserError(what, first_few(too_few))
     words = [spec, *(["balanced"] if options.balanced else []), *([] if options.nested else ["drawn alone"])]
     return make_subset(manifest, np.sort(np.asarray(chosen, np.int64)), ", ".join(words), seed, options.hold_out)
 
 
-def _elsewhere(manifest: Manifest, label: int) -> str:
-    """What to do about videos of the class that are there, but in split unlabeled, or in split test alone."""
+def _describe_other_splits(manifest: Manifest, label: int) -> str:
+    """What to do about videos of the class that are in split unlabeled, or only in split test."""
     labels = np.asarray(manifest.table["label"].to_numpy())
-    counts = {split: int((labels[manifest.rows(split)] == label).sum()) for split in ("train", "unlabeled", "test")}
+    counts = {split: int((labels[manifest.usable_rows(split)] == label).sum()) for split in ("train", "unlabeled", "test")}
     remedy = "whose labels are never drawn: list them as train, or leave their label empty where the class is unknown"
     text = f"; {counts['unlabeled']} more are of split unlabeled, {remedy}" if counts["unlabeled"] else ""
     remedy = "correct their labels if they are another class's, or list some of them as train"
@@ -109,30 +116,33 @@ def _elsewhere(manifest: Manifest, label: int) -> str:
 
 
 def make_subset(manifest: Manifest, rows: Rows, spec: str, seed: int, hold_out: float = 0.0) -> LabelSubset:
-    """A subset of given rows, of which ``hold_out`` of every class is kept for validation, by whole groups.
+    """Makes a subset of given rows, of which a share ``hold_out`` of every class is held out for validation, by whole groups.
 
-    Raises UserError naming every class of which nothing can be held out, and for leaks.
+    Raises UserError that names every class of which nothing can be held out, and for leaks.
     """
-    held = hold_out_rows(manifest, rows, hold_out, seed) if hold_out else _none()
-    rest = np.setdiff1d(rows, held)
-    check_leaks(manifest, rest, held)
-    return _subset(manifest, rest, held, spec + (f", {100 * hold_out:g}% held out" if hold_out else ""), seed)
+    held_out = draw_held_out(manifest, rows, hold_out, seed) if hold_out else _no_rows()
+    labeled = np.setdiff1d(rows, held_out)
+    check_leaks(manifest, labeled, held_out)
+    return _make_subset(manifest, labeled, held_out, spec + (f", {100 * hold_out:g}% held out" if hold_out else ""), seed)
 
 
-def hold_out_rows(manifest: Manifest, rows: Rows, share: float, seed: int) -> Rows:
-    """A share of every class among labeled rows, at least 1 and not all. Raises UserError where a class has one group only."""
-    classes = _texts(manifest, "class", rows)
+def draw_held_out(manifest: Manifest, rows: Rows, share: float, seed: int) -> Rows:
+    """Draws the held-out rows among labeled ones: a share of every class, at least 1 and not all.
+
+    Raises UserError if a class has only one group.
+    """
+    classes = _read_texts(manifest, "class", rows)
     groups = manifest.table["group"].take(pa.array(rows, pa.int64())).to_pylist()
-    held = draw_part(_texts(manifest, "id", rows), classes, groups, share, seed, "hold out")
-    lost = sorted(set(classes) - {classes[place] for place in held})
-    if lost:
+    drawn = draw_share(_read_texts(manifest, "id", rows), classes, groups, share, seed, "hold out")
+    missing = sorted(set(classes) - {classes[index] for index in drawn})
+    if missing:
         what = "--hold-out needs two labeled videos of different groups in every class; label more, or leave it away:"
-        raise UserError(what, first_few([f"class {name}" for name in lost]))
-    return rows[np.asarray(held, np.int64)]
+        raise UserError(what, first_few([f"class {name}" for name in missing]))
+    return rows[np.asarray(drawn, np.int64)]
 
 
-def _texts(manifest: Manifest, column: str, rows: Rows) -> list[str]:
-    """Of ascending rows, chunk by chunk: the column's own ``take`` joins all of its chunks first, 150 MB of 10 M rows."""
+def _read_texts(manifest: Manifest, column: str, rows: Rows) -> list[str]:
+    """A column's values at ascending rows, chunk by chunk: the column's own ``take`` would first join 150 MB of 10 M rows."""
     assert (np.diff(rows) >= 0).all()
     texts: list[object] = []
     start = 0
@@ -143,16 +153,16 @@ def _texts(manifest: Manifest, column: str, rows: Rows) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _subset(manifest: Manifest, rows: Rows, held: Rows, spec: str, seed: int) -> LabelSubset:
-    ids = tuple(_texts(manifest, "id", rows))
-    content = [VERSION, ids, _texts(manifest, "class", rows), _texts(manifest, "id", held)]
-    print_ = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return LabelSubset(ids, rows, spec, seed, print_, manifest.fingerprint, held)
+def _make_subset(manifest: Manifest, rows: Rows, held_out: Rows, spec: str, seed: int) -> LabelSubset:
+    ids = tuple(_read_texts(manifest, "id", rows))
+    content = [VERSION, ids, _read_texts(manifest, "class", rows), _read_texts(manifest, "id", held_out)]
+    fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return LabelSubset(ids, rows, spec, seed, fingerprint, manifest.fingerprint, held_out)
 
 
 def write_labels(subset: LabelSubset, manifest: Manifest, path: str | Path) -> None:
-    """Write the subset as Parquet (id, class, held_out), replaced as a whole or not at all."""
-    facts = {
+    """Writes the subset as Parquet with the columns id, class and held_out, completely or not at all."""
+    metadata = {
         "version": VERSION,
         "spec": subset.spec,
         "seed": subset.seed,
@@ -161,36 +171,39 @@ def write_labels(subset: LabelSubset, manifest: Manifest, path: str | Path) -> N
     }
     rows = np.sort(np.concatenate([subset.rows, subset.held_out]))
     table = manifest.table.select(["id", "class"]).take(pa.array(rows, pa.int64()))
-    write_table(table.append_column("held_out", pa.array(np.isin(rows, subset.held_out))), path, facts)
+    write_table(table.append_column("held_out", pa.array(np.isin(rows, subset.held_out))), path, metadata)
 
 
-def _rows_of(ids: pa.ChunkedArray, manifest: Manifest) -> Rows:
-    """The manifest's row of each id, -1 where it has none. What is hashed is the ids, which are few, and not the manifest."""
+def _find_rows(ids: pa.ChunkedArray, manifest: Manifest) -> Rows:
+    """The manifest's row of each id, -1 where it has none. The hash table is of the ids, which are few, not of the manifest."""
     rows, start = np.full(len(ids), -1, np.int64), 0
     for chunk in manifest.table["id"].chunks:
-        places = pc.index_in(chunk, value_set=ids)
-        there = np.flatnonzero(np.asarray(places.is_valid()))
-        rows[np.asarray(places.drop_null(), np.int64)] = start + there
+        indices = pc.index_in(chunk, value_set=ids)
+        offsets = np.flatnonzero(np.asarray(indices.is_valid()))
+        rows[np.asarray(indices.drop_null(), np.int64)] = start + offsets
         start += len(chunk)
     return rows
 
 
 def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:
-    """Read a subset of this manifest. Raises UserError when it was drawn from another one, or was edited."""
+    """Reads a subset of this manifest.
+
+    Raises UserError if the subset belongs to another manifest, or was changed after it was written.
+    """
     remedy = "draw one with python -m jobs.label"
-    table, facts = read_table(path, "label subset", remedy)
-    if "manifest_fingerprint" not in facts:
+    table, metadata = read_table(path, "label subset", remedy)
+    if "manifest_fingerprint" not in metadata:
         raise UserError(f"{path} is not a label subset; {remedy}")
-    if facts["manifest_fingerprint"] != manifest.fingerprint:
+    if metadata["manifest_fingerprint"] != manifest.fingerprint:
         raise UserError(
-            f"label subset {path} was drawn from another manifest ({facts['manifest_fingerprint']}) "
+            f"label subset {path} was drawn from another manifest ({metadata['manifest_fingerprint']}) "
             f"than {manifest.path} ({manifest.fingerprint}); {remedy}"
         )
     changed = UserError(f"label subset {path} was changed after it was written; {remedy}")
-    rows, held = _rows_of(table["id"], manifest), np.asarray(table["held_out"])
+    rows, held_out = _find_rows(table["id"], manifest), np.asarray(table["held_out"])
     if (rows < 0).any():
         raise changed
-    subset = _subset(manifest, np.sort(rows[~held]), np.sort(rows[held]), facts["spec"], facts["seed"])
-    if subset.fingerprint != facts["fingerprint"]:
+    subset = _make_subset(manifest, np.sort(rows[~held_out]), np.sort(rows[held_out]), metadata["spec"], metadata["seed"])
+    if subset.fingerprint != metadata["fingerprint"]:
         raise changed
     return subset

@@ -1,4 +1,4 @@
-"""Large manifests as memory-mapped Arrow files, one on each node: all its processes share their pages, none holds a copy."""
+"""Large manifests as memory-mapped Arrow files, one on each node: the node's processes share its pages and copy nothing."""
 
 from __future__ import annotations
 
@@ -18,68 +18,69 @@ from filelock import FileLock
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.files.parquet import KEY, VERSION
-from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint, read_manifest, sorted_by_id
+from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint, read_manifest, sort_by_id
 
 MAPPED_ROWS = 200_000
-"""From so many rows on: as a table of its own, a process takes 0.3-0.5 KB of memory for each."""
+"""Rows from which on manifests are mapped: a process needs 0.3-0.5 KB for each row of a table that is not."""
 CHUNK = 2**16
-"""Rows read at once while the file is made."""
+"""Rows in memory at once while the file is made."""
 
 
 @dataclass(frozen=True)
 class MappedManifest(Manifest):
-    """A manifest whose table is mapped; another process gets its place, not its rows, and maps what lies there then."""
+    """A manifest whose table is memory-mapped. When it is pickled, only its path is sent, and the receiver maps it anew."""
 
-    least: int = MAPPED_ROWS
+    min_rows: int = MAPPED_ROWS
+    """As in ``open_manifest``."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_manifest, (self.path, self.root, self.least)
+        return open_manifest, (self.path, self.root, self.min_rows)
 
 
-def open_manifest(path: str, root: str | None = None, least: int = MAPPED_ROWS) -> Manifest:
-    """``read_manifest``, mapped from a file in this node's temporary folder where it has ``least`` rows or more.
+def open_manifest(path: str, root: str | None = None, min_rows: int = MAPPED_ROWS) -> Manifest:
+    """Opens a manifest; one with ``min_rows`` rows or more is mapped from a file in this node's temporary folder.
 
-    The file is made on first use, after the manifest's fingerprint was checked, and made again, in place of the earlier one,
-    when a part of the manifest has another size or time of change. Raises UserError as ``read_manifest`` does.
+    The file is made on first use, after the manifest's fingerprint was checked. It is replaced when a part of the manifest has
+    another size or time of change. Raises UserError as ``read_manifest`` does.
     """
-    parts = _parts(path)
-    if parts is None or sum(pq.read_metadata(part).num_rows for part in parts) < least:
+    parts = _find_parts(path)
+    if parts is None or sum(pq.read_metadata(part).num_rows for part in parts) < min_rows:
         return read_manifest(path, root)
-    marks = [[str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
-    place = str(Path(storage.local_path(path)).resolve())
-    return _open_mapped(path, root, least, f"{_digest(place)}-{_digest([VERSION, marks])}")
+    content = [VERSION, [[str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns] for part in parts]]
+    location = str(Path(storage.local_path(path)).resolve())
+    return _open_mapped(path, root, min_rows, f"{_digest(location)}-{_digest(content)}")
 
 
-def _digest(of: Any) -> str:
-    return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)
-def _open_mapped(path: str, root: str | None, least: int, name: str) -> MappedManifest:
-    """``name``: of the manifest's place, and of its content there."""
-    parts = _parts(path) or []
-    place, _ = name.split("-")
-    folder = _folder()
+def _open_mapped(path: str, root: str | None, min_rows: int, name: str) -> MappedManifest:
+    """``name`` consists of a digest of the manifest's location and one of its files' sizes and times."""
+    parts = _find_parts(path) or []
+    location, _ = name.split("-")
+    folder = _get_folder()
     target = folder / f"manifest-{name}.arrow"
-    with FileLock(folder / f"manifest-{place}.lock"):
+    with FileLock(folder / f"manifest-{location}.lock"):
         if not target.exists():
-            for earlier in folder.glob(f"manifest-{place}-*"):
-                earlier.unlink()  # who has it mapped keeps it; half ones are of processes that were killed
-            _make(path, parts, target)
+            for earlier in folder.glob(f"manifest-{location}-*"):
+                earlier.unlink()  # processes that have it mapped keep it; incomplete ones are of processes that were killed
+            _make_arrow_file(path, parts, target)
         table = _map(target)
-    facts = json.loads(table.schema.metadata[KEY])
+    metadata = json.loads(table.schema.metadata[KEY])
     return MappedManifest(
-        table.replace_schema_metadata(None), tuple(facts["classes"]), root or facts["root"], facts["source"],
-        facts["fingerprint"], path, least,
+        table.replace_schema_metadata(None), tuple(metadata["classes"]), root or metadata["root"], metadata["source"],
+        metadata["fingerprint"], path, min_rows,
     )  # fmt: skip
 
 
-def _parts(path: str) -> list[Path] | None:
-    """Local Parquet files of a manifest of this version; None where ``read_manifest`` shall say what is wrong, or is needed."""
+def _find_parts(path: str) -> list[Path] | None:
+    """The local Parquet files of a manifest; None where only ``read_manifest`` can read it, or say what is wrong with it."""
     if storage.is_remote(path):
         return None
-    place = Path(storage.local_path(path))
-    parts = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    local = Path(storage.local_path(path))
+    parts = sorted(local.glob("*.parquet")) if local.is_dir() else [local]
     try:
         stored = {(pq.read_schema(part).metadata or {}).get(KEY) for part in parts}
     except (OSError, pa.ArrowException):
@@ -89,20 +90,20 @@ def _parts(path: str) -> list[Path] | None:
     return parts
 
 
-def _make(path: str, parts: list[Path], target: Path) -> None:
-    """Copy row by row, map the copy, check its fingerprint, and only then give it its name."""
+def _make_arrow_file(path: str, parts: list[Path], target: Path) -> None:
+    """Copy the parts chunk by chunk, map the copy, check its fingerprint, and only then give it its name."""
     scratch = target.with_suffix(f".{os.getpid()}")
     try:
         schema = pq.read_schema(parts[0])
         if not schema.remove_metadata().equals(SCHEMA):
-            read_manifest(path)  # says so
+            read_manifest(path)  # raises the error that says so
         with pa.ipc.new_file(scratch, schema) as writer:
             for part in parts:
                 for batch in pq.ParquetFile(part).iter_batches(CHUNK):
                     writer.write_batch(batch)
         table = _map(scratch)
-        facts = json.loads(table.schema.metadata[KEY])
-        if sorted_by_id(table) is not table or fingerprint(table, facts["classes"]) != facts["fingerprint"]:
+        metadata = json.loads(table.schema.metadata[KEY])
+        if sort_by_id(table) is not table or compute_fingerprint(table, metadata["classes"]) != metadata["fingerprint"]:
             raise UserError(f"manifest {path} was changed after it was written; write one with python -m jobs.prepare")
         os.replace(scratch, target)
     finally:
@@ -113,12 +114,10 @@ def _map(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def _folder() -> Path:
-    """Of this user, in the node's temporary folder."""
+def _get_folder() -> Path:
+    """This user's folder in the node's temporary folder, made if there is none."""
     folder = Path(tempfile.gettempdir()) / f"actnetformer-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder} belongs to somebody else: set TMPDIR to a folder of your own")
     return folder
-
-

@@ -1,4 +1,4 @@
-"""The manifest: one Parquet table of every video, usable or not. Its rows, sorted by id, are the numbers of the project."""
+"""The manifest: one Parquet table with a row for every video, usable or not, sorted by id. Row numbers identify videos."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("id", pa.string()),  # unique; by default the path relative to the root, so it survives a move
     pa.field("uri", pa.string()),  # relative to the root with forward slashes, or absolute, or a URI
-    pa.field("split", pa.string()),  # train, test, val, or unlabeled: learned from, but never among the labeled drawn
+    pa.field("split", pa.string()),  # train, test, val, or unlabeled: trained on, but labels are never drawn from it
     pa.field("class", pa.string()),  # null where unknown
-    pa.field("label", pa.int32()),  # place of the class among the classes, -1 where unknown
-    pa.field("group", pa.string()),  # videos of one recording; a group never straddles train and test; null: alone
-    pa.field("start", pa.float64()),  # part of the file in seconds; null: all of it
-    pa.field("end", pa.float64()),
+    pa.field("label", pa.int32()),  # index of the class among the classes, -1 where unknown
+    pa.field("group", pa.string()),  # recording or person; its videos are on one side of train and test; null: none
+    pa.field("start", pa.float64()),  # second of the file at which the video begins; null: the file's first
+    pa.field("end", pa.float64()),  # second of the file at which the video ends; null: the file's last
     pa.field("frames", pa.int32()),  # as an exact decoder returns them; 0 where unusable, as all numbers below
     pa.field("fps", pa.float64()),  # average
     pa.field("variable_fps", pa.bool_()),
@@ -40,91 +40,90 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("height", pa.int32()),
     pa.field("codec", pa.string()),
     pa.field("bytes", pa.int64()),
-    pa.field("hash", pa.string()),  # sha256 of the file, null unless asked for
-    pa.field("decoder", pa.string()),  # who decodes this file exactly
-    pa.field("status", pa.string()),
-    pa.field("reason", pa.string()),  # why it is not ok
-    pa.field(
-        "stamp", pa.string()
-    ),  # of the file's last change and of how it was probed: a later probe skips what has not changed
+    pa.field("hash", pa.string()),  # SHA-256 of the file, null unless --hash was given
+    pa.field("decoder", pa.string()),  # the decoder that returns this file's frames exactly
+    pa.field("status", pa.string()),  # ok, or why the file cannot be used, in a word of ``Status``
+    pa.field("reason", pa.string()),  # the same in a sentence
+    pa.field("stamp", pa.string()),  # time of the file's last change and how it was probed; see ``make_stamp``
 ]
 SCHEMA = pa.schema(_FIELDS)
-NOT_CONTENT = ("uri", "reason", "stamp")  # a place, a message and a time: the same data elsewhere has the same fingerprint
+NOT_IN_FINGERPRINT = ("uri", "reason", "stamp")
+"""A location, a message and a time: the same data at another location has the same fingerprint."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Videos of a data set. A row is a number in 0..len(table)-1, the same on every machine."""
+    """The videos of a data set. A row is an index into ``table``, the same on every machine."""
 
     table: pa.Table
-    """Columns as ``SCHEMA``, sorted by id."""
+    """The columns of ``SCHEMA``; rows are sorted by id."""
     classes: tuple[str, ...]
-    """Class names; the label is the place here."""
+    """Class names; a label is an index into them."""
     root: str
     """Folder or URI that relative ``uri``s start from."""
     source: str
-    """How it was made: ``ucf101 split 1``, folder, list, synthetic."""
+    """Name of the source: ``ucf101 split 1``, folder, list, synthetic."""
     fingerprint: str
-    """16 hexadecimal digits over what is in the videos and how they are split, not over where they lie."""
+    """16 hexadecimal digits that depend on the properties and splits of the videos, but not on their locations."""
     path: str
-    """The Parquet file, or the folder of its parts."""
+    """Path or URI of the Parquet file, or of the folder of its parts."""
 
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Usable rows of a split, ascending."""
-        return self._usable(split)
-
-    def training_rows(self) -> NDArray[np.int64]:
-        """Usable rows to learn from, ascending: train and unlabeled."""
-        return self._usable("train", "unlabeled")
-
-    def _usable(self, *splits: str) -> NDArray[np.int64]:
+    def usable_rows(self, *splits: str) -> NDArray[np.int64]:
+        """Returns the rows of usable videos in the given splits, ascending."""
         assert set(splits) <= set(SPLITS), splits
         wanted = pc.and_(pc.equal(self.table["status"], "ok"), pc.is_in(self.table["split"], pa.array(splits)))
         return np.flatnonzero(wanted.to_numpy()).astype(np.int64, copy=False)  # a copy of 10 M rows is 80 MB
 
-    def location(self, row: int) -> str:
-        """Absolute path or URI of a row's video."""
-        return locate(self.root, str(self.table["uri"][int(row)].as_py()))
+    def training_rows(self) -> NDArray[np.int64]:
+        """Returns the rows of usable videos to train on, those of splits train and unlabeled, ascending."""
+        return self.usable_rows("train", "unlabeled")
+
+    def locate(self, row: int) -> str:
+        """Returns the absolute path or URI of a row's video."""
+        return resolve_uri(self.root, str(self.table["uri"][int(row)].as_py()))
 
 
-def locate(root: str, uri: str) -> str:
-    """Absolute path or URI: ``uri`` itself if it is one, else below ``root``."""
+def resolve_uri(root: str, uri: str) -> str:
+    """Resolves ``uri`` to an absolute path or URI: below ``root`` if it is relative, and as it is otherwise."""
     if "://" in uri or os.path.isabs(uri):
         return uri
     return f"{root.rstrip('/')}/{uri}" if "://" in root else os.path.join(root, *uri.split("/"))
 
 
-def fingerprint(table: pa.Table, classes: Sequence[str]) -> str:
-    """16 hexadecimal digits over classes and all columns but ``uri``, ``reason`` and ``stamp``, whatever the order of rows.
+def compute_fingerprint(table: pa.Table, classes: Sequence[str]) -> str:
+    """Computes 16 hexadecimal digits from the classes and all columns but ``uri``, ``reason`` and ``stamp``.
 
-    The bytes that are hashed are defined here and not by a library: little-endian numbers with 0 for null, a byte a row that
-    says what is null, and strings as UTF-8 with their lengths. Each of them is one stream over the rows sorted by id, so the
-    result does not depend on how the table is cut into parts, and memory is that of one slice.
+    The order of the rows does not matter. The bytes that are hashed are defined here and not by a library: little-endian
+    numbers with 0 for null, one byte a row that says whether it is null, and strings as UTF-8 with their lengths. Each of these
+    is one stream over the rows sorted by id, so that the result does not depend on how the table is cut into parts, and only
+    one slice is in memory at a time.
     """
-    ordered = sorted_by_id(table)
-    digests = {(name, kind): hashlib.sha256() for name in SCHEMA.names if name not in NOT_CONTENT for kind in STREAMS}
+    ordered = sort_by_id(table)
+    digests = {(name, kind): hashlib.sha256() for name in SCHEMA.names if name not in NOT_IN_FINGERPRINT for kind in STREAMS}
     for start in range(0, ordered.num_rows, SLICE):
         part = ordered.slice(start, SLICE)
         for name in SCHEMA.names:
-            if name not in NOT_CONTENT:
-                for kind, content in zip(STREAMS, _streams(part[name].combine_chunks()), strict=True):
-                    digests[name, kind].update(content)
-    words = [VERSION, list(classes), ordered.num_rows, {f"{n} {kind}": d.hexdigest() for (n, kind), d in digests.items()}]
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+            if name not in NOT_IN_FINGERPRINT:
+                for kind, data in zip(STREAMS, _make_streams(part[name].combine_chunks()), strict=True):
+                    digests[name, kind].update(data)
+    content = [VERSION, list(classes), ordered.num_rows, {f"{n} {kind}": d.hexdigest() for (n, kind), d in digests.items()}]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 STREAMS = ("nulls", "lengths", "values")
+"""The byte streams of a column."""
 SLICE = 2**16
+"""Rows that are hashed at a time."""
 
 
-def _streams(column: pa.Array) -> tuple[bytes, bytes, Any]:
-    """What is null, how long the strings are, and the values."""
+def _make_streams(column: pa.Array) -> tuple[bytes, bytes, Any]:
+    """The bytes of ``STREAMS`` for a column: which rows are null, how long strings are, and the values."""
     nulls = np.asarray(pc.is_null(column)).astype(np.uint8).tobytes()
     if pa.types.is_string(column.type):
         texts = pc.fill_null(column, "")
-        _, places, content = texts.buffers()
-        edges = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-        values = content[edges[0] : edges[-1]] if content else b""
+        _, offsets, characters = texts.buffers()
+        edges = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        values = characters[edges[0] : edges[-1]] if characters else b""
         return nulls, np.diff(edges).astype("<i4").tobytes(), values
     if pa.types.is_boolean(column.type):
         return nulls, b"", np.asarray(pc.fill_null(column, False)).astype(np.uint8).tobytes()
@@ -132,8 +131,8 @@ def _streams(column: pa.Array) -> tuple[bytes, bytes, Any]:
     return nulls, b"", (np.asarray(pc.fill_null(column, 0)).astype(kind) + 0).tobytes()  # + 0: no negative zero
 
 
-def sorted_by_id(table: pa.Table) -> pa.Table:
-    """The table in the order of its ids, itself where it is so already."""
+def sort_by_id(table: pa.Table) -> pa.Table:
+    """Sorts a table by id; returns the same table if it is sorted already."""
     ids = table["id"]
     if len(ids) < 2 or pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
         return table
@@ -143,33 +142,37 @@ def sorted_by_id(table: pa.Table) -> pa.Table:
 def write_manifest(
     table: pa.Table, path: str | Path, classes: Sequence[str], root: str, source: str, parts: bool | None = None
 ) -> Manifest:
-    """Sort, stamp and write a table that has the columns of ``SCHEMA``; replaced as a whole or not at all.
+    """Sorts a table that has the columns of ``SCHEMA``, and writes it with its fingerprint, completely or not at all.
 
-    ``parts`` makes it a folder of row-group-sized files; None: where it has more than a million rows.
+    ``parts`` makes it a folder of files of one row group each; None: only if it has more than a million rows.
     """
-    ordered = sorted_by_id(table.select(SCHEMA.names).cast(SCHEMA))
+    ordered = sort_by_id(table.select(SCHEMA.names).cast(SCHEMA))
     ids = ordered["id"]
     assert len(ids) < 2 or pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py(), "ids must be unique"
-    stamp = fingerprint(ordered, classes)
-    facts = {
+    fingerprint = compute_fingerprint(ordered, classes)
+    metadata = {
         "version": VERSION,
         "classes": list(classes),
         "root": root,
         "source": source,
-        "fingerprint": stamp,
+        "fingerprint": fingerprint,
         "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "av": version("av")},
     }
-    write_table(ordered, path, facts, parts)
-    return Manifest(ordered.replace_schema_metadata(None), tuple(classes), root, source, stamp, str(path))
+    write_table(ordered, path, metadata, parts)
+    return Manifest(ordered.replace_schema_metadata(None), tuple(classes), root, source, fingerprint, str(path))
 
 
 def read_manifest(path: str | Path, root: str | None = None) -> Manifest:
-    """Read a manifest; ``root`` replaces the stored one. Raises UserError for a file that is missing, foreign or edited."""
+    """Reads a manifest; ``root`` replaces the stored one.
+
+    Raises UserError if the file is missing, is something else, or was changed after it was written.
+    """
     remedy = "write one with python -m jobs.prepare"
-    table, facts = read_table(path, "manifest", remedy)
+    table, metadata = read_table(path, "manifest", remedy)
     if not table.schema.equals(SCHEMA):
         raise UserError(f"{path} is not a manifest: its columns are {', '.join(table.schema.names)}; {remedy}")
-    classes = tuple(facts["classes"])
-    if fingerprint(table, classes) != facts["fingerprint"]:
+    classes = tuple(metadata["classes"])
+    if compute_fingerprint(table, classes) != metadata["fingerprint"]:
         raise UserError(f"manifest {path} was changed after it was written; {remedy}")
-    return Manifest(sorted_by_id(table), classes, root or facts["root"], facts["source"], facts["fingerprint"], str(path))
+    root, source, fingerprint = root or metadata["root"], metadata["source"], metadata["fingerprint"]
+    return Manifest(sort_by_id(table), classes, root, source, fingerprint, str(path))

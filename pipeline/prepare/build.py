@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError, first_few
 from pipeline.files.parquet import move_table, remove_table
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, write_labels
-from pipeline.manifest.schema import SCHEMA, Manifest, Split, locate, write_manifest
+from pipeline.manifest.schema import SCHEMA, Manifest, Split, resolve_uri, write_manifest
 from pipeline.prepare.groups import join_groups
 from pipeline.prepare.probe_cache import MANIFEST_FILE, open_probe_cache
 from pipeline.prepare.sources import Listing, draw_missing_splits
@@ -71,7 +71,7 @@ def probe_listing(
     ``probe`` does the work: in processes on this machine, or on Ray. Raises UserError when no file can be used.
     """
     options = replace(options or ProbeOptions(), frame_rate=listing.frame_rate)
-    locations = [locate(listing.root, uri) for uri in listing.uris]
+    locations = [resolve_uri(listing.root, uri) for uri in listing.uris]
     with open_probe_cache(folder) as (find_earlier, record):
         probes = probe(locations, options, find_earlier, record)
     if listing.starts or listing.ends:
@@ -132,7 +132,7 @@ def find_empty_classes(manifest: Manifest, split: str) -> list[str]:
     """Finds the classes without a usable video in a split, each with the number of unusable videos that are listed."""
     table = manifest.table.select(["class", "split"])
     listed = Counter(table.filter(pc.equal(table["split"], split))["class"].to_pylist())
-    usable = np.unique(np.asarray(manifest.table["label"])[manifest.rows(split)])
+    usable = np.unique(np.asarray(manifest.table["label"])[manifest.usable_rows(split)])
     empty = sorted(set(range(len(manifest.classes))).difference(usable.tolist()))
     return [f"{manifest.classes[label]} ({listed[manifest.classes[label]]} listed)" for label in empty]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import UserError
-from pipeline.manifest.schema import locate, read_manifest
+from pipeline.manifest.schema import read_manifest, resolve_uri
 from pipeline.video.probe import FindEarlierProbe, Probe, RecordProbe
 
 MANIFEST_FILE, PROBE_LOG = "manifest.parquet", ".probes.jsonl"
@@ -100,7 +100,7 @@ def _load_manifest_probes(path: Path) -> FindEarlierProbe:
     except UserError:  # there is none, or none that can be read: it is written anew
         return lambda location: None
     columns = [manifest.table[field.name] for field in dataclasses.fields(Probe)]
-    rows = {locate(manifest.root, uri.as_py()): row for row, uri in enumerate(manifest.table["uri"])}
+    rows = {resolve_uri(manifest.root, uri.as_py()): row for row, uri in enumerate(manifest.table["uri"])}
 
     def find_earlier(location: str) -> Probe | None:
         row = rows.get(location)

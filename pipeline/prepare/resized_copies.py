@@ -20,7 +20,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.manifest.schema import locate
+from pipeline.manifest.schema import resolve_uri
 from pipeline.prepare.probe_cache import open_probe_cache
 from pipeline.prepare.sources import Listing
 from pipeline.processes.isolation import Lost, map_isolated
@@ -73,7 +73,7 @@ def resize_listing(
     names = name_copies(ids)
     tasks = []
     for index in usable:
-        source, probe = locate(listing.root, listing.uris[index]), probes[index]
+        source, probe = resolve_uri(listing.root, listing.uris[index]), probes[index]
         tasks.append(CopyTask(source, str(folder / names[index]), short_side, probe.fps, probe.variable_fps))
     failures = {usable[number]: reason for number, reason in make_all(tasks).items()}
     remaining = list(probes)
@@ -87,7 +87,7 @@ def probe_copies(
 ) -> list[Probe]:
     """Probes the copies, and returns their probes together with the originals' probes of videos without a copy."""
     indices = [index for index, original in enumerate(probes) if original.status == "ok"]
-    paths = [locate(listing.root, listing.uris[index]) for index in indices]
+    paths = [resolve_uri(listing.root, listing.uris[index]) for index in indices]
     with open_probe_cache(folder) as (find_earlier, record):
         copies = dict(zip(indices, probe(paths, options, find_earlier, record), strict=True))
     return [copies.get(index, original) for index, original in enumerate(probes)]

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pipeline.errors import UserError, first_few
 from pipeline.files import storage
-from pipeline.manifest.schema import Split, locate
+from pipeline.manifest.schema import Split, resolve_uri
 from pipeline.prepare.sources import Listing
 from pipeline.video import image_sequence
 from pipeline.video.probe import Probe
@@ -28,7 +28,7 @@ def merge_equal_paths(listing: Listing) -> Listing:
 
     Raises UserError as ``merge_same_files`` does.
     """
-    return _merge(listing, [locate(listing.root, uri) for uri in listing.uris])[0]
+    return _merge(listing, [resolve_uri(listing.root, uri) for uri in listing.uris])[0]
 
 
 def merge_same_files(listing: Listing, probes: Sequence[Probe]) -> tuple[Listing, list[Probe]]:
@@ -37,7 +37,7 @@ def merge_same_files(listing: Listing, probes: Sequence[Probe]) -> tuple[Listing
     Raises UserError where a file is listed with two classes or groups, and where a file, or parts of it that overlap, are in
     two splits, so that tests would be seen in training.
     """
-    files = identify_files([locate(listing.root, uri) for uri in listing.uris], probes)
+    files = identify_files([resolve_uri(listing.root, uri) for uri in listing.uris], probes)
     merged, kept = _merge(listing, files)
     return merged, [probes[index] for index in kept]
 

@@ -128,7 +128,7 @@ def _frames(manifest: Manifest, row: int | None) -> tuple[tuple[str, ...], str]:
         return (), "the manifest no longer lists this video"
     times = (manifest.table["start"][row].as_py(), manifest.table["end"][row].as_py())
     try:
-        return tuple(image_uri(image, QUALITY) for image in decode_thumbnails(manifest.location(row), *times)), ""
+        return tuple(image_uri(image, QUALITY) for image in decode_thumbnails(manifest.locate(row), *times)), ""
     except FileNotFoundError:
         return (), "the video file is gone"
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:

@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
 from pipeline.errors import UserError, first_few
-from pipeline.manifest.verify import missing_files, spread
+from pipeline.manifest.verify import find_missing_files, sample_evenly
 from pipeline.methods.parts.precision import center_logits
 from pipeline.processes.isolation import num_cores
 from pipeline.seeds import Ints
@@ -49,7 +49,7 @@ def check_evaluated(source: Source, config: Config) -> None:
     if _labeled(source, rows):
         return
     what = f"none of the {len(rows)} videos of {source.manifest.path} in evaluation.split={split} has a known class"
-    validation = source.held_out if len(source.held_out) else source.manifest.rows("val")
+    validation = source.held_out if len(source.held_out) else source.manifest.usable_rows("val")
     correct = "correct the labels of these videos and prepare the data again"
     if split == "test" and (count := _labeled(source, validation)):
         raise UserError(f"{what}: evaluate on the {count} labeled validation videos, evaluation.split=validation, or {correct}")
@@ -69,8 +69,8 @@ def missing_evaluated(source: Source, config: Config, required: bool) -> list[st
     with ``scale.workers`` above 0 others do, which may see other disks.
     """
     split, rows = config.evaluation.split, source.evaluated(config.evaluation.split)
-    sample = spread(rows)
-    missing = missing_files(source.manifest, sample)
+    sample = sample_evenly(rows)
+    missing = find_missing_files(source.manifest, sample)
     if not missing:
         return []
     looked = f"evaluation.split={split}: {len(sample)} of its {len(rows)} files were looked for"

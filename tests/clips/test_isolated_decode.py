@@ -127,7 +127,7 @@ def check(rows: list[int], videos: np.ndarray, failures: list[dict[str, object]]
     source, _ = open_source(config)
     assert rows == list(range(config.train.steps * config.data.labeled_per_step))
     planned = source.plan.videos(np.arange(len(rows)))
-    names = np.array([Path(source.manifest.location(row)).name.partition("-")[0] for row in range(len(source.manifest.table))])
+    names = np.array([Path(source.manifest.locate(row)).name.partition("-")[0] for row in range(len(source.manifest.table))])
     bad = np.isin(names, list(REASONS))
     assert bad[planned].any() and not bad[videos].any()
     assert np.array_equal(planned[~bad[planned]], videos[~bad[planned]])

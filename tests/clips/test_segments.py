@@ -174,7 +174,7 @@ def test_training_shows_the_frame_on_screen_at_a_random_time_of_each_part(number
             for student, name in enumerate(("primary", "auxiliary")):
                 shown = [read_number(frame) for frame in columns[name][row, slot]]
                 assert shown == wanted_numbers(source, row, slot, video, student), (row, slot, name)
-            seen.add(Path(source.manifest.location(video)).name)
+            seen.add(Path(source.manifest.locate(video)).name)
     assert seen == {"long.mp4", "short.mp4", "variable.mp4", "parts.avi"}
     again = source.rows(np.array([4]))
     assert all(np.array_equal(again[name][0], columns[name][4]) for name in ("primary", "auxiliary"))
@@ -227,7 +227,7 @@ def test_real_actions_show_their_whole_length(tmp_path: Path, shared_data: Path)
     columns = source.rows(np.arange(2))
     for row, slot in np.ndindex(2, 3):
         video = int(columns["video"][row, slot])
-        truth = np.stack(every_frame(source.manifest.location(video), 64, 64)).astype(np.int16)
+        truth = np.stack(every_frame(source.manifest.locate(video), 64, 64)).astype(np.int16)
         for student, name in enumerate(("primary", "auxiliary")):
             wanted = wanted_numbers(source, row, slot, video, student)
             count, parts = len(truth), source.clips[student].frames

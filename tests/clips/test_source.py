@@ -44,7 +44,7 @@ def test_labels_are_the_manifests(config_words: object) -> None:
     columns = one.rows(np.arange(4))
     names = np.array(one.manifest.classes)[columns["label"]]
     for video, name in zip(columns["video"].ravel(), names.ravel(), strict=True):
-        assert f"/{name}/" in one.manifest.location(int(video))
+        assert f"/{name}/" in one.manifest.locate(int(video))
 
 
 LATE = (
@@ -104,6 +104,6 @@ def test_held_out_videos_are_validated_on_and_never_trained(tiny: Path, tmp_path
     held = part.evaluated("validation")
     assert len(held) == 4 and set(held) | set(part.plan.labeled) == set(whole.plan.labeled)
     assert set(part.plan.unlabeled) == set(whole.plan.unlabeled)
-    np.testing.assert_array_equal(part.evaluated("test"), manifest.rows("test"))
+    np.testing.assert_array_equal(part.evaluated("test"), manifest.usable_rows("test"))
     with pytest.raises(UserError, match=r"no usable video to evaluate in split 'validation'.*--hold-out"):
         whole.evaluated("validation")

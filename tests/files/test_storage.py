@@ -189,7 +189,7 @@ def test_official_lists_in_the_store(s3: ObjectStore, tmp_path: Path) -> None:
     words = ["--lists", "s3://clips/splits", "--labeled", "1/class", "--processes", "1"]
     assert run(prepare.main, ["hmdb51", "s3://clips/hmdb", str(tmp_path / "out"), *words]) == DONE
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
-    assert [len(manifest.rows(split)) for split in ("train", "test", "unlabeled")] == [2, 2, 2]
+    assert [len(manifest.usable_rows(split)) for split in ("train", "test", "unlabeled")] == [2, 2, 2]
 
 
 def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, 
     guard.cache_clear()  # decoding processes of earlier tests have their environment, which names no store
     assert config.labels_path == "s3://clips/run/labels.parquet"
     source, labels = open_source(config)
-    assert len(labels.ids) == 2 and source.manifest.location(0) == "s3://clips/run/videos/a/0.mp4"
-    lost = source.manifest.location(int(source.plan.unlabeled[0]))
+    assert len(labels.ids) == 2 and source.manifest.locate(0) == "s3://clips/run/videos/a/0.mp4"
+    lost = source.manifest.locate(int(source.plan.unlabeled[0]))
     s3.failures[lost.rpartition("videos/")[2]] = 10_000
     batches = list(local_batches(source, config, 0))
     records = [record for batch in batches for record in batch.quarantined]

@@ -26,8 +26,8 @@ def test_unlisted_files_get_the_scores_of_the_same_listed_ones(
 ) -> None:
     """Copies elsewhere, in another order, by the same protocol: the same bits as predictions.parquet."""
     manifest = read_manifest(tiny / "manifest.parquet")
-    rows = manifest.rows("test")[:3][::-1]
-    files = [shutil.copy(manifest.location(row), tmp_path / f"{place}.mp4") for place, row in enumerate(rows)]
+    rows = manifest.usable_rows("test")[:3][::-1]
+    files = [shutil.copy(manifest.locate(row), tmp_path / f"{place}.mp4") for place, row in enumerate(rows)]
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     out = tmp_path / "scores.parquet"

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.manifest.label_subset import draw_labels, labels_per_class, read_labels, write_labels
-from pipeline.manifest.schema import Manifest, fingerprint, write_manifest
-from pipeline.manifest.seeded_order import parse_share, seeded_order
+from pipeline.manifest.label_subset import count_labels_per_class, draw_labels, read_labels, write_labels
+from pipeline.manifest.schema import Manifest, compute_fingerprint, write_manifest
+from pipeline.manifest.seeded_order import order_by_hash, parse_share
 from tests.manifest.tables import BROKEN, GOOD, make_table
 
 COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(4, 30), min_size=2)
@@ -24,7 +24,7 @@ COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(4, 30), min_size
 def in_memory(counts: dict[str, int], root: str = "/videos") -> Manifest:
     table = make_table(counts).sort_by("id")
     classes = tuple(sorted(counts))
-    return Manifest(table, classes, root, "folder", fingerprint(table, classes), "m.parquet")
+    return Manifest(table, classes, root, "folder", compute_fingerprint(table, classes), "m.parquet")
 
 
 @given(COUNTS, st.integers(1, 4), st.integers(0, 2**31 - 1))
@@ -37,9 +37,9 @@ def test_n_per_class(counts: dict[str, int], wanted: int, seed: int) -> None:
 @given(COUNTS, st.integers(1, 100), st.integers(0, 2**31 - 1))
 def test_share_of_every_class(counts: dict[str, int], percent: int, seed: int) -> None:
     subset = draw_labels(in_memory(counts), f"{percent}%", seed)
-    found = Counter(name.split("/")[0] for name in subset.ids)
+    labeled = Counter(name.split("/")[0] for name in subset.ids)
     for name, count in counts.items():
-        assert found[name] == max(1, int(count * percent / 100 + 0.5))
+        assert labeled[name] == max(1, int(count * percent / 100 + 0.5))
 
 
 @given(COUNTS, st.integers(1, 100), st.integers(1, 100), st.integers(0, 1000))
@@ -63,14 +63,14 @@ def test_seeds_differ() -> None:
 
 def test_the_same_on_every_platform() -> None:
     # written down once: a change here changes the label subset of every published run
-    assert seeded_order(["a/0.mp4", "a/1.mp4", "a/2.mp4", "b/0.mp4"], 0, "labels") == [3, 1, 0, 2]
+    assert order_by_hash(["a/0.mp4", "a/1.mp4", "a/2.mp4", "b/0.mp4"], 0, "labels") == [3, 1, 0, 2]
     assert draw_labels(in_memory({"a": 9, "b": 9}), "2/class", 5).ids == ("a/5.mp4", "a/8.mp4", "b/2.mp4", "b/8.mp4")
 
 
 @given(st.lists(st.text(), unique=True), st.data(), st.integers(0, 99))
 def test_order_depends_on_ids_alone(ids: list[str], data: st.DataObject, seed: int) -> None:
     shuffled = data.draw(st.permutations(ids))
-    assert [ids[i] for i in seeded_order(ids, seed, "x")] == [shuffled[i] for i in seeded_order(shuffled, seed, "x")]
+    assert [ids[i] for i in order_by_hash(ids, seed, "x")] == [shuffled[i] for i in order_by_hash(shuffled, seed, "x")]
 
 
 def test_only_usable_train_videos_with_known_class(tmp_path: Path) -> None:
@@ -109,12 +109,12 @@ def test_a_class_of_test_videos_alone_names_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", ["", "10", "0%", "101%", "-5%", "4", "0/class", "x/class", "4/video", "4/class/5", "ten%"])
 def test_bad_specs(spec: str) -> None:
     with pytest.raises(UserError, match="--labeled"):
-        labels_per_class(spec, 10)
+        count_labels_per_class(spec, 10)
 
 
 def test_good_specs() -> None:
     counts = {"10%": 3, "0.1%": 1, "5 %": 2, "12.5%": 4, "100%": 30, "4/class": 4, "40 / class": 40}
-    assert {spec: labels_per_class(spec, 30) for spec in counts} == counts
+    assert {spec: count_labels_per_class(spec, 30) for spec in counts} == counts
     assert parse_share("25%", "--test") == 0.25
 
 

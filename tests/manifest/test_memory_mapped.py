@@ -44,7 +44,7 @@ def test_it_is_the_manifest(tmp_path: Path, node: Path, parts: bool) -> None:
     assert (mapped.classes, mapped.root, mapped.source, mapped.fingerprint) == (
         written.classes, written.root, written.source, written.fingerprint
     )  # fmt: skip
-    assert open_manifest(str(tmp_path / "m.parquet"), "/elsewhere", 1).location(0).startswith("/elsewhere/")
+    assert open_manifest(str(tmp_path / "m.parquet"), "/elsewhere", 1).locate(0).startswith("/elsewhere/")
     assert len(list(node.glob("*/*.arrow"))) == 1
     assert not isinstance(open_manifest(str(tmp_path / "m.parquet"), None, 41), MappedManifest)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.files.parquet import KEY, VERSION
 from pipeline.manifest import schema
-from pipeline.manifest.schema import SCHEMA, Manifest, fingerprint, read_manifest, write_manifest
+from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint, read_manifest, write_manifest
 from tests.manifest.tables import BROKEN, GOOD, make_table
 
 CLASSES = ("a", "b")
@@ -32,19 +32,19 @@ def change(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
 
 @given(st.permutations(range(len(TABLE))))
 def test_fingerprint_ignores_order(order: list[int]) -> None:
-    assert fingerprint(TABLE.take(order), CLASSES) == fingerprint(TABLE, CLASSES)
+    assert compute_fingerprint(TABLE.take(order), CLASSES) == compute_fingerprint(TABLE, CLASSES)
 
 
 def test_fingerprint_is_the_same_on_every_platform_and_library_version() -> None:
     # written down once: a change here refuses every manifest and label subset that was written before
-    assert fingerprint(TABLE, CLASSES) == "bb80529b05fdc27e"
+    assert compute_fingerprint(TABLE, CLASSES) == "bb80529b05fdc27e"
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 12])
 def test_fingerprint_ignores_how_a_table_is_cut(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "SLICE", chunks)
     cut = pa.concat_tables([TABLE.slice(start, chunks) for start in range(0, len(TABLE), chunks)])
-    assert fingerprint(cut, CLASSES) == "bb80529b05fdc27e"
+    assert compute_fingerprint(cut, CLASSES) == "bb80529b05fdc27e"
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_fingerprint_ignores_how_a_table_is_cut(chunks: int, monkeypatch: pytest
     [("split", "test"), ("label", 1), ("group", "g"), ("frames", 51), ("fps", 25.1), ("hash", "x"), ("decoder", "pyav")],
 )
 def test_fingerprint_sees_content(column: str, value: object) -> None:
-    assert fingerprint(change(TABLE, column, 3, value), CLASSES) != fingerprint(TABLE, CLASSES)
+    assert compute_fingerprint(change(TABLE, column, 3, value), CLASSES) != compute_fingerprint(TABLE, CLASSES)
 
 
-def test_fingerprint_sees_classes_but_not_place() -> None:
-    assert fingerprint(TABLE, ("b", "a")) != fingerprint(TABLE, CLASSES)
-    assert fingerprint(change(TABLE, "uri", 0, "s3://elsewhere/0.mp4"), CLASSES) == fingerprint(TABLE, CLASSES)
+def test_fingerprint_depends_on_classes_but_not_on_the_location() -> None:
+    assert compute_fingerprint(TABLE, ("b", "a")) != compute_fingerprint(TABLE, CLASSES)
+    assert compute_fingerprint(change(TABLE, "uri", 0, "s3://elsewhere/0.mp4"), CLASSES) == compute_fingerprint(TABLE, CLASSES)
 
 
 def test_written_and_read_again_in_order_of_ids(tmp_path: Path) -> None:
@@ -73,23 +73,23 @@ def test_root_can_be_replaced_and_is_not_in_the_fingerprint(tmp_path: Path) -> N
     first = write_manifest(TABLE, tmp_path / "m.parquet", CLASSES, "/videos", "folder")
     second = write_manifest(TABLE, tmp_path / "n.parquet", CLASSES, "/elsewhere", "folder")
     assert first.fingerprint == second.fingerprint
-    assert first.location(0) == "/videos/a/0.mp4"
-    assert read_manifest(tmp_path / "m.parquet", root="/moved/here").location(0) == "/moved/here/a/0.mp4"
-    assert read_manifest(tmp_path / "m.parquet", root="s3://bucket/videos/").location(0) == "s3://bucket/videos/a/0.mp4"
+    assert first.locate(0) == "/videos/a/0.mp4"
+    assert read_manifest(tmp_path / "m.parquet", root="/moved/here").locate(0) == "/moved/here/a/0.mp4"
+    assert read_manifest(tmp_path / "m.parquet", root="s3://bucket/videos/").locate(0) == "s3://bucket/videos/a/0.mp4"
 
 
 def test_absolute_uris_stay(tmp_path: Path) -> None:
     table = change(change(TABLE, "uri", 0, "/far/0.mp4"), "uri", 1, "s3://bucket/1.mp4")
     manifest = write_manifest(table, tmp_path / "m.parquet", CLASSES, "/videos", "list")
-    assert [manifest.location(row) for row in (0, 1)] == ["/far/0.mp4", "s3://bucket/1.mp4"]
+    assert [manifest.locate(row) for row in (0, 1)] == ["/far/0.mp4", "s3://bucket/1.mp4"]
 
 
 def test_rows_are_usable_rows_of_a_split(tmp_path: Path) -> None:
     table = change(make_table({"a": 4, "b": 1}, probes=[GOOD, BROKEN, GOOD, GOOD, GOOD]), "split", 3, "test")
     manifest = write_manifest(table, tmp_path / "m.parquet", CLASSES, "/videos", "folder")
-    np.testing.assert_array_equal(manifest.rows("train"), [0, 2, 4])
-    np.testing.assert_array_equal(manifest.rows("test"), [3])
-    assert manifest.rows("val").dtype == np.int64 and len(manifest.rows("val")) == 0
+    np.testing.assert_array_equal(manifest.usable_rows("train"), [0, 2, 4])
+    np.testing.assert_array_equal(manifest.usable_rows("test"), [3])
+    assert manifest.usable_rows("val").dtype == np.int64 and len(manifest.usable_rows("val")) == 0
 
 
 def test_the_manual_describes_every_column(repository: Path) -> None:
@@ -98,9 +98,9 @@ def test_the_manual_describes_every_column(repository: Path) -> None:
     assert [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)] == SCHEMA.names
 
 
-def rewrite(path: Path, table: pa.Table, **facts: object) -> None:
+def rewrite(path: Path, table: pa.Table, **metadata: object) -> None:
     stored = json.loads(pq.read_schema(path).metadata[KEY])
-    pq.write_table(table.replace_schema_metadata({KEY: json.dumps({**stored, **facts}).encode()}), path)
+    pq.write_table(table.replace_schema_metadata({KEY: json.dumps({**stored, **metadata}).encode()}), path)
 
 
 def refused(path: Path) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from jobs import prepare
 from jobs.command import DONE, run
 from pipeline.manifest.schema import Manifest, read_manifest
-from pipeline.manifest.verify import SAMPLED_HASHES, missing_files, other_files, spread
+from pipeline.manifest.verify import SAMPLED_HASHES, find_changed_files, find_missing_files, sample_evenly
 
 
 def prepared(tiny: Path, tmp_path: Path, *words: str) -> Manifest:
@@ -23,17 +23,17 @@ def prepared(tiny: Path, tmp_path: Path, *words: str) -> Manifest:
 
 def test_a_sample_is_spread_and_always_the_same() -> None:
     rows = np.arange(100, 1100, dtype=np.int64)
-    sample = spread(rows)
-    assert len(sample) == 64 and sample[0] == 100 and sample[-1] == 1099 and np.array_equal(sample, spread(rows))
+    sample = sample_evenly(rows)
+    assert len(sample) == 64 and sample[0] == 100 and sample[-1] == 1099 and np.array_equal(sample, sample_evenly(rows))
     assert set(np.diff(sample)) <= {15, 16, 17}
-    assert np.array_equal(spread(rows[:5]), rows[:5]) and len(spread(rows[:0])) == 0
+    assert np.array_equal(sample_evenly(rows[:5]), rows[:5]) and len(sample_evenly(rows[:0])) == 0
 
 
 def test_files_of_another_size_or_content_are_others_and_missing_ones_are_missing(tiny: Path, tmp_path: Path) -> None:
     manifest = prepared(tiny, tmp_path, "--hash")
-    rows = manifest.rows("test")
-    assert len(rows) >= SAMPLED_HASHES and other_files(manifest, rows) == [] == missing_files(manifest, rows)
-    first, second, last = (Path(manifest.location(int(row))) for row in rows[[0, 1, -1]])
+    rows = manifest.usable_rows("test")
+    assert len(rows) >= SAMPLED_HASHES and find_changed_files(manifest, rows) == [] == find_missing_files(manifest, rows)
+    first, second, last = (Path(manifest.locate(int(row))) for row in rows[[0, 1, -1]])
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
     first.write_bytes(content)  # of the same size
@@ -41,11 +41,11 @@ def test_files_of_another_size_or_content_are_others_and_missing_ones_are_missin
     last.unlink()
     uris = manifest.table["uri"].take(pa.array(rows)).to_pylist()
     size = second.stat().st_size
-    assert other_files(manifest, rows) == [
+    assert find_changed_files(manifest, rows) == [
         f"{uris[0]}: another content (SHA-256) of the same {len(content)} bytes found at {first}",
         f"{uris[1]}: {size + 7} bytes in the manifest, {size} bytes found at {second}",
     ]
-    assert missing_files(manifest, rows) == [str(last)]
+    assert find_missing_files(manifest, rows) == [str(last)]
 
 
 def test_frames_are_there_while_an_image_is(tmp_path: Path) -> None:
@@ -54,6 +54,6 @@ def test_frames_are_there_while_an_image_is(tmp_path: Path) -> None:
     table = pa.table({"uri": ["%05d.jpg", "gone_%05d.jpg"], "bytes": [10, 10], "hash": pa.nulls(2, pa.string())})
     manifest = Manifest(table, (), str(tmp_path), "", "", "")
     rows = np.arange(2, dtype=np.int64)
-    assert missing_files(manifest, rows) == [f"{tmp_path}/gone_%05d.jpg"] and other_files(manifest, rows) == []
+    assert find_missing_files(manifest, rows) == [f"{tmp_path}/gone_%05d.jpg"] and find_changed_files(manifest, rows) == []
     (tmp_path / "00002.jpg").write_bytes(b"123")
-    assert other_files(manifest, rows) == [f"%05d.jpg: 10 bytes in the manifest, 8 bytes found at {tmp_path}/%05d.jpg"]
+    assert find_changed_files(manifest, rows) == [f"%05d.jpg: 10 bytes in the manifest, 8 bytes found at {tmp_path}/%05d.jpg"]

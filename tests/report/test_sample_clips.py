@@ -41,7 +41,7 @@ def test_the_choice_is_fixed_and_unlabeled_clips_are_left_out() -> None:
 
 def test_frames_are_evenly_spaced_and_upright(manifest: Manifest) -> None:
     row = manifest.table["id"].to_pylist().index("right_0.mp4")
-    frames = decode_thumbnails(manifest.location(row))
+    frames = decode_thumbnails(manifest.locate(row))
     assert len(frames) == NUM_FRAMES and all(frame.shape == (SIDE, SIDE * 96 // 64, 3) for frame in frames)
     centers = [float(np.nonzero(frame[..., 0] > 150)[1].mean()) for frame in frames]
     # the square moves 2 of 96 pixels a frame to the right, 4 frames from one thumbnail to the next
@@ -49,7 +49,7 @@ def test_frames_are_evenly_spaced_and_upright(manifest: Manifest) -> None:
 
 
 def test_a_part_of_a_video_is_shown_as_that_part(manifest: Manifest) -> None:
-    path = manifest.location(manifest.table["id"].to_pylist().index("right_0.mp4"))
+    path = manifest.locate(manifest.table["id"].to_pylist().index("right_0.mp4"))
     whole, late = decode_thumbnails(path), decode_thumbnails(path, 0.5, 1.0)
     place = [np.nonzero(frames[0][..., 0] > 150)[1].mean() for frames in (whole, late)]
     assert place[1] > place[0] + 10

@@ -139,7 +139,7 @@ def damaged(tiny: Path, tmp_path: Path) -> Path:
         shutil.copy(tiny / name, copy)
     words = [f"data.manifest={copy}/manifest.parquet", f"data.root={copy}/videos", f"run.storage_path={tmp_path}/none"]
     prepared = prepare(load_config(tiny / "tiny.yaml", words))
-    victim = Path(prepared.source.manifest.location(int(prepared.source.plan.unlabeled[0])))
+    victim = Path(prepared.source.manifest.locate(int(prepared.source.plan.unlabeled[0])))
     assert victim.is_relative_to(copy)
     victim.write_bytes(victim.read_bytes()[:500])
     return copy

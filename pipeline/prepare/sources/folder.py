@@ -12,7 +12,7 @@ from pipeline.prepare.sources.file_search import is_video_name, list_files_below
 from pipeline.prepare.sources.listing import Listing, validate_listing
 from pipeline.prepare.sources.synonyms import (
     COMPANIONS,
-    SPLITS,
+    SPLIT_WORDS,
     find_splits,
     parse_folder_split,
     parse_split,
@@ -151,7 +151,7 @@ def _find_split_folders(root: str, tops: Sequence[str], given: str | None) -> di
 
 def _parse_splits(root: str, tops: Sequence[str], given: str) -> dict[str, Split]:
     pairs = [word.partition("=")[::2] for word in given.split(",")]
-    known = ", ".join(SPLITS)
+    known = ", ".join(SPLIT_WORDS)
     unknown = [(split, top) for split, top in pairs if not parse_split(split)]
     mistakes = [f"{split}={top}: there is no split {split}; known are {known}" for split, top in unknown]
     named = [top for split, top in pairs if parse_split(split)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
-from pipeline.manifest.schema import Split, locate
+from pipeline.manifest.schema import Split, resolve_uri
 from pipeline.prepare.sources.file_search import (
     drop_repeated_files,
     is_video_name,
@@ -164,4 +164,4 @@ def _is_replacement(uri: str) -> bool:
 
 
 def _are_several_files(root: str, uris: Sequence[str]) -> bool:
-    return len(uris) > 1 and len(drop_repeated_files([locate(root, uri) for uri in uris])) > 1
+    return len(uris) > 1 and len(drop_repeated_files([resolve_uri(root, uri) for uri in uris])) > 1

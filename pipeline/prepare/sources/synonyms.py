@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.manifest.schema import Split
 
-SPLITS: dict[str, Split] = {
+SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trainset", "trainlist", "labeled", "labelled"), "train"),
     **dict.fromkeys(("test", "testing", "testset", "testlist"), "test"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "vallist", "eval", "evaluation"), "val"),
@@ -66,24 +66,24 @@ def split_words(name: str) -> list[str]:
 
 def parse_split(text: str) -> Split | None:
     """Returns the split that a text names, such as a field of a list or the word before ``=``; None if it names none."""
-    return SPLITS.get(text.strip().lower())
+    return SPLIT_WORDS.get(text.strip().lower())
 
 
 def find_splits(name: str) -> set[Split]:
     """Finds the splits that the words of a file's or folder's name stand for; train and unlabeled together are unlabeled."""
-    splits = {SPLITS[word] for word in split_words(name) if word in SPLITS}
+    splits = {SPLIT_WORDS[word] for word in split_words(name) if word in SPLIT_WORDS}
     return splits - {"train"} if "unlabeled" in splits else splits
 
 
 def parse_folder_split(name: str) -> Split | None:
     """Returns the split that a folder's name says, if it says one split and has no other words than ``FILLERS``."""
     splits = find_splits(name)
-    return splits.pop() if len(splits) == 1 and set(split_words(name)) <= FILLERS | SPLITS.keys() else None
+    return splits.pop() if len(splits) == 1 and set(split_words(name)) <= FILLERS | SPLIT_WORDS.keys() else None
 
 
 def remove_split_words(name: str) -> tuple[str, ...]:
     """Returns the words of a folder's name that say no split; they are the same for ``kinetics_train`` and ``kinetics_val``."""
-    return tuple(word for word in split_words(name) if word not in SPLITS)
+    return tuple(word for word in split_words(name) if word not in SPLIT_WORDS)
 
 
 def normalize_column_name(name: str) -> str:

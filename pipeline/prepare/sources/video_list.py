@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError, first_few
 from pipeline.files import storage
-from pipeline.manifest.schema import Split, locate
+from pipeline.manifest.schema import Split, resolve_uri
 from pipeline.prepare.sources.class_list import read_classes
 from pipeline.prepare.sources.file_search import (
     find_existing_folder,
@@ -40,7 +40,7 @@ from pipeline.prepare.sources.listing import (
 from pipeline.prepare.sources.synonyms import (
     COLUMNS,
     NO_GROUP,
-    SPLITS,
+    SPLIT_WORDS,
     UNLABELED,
     find_splits,
     is_header,
@@ -304,7 +304,7 @@ def _make_row(
     if fields.get("split"):
         split = parse_split(fields["split"])
         if split is None:
-            raise ValueError(f"unknown split {fields['split']!r}; known are {', '.join(SPLITS)}")
+            raise ValueError(f"unknown split {fields['split']!r}; known are {', '.join(SPLIT_WORDS)}")
     times = [None if (text := fields.get(name, "")).lower() in UNLABELED else text for name in ("start", "end")]
     start, end = (None if text is None else float(text) for text in times)
     if not 0 <= (start or 0) < (float("inf") if end is None else end):
@@ -364,6 +364,6 @@ def _find_videos(root: str, rows: Sequence[_Row], options: ListOptions) -> list[
 
 def _list_images(root: str, folder: str) -> list[str]:
     try:
-        return storage.list_names(locate(root, folder))
+        return storage.list_names(resolve_uri(root, folder))
     except OSError:
         return []

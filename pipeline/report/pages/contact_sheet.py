@@ -12,7 +12,7 @@ from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.source import video_at, video_columns
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import Manifest
-from pipeline.manifest.seeded_order import seeded_order
+from pipeline.manifest.seeded_order import order_by_hash
 from pipeline.manifest.summary import Summary
 from pipeline.processes.isolation import Lost, map_isolated
 from pipeline.progress import progress
@@ -57,7 +57,7 @@ def contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str, list[T
     sheets: list[tuple[str, list[int]]] = []
     for place, name in enumerate((*manifest.classes, "unknown")):
         rows = usable[label == (place if place < len(manifest.classes) else -1)]
-        order = seeded_order([str(text) for text in ids.take(rows).to_pylist()], 0, "contact sheet")
+        order = order_by_hash([str(text) for text in ids.take(rows).to_pylist()], 0, "contact sheet")
         sheets.append((name, [int(rows[i]) for i in order[:per_class]]))
     wanted = [row for _, rows in sheets for row in rows]
     made: dict[int, str | Lost] = {}

@@ -183,7 +183,7 @@ def test_hmdb51_at_its_size(tmp_path: Path) -> None:
     listing = list_hmdb51(tmp_path / "videos", str(tmp_path / "lists"))
     table = build_table(listing, [GOOD] * len(listing.uris))
     manifest = write_manifest(table, tmp_path / "m.parquet", listing.classes, listing.root, listing.source)
-    assert len(manifest.training_rows()) == 5236 and len(manifest.rows("test")) == 1530
+    assert len(manifest.training_rows()) == 5236 and len(manifest.usable_rows("test")) == 1530
     labeled = {percent: len(draw_labels(manifest, f"{percent}%", 0).ids) for percent in (40, 50, 60)}
     assert labeled == {40: 28 * 51, 50: 35 * 51, 60: 42 * 51}  # of the 70 in train: published lists draw from the whole pool
 
