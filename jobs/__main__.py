@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 
 from jobs.command import USER_ERROR, run
+from pipeline.errors import suggest
 
 COMMANDS = {
     "prepare": "videos -> Parquet manifest and label subset",
@@ -32,9 +32,7 @@ def main() -> int:
         return 0 if len(sys.argv) > 1 else USER_ERROR
     command, argv = sys.argv[1], sys.argv[2:]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: unknown command {command}{hint}\n\n{usage}", file=sys.stderr)
+        print(f"error: unknown command {command}{suggest(command, COMMANDS)}\n\n{usage}", file=sys.stderr)
         return USER_ERROR
     return run(importlib.import_module(f"jobs.{command}").main, argv)
 

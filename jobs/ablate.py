@@ -6,7 +6,6 @@ The same command again runs only what is missing.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,7 +14,7 @@ from typing import Any
 
 from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.config import Config, load_config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, suggest
 from pipeline.report.report import write_report
 from pipeline.studies.ablation import Trial, distinct, draw_subsets, plan_trials, run_study, study_folder, unfinished
 from pipeline.studies.cost import estimate, state_of
@@ -83,8 +82,7 @@ def find_study(word: str, names: Sequence[str]) -> Path:
         return STUDIES / f"{word}.yaml"
     if path.is_file():
         return path
-    near = difflib.get_close_matches(word, names, n=1)
-    raise UserError(f"no study {word}: use one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
+    raise UserError(f"no study {word}: use one of {', '.join(names)}{suggest(word, names)}")
 
 
 def choose_cells(study: Study, names: str | None) -> Mapping[str, Mapping[str, Any]]:
@@ -94,8 +92,7 @@ def choose_cells(study: Study, names: str | None) -> Mapping[str, Mapping[str, A
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in study.cells:
-            near = difflib.get_close_matches(name, study.cells, n=1)
-            remedy = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(study.cells)}"
+            remedy = suggest(name, study.cells) or f"; it has {', '.join(study.cells)}"
             raise UserError(f"--cells: study {study.name} has no cell {name!r}{remedy}")
     return {name: values for name, values in study.cells.items() if name in chosen}
 

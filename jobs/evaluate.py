@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.command import DONE, run
 from pipeline.clips.source import Source
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.evaluation.predict import Results, evaluate
 from pipeline.files.folder_lock import lock_folder
 from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
@@ -96,7 +96,7 @@ def _notes(summary: dict[str, Any], found: OtherData | None) -> list[str]:
         if found.unknown:
             names = [f"{name} ({count})" for name, count in found.unknown.items()]
             total = sum(found.unknown.values())
-            notes.append(f"{total} videos of classes that the run does not know count nowhere: {', '.join(first_few(names))}")
+            notes.append(f"{total} videos of classes that the run does not know count nowhere: {', '.join(list_first(names))}")
     return notes
 
 

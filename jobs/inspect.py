@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.command import DONE, FAILED, add_config, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import format_summary, summarize
@@ -50,7 +50,7 @@ def _manifest(argv: Sequence[str]) -> int:
 def _verify(manifest: Manifest) -> list[tuple[str, str]]:
     changed = verify(manifest)
     print(f"\n{len(changed)} files are not what they were when the manifest was written" + (":" if changed else ""))
-    for line in first_few([f"{uri}: {problem}" for uri, problem in changed]):
+    for line in list_first([f"{uri}: {problem}" for uri, problem in changed]):
         print(f"  {line}")
     return changed
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, run
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.evaluation.file_predictions import predict_files, write_file_predictions
 from pipeline.lifecycle.saved_run import open_saved_run, source_of_files
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
@@ -54,7 +54,7 @@ def checked_files(words: Sequence[str]) -> list[str]:
     if keys:
         raise UserError("no such files, and only evaluation.* and scale.* can be overridden here:", keys)
     if wrong := [repr(word) for word in words if not _is_utf8(word)]:
-        raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(wrong))
+        raise UserError("file names that are not UTF-8 cannot be stored; rename:", list_first(wrong))
     if not words:
         raise UserError("name at least one video file")
     files = [find_existing_file(word) for word in words]

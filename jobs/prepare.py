@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.command import DONE, run
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import LabelSubset, count_labels_per_class
@@ -91,7 +91,7 @@ def _empty_classes(manifest: Manifest) -> list[str]:
     """A class of which nothing can be used to train is refused; what is not tested is said."""
     empty = find_empty_classes(manifest, "test")
     many = f"{len(empty)} of {len(manifest.classes)} classes have no usable test video"
-    return [f"{many}, so that no accuracy says anything of them: {', '.join(first_few(empty))}"] if empty else []
+    return [f"{many}, so that no accuracy says anything of them: {', '.join(list_first(empty))}"] if empty else []
 
 
 def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
@@ -320,7 +320,7 @@ def _unusable(manifest: Manifest) -> list[str]:
     if not rows:
         return []
     head = f"{len(rows)} of {len(manifest.table)} files cannot be used:"
-    return [head, *(f"  {line}" for line in first_few([f"{row['uri']}: {row['status']}, {row['reason']}" for row in rows]))]
+    return [head, *(f"  {line}" for line in list_first([f"{row['uri']}: {row['status']}, {row['reason']}" for row in rows]))]
 
 
 def _counts(manifest: Manifest, labels: LabelSubset) -> list[str]:

@@ -6,7 +6,6 @@ Trials are judged on held-out labeled videos, never on test. The same command co
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, add_config, check_hours, run
 from pipeline.analysis.run_reader import flatten
 from pipeline.config import Config, load_config, override
-from pipeline.errors import UserError
+from pipeline.errors import UserError, suggest
 from pipeline.files.folder_lock import lock_file
 from pipeline.report.report import write_report
 from pipeline.run_folder.study_folder import ABOUT, write_about, write_trials
@@ -185,8 +184,7 @@ def find_space(word: str, names: Sequence[str]) -> Path:
         return SPACES / f"{word}.yaml"
     if Path(word).is_file():
         return Path(word)
-    near = difflib.get_close_matches(word, names, n=1)
-    raise UserError(f"no space {word}: use one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
+    raise UserError(f"no space {word}: use one of {', '.join(names)}{suggest(word, names)}")
 
 
 def check(order: Order) -> dict[str, Any]:

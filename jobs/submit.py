@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import difflib
 import http.client
 import logging
 import os
@@ -28,7 +27,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, run
 from pipeline.config.text import guess, read_yaml
-from pipeline.errors import UserError
+from pipeline.errors import UserError, suggest
 from pipeline.ray_cluster.address import TOKEN_REMEDY
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -59,9 +58,8 @@ def entrypoint(command: str, arguments: Sequence[str]) -> str:
     if command == "submit":
         raise UserError(f"submit cannot submit itself; give one of: {', '.join(allowed)}")
     if command not in allowed:
-        near = difflib.get_close_matches(command, allowed, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(allowed)}"
-        raise UserError(f"unknown command {command}; {remedy}")
+        remedy = suggest(command, allowed) or f"; give one of: {', '.join(allowed)}"
+        raise UserError(f"unknown command {command}{remedy}")
     return shlex.join(["python", "-m", f"jobs.{command}", *arguments])
 
 

@@ -6,7 +6,6 @@ What was planned and is not done yet is known from these files only.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 
 from pipeline.analysis.run_reader import RUN_FILES, VIEWS, Run, is_run, read_lines, read_outcome, read_run
 from pipeline.config import with_new_keys
-from pipeline.errors import UserError
+from pipeline.errors import UserError, find_nearest_name
 
 SEARCH = "search"
 
@@ -277,8 +276,8 @@ def _runs_in(study: Study) -> list[Path]:
 def _why_nothing(path: Path) -> str | None:
     if not path.exists():
         siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        return f"{path}: does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        nearest = find_nearest_name(path.name, siblings)
+        return f"{path}: does not exist" + (f"; did you mean {path.parent / nearest}?" if nearest else "")
     if not path.is_dir():
         return f"{path}: is a file"
     if is_run(path) or any((path / name).is_file() for name in ("study.json", "trials.jsonl")):

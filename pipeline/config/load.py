@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline.config.run import Config
 from pipeline.config.section import Refused, forget_rate, merge
 from pipeline.config.students import ARCHS
 from pipeline.config.text import convert, parse_word, read_yaml
-from pipeline.errors import UserError
+from pipeline.errors import UserError, find_nearest_name
 
 
 def load_config(files: str | Path | Sequence[str | Path] | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -136,8 +135,8 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        nearest = find_nearest_name(path.name, [beside.name for beside in path.parent.glob("*.y*ml")])
+        hint = f" (did you mean {path.parent / nearest}?)" if nearest else ""
         raise UserError(f"config file not found: {path}{hint}")
     tree = read_yaml(path, "config file")
     if tree is not None and not isinstance(tree, dict):
@@ -164,7 +163,9 @@ def explain_unknown(key: str) -> str:
 def _unknown(key: str) -> str:
     keys, last = all_keys(), key.split(".")[-1]
     names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    near = near or [k for k in keys if k.split(".")[-1] == last][:1]
-    near = near or [k for k in keys if difflib.get_close_matches(last, [k.split(".")[-1]], cutoff=0.75)][:1]
-    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    nearest = (
+        find_nearest_name(key, names, cutoff=0.5)
+        or next((known for known in keys if known.split(".")[-1] == last), None)
+        or next((known for known in keys if find_nearest_name(last, [known.split(".")[-1]], cutoff=0.75)), None)
+    )
+    return f"unknown key {key}" + (f"; did you mean {nearest}?" if nearest else "")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.clips.source import Source
 from pipeline.config import Config
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.protocol import average_views
 from pipeline.manifest.schema import Manifest, Split, compute_fingerprint, sort_by_id
@@ -40,7 +40,7 @@ def list_files(files: Sequence[str], classes: Sequence[str]) -> Manifest:
     """A manifest in memory of these files as test videos without labels. Raises UserError for a file named twice."""
     uris = tuple(_uri(file) for file in files)
     if twice := sorted({uri for uri in uris if uris.count(uri) > 1}):
-        raise UserError("files are named twice:", first_few(twice))
+        raise UserError("files are named twice:", list_first(twice))
     nothing = (None,) * len(uris)
     splits: tuple[Split, ...] = tuple("test" for _ in uris)
     listing = Listing(os.getcwd(), "files", uris, nothing, nothing, splits, class_list=tuple(classes))
@@ -67,7 +67,7 @@ def predict_files(
             reasons[manifest.locate(row)] = reason
         scores = _scores(columns["video"], {name: columns[name] for name in STUDENTS}, usable)
     if not scores:
-        raise UserError(f"none of the {len(files)} files can be used:", first_few([f"{k}: {v}" for k, v in reasons.items()]))
+        raise UserError(f"none of the {len(files)} files can be used:", list_first([f"{k}: {v}" for k, v in reasons.items()]))
     by_uri = {manifest.locate(row): values for row, values in scores.items()}
     uris = [_uri(file) for file in files]
     said = [("" if uri in by_uri else reasons[uri], by_uri.get(uri, {})) for uri in uris]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.clips.source import Source, source_of_views
 from pipeline.config import Config, override
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files import storage
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.memory_mapped import open_manifest
@@ -128,7 +128,7 @@ def _check_files(manifest: Manifest, rows: Ints, name: str, otherwise: str) -> N
     """Raises UserError if files of these rows, where they are there, are not those that the run's manifest lists."""
     if other := find_changed_files(manifest, rows):
         what = f"{len(other)} of {len(rows)} compared files are not those of the manifest that {name} was trained with"
-        raise UserError(f"{what}; say with data.root=FOLDER where its videos are, or {otherwise}:", first_few(other))
+        raise UserError(f"{what}; say with data.root=FOLDER where its videos are, or {otherwise}:", list_first(other))
 
 
 def _open(run: SavedRun) -> Manifest:
@@ -167,8 +167,8 @@ def _differences(classes: tuple[str, ...], prints: Fingerprints, videos: int, ma
     count = manifest.table.num_rows
     lines += [f"{count} videos, the run's had {videos}"] if count != videos else []
     mine, theirs = set(classes), set(manifest.classes)
-    lines += [f"classes that the run does not know: {', '.join(first_few(sorted(theirs - mine)))}"] if theirs - mine else []
-    lines += [f"classes that are no longer there: {', '.join(first_few(sorted(mine - theirs)))}"] if mine - theirs else []
+    lines += [f"classes that the run does not know: {', '.join(list_first(sorted(theirs - mine)))}"] if theirs - mine else []
+    lines += [f"classes that are no longer there: {', '.join(list_first(sorted(mine - theirs)))}"] if mine - theirs else []
     if mine == theirs and manifest.classes != classes:
         lines.append("the same classes in another order")
     if len(lines) == 1:
@@ -241,7 +241,7 @@ def source_of_other_data(run: SavedRun) -> OtherData:
         remedy = "classes are matched by name: give the labels there the run's names, and prepare the data again"
         raise UserError(
             f"{what}; {remedy}{_other_split(source, split)}:",
-            [f"of the run: {', '.join(first_few(run.classes))}", f"there: {', '.join(first_few(manifest.classes))}"],
+            [f"of the run: {', '.join(list_first(run.classes))}", f"there: {', '.join(list_first(manifest.classes))}"],
         )
     return OtherData(source, dict(sorted(unknown.items())), int(known.sum()))
 

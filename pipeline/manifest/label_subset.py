@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files.parquet import VERSION, read_table, write_table
 from pipeline.manifest.leaks import check_leaks
 from pipeline.manifest.schema import Manifest
@@ -100,7 +100,7 @@ def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions |
         chosen += [int(rows[i]) for i in order_by_hash(_read_texts(manifest, "id", rows), seed, purpose)[:wanted]]
     if too_few:
         what = f"{options.option} {spec} cannot be drawn; add videos, ask for fewer labels, or drop the class:"
-        raise UserError(what, first_few(too_few))
+        raise UserError(what, list_first(too_few))
     words = [spec, *(["balanced"] if options.balanced else []), *([] if options.nested else ["drawn alone"])]
     return make_subset(manifest, np.sort(np.asarray(chosen, np.int64)), ", ".join(words), seed, options.hold_out)
 
@@ -137,7 +137,7 @@ def draw_held_out(manifest: Manifest, rows: Rows, share: float, seed: int) -> Ro
     missing = sorted(set(classes) - {classes[index] for index in drawn})
     if missing:
         what = "--hold-out needs two labeled videos of different groups in every class; label more, or leave it away:"
-        raise UserError(what, first_few([f"class {name}" for name in missing]))
+        raise UserError(what, list_first([f"class {name}" for name in missing]))
     return rows[np.asarray(drawn, np.int64)]
 
 

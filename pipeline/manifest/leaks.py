@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.schema import Manifest
 
 COMPARED_COLUMNS = {"id": "video", "group": "group", "hash": "content"}
@@ -33,7 +33,7 @@ def check_leaks(manifest: Manifest, labeled: NDArray[np.int64], held_out: NDArra
     leaks += _find_overlapping(manifest.table, np.setdiff1d(trained, held_out), held_out, "held out")
     if leaks:
         remedy = "remove one side, or give its group to one split"
-        raise UserError(f"the same videos would be learned from and tested on; {remedy}:", first_few(leaks))
+        raise UserError(f"the same videos would be learned from and tested on; {remedy}:", list_first(leaks))
 
 
 def _find_shared(

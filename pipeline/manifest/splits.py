@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.schema import Split
 from pipeline.manifest.seeded_order import order_by_hash, round_half_up
 
@@ -93,4 +93,4 @@ def check_groups(ids: Sequence[str], groups: Sequence[str | None], splits: Seque
         if len(names) > 1
     ]
     if straddling:
-        raise UserError("groups must lie in one split, else the test is seen in training:", first_few(straddling))
+        raise UserError("groups must lie in one split, else the test is seen in training:", list_first(straddling))

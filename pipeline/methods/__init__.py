@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import cast
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from pipeline.clips.modalities import check_modalities
 from pipeline.config import Config, MethodSection
-from pipeline.errors import UserError
+from pipeline.errors import UserError, suggest
 from pipeline.methods.actnetformer import ActNetFormer
 from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
@@ -80,7 +79,5 @@ def first_unlabeled_step(config: Config) -> int:
 
 def _method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"method.name: there is no {name}, only {', '.join(METHODS)}{hint}")
+        raise UserError(f"method.name: there is no {name}, only {', '.join(METHODS)}{suggest(name, METHODS)}")
     return METHODS[name]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files.parquet import move_table, remove_table
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, write_labels
 from pipeline.manifest.schema import SCHEMA, Manifest, Split, resolve_uri, write_manifest
@@ -80,7 +80,7 @@ def probe_listing(
         probes = [_require_frames_in_segment(probe, start or 0.0, end) for probe, start, end in segments]
     if not any(probe.status == "ok" for probe in probes):
         reasons = [f"{uri}: {probe.status}, {probe.reason}" for uri, probe in zip(listing.uris, probes, strict=True)]
-        raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", first_few(reasons))
+        raise UserError(f"none of the {len(probes)} files in {listing.root} can be used:", list_first(reasons))
     return probes
 
 
@@ -124,7 +124,7 @@ def split_listing(listing: Listing, probes: Sequence[Probe], test_share: float, 
             raise UserError(f"{what}: {remedy}")
         reasons = [f"{listing.uris[index]}: {probes[index].status}, {probes[index].reason}" for index in indices]
         what = f"none of the {len(indices)} videos of split {split} can be used"
-        raise UserError(f"{what}; mend or add their files, or name other videos:", first_few(reasons))
+        raise UserError(f"{what}; mend or add their files, or name other videos:", list_first(reasons))
     return listing
 
 

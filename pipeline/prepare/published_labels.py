@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.label_subset import LabelSubset, make_subset
 from pipeline.manifest.schema import Manifest
 from pipeline.prepare.sources.file_search import VIDEO_SUFFIXES, read_lines, remove_video_suffix, to_nfc
@@ -76,7 +76,7 @@ def import_labels(
     repeated = len(rows) - len(set(rows))
     notes += [f"{repeated} of {len(rows)} lines of {file} name a video that an earlier line names too"] if repeated else []
     unlabeled = sorted(set(manifest.classes) - set(np.asarray(table["class"], dtype=object)[usable]))
-    notes += [f"classes without a label: {', '.join(first_few(unlabeled))}"] if unlabeled else []
+    notes += [f"classes without a label: {', '.join(list_first(unlabeled))}"] if unlabeled else []
     chosen = np.unique(np.asarray(rows, np.int64)[usable])
     return make_subset(manifest, chosen, f"{kind} {Path(Path(file).parent.name, Path(file).name)}", seed, hold_out), notes
 
@@ -164,9 +164,9 @@ def _find_rows(manifest: Manifest, entries: Sequence[_Entry], file: str) -> list
         ambiguous += [f"{entry.line}: {entry.path}"] if len(best) > 1 else []
         rows += best[:1]
     if missing:
-        raise UserError(f"{len(missing)} of {len(entries)} videos of {file} are not in {manifest.path}:", first_few(missing))
+        raise UserError(f"{len(missing)} of {len(entries)} videos of {file} are not in {manifest.path}:", list_first(missing))
     if ambiguous:
-        raise UserError(f"videos of {file} fit several in {manifest.path}; write more of their paths:", first_few(ambiguous))
+        raise UserError(f"videos of {file} fit several in {manifest.path}; write more of their paths:", list_first(ambiguous))
     return rows
 
 
@@ -193,7 +193,7 @@ def _compare_classes(
         else:
             class_counts[entry.label][name] += 1
     if problems:
-        raise UserError(f"list {file} does not fit the manifest:", first_few(problems))
+        raise UserError(f"list {file} does not fit the manifest:", list_first(problems))
     class_of_label = {label: _find_class(label, counts) for label, counts in class_counts.items()}
     contradictions = [
         f"{entry.line}: {_describe_label(entry.label, class_of_label[entry.label])} and {name} here"
@@ -201,7 +201,7 @@ def _compare_classes(
         if entry.label is not None and class_of_label[entry.label] != name
     ]
     if len(contradictions) > MAX_CONTRADICTIONS * len(entries):
-        raise UserError(f"list {file} does not fit the manifest's classes:", first_few(contradictions))
+        raise UserError(f"list {file} does not fit the manifest's classes:", list_first(contradictions))
     count = f"{len(contradictions)} of {len(entries)} lines of {file} give another class than the manifest, whose is used"
     return [f"{count}; the first: {contradictions[0]}"] if contradictions else []
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files import storage
 from pipeline.manifest.schema import Split, resolve_uri
 from pipeline.prepare.sources import Listing
@@ -95,10 +95,10 @@ def _merge(listing: Listing, files: Sequence[Hashable]) -> tuple[Listing, list[i
         leaks += _find_leaking_overlaps(listing, sorted(first_of_part.items()))
     if leaks:
         what = "a file, or parts of it that overlap, would be learned from and tested on"
-        raise UserError(f"{what}; remove one of each pair, or give both to one split:", first_few(leaks))
+        raise UserError(f"{what}; remove one of each pair, or give both to one split:", list_first(leaks))
     if contradictions:
         what = "a file is listed twice as different things; remove or correct one of each pair:"
-        raise UserError(what, first_few(contradictions))
+        raise UserError(what, list_first(contradictions))
     kept = [index for index in range(len(files)) if index not in kept_instead]
     return replace(listing, uris=tuple(uris), notes=(*listing.notes, *_note(listing, kept_instead))).select(kept), kept
 
@@ -111,7 +111,7 @@ def _note(listing: Listing, kept_instead: dict[int, int]) -> list[str]:
     many = "1 video is listed again under another name for the same file, and is" if len(pairs) == 1 else (
         f"{len(pairs)} videos are listed again under another name for the same file, and are"
     )
-    return [f"{many} kept once: {'; '.join(first_few(pairs))}"]
+    return [f"{many} kept once: {'; '.join(list_first(pairs))}"]
 
 
 def _get_part(listing: Listing, index: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.clips.source import Columns, Source
 from pipeline.config import Config
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.verify import find_missing_files, sample_evenly
 from pipeline.methods.parts.precision import center_logits
 from pipeline.processes.isolation import num_cores
@@ -82,7 +82,7 @@ def missing_evaluated(source: Source, config: Config, required: bool) -> list[st
     if config.scale.workers > 0:
         return [f"{what}, as this process sees it; if workers do not see them either, {remedy}; the first: {missing[0]}"]
     if required:
-        raise UserError(f"{what}; {remedy}:", first_few(missing))
+        raise UserError(f"{what}; {remedy}:", list_first(missing))
     return [f"{what}; a run would be refused: {remedy}; the first: {missing[0]}"]
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.prepare.sources.file_search import read_lines, read_text
 from pipeline.prepare.sources.synonyms import COLUMNS, normalize_column_name
 
@@ -26,7 +26,7 @@ def read_classes(file: str) -> dict[str, str]:
     text = read_text(file).strip()
     classes = _parse_json(file, text) if text[:1] in ("[", "{") else _parse_lines(file)
     if repeated := [name for name, count in Counter(classes.values()).items() if count > 1]:
-        raise UserError(f"--classes {file} names a class twice:", first_few(repeated))
+        raise UserError(f"--classes {file} names a class twice:", list_first(repeated))
     return classes
 
 
@@ -41,7 +41,7 @@ def _parse_lines(file: str) -> dict[str, str]:
             return _check_numbers(file, [(match["number"], match["name"].strip('"')) for match in matches if match])
         unmatched = [f"{file}:{number}: {line}" for (number, line), match in zip(rows, matches, strict=True) if not match]
         if len(rows) > 2 and len(unmatched) <= len(rows) // 10:
-            raise UserError(f"--classes {file}: all lines have a number and a name, but not:", first_few(unmatched))
+            raise UserError(f"--classes {file}: all lines have a number and a name, but not:", list_first(unmatched))
     return {str(number): line for number, (_, line) in enumerate(rows)}
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files import storage
 
 
@@ -171,7 +171,7 @@ def raise_for_ambiguous(ambiguous: Sequence[str]) -> None:
     """Raises UserError if there are listed videos that fit several files; each text names one and its files."""
     if ambiguous:
         remedy = "remove or rename all but one, or list it with its suffix"
-        raise UserError(f"listed videos that fit several files; {remedy}:", first_few(ambiguous))
+        raise UserError(f"listed videos that fit several files; {remedy}:", list_first(ambiguous))
 
 
 def drop_repeated_files(paths: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.schema import Split
 from pipeline.prepare.sources.file_search import is_video_name, list_files_below, list_subfolders, match_names, resolve_root
 from pipeline.prepare.sources.listing import Listing, validate_listing
@@ -62,7 +62,7 @@ def list_folder(folder: str | Path, layout: FolderLayout | None = None) -> Listi
             empty.append(f"{root}/{class_folder.path}")
     if empty:
         remedy = "add videos, remove them, or leave them out with --skip FOLDER"
-        raise UserError(f"class folders without a video; {remedy}:", first_few(empty))
+        raise UserError(f"class folders without a video; {remedy}:", list_first(empty))
     uris, labels, splits = zip(*rows, strict=True)
     known_splits = None if None in splits else splits
     return validate_listing(Listing(root, "folder", uris, labels, (None,) * len(uris), known_splits, notes=notes))
@@ -157,5 +157,5 @@ def _parse_splits(root: str, tops: Sequence[str], given: str) -> dict[str, Split
     named = [top for split, top in pairs if parse_split(split)]
     mistakes += [f"there is no folder {top} in {root}; there are {', '.join(tops)}" for top in named if top not in tops]
     if mistakes:
-        raise UserError("--splits must be none, or name folders as train=FOLDER,test=FOLDER:", first_few(mistakes))
+        raise UserError("--splits must be none, or name folders as train=FOLDER,test=FOLDER:", list_first(mistakes))
     return {top: split for name, top in pairs if (split := parse_split(name))}

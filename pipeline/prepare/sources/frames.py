@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.schema import Split
 from pipeline.prepare.sources.file_search import list_files_below, resolve_root
 from pipeline.prepare.sources.folder import FolderLayout, find_class_folders
@@ -48,10 +48,10 @@ def list_frames(
         ]
         empty += [] if any(series.values()) else [f"{root}/{path}"]
     if ambiguous:
-        raise UserError("frame folders with several series of images; choose one with --frame-pattern:", first_few(ambiguous))
+        raise UserError("frame folders with several series of images; choose one with --frame-pattern:", list_first(ambiguous))
     if empty:
         remedy = "remove them, or leave them out with --skip FOLDER"
-        raise UserError(f"class folders without a folder of numbered images; {remedy}:", first_few(empty))
+        raise UserError(f"class folders without a folder of numbered images; {remedy}:", list_first(empty))
     uris, labels, splits = zip(*rows, strict=True)
     ids = tuple(os.path.dirname(uri) for uri in uris)
     known_splits = None if None in splits else splits

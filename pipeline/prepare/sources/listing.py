@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.manifest.schema import Split
 from pipeline.manifest.splits import check_groups, draw_splits
 from pipeline.prepare.sources.file_search import to_nfc
@@ -86,13 +86,13 @@ def validate_listing(listing: Listing) -> Listing:
     """
     listing = _normalize_class_names(listing)
     if repeated := _find_repeated_ids(listing):
-        raise UserError("videos are listed more than once:", first_few(repeated))
+        raise UserError("videos are listed more than once:", list_first(repeated))
     if sys.getfilesystemencoding() != "utf-8" and not all(uri.isascii() for uri in listing.uris):
         raise UserError(f"this system's names of files are {sys.getfilesystemencoding()}, not UTF-8: start the command with "
                         "PYTHONUTF8=1 in front, so that the names fit elsewhere too")  # fmt: skip
     invalid = [repr(uri) for uri in listing.uris if not uri.isprintable() and not _is_utf8(uri)]
     if invalid:
-        raise UserError("file names that are not UTF-8 cannot be stored; rename:", first_few(invalid))
+        raise UserError("file names that are not UTF-8 cannot be stored; rename:", list_first(invalid))
     if len(listing.classes) < 2:
         raise UserError(f"at least 2 classes are needed, found {', '.join(listing.classes) or 'none'} in {listing.root}")
     if listing.splits is not None:
@@ -139,7 +139,7 @@ def _check_unlabeled_classes(listing: Listing, splits: Sequence[Split]) -> None:
         raise UserError(
             "classes that are named only where videos are unlabeled; leave the label of such rows empty, or put the videos of "
             "unknown class directly into the unlabeled folder:",
-            first_few([f"{name}, for example {origin}" for name, origin in sorted(unlabeled_only.items())]),
+            list_first([f"{name}, for example {origin}" for name, origin in sorted(unlabeled_only.items())]),
         )
 
 
@@ -212,7 +212,7 @@ def raise_for_mistakes(mistakes: Sequence[str], source: str) -> None:
     """Raises UserError with the first 20 mistakes in ``source`` and the number of the others, if there are any."""
     if mistakes:
         count = "1 line that" if len(mistakes) == 1 else f"{len(mistakes)} lines that"
-        raise UserError(f"{source} has {count} cannot be used:", first_few(mistakes))
+        raise UserError(f"{source} has {count} cannot be used:", list_first(mistakes))
 
 
 def require_videos(rows: Sequence[object], source: str) -> None:
@@ -230,7 +230,7 @@ def require_agreement(rows: Iterable[tuple[str, object, str]], source: str) -> N
         if first_values != values:
             contradictions.append(f"{name}: {_join(first_values)} in {first_line}, {_join(values)} in {line}")
     if contradictions:
-        raise UserError(f"{source} disagree:", first_few(contradictions))
+        raise UserError(f"{source} disagree:", list_first(contradictions))
 
 
 def _join(values: object) -> str:

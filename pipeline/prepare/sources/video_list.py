@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import UserError, first_few
+from pipeline.errors import UserError, list_first
 from pipeline.files import storage
 from pipeline.manifest.schema import Split, resolve_uri
 from pipeline.prepare.sources.class_list import read_classes
@@ -358,7 +358,7 @@ def _find_videos(root: str, rows: Sequence[_Row], options: ListOptions) -> list[
         ambiguous += [f"{row.path}: {' and '.join(patterns)}"] if len(patterns) > 1 else []
         uris.append(f"{folder}/{patterns[0]}" if patterns else None)
     if ambiguous:
-        raise UserError("frame folders with several series of images; choose one with --frame-pattern:", first_few(ambiguous))
+        raise UserError("frame folders with several series of images; choose one with --frame-pattern:", list_first(ambiguous))
     return uris
 
 
