@@ -54,7 +54,7 @@ def _out(manifest: str, given: str | None) -> Path:
     """Where to write. Raises UserError for what is no file in a folder of this machine."""
     if given is None and storage.is_remote(manifest):
         raise UserError(f"{manifest} is a URI: say with --out in which file on this machine to write the labels")
-    out = Path(given) if given else Path(storage.local_path(manifest)).absolute().parent / LABELS_FILE
+    out = Path(given) if given else Path(storage.to_local_path(manifest)).absolute().parent / LABELS_FILE
     if "://" in str(given) or out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {given or out} must name a file in a folder that exists on this machine")
     return out.absolute()

@@ -104,7 +104,7 @@ class Config(Section):
     def run_folder(self) -> Path:
         """``storage_path/name``; for a URI the local folder that is copied there (see ``pipeline.run_folder.run_store``)."""
         if not storage.is_remote(self.run.storage_path):
-            return Path(storage.local_path(self.run.storage_path)).expanduser().resolve() / self.run.name
+            return Path(storage.to_local_path(self.run.storage_path)).expanduser().resolve() / self.run.name
         staging = self.run.staging_path or os.path.join(tempfile.gettempdir(), f"actnetformer-{os.getuid()}")
         place = hashlib.sha256(self.run.storage_path.rstrip("/").encode()).hexdigest()[:16]
         return Path(staging).expanduser().resolve() / place / self.run.name

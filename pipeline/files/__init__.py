@@ -1,1 +1,1 @@
-"""Files on disk and on object storage, Parquet tables, and one writer at a time for a folder. Knows nothing of runs."""
+"""Files on disk and in object storage, Parquet tables, and locks that give a folder one writer. Knows nothing of runs."""

@@ -1,14 +1,15 @@
-"""One writer at a time for a folder that several processes and machines see: a run folder, a study's, a data set's.
+"""A lock that gives a folder one writer among several processes and machines: a run's folder, a study's, a data set's.
 
-The writer holds a lock file, ``.lock``, that names it, and refreshes it every HEARTBEAT_SECONDS. The library ``filelock``
-does this on every file system on which one process can create a file that others then find there, NFS included; nothing
-depends on the kernel's locks, which some network file systems only keep within one machine. Folders on object storage:
-``store_lock``.
+The writer holds a lock file, ``.lock``, that names it, and refreshes the file every HEARTBEAT_SECONDS. The library
+``filelock`` does this on every file system on which one process can create a file that others then find, NFS included. It
+needs no locks of the kernel, which some network file systems only keep within one machine. ``store_lock`` locks folders on
+object storage.
 
-A process that died on this machine is recognized at once, by its process id and start time. One that died on another machine
-is recognized by its heart: who asks watches the lock on its own clock, refuses when it is refreshed, and takes it over
-when it was not for DEAD_SECONDS. A writer that finds its lock taken over or deleted ends at once, because two would write.
-One that cannot reach its lock, because a server does not answer, tries again until it can.
+A process that died on this machine is recognized at once by its process id and start time. One that died on another machine
+is recognized because it no longer refreshes its lock: a process that wants the lock watches it on its own clock, gives up when
+the lock is refreshed, and takes it over when it was not for DEAD_SECONDS. A writer whose lock was taken over or deleted ends at
+once, since otherwise two processes would write. A writer that cannot reach its lock, because a server does not respond, tries
+again until it can.
 """
 
 from __future__ import annotations
@@ -40,53 +41,53 @@ from pipeline.errors import UserError
 LOCK = ".lock"
 """Name of the lock file in its folder. ``.lock.json`` beside it says more about its holder."""
 HEARTBEAT_SECONDS = 10.0
-"""Between two refreshments of a lock."""
+"""Time between two refreshes of a lock."""
 DEAD_SECONDS = 60.0
-"""Without a refreshment after which a holder on another machine counts as dead: five heartbeats may be late."""
+"""Time without a refresh after which a holder on another machine counts as dead; five refreshes may thus be late."""
 POLL_SECONDS = 0.2
-"""Between two looks at a lock that another process holds."""
-FIRST_PID_SPACE = 0xEFFFFFFC
-"""Number of the kernel's own namespace of process ids; filelock adds those of containers to the host's name."""
+"""Time between two checks of a lock that another process holds."""
+FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""Inode of the kernel's first process id namespace. To a holder's host name, filelock adds the namespace of a container."""
 UNREACHABLE = "the lock %s cannot be refreshed (%s): this is tried again every %g s, and the command goes on"
-"""For the log: the lock, the error, HEARTBEAT_SECONDS."""
+"""Message for the log, with the lock, the error and HEARTBEAT_SECONDS."""
 _log = logging.getLogger(__name__)
 _held: ContextVar[frozenset[Path]] = ContextVar("held folders", default=frozenset())
 
 
-class FolderTaken(UserError):
-    """Another process writes into the folder; the text says which, since when, and what can be done."""
+class FolderInUse(UserError):
+    """Raised when another process writes into the folder; the text says which, since when, and what the user can do."""
 
 
 class FolderNotWritable(UserError):
-    """The folder cannot be made or written into: it is read-only, or the disk is full."""
+    """Raised when the folder cannot be made or written into, because it is read-only or the disk is full."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The process that holds a lock. Fields that are not known are empty."""
+class LockHolder:
+    """The process that holds a lock. Unknown fields are empty. A lock on an object store has these fields as JSON."""
 
     host: str
     pid: int
     user: str = ""
     command: str = ""
     since: str = ""
-    """ISO 8601, UTC."""
+    """Time at which the lock was acquired, as ISO 8601 in UTC."""
     token: str = ""
-    """Of this one claim."""
+    """Random text that is unique to each acquisition."""
     place: str = ""
-    """The local folder behind an object store's lock: the kernel's boot, the disk, the folder."""
+    """For a lock on an object store: the local folder with the same content, by the kernel's boot, the disk and the path."""
     beat: int = 0
-    """Counts the refreshments of an object store's lock."""
+    """For a lock on an object store: how often it was refreshed."""
 
     @classmethod
-    def this_process(cls, token: str, place: str = "") -> Holder:
-        """With the command that this process was started by."""
+    def this_process(cls, token: str, place: str = "") -> LockHolder:
+        """Describes this process, with the command that started it."""
         try:
             user = getpass.getuser()
         except (KeyError, OSError, ImportError):  # a container's user without a name
             user = str(os.getuid())
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(platform.node(), os.getpid(), user, command_line(), since, token, place)
+        return cls(platform.node(), os.getpid(), user, get_command_line(), since, token, place)
 
     def __str__(self) -> str:
         words = [f"process {self.pid} on {self.host}", f"of user {self.user}" if self.user else ""]
@@ -94,8 +95,8 @@ class Holder:
         return ", ".join(word for word in words if word)
 
 
-def command_line() -> str:
-    """How this process was called, as a shell takes it."""
+def get_command_line() -> str:
+    """Returns the command that started this process, quoted for a shell."""
     return shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
 
 
@@ -104,17 +105,18 @@ def command_line() -> str:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "", elsewhere: str = "") -> Iterator[None]:
-    """Be the folder's only writer; make it where there is none, and remove it again where it is still empty afterward.
+    """Makes this process the folder's only writer within the ``with`` block.
 
-    Within it, the same folder can be locked again at no cost. Raises FolderTaken if another process holds it for longer than
-    ``wait_seconds``, with ``remedy``; FolderNotWritable if the folder cannot be made or written into, with ``elsewhere``, which
-    says where to write instead.
+    The folder is made if it does not exist, and removed afterward if it is still empty. Within the block, the same folder can
+    be locked again at no cost. Raises FolderInUse, with ``remedy``, if another process holds the lock for longer than
+    ``wait_seconds``. Raises FolderNotWritable if the folder cannot be made or written into, with ``elsewhere``, which says
+    where to write instead.
     """
     try:
         folder = folder.resolve()
-        made = [one for one in (folder, *folder.parents) if not one.exists()]
-    except (OSError, RuntimeError) as error:  # of a loop of symbolic links
-        raise _unusable(folder, error, elsewhere) from None
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+        raise _make_not_writable_error(folder, error, elsewhere) from None
     if folder in _held.get():
         yield
         return
@@ -122,134 +124,142 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "", elsew
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unusable(folder, error, elsewhere) from None
+            raise _make_not_writable_error(folder, error, elsewhere) from None
         with lock_file(folder / LOCK, str(folder), wait_seconds, remedy, elsewhere):
-            mark = _held.set(_held.get() | {folder})
+            previous = _held.set(_held.get() | {folder})
             try:
                 yield
             finally:
-                _held.reset(mark)
+                _held.reset(previous)
     finally:
         with contextlib.suppress(OSError):  # not empty
-            for one in made:
-                one.rmdir()
+            for path in missing:
+                path.rmdir()
 
 
 @contextlib.contextmanager
 def lock_file(path: Path, what: str, wait_seconds: float = 0.0, remedy: str = "", elsewhere: str = "") -> Iterator[None]:
-    """Be the only process that does what the file of this name stands for. Raises FolderTaken, which says ``what``;
-    FolderNotWritable if the file cannot be written."""
-    claim = Claim(path, elsewhere)
-    if not claim.take(wait_seconds):
-        raise taken(what, claim.holder(), remedy)
+    """Makes this process the only holder of a lock file within the ``with`` block.
+
+    Raises FolderInUse, whose text begins with ``what``, if another process holds it for longer than ``wait_seconds``, and
+    FolderNotWritable if the file cannot be written.
+    """
+    lock = LockFile(path, elsewhere)
+    if not lock.acquire(wait_seconds):
+        raise make_in_use_error(what, lock.get_holder(), remedy)
     try:
         yield
     finally:
-        claim.release()
+        lock.release()
 
 
-def _unusable(folder: Path, error: Exception, elsewhere: str) -> FolderNotWritable:
+def _make_not_writable_error(folder: Path, error: Exception, elsewhere: str) -> FolderNotWritable:
     what = f"folder {folder} cannot be made or written into: {getattr(error, 'strerror', None) or error}"
     return FolderNotWritable(f"{what}; {elsewhere}" if elsewhere else what)
 
 
-TAKEN = "is being written by another process"
-"""In the text of each FolderTaken."""
+IN_USE = "is being written by another process"
+"""Words in the text of every FolderInUse, by which other code recognizes it."""
 
 
-def taken(what: str, holder: Holder | None, remedy: str) -> FolderTaken:
-    """What to raise where ``holder`` writes."""
+def make_in_use_error(what: str, holder: LockHolder | None, remedy: str) -> FolderInUse:
+    """Makes the error to raise where ``holder`` holds the lock of ``what``."""
     remedy = remedy or "wait until it has ended, stop it, or choose another folder"
-    return FolderTaken(f"{what} {TAKEN}: {holder or 'one that has just ended'}; {remedy}")
+    return FolderInUse(f"{what} {IN_USE}: {holder or 'one that has just ended'}; {remedy}")
 
 
 def is_lock_file(path: Path) -> bool:
-    """Whether a file in a folder belongs to its lock."""
+    """Whether a file in a folder belongs to the folder's lock."""
     return path.name.startswith(LOCK)
 
 
-class Claim:
-    """A lock file that one process holds from a successful ``take`` until ``release`` or its end."""
+class LockFile:
+    """A lock file that a process holds from a successful ``acquire`` until ``release`` or until the process ends."""
 
     def __init__(self, path: Path, elsewhere: str = "") -> None:
-        """``elsewhere``: what the user can do where the file cannot be written."""
+        """``elsewhere`` says what the user can do if the file cannot be written."""
         self.path, self._elsewhere = path, elsewhere
         self._lease: SoftFileLease | None = None
-        self._over = threading.Event()
-        self._about = path.with_name(f"{path.name}.json")
-        self._seen: tuple[tuple[int, ...] | None, float] | None = None
+        self._released = threading.Event()
+        self._details = path.with_name(f"{path.name}.json")
+        self._last_seen: tuple[tuple[int, ...] | None, float] | None = None
 
-    def take(self, seconds: float = 0.0, patient: bool = True) -> bool:
-        """Whether it is ours, within this time.
+    def acquire(self, seconds: float = 0.0, patient: bool = True) -> bool:
+        """Tries to acquire the lock for ``seconds``; returns whether this process has it.
 
-        ``patient``: wait, beyond ``seconds``, until a holder on another machine is known to be alive or dead, which takes
-        DEAD_SECONDS at most; without it, such a holder counts as alive. Raises FolderNotWritable.
+        If ``patient``, it waits beyond ``seconds`` until a holder on another machine is known to be alive or dead, which takes
+        DEAD_SECONDS at most; otherwise such a holder counts as alive. Raises FolderNotWritable.
         """
-        self._over = threading.Event()
+        self._released = threading.Event()
         lease = SoftFileLease(
             self.path, lease_duration=DEAD_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS,
-            on_compromise=partial(_lost, self._over), thread_local=False, mode=0o664,
+            on_compromise=partial(_handle_lost_lease, self._released), thread_local=False, mode=0o664,
         )  # fmt: skip
         begun = time.monotonic()
-        seen: set[tuple[int, ...]] = set()
-        while not self._try(lease):
-            unchanged, waited = self._unchanged_seconds(), time.monotonic() - begun
-            seen |= {signature} if (signature := self._signature()) else set()  # none: it was taken away just now
-            certain = _runs_here(lease.owner) or len(seen) > 1 or unchanged > DEAD_SECONDS + HEARTBEAT_SECONDS
-            if waited >= seconds and (certain or not patient):
+        signatures: set[tuple[int, ...]] = set()
+        while not self._try_once(lease):
+            unchanged, waited = self._measure_unchanged_seconds(), time.monotonic() - begun
+            if signature := self._read_signature():  # None: it was released just now
+                signatures.add(signature)
+            was_refreshed = len(signatures) > 1
+            is_certain = _is_running_here(lease.owner) or was_refreshed or unchanged > DEAD_SECONDS + HEARTBEAT_SECONDS
+            if waited >= seconds and (is_certain or not patient):
                 return False
             time.sleep(POLL_SECONDS)
         self._lease = lease
         token = lease.token or ""
-        with contextlib.suppress(OSError):  # it only makes messages better
-            _write_whole(self._about, json.dumps(asdict(Holder.this_process(token))))
+        with contextlib.suppress(OSError):  # the details are only for messages
+            _write_atomically(self._details, json.dumps(asdict(LockHolder.this_process(token))))
         return True
 
-    def holder(self) -> Holder | None:
-        """Who holds it, None if nobody does."""
+    def get_holder(self) -> LockHolder | None:
+        """Returns the process that holds the lock, or None if none does."""
         owner = SoftFileLease(self.path, lease_duration=DEAD_SECONDS).owner
         if owner is None:
             return None
         with contextlib.suppress(OSError, ValueError, TypeError):
-            known = Holder(**json.loads(self._about.read_text(encoding="utf-8")))
+            known = LockHolder(**json.loads(self._details.read_text(encoding="utf-8")))
             if known.token == owner.token:
                 return known
-        return Holder(owner.hostname.partition("?")[0], owner.pid)
+        return LockHolder(owner.hostname.partition("?")[0], owner.pid)
 
     def release(self) -> None:
-        """Let others have it."""
-        self._over.set()
+        """Releases the lock, if this object holds it."""
+        self._released.set()
         lease, self._lease = self._lease, None
         if lease is not None:
             with contextlib.suppress(OSError):
-                self._about.unlink(missing_ok=True)
+                self._details.unlink(missing_ok=True)
                 lease.release()
 
-    def _try(self, lease: SoftFileLease) -> bool:
-        """One attempt. The library only makes the file: it would ask a pod of this machine's name for its process id here, and
-        takes no dead lock over on NFS, which cannot exchange two names."""
-        watched = self._signature()
+    def _try_once(self, lease: SoftFileLease) -> bool:
+        """Try to acquire the lock, after removing that of a dead process.
+
+        The library is only used to make the file. It would look here for the process id of a pod that has this machine's
+        name, and on NFS, which cannot exchange two names, it never takes over the lock of a dead process.
+        """
+        watched = self._read_signature()
         if watched is not None:
             owner = lease.owner
-            died_here = _is_of_this_machine(owner) and not _runs_here(owner)
-            silent = self._unchanged_seconds() >= DEAD_SECONDS and not _runs_here(owner)
-            if not died_here and not silent:
+            has_died_here = _is_on_this_machine(owner) and not _is_running_here(owner)
+            is_silent = self._measure_unchanged_seconds() >= DEAD_SECONDS and not _is_running_here(owner)
+            if not has_died_here and not is_silent:
                 return False
         try:
             if watched is not None:
                 self._remove(watched)
             lease.acquire(blocking=False)
-        except (Timeout, FileNotFoundError):  # another was faster; or it removed the folder, which it had left empty
+        except (Timeout, FileNotFoundError):  # another process was faster, or removed the folder because it was empty
             return False
         except OSError as error:
-            raise _unusable(self.path.parent, error, self._elsewhere) from None
+            raise _make_not_writable_error(self.path.parent, error, self._elsewhere) from None
         return True
 
     def _remove(self, watched: tuple[int, ...]) -> None:
-        """Remove the lock file of a dead process, unless it is another by now: of two that try, one is too late."""
+        """Remove the lock file of a dead process, unless another process has replaced it: of two that try, one is too late."""
         aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):
-            if self._signature() != watched:
+            if self._read_signature() != watched:
                 return
             os.rename(self.path, aside)
             moved = aside.stat()
@@ -258,8 +268,8 @@ class Claim:
                     os.link(aside, self.path)
             aside.unlink()
 
-    def _signature(self) -> tuple[int, ...] | None:
-        """Of the lock file as it is now; opened, because NFS clients remember what a mere look at a name said."""
+    def _read_signature(self) -> tuple[int, ...] | None:
+        """The lock file's inode and time of change. The file is opened because NFS clients cache the attributes of names."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -267,48 +277,50 @@ class Claim:
             return None
         return status.st_ino, status.st_mtime_ns
 
-    def _unchanged_seconds(self) -> float:
-        """For how long this object has seen the lock file as it is."""
-        now, signature = time.monotonic(), self._signature()
-        if self._seen is None or self._seen[0] != signature:
-            self._seen = signature, now
-        return now - self._seen[1]
+    def _measure_unchanged_seconds(self) -> float:
+        """For how many seconds this object has seen the lock file without a change."""
+        now, signature = time.monotonic(), self._read_signature()
+        if self._last_seen is None or self._last_seen[0] != signature:
+            self._last_seen = signature, now
+        return now - self._last_seen[1]
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 
-def boot_id() -> int:
-    """Of this machine's kernel; 0 where it does not tell."""
+def read_boot_id() -> int:
+    """Returns the id that this machine's kernel chose when it was started; 0 where it cannot be read."""
     try:
         return int(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", ""), 16)
     except (OSError, ValueError):
         return 0
 
 
-def _since_this_boot(owner: OwnerRecord | None) -> TypeGuard[OwnerRecord]:
-    """Whether a holder began under the kernel that runs here: its ``start`` has the kernel's boot and the process's start."""
-    return owner is not None and bool(owner.start and boot_id()) and (owner.start or 0) >> 64 == boot_id()
+def _began_since_boot(owner: OwnerRecord | None) -> TypeGuard[OwnerRecord]:
+    """Whether a holder began since this machine was started: ``start`` holds the kernel's boot id and the process's start."""
+    return owner is not None and bool(owner.start and read_boot_id()) and (owner.start or 0) >> 64 == read_boot_id()
 
 
-def _is_of_this_machine(owner: OwnerRecord | None) -> bool:
-    """Whether a holder's process id means something here: the kernel has not been started anew since, and it is no other
-    container's. A name is not enough: a replaced pod has the name of the one that may still run elsewhere."""
-    if not _since_this_boot(owner):
+def _is_on_this_machine(owner: OwnerRecord | None) -> bool:
+    """Whether a holder's process id is one of this machine, since its last start, and not one of another container.
+
+    The host name is not enough: a replaced pod has the name of the one that may still run elsewhere.
+    """
+    if not _began_since_boot(owner):
         return False
     try:
-        space = os.stat("/proc/self/ns/pid").st_ino
+        namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return False
-    return owner.hostname == socket.gethostname() + ("" if space == FIRST_PID_SPACE else f"?pidns-{space:x}")
+    return owner.hostname == socket.gethostname() + ("" if namespace == FIRST_PID_NAMESPACE else f"?pidns-{namespace:x}")
 
 
-def _runs_here(owner: OwnerRecord | None) -> bool:
-    """Whether a holder is a process of this machine that lives; one that ended and was not waited for does not."""
-    if not _since_this_boot(owner):
+def _is_running_here(owner: OwnerRecord | None) -> bool:
+    """Whether a holder is a running process of this machine; one that ended and whose parent has not noticed it is not."""
+    if not _began_since_boot(owner):
         return False
     try:
         state, *fields = Path(f"/proc/{owner.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
@@ -317,17 +329,17 @@ def _runs_here(owner: OwnerRecord | None) -> bool:
     return state not in "ZX" and int(fields[18]) == (owner.start or 0) % 2**64
 
 
-def _lost(over: threading.Event, compromise: LeaseCompromise) -> None:
-    """Called by the library's thread that refreshes a lock when it gives up; ``over`` is set when the lock is released.
+def _handle_lost_lease(released: threading.Event, compromise: LeaseCompromise) -> None:
+    """End the process if its lock was lost. The library's thread calls this when it gives up refreshing the lock.
 
-    A file that could not be reached for nearly DEAD_SECONDS is tried again here: only when the file system answers does it
-    show whether another process took the lock over.
+    If the file could not be reached for nearly DEAD_SECONDS, refreshing is tried again here: only when the file system
+    responds does it show whether another process took the lock over. ``released`` is set when this process has released it.
     """
     path, misses = Path(compromise.lock_file), 0
     if compromise.reason == "refresh-failed":
         _log.warning(UNREACHABLE, path, compromise.error, HEARTBEAT_SECONDS)
     while compromise.reason == "refresh-failed" and misses < 2:
-        if over.wait(HEARTBEAT_SECONDS):
+        if released.wait(HEARTBEAT_SECONDS):
             return
         try:
             if compromise.token.encode() not in path.read_bytes():
@@ -338,18 +350,18 @@ def _lost(over: threading.Event, compromise: LeaseCompromise) -> None:
             misses += 1
         except OSError:
             continue
-    end_process(lost(str(path.parent), Claim(path).holder()))
+    end_process(describe_lost_lock(str(path.parent), LockFile(path).get_holder()))
 
 
-def lost(what: str, holder: Holder | None) -> str:
-    """What became of the lock that this process had; ``holder`` has it now."""
+def describe_lost_lock(what: str, holder: LockHolder | None) -> str:
+    """Describes how this process lost the lock of ``what``; ``holder`` has it now."""
     if holder is None:
         return f"the lock of {what} is gone: it was deleted, or taken over by a process that has ended"
     return f"the lock of {what} is taken over by {holder}: it was not refreshed for {DEAD_SECONDS:g} s, or was deleted"
 
 
 def end_process(reason: str) -> None:
-    """At once: whatever this process went on to write would be among another's files."""
+    """Ends this process at once, since anything it still wrote would be mixed with the files of another process."""
     remedy = "This process ends, so that two do not write; the same command continues when no other process writes there"
     print(f"failed: {reason}. {remedy}", file=sys.stderr, flush=True)
     os._exit(1)

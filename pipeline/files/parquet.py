@@ -1,7 +1,7 @@
-"""Parquet files of this project: facts in the metadata, replaced as a whole or not at all, one file or a folder of parts.
+"""Tables as Parquet, in one file or in a folder of parts, with the project's metadata; replaced completely or not at all.
 
 A folder of parts is a symbolic link to ``.NAME.<tag>/part-00000.parquet ...`` beside it, so that one rename replaces all
-parts at once; pyarrow, DuckDB and pandas follow it.
+parts at once; pyarrow, DuckDB and pandas follow the link.
 """
 
 from __future__ import annotations
@@ -21,78 +21,83 @@ from pipeline.errors import UserError
 from pipeline.files import storage
 
 VERSION = 2
-KEY = b"actnetformer"
+"""Version of the tables' format, as it is stored in the metadata."""
+METADATA_KEY = b"actnetformer"
+"""Key of the project's metadata among those of a Parquet file."""
 ROWS_PER_PART = 2**17
-"""Rows of a row group, and of a part."""
+"""Rows in a row group, and in a part."""
 MAX_ROWS_IN_FILE = 2**20
-"""Longer tables become folders of parts."""
+"""Rows up to which a table becomes one file; longer ones become folders of parts."""
 
 
-def write_table(table: pa.Table, path: str | Path, facts: dict[str, Any], parts: bool | None = None) -> None:
-    """Write ``table`` with ``facts`` as JSON under the key ``actnetformer``.
+def write_table(table: pa.Table, path: str | Path, metadata: dict[str, Any], parts: bool | None = None) -> None:
+    """Writes ``table`` with ``metadata`` as JSON under the key ``actnetformer``.
 
-    ``parts``: a folder with one row group a file; None: where the table is longer than MAX_ROWS_IN_FILE. Stopped at any
-    moment, this leaves the old table or the new one.
+    ``parts`` makes it a folder of files of one row group each; None: only if it is longer than MAX_ROWS_IN_FILE. If the
+    process is stopped at any moment, the old table or the new one is there. Raises UserError if ``path`` is another folder.
     """
     target = Path(path)
-    stamped = table.replace_schema_metadata({KEY: json.dumps(facts).encode()})
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    with_metadata = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
     try:
         if parts or (parts is None and table.num_rows > MAX_ROWS_IN_FILE):
-            fresh.mkdir()
+            temporary.mkdir()
             for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_PART)):
-                pq.write_table(stamped.slice(start, ROWS_PER_PART), fresh / f"part-{number:05d}.parquet")
-            _link(fresh, target)
+                pq.write_table(with_metadata.slice(start, ROWS_PER_PART), temporary / f"part-{number:05d}.parquet")
+            _link_parts(temporary, target)
         else:
-            pq.write_table(stamped, fresh, row_group_size=ROWS_PER_PART)
-            os.replace(fresh, target)
-        _sweep(target)
+            pq.write_table(with_metadata, temporary, row_group_size=ROWS_PER_PART)
+            os.replace(temporary, target)
+        _remove_leftovers(target)
     finally:
-        if not _is_linked(target, fresh):
-            _remove(fresh)
+        if not _is_linked(target, temporary):
+            _remove(temporary)
 
 
 def move_table(old: str | Path, new: str | Path) -> None:
-    """Put a table that ``write_table`` wrote in the place of another, in one step."""
+    """Moves a table that ``write_table`` wrote to a new path, where it replaces another one in a single step."""
     old, new = Path(old), Path(new)
     if old.is_symlink():
         folder = new.with_name(f".{new.name}.{uuid.uuid4().hex[:12]}")
         os.rename(old.parent / os.readlink(old), folder)
         old.unlink()
-        _link(folder, new)
+        _link_parts(folder, new)
     else:
         os.replace(old, new)
-    _sweep(new)
+    _remove_leftovers(new)
 
 
 def remove_table(path: str | Path) -> None:
-    """Remove a table, if there is one, and its parts."""
+    """Removes a table and its parts, if it exists."""
     Path(path).unlink(missing_ok=True)
-    _sweep(Path(path))
+    _remove_leftovers(Path(path))
 
 
 def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
-    """A table of this project and its facts. Raises UserError when it is missing or is something else."""
+    """Reads a table that ``write_table`` wrote, and its metadata.
+
+    Raises UserError if it is missing or is something else; the message begins with ``what`` and ends with ``remedy``.
+    """
     try:
         tables = [pq.ParquetFile(file).read() for file in _open(str(path))]
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}; {remedy}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{what} {path} is not a readable Parquet file ({str(error).splitlines()[0]}); {remedy}") from None
-    stored = {(table.schema.metadata or {}).get(KEY) for table in tables}
-    facts = stored.pop()
-    if stored or facts is None:
+    stored = {(table.schema.metadata or {}).get(METADATA_KEY) for table in tables}
+    content = stored.pop()
+    if stored or content is None:
         raise UserError(f"{what} {path} is a Parquet file, but none that jobs.prepare wrote; {remedy}")
-    told: dict[str, Any] = json.loads(facts)
-    if told["version"] > VERSION:
-        raise UserError(f"{what} {path} has version {told['version']}; this program reads up to {VERSION}: update it")
-    if told["version"] < VERSION:
-        raise UserError(f"{what} {path} has version {told['version']}; this program reads {VERSION}; {remedy}")
-    return pa.concat_tables(tables).replace_schema_metadata(None), told
+    metadata: dict[str, Any] = json.loads(content)
+    if metadata["version"] > VERSION:
+        raise UserError(f"{what} {path} has version {metadata['version']}; this program reads up to {VERSION}: update it")
+    if metadata["version"] < VERSION:
+        raise UserError(f"{what} {path} has version {metadata['version']}; this program reads {VERSION}; {remedy}")
+    return pa.concat_tables(tables).replace_schema_metadata(None), metadata
 
 
 def _open(location: str) -> list[Path | io.BytesIO]:
-    """The file, or its parts; remote ones in memory. Raises FileNotFoundError."""
+    """The table's file, or its parts; remote ones in memory. Raises FileNotFoundError."""
     if storage.is_remote(location):
         try:
             storage.get_file_info(location)
@@ -100,14 +105,14 @@ def _open(location: str) -> list[Path | io.BytesIO]:
         except IsADirectoryError:
             names = [name for name in storage.list_names(location) if name.endswith(".parquet")]
             return [io.BytesIO(storage.read_bytes(f"{location}/{name}")) for name in names]
-    path = Path(storage.local_path(location))
+    path = Path(storage.to_local_path(location))
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(location)
     return [*files]
 
 
-def _link(folder: Path, target: Path) -> None:
+def _link_parts(folder: Path, target: Path) -> None:
     link = target.with_name(f"{folder.name}.link")
     os.symlink(folder.name, link)
     if target.is_dir() and not target.is_symlink():
@@ -120,8 +125,8 @@ def _is_linked(target: Path, folder: Path) -> bool:
     return target.is_symlink() and os.readlink(target) == folder.name
 
 
-def _sweep(target: Path) -> None:
-    """Remove what stopped writers left beside a table."""
+def _remove_leftovers(target: Path) -> None:
+    """Remove the files that stopped writers left beside a table."""
     for path in target.parent.glob(f".{target.name}.????????????*"):
         if not _is_linked(target, path):
             _remove(path)

@@ -1,10 +1,12 @@
-"""One writer at a time for a folder on object storage: an object ``.lock``, beside the lock of the local folder.
+"""A lock that gives a folder on object storage one writer: an object ``.lock``, beside the lock of the local folder.
 
-It names its holder, who refreshes it as ``folder_lock`` does a file, and who asks watches it in the same way. Stores do not all
-know "create, unless it is there": a lock is written, read again SETTLE_SECONDS later, and belongs to the one whose it still is.
+The object names its holder, which refreshes it as ``folder_lock`` refreshes a file, and other processes watch it in the same
+way. Not all stores can create an object only if it does not exist. So a lock is written and, SETTLE_SECONDS later, read again:
+it belongs to the process whose lock it is then.
 
-A store that does not answer ends nobody: the holder tries again until it does. Only what the store says then counts: a lock
-that is another's by now, or twice in a row not there, ends the process. Before results are copied, ``require_lock`` looks.
+If the store does not respond, the holder does not end but tries again until it does. Its lock is lost if the store says that
+it is another's by now, or twice in a row that there is none; then the process ends. ``require_lock`` checks the lock before
+results are copied.
 """
 
 from __future__ import annotations
@@ -21,121 +23,123 @@ from pathlib import Path
 
 from pipeline.errors import RunFailed
 from pipeline.files import folder_lock, storage
-from pipeline.files.folder_lock import LOCK, UNREACHABLE, Holder, boot_id, lost, taken
+from pipeline.files.folder_lock import LOCK, UNREACHABLE, LockHolder, describe_lost_lock, make_in_use_error, read_boot_id
 
 SETTLE_SECONDS = 2.0
-"""Between writing a lock and reading it again: of two processes that write within this time the later one has the lock."""
+"""Time between writing a lock and reading it: of two processes that write within this time, the later one gets the lock."""
 _log = logging.getLogger(__name__)
 _held: dict[str, str] = {}
-"""Folder on a store -> token of its lock, which this process, or the driver that it works for, took."""
+"""The tokens of the locks that this process, or the driver of this worker, holds, by the URIs of their folders."""
 
 
-class StoreSilent(OSError):
-    """The object store did not answer when its lock was to be taken."""
+class StoreNotResponding(OSError):
+    """Raised when the object store does not respond while its lock is acquired."""
 
 
 @contextlib.contextmanager
 def lock_store(store: str, folder: Path, remedy: str = "") -> Iterator[None]:
-    """Be the only writer of the folder at the URI ``store``. ``folder``, its local copy, must be locked already.
+    """Makes this process the only writer of the folder at the URI ``store`` within the ``with`` block.
 
-    Within it, the same folder can be locked again at no cost. Raises FolderTaken, after HEARTBEAT_SECONDS or a little more;
-    StoreSilent if the store does not answer.
+    ``folder``, its local copy, must be locked already. Within the block, the same folder can be locked again at no cost. Raises
+    FolderInUse after HEARTBEAT_SECONDS or a little more, and StoreNotResponding if the store does not respond.
     """
     if store in _held:
         yield
         return
-    status, over = folder.stat(), threading.Event()
-    me = Holder.this_process(uuid.uuid4().hex, f"{boot_id():x}:{status.st_dev}:{status.st_ino}:{folder}")
+    status, released = folder.stat(), threading.Event()
+    me = LockHolder.this_process(uuid.uuid4().hex, f"{read_boot_id():x}:{status.st_dev}:{status.st_ino}:{folder}")
     try:
-        _take(store, me, remedy)
+        _acquire(store, me, remedy)
     except OSError as error:
-        raise StoreSilent(str(error)) from None
+        raise StoreNotResponding(str(error)) from None
     _held[store] = me.token
-    thread = threading.Thread(target=_refresh, args=(store, me, over), name="store-lock", daemon=True)
+    thread = threading.Thread(target=_refresh, args=(store, me, released), name="store-lock", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        released.set()
         thread.join()
         del _held[store]
-        with contextlib.suppress(OSError):  # the next process waits for a while then
+        with contextlib.suppress(OSError):  # if it fails, the next process waits until the lock counts as dead
             holder = _read(store)
             if holder is not None and holder.token == me.token:
                 storage.delete(f"{store}/{LOCK}")
 
 
-def held_token(store: str | None) -> str | None:
-    """Of the lock that this process holds, for a worker of it."""
+def get_held_token(store: str | None) -> str | None:
+    """Returns the token of the lock that this process holds, to be sent to its workers; None if it holds none."""
     return _held.get(store or "")
 
 
-def work_under(store: str | None, token: str | None) -> None:
-    """Let ``require_lock`` of this process, a worker, look at the lock that its driver holds."""
+def adopt_lock(store: str | None, token: str | None) -> None:
+    """Makes ``require_lock`` in this process, a worker, check the lock that its driver holds."""
     if store and token:
         _held[store] = token
 
 
 def require_lock(store: str) -> None:
-    """Raises RunFailed if the lock that this process, or its driver, took there is not theirs any more; OSError if the store
-    does not answer. A process that took none is not asked for one."""
+    """Raises RunFailed if the lock that this process or its driver acquired is no longer its own.
+
+    Raises OSError if the store does not respond. Does nothing in a process that has acquired no lock.
+    """
     token = _held.get(store)
     if token is None:
         return
-    holder, ours = _look(store, token, threading.Event())
-    if not ours:
-        raise RunFailed(f"{lost(store, holder)}; nothing was copied there")
+    holder, is_ours = _check(store, token, threading.Event())
+    if not is_ours:
+        raise RunFailed(f"{describe_lost_lock(store, holder)}; nothing was copied there")
 
 
-def _take(store: str, me: Holder, remedy: str) -> None:
+def _acquire(store: str, me: LockHolder, remedy: str) -> None:
     holder, begun = _read(store), time.monotonic()
-    # whoever held it with the same local folder is gone, for we hold that folder
+    # a holder with the same local folder has ended, since this process holds the lock of that folder
     while holder is not None and holder.place != me.place and time.monotonic() - begun < folder_lock.DEAD_SECONDS:
         time.sleep(min(1.0, folder_lock.HEARTBEAT_SECONDS / 4))
         before, holder = holder, _read(store)
         if holder is not None and holder != before:
-            raise taken(store, holder, remedy)
+            raise make_in_use_error(store, holder, remedy)
     _write(store, me)
     time.sleep(SETTLE_SECONDS)
     holder = _read(store)
     if holder is None or holder.token != me.token:
-        raise taken(store, holder, remedy)
+        raise make_in_use_error(store, holder, remedy)
 
 
-def _refresh(store: str, me: Holder, over: threading.Event) -> None:
-    """Until ``over``, or until the lock is not ours."""
-    silent = False
-    while not over.wait(folder_lock.HEARTBEAT_SECONDS):
+def _refresh(store: str, me: LockHolder, released: threading.Event) -> None:
+    """Refresh the lock until it is ``released``; end the process if another one has it."""
+    was_unreachable = False
+    while not released.wait(folder_lock.HEARTBEAT_SECONDS):
         try:
-            holder, ours = _look(store, me.token, over)
-            if not ours:
-                return folder_lock.end_process(lost(store, holder))
+            holder, is_ours = _check(store, me.token, released)
+            if not is_ours:
+                return folder_lock.end_process(describe_lost_lock(store, holder))
             me = replace(me, beat=me.beat + 1)
             _write(store, me)
-            silent = False
+            was_unreachable = False
         except Exception as error:  # whatever it is: without this thread another process would take the lock over
-            if not silent:
+            if not was_unreachable:
                 _log.warning(UNREACHABLE, f"{store}/{LOCK}", error, folder_lock.HEARTBEAT_SECONDS)
-            silent = True
+            was_unreachable = True
     return None
 
 
-def _look(store: str, token: str, over: threading.Event) -> tuple[Holder | None, bool]:
-    """Who holds the lock, and whether it is ours. One that is not there is looked for again after HEARTBEAT_SECONDS."""
+def _check(store: str, token: str, released: threading.Event) -> tuple[LockHolder | None, bool]:
+    """The holder of the lock, and whether it is this process. A missing lock is looked for again after HEARTBEAT_SECONDS."""
     holder = _read(store)
-    if holder is None and not over.wait(folder_lock.HEARTBEAT_SECONDS):
+    if holder is None and not released.wait(folder_lock.HEARTBEAT_SECONDS):
         holder = _read(store)
         return holder, holder is not None and holder.token == token
     return holder, holder is None or holder.token == token
 
 
-def _read(store: str) -> Holder | None:
-    """None without a lock, or with one that nobody understands."""
+def _read(store: str) -> LockHolder | None:
+    """The holder of the lock; None if there is no lock, or one that cannot be understood."""
     try:
-        return Holder(**json.loads(storage.read_bytes(f"{store}/{LOCK}")))
+        return LockHolder(**json.loads(storage.read_bytes(f"{store}/{LOCK}")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def _write(store: str, me: Holder) -> None:
+def _write(store: str, me: LockHolder) -> None:
     storage.write_bytes(f"{store}/{LOCK}", json.dumps(asdict(me)).encode())

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.files.parquet import KEY, VERSION
+from pipeline.files.parquet import METADATA_KEY, VERSION
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint, read_manifest, sort_by_id
 
 MAPPED_ROWS = 200_000
@@ -47,7 +47,7 @@ def open_manifest(path: str, root: str | None = None, min_rows: int = MAPPED_ROW
     if parts is None or sum(pq.read_metadata(part).num_rows for part in parts) < min_rows:
         return read_manifest(path, root)
     content = [VERSION, [[str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns] for part in parts]]
-    location = str(Path(storage.local_path(path)).resolve())
+    location = str(Path(storage.to_local_path(path)).resolve())
     return _open_mapped(path, root, min_rows, f"{_digest(location)}-{_digest(content)}")
 
 
@@ -68,7 +68,7 @@ def _open_mapped(path: str, root: str | None, min_rows: int, name: str) -> Mappe
                 earlier.unlink()  # processes that have it mapped keep it; incomplete ones are of processes that were killed
             _make_arrow_file(path, parts, target)
         table = _map(target)
-    metadata = json.loads(table.schema.metadata[KEY])
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
     return MappedManifest(
         table.replace_schema_metadata(None), tuple(metadata["classes"]), root or metadata["root"], metadata["source"],
         metadata["fingerprint"], path, min_rows,
@@ -79,10 +79,10 @@ def _find_parts(path: str) -> list[Path] | None:
     """The local Parquet files of a manifest; None where only ``read_manifest`` can read it, or say what is wrong with it."""
     if storage.is_remote(path):
         return None
-    local = Path(storage.local_path(path))
+    local = Path(storage.to_local_path(path))
     parts = sorted(local.glob("*.parquet")) if local.is_dir() else [local]
     try:
-        stored = {(pq.read_schema(part).metadata or {}).get(KEY) for part in parts}
+        stored = {(pq.read_schema(part).metadata or {}).get(METADATA_KEY) for part in parts}
     except (OSError, pa.ArrowException):
         return None
     if len(stored) != 1 or None in stored or json.loads(stored.pop() or b"{}").get("version") != VERSION:
@@ -102,7 +102,7 @@ def _make_arrow_file(path: str, parts: list[Path], target: Path) -> None:
                 for batch in pq.ParquetFile(part).iter_batches(CHUNK):
                     writer.write_batch(batch)
         table = _map(scratch)
-        metadata = json.loads(table.schema.metadata[KEY])
+        metadata = json.loads(table.schema.metadata[METADATA_KEY])
         if sort_by_id(table) is not table or compute_fingerprint(table, metadata["classes"]) != metadata["fingerprint"]:
             raise UserError(f"manifest {path} was changed after it was written; write one with python -m jobs.prepare")
         os.replace(scratch, target)

@@ -63,8 +63,8 @@ def get_device_and_inode(location: str) -> Hashable:
     if storage.is_remote(location):
         return location
     try:
-        path = storage.local_path(image_sequence.list_images(location)[0] if image_sequence.is_pattern(location) else location)
-        status = os.stat(path)
+        file = image_sequence.list_images(location)[0] if image_sequence.is_pattern(location) else location
+        status = os.stat(storage.to_local_path(file))
     except OSError:  # a cluster's nodes see it, and this machine does not
         return location
     return status.st_dev, status.st_ino

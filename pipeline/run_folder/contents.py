@@ -33,7 +33,7 @@ import yaml
 from pipeline.config import Config, parse_config, with_new_names
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
-from pipeline.files.store_lock import StoreSilent, lock_store
+from pipeline.files.store_lock import StoreNotResponding, lock_store
 
 PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
 QUARANTINE = pa.schema(
@@ -63,7 +63,7 @@ class Fingerprints:
 
 @contextmanager
 def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderTaken if another process is, and
+    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderInUse if another process is, and
     FolderNotWritable."""
     remedy = "wait until it has ended, stop it, or choose another run.name"
     elsewhere = "choose another run.storage_path"
@@ -73,7 +73,7 @@ def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
             lock_store(config.run_store, config.run_folder, remedy) if config.run_store else nullcontext(),
         ):
             yield
-    except StoreSilent as error:
+    except StoreNotResponding as error:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.files.folder_lock import command_line
+from pipeline.files.folder_lock import get_command_line
 from pipeline.run_folder.contents import write_text
 
 ABOUT, TRIALS = "study.json", "trials.jsonl"
@@ -16,7 +16,7 @@ ABOUT, TRIALS = "study.json", "trials.jsonl"
 def write_about(folder: Path, facts: Mapping[str, Any]) -> None:
     """``study.json``: name, kind, question, objectives, baseline, space, and the command that continues the study."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / ABOUT, json.dumps({**facts, "command": command_line()}, indent=1))
+    write_text(folder / ABOUT, json.dumps({**facts, "command": get_command_line()}, indent=1))
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import Config, override
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import Claim
+from pipeline.files.folder_lock import LockFile
 from pipeline.search.optuna_storage import runs
 from pipeline.search.space import Space
 from pipeline.seeds import hash64
@@ -88,7 +88,7 @@ class _Mine:
     """A trial that this process has claimed."""
 
     trial: optuna.Trial
-    claim: Claim
+    claim: LockFile
     outcome: TrialState = TrialState.FAIL
     values: list[float] | None = None
 
@@ -133,10 +133,10 @@ class Search:
         return next((job for frozen in unfinished if (job := self._adopt(frozen, patient))), None)
 
     def _adopt(self, frozen: FrozenTrial, patient: bool) -> Job | None:
-        """Continue a trial whose search is gone; ``patient``: see ``Claim.take``."""
+        """Continue a trial whose search is gone; ``patient``: see ``LockFile.acquire``."""
         claim = self._claim(frozen.number)
         name = run_name(frozen.number)
-        if name in self._mine or not claim.take(patient=patient):
+        if name in self._mine or not claim.acquire(patient=patient):
             return None
         current = self._current(frozen.number)
         if current.state != TrialState.RUNNING:
@@ -154,7 +154,7 @@ class Search:
         trial = self.study.ask()
         claim = self._claim(trial.number)
         # between the two lines above another search may have found the trial, taken it for one that was left, and given it up
-        if not claim.take(seconds=5) or self._current(trial.number).state != TrialState.RUNNING:
+        if not claim.acquire(seconds=5) or self._current(trial.number).state != TrialState.RUNNING:
             claim.release()
             return None, True
         ours = [one.number for one in runs(self.study) if one.state != TrialState.WAITING]
@@ -177,14 +177,14 @@ class Search:
             self.problems.append(f"{run_name(trial.number)}: {error}")
             return None, True
 
-    def _start(self, trial: optuna.Trial, claim: Claim) -> Job:
+    def _start(self, trial: optuna.Trial, claim: LockFile) -> Job:
         config = trial_config(self.base, self.space, trial.number, trial.params)
         trial.set_user_attr("run", config.run.name)
         self._mine[config.run.name] = _Mine(trial, claim)
         return Job(config, self.plan.stops(config.train.steps))
 
-    def _claim(self, number: int) -> Claim:
-        return Claim(Path(self.base.run.storage_path) / ".claims" / f"{run_name(number)}.lock")
+    def _claim(self, number: int) -> LockFile:
+        return LockFile(Path(self.base.run.storage_path) / ".claims" / f"{run_name(number)}.lock")
 
     def _current(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config import Config, override
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import TAKEN, lock_file
+from pipeline.files.folder_lock import IN_USE, lock_file
 from pipeline.lifecycle.train_and_evaluate import evaluated, training_seconds
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import read_manifest
@@ -209,7 +209,7 @@ def _line(trial: Trial, number: int, failure: str | None) -> dict[str, Any]:
     if state.done:
         summary = json.loads((trial.config.run_folder / "evaluation.json").read_text(encoding="utf-8"))
         values = {name: summary[name]["top1"] for name in values}
-    busy = TAKEN in (failure or "")  # another command runs it, and will say what came of it
+    busy = IN_USE in (failure or "")  # another command runs it, and will say what came of it
     failure = None if busy else failure
     word = "complete" if state.done else "failed" if failure else "running" if state.step or busy else "waiting"
     seconds = training_seconds(trial.config.run_folder, trial.config.train.steps)

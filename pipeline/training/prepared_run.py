@@ -11,7 +11,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import command_line
+from pipeline.files.folder_lock import get_command_line
 from pipeline.manifest.label_subset import LabelSubset
 from pipeline.methods import build_method, first_unlabeled_step
 from pipeline.run_folder import run_store
@@ -79,7 +79,7 @@ def prepare(config: Config, dry_run: bool = False) -> Prepared:
         "classes": list(classes),
         "manifest": {"path": config.data.manifest, "fingerprint": prints.manifest, "videos": source.manifest.table.num_rows},
         "labels": {"spec": labels.spec, "seed": labels.seed, "fingerprint": labels.fingerprint, "count": len(labels.ids)},
-        "command": command_line(),
+        "command": get_command_line(),
     }
     check_held_out(source, config)
     check_evaluated(source, config)

@@ -1,5 +1,7 @@
-"""Locks of folders, by real processes: who has one, who must not, who takes over. Another machine is a process with another
-host name and another kernel's boot, which is all by which a lock file tells machines apart."""
+"""Locks of folders, held by real processes: which one gets a lock, which is refused, and which takes a lock over.
+
+Another machine is a process with another host name and boot id, which is all that tells machines apart in a lock file.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.files import folder_lock
-from pipeline.files.folder_lock import LOCK, Claim, FolderTaken, lock_file, lock_folder
+from pipeline.files.folder_lock import LOCK, FolderInUse, LockFile, lock_file, lock_folder
 
 HOLDER = """
 import socket, sys, time
@@ -42,10 +44,10 @@ import sys
 from pathlib import Path
 from pipeline.files import folder_lock
 while sys.stdin.readline():
-    claim = folder_lock.Claim(Path(sys.argv[1]) / folder_lock.LOCK)
-    print("yes" if claim.take() else "no", flush=True)
+    lock = folder_lock.LockFile(Path(sys.argv[1]) / folder_lock.LOCK)
+    print("yes" if lock.acquire() else "no", flush=True)
     sys.stdin.readline()
-    claim.release()
+    lock.release()
     print("free", flush=True)
 """
 
@@ -69,7 +71,7 @@ def holder(folder: Path, host: str = "", boot: int = 0) -> Iterator[subprocess.P
 
 def refused(folder: Path) -> str:
     before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
-    with pytest.raises(FolderTaken) as caught, lock_folder(folder):
+    with pytest.raises(FolderInUse) as caught, lock_folder(folder):
         raise AssertionError("both have it")
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
     return str(caught.value)
@@ -140,17 +142,17 @@ def test_a_lock_that_cannot_be_reached_for_long_is_refreshed_again(
     touch, read, utime = filelock._lease.touch, Path.read_bytes, os.utime
     away = [True]
 
-    def answers(action: Any) -> Any:
-        def answer(path: Any, *words: Any, **named: Any) -> Any:
+    def unless_away(action: Any) -> Any:
+        def run(path: Any, *words: Any, **named: Any) -> Any:
             if away[0] and Path(path).name == LOCK:
                 raise OSError(errno.EIO, "Input/output error")
             return action(path, *words, **named)
 
-        return answer
+        return run
 
-    monkeypatch.setattr(filelock._lease, "touch", answers(touch))
-    monkeypatch.setattr(Path, "read_bytes", answers(read))
-    monkeypatch.setattr(os, "utime", answers(utime))
+    monkeypatch.setattr(filelock._lease, "touch", unless_away(touch))
+    monkeypatch.setattr(Path, "read_bytes", unless_away(read))
+    monkeypatch.setattr(os, "utime", unless_away(utime))
     with lock_folder(tmp_path):
         before = (tmp_path / LOCK).stat().st_mtime_ns
         time.sleep(2 * folder_lock.DEAD_SECONDS)
@@ -168,10 +170,10 @@ def test_who_is_not_patient_takes_another_machine_for_alive(tmp_path: Path) -> N
     with holder(tmp_path, "elsewhere", boot=12345) as first:
         first.kill()
         first.wait()
-        claim = Claim(tmp_path / LOCK)
-        assert not claim.take(patient=False)
-        assert claim.take()
-        claim.release()
+        lock = LockFile(tmp_path / LOCK)
+        assert not lock.acquire(patient=False)
+        assert lock.acquire()
+        lock.release()
 
 
 def test_a_lock_within_a_lock_is_the_same(tmp_path: Path) -> None:
@@ -218,8 +220,8 @@ def test_of_many_that_take_over_one_does(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_into_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    place = tmp_path / "file" / "run"
-    with pytest.raises(UserError, match=r"folder .*file/run cannot be made or written into"), lock_folder(place):
+    below_a_file = tmp_path / "file" / "run"
+    with pytest.raises(UserError, match=r"folder .*file/run cannot be made or written into"), lock_folder(below_a_file):
         pass
     with pytest.raises(UserError, match=r"folder .*/file cannot be made or written into: File exists"):
         lock_file(tmp_path / "file" / ".study.lock", "the study").__enter__()

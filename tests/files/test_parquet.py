@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.files import parquet
-from pipeline.files.parquet import KEY, move_table, read_table, remove_table
+from pipeline.files.parquet import METADATA_KEY, move_table, read_table, remove_table
 from pipeline.manifest.schema import SCHEMA, read_manifest, write_manifest
 from tests.manifest.tables import make_table
 
@@ -35,8 +35,8 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 def test_pyarrow_duckdb_and_pandas_read_it(tmp_path: Path, parts: bool) -> None:
     path = tmp_path / "m.parquet"
     manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder", parts)
-    places = sorted(path.glob("*.parquet")) if parts else [path]
-    assert len(places) == (3 if parts else 1)
+    files = sorted(path.glob("*.parquet")) if parts else [path]
+    assert len(files) == (3 if parts else 1)
     assert pq.read_table(path).cast(SCHEMA).replace_schema_metadata(None) == manifest.table
     where = f"{path}/*.parquet" if parts else str(path)
     counts = duckdb.sql(f"select class, count(*), sum(frames) from '{where}' group by class order by class").fetchall()
@@ -80,7 +80,7 @@ def test_a_lost_or_changed_part_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_older_version_is_named(tmp_path: Path) -> None:
-    pq.write_table(TABLE.replace_schema_metadata({KEY: b'{"version": 1}'}), tmp_path / "m.parquet")
+    pq.write_table(TABLE.replace_schema_metadata({METADATA_KEY: b'{"version": 1}'}), tmp_path / "m.parquet")
     with pytest.raises(UserError, match=r"has version 1; this program reads 2; write one"):
         read_manifest(tmp_path / "m.parquet")
 
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_the_old_table_or_the_new_one_is_there(tmp_path: Pa
             assert writer.stdout and writer.stdout.readline() == b"written\n"
             time.sleep(0.2 * random_.random())
             writer.send_signal(signal.SIGKILL)
-        table, facts = read_table(path, "table", "")
-        assert facts["number"] > last and len(table) == 5000
-        assert pc.unique(table["number"]).to_pylist() == [facts["number"]]
-        last = facts["number"]
+        table, metadata = read_table(path, "table", "")
+        assert metadata["number"] > last and len(table) == 5000
+        assert pc.unique(table["number"]).to_pylist() == [metadata["number"]]
+        last = metadata["number"]

@@ -53,8 +53,8 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
 
 def test_size_content_and_names(s3: ObjectStore) -> None:
     s3.put("clips/a b/one.bin", bytes(range(256)) * 100)
-    facts = storage.get_file_info("s3://clips/a b/one.bin")
-    assert facts.bytes == 25_600 and abs(int(facts.changed) / 1e9 - time.time()) < 100
+    info = storage.get_file_info("s3://clips/a b/one.bin")
+    assert info.bytes == 25_600 and abs(int(info.changed) / 1e9 - time.time()) < 100
     assert storage.read_bytes("s3://clips/a b/one.bin") == bytes(range(256)) * 100
     assert storage.list_names("s3://clips/a b") == ["one.bin"]
     with storage.open_file("s3://clips/a b/one.bin") as file:
@@ -123,7 +123,7 @@ def test_the_same_probe_and_pixels_as_from_disk(s3: ObjectStore, tmp_path: Path,
 def test_large_objects_are_read_in_ranges(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_numbers(tmp_path / "n.mp4")
     s3.put("clips/large.mp4", path.read_bytes())
-    monkeypatch.setattr(storage, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(storage, "MAX_BYTES_IN_MEMORY", 1000)
     monkeypatch.setattr(storage, "RANGE_BYTES", 2000)
     s3.failures["large.mp4"] = 2
     probe = probe_file("s3://clips/large.mp4")

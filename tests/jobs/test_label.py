@@ -14,7 +14,7 @@ import pytest
 
 from jobs import label
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
 from pipeline.prepare.build import build_table
@@ -83,8 +83,8 @@ def test_shares(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_labels_are_of_the_manifest_that_is_there_when_the_folder_is_free(manifest: Manifest, tmp_path: Path) -> None:
     """Another command replaces the manifest while this one waits for the folder."""
-    prepare = Claim(tmp_path / LOCK)
-    assert prepare.take()
+    prepare = LockFile(tmp_path / LOCK)
+    assert prepare.acquire()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(call, manifest, "--per-class", "2")
         time.sleep(0.5)  # which yesterday had read the manifest by then

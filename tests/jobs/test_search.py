@@ -18,7 +18,7 @@ import pytest
 from jobs import label, search
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.run_folder.study_folder import read_trials
@@ -271,7 +271,7 @@ def test_a_killed_trial_process_is_continued(command: Any, tmp_path: Path) -> No
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not any(line["step"] >= 8 for line in read_metrics(folder)):
             time.sleep(0.05)
-        if holder := Claim(folder / LOCK).holder():
+        if holder := LockFile(folder / LOCK).get_holder():
             os.kill(holder.pid, signal.SIGKILL)
             killed.append(holder.pid)
 

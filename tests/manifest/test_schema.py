@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.files.parquet import KEY, VERSION
+from pipeline.files.parquet import METADATA_KEY, VERSION
 from pipeline.manifest import schema
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint, read_manifest, write_manifest
 from tests.manifest.tables import BROKEN, GOOD, make_table
@@ -99,8 +99,8 @@ def test_the_manual_describes_every_column(repository: Path) -> None:
 
 
 def rewrite(path: Path, table: pa.Table, **metadata: object) -> None:
-    stored = json.loads(pq.read_schema(path).metadata[KEY])
-    pq.write_table(table.replace_schema_metadata({KEY: json.dumps({**stored, **metadata}).encode()}), path)
+    stored = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps({**stored, **metadata}).encode()}), path)
 
 
 def refused(path: Path) -> str:

@@ -18,7 +18,7 @@ import pytest
 from jobs import label, prepare
 from jobs.command import DONE, INTERRUPTED, USER_ERROR, run
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import LOCK, Claim, lock_folder
+from pipeline.files.folder_lock import LOCK, LockFile, lock_folder
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.prepare.probe_cache import PROBE_LOG, open_probe_cache
@@ -127,8 +127,8 @@ def test_labels_wait_for_each_other(videos: Path, tmp_path: Path, monkeypatch: p
     out = tmp_path / "out"
     assert run(prepare.main, ["folder", str(videos), str(out), "--labeled", "1/class"]) == DONE
     words = [sys.executable, "-m", "jobs.label", str(out / "manifest.parquet"), "--per-class", "2", "--out"]
-    other = Claim(out / LOCK)
-    assert other.take()
+    other = LockFile(out / LOCK)
+    assert other.acquire()
     several = [subprocess.Popen([*words, str(out / f"{n % 2}.parquet"), "--seed", str(n)]) for n in range(4)]
     time.sleep(0.5)
     monkeypatch.setattr(label, "WAIT_SECONDS", 0.2)

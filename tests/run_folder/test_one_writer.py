@@ -15,7 +15,7 @@ import pytest
 
 from jobs import evaluate, report, train
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.run_folder.contents import read_metrics
 
 
@@ -26,8 +26,8 @@ def words(tiny: Path, folder: Path, *more: str) -> list[str]:
 @contextmanager
 def another(path: Path) -> Iterator[None]:
     """Another process's lock, as this one sees it."""
-    claim = Claim(path / LOCK)
-    assert claim.take()
+    claim = LockFile(path / LOCK)
+    assert claim.acquire()
     yield
     claim.release()
 

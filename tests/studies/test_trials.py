@@ -17,7 +17,7 @@ from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import LOCK, Claim
+from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials
@@ -43,20 +43,20 @@ def weights(folder: Path, step: int) -> list[bytes]:
 
 
 def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from pipeline.files.folder_lock import Claim\n"
-    code += "claim = Claim(Path(sys.argv[1])); print(claim.take(), flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from pipeline.files.folder_lock import LockFile\n"
+    code += "claim = LockFile(Path(sys.argv[1])); print(claim.acquire(), flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        claim = Claim(tmp_path / "lock")
-        assert not claim.take()
+        claim = LockFile(tmp_path / "lock")
+        assert not claim.acquire()
         holder.kill()
         holder.wait()
-        assert claim.take()
-    other = Claim(tmp_path / "lock")
-    assert not other.take(seconds=0.3)
+        assert claim.acquire()
+    other = LockFile(tmp_path / "lock")
+    assert not other.acquire(seconds=0.3)
     claim.release()
-    assert other.take()
+    assert other.acquire()
     other.release()
 
 
@@ -140,8 +140,8 @@ def test_two_commands_on_one_study_do_not_write_into_one_run(
     tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run_trials, "ORPHAN_SECONDS", 0.2)
-    other = Claim(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
-    assert other.take()
+    other = LockFile(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
+    assert other.acquire()
     assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")) == 1
     text = capsys.readouterr().out
     assert "failed: contrast_weight-1_seed-0: " in text
@@ -174,8 +174,8 @@ def test_small_trials_run_side_by_side(tiny: Path, tmp_path: Path, three: Path, 
     """Three whole runs in processes of Tune's, two at once on two CPUs, one of which fails."""
     victim = tmp_path / "three" / "contrast_weight-1_seed-0"
     victim.mkdir(parents=True)
-    blocked = Claim(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
-    assert blocked.take()
+    blocked = LockFile(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
+    assert blocked.acquire()
     assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 1
     text = capfd.readouterr().out
     assert "0 of 3 trials are done, 3 to run, 2 at once" in text

@@ -17,7 +17,7 @@ def resolve_root(folder: str | Path, option: str = "folder") -> str:
     """Returns the absolute path of a folder, or a URI as it is. Raises UserError if the folder cannot be read."""
     if storage.is_remote(str(folder)):
         return str(folder).rstrip("/")
-    root = Path(storage.local_path(str(folder))).expanduser().absolute()
+    root = Path(storage.to_local_path(str(folder))).expanduser().absolute()
     if not root.exists():
         raise UserError(f"{option} not found: {root}")
     if not root.is_dir():

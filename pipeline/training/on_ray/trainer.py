@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped
 from pipeline.files import storage
-from pipeline.files.store_lock import held_token
+from pipeline.files.store_lock import get_held_token
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.training.checkpoints import checkpoint
@@ -50,7 +50,7 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
         "until": prepared.run.until,
         "profiled": prepared.run.profiled,
         "prints": prepared.run.prints,
-        "lock": held_token(config.run_store),
+        "lock": get_held_token(config.run_store),
     }
     trainer = _trainer(prepared.run, resources, more)
     try:

@@ -24,7 +24,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import largest_share
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
-from pipeline.files.store_lock import work_under
+from pipeline.files.store_lock import adopt_lock
 from pipeline.hardware import own_device
 from pipeline.processes.isolation import num_cores
 from pipeline.stream.object_store import read_store_figures
@@ -69,7 +69,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: Progress) -> dict[str, Any]:
-    work_under(config.run_store, loop_config["lock"])
+    adopt_lock(config.run_store, loop_config["lock"])
     run, _ = open_again(config, loop_config["prints"])
     run = replace(run, until=loop_config["until"], profiled=loop_config["profiled"])
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()

@@ -176,7 +176,8 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
 
 def held_elsewhere(store: str, beat: int) -> None:
     """The lock of a process on another machine."""
-    holder = folder_lock.Holder("elsewhere", 7, "me", "python -m jobs.train", "2026-11-28T08:00:00+00:00", "t", "there", beat)
+    since = "2026-11-28T08:00:00+00:00"
+    holder = folder_lock.LockHolder("elsewhere", 7, "me", "python -m jobs.train", since, "t", "there", beat)
     storage.write_bytes(f"{store}/.lock", json.dumps(asdict(holder)).encode())
 
 
@@ -276,7 +277,7 @@ def test_who_was_taken_over_during_an_outage_ends_when_it_is_over(s3: ObjectStor
         wait_for_beats(store)
         s3.failures["cut-off/.lock"] = 10**6
         time.sleep(0.5)  # a heartbeat under way is over
-        elsewhere = asdict(folder_lock.Holder("elsewhere", 7, token="t"))
+        elsewhere = asdict(folder_lock.LockHolder("elsewhere", 7, token="t"))
         s3.put("runs/cut-off/.lock", json.dumps(elsewhere).encode())
         time.sleep(2 * folder_lock.DEAD_SECONDS)
         assert not told
@@ -343,14 +344,14 @@ def test_nothing_is_copied_to_a_store_whose_lock_is_anothers(s3: ObjectStore, tm
     with store_lock.lock_store(store, tmp_path):
         run_store.push_files(tmp_path, store)
         assert storage.list_names(store) == [".lock", "metrics.jsonl"]
-        token = store_lock.held_token(store)
+        token = store_lock.get_held_token(store)
         held_elsewhere(store, 0)
         (tmp_path / "metrics.jsonl").write_text("late", encoding="utf-8")
         with pytest.raises(RunFailed, match=r"is taken over by process 7 on elsewhere.*; nothing was copied there"):
             run_store.push_files(tmp_path, store)
         with pytest.raises(RunFailed, match="nothing was copied there"):
             run_store.push_checkpoint(newest, store)
-    store_lock.work_under(store, token)
+    store_lock.adopt_lock(store, token)
     try:
         with pytest.raises(RunFailed, match="nothing was copied there"):
             run_store.push_files(tmp_path, store)
