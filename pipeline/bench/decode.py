@@ -18,7 +18,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.processes.isolation import Limits
+from pipeline.processes.isolation import ProcessLimits
 from pipeline.progress import progress
 from pipeline.video.container import VideoIndex, find_video_stream, index_by_packets, open_container
 from pipeline.video.decord_check import decord
@@ -45,7 +45,7 @@ def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str
     """
     source, _ = open_source(config)
     jobs = planned_jobs(source, "bench decode", "decord", videos)
-    guard = Guard(Limits())
+    guard = Guard(ProcessLimits())
     work = _work(source.clips, source.size, guard)
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up

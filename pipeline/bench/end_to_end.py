@@ -25,7 +25,7 @@ from pipeline.clips.source import Source, open_source
 from pipeline.config import Config
 from pipeline.hardware import own_device
 from pipeline.processes.allocator import keep_freed_memory
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
 from pipeline.ray_cluster.resources import check_rows_per_worker
 from pipeline.run_folder.contents import read_metrics
@@ -111,7 +111,7 @@ class Apart:
 
     def __init__(self, config: Config) -> None:
         scale = config.scale
-        self.cores, self.workers = num_cores(), max(1, scale.workers)
+        self.cores, self.workers = count_cores(), max(1, scale.workers)
         self.threads = scale.torch_threads or (
             max(1, self.cores // scale.workers) if scale.workers else torch.get_num_threads()
         )

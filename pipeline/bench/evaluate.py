@@ -21,7 +21,7 @@ from pipeline.evaluation.predict import score_here
 from pipeline.evaluation.protocol import clip_moments, view_grid
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead
 
@@ -115,4 +115,4 @@ def _view_by_view(source: Source, config: Config, scorer: Scorer, rows: Ints) ->
     def decode(block: slice) -> Columns:
         return source.views(videos[block], moments[block], windows[block])
 
-    return list(map(scorer, map_ahead(decode, blocks, ahead=num_cores())))
+    return list(map(scorer, map_ahead(decode, blocks, ahead=count_cores())))

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection
-from pipeline.processes.isolation import Child, Limits, Lost
+from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits
 from pipeline.seeds import Ints
 
 MAX_KNOWN = 10_000
@@ -28,9 +28,9 @@ MAX_KNOWN = 10_000
 class Guard:
     """As many decoding processes as threads call at once."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ProcessLimits) -> None:
         self.limits = limits
-        self._idle: list[Child] = []
+        self._idle: list[ChildProcess] = []
         self._lost: dict[Video, str] = {}
         self._lock = threading.Lock()
 
@@ -65,12 +65,12 @@ class Guard:
         if video in self._lost:
             raise DecodeError(self._lost[video])
         with self._lock:
-            child = self._idle.pop() if self._idle else Child(call, self.limits)
+            child = self._idle.pop() if self._idle else ChildProcess(call, self.limits)
         try:
             result = child.call(function, video, *words)
-            if isinstance(result, Lost) and result.doubtful:
+            if isinstance(result, ProcessFailure) and result.is_worth_retrying:
                 result = child.call(function, video, *words)
-            if isinstance(result, Lost):
+            if isinstance(result, ProcessFailure):
                 if remember and len(self._lost) < MAX_KNOWN:
                     self._lost[video] = f"decoder: {result.reason}"
                 raise DecodeError(f"decoder: {result.reason}")
@@ -86,6 +86,6 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @cache
-def guard(limits: Limits) -> Guard:
+def guard(limits: ProcessLimits) -> Guard:
     """This process's guard: its children live from block to block."""
     return Guard(limits)

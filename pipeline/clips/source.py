@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import Manifest
-from pipeline.processes.isolation import Limits
+from pipeline.processes.isolation import ProcessLimits
 from pipeline.seeds import Floats, Ints
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -52,7 +52,7 @@ class Source:
     """Rows before it belong to steps that use no unlabeled videos: those slots are planned but neither decoded nor used."""
     own_moments: bool = False
     """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
-    limits: Limits | None = None
+    limits: ProcessLimits | None = None
     """Of a decoder process for one video; None: videos are decoded in this process."""
 
     @cached_property
@@ -262,10 +262,10 @@ def source_of_views(config: Config, manifest: Manifest, held_out: Ints | None = 
     )
 
 
-def _limits(config: Config) -> Limits | None:
+def _limits(config: Config) -> ProcessLimits | None:
     if not config.data.isolate_decoder:
         return None
-    return Limits(config.data.video_timeout_seconds, round(config.data.decoder_memory_mb * 2**20))
+    return ProcessLimits(config.data.video_timeout_seconds, round(config.data.decoder_memory_mb * 2**20))
 
 
 def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:

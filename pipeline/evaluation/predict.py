@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import summarize
 from pipeline.evaluation.protocol import average_views, clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, views_at_once
 from pipeline.methods import STUDENTS
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import write_text
 from pipeline.seeds import Floats, Ints
@@ -68,7 +68,7 @@ def score_here(source: Source, scorer: Scorer, videos: Ints, moments: Floats) ->
     def decode(video: int) -> Block:
         return scorer.block(decode_videos(source, np.array([video]), moments))
 
-    return list(scorer.score_videos(map_ahead(decode, videos.tolist(), ahead=num_cores())))
+    return list(scorer.score_videos(map_ahead(decode, videos.tolist(), ahead=count_cores())))
 
 
 def score(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
 from pipeline.video import video_file
 
@@ -74,7 +74,7 @@ def verify(manifest: Manifest) -> list[tuple[str, str]]:
     table = manifest.table.select(["uri", "hash", "bytes"]).take(pa.array(rows))
     jobs = list(zip(map(manifest.locate, rows.tolist()), table["hash"].to_pylist(), table["bytes"].to_pylist(), strict=True))
     uris = table["uri"].to_pylist()
-    with ThreadPoolExecutor(num_cores()) as pool:  # hashlib lets other threads run while it computes
+    with ThreadPoolExecutor(count_cores()) as pool:  # hashlib lets other threads run while it computes
         problems: Iterator[str | None] = progress(pool.map(lambda job: _find_problem(*job), jobs), len(jobs), "verified")
         return [(uri, problem) for uri, problem in zip(uris, problems, strict=True) if problem]
 

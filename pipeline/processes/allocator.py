@@ -1,18 +1,18 @@
-"""Memory that a step or a block frees and the next one needs again."""
+"""Keeping the memory that a training step or a block of clips frees, since the next one needs it again."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, up to 2 GiB; False where the C library is not glibc.
+    """Makes this process keep the memory that it frees, up to 2 GiB. Returns False where the C library is not glibc.
 
-    glibc gives large blocks back to the system at once and gets them again as new pages, which are cleared at first touch:
-    6,000 page faults in a step of the demo. It changes speed only; the process's peak memory stays its peak.
+    By default glibc gives large blocks back to the system at once and gets them again as new pages, which are cleared at first
+    touch: 6,000 page faults in a training step of the demo. Only speed changes, and the memory in use stays at its peak.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,8 @@
-"""The other end of ``isolation.Child``: ``python -m pipeline.processes.child IN OUT SHARED MODULE:FUNCTION SECONDS``."""
+"""The program that runs in an ``isolation.ChildProcess``: it calls one function again and again, as its parent asks.
+
+It is started as ``python -m pipeline.processes.child IN OUT SHARED MODULE:FUNCTION SECONDS`` with the file descriptors of two
+pipes and of shared memory.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +17,50 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.processes.isolation import Raised
+from pipeline.processes.isolation import RaisedError
 
 GRACE_SECONDS = 30.0
-"""After the time limit a process whose parent did not stop it, because there is none any more, ends by itself."""
+"""Time after the time limit of a call until the process ends by itself; before that its parent stops it, if it still runs."""
 
 
 def main(incoming: str, outgoing: str, shared: str, name: str, seconds: str) -> None:
-    """Answer calls until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    calls, answers = Connection(int(incoming), writable=False), Connection(int(outgoing), readable=False)
+    """Runs the function for each message with arguments, and sends back its result, until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    requests, responses = Connection(int(incoming), writable=False), Connection(int(outgoing), readable=False)
     module, _, function = name.partition(":")
     call = getattr(importlib.import_module(module), function)
-    memory = _Shared(int(shared))
-    with contextlib.suppress(EOFError, BrokenPipeError), open(os.devnull, "w", encoding="ascii") as nowhere:
-        answers.send("ready")
+    memory = _SharedMemory(int(shared))
+    with contextlib.suppress(EOFError, BrokenPipeError), open(os.devnull, "w", encoding="ascii") as devnull:
+        responses.send("ready")
         while True:
-            arguments = calls.recv()
-            # a thread in C: it also ends a library that hangs with the interpreter's lock in its hands
-            faulthandler.dump_traceback_later(float(seconds) + GRACE_SECONDS, exit=True, file=nowhere)
+            arguments = requests.recv()
+            # this is a thread in C: it also ends a library that hangs while it holds the interpreter's lock
+            faulthandler.dump_traceback_later(float(seconds) + GRACE_SECONDS, exit=True, file=devnull)
             try:
                 result: Any = call(*arguments)
             except Exception as error:
-                result = Raised(error)
+                result = RaisedError(error)
             faulthandler.cancel_dump_traceback_later()
             buffers: list[pickle.PickleBuffer] = []
             content = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
-            answers.send((content, memory.put(buffers)))
+            responses.send((content, memory.write(buffers)))
 
 
-class _Shared:
+class _SharedMemory:
     def __init__(self, file: int) -> None:
         self.file, self.memory = file, mmap.mmap(file, mmap.PAGESIZE)
 
-    def put(self, buffers: list[pickle.PickleBuffer]) -> list[int]:
-        """Copy buffers one after the other; returns their lengths. The memory grows when it must."""
+    def write(self, buffers: list[pickle.PickleBuffer]) -> list[int]:
+        """Copy buffers one after the other, and return their lengths. The memory grows if it is too small."""
         contents = [buffer.raw() for buffer in buffers]
         lengths = [content.nbytes for content in contents]
         if sum(lengths) > len(self.memory):
             os.ftruncate(self.file, sum(lengths))
             self.memory = mmap.mmap(self.file, sum(lengths))
-        place = 0
+        offset = 0
         for content, length in zip(contents, lengths, strict=True):
-            self.memory[place : place + length] = content
-            place += length
+            self.memory[offset : offset + length] = content
+            offset += length
         return lengths
 
 

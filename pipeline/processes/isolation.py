@@ -1,7 +1,7 @@
-"""Processes that may crash, hang or eat all memory without taking the rest of the work with them.
+"""Running a function in child processes that may crash, hang or exhaust memory without ending the rest of the work.
 
-Video libraries are C code on files from anywhere: their issue trackers report crashes, endless loops and leaks.
-``concurrent.futures`` gives up the whole pool after one crash; here the item is named and the others go on.
+Video libraries are C code that reads files of any origin; their issue trackers report crashes, endless loops and memory
+leaks. ``concurrent.futures`` gives up the whole pool after one crash; here only the item that caused it fails.
 """
 
 from __future__ import annotations
@@ -24,45 +24,46 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-START_SECONDS = 120.0
-"""For a process to import what it needs, on a busy machine."""
-LOOK_SECONDS = 0.25
-"""Between two looks at the memory of a process at work."""
+START_TIMEOUT_SECONDS = 120.0
+"""Time in which a process must have imported what it needs, even on a busy machine."""
+MEMORY_CHECK_SECONDS = 0.25
+"""Time between two checks of the memory of a working process."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one item may take."""
+class ProcessLimits:
+    """The time and memory that a child process may take for one item."""
 
     seconds: float = 120.0
     memory_bytes: int = 4 * 2**30
-    """Of a process beyond what it shares; with more after an item it is replaced, with twice as much during one stopped."""
+    """Memory of the process without what it shares. If it has more after an item, another process takes its place; if it has
+    twice as much during an item, it is stopped."""
 
 
 @dataclass(frozen=True)
-class Lost:
-    """Stands for the result of an item whose process crashed or was stopped."""
+class ProcessFailure:
+    """Takes the place of the result of an item whose process crashed or was stopped."""
 
     reason: str
-    doubtful: bool = field(default=False, compare=False)
-    """It may not have been the item's fault, so that another attempt in a fresh process is worth its price."""
+    is_worth_retrying: bool = field(default=False, compare=False)
+    """Whether the item may not be the cause, so that it should be tried again in a new process."""
 
 
 @dataclass(frozen=True)
-class Raised:
-    """Carries an exception to the parent."""
+class RaisedError:
+    """Carries an exception that the function raised from the child process to its parent."""
 
     error: Exception
 
 
-class Child:
-    """A process that calls one importable function, item by item; results' arrays come by shared memory.
+class ChildProcess:
+    """A child process that calls one importable function, item by item. Arrays in the results come by shared memory.
 
-    A fresh interpreter: forks of threads (torch, Arrow, Ray) have their locks in whatever state they are, and
-    ``multiprocessing`` would import the parent's main module, in a Ray worker all of Ray.
+    It is a new interpreter and not a fork, because a fork of a process with threads (torch, Arrow, Ray) has their locks in
+    whatever state they were. ``multiprocessing`` would import the parent's main module, which in a Ray worker is all of Ray.
     """
 
-    def __init__(self, function: Callable[..., Any], limits: Limits) -> None:
+    def __init__(self, function: Callable[..., Any], limits: ProcessLimits) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: _Pipe
         self._statm: int | None = None
@@ -71,40 +72,43 @@ class Child:
         _children.add(self)
 
     def call(self, *arguments: Any) -> Any:
-        """``function(*arguments)``, or Lost. Raises what it raises. Arrays in the result are valid until the next call."""
+        """Returns ``function(*arguments)``, or a ProcessFailure. Raises what the function raises.
+
+        Arrays in the result are valid until the next call.
+        """
         try:
-            answer = self._ask(arguments)
+            response = self._request(arguments)
         except BaseException:
-            # interrupted, as Ray does to tasks that it cancels: the answer to come is that of another call than the next
+            # interrupted, as by Ray when it cancels a task: the next call must not receive this call's response
             self.stop()
             raise
-        if isinstance(answer, Lost):
+        if isinstance(response, ProcessFailure):
             self.stop()
-            return answer
-        content, lengths = answer
+            return response
+        content, lengths = response
         if sum(lengths) > len(self._shared):
             self._shared = mmap.mmap(self._file, os.fstat(self._file).st_size)
-        views, place = [], 0
+        views, offset = [], 0
         for length in lengths:
-            views.append(memoryview(self._shared)[place : place + length])
-            place += length
+            views.append(memoryview(self._shared)[offset : offset + length])
+            offset += length
         result = pickle.loads(content, buffers=views)
-        if self.memory() > self.limits.memory_bytes:  # a leak: what it did is good, but it must not go on
+        if self.measure_memory() > self.limits.memory_bytes:  # it leaks: the result is good, but the next call needs another
             self._end()
-        if isinstance(result, Raised):
+        if isinstance(result, RaisedError):
             raise result.error
         return result
 
-    def _ask(self, arguments: tuple[Any, ...]) -> Any:
+    def _request(self, arguments: tuple[Any, ...]) -> Any:
         if self._process is None:
             self._start()
         assert self._process is not None
-        with contextlib.suppress(OSError):  # it died while idle: noticed below
+        with contextlib.suppress(OSError):  # it ended while it was idle, which ``_receive`` notices
             self._pipe.send(pickle.dumps(arguments, protocol=pickle.HIGHEST_PROTOCOL))
         return self._receive(self.limits.seconds)
 
-    def memory(self) -> int:
-        """Bytes that the process has for itself; 0 where the system does not tell."""
+    def measure_memory(self) -> int:
+        """Measures the bytes of memory that the process does not share; returns 0 where the system does not tell."""
         if self._process is None or self._statm is None:
             return 0
         try:
@@ -114,12 +118,12 @@ class Child:
         return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
 
     def kill(self) -> None:
-        """End a call that another thread waits for: it gets Lost."""
+        """Kills the process. A call that another thread waits for returns a ProcessFailure."""
         if self._process is not None:
             self._process.kill()
 
     def stop(self) -> None:
-        """End the process, now. Another call starts another one."""
+        """Ends the process at once. The next call starts a new one."""
         self.kill()
         self._end()
 
@@ -127,53 +131,54 @@ class Child:
         self.stop()
 
     def _start(self) -> None:
-        here, there = os.pipe(), os.pipe()
+        to_child, from_child = os.pipe(), os.pipe()
         self._file = _anonymous_file()
         os.ftruncate(self._file, mmap.PAGESIZE)
         self._shared = mmap.mmap(self._file, mmap.PAGESIZE)
         name = f"{self.function.__module__}:{self.function.__qualname__}"
-        words = [str(number) for number in (here[0], there[1], self._file)]
+        descriptors = (to_child[0], from_child[1], self._file)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.processes.child", *words, name, str(self.limits.seconds)],
-            pass_fds=(here[0], there[1], self._file),
+            [sys.executable, "-m", "pipeline.processes.child", *map(str, descriptors), name, str(self.limits.seconds)],
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        os.close(here[0])
-        os.close(there[1])
+        os.close(to_child[0])
+        os.close(from_child[1])
         with contextlib.suppress(OSError):
             self._statm = os.open(f"/proc/{self._process.pid}/statm", os.O_RDONLY)
-        self._pipe = _Pipe(there[0], here[1])
-        ready = self._receive(START_SECONDS)
-        if isinstance(ready, Lost):
+        self._pipe = _Pipe(from_child[0], to_child[1])
+        ready = self._receive(START_TIMEOUT_SECONDS)
+        if isinstance(ready, ProcessFailure):
             self.stop()
-            raise RuntimeError(f"a process for {name} does not start: {ready.reason}")
+            raise RuntimeError(f"a child process for {name} does not start: {ready.reason}")
 
     def _receive(self, seconds: float) -> Any:
-        """What the process sends next, or Lost."""
+        """What the process sends next, or a ProcessFailure."""
         assert self._process is not None
         waited = 0.0
         while True:
             begun = time.monotonic()
-            if self._pipe.poll(max(0.0, min(LOOK_SECONDS, seconds - waited))):
+            if self._pipe.poll(max(0.0, min(MEMORY_CHECK_SECONDS, seconds - waited))):
                 break
-            # time in which this process was stopped too (a frozen container, a laptop asleep) is not the child's fault
-            waited += min(time.monotonic() - begun, 2 * LOOK_SECONDS)
+            # time in which this process was stopped, too (a frozen container, a sleeping laptop), does not count
+            waited += min(time.monotonic() - begun, 2 * MEMORY_CHECK_SECONDS)
             if waited >= seconds:
-                return Lost(f"no result after {seconds:g} s")
-            if self.memory() > 2 * self.limits.memory_bytes:
-                return Lost(f"more than {2 * self.limits.memory_bytes / 2**20:.0f} MB of memory", doubtful=True)
+                return ProcessFailure(f"no result after {seconds:g} s")
+            if self.measure_memory() > 2 * self.limits.memory_bytes:
+                megabytes = 2 * self.limits.memory_bytes / 2**20
+                return ProcessFailure(f"more than {megabytes:.0f} MB of memory", is_worth_retrying=True)
         try:
             return self._pipe.receive()
         except (EOFError, OSError):
             code = self._process.wait()
             how = f"crashed ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
-            return Lost(f"the process {how}", doubtful=True)
+            return ProcessFailure(f"the process {how}", is_worth_retrying=True)
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            self._pipe.close()  # it ends when it reads the end of this; arrays handed out keep their memory
+            self._pipe.close()  # this ends the process; arrays in results stay valid
             os.close(self._file)
             statm, self._statm = self._statm, None
             if statm is not None:
@@ -195,7 +200,7 @@ class _Pipe:
         self.outgoing.close()
 
 
-_children: weakref.WeakSet[Child] = weakref.WeakSet()
+_children: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
 
 
 @atexit.register
@@ -204,33 +209,35 @@ def _stop_children() -> None:
         child.stop()
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """Counts the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_isolated(
+def map_in_processes(
     function: Callable[..., Any], items: Sequence[Any], processes: int | None = None, timeout_seconds: float = 120.0
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (index, function(item)) in order of completion; ``Lost`` where the process crashed or ran out of time or memory.
+    """Yields (index, function(item)) in the order in which items are done.
 
-    ``function`` must be importable by name. What it raises is raised here: only crashes and hangs are swallowed.
+    Where the process crashed or exceeded its limits, the result is a ProcessFailure. ``function`` must be importable by name;
+    what it raises is raised here.
     """
-    todo = iter(range(len(items)))
+    remaining = iter(range(len(items)))
     done: queue.Queue[tuple[int, Any]] = queue.Queue(maxsize=1000)
-    children = [Child(function, Limits(timeout_seconds)) for _ in range(min(processes or num_cores(), len(items)))]
+    number = min(processes or count_cores(), len(items))
+    children = [ChildProcess(function, ProcessLimits(timeout_seconds)) for _ in range(number)]
     lock, stopped = threading.Lock(), threading.Event()
 
-    def work(child: Child) -> None:
+    def work(child: ChildProcess) -> None:
         while not stopped.is_set():
             with lock:
-                index = next(todo, -1)
+                index = next(remaining, -1)
             if index < 0:
                 break
             try:
                 done.put((index, child.call(items[index])))
             except Exception as error:
-                done.put((index, Raised(error)))
+                done.put((index, RaisedError(error)))
         child.stop()
 
     threads = [threading.Thread(target=work, args=(child,), daemon=True) for child in children]
@@ -239,13 +246,13 @@ def map_isolated(
     try:
         for _ in range(len(items)):
             index, result = done.get()
-            if isinstance(result, Raised):
+            if isinstance(result, RaisedError):
                 raise result.error
             yield index, result
     finally:
         stopped.set()
         for child in children:
-            child.kill()  # its thread notices
+            child.kill()  # its thread receives a ProcessFailure and ends
         while any(thread.is_alive() for thread in threads):
             with contextlib.suppress(queue.Empty):
                 done.get(timeout=0.01)

@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.manifest.verify import find_missing_files, sample_evenly
 from pipeline.methods.parts.precision import center_logits
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead
 
@@ -105,7 +105,7 @@ def accuracies(method: nn.Module, source: Source, config: Config, alive: Callabl
     modes = {module: module.training for module in students.modules()}
     students.eval()
     try:
-        for views in map_ahead(decode, blocks, ahead=num_cores()):
+        for views in map_ahead(decode, blocks, ahead=count_cores()):
             for name in right:
                 right[name] += _right(students[name], views, source, config, name)
             alive()

@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from pipeline.files import storage
-from pipeline.processes.isolation import Lost, map_isolated
+from pipeline.processes.isolation import ProcessFailure, map_in_processes
 from pipeline.progress import progress
 from pipeline.video import image_sequence, video_file
 from pipeline.video.container import (
@@ -154,8 +154,8 @@ def probe_in_processes(
     items: Sequence[ProbeItem], processes: int | None = None, timeout_seconds: float = 120.0
 ) -> Iterator[tuple[int, Probe]]:
     """Probes items in worker processes; yields (index, probe) as they are done. Ray's tasks call it, too."""
-    for index, result in map_isolated(reuse_or_probe, items, processes, timeout_seconds):
-        yield index, _make_failed_probe(items[index][0], result) if isinstance(result, Lost) else result
+    for index, result in map_in_processes(reuse_or_probe, items, processes, timeout_seconds):
+        yield index, _make_failed_probe(items[index][0], result) if isinstance(result, ProcessFailure) else result
 
 
 def reuse_or_probe(item: ProbeItem) -> Probe:
@@ -181,7 +181,7 @@ def make_stamp(info: storage.FileInfo, options: ProbeOptions) -> str:
     return " ".join([info.changed, *(str(part) for part in (PROBE_VERSION, *dataclasses.astuple(options)))])
 
 
-def _make_failed_probe(location: str, result: Lost) -> Probe:
+def _make_failed_probe(location: str, result: ProcessFailure) -> Probe:
     """The probe of a file whose process crashed, hung or took too much memory. It has no stamp: the next run tries again."""
     try:
         size = video_file.get_file_info(location).bytes

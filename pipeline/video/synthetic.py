@@ -23,7 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.processes.isolation import Lost, map_isolated
+from pipeline.processes.isolation import ProcessFailure, map_in_processes
 from pipeline.progress import progress
 from pipeline.video.synthetic_motions import MOTIONS, Floats, Trajectory, log_growth
 
@@ -311,8 +311,8 @@ def render_folder(
     assert 1 <= classes <= len(MOTIONS) and classes <= videos
     names = [list(MOTIONS)[i % classes] for i in range(videos)]
     jobs = [_RenderJob(folder / name / f"{i:05d}.mp4", i, name, seed, difficulty) for i, name in enumerate(names)]
-    for index, result in progress(map_isolated(_render_to_file, jobs, processes), videos, "rendered"):
-        if isinstance(result, Lost):
+    for index, result in progress(map_in_processes(_render_to_file, jobs, processes), videos, "rendered"):
+        if isinstance(result, ProcessFailure):
             raise RuntimeError(f"{jobs[index].path}: {result.reason}")
     description = _describe_rendering(videos, classes, seed, difficulty) | {"content": _hash_folder(folder)}
     (folder / MARKER_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")

@@ -17,7 +17,7 @@ from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_frame
 from pipeline.clips.isolated_decode import Guard
 from pipeline.clips.source import failures_of, open_source
 from pipeline.config import ClipSection, Config, load_config
-from pipeline.processes.isolation import Limits
+from pipeline.processes.isolation import ProcessLimits
 from pipeline.ray_cluster.resources import Resources
 from pipeline.stream.in_process import local_batches
 from pipeline.stream.on_ray import ray_stream
@@ -89,7 +89,7 @@ def test_each_is_an_error_of_its_video_and_the_next_one_decodes(tmp_path: Path, 
     good = write_numbers(tmp_path / "good.mp4", frames=12, size=(48, 48))
     bad = shutil.copy(good, tmp_path / f"{word}.mp4")
     one, other = (Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord") for path in (good, bad))
-    here = Guard(Limits(3.0, 256 * 2**20))
+    here = Guard(ProcessLimits(3.0, 256 * 2**20))
     for _ in range(2):
         with pytest.raises(DecodeError) as caught:
             decode(here, other, 0.5, 0.5, CLIP, 32)
@@ -102,19 +102,19 @@ def test_each_is_an_error_of_its_video_and_the_next_one_decodes(tmp_path: Path, 
 def test_a_leaking_process_is_replaced_and_no_clip_is_lost(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "leak.mp4", frames=12, size=(48, 48))
     video = Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord")
-    here = Guard(Limits(10.0, 256 * 2**20))
+    here = Guard(ProcessLimits(10.0, 256 * 2**20))
     expected = decode_clips(video, 0.5, 0.5, CLIP, 32)[0]
     most = []
     for _ in range(6):
         assert np.array_equal(decode(here, video, 0.5, 0.5, CLIP, 32)[0], expected)
-        most.append(max(child.memory() for child in here._idle))
+        most.append(max(child.measure_memory() for child in here._idle))
     assert max(most) < 256 * 2**20 and most.count(0) >= 2  # replaced at least twice; it has no memory before it starts again
 
 
 def test_clips_of_the_child_are_the_same_bytes(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "n.mp4")
     video = Video(str(path), 50, 25.0, False, 160, 96, 0.0, 2.0, "decord")
-    here = Guard(Limits())
+    here = Guard(ProcessLimits())
     first, second = (decode(here, video, moment, 0.5, CLIP, 48)[0] for moment in (0.2, 0.7))
     assert np.array_equal(first, decode_clips(video, 0.2, 0.5, CLIP, 48)[0])
     assert np.array_equal(second, decode_clips(video, 0.7, 0.5, CLIP, 48)[0])
@@ -146,7 +146,7 @@ def test_a_pass_over_several_moments_that_hangs_says_nothing_of_a_single_one(tmp
     good = write_numbers(tmp_path / "good.mp4", frames=12, size=(48, 48))
     bad = shutil.copy(good, tmp_path / "hang.mp4")
     one, other = (Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord") for path in (good, bad))
-    here = Guard(Limits(2.0, 256 * 2**20))
+    here = Guard(ProcessLimits(2.0, 256 * 2**20))
     for moments, known in (([0.2, 0.8], False), ([0.2], True), ([0.2, 0.8], True)):
         with pytest.raises(DecodeError, match="no result after 2 s"):
             here.decode_frames(other, moments, CLIP, 32)

@@ -277,7 +277,7 @@ def test_what_is_complete_is_not_done_again(
         raise AssertionError("a process was started")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.processes.isolation.Child._start", refuse)
+        patched.setattr("pipeline.processes.isolation.ChildProcess._start", refuse)
         assert call(*words) == DONE
         assert read_manifest(tmp_path / "manifest.parquet").table == first
         said = capsys.readouterr().err

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.processes.isolation import Child, Limits, Lost, map_isolated
+from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits, map_in_processes
 
 
 def act(word: str) -> str:
@@ -29,18 +29,18 @@ def act(word: str) -> str:
 def test_crash_exit_and_hang_are_recorded_and_the_rest_goes_on() -> None:
     words = ["a", "crash", "b", "hang", "c", "exit", "d", "crash", "e"]
     start = time.monotonic()
-    results = dict(map_isolated(act, words, processes=2, timeout_seconds=1.5))
+    results = dict(map_in_processes(act, words, processes=2, timeout_seconds=1.5))
     assert time.monotonic() - start < 20
     assert sorted(results) == list(range(len(words)))
     for index in (0, 2, 4, 6, 8):
         assert results[index].split()[0] == words[index]
-    assert results[1] == results[7] == Lost("the process crashed (SIGSEGV)")
-    assert results[3] == Lost("no result after 1.5 s")
-    assert results[5] == Lost("the process ended with exit code 7")
+    assert results[1] == results[7] == ProcessFailure("the process crashed (SIGSEGV)")
+    assert results[3] == ProcessFailure("no result after 1.5 s")
+    assert results[5] == ProcessFailure("the process ended with exit code 7")
 
 
 def test_work_is_done_by_other_processes_that_end_with_it() -> None:
-    pids = {int(result.split()[1]) for _, result in map_isolated(act, ["a"] * 6, processes=2)}
+    pids = {int(result.split()[1]) for _, result in map_in_processes(act, ["a"] * 6, processes=2)}
     assert os.getpid() not in pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -49,11 +49,11 @@ def test_work_is_done_by_other_processes_that_end_with_it() -> None:
 
 def test_exceptions_arrive_here() -> None:
     with pytest.raises(UserError, match="mine"):
-        list(map_isolated(act, ["a", "mistake"], processes=1))
+        list(map_in_processes(act, ["a", "mistake"], processes=1))
 
 
 def test_nothing_to_do() -> None:
-    assert list(map_isolated(act, [])) == []
+    assert list(map_in_processes(act, [])) == []
 
 
 def test_a_frozen_machine_is_no_hang() -> None:
@@ -68,7 +68,7 @@ def test_a_frozen_machine_is_no_hang() -> None:
 
 
 def linger() -> None:
-    child = Child(nap, Limits(seconds=3.0))
+    child = ChildProcess(nap, ProcessLimits(seconds=3.0))
     child.call(0.0)
     print("begun", flush=True)
     print(child.call(1.0), flush=True)
@@ -98,7 +98,7 @@ def test_after_an_interrupted_call_the_next_gets_its_own_answer(moment: float) -
         raise Cancelled
 
     before = signal.signal(signal.SIGALRM, cancel)
-    child = Child(slow, Limits(60.0))
+    child = ChildProcess(slow, ProcessLimits(60.0))
     try:
         signal.setitimer(signal.ITIMER_REAL, moment)
         with pytest.raises(Cancelled):

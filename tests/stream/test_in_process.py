@@ -44,7 +44,7 @@ def test_decoding_leaves_cores_to_the_training_while_it_computes(
 ) -> None:
     """To torch's threads on a CPU; to the process that keeps a GPU at work as many as a worker with a GPU reserves."""
     monkeypatch.setattr("pipeline.stream.in_process.own_device", lambda _: torch.device(device))
-    monkeypatch.setattr("pipeline.stream.in_process.num_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.stream.in_process.count_cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     pinned: list[bool] = []
     monkeypatch.setattr(

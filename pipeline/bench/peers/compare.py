@@ -24,7 +24,7 @@ from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.hardware import own_device
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
 
 LOOK_SECONDS, CLOSE_LOOKS = 0.25, 4
@@ -70,7 +70,7 @@ def bench_peers(config: Config, steps: int, repeats: int) -> Figures:
         "steps": steps,
         "clips": " and ".join(map(describe_clip, source.clips)),
         "device": own_device(config).type,
-        "cores": num_cores(),
+        "cores": count_cores(),
     }
 
 

@@ -15,7 +15,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, UnlabeledViews, Views
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.stream.in_process import local_batches
 
 SECONDS = 120.0
@@ -54,7 +54,7 @@ def data_loader(make: MakeViews) -> Feed:
         rows, on_gpu = wanted.config.data.labeled_per_step, wanted.device.type == "cuda"
         data = RowViews(wanted.source, wanted.config, (wanted.steps + AHEAD) * rows, make)
         loader: Any = DataLoader(
-            data, batch_size=rows, num_workers=num_cores(), pin_memory=on_gpu, timeout=SECONDS, multiprocessing_context="fork"
+            data, batch_size=rows, num_workers=count_cores(), pin_memory=on_gpu, timeout=SECONDS, multiprocessing_context="fork"
         )  # fmt: skip
         for columns in loader:
             yield fed_by(columns, wanted.device)

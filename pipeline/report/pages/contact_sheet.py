@@ -14,7 +14,7 @@ from pipeline.config import ClipSection
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.seeded_order import order_by_hash
 from pipeline.manifest.summary import Summary
-from pipeline.processes.isolation import Lost, map_isolated
+from pipeline.processes.isolation import ProcessFailure, map_in_processes
 from pipeline.progress import progress
 from pipeline.report.html import image_uri, render_page, write_page
 
@@ -60,8 +60,8 @@ def contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str, list[T
         order = order_by_hash([str(text) for text in ids.take(rows).to_pylist()], 0, "contact sheet")
         sheets.append((name, [int(rows[i]) for i in order[:per_class]]))
     wanted = [row for _, rows in sheets for row in rows]
-    made: dict[int, str | Lost] = {}
-    work = map_isolated(middle_frame, [video_at(manifest, columns, row) for row in wanted], timeout_seconds=60.0)
+    made: dict[int, str | ProcessFailure] = {}
+    work = map_in_processes(middle_frame, [video_at(manifest, columns, row) for row in wanted], timeout_seconds=60.0)
     for index, result in progress(work, len(wanted), "thumbnails"):
         made[wanted[index]] = result
     return [
@@ -71,8 +71,8 @@ def contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str, list[T
     ]
 
 
-def _thumbnail(name: str, split: str, result: str | Lost) -> Thumbnail:
-    if isinstance(result, Lost):
+def _thumbnail(name: str, split: str, result: str | ProcessFailure) -> Thumbnail:
+    if isinstance(result, ProcessFailure):
         return Thumbnail(name, split, "", result.reason)
     return Thumbnail(name, split, result) if result.startswith("data:") else Thumbnail(name, split, "", result)
 

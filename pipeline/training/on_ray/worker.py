@@ -26,7 +26,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.files.store_lock import adopt_lock
 from pipeline.hardware import own_device
-from pipeline.processes.isolation import num_cores
+from pipeline.processes.isolation import count_cores
 from pipeline.stream.object_store import read_store_figures
 from pipeline.stream.on_ray import shard_batches
 from pipeline.training.loop import Worker, train
@@ -76,7 +76,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     assert isinstance(device, torch.device)
     if config.scale.gpu and device.type == "cpu":
         own_device(config)  # says why CUDA cannot be used on this node
-    torch.set_num_threads(config.scale.torch_threads or max(1, num_cores() // context.get_local_world_size()))
+    torch.set_num_threads(config.scale.torch_threads or max(1, count_cores() // context.get_local_world_size()))
     share = largest_share(run.plan.rows_per_step, world)
 
     def batches(_first_step: int) -> Iterator[Batch]:
