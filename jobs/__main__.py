@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "run -> predictions and accuracy on the test split",
     "predict": "run and video files -> their classes",
     "report": "runs, ablations, searches -> tables and one self-contained HTML page",
+    "compare": "two runs, or both students of one -> which is right where, and which classes favor which",
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
     "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",

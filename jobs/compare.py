@@ -1,0 +1,35 @@
+"""``python -m jobs.compare RUN[:STUDENT] RUN[:STUDENT]``: two models on the same videos, with the gap of every class.
+
+STUDENT is primary, auxiliary or mean (the default): RUN:primary RUN:auxiliary compares both students of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command import DONE, run
+from pipeline.analysis.paired_models import compare_models, read_model
+from pipeline.report import formats
+from pipeline.report.pages.comparison_page import class_table, summary_table, write_comparison
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables, and write the page if it is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description=__doc__)
+    for name in ("first", "second"):
+        parser.add_argument(name, metavar="RUN[:STUDENT]", help="folder of an evaluated run, and which student's scores")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page with a drawing of the gaps, too")
+    words = parser.parse_args(argv)
+    pair = compare_models(read_model(words.first), read_model(words.second))
+    summary, classes = summary_table(pair), class_table(pair)
+    print("\n\n".join([formats.as_text(summary), summary.caption, *pair.notes, formats.as_text(classes), classes.caption]))
+    if words.out:
+        write_comparison(pair, words.out)
+        print(f"\n{words.out}")
+    return DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,134 @@
+"""Two trained models on the same videos: which is right where, by how much, and for which classes.
+
+It is about these two models. Whether the settings that they were trained with differ is a question for several seeds
+(``comparison``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.analysis.run_reader import VIEWS, read_run
+from pipeline.analysis.statistics import Estimate, estimate
+from pipeline.errors import UserError, suggest
+from pipeline.evaluation.metrics import predicted_classes
+
+
+@dataclass(frozen=True)
+class Model:
+    """One student of a run, or the mean of both, and whether it recognized each test video."""
+
+    name: str
+    """``RUN``, or ``RUN:STUDENT``."""
+    right: Mapping[str, bool]
+    """Video id -> whether its class was found; videos of unknown class are left out."""
+    labels: Mapping[str, str]
+    """Video id -> name of its class."""
+
+
+@dataclass(frozen=True)
+class ClassGap:
+    """How often both models recognize one class."""
+
+    name: str
+    videos: int
+    first: float
+    second: float
+    """Top-1 of its videos in percent."""
+
+    @property
+    def gap(self) -> float:
+        """Percentage points by which the first is better."""
+        return self.first - self.second
+
+
+@dataclass(frozen=True)
+class PairedModels:
+    """The comparison of two models on the videos that both were tested on."""
+
+    first: Model
+    second: Model
+    ids: tuple[str, ...]
+    estimates: tuple[Estimate, Estimate]
+    """Top-1 of each in percent, with an interval over videos."""
+    difference: Estimate
+    """First minus second in percentage points: a paired bootstrap over videos, and p by McNemar's exact test."""
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    """Videos that are recognized by both, by one of them, by none."""
+    classes: tuple[ClassGap, ...]
+    """By descending gap."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know, for example videos that only one model was tested on."""
+
+
+def read_model(words: str) -> Model:
+    """Reads ``RUN`` (the mean of both students) or ``RUN:primary``, ``RUN:auxiliary``, ``RUN:mean``. Raises UserError."""
+    folder, colon, student = words.rpartition(":")
+    if not colon or (student not in VIEWS and Path(words).exists()):
+        folder, student = words, "mean"
+    if student not in VIEWS:
+        raise UserError(f"{words}: {student!r} is no student of a run: {', '.join(VIEWS)}{suggest(student, VIEWS)}")
+    run = read_run(Path(folder))
+    predictions = run.predictions
+    if predictions is None:
+        why = [sentence for sentence in run.missing if "predictions.parquet" in sentence]
+        raise UserError(f"{folder} has no scores of test videos; python -m jobs.evaluate {folder} writes them", why)
+    found = predicted_classes(predictions.scores[student]) == predictions.labels
+    known = [index for index, label in enumerate(predictions.labels) if label >= 0]
+    return Model(
+        f"{run.name}:{student}" if colon else run.name,
+        {predictions.ids[index]: bool(found[index]) for index in known},
+        {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
+    )
+
+
+def compare_models(first: Model, second: Model) -> PairedModels:
+    """Compares two models video by video. Raises UserError where they share no video, or disagree on a video's true class."""
+    ids = [video for video in first.labels if video in second.labels]
+    if not ids:
+        raise UserError(f"{first.name} and {second.name} were tested on different videos: none of the ids is in both")
+    if other := [video for video in ids if first.labels[video] != second.labels[video]]:
+        example = f"{other[0]}: {first.labels[other[0]]} and {second.labels[other[0]]}"
+        raise UserError(
+            f"{len(other)} of {len(ids)} videos have another class in {second.name} than in {first.name}", [example]
+        )
+    hits = np.array([[first.right[video], second.right[video]] for video in ids], dtype=np.float64).T
+    counts = [int(((hits[0] == a) & (hits[1] == b)).sum()) for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    notes = []
+    for one, both in ((first, second), (second, first)):
+        if alone := len(one.labels.keys() - both.labels.keys()):
+            notes.append(f"{alone:,} videos were tested with {one.name} only, and count nowhere here.")
+    return PairedModels(
+        first=first,
+        second=second,
+        ids=tuple(ids),
+        estimates=(_estimate(hits[0]), _estimate(hits[1])),
+        difference=_estimate(hits[0] - hits[1]),
+        both=counts[0],
+        only_first=counts[1],
+        only_second=counts[2],
+        neither=counts[3],
+        classes=_class_gaps(first, ids, hits),
+        notes=tuple(notes),
+    )
+
+
+def _estimate(values_N: NDArray[np.float64]) -> Estimate:
+    return estimate(values_N[None]).scaled(100)
+
+
+def _class_gaps(model: Model, ids: list[str], hits: NDArray[np.float64]) -> tuple[ClassGap, ...]:
+    names = np.array([model.labels[video] for video in ids])
+    gaps = [
+        ClassGap(str(name), int(inside.sum()), *(float(100 * row[inside].mean()) for row in hits))
+        for name in np.unique(names) for inside in [names == name]
+    ]  # fmt: skip
+    return tuple(sorted(gaps, key=lambda one: (-one.gap, one.name)))

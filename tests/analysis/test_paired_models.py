@@ -1,0 +1,82 @@
+"""Two models on the same videos: counts by hand, the exact test, classes, and what cannot be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from jobs import compare as command
+from pipeline.analysis.paired_models import Model, compare_models, read_model
+from pipeline.errors import UserError
+from pipeline.manifest.schema import Manifest
+from tests.study_folders import SaveRun
+
+
+def model(name: str, right: str, classes: str = "aabb", start: int = 0) -> Model:
+    """``right`` has a + for each recognized video."""
+    ids = [f"v{start + index}" for index in range(len(right))]
+    return Model(
+        name, {video: sign == "+" for video, sign in zip(ids, right, strict=True)}, dict(zip(ids, classes, strict=True))
+    )
+
+
+def test_counts_and_classes_by_hand() -> None:
+    pair = compare_models(model("A", "++-+"), model("B", "+--+"))
+    assert (pair.both, pair.only_first, pair.only_second, pair.neither) == (2, 1, 0, 1)
+    assert [round(value.mean, 6) for value in (*pair.estimates, pair.difference)] == [75, 50, 25]
+    assert [(one.name, one.videos, one.first, one.second, one.gap) for one in pair.classes] == [
+        ("a", 2, 100, 50, 50), ("b", 2, 50, 50, 0),
+    ]  # fmt: skip
+
+
+def test_p_is_that_of_the_exact_test_and_the_interval_holds_the_difference() -> None:
+    pair = compare_models(model("A", "+" * 12 + "-" * 8, "a" * 20), model("B", "+" * 3 + "-" * 16 + "+", "a" * 20))
+    assert (pair.only_first, pair.only_second) == (9, 1)
+    assert pair.difference.p == pytest.approx(stats.binomtest(9, 10).pvalue)
+    assert pair.difference.low is not None and pair.difference.high is not None
+    assert pair.difference.mean == pytest.approx(40)
+    assert 0 < pair.difference.low < 40 < pair.difference.high
+
+
+def test_videos_of_one_model_only_are_said_and_do_not_count() -> None:
+    pair = compare_models(model("A", "++++"), model("B", "++--", start=2, classes="bbaa"))
+    assert pair.ids == ("v2", "v3")
+    assert [note.partition(" were tested with ")[2] for note in pair.notes] == [
+        f"{name} only, and count nowhere here." for name in "AB"
+    ]
+    assert all(note.startswith("2 videos") for note in pair.notes)
+
+
+def test_other_videos_and_other_classes_are_refused() -> None:
+    with pytest.raises(UserError, match="none of the ids is in both"):
+        compare_models(model("A", "++++"), model("B", "++++", start=9))
+    with pytest.raises(UserError, match="2 of 4 videos have another class in B") as error:
+        compare_models(model("A", "++++"), model("B", "++++", classes="aaaa"))
+    assert "v2: b and a" in str(error.value)
+
+
+def test_students_of_runs_are_read(make_run: SaveRun, manifest: Manifest) -> None:
+    run = make_run()
+    mean, primary = read_model(str(run)), read_model(f"{run}:primary")
+    assert (mean.name, primary.name) == ("actnetformer-0", "actnetformer-0:primary")
+    assert set(mean.labels.values()) <= set(manifest.classes)
+    with pytest.raises(UserError, match="did you mean primary"):
+        read_model(f"{run}:primry")
+    (run / "predictions.parquet").unlink()
+    with pytest.raises(UserError, match=r"jobs\.evaluate"):
+        read_model(str(run))
+
+
+def test_the_command_prints_both_tables_and_writes_the_page(
+    make_run: SaveRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = make_run(), make_run(method="supervised", margin=0.2)
+    page = tmp_path / "page.html"
+    assert command.main([str(one), str(other), "--out", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "difference" in printed and "McNemar" in printed and str(page) in printed
+    html = page.read_text(encoding="utf-8")
+    assert "<svg" in html and "actnetformer-0 against supervised-0" in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
