@@ -17,7 +17,7 @@ from pipeline.config import all_keys, convert_for, explain_unknown
 from pipeline.config.text import parse_word
 from pipeline.errors import UserError
 from pipeline.report.report import FORMATS, write_report
-from pipeline.report.small_copy import copy_scores
+from pipeline.report.small_copy import copy_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     words = parser.parse_args(argv)
     if words.copy:
-        print("\n".join(map(str, copy_scores(words.folders, words.copy))))
+        print("\n".join(map(str, copy_runs(words.folders, words.copy))))
         return DONE
     report = write_report(words.folders, words.out, tuple(dict.fromkeys(words.formats or FORMATS)), _baseline(words.baseline))
     print("\n".join([report.table, "", *map(str, report.files[1:]), str(report.files[0])]))

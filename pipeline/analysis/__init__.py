@@ -1,1 +1,1 @@
-"""What the folders of many runs say: comparisons, statistics, curves. Draws nothing, needs neither Ray nor torch."""
+"""Reads the folders of many runs and compares them: statistics, curves, importance of knobs. Needs neither Ray nor torch."""

@@ -1,7 +1,7 @@
-"""Which runs are the same experiment with another seed, and how each setting differs from the baseline.
+"""Groups runs that differ in their seed only, and compares each setting with a baseline.
 
-A number without its spread is no result: seeds of one setting are gathered into a mean with its interval, and a difference is
-taken seed by seed and video by video between runs that share manifest, label subset and seed (``statistics`` says how).
+The runs of one setting give a mean with an interval. A difference between two settings is computed seed by seed and video by
+video, between runs that have the same manifest, label subset and seed (``statistics`` describes how).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import VIEWS, Run, flatten
-from pipeline.analysis.statistics import Estimate, estimate, holm, over_seeds, verdict
+from pipeline.analysis.run_reader import VIEWS, RunRecord, flatten
+from pipeline.analysis.statistics import Estimate, adjust_by_holm, describe_verdict, estimate_mean, estimate_over_seeds
 from pipeline.config import Config, marked_keys
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import predicted_classes
@@ -24,72 +24,76 @@ BASELINE = "supervised"
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")
 USED_BY_BASELINE = "method.supervised."
 MAX_KEYS = 3
-"""Keys that a setting's name shows."""
+"""The number of keys that the name of a setting shows at most."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one setting that differ in their seed only."""
+    """The runs of one setting, which differ in their seed only."""
 
     label: str
-    """Method, and the keys that tell it from other groups of the same method."""
-    runs: tuple[Run, ...]
-    repeats: tuple[Run, ...] = ()
-    """Further runs with a seed and labels that one of ``runs`` has: the same draw again, so not counted."""
+    """The method's name, and the keys that distinguish this group from others of the same method."""
+    runs: tuple[RunRecord, ...]
+    repeats: tuple[RunRecord, ...] = ()
+    """Further runs with the same seed and labels as one of ``runs``. They would be the same sample again, so they are not
+    counted."""
 
     @property
     def method(self) -> str:
-        """The method of all its runs."""
+        """The method of all runs of the group."""
         return self.runs[0].method
 
     @cached_property
     def estimates(self) -> Mapping[str, Estimate]:
-        """Of each of ``VIEWS``, top-1 in percent over the evaluated runs; empty when there is none."""
-        runs = [run for run in self.runs if run.top1("mean") is not None]
-        return {view: _estimate([(run, None) for run in runs], view) for view in VIEWS} if runs else {}
+        """The top-1 accuracy in percent over the evaluated runs, by view (``VIEWS``); empty if no run is evaluated."""
+        runs = [run for run in self.runs if run.get_top1("mean") is not None]
+        return {view: _estimate_top1([(run, None) for run in runs], view) for view in VIEWS} if runs else {}
 
-    def top1(self, view: str) -> Estimate | None:
-        """The estimate of one view."""
+    def get_top1(self, view: str) -> Estimate | None:
+        """Returns the estimated top-1 accuracy of one view in percent, or None if no run is evaluated."""
         return self.estimates.get(view)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Top-1 of ``group`` minus that of ``baseline``, in percentage points, over the seeds that both have."""
+    """The top-1 accuracy of ``group`` minus that of ``baseline`` in percentage points, over the seeds that both have."""
 
     group: Group
     baseline: Group
-    pairs: tuple[tuple[Run, Run], ...]
-    """Evaluated runs with the same seed, labels and videos: the group's and the baseline's."""
+    pairs: tuple[tuple[RunRecord, RunRecord], ...]
+    """Pairs of evaluated runs with the same seed, labels and videos: the group's run and the baseline's."""
     differences: tuple[str, ...]
-    """Keys beside the method's own in which the two settings differ: a caveat where the baseline is the supervised one."""
+    """The keys in which the two settings differ apart from the method's own, which is a caveat if the baseline is the
+    supervised one."""
     estimates: Mapping[str, Estimate]
-    """By view, in percentage points."""
+    """The estimated difference in percentage points, by view."""
     adjusted: Mapping[str, float | None]
-    """p by view, after Holm's correction over all differences of a report."""
+    """The p-value by view, after Holm's correction for all differences of a report."""
 
-    def by_seed(self, view: str) -> Mapping[int, float]:
-        """Seed -> percentage points."""
-        return {ours.seed or 0: (ours.top1(view) or 0.0) - (theirs.top1(view) or 0.0) for ours, theirs in self.pairs}
+    def compute_by_seed(self, view: str) -> Mapping[int, float]:
+        """Computes the difference in percentage points for each seed."""
+        return {ours.seed or 0: (ours.get_top1(view) or 0.0) - (theirs.get_top1(view) or 0.0) for ours, theirs in self.pairs}
 
-    def verdict(self, view: str) -> str:
-        """In words, whether this is more than chance."""
-        return verdict(self.estimates[view], self.adjusted[view])
+    def describe_verdict(self, view: str) -> str:
+        """Says in words whether the difference is more than chance."""
+        return describe_verdict(self.estimates[view], self.adjusted[view])
 
 
-def _estimate(pairs: Sequence[tuple[Run, Run | None]], view: str) -> Estimate:
-    """Over seeds and videos where all runs have scores of the same videos, else over the seeds. In percent."""
-    ids = _shared_ids([run for pair in pairs for run in pair if run is not None])
+def _estimate_top1(pairs: Sequence[tuple[RunRecord, RunRecord | None]], view: str) -> Estimate:
+    """Estimates top-1 in percent, over seeds and videos if all runs have scores of the same videos, else over the seeds."""
+    ids = _find_shared_ids([run for pair in pairs for run in pair if run is not None])
     if ids:
-        rows = [_hits(ours, view, ids) - (0.0 if theirs is None else _hits(theirs, view, ids)) for ours, theirs in pairs]
-        return estimate(np.stack(rows)).scaled(100)
-    return over_seeds(
-        [(ours.top1(view) or 0.0) - (0.0 if theirs is None else theirs.top1(view) or 0.0) for ours, theirs in pairs]
+        ours = [_mark_correct(run, view, ids) for run, _ in pairs]
+        theirs = [0.0 if other is None else _mark_correct(other, view, ids) for _, other in pairs]
+        rows = [own - other for own, other in zip(ours, theirs, strict=True)]
+        return estimate_mean(np.stack(rows)).scale(100)
+    return estimate_over_seeds(
+        [(run.get_top1(view) or 0.0) - (0.0 if other is None else other.get_top1(view) or 0.0) for run, other in pairs]
     )
 
 
-def _shared_ids(runs: Sequence[Run]) -> list[str]:
-    """Test videos of known class that all runs scored; none if a run has no scores."""
+def _find_shared_ids(runs: Sequence[RunRecord]) -> list[str]:
+    """Lists the test videos of known class that all runs scored; empty if a run has no scores."""
     if any(run.predictions is None for run in runs):
         return []
     known = [
@@ -100,104 +104,106 @@ def _shared_ids(runs: Sequence[Run]) -> list[str]:
     return [name for name in first.ids if name in common] if first and len(common) > 1 else []
 
 
-def _hits(run: Run, view: str, ids: Sequence[str]) -> NDArray[np.float64]:
-    found = run.predictions
-    assert found is not None
-    right = dict(zip(found.ids, predicted_classes(found.scores[view]) == found.labels, strict=True))
+def _mark_correct(run: RunRecord, view: str, ids: Sequence[str]) -> NDArray[np.float64]:
+    """Returns 1 for each video that the run classified correctly and 0 for each other one."""
+    predictions = run.predictions
+    assert predictions is not None
+    right = dict(zip(predictions.ids, predicted_classes(predictions.scores[view]) == predictions.labels, strict=True))
     return np.array([right[name] for name in ids], dtype=np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-def setting(run: Run) -> dict[str, Any]:
-    """Flat keys that determine the result, its seed and place aside; of the supervised method's, those that it uses."""
+def read_setting(run: RunRecord) -> dict[str, Any]:
+    """Collects the flat keys that determine the result of a run, without its seed and its folder.
+
+    Of a supervised run only those keys are included that its method uses.
+    """
     unused = UNUSED_BY_BASELINE if run.method == BASELINE else ()
-    aside = tuple(key for key in run.config if key.startswith(("run.", *unused)) and not key.startswith(USED_BY_BASELINE))
-    keys = {key: value for key, value in run.config.items() if key not in _aside() and key not in aside}
+    ignored = tuple(key for key in run.config if key.startswith(("run.", *unused)) and not key.startswith(USED_BY_BASELINE))
+    keys = {key: value for key, value in run.config.items() if key not in _find_excluded_keys() and key not in ignored}
     keys = {key: value for key, value in keys.items() if value is not None or not key.endswith(".clip.fps")}  # of segments
-    keys |= {"method.name": run.method, "labels": run.labels.get("spec"), "manifest": manifest_fingerprint(run)}
+    keys |= {"method.name": run.method, "labels": run.labels.get("spec"), "manifest": run.manifest_fingerprint or None}
     return keys
 
 
 @cache
-def _aside() -> frozenset[str]:
-    """Keys that say who, where and how fast, not what: all but those that the weights or the scores depend on. The manifest's
-    fingerprint stands for the videos."""
-    whole, knobs = flatten(Config().model_dump(mode="json")), flatten(Config().result_knobs())
-    return frozenset(whole.keys() - knobs.keys() - set(marked_keys(Config(), "protocol")))
+def _find_excluded_keys() -> frozenset[str]:
+    """Finds the keys that say who ran, where and how fast: all on which neither the weights nor the scores depend.
+
+    The videos' paths are among them, because the manifest's fingerprint stands for the videos.
+    """
+    all_knobs, result_knobs = flatten(Config().model_dump(mode="json")), flatten(Config().result_knobs())
+    return frozenset(all_knobs.keys() - result_knobs.keys() - set(marked_keys(Config(), "protocol")))
 
 
-def varied_keys(groups: Sequence[Group]) -> list[str]:
-    """Keys of ``setting`` in which any two groups of one method differ, in the configuration's order."""
-    keys = dict.fromkeys(key for group in groups for key in setting(group.runs[0]))
-    varied = _varied([group.runs[0] for group in groups])
-    return [key for key in keys if any(key in found for found in varied.values())]
+def find_varied_keys(groups: Sequence[Group]) -> list[str]:
+    """Finds the keys of ``read_setting`` in which two groups of one method differ, in the configuration's order."""
+    keys = dict.fromkeys(key for group in groups for key in read_setting(group.runs[0]))
+    varied = _find_varied_keys_by_method([group.runs[0] for group in groups])
+    return [key for key in keys if any(key in names for names in varied.values())]
 
 
-def _varied(firsts: Sequence[Run]) -> Mapping[str, set[str]]:
-    """By method, the keys that differ between its settings."""
-    found: dict[str, set[str]] = {}
+def _find_varied_keys_by_method(firsts: Sequence[RunRecord]) -> Mapping[str, set[str]]:
+    """Finds, for each method, the keys that differ between its settings."""
+    varied: dict[str, set[str]] = {}
     for method in {run.method for run in firsts}:
-        settings = [setting(run) for run in firsts if run.method == method]
-        keys = {key for one in settings for key in one}
-        found[method] = {key for key in keys if len({repr(one.get(key, "absent")) for one in settings}) > 1}
-    return found
+        settings = [read_setting(run) for run in firsts if run.method == method]
+        keys = {key for setting in settings for key in setting}
+        varied[method] = {key for key in keys if len({repr(setting.get(key, "absent")) for setting in settings}) > 1}
+    return varied
 
 
-def manifest_fingerprint(run: Run) -> str | None:
-    """Fingerprint of the manifest that the run was trained on."""
-    return _fingerprints(run).get("manifest")
 
-
-def labels_fingerprint(run: Run) -> str | None:
-    """Fingerprint of the label subset that the run was trained with."""
-    return _fingerprints(run).get("labels") or run.labels.get("fingerprint")
-
-
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first run, the supervised method first, runs by seed, each seed once."""
-    gathered: dict[str, list[Run]] = {}
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """Groups runs by their setting: the supervised method first, then in the order of each group's first run."""
+    gathered: dict[str, list[RunRecord]] = {}
     for run in runs:
-        gathered.setdefault(repr(sorted(setting(run).items(), key=lambda item: item[0])), []).append(run)
+        gathered.setdefault(repr(sorted(read_setting(run).items(), key=lambda item: item[0])), []).append(run)
     groups = sorted(gathered.values(), key=lambda group: group[0].method != BASELINE)
-    labels = _labels([group[0] for group in groups])
-    return [Group(label, *_each_seed_once(group)) for label, group in zip(labels, groups, strict=True)]
+    labels = _name_groups([group[0] for group in groups])
+    return [Group(label, *_select_one_run_per_seed(group)) for label, group in zip(labels, groups, strict=True)]
 
 
-def _each_seed_once(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-    """By seed: of each seed and label subset the first run that was evaluated, and the others."""
-    ordered = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.top1("mean") is None, run.name))
-    first: dict[Any, Run] = {}
+def _select_one_run_per_seed(runs: Sequence[RunRecord]) -> tuple[tuple[RunRecord, ...], tuple[RunRecord, ...]]:
+    """Returns, in the order of their seeds, the first evaluated run of each seed and label subset, and the runs that repeat
+    one."""
+    ordered = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.get_top1("mean") is None, run.name))
+    first: dict[Any, RunRecord] = {}
     for run in ordered:
-        first.setdefault(id(run) if run.seed is None else (run.seed, labels_fingerprint(run)), run)
+        first.setdefault(id(run) if run.seed is None else (run.seed, run.labels_fingerprint), run)
     counted = tuple(first.values())
     return counted, tuple(run for run in ordered if all(run is not one for one in counted))
 
 
-def in_order(groups: Sequence[Group]) -> list[Group]:
-    """Ascending by what was varied where that is numbers, the supervised method first; else as they are."""
-    keys = varied_keys(groups)
-    values = [[setting(group.runs[0]).get(key) for key in keys] for group in groups if group.method != BASELINE]
-    if not keys or not all(isinstance(value, int | float) for place in values for value in place):
+def sort_groups(groups: Sequence[Group]) -> list[Group]:
+    """Sorts groups by the values that were varied if all of these are numbers, the supervised method first; else keeps their
+    order."""
+    keys = find_varied_keys(groups)
+    values = [[read_setting(group.runs[0]).get(key) for key in keys] for group in groups if group.method != BASELINE]
+    if not keys or not all(isinstance(value, int | float) for row in values for value in row):
         return list(groups)
-    return sorted(groups, key=lambda g: (g.method != BASELINE, [setting(g.runs[0]).get(key) or 0 for key in keys]))
+    return sorted(groups, key=lambda g: (g.method != BASELINE, [read_setting(g.runs[0]).get(key) or 0 for key in keys]))
 
 
-def _labels(firsts: Sequence[Run]) -> list[str]:
-    """The method's name, and where several settings share it, the keys in which they differ; the keys alone where all do."""
-    varied = _varied(firsts)
+def _name_groups(firsts: Sequence[RunRecord]) -> list[str]:
+    """Names each group after its method and, if several settings have this method, the keys in which they differ.
+
+    If all settings have the same method, the keys alone are the name.
+    """
+    varied = _find_varied_keys_by_method(firsts)
     alone = len(firsts) > 1 and len(varied) == 1
     labels = []
     for run in firsts:
-        own = setting(run)
-        short = [f"{key.removeprefix('method.')}={_short(own[key])}" for key in own if key in varied[run.method]]
+        own = read_setting(run)
+        short = [f"{key.removeprefix('method.')}={_format_value(own[key])}" for key in own if key in varied[run.method]]
         words = [*([] if alone and short else [run.method]), *short[:MAX_KEYS]]
         labels.append(" ".join(words) + (" …" if len(short) > MAX_KEYS else ""))
     return labels
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -205,90 +211,95 @@ def _short(value: Any) -> str:
 
 
 def choose_baseline(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> Group | None:
-    """What all others are compared with: the ``wanted`` setting or the first one with these params, else the supervised one,
-    else the only one whose varied keys are at the program's defaults, else the first. None for a single group.
+    """Chooses the setting that all others are compared with; None if there is only one group.
 
-    Raises UserError when no group has the params.
+    It is the ``wanted`` setting, or the first one with the wanted keys and values; else the supervised one; else the only one
+    whose varied keys have the program's defaults; else the first. Raises UserError if no group has the wanted values.
     """
     if isinstance(wanted, Group):
         return wanted if len(groups) > 1 else None
     if wanted is not None:
-        found = find(groups, wanted)
-        if not found:
+        matching = find_groups(groups, wanted)
+        if not matching:
             words = " ".join(f"{key}={value}" for key, value in wanted.items())
             raise UserError(f"no run has the baseline's {words}", [f"there is {group.label}" for group in groups])
-        return found[0] if len(groups) > 1 else None
+        return matching[0] if len(groups) > 1 else None
     if len(groups) < 2 or any(group.method == BASELINE for group in groups):
         return next((group for group in groups if group.method == BASELINE and len(groups) > 1), None)
-    keys, defaults = varied_keys(groups), flatten(Config().model_dump(mode="json"))
-    usual = [g for g in groups if all(_same(setting(g.runs[0]).get(key), defaults.get(key)) for key in keys if key in defaults)]
+    keys, defaults = find_varied_keys(groups), flatten(Config().model_dump(mode="json"))
+    usual = find_groups(groups, {key: defaults[key] for key in keys if key in defaults})
     return usual[0] if len(usual) == 1 and set(keys) & defaults.keys() else groups[0]
 
 
-def foremost(groups: Sequence[Group], baseline: Group | None, limit: int) -> list[Group]:
-    """Up to ``limit`` settings: the baseline and those with the best mean, in the order of ``groups``."""
-    best = sorted(groups, key=lambda group: (group is not baseline, -(value.mean if (value := group.top1("mean")) else -1.0)))
-    return [group for group in groups if any(group is kept for kept in best[:limit])]
+def select_best_groups(groups: Sequence[Group], baseline: Group | None, limit: int) -> list[Group]:
+    """Selects up to ``limit`` settings, the baseline and those with the best mean, and keeps their order."""
+    estimates = [group.get_top1("mean") for group in groups]
+    means = [-1.0 if estimate is None else estimate.mean for estimate in estimates]
+    best = sorted(range(len(groups)), key=lambda index: (groups[index] is not baseline, -means[index]))
+    return [groups[index] for index in sorted(best[:limit])]
 
 
-def find(groups: Sequence[Group], params: Mapping[str, Any]) -> list[Group]:
-    """Groups whose settings have these values, the seed aside."""
+def find_groups(groups: Sequence[Group], params: Mapping[str, Any]) -> list[Group]:
+    """Finds the groups whose settings have the given values; a seed among them is ignored."""
     wanted = {key: value for key, value in params.items() if key != "run.seed"}
-    return [group for group in groups if all(_same(setting(group.runs[0]).get(key), wanted[key]) for key in wanted)]
+    settings = [read_setting(group.runs[0]) for group in groups]
+    return [
+        group
+        for group, setting in zip(groups, settings, strict=True)
+        if all(_are_same_value(setting.get(key), wanted[key]) for key in wanted)
+    ]
 
 
-def _same(one: Any, other: Any) -> bool:
+def _are_same_value(one: Any, other: Any) -> bool:
     return bool(one == other or repr(one) == repr(other) or (isinstance(one, list) and one == list(other or ())))
 
 
-def compare(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> list[Difference]:
-    """One for each group that shares a seed, the labels and the videos with the baseline, each corrected for all of them.
+def compare_groups(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> list[Difference]:
+    """Compares each group with the baseline if both have runs of the same seed, labels and videos.
 
-    Of several supervised settings, each group is compared with the one that differs from it in the fewest keys.
+    The p-values are corrected for the number of comparisons. If there are several supervised settings and no baseline is
+    wanted, each group is compared with the supervised setting that differs from it in the fewest keys.
     """
     chosen = choose_baseline(groups, wanted)
     if chosen is None:
         return []
     many = wanted is None and chosen.method == BASELINE
     baselines = [group for group in groups if group.method == BASELINE] if many else [chosen]
-    found = []
+    compared = []
     for group in (group for group in groups if all(group is not baseline for baseline in baselines)):
-        near = [
-            (tuple(differences(baseline.runs[0], group.runs[0])), baseline, pairs)
-            for baseline in baselines if (pairs := _paired(baseline, group))
+        candidates = [
+            (tuple(describe_differences(baseline.runs[0], group.runs[0])), baseline, pairs)
+            for baseline in baselines if (pairs := _pair_runs(baseline, group))
         ]  # fmt: skip
-        if near:
-            differing, baseline, pairs = min(near, key=lambda one: len(one[0]))
-            found.append((group, baseline, pairs, differing, {view: _estimate(pairs, view) for view in VIEWS}))
-    adjusted = {view: holm([estimates[view].p for *_, estimates in found]) for view in VIEWS}
-    return [Difference(*one, {view: adjusted[view][place] for view in VIEWS}) for place, one in enumerate(found)]
+        if candidates:
+            differing, baseline, pairs = min(candidates, key=lambda candidate: len(candidate[0]))
+            compared.append((group, baseline, pairs, differing, {view: _estimate_top1(pairs, view) for view in VIEWS}))
+    adjusted = {view: adjust_by_holm([estimates[view].p for *_, estimates in compared]) for view in VIEWS}
+    return [Difference(*parts, {view: adjusted[view][index] for view in VIEWS}) for index, parts in enumerate(compared)]
 
 
-def differences(first: Run, second: Run) -> Iterable[str]:
-    """``key: value in one, value in the other`` for what differs beside the method and what only it uses."""
-    one, other = setting(first), setting(second)
-    if not (labels_fingerprint(first) and manifest_fingerprint(first)):
+def describe_differences(first: RunRecord, second: RunRecord) -> Iterable[str]:
+    """Yields ``key: value in one, value in the other`` for each key that differs, but for the method's own keys."""
+    one, other = read_setting(first), read_setting(second)
+    if not (first.labels_fingerprint and first.manifest_fingerprint):
         yield "facts.json does not say on which videos and labels: that they are the same is assumed"
     for key in sorted(one.keys() | other.keys()):
         if one.get(key) != other.get(key) and not key.startswith(UNUSED_BY_BASELINE):
             yield f"{key}: {one.get(key)} in {first.method}, {other.get(key)} in {second.method}"
 
 
-def _fingerprints(run: Run) -> Mapping[str, str]:
-    found = run.facts.get("fingerprints")
-    return found if isinstance(found, dict) else {}
 
-
-def _paired(baseline: Group, group: Group) -> tuple[tuple[Run, Run], ...]:
+def _pair_runs(baseline: Group, group: Group) -> tuple[tuple[RunRecord, RunRecord], ...]:
     pairs = []
     for run in group.runs:
-        partner = next((other for other in baseline.runs if _same_start(run, other)), None)
-        if run.seed is not None and partner is not None and None not in (run.top1("mean"), partner.top1("mean")):
+        partner = next((other for other in baseline.runs if _can_be_paired(run, other)), None)
+        if run.seed is not None and partner is not None and None not in (run.get_top1("mean"), partner.get_top1("mean")):
             pairs.append((run, partner))
     return tuple(pairs)
 
 
-def _same_start(one: Run, other: Run) -> bool:
-    """Same seed, same videos, and the same label subset unless its size is what is studied."""
-    same_labels = one.labels.get("spec") != other.labels.get("spec") or labels_fingerprint(one) == labels_fingerprint(other)
-    return same_labels and (one.seed, manifest_fingerprint(one)) == (other.seed, manifest_fingerprint(other))
+def _can_be_paired(one: RunRecord, other: RunRecord) -> bool:
+    """Returns whether two runs have the same seed, videos and label subset; the subset may differ if its size is what is
+    studied."""
+    same_labels = one.labels.get("spec") != other.labels.get("spec") or one.labels_fingerprint == other.labels_fingerprint
+    return same_labels and (one.seed, one.manifest_fingerprint) == (other.seed, other.manifest_fingerprint)

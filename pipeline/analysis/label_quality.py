@@ -1,9 +1,10 @@
-"""How good pseudo-labels were, from the scores that training saved: of the other student, of oneself, of the mean of both.
+"""Measures the quality of pseudo-labels from the scores that training saved.
 
-A learner may be labeled by the other student (``cross``), by itself (``self``), or by the softmax of both students' mean logits
-(``mean``). For each threshold two things count: coverage, the share of clips whose label is kept, and accuracy, the share of
-those labels that are right. Labels of one student are the same whoever learns from them; what they tell a learner is not: so
-labels that differ from the learner's own class are counted, too. Thresholds here are fixed ones, whatever policy trained.
+A student that learns from a pseudo-label (the learner) can get it from the other student (``cross``), from itself (``self``),
+or from the softmax of both students' mean logits (``mean``). For each confidence threshold two things are measured: coverage,
+the share of clips whose label is kept, and accuracy, the share of the kept labels that are right. A student's labels are
+equally right for whoever learns from them, but only those teach a learner something new that differ from its own prediction,
+so these are counted, too. The thresholds here are fixed ones, whatever policy the run was trained with.
 """
 
 from __future__ import annotations
@@ -25,91 +26,94 @@ LABELERS = (*STUDENTS, "mean")
 SOURCES = ("cross", "self", "mean")
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100))
 MAX_WINDOWS = 10
-"""Parts of the training time: with fewer saved steps, each is one."""
+"""The training time is divided into at most so many parts; with fewer saved steps, each step is one."""
 Thresholds: TypeAlias = Mapping[str, float]
-"""By labeler."""
+"""Confidence thresholds (0..1) by labeler."""
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Said:
-    """Of M clips, what each labeler said."""
+class SavedScores:
+    """The predictions of each labeler for M clips of unlabeled videos."""
 
     steps: Ints
-    """[M], from 1."""
+    """[M] optimizer steps, from 1 on."""
     videos: Ints
     """[M] rows of the manifest."""
     labels: Ints
-    """[M] hidden labels, -1 where unknown."""
+    """[M] true classes, which were hidden from training; -1 if unknown."""
     classes: dict[str, Ints]
-    """[M] by labeler: the most probable class."""
+    """The most probable class [M], by labeler."""
     confidence: dict[str, NDArray[np.float32]]
-    """[M] by labeler, in 0..1."""
+    """The probability [M] of that class, 0..1, by labeler."""
     num_classes: int
 
-    def part(self, kept: NDArray[np.bool_]) -> Said:
-        """Some of the clips."""
+    def select(self, kept: NDArray[np.bool_]) -> SavedScores:
+        """Returns the clips for which ``kept`` [M] is true."""
         classes = {name: values[kept] for name, values in self.classes.items()}
         confidence = {name: values[kept] for name, values in self.confidence.items()}
-        return Said(self.steps[kept], self.videos[kept], self.labels[kept], classes, confidence, self.num_classes)
+        return SavedScores(self.steps[kept], self.videos[kept], self.labels[kept], classes, confidence, self.num_classes)
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Counts of one learner's labels from one source, at T thresholds, by the clip's true class; last, of unknown class."""
+class LabelCounts:
+    """Counts of the labels that one learner gets from one source at T thresholds, by the true class of the clips.
+
+    The last row counts the clips of unknown class.
+    """
 
     videos: Ints
     """[K + 1] clips."""
     kept: Ints
     """[K + 1, T] labels whose confidence reaches the threshold."""
     right: Ints
-    """[K + 1, T] right ones among them."""
+    """[K + 1, T] kept labels that are right."""
     differing: Ints
-    """[K + 1, T] kept labels that are not the learner's own class."""
+    """[K + 1, T] kept labels that are not the class which the learner itself predicts."""
     differing_right: Ints
-    """[K + 1, T] right ones among those."""
+    """[K + 1, T] differing labels that are right."""
 
-    def coverage(self) -> Floats:
-        """[T] share of clips whose label is kept; NaN without a clip."""
-        return share(self.kept.sum(axis=0), np.full(self.kept.shape[1], self.videos.sum()))
+    def compute_coverage(self) -> Floats:
+        """Returns the share [T] of clips whose label is kept; NaN without clips."""
+        return divide(self.kept.sum(axis=0), np.full(self.kept.shape[1], self.videos.sum()))
 
-    def accuracy(self) -> Floats:
-        """[T] share of the kept labels of known class that are right; NaN where none is kept."""
-        return share(self.right.sum(axis=0), self.kept[:-1].sum(axis=0))
+    def compute_accuracy(self) -> Floats:
+        """Returns the share [T] of the kept labels of known class that are right; NaN where none is kept."""
+        return divide(self.right.sum(axis=0), self.kept[:-1].sum(axis=0))
 
-    def news(self) -> Floats:
-        """[T] share of the kept labels of known class that differ from the learner's own class."""
-        return share(self.differing[:-1].sum(axis=0), self.kept[:-1].sum(axis=0))
+    def compute_differing_share(self) -> Floats:
+        """Returns the share [T] of the kept labels of known class that differ from the learner's own prediction."""
+        return divide(self.differing[:-1].sum(axis=0), self.kept[:-1].sum(axis=0))
 
-    def news_accuracy(self) -> Floats:
-        """[T] share of those that are right."""
-        return share(self.differing_right.sum(axis=0), self.differing[:-1].sum(axis=0))
+    def compute_differing_accuracy(self) -> Floats:
+        """Returns the share [T] of the differing labels that are right."""
+        return divide(self.differing_right.sum(axis=0), self.differing[:-1].sum(axis=0))
 
 
-def share(part: Any, whole: Any) -> Floats:
-    """part / whole, NaN where whole is 0."""
+def divide(part: Any, whole: Any) -> Floats:
+    """Divides elementwise; NaN where ``whole`` is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    found: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return found
+    quotient: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return quotient
 
 
-def read_said(folder: Path) -> tuple[Said | None, list[str]]:
-    """What a run's saved scores say, and what is wrong with them; None when there is none."""
+def read_saved_scores(folder: Path) -> tuple[SavedScores | None, list[str]]:
+    """Reads the scores that a run saved (None if there are none), and describes the files that cannot be read."""
     parts, problems = [], []
     for path in score_parts(folder):
         try:
-            parts.append(_reduce(pq.read_table(path)))
+            parts.append(_summarize_scores(pq.read_table(path)))
         except FileNotFoundError:
             continue  # a run that was restarted meanwhile forgot it
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             problems.append(f"scores/{path.name} cannot be read: {str(error).splitlines()[0]}")
-    return (join(parts) if parts else None), problems
+    return (join_scores(parts) if parts else None), problems
 
 
-def join(parts: Sequence[Said]) -> Said:
-    """Several as one; a video keeps its number."""
-    return Said(
+def join_scores(parts: Sequence[SavedScores]) -> SavedScores:
+    """Joins the scores of several files or runs; the videos keep their row numbers."""
+    return SavedScores(
         steps=np.concatenate([part.steps for part in parts]),
         videos=np.concatenate([part.videos for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
@@ -119,8 +123,8 @@ def join(parts: Sequence[Said]) -> Said:
     )
 
 
-def _reduce(table: pa.Table) -> Said:
-    """Most probable class and confidence of each labeler: all that is needed of K scores."""
+def _summarize_scores(table: pa.Table) -> SavedScores:
+    """Computes the most probable class and the confidence of each labeler, which is all that is needed of the K scores."""
     steps, videos, labels = (table[key].to_numpy().astype(np.int64) for key in ("step", "video", "label"))
     scores = {}
     for name in STUDENTS:
@@ -132,89 +136,97 @@ def _reduce(table: pa.Table) -> Said:
     scores["mean"] = (mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)  # as methods/parts/pseudo_labels.py
     classes = {name: values.argmax(axis=1).astype(np.int64) for name, values in scores.items()}
     confidence = {name: values.max(axis=1) for name, values in scores.items()}
-    return Said(steps, videos, labels, classes, confidence, num_classes)
+    return SavedScores(steps, videos, labels, classes, confidence, num_classes)
 
 
-def labeler(learner: str, source: str) -> str:
-    """Who labels ``learner`` under a source."""
+def find_labeler(learner: str, source: str) -> str:
+    """Returns the labeler that labels ``learner`` if the labels come from ``source``."""
     other = STUDENTS[1 - STUDENTS.index(learner)]
     return {"cross": other, "self": learner, "mean": "mean"}[source]
 
 
-def tally(said: Said, learner: str, source: str, thresholds: Sequence[float] = THRESHOLDS) -> Tally:
-    """Counts at ascending thresholds. They are compared as float32, as training does."""
-    who = labeler(learner, source)
-    reached = np.searchsorted(np.asarray(thresholds, dtype=np.float32), said.confidence[who], side="right")
-    right = said.classes[who] == said.labels
-    differing = said.classes[who] != said.classes[learner]
-    size = (said.num_classes + 1, len(thresholds) + 1)
+def count_labels(scores: SavedScores, learner: str, source: str, thresholds: Sequence[float] = THRESHOLDS) -> LabelCounts:
+    """Counts labels at ascending thresholds, which are compared with the confidence as float32, as in training."""
+    labeler = find_labeler(learner, source)
+    reached = np.searchsorted(np.asarray(thresholds, dtype=np.float32), scores.confidence[labeler], side="right")
+    right = scores.classes[labeler] == scores.labels
+    differing = scores.classes[labeler] != scores.classes[learner]
+    size = (scores.num_classes + 1, len(thresholds) + 1)
 
     def count(chosen: NDArray[np.bool_]) -> Ints:
-        cells = np.ravel_multi_index((said.labels[chosen], reached[chosen]), size, mode="wrap")  # class -1 is the last row
-        found = np.bincount(cells, minlength=size[0] * size[1]).reshape(size)
-        at_least: Ints = found[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+        cells = np.ravel_multi_index((scores.labels[chosen], reached[chosen]), size, mode="wrap")  # class -1 is the last row
+        counts = np.bincount(cells, minlength=size[0] * size[1]).reshape(size)
+        at_least: Ints = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
         return at_least
 
-    everyone = np.ones(len(said.labels), dtype=bool)
-    videos = np.bincount(said.labels % size[0], minlength=size[0])
-    return Tally(videos, count(everyone), count(right), count(differing), count(right & differing))
+    everyone = np.ones(len(scores.labels), dtype=bool)
+    videos = np.bincount(scores.labels % size[0], minlength=size[0])
+    return LabelCounts(videos, count(everyone), count(right), count(differing), count(right & differing))
 
 
-def windows(said: Said, limit: int = MAX_WINDOWS) -> list[tuple[int, int, Said]]:
-    """(first step, last step, clips) of up to ``limit`` parts with equally many saved steps."""
-    steps = np.unique(said.steps)
+def split_training_time(scores: SavedScores, limit: int = MAX_WINDOWS) -> list[tuple[int, int, SavedScores]]:
+    """Splits the clips into up to ``limit`` parts with equally many saved steps: (first step, last step, clips)."""
+    steps = np.unique(scores.steps)
     parts = [part for part in np.array_split(steps, min(limit, len(steps))) if len(part)]
-    return [(int(p[0]), int(p[-1]), said.part((said.steps >= p[0]) & (said.steps <= p[-1]))) for p in parts]
+    return [(int(p[0]), int(p[-1]), scores.select((scores.steps >= p[0]) & (scores.steps <= p[-1]))) for p in parts]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Cross against self labels of one learner, each labeler at its own threshold."""
+class SourceComparison:
+    """A comparison of the cross labels with the self labels of one learner, each labeler at its own threshold."""
 
     learner: str
     thresholds: Thresholds
     coverage: dict[str, float]
-    """By source, in 0..1."""
+    """The share of clips whose label is kept, 0..1, by source."""
     accuracy: dict[str, float]
-    """By source, in 0..1; NaN where no label is kept."""
+    """The share of kept labels that are right, 0..1, by source; NaN if no label is kept."""
     difference: tuple[float, float] | None
-    """95 % interval of accuracy of cross minus self, by bootstrap over the videos of these runs."""
+    """The 95 % interval of the accuracy of cross labels minus that of self labels, by bootstrap over the videos of these
+    runs."""
     self_at_equal_coverage: float
-    """Accuracy of the learner's own most confident labels, as many as cross labels are kept."""
-    news: float
-    """Share of kept cross labels that are not the learner's own class, in 0..1."""
-    news_accuracy: float
-    """Share of those that are right."""
+    """The accuracy of the learner's own most confident labels, of which as many are taken as cross labels are kept."""
+    differing_share: float
+    """The share of kept cross labels that are not the class which the learner itself predicts, 0..1."""
+    differing_accuracy: float
+    """The share of these that are right, 0..1."""
 
 
-def compare(said: Said, learner: str, own: Thresholds) -> Comparison:
-    """See ``Comparison``; clips of unknown class count for coverage only."""
-    tallies = {source: tally(said, learner, source, [own[labeler(learner, source)]]) for source in SOURCES}
-    order, known = np.argsort(-said.confidence[learner], kind="stable"), said.labels >= 0
-    first = order[known[order]][: int(tallies["cross"].kept[:-1].sum())]
-    return Comparison(
-        learner, own,
-        {source: float(found.coverage()[0]) for source, found in tallies.items()},
-        {source: float(found.accuracy()[0]) for source, found in tallies.items()},
-        _interval(said.part(known), learner, own),
-        float(share((said.classes[learner] == said.labels)[first].sum(), len(first))),
-        float(tallies["cross"].news()[0]), float(tallies["cross"].news_accuracy()[0]),
+def compare_sources(scores: SavedScores, learner: str, thresholds: Thresholds) -> SourceComparison:
+    """Compares the sources of labels for one learner; clips of unknown class count for the coverage only."""
+    counts = {source: count_labels(scores, learner, source, [thresholds[find_labeler(learner, source)]]) for source in SOURCES}
+    order, known = np.argsort(-scores.confidence[learner], kind="stable"), scores.labels >= 0
+    first = order[known[order]][: int(counts["cross"].kept[:-1].sum())]
+    return SourceComparison(
+        learner, thresholds,
+        {source: float(source_counts.compute_coverage()[0]) for source, source_counts in counts.items()},
+        {source: float(source_counts.compute_accuracy()[0]) for source, source_counts in counts.items()},
+        _bootstrap_difference(scores.select(known), learner, thresholds),
+        float(divide((scores.classes[learner] == scores.labels)[first].sum(), len(first))),
+        float(counts["cross"].compute_differing_share()[0]), float(counts["cross"].compute_differing_accuracy()[0]),
     )  # fmt: skip
 
 
-def _interval(said: Said, learner: str, own: Thresholds, draws: int = 1000) -> tuple[float, float] | None:
-    """Clips of one video are no independent ones: whole videos are drawn again."""
-    _, video = np.unique(said.videos, return_inverse=True)
+def _bootstrap_difference(
+    scores: SavedScores, learner: str, thresholds: Thresholds, draws: int = 1000
+) -> tuple[float, float] | None:
+    """Returns the 95 % interval of the accuracy of cross labels minus that of self labels.
+
+    Whole videos are resampled, because clips of one video are not independent.
+    """
+    _, video = np.unique(scores.videos, return_inverse=True)
     sums = []
     for source in ("cross", "self"):
-        who = labeler(learner, source)
-        kept = said.confidence[who] >= np.float32(own[who])
-        right = kept & (said.classes[who] == said.labels)
+        labeler = find_labeler(learner, source)
+        kept = scores.confidence[labeler] >= np.float32(thresholds[labeler])
+        right = kept & (scores.classes[labeler] == scores.labels)
         sums += [np.bincount(video, weights=values) for values in (right, kept)]
     table, generator = np.stack(sums, axis=1), np.random.default_rng(0)
     if not len(table):
         return None
     drawn = np.array([table[generator.integers(len(table), size=len(table))].sum(axis=0) for _ in range(draws)])
-    found = share(drawn[:, 0], drawn[:, 1]) - share(drawn[:, 2], drawn[:, 3])
-    found = found[np.isfinite(found)]
-    return (float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))) if len(found) > draws / 2 else None
+    differences = divide(drawn[:, 0], drawn[:, 1]) - divide(drawn[:, 2], drawn[:, 3])
+    differences = differences[np.isfinite(differences)]
+    if len(differences) <= draws / 2:
+        return None
+    return float(np.quantile(differences, 0.025)), float(np.quantile(differences, 0.975))

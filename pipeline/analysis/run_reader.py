@@ -1,7 +1,7 @@
-"""Read what a run left behind, whole or partial, without Ray, torch or the videos.
+"""Reads what a run left in its folder, completely or in part, without Ray, torch or the videos.
 
-Every file of a run folder may be absent or half-written: what is missing becomes a sentence in ``Run.missing``,
-never an exception. Only a folder that holds none of them is an error.
+Every file of a run folder may be absent or half-written. What is missing becomes a sentence in ``RunRecord.missing`` and never
+an exception.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipeline.training.monitoring.failure_signatures import Finding, find
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
 OTHER_DATA = "evaluation_on_*.json"
-"""Files of evaluations on other data than the run's, by that data's fingerprint."""
+"""The files with evaluations on other data than the run's own, named after that data's fingerprint."""
 VIEWS = ("primary", "auxiliary", "mean")
-"""Whose scores are judged: each student's and the mean of both."""
+"""Whose scores are evaluated: each student's, and the mean of both."""
 ABSENT = {
     "facts.json": "facts.json: versions and label subset are unknown.",
     "evaluation.json": "evaluation.json: not evaluated yet; python -m jobs.evaluate writes it.",
@@ -38,65 +38,78 @@ ABSENT = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores of the test videos, in the file's order."""
+    """The scores of the test videos, in the order of the file."""
 
     ids: tuple[str, ...]
     labels: np.ndarray[Any, np.dtype[np.int64]]
-    """[N] int64, -1 where unknown."""
+    """[N] int64 true classes, -1 if unknown."""
     scores: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
-    """[N, K] softmax scores of each of ``VIEWS``."""
+    """Softmax scores [N, K] by view (``VIEWS``)."""
     classes: tuple[str, ...]
     manifest: str = ""
-    """Fingerprint of the manifest that lists the videos; "" where the file does not tell."""
+    """The fingerprint of the manifest that lists the videos; "" if the file does not tell."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder. Absent files leave their field empty and a sentence in ``missing``."""
+class RunRecord:
+    """What one run folder says. For an absent file the field is empty, and ``missing`` has a sentence.
+
+    A run that is being trained is ``pipeline.training.loop.Run``.
+    """
 
     folder: Path
     config: Mapping[str, Any]
-    """Flat: dotted key -> value."""
+    """The configuration's values by dotted key."""
     facts: Mapping[str, Any]
     lines: tuple[Mapping[str, Any], ...]
-    """metrics.jsonl by ascending step; a step that was trained again after a restart counts once, the last time."""
+    """The lines of metrics.jsonl by ascending step; a step that was trained again after a restart counts once, the last
+    time."""
     evaluation: Mapping[str, Any]
     predictions: Predictions | None
     quarantine: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...]
     other_data: tuple[Mapping[str, Any], ...] = ()
-    """Contents of evaluation_on_*.json: what jobs.evaluate --other-data found, by the data's name."""
+    """The contents of evaluation_on_*.json, which jobs.evaluate --other-data wrote, sorted by the name of the data."""
 
     @property
     def name(self) -> str:
-        """The run's name, else its folder's."""
+        """The name of the run, or of its folder if the configuration is missing."""
         return str(self.config.get("run.name", self.folder.name))
 
     @property
     def method(self) -> str:
-        """``supervised``, ``actnetformer``, or ``unknown``."""
+        """The value of ``method.name``, for example ``actnetformer``, or ``unknown``."""
         return str(self.config.get("method.name") or self.facts.get("method") or "unknown")
 
     @property
     def seed(self) -> int | None:
-        """``run.seed``."""
+        """The value of ``run.seed``."""
         return self.config.get("run.seed")
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        """The label subset: spec, seed, fingerprint, count."""
+        """The label subset: its spec, seed, fingerprint and count."""
         found = self.facts.get("labels")
         return found if isinstance(found, dict) else {}
 
     @property
+    def _fingerprints(self) -> Mapping[str, Any]:
+        fingerprints = self.facts.get("fingerprints")
+        return fingerprints if isinstance(fingerprints, dict) else {}
+
+    @property
     def manifest_fingerprint(self) -> str:
-        """Of the manifest that it was trained with; "" where unknown."""
-        found = self.facts.get("fingerprints")
-        return str(found.get("manifest") or "") if isinstance(found, dict) else ""
+        """The fingerprint of the manifest that the run was trained on; "" if it is unknown."""
+        return str(self._fingerprints.get("manifest") or "")
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """The fingerprint of the label subset that the run was trained with; "" if it is unknown."""
+        return str(self._fingerprints.get("labels") or self.labels.get("fingerprint") or "")
 
     @cached_property
     def signatures(self) -> tuple[Finding, ...]:
-        """Failure signatures in the lines, by the limits of the run's own monitors; none where its classes are unknown."""
+        """The failure signatures in the metrics, by the limits of the run's own monitors; none if its classes are unknown."""
         classes = self.facts.get("classes") or self.evaluation.get("classes") or ()
         own = {key.removeprefix("monitors."): value for key, value in self.config.items() if key.startswith("monitors.")}
         try:
@@ -106,64 +119,65 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The last step that any file tells of, 0 when none does."""
+        """The last step that any file mentions; 0 if none does."""
         logged = int(self.lines[-1]["step"]) if self.lines else 0
         return max(logged, int(self.evaluation.get("step") or 0))
 
     @property
     def split(self) -> str:
-        """On whose videos it is judged: ``test`` or ``validation``."""
+        """The split that the run is evaluated on: ``test`` or ``validation``."""
         return str(self.evaluation.get("split") or self.config.get("evaluation.split") or "test")
 
     @property
-    def unfinished(self) -> bool:
-        """Whether steps are left to train. Logging lags by up to ``train.log_every`` steps."""
+    def is_unfinished(self) -> bool:
+        """Whether steps are left to train. The log lags behind by up to ``train.log_every`` steps."""
         steps, every = self.config.get("train.steps"), self.config.get("train.log_every", 1)
         return bool(steps and self.last_step + every <= steps)
 
     @property
     def seconds(self) -> float | None:
-        """Of training the logged steps, without starting, evaluation, and steps that a restart repeated; None without lines."""
-        return sum(self._seconds()) if self.lines else None
+        """The seconds that training the logged steps took, without start-up, evaluation and repeated steps; None if none was
+        logged."""
+        return sum(self._list_seconds()) if self.lines else None
 
     @property
     def clips(self) -> float | None:
-        """Videos that the logged steps trained on, each time anew; None where it was not logged."""
+        """The number of clips in the logged steps, repetitions included; None if it was not logged."""
         rates = [line.get("clips_per_second") for line in self.lines]
         if not self.lines or None in rates:
             return None
-        return float(sum(rate * time for rate, time in zip(rates, self._seconds(), strict=True) if rate is not None))
+        return float(sum(rate * time for rate, time in zip(rates, self._list_seconds(), strict=True) if rate is not None))
 
-    def _seconds(self) -> list[float]:
-        """Of each line: the mean per step, times the steps since the line before."""
+    def _list_seconds(self) -> list[float]:
+        """Returns for each line the mean seconds per step times the steps since the line before."""
         steps = [0, *(int(line["step"]) for line in self.lines)]
         spans = [after - before for before, after in pairwise(steps)]
         return [span * float(line.get("seconds/step") or 0.0) for span, line in zip(spans, self.lines, strict=True)]
 
-    def top1(self, view: str) -> float | None:
-        """Top-1 in percent of one of ``VIEWS``, None before the evaluation."""
+    def get_top1(self, view: str) -> float | None:
+        """Returns the top-1 accuracy of one of ``VIEWS`` in percent; None before the evaluation."""
         share = (self.evaluation.get(view) or {}).get("top1")
         return None if share is None or not math.isfinite(share) else 100 * share
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds any file of a run, or what ``jobs.evaluate --other-data`` wrote elsewhere."""
+    """Returns whether a folder holds any file of a run, or what ``jobs.evaluate --other-data`` wrote elsewhere."""
     return any((path / name).is_file() for name in RUN_FILES) or (path.is_dir() and any(path.glob(OTHER_DATA)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys."""
+    """Flattens nested mappings to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def read_run(folder: Path) -> Run:
-    """What the folder holds; see ``Run``."""
+def read_run_record(folder: Path) -> RunRecord:
+    """Reads all files of a run folder but for checkpoints and saved scores."""
     missing: list[str] = []
     predictions = _read_predictions(folder / "predictions.parquet", missing)
-    run = Run(
+    run = RunRecord(
         folder=folder,
         config=_read_config(folder / "config.yaml", missing),
         facts=_read_json(folder / "facts.json", missing),
@@ -174,20 +188,21 @@ def read_run(folder: Path) -> Run:
         missing=(),
         other_data=_read_other_data(folder, missing),
     )
-    missing += _other_videos(run)
-    if run.unfinished and run.lines:
+    missing += _explain_other_data(run)
+    if run.is_unfinished and run.lines:
         missing.append(f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}: under way or stopped.")
     return replace(run, missing=tuple(missing))
 
 
 def _read_other_data(folder: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
-    found = [_read_json(path, missing) for path in sorted(folder.glob(OTHER_DATA))]
-    return tuple(sorted((one for one in found if one), key=lambda one: str((one.get("data") or {}).get("manifest"))))
+    contents = [_read_json(path, missing) for path in sorted(folder.glob(OTHER_DATA))]
+    return tuple(sorted(filter(None, contents), key=lambda content: str((content.get("data") or {}).get("manifest"))))
 
 
-def _other_videos(run: Run) -> list[str]:
-    """Sentences, where what lies in the folder as the run's own evaluation is of other data than it was trained with."""
-    elsewhere = {one["run"]: (one.get("other_data") or {}).get("trained_on") for one in run.other_data if one.get("run")}
+def _explain_other_data(run: RunRecord) -> list[str]:
+    """Returns a sentence if the evaluation in the folder is of other data than the run was trained on."""
+    others = [content for content in run.other_data if content.get("run")]
+    elsewhere = {content["run"]: (content.get("other_data") or {}).get("trained_on") for content in others}
     if elsewhere and not run.config:
         runs = [f"{path}, which was trained on the manifest of fingerprint {print_}" for path, print_ in elsewhere.items()]
         return [f"Its own data: these are results of other data than the run's. The run: {'; '.join(runs)}."]
@@ -207,7 +222,7 @@ def _other_videos(run: Run) -> list[str]:
 
 
 def read_outcome(folder: Path) -> Mapping[str, Any]:
-    """evaluation.json of a run that has come to its end, else nothing; no other large file is read."""
+    """Reads evaluation.json if the run has come to its end, else returns nothing; no other large file is read."""
     evaluation = _read_json(folder / "evaluation.json", [])
     steps = _read_config(folder / "config.yaml", []).get("train.steps") if evaluation else None
     return evaluation if steps and evaluation.get("step") == steps else {}
@@ -247,12 +262,15 @@ def _read_json(path: Path, missing: list[str]) -> dict[str, Any]:
 def _read_lines(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
     if not path.is_file():
         missing.append("metrics.jsonl: no step was logged, so there are no curves.")
-    return read_lines(path, missing)
+    return read_json_lines(path, missing)
 
 
-def read_lines(path: Path, missing: list[str] | None = None) -> tuple[Mapping[str, Any], ...]:
-    """Lines of a JSON lines file by their ``step``, the last one of each; without those that cannot be read, which are counted
-    in ``missing``, and without a last one that a live run has half written. Nothing for a file that is not there."""
+def read_json_lines(path: Path, missing: list[str] | None = None) -> tuple[Mapping[str, Any], ...]:
+    """Reads a JSON lines file and returns the last line of each ``step``, by ascending step; nothing if there is no file.
+
+    Lines that cannot be read are left out and counted in ``missing``. A last line that a live run has half-written is left
+    out, too.
+    """
     by_step: dict[int, Mapping[str, Any]] = {}
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     broken = 0

@@ -1,7 +1,7 @@
-"""Which runs the folders of a command line mean: run folders themselves, and studies, which hold many.
+"""Reads studies and finds the runs that the folders on a command line stand for: run folders themselves, and studies' folders.
 
-A study's folder is one with study.json and trials.jsonl (docs/report.md has their fields), or any that holds run folders.
-What was planned and is not done yet is known from these files only.
+A study's folder has study.json and trials.jsonl (docs/report.md describes their fields), or it is any folder that holds run
+folders. Only these two files tell which trials were planned and are not done yet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import RUN_FILES, VIEWS, Run, is_run, read_lines, read_outcome, read_run
+from pipeline.analysis.run_reader import RUN_FILES, VIEWS, RunRecord, is_run, read_json_lines, read_outcome, read_run_record
 from pipeline.config import with_new_keys
 from pipeline.errors import UserError, find_nearest_name
 
@@ -23,54 +23,61 @@ SEARCH = "search"
 
 @dataclass(frozen=True)
 class Objective:
-    """What a search looks for."""
+    """A quantity that a search optimizes."""
 
     name: str
-    """A key of a trial's values: one of ``VIEWS``, whose top-1 is a share in 0..1, ``seconds``, or another one."""
+    """A key of a trial's values: one of ``VIEWS``, whose top-1 is a share in 0..1, ``seconds``, or another name."""
     maximize: bool = True
 
     @property
     def label(self) -> str:
-        """With the unit that people read."""
+        """The name with the unit in which readers see the value."""
         return f"{self.name} top-1, %" if self.name in VIEWS else {"seconds": "training, s"}.get(self.name, self.name)
 
-    def shown(self, value: float) -> float:
-        """In the label's unit."""
+    def convert_to_shown_unit(self, value: float) -> float:
+        """Converts a value to the unit of ``label``."""
         return 100 * value if self.name in VIEWS else value
 
 
 @dataclass(frozen=True)
-class Part:
-    """Steps of a member of a population that were trained with one choice of knobs."""
+class LineagePart:
+    """The steps that a member of a population was trained with one choice of knobs."""
 
     first: int
     last: int | None
-    """None for the end of the run."""
+    """The last step; None for the end of the run."""
     params: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A run of a study, or of a search, or a member of a population, which is one run after another."""
+class TrialRecord:
+    """What a study's files say about one trial: a run of an ablation or a search, or a member of a population.
+
+    A member of a population is several runs, one after the other. A trial that is yet to be run is
+    ``pipeline.studies.ablation.Trial``.
+    """
 
     number: int
     state: str
-    """waiting, running, complete, pruned or failed."""
+    """``waiting``, ``running``, ``complete``, ``pruned`` or ``failed``."""
     params: Mapping[str, Any]
-    """Dotted key -> value."""
+    """What the trial changes: values by dotted configuration key."""
     values: Mapping[str, float]
-    """By objective: of a trial that was stopped early, where it stood."""
+    """The value of each objective; for a trial that was stopped early, its value at that step."""
     seconds: float | None
     folder: Path | None
     message: str = ""
-    lineage: tuple[Part, ...] = ()
+    lineage: tuple[LineagePart, ...] = ()
     cell: str = ""
-    """Name of an ablation's cell: that of its run folders, without the seed."""
+    """The name of an ablation's cell, which is that of its run folders without the seed."""
 
 
 @dataclass(frozen=True)
-class Study:
-    """A folder of runs that belong together. Fields that no file tells are empty."""
+class StudyRecord:
+    """What a folder of runs that belong together says about them. Fields that no file tells are empty.
+
+    A study that is yet to be run is read by ``pipeline.studies.study_file``.
+    """
 
     folder: Path
     name: str
@@ -80,84 +87,84 @@ class Study:
     command: str = ""
     objectives: tuple[Objective, ...] = (Objective("mean"),)
     baseline: Mapping[str, Any] | None = None
-    """Params of the setting that others are compared with."""
+    """The configuration keys and values of the setting that the others are compared with."""
     space: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
-    """Of a run of a search, 0 where unknown."""
-    trials: tuple[Trial, ...] = ()
+    """The number of optimizer steps of a run of a search; 0 if unknown."""
+    trials: tuple[TrialRecord, ...] = ()
     missing: tuple[str, ...] = ()
 
     @property
     def is_search(self) -> bool:
-        """Whether its trials are samples of a space, each seen once, rather than cells to be compared."""
+        """Whether the trials are samples of a search space rather than settings to be compared."""
         return self.kind == SEARCH
 
     @property
-    def named(self) -> bool:
-        """Whether its cells change different keys, so that their names say more than their values."""
+    def has_named_cells(self) -> bool:
+        """Whether the cells change different keys, so that their names say more than the values of their keys."""
         return not self.is_search and len({frozenset(trial.params) for trial in self.trials}) > 1
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Trials by state."""
+        """The number of trials by state."""
         return Counter(trial.state for trial in self.trials)
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a command was given: its runs in order, each once, and the studies that some of them belong to."""
+class ReportInput:
+    """The runs that a report is about, each once and in order, and the studies that some of them belong to."""
 
-    runs: tuple[Run, ...]
-    studies: tuple[Study, ...]
+    runs: tuple[RunRecord, ...]
+    studies: tuple[StudyRecord, ...]
 
-    def study_of(self, run: Run) -> Study | None:
-        """The study that a run lies in."""
+    def find_study(self, run: RunRecord) -> StudyRecord | None:
+        """Returns the study whose folder holds the run, or None."""
         return next((study for study in self.studies if run.folder.is_relative_to(study.folder)), None)
 
 
-def read_given(folders: Sequence[str | Path]) -> Given:
-    """Each run folder, and each one below a study's folder. Raises UserError naming every path that is neither.
+def read_report_input(folders: Sequence[str | Path]) -> ReportInput:
+    """Reads each run folder, and each one inside a study's folder. Raises UserError that names every path that is neither.
 
-    A report among the paths (*.html, *.md, *.csv, *.tex) is skipped: one lies among the runs, so ``runs/*`` names it too.
+    Reports among the paths (*.html, *.md, *.csv, *.tex) are skipped: they lie beside the runs, so ``runs/*`` names them, too.
     """
     paths = list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
     paths = [path for path in paths if not (path.is_file() and path.suffix in (".html", ".md", ".csv", ".tex"))]
-    wrong = [complaint for path in paths if (complaint := _why_nothing(path))]
+    wrong = [problem for path in paths if (problem := _explain_no_run(path))]
     if wrong or not paths:
         expected = (
             f"expected a folder with one of {', '.join(RUN_FILES)}, as written by python -m jobs.train, or a folder of them"
         )
         raise UserError(f"no run to report on; {expected}:", wrong or [f"{folder}: an earlier report" for folder in folders])
-    studies = [read_study(path) for path in paths if not is_run(path)]
-    inside = {study.folder: _runs_in(study) for study in studies}
-    found = dict.fromkeys(run for path in paths for run in ([path] if is_run(path) else inside[path]))
-    return Given(tuple(map(read_run, found)), tuple(studies))
+    studies = [read_study_record(path) for path in paths if not is_run(path)]
+    inside = {study.folder: _list_run_folders(study) for study in studies}
+    run_folders = dict.fromkeys(run for path in paths for run in ([path] if is_run(path) else inside[path]))
+    return ReportInput(tuple(map(read_run_record, run_folders)), tuple(studies))
 
 
-def read_study(folder: Path) -> Study:
-    """What the folder's files say of it; see ``Study``."""
+def read_study_record(folder: Path) -> StudyRecord:
+    """Reads what a study's folder says about its trials."""
     missing: list[str] = []
     about = _read_about(folder / "study.json", missing)
     kind = str(about.get("kind") or ("ablation" if (folder / "trials.jsonl").is_file() else "runs"))
-    study = Study(folder, str(about.get("name") or folder.name), kind)
+    study = StudyRecord(folder, str(about.get("name") or folder.name), kind)
     try:
         study = replace(
             study,
             question=str(about.get("question") or ""),
             command=str(about.get("command") or ""),
-            objectives=_objectives(about) or study.objectives,
+            objectives=_parse_objectives(about) or study.objectives,
             baseline=with_new_keys(about["baseline"]) if about.get("baseline") else None,
             space=with_new_keys(about.get("space") or {}),
             steps=int(about.get("steps") or 0),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         missing.append(f"study.json has fields of another kind: {error!r}.")
-    trials = [_as_it_stands(trial, study.objectives) for trial in _read_trials(folder, missing)]
+    trials = [_update_from_run_folder(trial, study.objectives) for trial in _read_trials(folder, missing)]
     if study.is_search:
-        trials += _later(study, {trial.folder for trial in trials})
+        trials += _find_unrecorded_trials(study, {trial.folder for trial in trials})
     study = replace(study, trials=tuple(sorted(trials, key=lambda trial: trial.number)))
     wanted = about.get("trials") if study.is_search else None
-    return replace(study, missing=(*missing, *_not_done(study, wanted if isinstance(wanted, int) else len(trials))))
+    return replace(study, missing=(*missing, *_describe_unfinished(study, wanted if isinstance(wanted, int) else len(trials))))
 
 
 def _read_about(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -173,29 +180,30 @@ def _read_about(path: Path, missing: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _objectives(about: Mapping[str, Any]) -> tuple[Objective, ...]:
-    return tuple(Objective(str(one["name"]), one.get("direction") != "minimize") for one in about.get("objectives") or ())
+def _parse_objectives(about: Mapping[str, Any]) -> tuple[Objective, ...]:
+    entries = about.get("objectives") or ()
+    return tuple(Objective(str(entry["name"]), entry.get("direction") != "minimize") for entry in entries)
 
 
-def _read_trials(folder: Path, missing: list[str]) -> list[Trial]:
-    """Of trials.jsonl, the last line of each number."""
+def _read_trials(folder: Path, missing: list[str]) -> list[TrialRecord]:
+    """Reads trials.jsonl; of several lines with the same number the last one is valid."""
     path = folder / "trials.jsonl"
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    found, broken = {}, 0
-    for place, text in enumerate(texts, start=1):
+    trials, broken = {}, 0
+    for number, text in enumerate(texts, start=1):
         try:
-            trial = _trial(json.loads(text), folder)
-            found[trial.number] = trial
+            trial = _parse_trial(json.loads(text), folder)
+            trials[trial.number] = trial
         except (ValueError, TypeError, KeyError, AttributeError):
-            broken += place < len(texts) and bool(text.strip())  # the last line may be half-written by a live study
+            broken += number < len(texts) and bool(text.strip())  # the last line may be half-written by a live study
     if broken:
         missing.append(f"{broken} of {len(texts):,} lines of trials.jsonl: they cannot be read.")
-    return list(found.values())
+    return list(trials.values())
 
 
-def _trial(line: Mapping[str, Any], folder: Path) -> Trial:
+def _parse_trial(line: Mapping[str, Any], folder: Path) -> TrialRecord:
     seconds, run = line.get("seconds"), None if line.get("run_folder") is None else folder / str(line["run_folder"])
-    return Trial(
+    return TrialRecord(
         number=int(line["number"]),
         state=str(line["state"]),
         params=with_new_keys(line.get("params") or {}),
@@ -203,59 +211,62 @@ def _trial(line: Mapping[str, Any], folder: Path) -> Trial:
         seconds=None if seconds is None else float(seconds),
         folder=run,
         message=str(line.get("message") or ""),
-        lineage=_lineage(run),
+        lineage=_read_lineage(run),
         cell="" if run is None else re.sub(r"_seed-\d+$", "", run.name),
     )
 
 
-def _lineage(run: Path | None) -> tuple[Part, ...]:
-    """A copy of another run says in its facts.json what it was before."""
+def _read_lineage(run: Path | None) -> tuple[LineagePart, ...]:
+    """Reads from the facts.json of a run which was copied from another run what it was before."""
     if run is None or not (run / "facts.json").is_file():
         return ()
-    parts = read_run(run).facts.get("lineage") or ()
-    return tuple(Part(int(part["from"]), part["until"], with_new_keys(part["params"])) for part in parts)
+    parts = read_run_record(run).facts.get("lineage") or ()
+    return tuple(LineagePart(int(part["from"]), part["until"], with_new_keys(part["params"])) for part in parts)
 
 
-def _later(study: Study, known: set[Path | None]) -> list[Trial]:
-    """Runs of a search that began after its file was written: it is under way, or was killed. Their folders say what they
-    chose and how they stood. A member of a population whose place a copy has taken was stopped early."""
+def _find_unrecorded_trials(study: StudyRecord, known: set[Path | None]) -> list[TrialRecord]:
+    """Finds runs that a search began after it wrote its trials.jsonl: the search is running, or it was killed.
+
+    The run folders say what was chosen and what was scored. A member of a population was stopped early if a copy took its
+    place.
+    """
     folders = [path for path in sorted(study.folder.iterdir()) if path not in known and is_run(path)]
     folders = [path for path in folders if path.name.startswith(("trial-", "member-"))]
-    found, lead = [], study.objectives[0].name
+    trials, lead = [], study.objectives[0].name
     for number, run in enumerate(folders, start=len(known)):
-        last = (read_lines(run / "scores.jsonl") or ({},))[-1]
+        last = (read_json_lines(run / "scores.jsonl") or ({},))[-1]
         member, _, start = run.name.partition("_from-")
-        copies, config = study.folder.glob(f"{member}*"), read_run(run).config
-        found.append(_as_it_stands(Trial(
+        copies, config = study.folder.glob(f"{member}*"), read_run_record(run).config
+        trials.append(_update_from_run_folder(TrialRecord(
             number=int(run.name.removeprefix("trial-")) if run.name.startswith("trial-") else number,
             state="pruned" if any(other.name.partition("_from-")[2] > start for other in copies) else "running",
             params={key: config[key] for key in study.space if key in config},
             values={lead: float(last[lead])} if isinstance(last.get(lead), int | float) else {},
             seconds=last.get("seconds"),
             folder=run,
-            lineage=_lineage(run),
+            lineage=_read_lineage(run),
         ), study.objectives))  # fmt: skip
-    return found
+    return trials
 
 
-def _as_it_stands(trial: Trial, objectives: Sequence[Objective]) -> Trial:
-    """What its run folder says of a trial that was not at its end when the study's file was written."""
+def _update_from_run_folder(trial: TrialRecord, objectives: Sequence[Objective]) -> TrialRecord:
+    """Updates a trial that had not ended when the study's file was written by what its run folder says now."""
     if trial.state not in ("waiting", "running") or trial.folder is None or not is_run(trial.folder):
         return trial
-    outcome, last = read_outcome(trial.folder), (read_lines(trial.folder / "scores.jsonl") or ({},))[-1]
+    outcome, last = read_outcome(trial.folder), (read_json_lines(trial.folder / "scores.jsonl") or ({},))[-1]
     if not outcome:
         return replace(trial, state="running")
     known: dict[str, Any] = {view: (outcome.get(view) or {}).get("top1") for view in VIEWS} | {"seconds": last.get("seconds")}
-    values = {one.name: float(known[one.name]) for one in objectives if known.get(one.name) is not None}
+    values = {name: float(known[name]) for name in (objective.name for objective in objectives) if known.get(name) is not None}
     return replace(trial, state="complete", values=values, seconds=last.get("seconds", trial.seconds))
 
 
-def _not_done(study: Study, wanted: int) -> Iterable[str]:
-    """Sentences on planned trials that gave no result."""
+def _describe_unfinished(study: StudyRecord, wanted: int) -> Iterable[str]:
+    """Yields sentences about planned trials that gave no result."""
     counts, how = study.counts, f" {study.command} continues it." if study.command else ""
     waiting = counts["waiting"] + max(0, wanted - len(study.trials))
-    open_ones = ((counts["running"], "under way or cut off"), (waiting, "not begun"))
-    parts = [f"{count} {word}" for count, word in open_ones if count]
+    unfinished = ((counts["running"], "under way or cut off"), (waiting, "not begun"))
+    parts = [f"{count} {word}" for count, word in unfinished if count]
     if parts:
         yield f"{waiting + counts['running']} of {wanted} trials: {', '.join(parts)}.{how}"
     for trial in study.trials:
@@ -266,14 +277,15 @@ def _not_done(study: Study, wanted: int) -> Iterable[str]:
         yield f"Run folders of complete trials that are not there: {', '.join(gone)}."
 
 
-def _runs_in(study: Study) -> list[Path]:
-    """Run folders of the trials in their order, then others beside them."""
+def _list_run_folders(study: StudyRecord) -> list[Path]:
+    """Lists the run folders of the trials in their order, then other run folders beside them."""
     known = [trial.folder for trial in study.trials if trial.folder is not None]
     beside = sorted(child for child in study.folder.iterdir() if child.is_dir())
     return [path for path in dict.fromkeys([*known, *beside]) if is_run(path)]
 
 
-def _why_nothing(path: Path) -> str | None:
+def _explain_no_run(path: Path) -> str | None:
+    """Explains why there is nothing to report on at a path; None if there is something."""
     if not path.exists():
         siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
         nearest = find_nearest_name(path.name, siblings)

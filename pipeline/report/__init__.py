@@ -1,1 +1,1 @@
-"""What analysis found, as pages, tables and plots for readers."""
+"""Presents the results of ``pipeline.analysis`` to readers as pages, tables and plots."""

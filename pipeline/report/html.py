@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one file without fonts, images or scripts from anywhere, written as a whole or not at all."""
+"""Writes HTML pages as single files that load no fonts, images or scripts, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from PIL import Image
 from pipeline.errors import UserError
 
 SORTING = (Path(__file__).parent / "templates" / "sorting.js").read_text(encoding="utf-8")
-"""The one script of a page: makes tables sortable by mouse and keyboard."""
+"""The only script of a page, which makes tables sortable by mouse and keyboard."""
 
 
-def script_hash(script: str) -> str:
-    """What a content security policy allows the script by, and no other one."""
+def hash_script(script: str) -> str:
+    """Returns the hash by which a content security policy allows this script and no other one."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def render_page(template: str, context: dict[str, Any]) -> str:
-    """A template of this room with ``context``; the same context gives the same bytes."""
+    """Renders a template of this package; the same context gives the same bytes."""
     loader = PackageLoader("pipeline.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(context)
 
 
 def write_page(html: str, path: Path, option: str) -> None:
-    """Raises UserError naming ``option`` when it cannot be written."""
+    """Writes a page. Raises UserError that names ``option`` if it cannot be written."""
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder; name a file, for example {path / 'page.html'}")
-    write_whole(html, path, option)
+    write_file(html, path, option)
 
 
-def write_whole(text: str, path: Path, option: str) -> None:
-    """Any text, whole or not at all. Raises UserError naming ``option`` when it cannot be written."""
+def write_file(text: str, path: Path, option: str) -> None:
+    """Writes a text completely or not at all. Raises UserError that names ``option`` if it cannot be written."""
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def write_whole(text: str, path: Path, option: str) -> None:
         raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None
 
 
-def image_uri(image: NDArray[np.uint8], quality: int = 72) -> str:
-    """An RGB image [H, W, 3] as a ``data:image/jpeg`` URI."""
+def encode_image(image: NDArray[np.uint8], quality: int = 72) -> str:
+    """Encodes an RGB image [H, W, 3] as a ``data:image/jpeg`` URI."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

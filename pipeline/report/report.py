@@ -1,9 +1,9 @@
-"""Run folders and studies -> one self-contained HTML page, and its tables as Markdown, CSV and LaTeX."""
+"""Reports on run folders and studies: one self-contained HTML page, and its tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,40 +18,46 @@ from pipeline.analysis.comparison import (
     Difference,
     Group,
     choose_baseline,
-    compare,
-    find,
-    foremost,
+    compare_groups,
+    find_groups,
     group_runs,
-    in_order,
+    select_best_groups,
+    sort_groups,
 )
-from pipeline.analysis.curves import PANELS, curves
-from pipeline.analysis.response import response
-from pipeline.analysis.run_reader import VIEWS, Run
-from pipeline.analysis.study_reader import Given, Study, Trial, read_given
+from pipeline.analysis.curves import PANELS, build_curves
+from pipeline.analysis.response import choose_response
+from pipeline.analysis.run_reader import VIEWS, RunRecord
+from pipeline.analysis.study_reader import ReportInput, StudyRecord, TrialRecord, read_report_input
 from pipeline.errors import UserError
 from pipeline.report import formats, sentences
-from pipeline.report.html import SORTING, render_page, script_hash, write_page, write_whole
+from pipeline.report.html import SORTING, hash_script, render_page, write_file, write_page
 from pipeline.report.plots.drawing import NUM_COLORS, Drawing
-from pipeline.report.plots.line_plots import LARGEST_LABELED, confusion_svg, panel_svg
-from pipeline.report.plots.response_plots import curve_svg, map_svg, rows_svg
-from pipeline.report.sample_clips import samples
-from pipeline.report.sections.label_section import label_sections
-from pipeline.report.sections.search_section import search_sections, trial_groups
-from pipeline.report.tables import differences_table, other_data_table, runs_table, settings_table, trials_table
+from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_confusion, draw_panel
+from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
+from pipeline.report.sample_clips import build_samples
+from pipeline.report.sections.label_section import build_label_sections
+from pipeline.report.sections.search_section import build_search_sections, group_trials
+from pipeline.report.tables import (
+    build_differences_table,
+    build_other_data_table,
+    build_runs_table,
+    build_settings_table,
+    build_trials_table,
+)
 
 Format = Literal["html", "md", "csv", "tex"]
 FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")
 MAX_CONFUSIONS = 4
-"""Confusion matrices on a page, one per setting."""
+"""The number of confusion matrices on a page at most, one per setting."""
 MAX_OVERLAID = NUM_COLORS
-"""Settings whose training curves are laid over each other: as many as there are colors."""
+"""The number of settings whose training curves share a plot at most: as many as there are colors."""
 MAX_WHOLE_CONFIGURATIONS = 40
-"""Runs whose whole configuration is on the page, 6 KB each; of more runs it is in their folders."""
+"""Up to so many runs, the page has each whole configuration, 6 KB each; with more runs it is in their folders only."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the page lies (or would), the files that were written, and what the terminal shows."""
+    """The path of the page (even if none was written), the files that were written, and the text for the terminal."""
 
     path: Path
     files: tuple[Path, ...]
@@ -60,47 +66,48 @@ class Report:
 
 @dataclass(frozen=True)
 class Content:
-    """What was read and compared."""
+    """The runs that were read, in groups, and their comparison."""
 
-    given: Given
+    given: ReportInput
     groups: tuple[Group, ...]
-    """Settings to be compared; trials of searches are none."""
+    """The settings that are compared; trials of searches are not among them."""
     trials: tuple[Group, ...]
-    """Trials of searches that left a run folder, the best first."""
-    found: tuple[Difference, ...]
+    """The trials of searches that left a run folder, the best first."""
+    differences: tuple[Difference, ...]
     baseline: Group | None
 
     @property
     def everything(self) -> list[Group]:
-        """Settings, then trials."""
+        """The settings, then the trials."""
         return [*self.groups, *self.trials]
 
     @property
-    def searches(self) -> list[Study]:
-        """With a trial."""
+    def searches(self) -> list[StudyRecord]:
+        """The searches that have a trial."""
         return [study for study in self.given.studies if study.is_search and study.trials]
 
     @property
     def missing(self) -> list[tuple[str, tuple[str, ...]]]:
-        """(study or run, sentences) of what is not there."""
+        """Pairs of a study or run, and sentences about what it lacks."""
         runs = [(run.name, run.missing) for run in self.runs if run.folder not in self.stopped]
-        return [(name, found) for name, found in [*((s.name, s.missing) for s in self.given.studies), *runs] if found]
+        studies = [(study.name, study.missing) for study in self.given.studies]
+        return [(name, sentences) for name, sentences in [*studies, *runs] if sentences]
 
     @property
-    def runs(self) -> list[Run]:
-        """All runs."""
+    def runs(self) -> list[RunRecord]:
+        """All runs, repeated ones included."""
         return [run for group in self.everything for run in (*group.runs, *group.repeats)]
 
     @property
     def stopped(self) -> set[Path]:
-        """Run folders of trials that are not complete: that they lack an evaluation is no wonder."""
+        """The run folders of trials that are not complete, which have no evaluation for this reason."""
         trials = [trial for study in self.given.studies if study.is_search for trial in study.trials]
         return {trial.folder for trial in trials if trial.folder is not None and trial.state != "complete"}
 
     @property
     def overlaid(self) -> list[Group]:
-        """The settings whose curves are drawn."""
-        return foremost(self.groups or self.trials, self.baseline, MAX_OVERLAID)
+        """The settings whose training curves are drawn."""
+        return select_best_groups(self.groups or self.trials, self.baseline, MAX_OVERLAID)
 
 
 def write_report(
@@ -122,63 +129,69 @@ def write_report(
     Raises:
         UserError: a folder holds no run, no setting has the baseline's keys, or ``out`` cannot be written.
     """
-    given = read_given(folders)
-    path = _target(given, out)
-    content = collect(given, baseline)
-    texts = {"html": partial(render, content, path.parent), "md": partial(_markdown, content), "tex": partial(_latex, content),
-             "csv": partial(formats.as_csv, content.everything, content.found, _chosen(content))}  # fmt: skip
+    given = read_report_input(folders)
+    path = _choose_path(given, out)
+    content = collect_content(given, baseline)
+    writers: dict[Format, Callable[[], str]] = {
+        "html": partial(render_report, content, path.parent),
+        "md": partial(_format_markdown, content),
+        "tex": partial(_format_latex, content),
+        "csv": partial(formats.format_csv, content.everything, content.differences, _read_searched_params(content)),
+    }
     files = []
     for name in wanted:
         file = path if name == "html" else path.with_suffix(f".{name}")
-        (write_page if name == "html" else write_whole)(texts[name](), file, "--out")
+        (write_page if name == "html" else write_file)(writers[name](), file, "--out")
         files.append(file)
-    return Report(path, tuple(files), _text(content))
+    return Report(path, tuple(files), _format_for_terminal(content))
 
 
-def collect(given: Given, baseline: Mapping[str, Any] | None = None) -> Content:
-    """Settings, their differences, and the trials of searches."""
-    searched = [run for run in given.runs if (study := given.study_of(run)) and study.is_search]
-    groups = in_order(group_runs([run for run in given.runs if all(run is not one for one in searched)]))
-    groups = [_named(group, given) for group in groups]
-    trials = trial_groups([study for study in given.studies if study.is_search], searched)
-    wanted = baseline or _baseline_of(given, groups)
-    return Content(given, tuple(groups), tuple(trials), tuple(compare(groups, wanted)), choose_baseline(groups, wanted))
+def collect_content(given: ReportInput, baseline: Mapping[str, Any] | None = None) -> Content:
+    """Groups the runs by setting, compares the settings, and collects the trials of searches."""
+    searched = [run for run in given.runs if (study := given.find_study(run)) and study.is_search]
+    groups = sort_groups(group_runs([run for run in given.runs if all(run is not other for other in searched)]))
+    groups = [_name_after_cell(group, given) for group in groups]
+    trials = group_trials([study for study in given.studies if study.is_search], searched)
+    wanted = baseline or _find_planned_baseline(given, groups)
+    return Content(given, tuple(groups), tuple(trials), tuple(compare_groups(groups, wanted)), choose_baseline(groups, wanted))
 
 
-def _baseline_of(given: Given, groups: Sequence[Group]) -> Group | None:
-    """The one that the only study names, if it has a run: that of the cell which changes just these keys, for another cell may
-    have the same values of them and change others, too."""
+def _find_planned_baseline(given: ReportInput, groups: Sequence[Group]) -> Group | None:
+    """Finds the group of the baseline that the only study names, if it has a run.
+
+    It is the group of the cell that changes just the baseline's keys: another cell may have the same values of them and change
+    further keys.
+    """
     params = given.studies[0].baseline if len(given.studies) == 1 else None
     if not params:
         return None
     cells = [{key: trial.params[key] for key in trial.params if key != "run.seed"} for trial in given.studies[0].trials]
     folders = {trial.folder for trial, cell in zip(given.studies[0].trials, cells, strict=True) if cell == params}
     exact = [group for group in groups if any(run.folder in folders for run in group.runs)]
-    return next(iter(exact or find(groups, params)), None)
+    return next(iter(exact or find_groups(groups, params)), None)
 
 
-def _named(group: Group, given: Given) -> Group:
-    """With the name of its cell, where a study gives its cells names."""
-    cells = {
-        trial.folder: trial.cell for study in given.studies if study.named for trial in study.trials if trial.folder is not None
-    }  # fmt: skip
+def _name_after_cell(group: Group, given: ReportInput) -> Group:
+    """Renames a group after its cell if a study names its cells."""
+    trials = [trial for study in given.studies if study.has_named_cells for trial in study.trials]
+    cells = {trial.folder: trial.cell for trial in trials if trial.folder is not None}
     runs = (*group.runs, *group.repeats)
     names = dict.fromkeys(cells[run.folder] for run in runs if run.folder in cells)
     return replace(group, label=" = ".join(names)) if names and all(run.folder in cells for run in runs) else group
 
 
-def render(content: Content, folder: Path) -> str:
-    """The page, which will lie in ``folder``, as one string; the same runs give the same bytes."""
-    return render_page("report.html.j2", _context(content, folder))
+def render_report(content: Content, folder: Path) -> str:
+    """Renders the page, which will lie in ``folder``, as one string; the same runs give the same bytes."""
+    return render_page("report.html.j2", _build_context(content, folder))
 
 
-def _target(given: Given, out: str | Path | None) -> Path:
+def _choose_path(given: ReportInput, out: str | Path | None) -> Path:
     if out is None:
-        inside = [run for run in given.runs if given.study_of(run) is None]
-        places = [study.folder for study in given.studies] + [
+        inside = [run for run in given.runs if given.find_study(run) is None]
+        folders = [study.folder for study in given.studies] + [
             run.folder if len(given.runs) == 1 else run.folder.parent for run in inside
         ]
-        return Path(os.path.commonpath(places)) / "report.html"
+        return Path(os.path.commonpath(folders)) / "report.html"
     path = Path(out).expanduser().resolve()
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, for example {path / 'report.html'}")
@@ -187,180 +200,186 @@ def _target(given: Given, out: str | Path | None) -> Path:
     return path
 
 
-def _chosen(content: Content) -> dict[Path, Mapping[str, Any]]:
-    """By run folder, what a search tried there."""
+def _read_searched_params(content: Content) -> dict[Path, Mapping[str, Any]]:
+    """Returns the values that a search tried in each run folder."""
     return {trial.folder: trial.params for study in content.searches for trial in study.trials if trial.folder is not None}
 
 
-def _text(content: Content) -> str:
-    """For the terminal: runs, then settings, then the answer."""
-    parts = [formats.as_text(runs_table(content.everything))]
-    if any(len(group.runs) > 1 for group in content.groups) or content.found:
-        parts.append(formats.as_text(settings_table(content.groups, content.found)))
-        parts.append(settings_table(content.groups, content.found).caption)
-    if (others := other_data_table(content.runs)) is not None:
-        parts += [formats.as_text(others), others.caption]
-    line = sentences.headline(content.given, content.groups, content.found)
+def _format_for_terminal(content: Content) -> str:
+    """Formats the tables of runs and settings, and the answer."""
+    parts = [formats.format_text(build_runs_table(content.everything))]
+    if any(len(group.runs) > 1 for group in content.groups) or content.differences:
+        parts.append(formats.format_text(build_settings_table(content.groups, content.differences)))
+        parts.append(build_settings_table(content.groups, content.differences).caption)
+    if (others := build_other_data_table(content.runs)) is not None:
+        parts += [formats.format_text(others), others.caption]
+    line = sentences.build_headline(content.given, content.groups, content.differences)
     return "\n\n".join([*parts, line.answer.replace(sentences.NBSP, " ")])
 
 
-def _tables(content: Content) -> list[Any]:
-    tables = [settings_table(content.groups, content.found)] if content.groups else []
+def _build_tables(content: Content) -> list[Any]:
+    tables = [build_settings_table(content.groups, content.differences)] if content.groups else []
     return [
         *tables,
-        *([differences_table(content.found)] if content.found else []),
-        *map(trials_table, content.searches),
-        runs_table(content.everything),
-        *([others] if (others := other_data_table(content.runs)) else []),
+        *([build_differences_table(content.differences)] if content.differences else []),
+        *map(build_trials_table, content.searches),
+        build_runs_table(content.everything),
+        *([others] if (others := build_other_data_table(content.runs)) else []),
     ]
 
 
-def _markdown(content: Content) -> str:
-    line = sentences.headline(content.given, content.groups, content.found)
-    notes = "".join(f"- {note}\n" for note in sentences.caveats(content.groups, content.found, content.trials))
+def _format_markdown(content: Content) -> str:
+    line = sentences.build_headline(content.given, content.groups, content.differences)
+    notes = "".join(f"- {note}\n" for note in sentences.list_caveats(content.groups, content.differences, content.trials))
     missing = "".join(f"- {name}: {sentence}\n" for name, absences in content.missing for sentence in absences)
     missing = f"What is missing:\n\n{missing}\n" if missing else ""
     head = f"# {line.title}\n\n{line.question}\n\n{line.answer}\n\n{notes}\n{missing}".replace(sentences.NBSP, " ")
-    return head + "\n".join(map(formats.as_markdown, _tables(content)))
+    return head + "\n".join(map(formats.format_markdown, _build_tables(content)))
 
 
-def _latex(content: Content) -> str:
+def _format_latex(content: Content) -> str:
     missing = "".join(f"% missing: {name}: {sentence}\n" for name, absences in content.missing for sentence in absences)
-    return missing + "\n".join(map(formats.as_latex, _tables(content)))
+    return missing + "\n".join(map(formats.format_latex, _build_tables(content)))
 
 
 # -------------------------------------------------------------------------------------------------------- the page
 
 
-def _context(content: Content, folder: Path) -> dict[str, Any]:
-    groups, found, overlaid = content.groups, content.found, content.overlaid
+def _build_context(content: Content, folder: Path) -> dict[str, Any]:
+    groups, differences, overlaid = content.groups, content.differences, content.overlaid
     judged = groups or content.trials[:1]
-    columns, classes = sentences.per_class_table(judged)
-    shown = _shown(judged)
+    columns, classes = sentences.build_class_table(judged)
+    shown = _choose_sample_run(judged)
     return {
-        "headline": sentences.headline(content.given, groups, found),
-        "caveats": sentences.caveats(groups, found, content.trials),
+        "headline": sentences.build_headline(content.given, groups, differences),
+        "caveats": sentences.list_caveats(groups, differences, content.trials),
         "missing": content.missing,
         "content": content,
         "num_runs": len(content.runs),
-        "cost": sentences.cost(content.runs),
-        "settings": settings_table(groups, found) if groups else None,
-        "differences": differences_table(found) if found else None,
-        "runs": runs_table(content.everything, partial(_link, folder)),
-        "other_data": other_data_table(content.runs),
-        "responses": _responses(content),
-        "response_title": sentences.response_title(response(groups), found),
-        "response_note": sentences.response_note(response(groups), found),
+        "cost": sentences.describe_cost(content.runs),
+        "settings": build_settings_table(groups, differences) if groups else None,
+        "differences": build_differences_table(differences) if differences else None,
+        "runs": build_runs_table(content.everything, partial(_build_link, folder)),
+        "other_data": build_other_data_table(content.runs),
+        "responses": _draw_responses(content),
+        "response_title": sentences.choose_response_title(choose_response(groups), differences),
+        "response_note": sentences.explain_response(choose_response(groups), differences),
         "judged": judged,
-        "split": sentences.judged_on(judged),
+        "split": sentences.name_splits(judged),
         "num_settings": len(groups or content.trials),
-        "searches": search_sections(content.given, partial(_trial_link, folder)),
-        "labels": label_sections(judged, content.baseline),
+        "searches": build_search_sections(content.given, partial(_build_trial_link, folder)),
+        "labels": build_label_sections(judged, content.baseline),
         "overlaid": overlaid,
         "num_colors": NUM_COLORS,
-        "properties": run_description.setting_table(overlaid),
-        "curves": _curves(overlaid),
+        "properties": run_description.build_setting_table(overlaid),
+        "curves": _draw_curves(overlaid),
         "class_columns": columns,
         "classes": classes,
         "largest_open": LARGEST_LABELED,
-        "confusions": _confusions(judged),
+        "confusions": _draw_confusions(judged),
         "shown": shown,
-        "samples": samples(shown) if shown else [],
-        "signatures": sentences.signatures(content.runs),
-        "quarantined": sentences.quarantined(content.runs),
-        "commands": _commands(content, folder),
+        "samples": build_samples(shown) if shown else [],
+        "signatures": sentences.list_signatures(content.runs),
+        "quarantined": sentences.count_quarantined(content.runs),
+        "commands": _describe_commands(content, folder),
         "script": SORTING,
-        "script_hash": script_hash(SORTING),
+        "script_hash": hash_script(SORTING),
     }
 
 
-def _link(folder: Path, run: Run) -> str:
+def _build_link(folder: Path, run: RunRecord) -> str:
     return quote(os.path.relpath(run.folder, folder)) + "/"
 
 
-def _trial_link(folder: Path, trial: Trial) -> str:
+def _build_trial_link(folder: Path, trial: TrialRecord) -> str:
     return quote(os.path.relpath(trial.folder, folder)) + "/" if trial.folder is not None and trial.folder.is_dir() else ""
 
 
-def _shown(groups: Sequence[Group]) -> Run | None:
-    """The run whose clips are shown: the first with predictions, the supervised one last."""
+def _choose_sample_run(groups: Sequence[Group]) -> RunRecord | None:
+    """Chooses the run whose clips are shown: the first with predictions, a supervised one last."""
     ordered = sorted(groups, key=lambda group: group.method == BASELINE)
     return next((run for group in ordered for run in group.runs if run.predictions is not None), None)
 
 
-def _responses(content: Content) -> list[Drawing]:
-    """For each way to score, the picture that fits what was varied."""
-    groups, found = content.groups, response(content.groups)
-    if found is None:
+def _draw_responses(content: Content) -> list[Drawing]:
+    """Draws, for each way to score, the plot that fits what was varied."""
+    groups, response = content.groups, choose_response(content.groups)
+    if response is None:
         return []
-    if found.kind == "curve":
-        return [Drawing(view, curve_svg(found, groups, view, content.baseline, f"response-{view}")) for view in VIEWS]
-    if found.kind == "map":
-        return [Drawing(view, map_svg(found, groups, view, f"response-{view}")) for view in VIEWS]
-    return [Drawing(view, rows_svg(groups, content.found, view, f"response-{view}")) for view in VIEWS]
+    drawings = []
+    for view in VIEWS:
+        prefix = f"response-{view}"
+        if response.kind == "curve":
+            svg = draw_response_curve(response, groups, view, content.baseline, prefix)
+        elif response.kind == "map":
+            svg = draw_response_map(response, groups, view, prefix)
+        else:
+            svg = draw_response_rows(groups, content.differences, view, prefix)
+        drawings.append(Drawing(view, svg))
+    return drawings
 
 
-def _curves(groups: Sequence[Group]) -> list[Drawing]:
-    """A figure for each panel of which any run has values."""
+def _draw_curves(groups: Sequence[Group]) -> list[Drawing]:
+    """Draws each panel for which any run has values."""
     names = [group.label for group in groups]
     last_step = max((run.lines[-1]["step"] for group in groups for run in group.runs if run.lines), default=1)
-    drawn = [(panel, curves(panel, groups)) for panel in PANELS]
+    drawn = [(panel, build_curves(panel, groups)) for panel in PANELS]
     return [
-        Drawing(panel.title, panel_svg(panel, lines, names, last_step, f"curve{index}"))
+        Drawing(panel.title, draw_panel(panel, lines, names, last_step, f"curve{index}"))
         for index, (panel, lines) in enumerate(drawn)
         if lines
     ]
 
 
-def _confusions(groups: Sequence[Group]) -> list[tuple[Drawing, list[tuple[str, str, int, int]]]]:
-    found = [(group, result) for group in groups if (result := sentences.confusion(group))]
+def _draw_confusions(groups: Sequence[Group]) -> list[tuple[Drawing, list[tuple[str, str, int, int]]]]:
+    counted = [(group, result) for group in groups if (result := sentences.count_confusions(group))]
     return [
-        (Drawing(group.label, confusion_svg(*result, f"Confusion matrix of {group.label}", f"confusion{index}")),
-         sentences.most_confused(*result))
-        for index, (group, result) in enumerate(found[:MAX_CONFUSIONS])
+        (Drawing(group.label, draw_confusion(*result, f"Confusion matrix of {group.label}", f"confusion{index}")),
+         sentences.find_largest_errors(*result))
+        for index, (group, result) in enumerate(counted[:MAX_CONFUSIONS])
     ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Command:
-    """How one run was made, and in what it differs."""
+class RunCommand:
+    """The command that made one run, and the keys in which the run differs from the baseline and the defaults."""
 
-    run: Run
+    run: RunRecord
     href: str
     command: str
-    """``run_description.command``: what makes this very run."""
+    """The result of ``run_description.build_command``: the command that makes this very run."""
     study: str
-    """The command of the study or search that it is of, if any."""
-    against: str
-    """Name of the baseline, empty for itself."""
+    """The command of the study or search that the run belongs to, if any."""
+    baseline: str
+    """The name of the baseline; empty for the baseline itself."""
     differing: list[tuple[str, Any, Any]]
-    """(key, value, the baseline's) of the setting."""
+    """(key, value, the baseline's value) of the setting."""
     changed: list[tuple[str, Any, Any]]
-    """(key, value, default)."""
-    whole: str
-    """The configuration, unless there are too many runs."""
+    """(key, value, default) of all keys that are not at their default."""
+    whole_config: str
+    """The whole configuration; empty if there are too many runs."""
 
 
-def _commands(content: Content, folder: Path) -> list[Command]:
+def _describe_commands(content: Content, folder: Path) -> list[RunCommand]:
     whole = len(content.runs) <= MAX_WHOLE_CONFIGURATIONS
     base = content.baseline.runs[0] if content.baseline else None
     name = content.baseline.label if content.baseline else ""
     return [
-        Command(
+        RunCommand(
             run=run,
-            href=_link(folder, run),
-            command=run_description.command(run),
-            study=study.command if (study := content.given.study_of(run)) else "",
-            against="" if run is base else name,
-            differing=run_description.differing_keys(run, base) if base is not None else [],
-            changed=run_description.changed_keys(run),
-            whole=_yaml(run) if whole else "",
+            href=_build_link(folder, run),
+            command=run_description.build_command(run),
+            study=study.command if (study := content.given.find_study(run)) else "",
+            baseline="" if run is base else name,
+            differing=run_description.find_differing_keys(run, base) if base is not None else [],
+            changed=run_description.find_changed_keys(run),
+            whole_config=_format_config(run) if whole else "",
         )
         for run in content.runs
     ]
 
 
-def _yaml(run: Run) -> str:
-    """The configuration with one dotted key a line, as the command line takes them."""
+def _format_config(run: RunRecord) -> str:
+    """Formats the configuration with one dotted key a line, as the command line takes them."""
     texts = {key: yaml.safe_dump(value, default_flow_style=True).splitlines()[0] for key, value in run.config.items()}
     return "".join(f"{key}: {text}\n" for key, text in texts.items())

@@ -16,28 +16,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.analysis.run_reader import OTHER_DATA, VIEWS, is_run, read_lines
-from pipeline.analysis.study_reader import read_given
+from pipeline.analysis.run_reader import OTHER_DATA, VIEWS, is_run, read_json_lines
+from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
 from pipeline.run_folder.contents import write_text
 
 OF_ONE_MACHINE = ("host", "command")
-"""Entries of facts.json that say nothing elsewhere."""
+"""Entries of facts.json that mean nothing on another machine."""
 LINES = ("metrics.jsonl", "scores.jsonl")
-"""What was logged, and what a search judged."""
+"""What training logged, and the scores by which a search judged the run."""
 STUDY_FILES = ("study.json", "trials.jsonl")
 
 
-def copy_scores(folders: Sequence[str | Path], out: Path) -> list[Path]:
+def copy_runs(folders: Sequence[str | Path], out: Path) -> list[Path]:
     """Writes into ``out`` a folder for each run, and for each study one that holds its runs. Returns the folders.
 
     Scores are kept to three decimals (where that leaves every video's first class the first), metrics to six digits, and of
     absolute paths the last two names. Folders of an earlier copy with the same names are replaced. Raises UserError for what is
     no run or study, for two of one name, and where ``out`` holds the runs themselves.
     """
-    given = read_given(folders)
-    alone = [run.folder for run in given.runs if given.study_of(run) is None]
+    given = read_report_input(folders)
+    alone = [run.folder for run in given.runs if given.find_study(run) is None]
     sources = [*(study.folder for study in given.studies), *alone]
     names = [folder.name for folder in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -63,46 +63,47 @@ def copy_scores(folders: Sequence[str | Path], out: Path) -> list[Path]:
 def _copy_run(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     if (config := source / "config.yaml").is_file():
-        tree = _without_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
+        tree = _shorten_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
         write_text(target / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
     for path in [source / "facts.json", source / "evaluation.json", *sorted(source.glob(OTHER_DATA))]:
         if path.is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
             kept = {key: value for key, value in facts.items() if key not in OF_ONE_MACHINE}
-            write_text(target / path.name, json.dumps(_without_paths(kept), indent=1))
+            write_text(target / path.name, json.dumps(_shorten_paths(kept), indent=1))
     for name in LINES:
         if (source / name).is_file():
-            write_text(target / name, "".join(json.dumps(_shorter(line)) + "\n" for line in read_lines(source / name)))
+            lines = [json.dumps(_round_numbers(line)) + "\n" for line in read_json_lines(source / name)]
+            write_text(target / name, "".join(lines))
     if (source / "quarantine.parquet").is_file():
         shutil.copyfile(source / "quarantine.parquet", target / "quarantine.parquet")
     if (source / "predictions.parquet").is_file():
-        table = _three_decimals(pq.read_table(source / "predictions.parquet"))
+        table = _round_scores(pq.read_table(source / "predictions.parquet"))
         pq.write_table(table, target / "predictions.parquet", compression="zstd", compression_level=19)
 
 
-def _three_decimals(table: pa.Table) -> pa.Table:
-    """Predictions with rounded scores of 16 bits, where they order the same class first; paths without their folders."""
+def _round_scores(table: pa.Table) -> pa.Table:
+    """Rounds scores to 16 bits if each video keeps its first class, and shortens the paths."""
     for name in VIEWS:
         scores = np.array(table[name].to_pylist(), dtype=np.float32)
         half = scores.round(3).astype(np.float16)
         if np.array_equal(half.argmax(axis=1), scores.argmax(axis=1)):
             column = pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), half.shape[1])
             table = table.set_column(table.column_names.index(name), name, column)
-    uris = [_without_paths(uri) for uri in table["uri"].to_pylist()] if "uri" in table.column_names else None
+    uris = [_shorten_paths(uri) for uri in table["uri"].to_pylist()] if "uri" in table.column_names else None
     return table if uris is None else table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
 
 
-def _shorter(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of metrics with six digits of each number."""
+def _round_numbers(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Rounds each number in a line of metrics to six digits."""
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in line.items()}
 
 
-def _without_paths(value: Any) -> Any:
-    """A tree in which absolute paths have their last two names only: what lies before is of one machine."""
+def _shorten_paths(value: Any) -> Any:
+    """Shortens absolute paths in a tree to their last two names; what lies before them belongs to one machine."""
     if isinstance(value, dict):
-        return {key: _without_paths(one) for key, one in value.items()}
+        return {key: _shorten_paths(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_without_paths(one) for one in value]
+        return [_shorten_paths(one) for one in value]
     if isinstance(value, str) and PurePath(value).is_absolute():
         return "/".join(PurePath(value).parts[-2:])
     return value

@@ -1,6 +1,6 @@
-"""The tables of a report as plain cells, each with what it is sorted by: settings, differences, runs, trials.
+"""Builds the tables of a report as plain cells, each with the value by which it is sorted.
 
-``formats`` writes them for the terminal, Markdown, CSV and LaTeX; the page's template has them as they are.
+``formats`` formats them for the terminal, Markdown, CSV and LaTeX; the page's template shows them as they are.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.analysis.comparison import Difference, Group
-from pipeline.analysis.run_description import labels_text, steps_text
-from pipeline.analysis.run_reader import VIEWS, Run
-from pipeline.analysis.statistics import Estimate, p_text
-from pipeline.analysis.study_reader import Objective, Study, Trial
+from pipeline.analysis.run_description import describe_labels, describe_steps
+from pipeline.analysis.run_reader import VIEWS, RunRecord
+from pipeline.analysis.statistics import Estimate, format_p
+from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
 from pipeline.config import short_name
 
 DASH = "–"
@@ -22,95 +22,101 @@ MINUS = "−"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and what it is sorted by: a number, a text, or None for what is unknown, which comes last."""
+    """A text, and what it is sorted by: a number, a text, or None for an unknown value, which comes last."""
 
     text: str
     sort: float | str | None = None
     href: str = ""
-    """A folder relative to the page."""
+    """The folder that the text links to, relative to the page."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows. The first column names the row."""
+    """Columns and rows; the first column names the row."""
 
     columns: tuple[str, ...]
     numeric: tuple[bool, ...]
-    """Whether a column is set to the right."""
+    """Whether a column has numbers, which are aligned to the right."""
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
-    """What the numbers are, one or two sentences."""
+    """One or two sentences about what the numbers are."""
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) == len(self.numeric) for row in self.rows), "rows and columns differ"
 
 
-def settings_table(groups: Sequence[Group], found: Sequence[Difference]) -> Table:
-    """A row for each setting: how many seeds, mean +- sd of each view, the interval of their mean, and the verdict."""
+def build_settings_table(groups: Sequence[Group], differences: Sequence[Difference]) -> Table:
+    """Builds a table of settings: the number of seeds, mean and standard deviation of each view, the interval of the mean, and
+    the verdict."""
     columns = ["setting", "n", *(f"{view} %" for view in VIEWS), "95 % interval", "difference", "p (Holm)", "verdict", "hours"]
     numeric = [False, True, *(True for _ in VIEWS), True, True, True, False, True]
     rows = []
     for group in groups:
-        difference = next((one for one in found if one.group is group), None)
-        hours = group_hours(group)
+        difference = next((one for one in differences if one.group is group), None)
+        hours = sum_hours(group)
         rows.append((
-            Cell(group.label, group.label), Cell(str(_evaluated(group)), _evaluated(group)),
-            *(with_sd(group.top1(view)) for view in VIEWS), interval(group.top1("mean")),
-            *_against(group, difference, found), Cell(DASH if hours is None else hours_text(hours), hours),
+            Cell(group.label, group.label), Cell(str(_count_evaluated(group)), _count_evaluated(group)),
+            *(build_mean_cell(group.get_top1(view)) for view in VIEWS), build_interval_cell(group.get_top1("mean")),
+            *_build_difference_cells(group, difference, differences),
+            Cell(DASH if hours is None else format_hours(hours), hours),
         ))  # fmt: skip
-    return Table(tuple(columns), tuple(numeric), tuple(rows), caption(groups, found))
+    return Table(tuple(columns), tuple(numeric), tuple(rows), describe_settings_table(groups, differences))
 
 
-def _against(group: Group, difference: Difference | None, found: Sequence[Difference]) -> tuple[Cell, Cell, Cell]:
+def _build_difference_cells(
+    group: Group, difference: Difference | None, differences: Sequence[Difference]
+) -> tuple[Cell, Cell, Cell]:
     if difference is None:
-        word = "baseline" if any(one.baseline is group for one in found) else DASH
+        word = "baseline" if any(one.baseline is group for one in differences) else DASH
         return Cell(DASH), Cell(DASH), Cell(word, "")
     points, p = difference.estimates["mean"], difference.adjusted["mean"]
     return (
-        Cell(signed(points.mean), points.mean),
-        Cell(p_words(p), p),
-        Cell(difference.verdict("mean"), difference.verdict("mean")),
+        Cell(format_signed(points.mean), points.mean),
+        Cell(format_p_cell(p), p),
+        Cell(difference.describe_verdict("mean"), difference.describe_verdict("mean")),
     )
 
 
-def caption(groups: Sequence[Group], found: Sequence[Difference]) -> str:
-    """What the numbers of ``settings_table`` are."""
+def describe_settings_table(groups: Sequence[Group], differences: Sequence[Difference]) -> str:
+    """Describes the numbers of ``build_settings_table``."""
     videos = sorted({run.evaluation["videos"] for group in groups for run in group.runs if run.evaluation.get("videos")})
     count = f" on {videos[0]:,} videos" if len(videos) == 1 else ""
-    over = _joined({value.over for group in groups if (value := group.top1("mean"))})
+    over = _join_sorted({value.over for group in groups if (value := group.get_top1("mean"))})
     text = f"Top-1{count}: mean ± sd (n) over seeds; “mean” scores a video by the mean of both students’ softmax."
     if over and over != "nothing":
         text += f" Interval of the mean column, over {over}."
-    if found:
-        base = _joined({one.baseline.label for one in found})
+    if differences:
+        base = _join_sorted({one.baseline.label for one in differences})
         text += f" Difference of the mean column from {base} in points, on the same seeds and videos; p is corrected for "
-        text += f"{len(found)} comparison{'s' * (len(found) > 1)}."
+        text += f"{len(differences)} comparison{'s' * (len(differences) > 1)}."
     return text
 
 
-def differences_table(found: Sequence[Difference]) -> Table:
-    """A row for each setting and view: the difference from the baseline with its interval, p before and after correction."""
+def build_differences_table(differences: Sequence[Difference]) -> Table:
+    """Builds a table of each setting and view: the difference from the baseline with its interval, and p before and after
+    correction."""
     columns = ("setting", "scored by", "n", "difference", "sd", "95 % interval", "over", "p", "p (Holm)", "verdict")
     rows = [
-        (Cell(one.group.label, one.group.label), Cell(view, view), Cell(str(value.seeds), value.seeds),
-         Cell(signed(value.mean), value.mean), Cell(DASH if value.sd is None else f"{value.sd:.1f}", value.sd),
-         interval(value, difference=True), Cell(value.over, value.over), Cell(p_words(value.p), value.p),
-         Cell(p_words(one.adjusted[view]), one.adjusted[view]), Cell(one.verdict(view), one.verdict(view)))
-        for one in found for view in VIEWS for value in [one.estimates[view]]
+        (_build_text_cell(difference.group.label), _build_text_cell(view), Cell(str(value.seeds), value.seeds),
+         Cell(format_signed(value.mean), value.mean), Cell(DASH if value.sd is None else f"{value.sd:.1f}", value.sd),
+         build_interval_cell(value, difference=True), _build_text_cell(value.over), Cell(format_p_cell(value.p), value.p),
+         Cell(format_p_cell(difference.adjusted[view]), difference.adjusted[view]),
+         _build_text_cell(difference.describe_verdict(view)))
+        for difference in differences for view in VIEWS for value in [difference.estimates[view]]
     ]  # fmt: skip
-    base = _joined({one.baseline.label for one in found})
+    base = _join_sorted({difference.baseline.label for difference in differences})
     text = f"Points of top-1 over {base}, paired by seed and by video. Each of the three ways to score is corrected for itself."
     return Table(columns, (False, False, True, True, True, True, False, True, True, False), tuple(rows), text)
 
 
-def runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
-    """A row for each run. ``link`` gives its folder relative to the page."""
+def build_runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
+    """Builds a table of runs. ``link`` returns a run's folder relative to the page."""
     columns = ("run", "setting", "labels", "steps", "seed", *(f"{view} %" for view in VIEWS), "hours", "clips")
     rows = [
-        (Cell(run.name, run.name, link(run)), Cell(group.label, group.label), Cell(labels_text(run), labels_text(run)),
-         Cell(steps_text(run), run.last_step), Cell("?" if run.seed is None else str(run.seed), run.seed),
-         *(percent(run.top1(view)) for view in VIEWS),
-         Cell(DASH if run.seconds is None else hours_text(run.seconds / 3600), run.seconds),
+        (Cell(run.name, run.name, link(run)), Cell(group.label, group.label), Cell(describe_labels(run), describe_labels(run)),
+         Cell(describe_steps(run), run.last_step), Cell("?" if run.seed is None else str(run.seed), run.seed),
+         *(build_percent_cell(run.get_top1(view)) for view in VIEWS),
+         Cell(DASH if run.seconds is None else format_hours(run.seconds / 3600), run.seconds),
          Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
         for group in groups for run in (*group.runs, *group.repeats)
     ]  # fmt: skip
@@ -118,20 +124,20 @@ def runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
     return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)
 
 
-def other_data_table(runs: Iterable[Run]) -> Table | None:
-    """A row for each evaluation of a run on other data than its own; None without one."""
+def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
+    """Builds a table of the evaluations of runs on other data than their own; None if there is none."""
     columns = ("run", "other data", "fingerprint", "split", "videos", *(f"{view} %" for view in VIEWS), "not counted")
     rows = []
     for run in runs:
-        for found in run.other_data:
-            data, unknown = found.get("data") or {}, (found.get("other_data") or {}).get("unknown_classes") or {}
+        for evaluation in run.other_data:
+            data, unknown = evaluation.get("data") or {}, (evaluation.get("other_data") or {}).get("unknown_classes") or {}
             left_out = ", ".join(f"{name} ({count})" for name, count in unknown.items()) or DASH
-            shares = [(found.get(view) or {}).get("top1") for view in VIEWS]
+            shares = [(evaluation.get(view) or {}).get("top1") for view in VIEWS]
             rows.append((
-                Cell(run.name, run.name), *(_text(data.get(key)) for key in ("manifest", "fingerprint")),
-                _text(found.get("split")),
-                Cell(f"{found.get('videos', 0):,}", found.get("videos", 0)),
-                *(percent(None if share is None else 100 * share) for share in shares),
+                Cell(run.name, run.name), *(_build_text_cell(data.get(key)) for key in ("manifest", "fingerprint")),
+                _build_text_cell(evaluation.get("split")),
+                Cell(f"{evaluation.get('videos', 0):,}", evaluation.get("videos", 0)),
+                *(build_percent_cell(None if share is None else 100 * share) for share in shares),
                 Cell(left_out, sum(unknown.values())),
             ))  # fmt: skip
     text = "Evaluated on other data: top-1 in percent, classes matched by name. Not counted: videos of classes that the run "
@@ -140,41 +146,47 @@ def other_data_table(runs: Iterable[Run]) -> Table | None:
     return Table(columns, numeric, tuple(rows), text) if rows else None
 
 
-def _text(value: Any) -> Cell:
+def _build_text_cell(value: Any) -> Cell:
     return Cell("?" if value is None else str(value), None if value is None else str(value))
 
 
-def trials_table(study: Study, link: Any = lambda trial: "") -> Table:
-    """A row for each trial of a search: state, what it chose, what came out."""
+def build_trials_table(study: StudyRecord, link: Any = lambda trial: "") -> Table:
+    """Builds a table of a search's trials: their state, what they chose, and the result."""
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.params))
     keys = [key for key in keys if len({repr(trial.params.get(key)) for trial in study.trials}) > 1 or key in study.space]
     objectives = study.objectives
-    columns = ("trial", "state", *(short_key(key, keys) for key in keys), *(one.label for one in objectives), "minutes")
+    labels = [objective.label for objective in objectives]
+    columns = ("trial", "state", *(shorten_key(key, keys) for key in keys), *labels, "minutes")
     rows = [
         (Cell(str(trial.number), trial.number, link(trial)), Cell(trial.state, trial.state),
-         *(_param(trial.params.get(key)) for key in keys), *(_value(trial.values.get(one.name), one) for one in objectives),
+         *(_build_param_cell(trial.params.get(key)) for key in keys),
+         *(_build_value_cell(trial, objective) for objective in objectives),
          Cell(DASH if trial.seconds is None else f"{trial.seconds / 60:.1f}", trial.seconds))
-        for trial in best_first(study)
+        for trial in sort_best_first(study)
     ]  # fmt: skip
-    numeric = (True, False, *(_numbers(study.trials, key) for key in keys), *(True for _ in objectives), True)
+    numeric = (True, False, *(_is_numeric_key(study.trials, key) for key in keys), *(True for _ in objectives), True)
     text = f"Trials of {study.name}, the best first by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
     return Table(columns, numeric, tuple(rows), text)
 
 
-def best_first(study: Study) -> list[Trial]:
-    """Complete trials by the leading objective, then those stopped early, then those without a value."""
+def sort_best_first(study: StudyRecord) -> list[TrialRecord]:
+    """Sorts trials: complete ones by the first objective, then those stopped early, then those without a value."""
     lead = study.objectives[0]
     sign = -1 if lead.maximize else 1
-    return sorted(study.trials, key=lambda trial: (_rank(trial), sign * (trial.values.get(lead.name) or 0.0), trial.number))
+
+    def key(trial: TrialRecord) -> tuple[int, float, int]:
+        return _rank_trial(trial), sign * (trial.values.get(lead.name) or 0.0), trial.number
+
+    return sorted(study.trials, key=key)
 
 
-def _rank(trial: Trial) -> int:
+def _rank_trial(trial: TrialRecord) -> int:
     known = any(value is not None for value in trial.values.values())
     return {"complete": 0}.get(trial.state, 1) if known else 2
 
 
-def short_key(key: str, keys: Sequence[str]) -> str:
-    """The last part of a dotted key, with those before as far as it takes to tell it from others, and to say what it is of."""
+def shorten_key(key: str, keys: Sequence[str]) -> str:
+    """Shortens a dotted key to its last parts: as many as distinguish it from the other keys and say what it belongs to."""
     parts = key.split(".")
     for count in range(short_name(key).count(".") + 1, len(parts) + 1):
         short = ".".join(parts[-count:])
@@ -183,75 +195,76 @@ def short_key(key: str, keys: Sequence[str]) -> str:
     return key
 
 
-def _param(value: Any) -> Cell:
+def _build_param_cell(value: Any) -> Cell:
     if isinstance(value, bool) or not isinstance(value, int | float):
         text = DASH if value is None else str(value)
         return Cell(text, None if value is None else text)
-    return Cell(number(value), float(value))
+    return Cell(format_number(value), float(value))
 
 
-def _value(value: float | None, objective: Objective) -> Cell:
-    return Cell(DASH if value is None else f"{objective.shown(value):.4g}", value)
+def _build_value_cell(trial: TrialRecord, objective: Objective) -> Cell:
+    value = trial.values.get(objective.name)
+    return Cell(DASH if value is None else f"{objective.convert_to_shown_unit(value):.4g}", value)
 
 
-def _numbers(trials: Iterable[Trial], key: str) -> bool:
+def _is_numeric_key(trials: Iterable[TrialRecord], key: str) -> bool:
     values = [trial.params[key] for trial in trials if trial.params.get(key) is not None]
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _evaluated(group: Group) -> int:
-    return sum(run.top1("mean") is not None for run in group.runs)
+def _count_evaluated(group: Group) -> int:
+    return sum(run.get_top1("mean") is not None for run in group.runs)
 
 
-def _joined(words: set[str]) -> str:
+def _join_sorted(words: set[str]) -> str:
     return ", ".join(sorted(words))
 
 
 # ------------------------------------------------------------------------------------------------------------- words
 
 
-def number(value: float) -> str:
-    """``0.025``, ``1,500``, ``1.2e-05``, with a true minus sign."""
+def format_number(value: float) -> str:
+    """Formats a number as ``0.025``, ``1,500`` or ``1.2e-05``, with a true minus sign."""
     return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", MINUS)
 
 
-def signed(points: float) -> str:
-    """One decimal, always with a sign, for differences; never a negative zero."""
+def format_signed(points: float) -> str:
+    """Formats a difference with one decimal and always a sign; never as a negative zero."""
     return f"{round(points, 1) + 0.0:+.1f}".replace("-", MINUS)
 
 
-def percent(value: float | None) -> Cell:
-    """``71.2``."""
+def build_percent_cell(value: float | None) -> Cell:
+    """Builds a cell like ``71.2``, or a dash for None."""
     return Cell(DASH if value is None else f"{value:.1f}", value)
 
 
-def with_sd(value: Estimate | None) -> Cell:
-    """``71.2 ± 1.1``; no spread for a single run, a dash for none."""
+def build_mean_cell(value: Estimate | None) -> Cell:
+    """Builds a cell like ``71.2 ± 1.1``, without the standard deviation for a single run, or a dash for None."""
     if value is None:
         return Cell(DASH)
     return Cell(f"{value.mean:.1f}" + ("" if value.sd is None else f" ± {value.sd:.1f}"), value.mean)
 
 
-def interval(value: Estimate | None, difference: bool = False) -> Cell:
-    """``69.0 to 73.4``; a dash where the spread is unknown. Nothing lies beyond what is possible."""
+def build_interval_cell(value: Estimate | None, difference: bool = False) -> Cell:
+    """Builds a cell like ``69.0 to 73.4``, cut to the possible values, or a dash if the spread is unknown."""
     if value is None or value.low is None or value.high is None:
         return Cell(DASH)
     low, high = max(value.low, -100.0 if difference else 0.0), min(value.high, 100.0)
-    show = signed if difference else "{:.1f}".format
+    show = format_signed if difference else "{:.1f}".format
     return Cell(f"{show(low)} to {show(high)}", value.mean)
 
 
-def p_words(p: float | None) -> str:
-    """``0.032`` or ``< 0.001``."""
-    return p_text(p).removeprefix("= ")
+def format_p_cell(p: float | None) -> str:
+    """Formats a p-value as ``0.032`` or ``< 0.001``, or as a dash if it is None."""
+    return format_p(p).removeprefix("= ")
 
 
-def group_hours(group: Group) -> float | None:
-    """Training hours of all its runs."""
+def sum_hours(group: Group) -> float | None:
+    """Sums the training hours of all runs of a group; None if they are unknown."""
     seconds = [run.seconds for run in group.runs if run.seconds is not None]
     return sum(seconds) / 3600 if seconds else None
 
 
-def hours_text(hours: float) -> str:
-    """``12.3``, ``0.045``, ``0.0012``."""
+def format_hours(hours: float) -> str:
+    """Formats hours as ``12.3``, ``0.045`` or ``0.0012``."""
     return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"

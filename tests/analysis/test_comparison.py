@@ -8,23 +8,31 @@ from typing import Any
 
 import pytest
 
-from pipeline.analysis.comparison import Difference, Group, choose_baseline, compare, group_runs, in_order, varied_keys
-from pipeline.analysis.run_reader import Run
-from pipeline.analysis.study_reader import read_given
+from pipeline.analysis.comparison import (
+    Difference,
+    Group,
+    choose_baseline,
+    compare_groups,
+    find_varied_keys,
+    group_runs,
+    sort_groups,
+)
+from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError
-from pipeline.report.formats import as_text
-from pipeline.report.sentences import caveats
-from pipeline.report.tables import runs_table, settings_table, signed
+from pipeline.report.formats import format_text
+from pipeline.report.sentences import list_caveats
+from pipeline.report.tables import build_runs_table, build_settings_table, format_signed
 
 
-def read_runs(folders: list[Path]) -> list[Run]:
-    return list(read_given(folders).runs)
+def read_runs(folders: list[Path]) -> list[RunRecord]:
+    return list(read_report_input(folders).runs)
 
 
 def tables(folders: list[Path]) -> tuple[list[list[str]], list[list[str]]]:
     """Texts of the tables of runs and of settings."""
     groups = group_runs(read_runs(folders))
-    both = runs_table(groups), settings_table(groups, compare(groups))
+    both = build_runs_table(groups), build_settings_table(groups, compare_groups(groups))
     runs, settings = ([[cell.text for cell in row] for row in table.rows] for table in both)
     return runs, settings
 
@@ -72,7 +80,7 @@ def test_seeds_of_one_setting_are_one_group(four: list[Path]) -> None:
     groups = group_runs(read_runs(four[::-1]))
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
         ("supervised", [0, 1]), ("actnetformer", [0, 1])]  # fmt: skip
-    found = groups[0].top1("primary")
+    found = groups[0].get_top1("primary")
     assert found is not None and (found.mean, found.sd, found.seeds, found.over) == (
         pytest.approx(55.0), pytest.approx(50**0.5), 2, "seeds")  # fmt: skip
 
@@ -84,26 +92,26 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
     write_light_run(tmp_path, "actnetformer", 1, 0.7, name="d")
     (group,) = groups = group_runs(read_runs([tmp_path]))
     assert [run.name for run in group.runs] == ["b", "d"] and [run.name for run in group.repeats] == ["c", "a"]
-    assert (found := group.top1("primary")) is not None and found.seeds == 2
-    assert len(runs_table(groups).rows) == 4
-    assert any("not counted, for they repeat one: c, a" in note for note in caveats(groups, []))
+    assert (found := group.get_top1("primary")) is not None and found.seeds == 2
+    assert len(build_runs_table(groups).rows) == 4
+    assert any("not counted, for they repeat one: c, a" in note for note in list_caveats(groups, []))
 
 
 def test_the_difference_is_taken_seed_by_seed(four: list[Path]) -> None:
-    (one,) = compare(group_runs(read_runs(four)))
-    assert one.by_seed("primary") == pytest.approx({0: 8.0, 1: 4.0})
+    (one,) = compare_groups(group_runs(read_runs(four)))
+    assert one.compute_by_seed("primary") == pytest.approx({0: 8.0, 1: 4.0})
     assert (one.estimates["mean"].mean, one.estimates["mean"].sd) == (pytest.approx(6.0), pytest.approx(8**0.5))
     assert one.differences == ()
-    assert one.verdict("mean") == "not distinguishable at n = 2"
+    assert one.describe_verdict("mean") == "not distinguishable at n = 2"
 
 
 def test_with_predictions_it_is_taken_video_by_video(make_run: Any) -> None:
     groups = group_runs(read_runs([make_run(method=method, seed=0, margin=margin) for method, margin in METHODS.items()]))
-    (one,) = compare(groups)
+    (one,) = compare_groups(groups)
     assert one.estimates["mean"].over == "videos" and one.estimates["mean"].seeds == 1
-    top1 = [group.runs[0].top1("mean") or 0.0 for group in groups]
+    top1 = [group.runs[0].get_top1("mean") or 0.0 for group in groups]
     assert one.estimates["mean"].mean == pytest.approx(top1[1] - top1[0])
-    assert one.verdict("mean").startswith("one seed: ")
+    assert one.describe_verdict("mean").startswith("one seed: ")
 
 
 METHODS = {"supervised": 0.0, "actnetformer": 4.0}
@@ -111,10 +119,10 @@ METHODS = {"supervised": 0.0, "actnetformer": 4.0}
 
 def test_only_videos_that_all_runs_scored_are_compared(make_run: Any, write_predictions: Any) -> None:
     folders = [make_run(method=method, seed=seed, margin=margin) for method, margin in METHODS.items() for seed in (0, 1, 2)]
-    whole = compare(group_runs(read_runs(folders)))[0]
+    whole = compare_groups(group_runs(read_runs(folders)))[0]
     assert whole.estimates["mean"].over == "seeds and videos"
     (folders[0] / "predictions.parquet").unlink()
-    without = compare(group_runs(read_runs(folders)))[0]
+    without = compare_groups(group_runs(read_runs(folders)))[0]
     assert without.estimates["mean"].over == "seeds"
     assert without.estimates["mean"].mean == pytest.approx(whole.estimates["mean"].mean)
 
@@ -125,14 +133,14 @@ def test_runs_with_other_labels_or_seeds_are_not_paired(tmp_path: Path) -> None:
         write_light_run(tmp_path, "actnetformer", 0, 0.9, labels="bbbb"),
         write_light_run(tmp_path, "actnetformer", 1, 0.9),
     ]
-    assert compare(group_runs(read_runs(folders))) == []
+    assert compare_groups(group_runs(read_runs(folders))) == []
 
 
 def test_a_study_of_the_number_of_labels_pairs_runs_with_other_labels(tmp_path: Path) -> None:
     folders = [write_light_run(tmp_path, "actnetformer", 0, 0.5, labels=mark, name=mark) for mark in ("few", "many")]
     facts = json.loads((folders[1] / "facts.json").read_text())
     (folders[1] / "facts.json").write_text(json.dumps({**facts, "labels": {"spec": "50%", "seed": 0, "count": 5050}}))
-    (one,) = compare(group_runs(read_runs(folders)))
+    (one,) = compare_groups(group_runs(read_runs(folders)))
     assert one.baseline.label == "labels=10%" and one.group.label == "labels=50%"
 
 
@@ -141,7 +149,7 @@ def test_settings_that_differ_beside_the_method_are_named(tmp_path: Path) -> Non
         write_light_run(tmp_path, "supervised", 0, 0.5),
         write_light_run(tmp_path, "actnetformer", 0, 0.6, keys="train: {steps: 40000, log_every: 5}"),
     ]
-    (one,) = compare(group_runs(read_runs(folders)))
+    (one,) = compare_groups(group_runs(read_runs(folders)))
     assert one.differences == ("train.steps: 20000 in supervised, 40000 in actnetformer",)
 
 
@@ -157,11 +165,11 @@ def test_who_where_and_how_fast_is_no_setting(tmp_path: Path) -> None:
 def test_an_ablation_names_the_key_that_varies(tmp_path: Path) -> None:
     groups = weights(tmp_path, (0, 4))
     assert [group.label for group in groups] == ["contrast.weight=0", "contrast.weight=4"]
-    assert varied_keys(groups) == ["method.contrast.weight"]
+    assert find_varied_keys(groups) == ["method.contrast.weight"]
 
 
 def test_settings_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    groups = in_order(weights(tmp_path, (8, 0.5, 16, 2)))
+    groups = sort_groups(weights(tmp_path, (8, 0.5, 16, 2)))
     assert [group.label for group in groups] == [f"contrast.weight={value}" for value in ("0.5", "2", "8", "16")]
 
 
@@ -188,7 +196,7 @@ def test_p_is_corrected_for_the_number_of_settings(make_run: Any) -> None:
         make_run(seed=seed, margin=1 + weight, overrides=(f"method.contrast.weight={weight}", f"run.name=w{weight}-{seed}"))
         for weight in (0, 1, 2, 4) for seed in (0, 1, 2)
     ]  # fmt: skip
-    found = compare(group_runs(read_runs(folders)))
+    found = compare_groups(group_runs(read_runs(folders)))
     assert len(found) == 3 and {one.baseline.label for one in found} == {"contrast.weight=2"}
     raw = sorted((one.estimates["mean"].p or 0.0, one.adjusted["mean"] or 0.0) for one in found)
     assert raw[0][1] == pytest.approx(min(1, 3 * raw[0][0])) and all(p <= after for p, after in raw)
@@ -205,7 +213,7 @@ def test_the_tables_have_runs_and_settings(four: list[Path]) -> None:
 
 def test_columns_of_the_text_line_up(four: list[Path]) -> None:
     groups = group_runs(read_runs(four))
-    lines = as_text(runs_table(groups)).splitlines()
+    lines = format_text(build_runs_table(groups)).splitlines()
     assert len(lines) == 2 + 4 and {len(line) for line in lines} == {len(lines[1])}
     for column in (index for index, mark in enumerate(lines[1]) if mark == " "):
         assert all(line[column] == " " for line in lines)
@@ -215,12 +223,12 @@ def test_a_run_without_an_evaluation_has_dashes_and_no_difference(tmp_path: Path
     folders = [write_light_run(tmp_path, "supervised", 0, 0.5), write_light_run(tmp_path, "actnetformer", 0, None)]
     runs, settings = tables(folders)
     assert runs[1][5:8] == ["–", "–", "–"] and settings[1][1] == "0"
-    found: list[Difference] = compare(group_runs(read_runs(folders)))
+    found: list[Difference] = compare_groups(group_runs(read_runs(folders)))
     assert found == []
 
 
 def test_no_difference_has_no_minus() -> None:
-    assert [signed(points) for points in (-0.04, 0.0, 0.06, -1.26)] == ["+0.0", "+0.0", "+0.1", "−1.3"]
+    assert [format_signed(points) for points in (-0.04, 0.0, 0.06, -1.26)] == ["+0.0", "+0.0", "+0.1", "−1.3"]
 
 
 def test_folders_that_are_no_runs_are_named_with_a_remedy(tmp_path: Path, four: list[Path]) -> None:

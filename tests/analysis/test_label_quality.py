@@ -18,15 +18,24 @@ from hypothesis import strategies as st
 from jobs import label_quality, train
 from jobs.command import run
 from pipeline.analysis.comparison import group_runs
-from pipeline.analysis.label_quality import SOURCES, STUDENTS, Said, compare, labeler, read_said, tally, windows
-from pipeline.analysis.run_reader import read_run
+from pipeline.analysis.label_quality import (
+    SOURCES,
+    STUDENTS,
+    SavedScores,
+    compare_sources,
+    count_labels,
+    find_labeler,
+    read_saved_scores,
+    split_training_time,
+)
+from pipeline.analysis.run_reader import read_run_record
 from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.parts.inputs import Setup
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.report.report import write_report
 from pipeline.report.sections import label_tables
-from pipeline.report.sections.label_section import label_sections, own_thresholds
+from pipeline.report.sections.label_section import build_label_sections, read_own_thresholds
 from pipeline.run_folder.contents import read_metrics, score_parts
 from tests.methods.traces import small_config
 from tests.study_folders import write_scores
@@ -34,12 +43,12 @@ from tests.study_folders import write_scores
 LABELERS = ("primary", "auxiliary", "mean")
 
 
-def said_of(rows: list[tuple[int, int, int, int, float, int, float]], num_classes: int = 3) -> Said:
+def said_of(rows: list[tuple[int, int, int, int, float, int, float]], num_classes: int = 3) -> SavedScores:
     """Rows of step, video, true class, and class and confidence of primary and auxiliary; the mean is as the primary."""
     step, video, label, first, sure, second, surer = (np.array(column) for column in zip(*rows, strict=True))
     classes = {"primary": first, "auxiliary": second, "mean": first}
     confidence = {"primary": sure, "auxiliary": surer, "mean": sure}
-    return Said(step, video, label, classes, {name: c.astype(np.float32) for name, c in confidence.items()}, num_classes)
+    return SavedScores(step, video, label, classes, {name: c.astype(np.float32) for name, c in confidence.items()}, num_classes)
 
 
 BY_HAND = [
@@ -52,42 +61,42 @@ BY_HAND = [
 
 def test_counts_by_hand() -> None:
     said = said_of(BY_HAND)
-    cross = tally(said, "primary", "cross", [0.5, 0.8, 0.9])
+    cross = count_labels(said, "primary", "cross", [0.5, 0.8, 0.9])
     assert cross.videos.tolist() == [1, 1, 1, 1]
     assert cross.kept.sum(axis=0).tolist() == [4, 3, 1]  # 0.80 reaches 0.8
-    assert cross.coverage() == pytest.approx([1, 0.75, 0.25])
-    assert cross.accuracy() == pytest.approx([2 / 3, 2 / 3, 1])  # the clip of unknown class counts for coverage only
-    assert cross.news() == pytest.approx([2 / 3, 2 / 3, 0])
-    assert cross.news_accuracy() == pytest.approx([0.5, 0.5, np.nan], nan_ok=True)
+    assert cross.compute_coverage() == pytest.approx([1, 0.75, 0.25])
+    assert cross.compute_accuracy() == pytest.approx([2 / 3, 2 / 3, 1])  # the clip of unknown class counts for coverage only
+    assert cross.compute_differing_share() == pytest.approx([2 / 3, 2 / 3, 0])
+    assert cross.compute_differing_accuracy() == pytest.approx([0.5, 0.5, np.nan], nan_ok=True)
     assert cross.right[:, 1].tolist() == [1, 1, 0, 0]
-    own = tally(said, "primary", "self", [0.5, 0.8])
-    assert own.accuracy() == pytest.approx([2 / 3, 1]) and own.news().tolist() == [0, 0]
+    own = count_labels(said, "primary", "self", [0.5, 0.8])
+    assert own.compute_accuracy() == pytest.approx([2 / 3, 1]) and own.compute_differing_share().tolist() == [0, 0]
 
 
 def test_a_comparison_by_hand() -> None:
-    one = compare(said_of(BY_HAND), "primary", dict.fromkeys(LABELERS, 0.8))
+    one = compare_sources(said_of(BY_HAND), "primary", dict.fromkeys(LABELERS, 0.8))
     assert (one.accuracy["cross"], one.accuracy["self"]) == (pytest.approx(2 / 3), 1.0)
     assert one.self_at_equal_coverage == pytest.approx(2 / 3)  # its three surest of known class, as many as cross keeps
-    assert (one.news, one.news_accuracy) == (pytest.approx(2 / 3), 0.5)
-    text = label_tables.answer(one)
+    assert (one.differing_share, one.differing_accuracy) == (pytest.approx(2 / 3), 0.5)
+    text = label_tables.describe_comparison(one)
     assert text.startswith("At 0.8 the auxiliary labels 75.0 % of the clips, 66.7 % of them right; the primary’s own labels")
 
 
 def test_each_labeler_has_its_own_threshold(make_run: Any) -> None:
     """``method.labels.primary_threshold``: that of the labels which the primary gives."""
     words = ("method.confidence_threshold=0.6", "method.labels.primary_threshold=0.9", "method.labels.auxiliary_threshold=0.7")
-    own = own_thresholds(read_run(make_run(overrides=words)))
+    own = read_own_thresholds(read_run_record(make_run(overrides=words)))
     assert own == {"primary": 0.9, "auxiliary": 0.7, "mean": 0.6}
     said = said_of(BY_HAND)
-    one = compare(said, "primary", own)
+    one = compare_sources(said, "primary", own)
     kept = {"cross": 3 / 4, "self": 2 / 4, "mean": 1.0}  # of the confidences of auxiliary, primary, mean
     assert one.coverage == pytest.approx(kept)
-    assert label_tables.answer(one).startswith("At 0.7 the auxiliary labels 75.0 % of the clips")
-    assert "the primary’s own labels at 0.9 would be 50.0 %" in label_tables.answer(one)
-    table = label_tables.classes_table(said, own, ["a", "b", "c"])
+    assert label_tables.describe_comparison(one).startswith("At 0.7 the auxiliary labels 75.0 % of the clips")
+    assert "the primary’s own labels at 0.9 would be 50.0 %" in label_tables.describe_comparison(one)
+    table = label_tables.build_classes_table(said, own, ["a", "b", "c"])
     assert "At 0.9 (primary), 0.7 (auxiliary), 0.6 (mean)" in table.caption
     assert [cell.text for cell in table.rows[2][2::2]] == ["0.0", "100.0", "100.0"]
-    rows = csv.DictReader(label_tables.as_csv(said, own, ["a", "b", "c"]).splitlines())
+    rows = csv.DictReader(label_tables.format_counts_csv(said, own, ["a", "b", "c"]).splitlines())
     in_windows = [row for row in rows if row["class"] == "a" and row["first_step"] == row["last_step"]]
     assert {row["labeler"]: float(row["threshold"]) for row in in_windows} == own
     assert len(in_windows) == 2 * 2 * len(SOURCES)  # of two steps and two learners, at the labeler's own threshold alone
@@ -100,13 +109,13 @@ def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(m
         folders.append(make_run(margin=float(weight), overrides=words))
         scores = {name: torch.full((20, 4), 0.25) for name in STUDENTS}
         write_scores(folders[-1], torch.zeros(20, dtype=torch.int64), scores)
-    groups = group_runs([read_run(folder) for folder in folders])
-    found = label_sections(groups, groups[0])
+    groups = group_runs([read_run_record(folder) for folder in folders])
+    found = build_label_sections(groups, groups[0])
     assert [one.title for one in found.shown] == [f"contrast.weight={weight}" for weight in (0, 3, 4, 5)]
     assert found.note.startswith("4 of the 6 settings that saved scores: the baseline,")
     html = write_report(folders, baseline={"method.contrast.weight": 0}).path.read_text(encoding="utf-8")
     assert found.note in html
-    assert label_sections(groups[:4], groups[0]).note == ""
+    assert build_label_sections(groups[:4], groups[0]).note == ""
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 5))
@@ -114,11 +123,12 @@ def test_counts_agree_with_counting_one_by_one(seed: int, clips: int, num_classe
     generator = np.random.default_rng(seed)
     ints = {key: generator.integers(-(key == "label"), num_classes, clips) for key in ("label", *LABELERS)}
     sure = {name: generator.choice([0.5, 0.57, 0.9, 0.99, 0.3], clips).astype(np.float32) for name in LABELERS}
-    said = Said(np.arange(clips), np.arange(clips), ints["label"], {name: ints[name] for name in LABELERS}, sure, num_classes)
+    classes = {name: ints[name] for name in LABELERS}
+    said = SavedScores(np.arange(clips), np.arange(clips), ints["label"], classes, sure, num_classes)
     thresholds = [0.3, 0.5, 0.57, 0.99]
     for learner in STUDENTS:
         for source in SOURCES:
-            found, who = tally(said, learner, source, thresholds), labeler(learner, source)
+            found, who = count_labels(said, learner, source, thresholds), find_labeler(learner, source)
             for place, threshold in enumerate(thresholds):
                 for row in range(num_classes + 1):
                     true = row if row < num_classes else -1
@@ -131,10 +141,10 @@ def test_counts_agree_with_counting_one_by_one(seed: int, clips: int, num_classe
 
 def test_windows_part_the_time_and_lose_nothing() -> None:
     said = said_of([(step, 0, 0, 0, 0.9, 0, 0.9) for step in range(3, 38)])
-    parts = windows(said)
+    parts = split_training_time(said)
     assert len(parts) == 10 and (parts[0][0], parts[-1][1]) == (3, 37)
     assert sum(len(part.steps) for *_, part in parts) == 35
-    assert len(windows(said.part(said.steps < 5))) == 2
+    assert len(split_training_time(said.part(said.steps < 5))) == 2
 
 
 def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:
@@ -148,7 +158,7 @@ def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:
     wanted = labels.apply_thresholds(scores, torch.arange(50), torch.zeros(1, dtype=torch.int64))["mean"]
 
     write_scores(tmp_path, hidden, scores)
-    said, problems = read_said(tmp_path)
+    said, problems = read_saved_scores(tmp_path)
     assert said is not None and problems == []
     assert said.classes["mean"].tolist() == wanted.classes.tolist()
     assert (said.confidence["mean"] >= np.float32(0.4)).tolist() == wanted.weights.bool().tolist()

@@ -11,7 +11,7 @@ import yaml
 
 from jobs import report, train
 from jobs.command import run
-from pipeline.analysis.study_reader import read_study
+from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import Config, all_keys, load_config, parse_config
 from pipeline.config.renamed import REMOVED, RENAMED, with_new_names, with_old_names
 from pipeline.errors import UserError
@@ -112,7 +112,7 @@ def test_a_recorded_study_is_read_under_todays_names(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps(about), encoding="utf-8")
     line = {"number": 0, "state": "waiting", "params": {"method.contrast_weight": 4, "run.seed": 0}}
     (tmp_path / "trials.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    study = read_study(tmp_path)
+    study = read_study_record(tmp_path)
     assert study.baseline == {"method.contrast.weight": 2}
     assert study.trials[0].params == {"method.contrast.weight": 4, "run.seed": 0}
 

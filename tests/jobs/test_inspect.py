@@ -17,7 +17,7 @@ from jobs.command import DONE, FAILED, USER_ERROR, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.methods import make_views
-from pipeline.report.pages.step_views import pixels, step_views
+from pipeline.report.pages.step_views import arrange_frames, make_step_views
 from pipeline.stream.in_process import local_batches
 from tests.videos import write_numbers
 
@@ -118,7 +118,7 @@ def test_the_views_of_a_step_are_those_of_training(tiny: Path) -> None:
     source = open_source(config)[0]
     batch, *_ = local_batches(source, config, 5)  # the loop's first batch when it goes on at step 5
     trained = make_views(batch, config, config.run.seed, "cpu")
-    shown = list(step_views(config, source, 5))
+    shown = list(make_step_views(config, source, 5))
     assert [int(columns["row"][0]) for columns, _ in shown] == batch.rows.tolist() == [10, 11]
     for number, (columns, views) in enumerate(shown):
         assert columns["video"][0].tolist() == batch.videos[number].tolist()
@@ -137,9 +137,9 @@ def test_page_of_a_step(tiny: Path, tmp_path: Path) -> None:
     assert len(images) == 2 * (2 + 2 * 4)  # 2 rows of a labeled video and 2 unlabeled ones
     assert "primary, strong view of" in page and "auxiliary, weak view of" in page and "Row 10" in page
     config = load_config(tiny / "tiny.yaml")
-    _, views = next(iter(step_views(config, open_source(config)[0], 5)))
+    _, views = next(iter(make_step_views(config, open_source(config)[0], 5)))
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[0][0]))))
-    expected = pixels(views.labeled["primary"][0])
+    expected = arrange_frames(views.labeled["primary"][0])
     assert seen.shape == expected.shape == (32, 4 * 32, 3)
     assert np.abs(seen.astype(float) - expected).mean() < 4  # JPEG
     assert not np.array_equal(expected[:, :32], expected[:, 32:64])

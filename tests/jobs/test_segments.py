@@ -16,9 +16,9 @@ import yaml
 from jobs import ablate, inspect, predict, search, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.analysis.comparison import group_runs
-from pipeline.analysis.run_description import command as command_of
-from pipeline.analysis.run_description import setting_table
-from pipeline.analysis.run_reader import read_run
+from pipeline.analysis.run_description import build_command as command_of
+from pipeline.analysis.run_description import build_setting_table
+from pipeline.analysis.run_reader import read_run_record
 from pipeline.bench.decode import bench_decode
 from pipeline.config import load_config
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
@@ -78,8 +78,8 @@ def test_files_are_asked_by_the_segments_of_the_run(trained: Path, tiny: Path, t
 
 
 def test_the_report_and_its_command_have_the_segments(trained: Path, tmp_path: Path) -> None:
-    one = read_run(trained)
-    told = dict(setting_table(group_runs([one])))
+    one = read_run_record(trained)
+    told = dict(build_setting_table(group_runs([one])))
     assert told["Primary's clip"] == [f"{IN_WORDS.format(4)}, 32 × 32 px"]
     assert told["Auxiliary's clip"] == [f"{IN_WORDS.format(6)}, 32 × 32 px"]
     window = replace(one, config={**one.config, "primary.clip.sampling": "window", "primary.clip.fps": 8.0})

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from pipeline.analysis import run_description
-from pipeline.analysis.run_reader import flatten, read_run
+from pipeline.analysis.run_reader import flatten, read_run_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
-from pipeline.report.html import SORTING, script_hash
+from pipeline.report.html import SORTING, hash_script
 from pipeline.report.pages.label_report import write_label_report
 from pipeline.report.report import Report, write_report
 from tests.study_folders import line, write_population, write_rates, write_scores, write_search, write_study, write_weights
@@ -193,7 +193,7 @@ def test_the_page_is_one_small_file_with_one_known_script_and_links_to_run_folde
     html, folder = reports[name].path.read_text(encoding="utf-8"), reports[name].path.parent
     assert len(html.encode()) < MAX_BYTES
     assert re.findall(r"<script.*?</script>", html, flags=re.DOTALL) == [f"<script>{SORTING}</script>"]
-    assert f"script-src '{script_hash(SORTING)}'" in html and "default-src 'none'" in html
+    assert f"script-src '{hash_script(SORTING)}'" in html and "default-src 'none'" in html
     links = set(re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', html))
     assert links and all((folder / link / "config.yaml").is_file() for link in links)
     assert not re.findall(r"#0[0-3]0[0-3]0[0-3]\b|#0000[0-9a-f]{2}\b", html)
@@ -367,14 +367,14 @@ def test_the_command_of_a_studys_run_makes_this_very_run_in_a_shell(make_run: An
     study = write_study(folder.parent, [line(0, folder.name)], command="python -m jobs.ablate 'my study.yaml'")
     for recorded in ("python -m jobs.ablate x --config c.yaml", "/x/default_worker.py --node-ip-address=1", None):
         (folder / "facts.json").write_text(json.dumps({**facts, "command": recorded}))
-        made = shlex.split(run_description.command(run := read_run(folder)))
+        made = shlex.split(run_description.build_command(run := read_run_record(folder)))
         assert made[:3] == ["python", "-m", "jobs.train"]
         assert flatten(load_config(overrides=made[3:]).model_dump(mode="json")) == run.config
     html = write_report([study]).path.read_text(encoding="utf-8")
     assert "views.strong.time.warp=[2, 4, 8]&#39;" in html
     assert "<pre>python -m jobs.ablate &#39;my study.yaml&#39;</pre>" in html
     (folder / "facts.json").write_text(json.dumps({**facts, "command": None, "lineage": [{"from": 0}, {"from": 100}]}))
-    assert run_description.command(read_run(folder)) == ""
+    assert run_description.build_command(read_run_record(folder)) == ""
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "quarantine.parquet"])

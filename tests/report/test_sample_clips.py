@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.analysis.run_reader import Predictions, read_run
+from pipeline.analysis.run_reader import Predictions, read_run_record
 from pipeline.manifest.schema import Manifest
-from pipeline.report.sample_clips import NUM_FRAMES, SIDE, choose, decode_thumbnails, samples
+from pipeline.report.sample_clips import NUM_FRAMES, SIDE, build_samples, choose_clips, decode_thumbnails
 
 
 def predictions(primary_right: list[bool], auxiliary_right: list[bool], labels: list[int] | None = None) -> Predictions:
@@ -29,14 +29,14 @@ def predictions(primary_right: list[bool], auxiliary_right: list[bool], labels: 
 
 def test_every_outcome_that_occurs_is_shown() -> None:
     primary, auxiliary = [True] * 50 + [False, True, False], [True] * 50 + [True, False, False]
-    chosen = choose(predictions(primary, auxiliary), 8)
+    chosen = choose_clips(predictions(primary, auxiliary), 8)
     assert len(chosen) == len(set(chosen)) == 8
     assert {50, 51, 52} <= set(chosen)
 
 
 def test_the_choice_is_fixed_and_unlabeled_clips_are_left_out() -> None:
     found = predictions([True, True, False], [True, True, False], labels=[0, -1, 0])
-    assert choose(found, 8) == choose(found, 8) == [0, 2]
+    assert choose_clips(found, 8) == choose_clips(found, 8) == [0, 2]
 
 
 def test_frames_are_evenly_spaced_and_upright(manifest: Manifest) -> None:
@@ -62,11 +62,11 @@ def test_no_video_is_an_error_of_its_kind(tmp_path: Path) -> None:
 
 
 def test_samples_carry_both_students_and_real_frames(make_run: Any) -> None:
-    run = read_run(make_run())
-    found = samples(run)
-    assert len(found) == 8 and {verdict.right for sample in found for verdict in sample.verdicts} == {True, False}
+    run = read_run_record(make_run())
+    found = build_samples(run)
+    assert len(found) == 8 and {verdict.right for sample in found for verdict in sample.student_predictions} == {True, False}
     for sample in found:
-        assert [verdict.student for verdict in sample.verdicts] == ["primary", "auxiliary"]
-        assert all(verdict.right == (verdict.predicted == sample.true_class) for verdict in sample.verdicts)
+        assert [verdict.student for verdict in sample.student_predictions] == ["primary", "auxiliary"]
+        assert all(verdict.right == (verdict.predicted == sample.true_class) for verdict in sample.student_predictions)
         image = Image.open(io.BytesIO(base64.b64decode(sample.frames[0].partition(",")[2])))
         assert len(sample.frames) == NUM_FRAMES and min(image.size) == SIDE

@@ -14,7 +14,7 @@ from jobs import report as command
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from pipeline.report.report import write_report
-from pipeline.report.small_copy import copy_scores
+from pipeline.report.small_copy import copy_runs
 from tests.study_folders import SaveRun, write_weights
 
 
@@ -31,14 +31,14 @@ def study(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_ru
 
 
 def test_the_copy_has_the_same_tables(study: Path, tmp_path: Path) -> None:
-    (copy,) = copy_scores([study], tmp_path / "kept")
+    (copy,) = copy_runs([study], tmp_path / "kept")
     tables = [write_report([folder], tmp_path / f"{name}.html").table for name, folder in (("a", study), ("b", copy))]
     assert tables[0] == tables[1]
     assert "contrast.weight=1 by +89.6 points" in tables[0]
 
 
 def test_the_copy_has_no_weights_and_is_of_no_machine(study: Path, tmp_path: Path) -> None:
-    (copy,) = copy_scores([study], tmp_path / "kept")
+    (copy,) = copy_runs([study], tmp_path / "kept")
     files = [path for path in copy.rglob("*") if path.is_file()]
     assert not list(copy.rglob("checkpoint_*"))
     for path in files:
@@ -49,7 +49,7 @@ def test_the_copy_has_no_weights_and_is_of_no_machine(study: Path, tmp_path: Pat
 
 
 def test_scores_keep_the_first_class_of_every_video(study: Path, tmp_path: Path) -> None:
-    (copy,) = copy_scores([study], tmp_path / "kept")
+    (copy,) = copy_runs([study], tmp_path / "kept")
     for path in copy.rglob("predictions.parquet"):
         kept, whole = (np.array(pq.read_table(one)["mean"].to_pylist()) for one in (path, study / path.relative_to(copy)))
         np.testing.assert_array_equal(kept.argmax(axis=1), whole.argmax(axis=1))
@@ -57,20 +57,20 @@ def test_scores_keep_the_first_class_of_every_video(study: Path, tmp_path: Path)
 
 
 def test_a_second_copy_replaces_the_first(study: Path, tmp_path: Path) -> None:
-    (copy,) = copy_scores([study], tmp_path / "kept")
+    (copy,) = copy_runs([study], tmp_path / "kept")
     gone = next(path for path in sorted(copy.iterdir()) if path.is_dir())
     (gone / "metrics.jsonl").unlink(missing_ok=True)
     (copy / "left over").mkdir()
-    copy_scores([study], tmp_path / "kept")
+    copy_runs([study], tmp_path / "kept")
     assert (gone / "metrics.jsonl").is_file() and not (copy / "left over").exists()
 
 
 def test_two_of_one_name_and_the_runs_own_place_are_refused(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study, tmp_path / "other" / study.name)
     with pytest.raises(UserError, match=f"several are called {study.name}"):
-        copy_scores([study, tmp_path / "other" / study.name], tmp_path / "kept")
+        copy_runs([study, tmp_path / "other" / study.name], tmp_path / "kept")
     with pytest.raises(UserError, match="give another folder"):
-        copy_scores([study], study.parent)
+        copy_runs([study], study.parent)
     assert (study / "trials.jsonl").is_file()
 
 

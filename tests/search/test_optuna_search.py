@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.analysis.study_reader import read_study
+from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder.study_folder import write_about, write_trials
@@ -106,7 +106,7 @@ def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path
     assert "12 of 12 trials: 12 complete" in trial_lines(second)[0]
     write_about(tmp_path, {"name": "s", "kind": "search", "objectives": objectives(second.plan)})
     write_trials(tmp_path, lines_of(second.study, second.plan))
-    report = read_study(tmp_path)  # as the page reads it
+    report = read_study_record(tmp_path)  # as the page reads it
     assert report.counts == {"complete": 12}
     assert [trial.values["mean"] for trial in report.trials] == [trial.value for trial in own]
 

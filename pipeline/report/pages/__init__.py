@@ -1,1 +1,1 @@
-"""Pages beside the report: a manifest, the views of a step, the quality of pseudo-labels."""
+"""Pages other than the report: a manifest, the views of a training step, the quality of pseudo-labels."""

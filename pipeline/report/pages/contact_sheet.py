@@ -1,4 +1,4 @@
-"""A manifest as a page: counts, histograms, a few videos of every class, and the files that cannot be used."""
+"""A manifest as a page: counts, histograms, thumbnails of a few videos of every class, and the files that cannot be used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.manifest.seeded_order import order_by_hash
 from pipeline.manifest.summary import Summary
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
 from pipeline.progress import progress
-from pipeline.report.html import image_uri, render_page, write_page
+from pipeline.report.html import encode_image, render_page, write_page
 
 SIDE, MAX_LISTED = 112, 1000
-"""Pixels of a thumbnail, as square as the decoded window; files and duplicates that a page lists."""
+"""The side of a square thumbnail in pixels, and the number of files and of duplicates that a page lists at most."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,19 @@ class Thumbnail:
     id: str
     split: str
     image: str
-    """A data URI; empty where ``problem`` says why."""
+    """A data URI; empty if ``problem`` says why there is none."""
     problem: str = ""
 
 
 def write_contact_sheet(
     manifest: Manifest, summary: Summary, path: Path, per_class: int, changed: Sequence[tuple[str, str]] | None = None
 ) -> None:
-    """Write the page. Which videos are shown is decided by a hash of their ids; ``changed`` is what ``verify`` found."""
+    """Writes the page. A hash of the ids decides which videos are shown; ``changed`` lists the files that ``verify`` found
+    changed."""
     context = {
         "manifest": manifest,
         "summary": summary,
-        "sheets": contact_sheets(manifest, per_class),
+        "sheets": decode_contact_sheets(manifest, per_class),
         "per_class": per_class,
         "changed": changed,
         "limit": MAX_LISTED,
@@ -48,39 +49,39 @@ def write_contact_sheet(
     write_page(render_page("manifest.html.j2", context), path, "--html")
 
 
-def contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str, list[Thumbnail]]]:
-    """(class, thumbnails of ``per_class`` usable videos), decoded in other processes that may crash or hang."""
+def decode_contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str, list[Thumbnail]]]:
+    """Decodes thumbnails of up to ``per_class`` usable videos of each class, in other processes that may crash or hang."""
     columns = video_columns(manifest)
     usable = np.flatnonzero(np.asarray(manifest.table["status"].to_numpy()) == "ok")
     label = columns["label"][usable]
     ids, splits = manifest.table["id"], manifest.table["split"]
     sheets: list[tuple[str, list[int]]] = []
-    for place, name in enumerate((*manifest.classes, "unknown")):
-        rows = usable[label == (place if place < len(manifest.classes) else -1)]
+    for index, name in enumerate((*manifest.classes, "unknown")):
+        rows = usable[label == (index if index < len(manifest.classes) else -1)]
         order = order_by_hash([str(text) for text in ids.take(rows).to_pylist()], 0, "contact sheet")
         sheets.append((name, [int(rows[i]) for i in order[:per_class]]))
     wanted = [row for _, rows in sheets for row in rows]
-    made: dict[int, str | ProcessFailure] = {}
-    work = map_in_processes(middle_frame, [video_at(manifest, columns, row) for row in wanted], timeout_seconds=60.0)
+    results: dict[int, str | ProcessFailure] = {}
+    work = map_in_processes(decode_middle_frame, [video_at(manifest, columns, row) for row in wanted], timeout_seconds=60.0)
     for index, result in progress(work, len(wanted), "thumbnails"):
-        made[wanted[index]] = result
+        results[wanted[index]] = result
     return [
-        (name, [_thumbnail(str(ids[row].as_py()), str(splits[row].as_py()), made[row]) for row in rows])
+        (name, [_build_thumbnail(str(ids[row].as_py()), str(splits[row].as_py()), results[row]) for row in rows])
         for name, rows in sheets
         if rows
     ]
 
 
-def _thumbnail(name: str, split: str, result: str | ProcessFailure) -> Thumbnail:
+def _build_thumbnail(name: str, split: str, result: str | ProcessFailure) -> Thumbnail:
     if isinstance(result, ProcessFailure):
         return Thumbnail(name, split, "", result.reason)
     return Thumbnail(name, split, result) if result.startswith("data:") else Thumbnail(name, split, "", result)
 
 
-def middle_frame(video: Video) -> str:
-    """The frame in the middle of a video as a data URI, or why it does not decode."""
+def decode_middle_frame(video: Video) -> str:
+    """Decodes the frame in the middle of a video as a data URI; or returns the reason why it cannot be decoded."""
     try:
         (clip,) = decode_clips(video, 0.5, 0.5, (ClipSection(frames=1, fps=25.0, size=SIDE),), SIDE)
     except DecodeError as error:
         return str(error) or "it does not decode"
-    return image_uri(clip[0])
+    return encode_image(clip[0])

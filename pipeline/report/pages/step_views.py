@@ -1,4 +1,4 @@
-"""What both students saw at one step of a run, made again from the seeds: a page of weak and strong views."""
+"""A page with the weak and strong views of one training step, made again from the seeds."""
 
 from __future__ import annotations
 
@@ -19,40 +19,42 @@ from pipeline.clips.source import Source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import STUDENTS, Views, loss_weights, make_views
-from pipeline.report.html import image_uri, render_page, write_page
+from pipeline.report.html import encode_image, render_page, write_page
 from pipeline.stream.batches import to_batch
 
 HEIGHT, QUALITY = 96, 85
-"""Largest height of a strip of frames in pixels, and its JPEG quality."""
+"""The height of a strip of frames in pixels at most, and its JPEG quality."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One video of a plan row and its views."""
+    """One video of a plan row, and its views."""
 
     id: str
     true_class: str
-    place: str
-    """labeled, or unlabeled with its number."""
+    role: str
+    """``labeled``, or ``unlabeled`` and its number."""
     strips: tuple[tuple[str, str], ...]
-    """(which view, data URI of its frames side by side)."""
+    """Pairs of a view's name and a data URI of its frames side by side."""
 
 
-def write_step(config: Config, source: Source, step: int, path: Path) -> None:
-    """Write the page of a step. Raises UserError for a step that the run does not have."""
+def write_step_page(config: Config, source: Source, step: int, path: Path) -> None:
+    """Writes the page of a step. Raises UserError if the run does not have this step."""
     if not 0 <= step < config.train.steps:
         raise UserError(f"--step {step} must lie between 0 and {config.train.steps - 1}, the run's last")
     weights = loss_weights(config.method, step)
-    rows = [(int(columns["row"][0]), _slots(source, columns, views)) for columns, views in step_views(config, source, step)]
+    views_of_rows = make_step_views(config, source, step)
+    rows = [(int(columns["row"][0]), _build_slots(source, columns, views)) for columns, views in views_of_rows]
     covers = {name: describe_clip(getattr(config, name).clip) for name in STUDENTS}
     context = {"config": config, "step": step, "rows": rows, "weights": weights, "manifest": source.manifest, "covers": covers}
     write_page(render_page("step.html.j2", context), path, "--out")
 
 
-def step_views(config: Config, source: Source, step: int) -> Iterator[tuple[dict[str, Any], Views]]:
-    """(decoded columns, views) of every plan row of a step, as the training loop makes them, row by row to save memory.
+def make_step_views(config: Config, source: Source, step: int) -> Iterator[tuple[dict[str, Any], Views]]:
+    """Yields the decoded columns and the views of every plan row of a step, row by row to save memory, as the training loop
+    makes them.
 
-    A view depends on its row, slot and seed alone, so neither the batch nor the number of workers changes it.
+    A view depends on its row, slot and seed only, so neither the batch nor the number of workers changes it.
     """
     weights = loss_weights(config.method, step)
     for row in worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
@@ -61,7 +63,7 @@ def step_views(config: Config, source: Source, step: int) -> Iterator[tuple[dict
         yield columns, make_views(to_batch(columns), config, config.run.seed, "cpu", *wanted)
 
 
-def _slots(source: Source, columns: dict[str, Any], views: Views) -> list[Slot]:
+def _build_slots(source: Source, columns: dict[str, Any], views: Views) -> list[Slot]:
     slots = []
     for slot, video in enumerate(columns["video"][0]):
         unlabeled = views.unlabeled
@@ -69,24 +71,24 @@ def _slots(source: Source, columns: dict[str, Any], views: Views) -> list[Slot]:
             continue
         kinds = {"weak": unlabeled.weak, "strong": unlabeled.strong} if slot and unlabeled else {"labeled": views.labeled}
         strips = [
-            (f"{student}, {kind if slot else 'weak'}", strip(made[student][max(slot - 1, 0)]))
+            (f"{student}, {kind if slot else 'weak'}", draw_strip(views_of_kind[student][max(slot - 1, 0)]))
             for student in STUDENTS
-            for kind, made in kinds.items()
-            if made
+            for kind, views_of_kind in kinds.items()
+            if views_of_kind
         ]
         name = source.manifest.table["class"][int(video)].as_py() or "unknown"
-        place = f"unlabeled {slot}" if slot else "labeled"
-        slots.append(Slot(str(source.manifest.table["id"][int(video)].as_py()), name, place, tuple(strips)))
+        role = f"unlabeled {slot}" if slot else "labeled"
+        slots.append(Slot(str(source.manifest.table["id"][int(video)].as_py()), name, role, tuple(strips)))
     return slots
 
 
-def strip(view_CTHW: torch.Tensor) -> str:
-    """Frames of a normalized view side by side, at most HEIGHT pixels high, as a data URI."""
-    return image_uri(pixels(view_CTHW), QUALITY)
+def draw_strip(view_CTHW: torch.Tensor) -> str:
+    """Draws the frames of a normalized view side by side, at most HEIGHT pixels high, as a data URI."""
+    return encode_image(arrange_frames(view_CTHW), QUALITY)
 
 
-def pixels(view_CTHW: torch.Tensor) -> NDArray[np.uint8]:
-    """[H, T W, 3] uint8 of a normalized view."""
+def arrange_frames(view_CTHW: torch.Tensor) -> NDArray[np.uint8]:
+    """Arranges the frames of a normalized view side by side: uint8 [H, T W, 3]."""
     frames_TCHW = view_CTHW.transpose(0, 1).mul(STD).add(MEAN).clamp(0, 1)
     if frames_TCHW.shape[-1] > HEIGHT:
         frames_TCHW = interpolate(frames_TCHW, size=(HEIGHT, HEIGHT), mode="area")

@@ -1,1 +1,1 @@
-"""Inline SVG for pages."""
+"""Draws the plots of the pages as inline SVG."""

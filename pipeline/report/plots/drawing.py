@@ -1,7 +1,8 @@
-"""What all plots share: inline SVG whose colors are the page's CSS variables, so that one drawing fits light, dark and paper.
+"""Renders plots as inline SVG whose colors are the page's CSS variables, so that one drawing fits light, dark and printed
+pages.
 
-Matplotlib draws with stand-in colors that no one chose for their looks; ``as_svg`` replaces them by ``var(--...)``.
-Text stays text, identifiers are salted and prefixed, so the same data gives the same bytes.
+Matplotlib draws with placeholder colors, and ``render_svg`` replaces these by ``var(--...)``. Text remains text. Identifiers
+are salted and prefixed, so the same data gives the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SERIES = [f"#0000{index + 16:02x}" for index in range(NUM_COLORS)]
 TEXT, MUTED, RULE = "#010101", "#020202", "#030303"
 VARIABLES = {TEXT: "--ink", MUTED: "--muted", RULE: "--rule"} | {color: f"--series-{i}" for i, color in enumerate(SERIES)}
 SIZE = (4.8, 2.9)
-"""Inches of a panel. The page shows a point as about a pixel, on a phone of 390 pixels too."""
+"""The width and height of a panel in inches. The page shows a point as about a pixel, even on a phone 390 pixels wide."""
 FONT_SIZE = 11.0
 LINE_HEIGHT = 1.2 * FONT_SIZE
 GLYPH_WIDTH = 0.55 * FONT_SIZE
@@ -44,8 +45,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def as_svg(figure: Figure, title: str, prefix: str) -> str:
-    """The figure as an element of the page; ``title`` is for screen readers, ``prefix`` begins every id."""
+def render_svg(figure: Figure, title: str, prefix: str) -> str:
+    """Renders the figure as an SVG element of the page; ``title`` is for screen readers, and ``prefix`` begins every id."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
@@ -59,25 +60,29 @@ def as_svg(figure: Figure, title: str, prefix: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(title)} style="max-width: {width * 1.25:.0f}px" ', 1)
 
 
-def plain_axes(axes: Axes, x_label: str, unit: str) -> None:
-    """A quiet frame: grid lines of the values, few ticks, the unit above and the x label at the right end."""
+def style_axes(axes: Axes, x_label: str, unit: str) -> None:
+    """Gives axes a plain frame: few ticks, grid lines for the y values, the unit above, and the x label at the right end."""
     axes.set_xlabel(x_label, loc="right", labelpad=2)
     axes.text(0, 1.03, unit, transform=axes.transAxes, ha="left", va="bottom", color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def tick_text(value: float) -> str:
-    """``0.025``, ``1,500``, with a true minus sign."""
+def format_tick(value: float) -> str:
+    """Formats a number as ``0.025`` or ``1,500``, with a true minus sign."""
     return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
 
 
-def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
-    """Centers near the wanted ones whose boxes do not overlap and stay in low..high if they fit at all."""
+def spread_boxes(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Moves boxes from their wanted centers only as far as needed so that they do not overlap and, if possible, stay in
+    low..high.
+
+    ``heights`` are the boxes' heights; returns their centers, in the given order.
+    """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     centers = list(wanted)
     edge = low

@@ -1,4 +1,4 @@
-"""Response curves, maps and rows of settings, with what is known of their spread, as inline SVG."""
+"""Draws accuracy against what was varied, with its intervals: curves, maps and rows of settings, as inline SVG."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from pipeline.analysis.comparison import Difference, Group
 from pipeline.analysis.response import Response
 from pipeline.analysis.run_reader import VIEWS
 from pipeline.analysis.statistics import Estimate
-from pipeline.report.plots.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, as_svg, plain_axes
-from pipeline.report.tables import number, short_key
+from pipeline.report.plots.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, render_svg, style_axes
+from pipeline.report.tables import format_number, shorten_key
 
 LOGARITHMIC = 16
-"""Ratio of the largest to the smallest value from which a positive axis is logarithmic."""
+"""A positive axis is logarithmic if its largest value is at least so many times its smallest."""
 CELL = (1.0, 0.62)
-"""Inches of a cell of a map."""
+"""The width and height of a cell of a map in inches."""
 ROW = 0.44
-"""Inches of a row."""
+"""The height of a row in inches."""
 MAX_ROWS = 40
 
 
-def curve_svg(found: Response, groups: Sequence[Group], view: str, baseline: Group | None, prefix: str) -> str:
-    """Accuracy over the one key: means joined, their 95 % intervals, single seeds as small rings, the baseline hollow."""
-    order = sorted(found.places, key=lambda index: found.places[index][0])
+def draw_response_curve(response: Response, groups: Sequence[Group], view: str, baseline: Group | None, prefix: str) -> str:
+    """Draws accuracy over one key: means joined by a line, their 95 % intervals, single seeds as small rings, the baseline
+    hollow."""
+    order = sorted(response.coordinates, key=lambda index: response.coordinates[index][0])
     color = SERIES[VIEWS.index(view)]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.11, 0.185, 0.855, 0.71), facecolor="none")
-        plain_axes(axes, found.keys[0], "top-1, %")
-        places = [float(found.places[index][0]) for index in order]
-        estimates = [_of(groups[index], view) for index in order]
-        axes.plot(places, [value.mean for value in estimates], color=color, linewidth=1.4, zorder=2)
-        for index, x, value in zip(order, places, estimates, strict=True):
-            _whisker(axes, x, value, color)
-            rings = [top1 for run in groups[index].runs if (top1 := run.top1(view)) is not None]
+        style_axes(axes, response.keys[0], "top-1, %")
+        xs = [float(response.coordinates[index][0]) for index in order]
+        estimates = [_get_estimate(groups[index], view) for index in order]
+        axes.plot(xs, [value.mean for value in estimates], color=color, linewidth=1.4, zorder=2)
+        for index, x, value in zip(order, xs, estimates, strict=True):
+            _draw_interval(axes, x, value, color)
+            rings = [top1 for run in groups[index].runs if (top1 := run.get_top1(view)) is not None]
             if len(rings) > 1:
                 axes.plot(
                     [x] * len(rings), rings, "o", markersize=3.5, markerfacecolor="none", markeredgecolor=color, alpha=0.55
@@ -50,61 +51,62 @@ def curve_svg(found: Response, groups: Sequence[Group], view: str, baseline: Gro
             axes.plot(
                 [x], [value.mean], "o", markersize=6.5, color=color, markerfacecolor="none" if hollow else color, zorder=3
             )
-        _ticks_at(axes, places)
-        _within(axes, [end for value in estimates for end in (value.low, value.high, value.mean) if end is not None])
-        return as_svg(figure, f"Top-1 of the {view} over {found.keys[0]}", prefix)
+        _set_ticks(axes, xs)
+        _set_limits(axes, [end for value in estimates for end in (value.low, value.high, value.mean) if end is not None])
+        return render_svg(figure, f"Top-1 of the {view} over {response.keys[0]}", prefix)
 
 
-def _whisker(axes: Axes, x: float, value: Estimate, color: str) -> None:
+def _draw_interval(axes: Axes, x: float, value: Estimate, color: str) -> None:
     if value.low is not None and value.high is not None:
         axes.plot([x, x], [max(value.low, 0), min(value.high, 100)], color=color, linewidth=1.2, alpha=0.75, zorder=1)
 
 
-def _ticks_at(axes: Axes, places: Sequence[float]) -> None:
-    if min(places) > 0 and max(places) / min(places) >= LOGARITHMIC:
+def _set_ticks(axes: Axes, xs: Sequence[float]) -> None:
+    if min(xs) > 0 and max(xs) / min(xs) >= LOGARITHMIC:
         axes.set_xscale("log")
-    ratio = np.log(places) if axes.get_xscale() == "log" else np.array(places)
-    span, kept = float(ratio.max() - ratio.min()), [0]
-    for index in range(1, len(places)):
-        if ratio[index] - ratio[kept[-1]] >= 0.09 * span:
-            kept.append(index)
+    ratio = np.log(xs) if axes.get_xscale() == "log" else np.array(xs)
+    span, shown = float(ratio.max() - ratio.min()), [0]
+    for index in range(1, len(xs)):
+        if ratio[index] - ratio[shown[-1]] >= 0.09 * span:
+            shown.append(index)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(FixedLocator([places[index] for index in kept]))
-    axes.set_xticks([places[index] for index in kept], [number(places[index]) for index in kept])
+    axes.xaxis.set_major_locator(FixedLocator([xs[index] for index in shown]))
+    axes.set_xticks([xs[index] for index in shown], [format_number(xs[index]) for index in shown])
     axes.margins(x=0.05)
 
 
-def _within(axes: Axes, values: Sequence[float]) -> None:
-    """Room for all values, at least 10 points high, never beyond 0 and 100 by more than a marker."""
+def _set_limits(axes: Axes, values: Sequence[float]) -> None:
+    """Sets y limits that hold all values, at least 10 points apart and at most a marker beyond 0 and 100."""
     low, high = max(min(values), 0), min(max(values), 100)
     missing = max(0.0, 10 - (high - low)) / 2
     axes.set_ylim(max(low - missing - 1, -1), min(high + missing + 1, 101))
 
 
-def map_svg(found: Response, groups: Sequence[Group], view: str, prefix: str) -> str:
-    """A cell for each pair of values, with mean and sd; the stronger the color, the higher within this map."""
-    xs, ys = found.values(1), found.values(0)
-    means = {index: _of(groups[index], view) for index in found.places}
+def draw_response_map(response: Response, groups: Sequence[Group], view: str, prefix: str) -> str:
+    """Draws a cell for each pair of values, with mean and standard deviation; the higher the mean in this map, the stronger
+    the color."""
+    xs, ys = response.list_values(1), response.list_values(0)
+    means = {index: _get_estimate(groups[index], view) for index in response.coordinates}
     low, high = (pick(value.mean for value in means.values()) for pick in (min, max))
-    left, top = 0.35 + GLYPH_WIDTH * max(len(number(y)) for y in ys) / 72, 0.5
+    left, top = 0.35 + GLYPH_WIDTH * max(len(format_number(y)) for y in ys) / 72, 0.5
     size = (left + CELL[0] * len(xs) + 0.03, top + CELL[1] * len(ys) + 0.03)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, facecolor="none")
         axes = figure.add_axes((left / size[0], 0.03 / size[1], 1 - (left + 0.03) / size[0], 1 - (top + 0.03) / size[1]))
-        for index, (y, x) in found.places.items():
-            _cell(axes, xs.index(x), ys.index(y), means[index], (means[index].mean - low) / max(high - low, 1e-9))
+        for index, (y, x) in response.coordinates.items():
+            _draw_cell(axes, xs.index(x), ys.index(y), means[index], (means[index].mean - low) / max(high - low, 1e-9))
         axes.set(xlim=(0, len(xs)), ylim=(len(ys), 0), frame_on=False)
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
-        axes.set_xticks(np.arange(len(xs)) + 0.5, [number(x) for x in xs])
-        axes.set_yticks(np.arange(len(ys)) + 0.5, [number(y) for y in ys])
+        axes.set_xticks(np.arange(len(xs)) + 0.5, [format_number(x) for x in xs])
+        axes.set_yticks(np.arange(len(ys)) + 0.5, [format_number(y) for y in ys])
         axes.tick_params(length=0)
-        axes.set_xlabel(short_key(found.keys[1], found.keys), loc="left")
-        axes.set_ylabel(short_key(found.keys[0], found.keys), loc="top")
-        return as_svg(figure, f"Top-1 of the {view} over {' and '.join(found.keys)}", prefix)
+        axes.set_xlabel(shorten_key(response.keys[1], response.keys), loc="left")
+        axes.set_ylabel(shorten_key(response.keys[0], response.keys), loc="top")
+        return render_svg(figure, f"Top-1 of the {view} over {' and '.join(response.keys)}", prefix)
 
 
-def _cell(axes: Axes, column: int, row: int, value: Estimate, share: float) -> None:
+def _draw_cell(axes: Axes, column: int, row: int, value: Estimate, share: float) -> None:
     axes.add_patch(
         Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, facecolor=SERIES[0], alpha=0.06 + 0.5 * share, linewidth=0)
     )
@@ -113,56 +115,57 @@ def _cell(axes: Axes, column: int, row: int, value: Estimate, share: float) -> N
     axes.text(column + 0.5, row + 0.73, spread, ha="center", va="center", fontsize=8.5)
 
 
-def rows_svg(groups: Sequence[Group], found: Sequence[Difference], view: str, prefix: str) -> str:
-    """A row for each setting: its difference from the baseline with its interval, or its accuracy where none is compared."""
+def draw_response_rows(groups: Sequence[Group], differences: Sequence[Difference], view: str, prefix: str) -> str:
+    """Draws a row for each setting: its difference from the baseline with its interval or, if nothing is compared, its
+    accuracy."""
     rows: list[tuple[str, Estimate, list[float]]] = [
-        (one.group.label, one.estimates[view], list(one.by_seed(view).values())) for one in found
+        (one.group.label, one.estimates[view], list(one.compute_by_seed(view).values())) for one in differences
     ] or [
-        (group.label, value, [top1 for run in group.runs if (top1 := run.top1(view)) is not None])
-        for group in groups if (value := group.top1(view))
+        (group.label, value, [top1 for run in group.runs if (top1 := run.get_top1(view)) is not None])
+        for group in groups if (value := group.get_top1(view))
     ]  # fmt: skip
     rows = rows[:MAX_ROWS]
-    bases = list(dict.fromkeys(one.baseline.label for one in found))
+    bases = list(dict.fromkeys(one.baseline.label for one in differences))
     with mpl.rc_context(STYLE):
         height = ROW * len(rows) + 0.75
         figure = Figure(figsize=(SIZE[0], height), facecolor="none")
         axes = figure.add_axes((0.03, 0.42 / height, 0.94, ROW * len(rows) / height), facecolor="none")
-        plain_axes(
+        style_axes(
             axes,
-            "points" if found else "top-1, %",
-            f"against {bases[0] if len(bases) == 1 else 'its baseline'}" if found else "",
+            "points" if differences else "top-1, %",
+            f"against {bases[0] if len(bases) == 1 else 'its baseline'}" if differences else "",
         )
         axes.grid(visible=False)
-        for place, (label, value, seeds) in enumerate(rows):
-            _row(axes, place, label, value, seeds)
-        if found:
+        for row, (label, value, seeds) in enumerate(rows):
+            _draw_row(axes, row, label, value, seeds)
+        if differences:
             axes.axvline(0, color=MUTED, linewidth=0.8, zorder=0)
         axes.set_ylim(len(rows) - 0.55, -0.65)
         axes.yaxis.set_major_locator(NullLocator())
-        zero = [0.0] if found else []
+        zero = [0.0] if differences else []
         known = [end for _, value, seeds in rows for end in (value.low, value.high, value.mean, *seeds) if end is not None]
         ends = [*zero, *known]
         span = max(max(ends) - min(ends), 4.0)
         axes.set_xlim(min(ends) - 0.06 * span, max(ends) + 0.06 * span)
-        return as_svg(figure, f"{'Differences' if found else 'Accuracy'} of the {view}", prefix)
+        return render_svg(figure, f"{'Differences' if differences else 'Accuracy'} of the {view}", prefix)
 
 
-def _row(axes: Axes, place: int, label: str, value: Estimate, seeds: Sequence[float]) -> None:
-    axes.axhline(place + 0.42, color=RULE, linewidth=0.5, zorder=0)
+def _draw_row(axes: Axes, row: int, label: str, value: Estimate, seeds: Sequence[float]) -> None:
+    axes.axhline(row + 0.42, color=RULE, linewidth=0.5, zorder=0)
     if value.low is not None and value.high is not None:
-        axes.plot([value.low, value.high], [place, place], color=SERIES[0], linewidth=1.4)
+        axes.plot([value.low, value.high], [row, row], color=SERIES[0], linewidth=1.4)
     if len(seeds) > 1:
         axes.plot(
-            seeds, [place] * len(seeds), "o", markersize=3.5, markerfacecolor="none", markeredgecolor=SERIES[0], alpha=0.6
+            seeds, [row] * len(seeds), "o", markersize=3.5, markerfacecolor="none", markeredgecolor=SERIES[0], alpha=0.6
         )
-    axes.plot([value.mean], [place], "o", markersize=6, color=SERIES[0])
+    axes.plot([value.mean], [row], "o", markersize=6, color=SERIES[0])
     short = label if len(label) <= 52 else label[:51] + "…"
-    place_of: Any = axes.get_yaxis_transform()
-    words: Any = {"transform": place_of, "ha": "left", "va": "bottom", "fontsize": 9.5, "parse_math": False}
-    axes.text(0.0, place - 0.16, short, **words)
+    transform: Any = axes.get_yaxis_transform()
+    style: Any = {"transform": transform, "ha": "left", "va": "bottom", "fontsize": 9.5, "parse_math": False}
+    axes.text(0.0, row - 0.16, short, **style)
 
 
-def _of(group: Group, view: str) -> Estimate:
-    found = group.top1(view)
-    assert found is not None, f"{group.label} is not evaluated"
-    return found
+def _get_estimate(group: Group, view: str) -> Estimate:
+    estimate = group.get_top1(view)
+    assert estimate is not None, f"{group.label} is not evaluated"
+    return estimate

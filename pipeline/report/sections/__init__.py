@@ -1,1 +1,1 @@
-"""Parts of the report that appear only where there is something to show."""
+"""Sections of the report's page that appear only if there is something to show."""

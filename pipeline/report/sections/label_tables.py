@@ -14,23 +14,23 @@ from pipeline.analysis.label_quality import (
     SOURCES,
     STUDENTS,
     THRESHOLDS,
-    Comparison,
-    Said,
-    Tally,
+    LabelCounts,
+    SavedScores,
+    SourceComparison,
     Thresholds,
-    labeler,
-    share,
-    tally,
-    windows,
+    count_labels,
+    divide,
+    find_labeler,
+    split_training_time,
 )
-from pipeline.report.tables import Cell, Table, signed
+from pipeline.report.tables import Cell, Table, format_signed
 
 SHOWN_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Of the table; the CSV has all 50."""
+"""The thresholds of the table; the CSV has all 50."""
 FEWEST = 10
-"""Labels of which a curve shows the accuracy."""
+"""A curve shows the accuracy of no fewer labels than these."""
 EACH_LABELER = (("primary", "primary", "self"), ("auxiliary", "auxiliary", "self"), ("mean", "primary", "mean"))
-"""(labeler, a learner and source that it labels)."""
+"""(labeler, a learner and a source for which it gives the labels)."""
 
 FIELDS = (
     "first_step", "last_step", "learner", "source", "labeler", "threshold", "class",
@@ -38,71 +38,80 @@ FIELDS = (
 )  # fmt: skip
 
 
-def as_csv(said: Said, own: Thresholds, classes: Sequence[str]) -> str:
-    """``FIELDS`` and a line for each count: all training time by class at every threshold; each window in sum at every
-    threshold, and by class at its labeler's ``own`` one. ``class`` is the true one; ``all`` has the unknown ones, too."""
+def format_counts_csv(scores: SavedScores, own_thresholds: Thresholds, classes: Sequence[str]) -> str:
+    """Formats all counts as CSV with the columns ``FIELDS``.
+
+    All training time is listed by class at every threshold. Each part of it is listed as a sum at every threshold, and by
+    class at the threshold with which its labeler was trained. The column ``class`` is the true class; ``all`` includes the
+    clips of unknown class.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)
-    thresholds = sorted({*THRESHOLDS, *own.values()})
-    whole = (int(said.steps.min()), int(said.steps.max()), said)
-    for first, last, part in [whole, *windows(said)]:
+    thresholds = sorted({*THRESHOLDS, *own_thresholds.values()})
+    all_time = (int(scores.steps.min()), int(scores.steps.max()), scores)
+    for first, last, part in [all_time, *split_training_time(scores)]:
         for learner in STUDENTS:
             for source in SOURCES:
-                found, head = tally(part, learner, source, thresholds), (first, last, learner, source, labeler(learner, source))
-                for place, threshold in enumerate(thresholds):
-                    names = classes if part is said or threshold == own[head[-1]] else ()
-                    writer.writerows((*head, threshold, *row) for row in _counts(found, place, names))
+                counts, labeler = count_labels(part, learner, source, thresholds), find_labeler(learner, source)
+                for index, threshold in enumerate(thresholds):
+                    names = classes if part is scores or threshold == own_thresholds[labeler] else ()
+                    head = (first, last, learner, source, labeler, threshold)
+                    writer.writerows((*head, *row) for row in _list_counts(counts, index, names))
     return text.getvalue()
 
 
-def _counts(found: Tally, place: int, classes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    every = np.arange(len(found.videos))
+def _list_counts(counts: LabelCounts, index: int, classes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    every = np.arange(len(counts.videos))
     for name, rows in {"all": every, **{name: every[[k]] for k, name in enumerate(classes)}}.items():
         known = rows[rows < len(every) - 1]
-        videos, kept = int(found.videos[rows].sum()), int(found.kept[rows, place].sum())
-        labeled, right = int(found.kept[known, place].sum()), int(found.right[rows, place].sum())
+        videos, kept = int(counts.videos[rows].sum()), int(counts.kept[rows, index].sum())
+        labeled, right = int(counts.kept[known, index].sum()), int(counts.right[rows, index].sum())
         shares = (round(kept / videos, 6) if videos else "", round(right / labeled, 6) if labeled else "")
-        news = (int(found.differing[known, place].sum()), int(found.differing_right[rows, place].sum()))
-        yield (name, videos, kept, labeled, right, *shares, *news)
+        differing = (int(counts.differing[known, index].sum()), int(counts.differing_right[rows, index].sum()))
+        yield (name, videos, kept, labeled, right, *shares, *differing)
 
 
-def answer(one: Comparison) -> str:
-    """What the labels from the other student were worth to a learner, in one sentence or two."""
-    cross, own = (_percent(one.accuracy[source]) for source in ("cross", "self"))
-    other, at = labeler(one.learner, "cross"), one.thresholds
-    own_at = "" if at[other] == at[one.learner] else f" at {at[one.learner]:.3g}"
+def describe_comparison(comparison: SourceComparison) -> str:
+    """Says in one or two sentences what the labels from the other student were worth to a learner."""
+    cross, own = (_format_percent(comparison.accuracy[source]) for source in ("cross", "self"))
+    other, at = find_labeler(comparison.learner, "cross"), comparison.thresholds
+    own_at = "" if at[other] == at[comparison.learner] else f" at {at[comparison.learner]:.3g}"
     text = (
-        f"At {at[other]:.3g} the {other} labels {_percent(one.coverage['cross'])} of the clips, "
-        f"{cross} of them right; the {one.learner}’s own labels{own_at} would be {_percent(one.coverage['self'])} and {own}"
+        f"At {at[other]:.3g} the {other} labels {_format_percent(comparison.coverage['cross'])} of the clips, "
+        f"{cross} of them right; the {comparison.learner}’s own labels{own_at} would be "
+        f"{_format_percent(comparison.coverage['self'])} and {own}"
     )
-    if one.difference is not None:
-        low, high = (100 * end for end in one.difference)
-        text += f": {signed(100 * (one.accuracy['cross'] - one.accuracy['self']))} points"
-        text += f" [95 % over videos: {signed(low)} to {signed(high)}]"
+    if comparison.difference is not None:
+        low, high = (100 * end for end in comparison.difference)
+        text += f": {format_signed(100 * (comparison.accuracy['cross'] - comparison.accuracy['self']))} points"
+        text += f" [95 % over videos: {format_signed(low)} to {format_signed(high)}]"
         text += "" if low > 0 or high < 0 else ", not distinguishable"
-    text += f". As many of its own most confident labels would be {_percent(one.self_at_equal_coverage)} right."
-    if one.news > 0:
-        text += f" {_percent(one.news)} of the kept labels are not what it says itself"
-        text += f"; {_percent(one.news_accuracy)} of those are right."
+    text += f". As many of its own most confident labels would be {_format_percent(comparison.self_at_equal_coverage)} right."
+    if comparison.differing_share > 0:
+        text += f" {_format_percent(comparison.differing_share)} of the kept labels are not what it says itself"
+        text += f"; {_format_percent(comparison.differing_accuracy)} of those are right."
     return text
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return "–" if np.isnan(share) else f"{100 * share:.1f} %"
 
 
-def thresholds_table(said: Said, own: Thresholds) -> Table:
-    """A row for each learner, source and some thresholds, over all training time."""
-    thresholds = sorted({*SHOWN_THRESHOLDS, *own.values()})
+def build_thresholds_table(scores: SavedScores, own_thresholds: Thresholds) -> Table:
+    """Builds a table with a row for each learner, source and shown threshold, over all training time."""
+    thresholds = sorted({*SHOWN_THRESHOLDS, *own_thresholds.values()})
     rows = []
     for learner in STUDENTS:
         for source in SOURCES:
-            found = tally(said, learner, source, thresholds)
-            by = source if source == "mean" else f"{source} ({labeler(learner, source)})"
-            shown = zip(thresholds, found.coverage(), found.accuracy(), found.news(), found.news_accuracy(), strict=True)
-            for threshold, *shares in shown:
-                cells = (Cell(f"{threshold:.3g}", threshold), *(_share(share) for share in shares))
+            counts = count_labels(scores, learner, source, thresholds)
+            by = source if source == "mean" else f"{source} ({find_labeler(learner, source)})"
+            columns_of_shares = (
+                counts.compute_coverage(), counts.compute_accuracy(),
+                counts.compute_differing_share(), counts.compute_differing_accuracy(),
+            )  # fmt: skip
+            for threshold, *shares in zip(thresholds, *columns_of_shares, strict=True):
+                cells = (Cell(f"{threshold:.3g}", threshold), *(_format_share_cell(share) for share in shares))
                 rows.append((Cell(learner, learner), Cell(by, source), *cells))
     columns = ("learner", "labeled by", "threshold", "coverage %", "accuracy %", "differing %", "of them right %")
     caption = (
@@ -112,71 +121,76 @@ def thresholds_table(said: Said, own: Thresholds) -> Table:
     return Table(columns, (False, False, True, True, True, True, True), tuple(rows), caption)
 
 
-def classes_table(said: Said, own: Thresholds, classes: Sequence[str]) -> Table:
-    """A row for each true class: coverage and accuracy of each labeler at its threshold in training."""
-    found = {who: tally(said, learner, source, [own[who]]) for who, learner, source in EACH_LABELER}
+def build_classes_table(scores: SavedScores, own_thresholds: Thresholds, classes: Sequence[str]) -> Table:
+    """Builds a table of each true class: the coverage and accuracy of each labeler at its threshold in training."""
+    counts = {
+        labeler: count_labels(scores, learner, source, [own_thresholds[labeler]]) for labeler, learner, source in EACH_LABELER
+    }
     rows = []
-    for place, name in enumerate(classes):
-        clips = int(found["mean"].videos[place])
+    for index, name in enumerate(classes):
+        clips = int(counts["mean"].videos[index])
         cells = [
-            _share(float(part))
-            for one in found.values()
-            for part in (share(one.kept[place, 0], clips), share(one.right[place, 0], one.kept[place, 0]))
+            _format_share_cell(float(part))
+            for count in counts.values()
+            for part in (divide(count.kept[index, 0], clips), divide(count.right[index, 0], count.kept[index, 0]))
         ]
         rows.append((Cell(name, name), Cell(f"{clips:,}", clips), *cells))
-    columns = ("true class", "clips", *(f"{who}: {what} %" for who in found for what in ("kept", "right")))
+    columns = ("true class", "clips", *(f"{labeler}: {what} %" for labeler in counts for what in ("kept", "right")))
     caption = (
-        f"At {_at(own)}, over all training time. The primary’s labels teach the auxiliary as cross labels, and "
-        "itself as self labels."
+        f"At {_format_thresholds(own_thresholds)}, over all training time. The primary’s labels teach the auxiliary as cross "
+        "labels, and itself as self labels."
     )
     return Table(columns, (False, *(True for _ in columns[1:])), tuple(rows), caption)
 
 
-def _at(own: Thresholds) -> str:
-    """``0.8``, or that of each labeler."""
-    each = [f"{own[who]:.3g} ({who})" for who in (*STUDENTS, "mean")]
-    return ", ".join(each) if len(set(own.values())) > 1 else f"{own['mean']:.3g}"
+def _format_thresholds(own_thresholds: Thresholds) -> str:
+    """Returns ``0.8``, or the threshold of each labeler if they differ."""
+    each = [f"{own_thresholds[who]:.3g} ({who})" for who in (*STUDENTS, "mean")]
+    return ", ".join(each) if len(set(own_thresholds.values())) > 1 else f"{own_thresholds['mean']:.3g}"
 
 
-def _share(value: float) -> Cell:
+def _format_share_cell(value: float) -> Cell:
     return Cell("–") if np.isnan(value) else Cell(f"{100 * value:.1f}", 100 * value)
 
 
-def panels(said: Said, learner: str, own: Thresholds) -> list[tuple[Panel, list[Curve]]]:
-    """Curves of one learner, a line for each source: accuracy and coverage over the threshold, one over the other, and both
-    over training time at each labeler's threshold in training."""
-    whole = {source: tally(said, learner, source) for source in SOURCES}
+def build_panels(scores: SavedScores, learner: str, own_thresholds: Thresholds) -> list[tuple[Panel, list[Curve]]]:
+    """Builds the curves of one learner, with a line for each source.
+
+    They show accuracy and coverage over the threshold, accuracy over coverage, and both over the training time at the
+    thresholds with which the labelers were trained.
+    """
+    all_time = {source: count_labels(scores, learner, source) for source in SOURCES}
     grid = np.array(THRESHOLDS)
-    parts = windows(said)
+    parts = split_training_time(scores)
     times = np.array([(first + last) / 2 for first, last, _ in parts])
-    at = {source: own[labeler(learner, source)] for source in SOURCES}
-    over_time = {source: [tally(part, learner, source, [at[source]]) for *_, part in parts] for source in SOURCES}
-    word = f"{at['cross']:.3g}" if len(set(at.values())) == 1 else "its threshold"
-    percent: Any = {"limits": (0, 100)}
-    high: Any = {"limits": (None, 100)}
+    at = {source: own_thresholds[find_labeler(learner, source)] for source in SOURCES}
+    over_time = {source: [count_labels(part, learner, source, [at[source]]) for *_, part in parts] for source in SOURCES}
+    threshold = f"{at['cross']:.3g}" if len(set(at.values())) == 1 else "its threshold"
+    full_range: Any = {"limits": (0, 100)}
+    upper_range: Any = {"limits": (None, 100)}
     over_threshold: Any = {"x_label": "threshold", "x_limits": (0.5, 1.0), "mark": at["cross"]}
     drawn: list[tuple[Panel, dict[str, tuple[Any, Any]]]] = [
-        (Panel("Accuracy over the threshold", "% of kept labels", (), **high, **over_threshold),
-         {source: (grid, _shown([found])) for source, found in whole.items()}),
-        (Panel("Coverage over the threshold", "% of clips", (), **percent, **over_threshold),
-         {source: (grid, found.coverage()) for source, found in whole.items()}),
-        (Panel("Accuracy over coverage", "% of kept labels", (), **high, x_label="coverage, %", x_limits=(0, 100)),
-         {source: (100 * found.coverage(), _shown([found])) for source, found in whole.items()}),
-        (Panel(f"Accuracy at {word} over time", "% of kept labels", (), **high),
-         {source: (times, _shown(found)) for source, found in over_time.items()}),
-        (Panel(f"Coverage at {word} over time", "% of clips", (), **percent),
-         {source: (times, np.array([one.coverage()[0] for one in found])) for source, found in over_time.items()}),
+        (Panel("Accuracy over the threshold", "% of kept labels", (), **upper_range, **over_threshold),
+         {source: (grid, _select_accuracies([counts])) for source, counts in all_time.items()}),
+        (Panel("Coverage over the threshold", "% of clips", (), **full_range, **over_threshold),
+         {source: (grid, counts.compute_coverage()) for source, counts in all_time.items()}),
+        (Panel("Accuracy over coverage", "% of kept labels", (), **upper_range, x_label="coverage, %", x_limits=(0, 100)),
+         {source: (100 * counts.compute_coverage(), _select_accuracies([counts])) for source, counts in all_time.items()}),
+        (Panel(f"Accuracy at {threshold} over time", "% of kept labels", (), **upper_range),
+         {source: (times, _select_accuracies(counts)) for source, counts in over_time.items()}),
+        (Panel(f"Coverage at {threshold} over time", "% of clips", (), **full_range),
+         {source: (times, np.array([part.compute_coverage()[0] for part in counts])) for source, counts in over_time.items()}),
     ]  # fmt: skip
-    return [(panel, lines) for panel, series in drawn if (lines := _lines(series))]
+    return [(panel, lines) for panel, series in drawn if (lines := _build_lines(series))]
 
 
-def _shown(found: Sequence[Tally]) -> Any:
-    """Accuracies, without those of fewer than ``FEWEST`` labels."""
-    kept = np.concatenate([one.kept[:-1].sum(axis=0) for one in found])
-    return np.where(kept >= FEWEST, np.concatenate([one.accuracy() for one in found]), np.nan)
+def _select_accuracies(counts: Sequence[LabelCounts]) -> Any:
+    """Returns the accuracies; NaN for those of fewer than ``FEWEST`` labels."""
+    kept = np.concatenate([part.kept[:-1].sum(axis=0) for part in counts])
+    return np.where(kept >= FEWEST, np.concatenate([part.compute_accuracy() for part in counts]), np.nan)
 
 
-def _lines(series: dict[str, tuple[Any, Any]]) -> list[Curve]:
+def _build_lines(series: dict[str, tuple[Any, Any]]) -> list[Curve]:
     points = {source: np.stack([x, 100 * y], axis=1) for source, (x, y) in series.items()}
-    known = {source: found for source, found in points.items() if np.isfinite(found[:, 1]).any()}
-    return [Curve(SOURCES.index(source), "", source == "mean", (), found) for source, found in known.items()]
+    known = {source: line for source, line in points.items() if np.isfinite(line[:, 1]).any()}
+    return [Curve(SOURCES.index(source), "", source == "mean", (), line) for source, line in known.items()]

@@ -1,4 +1,4 @@
-"""What the page says of a search: history, parallel coordinates, importance, front, and its trials."""
+"""The report's section on a search: its history, parallel coordinates, importances, Pareto front and trials."""
 
 from __future__ import annotations
 
@@ -6,51 +6,51 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.analysis.comparison import Group
-from pipeline.analysis.importance import importances, judged, searched_keys
-from pipeline.analysis.run_reader import Run
-from pipeline.analysis.study_reader import Given, Study, Trial
+from pipeline.analysis.importance import compute_importances, find_searched_keys, select_judged_trials
+from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.study_reader import ReportInput, StudyRecord, TrialRecord
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.search_plots import (
-    front_svg,
-    history_svg,
-    importance_svg,
-    parallel_svg,
-    schedule_svg,
-    scheduled_keys,
+    draw_history,
+    draw_importances,
+    draw_parallel_coordinates,
+    draw_pareto_front,
+    draw_schedule,
+    find_scheduled_keys,
 )
-from pipeline.report.sentences import best_trial
-from pipeline.report.tables import Table, best_first, short_key, trials_table
+from pipeline.report.sentences import describe_best_trial
+from pipeline.report.tables import Table, build_trials_table, shorten_key, sort_best_first
 
 
 @dataclass(frozen=True)
 class SearchSection:
-    """One search."""
+    """What the page shows of one search."""
 
-    study: Study
+    study: StudyRecord
     answer: str
     wide: tuple[Drawing, ...]
-    """Pictures as wide as the page."""
+    """Plots that are as wide as the page."""
     small: tuple[Drawing, ...]
     notes: tuple[str, ...]
     table: Table
 
 
-def search_sections(given: Given, link: Callable[[Trial], str]) -> list[SearchSection]:
-    """One for each search with a trial."""
+def build_search_sections(given: ReportInput, link: Callable[[TrialRecord], str]) -> list[SearchSection]:
+    """Builds a section for each search that has a trial. ``link`` returns a trial's folder relative to the page."""
     searches = [study for study in given.studies if study.is_search and study.trials]
-    return [_section(study, link, f"search{place}") for place, study in enumerate(searches)]
+    return [_build_section(study, link, f"search{index}") for index, study in enumerate(searches)]
 
 
-def _section(study: Study, link: Callable[[Trial], str], prefix: str) -> SearchSection:
-    trials, important = judged(study), importances(study)
+def _build_section(study: StudyRecord, link: Callable[[TrialRecord], str], prefix: str) -> SearchSection:
+    trials, important = select_judged_trials(study), compute_importances(study)
     small, notes = [], []
     if trials:
-        small.append(Drawing("Value by trial", history_svg(study, f"{prefix}-history")))
+        small.append(Drawing("Value by trial", draw_history(study, f"{prefix}-history")))
         notes.append(
             "Value by trial: filled dots are complete, hollow ones were stopped early; the line is the best complete so far."
         )
     if important:
-        small.append(Drawing("Importance of each knob alone", importance_svg(important, f"{prefix}-importance")))
+        small.append(Drawing("Importance of each knob alone", draw_importances(important, f"{prefix}-importance")))
         notes.append(
             f"Importance: share of the variance of {study.objectives[0].name}’s ranks, over {len(trials)} trials. The upright "
             "mark is what 95 % of random orders stay below: a pale bar is not distinguishable from chance. Effects that two "
@@ -59,29 +59,30 @@ def _section(study: Study, link: Callable[[Trial], str], prefix: str) -> SearchS
     elif trials:
         notes.append(f"Importance needs at least 5 judged trials; there {'is' if len(trials) == 1 else 'are'} {len(trials)}.")
     if len(study.objectives) > 1 and trials:
-        small.append(Drawing("Two objectives", front_svg(study, f"{prefix}-front")))
+        small.append(Drawing("Two objectives", draw_pareto_front(study, f"{prefix}-front")))
         notes.append("Two objectives: no trial beats one on the joined line in both.")
     wide = []
-    if any(len(trial.lineage) > 1 for trial in study.trials) and (keys := scheduled_keys(study)):
+    if any(len(trial.lineage) > 1 for trial in study.trials) and (keys := find_scheduled_keys(study)):
         small += [
-            Drawing(short_key(key, keys), schedule_svg(study, key, f"{prefix}-{place}")) for place, key in enumerate(keys)
+            Drawing(shorten_key(key, keys), draw_schedule(study, key, f"{prefix}-{index}")) for index, key in enumerate(keys)
         ]
         notes.append(
             "Knobs over optimizer steps: each line is a member of the population, from its first ancestor on; the best one’s "
             "is strong."
         )
-    if len(trials) > 1 and searched_keys(study):
-        wide.append(Drawing("Trials, from knobs to value", parallel_svg(study, f"{prefix}-parallel")))
-    return SearchSection(study, best_trial(study), tuple(wide), tuple(small), tuple(notes), trials_table(study, link))
+    if len(trials) > 1 and find_searched_keys(study):
+        wide.append(Drawing("Trials, from knobs to value", draw_parallel_coordinates(study, f"{prefix}-parallel")))
+    table = build_trials_table(study, link)
+    return SearchSection(study, describe_best_trial(study), tuple(wide), tuple(small), tuple(notes), table)
 
 
-def trial_groups(studies: Sequence[Study], runs: Sequence[Run]) -> list[Group]:
-    """Each trial with a run folder as a setting of its own, the best first; runs that no trial names come last."""
+def group_trials(studies: Sequence[StudyRecord], runs: Sequence[RunRecord]) -> list[Group]:
+    """Makes each trial with a run folder a group of its own, the best first; runs that no trial names come last."""
     by_folder = {run.folder: run for run in runs}
-    found = []
+    groups = []
     for study in studies:
         name = f"{study.name} " if len(studies) > 1 else ""
-        for trial in best_first(study):
+        for trial in sort_best_first(study):
             if trial.folder is not None and (run := by_folder.pop(trial.folder, None)) is not None:
-                found.append(Group(f"{name}trial {trial.number}", (run,)))
-    return found + [Group(run.name, (run,)) for run in by_folder.values()]
+                groups.append(Group(f"{name}trial {trial.number}", (run,)))
+    return groups + [Group(run.name, (run,)) for run in by_folder.values()]
