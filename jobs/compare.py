@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.command import DONE, run
 from pipeline.analysis.paired_models import compare_models, read_model
 from pipeline.report import formats
-from pipeline.report.pages.comparison_page import class_table, summary_table, write_comparison
+from pipeline.report.pages.comparison_page import build_class_gaps_table, build_summary_table, write_comparison_page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page with a drawing of the gaps, too")
     words = parser.parse_args(argv)
     pair = compare_models(read_model(words.first), read_model(words.second))
-    summary, classes = summary_table(pair), class_table(pair)
-    print("\n\n".join([formats.as_text(summary), summary.caption, *pair.notes, formats.as_text(classes), classes.caption]))
+    summary, classes = build_summary_table(pair), build_class_gaps_table(pair)
+    tables = [formats.format_text(summary), summary.caption, *pair.notes, formats.format_text(classes), classes.caption]
+    print("\n\n".join(tables))
     if words.out:
-        write_comparison(pair, words.out)
+        write_comparison_page(pair, words.out)
         print(f"\n{words.out}")
     return DONE
 

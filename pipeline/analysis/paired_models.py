@@ -1,6 +1,6 @@
-"""Two trained models on the same videos: which is right where, by how much, and for which classes.
+"""Compares two trained models on the same videos: how much better one is, on which videos and for which classes.
 
-It is about these two models. Whether the settings that they were trained with differ is a question for several seeds
+The result is about these two models. Whether the settings that they were trained with differ is a question for several seeds
 (``comparison``).
 """
 
@@ -13,37 +13,37 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import VIEWS, read_run
-from pipeline.analysis.statistics import Estimate, estimate
+from pipeline.analysis.run_reader import VIEWS, read_run_record
+from pipeline.analysis.statistics import Estimate, estimate_mean
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import predicted_classes
 
 
 @dataclass(frozen=True)
 class Model:
-    """One student of a run, or the mean of both, and whether it recognized each test video."""
+    """One student of a run, or the mean of both, and whether it classified each test video correctly."""
 
     name: str
     """``RUN``, or ``RUN:STUDENT``."""
     right: Mapping[str, bool]
-    """Video id -> whether its class was found; videos of unknown class are left out."""
+    """Whether the predicted class is right, by video id; videos of unknown class are left out."""
     labels: Mapping[str, str]
-    """Video id -> name of its class."""
+    """The name of the true class, by video id."""
 
 
 @dataclass(frozen=True)
 class ClassGap:
-    """How often both models recognize one class."""
+    """The top-1 accuracy of both models on the videos of one class."""
 
     name: str
     videos: int
     first: float
     second: float
-    """Top-1 of its videos in percent."""
+    """Top-1 accuracy in percent."""
 
     @property
     def gap(self) -> float:
-        """Percentage points by which the first is better."""
+        """The percentage points by which the first model is better."""
         return self.first - self.second
 
 
@@ -55,18 +55,18 @@ class PairedModels:
     second: Model
     ids: tuple[str, ...]
     estimates: tuple[Estimate, Estimate]
-    """Top-1 of each in percent, with an interval over videos."""
+    """The top-1 accuracy of each in percent, with an interval over videos."""
     difference: Estimate
-    """First minus second in percentage points: a paired bootstrap over videos, and p by McNemar's exact test."""
+    """The first minus the second in percentage points: a paired bootstrap over videos, and p by McNemar's exact test."""
     both: int
     only_first: int
     only_second: int
     neither: int
-    """Videos that are recognized by both, by one of them, by none."""
+    """The numbers of videos that both, only one, or neither of the models classified correctly."""
     classes: tuple[ClassGap, ...]
-    """By descending gap."""
+    """The classes, by descending gap."""
     notes: tuple[str, ...] = ()
-    """What a reader should know, for example videos that only one model was tested on."""
+    """What a reader should know, for example that only one model was tested on some videos."""
 
 
 def read_model(words: str) -> Model:
@@ -76,22 +76,25 @@ def read_model(words: str) -> Model:
         folder, student = words, "mean"
     if student not in VIEWS:
         raise UserError(f"{words}: {student!r} is no student of a run: {', '.join(VIEWS)}{suggest(student, VIEWS)}")
-    run = read_run(Path(folder))
+    run = read_run_record(Path(folder))
     predictions = run.predictions
     if predictions is None:
         why = [sentence for sentence in run.missing if "predictions.parquet" in sentence]
         raise UserError(f"{folder} has no scores of test videos; python -m jobs.evaluate {folder} writes them", why)
-    found = predicted_classes(predictions.scores[student]) == predictions.labels
+    right = predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return Model(
         f"{run.name}:{student}" if colon else run.name,
-        {predictions.ids[index]: bool(found[index]) for index in known},
+        {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
     )
 
 
 def compare_models(first: Model, second: Model) -> PairedModels:
-    """Compares two models video by video. Raises UserError where they share no video, or disagree on a video's true class."""
+    """Compares two models video by video.
+
+    Raises UserError if they share no video, or disagree on the true class of a video.
+    """
     ids = [video for video in first.labels if video in second.labels]
     if not ids:
         raise UserError(f"{first.name} and {second.name} were tested on different videos: none of the ids is in both")
@@ -110,25 +113,25 @@ def compare_models(first: Model, second: Model) -> PairedModels:
         first=first,
         second=second,
         ids=tuple(ids),
-        estimates=(_estimate(hits[0]), _estimate(hits[1])),
-        difference=_estimate(hits[0] - hits[1]),
+        estimates=(_estimate_percent(hits[0]), _estimate_percent(hits[1])),
+        difference=_estimate_percent(hits[0] - hits[1]),
         both=counts[0],
         only_first=counts[1],
         only_second=counts[2],
         neither=counts[3],
-        classes=_class_gaps(first, ids, hits),
+        classes=_compute_class_gaps(first, ids, hits),
         notes=tuple(notes),
     )
 
 
-def _estimate(values_N: NDArray[np.float64]) -> Estimate:
-    return estimate(values_N[None]).scaled(100)
+def _estimate_percent(values_N: NDArray[np.float64]) -> Estimate:
+    return estimate_mean(values_N[None]).scale(100)
 
 
-def _class_gaps(model: Model, ids: list[str], hits: NDArray[np.float64]) -> tuple[ClassGap, ...]:
+def _compute_class_gaps(model: Model, ids: list[str], hits: NDArray[np.float64]) -> tuple[ClassGap, ...]:
     names = np.array([model.labels[video] for video in ids])
     gaps = [
         ClassGap(str(name), int(inside.sum()), *(float(100 * row[inside].mean()) for row in hits))
         for name in np.unique(names) for inside in [names == name]
     ]  # fmt: skip
-    return tuple(sorted(gaps, key=lambda one: (-one.gap, one.name)))
+    return tuple(sorted(gaps, key=lambda gap: (-gap.gap, gap.name)))

@@ -144,7 +144,7 @@ def test_windows_part_the_time_and_lose_nothing() -> None:
     parts = split_training_time(said)
     assert len(parts) == 10 and (parts[0][0], parts[-1][1]) == (3, 37)
     assert sum(len(part.steps) for *_, part in parts) == 35
-    assert len(split_training_time(said.part(said.steps < 5))) == 2
+    assert len(split_training_time(said.select(said.steps < 5))) == 2
 
 
 def test_the_mean_is_the_one_that_training_labels_with(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_two_crossed_numbers_are_a_map_and_a_line_of_pairs_is_not(make_run: Any)
     words = [(f"primary.clip.fps={a}", f"auxiliary.clip.fps={b}") for a in (4, 8) for b in (16, 32)]
     groups = groups_of(make_run, *words)
     found = choose_response(groups)
-    assert found is not None and found.kind == "map" and (found.list_values(0), found.values(1)) == ([4, 8], [16, 32])
+    assert found is not None and found.kind == "map" and (found.list_values(0), found.list_values(1)) == ([4, 8], [16, 32])
     svg = draw_response_map(found, groups, "primary", "x")
     top1 = [f"{group.runs[0].get_top1('primary'):.1f}" for group in groups]
     assert all(texts(svg).count(text) >= top1.count(text) for text in top1) and texts(svg).count("n = 1") == 4
