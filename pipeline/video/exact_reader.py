@@ -32,8 +32,8 @@ class _SeekMissedError(Exception):
     """A seek did not lead to the packet that the index says."""
 
 
-def decode_frames(source: VideoInput, index: VideoIndex, frame_indices: Sequence[int]) -> list[UInt8s]:
-    """Decodes frames as upright RGB [H, W, 3], in the order of ``frame_indices``.
+def read_rgb_frames(source: VideoInput, index: VideoIndex, frame_indices: Sequence[int]) -> list[UInt8s]:
+    """Reads frames as upright RGB [H, W, 3], in the order of ``frame_indices``.
 
     Raises UnusableVideoError if a frame cannot be decoded.
     """

@@ -37,7 +37,7 @@ from pipeline.video.decord_check import (
     explain_decord_mismatch,
     is_decord_exact,
 )
-from pipeline.video.exact_reader import UInt8s, decode_frames
+from pipeline.video.exact_reader import UInt8s, read_rgb_frames
 from pipeline.video.status import Decoder, Status
 
 ProbeDepth = Literal["quick", "full"]
@@ -231,7 +231,7 @@ def _probe_video(source: VideoInput, probe: Probe, options: ProbeOptions) -> Pro
         and not storage.is_read_in_ranges(source)
     )  # fmt: skip
     frame_indices = choose_frames_to_compare(index) if may_use_decord or not index.is_counted else [0]
-    frames = dict(zip(frame_indices, decode_frames(source, index, frame_indices), strict=True))
+    frames = dict(zip(frame_indices, read_rgb_frames(source, index, frame_indices), strict=True))
     height, width = _require_one_size(frames.values(), decoded_sizes)
     use_decord = may_use_decord and is_decord_exact(source, index, frames, options.depth == "full")
     if options.decoder == "decord" and not use_decord:

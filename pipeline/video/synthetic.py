@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
 from pipeline.progress import progress
-from pipeline.video.synthetic_motions import MOTIONS, Floats, Trajectory, log_growth
+from pipeline.video.synthetic_motions import MOTIONS, Floats, Trajectory, compute_log_growth
 
 SIZES = ((96, 72), (80, 96), (80, 80), (128, 72), (80, 128), (112, 84), (96, 96))
 """(width, height) in pixels. decord's frames of videos 72 pixels wide are not exact, so the probe would leave them to PyAV."""
@@ -111,7 +111,7 @@ BACKGROUND = (0.05, 0.2)
 
 
 @dataclass(frozen=True)
-class Appearance:
+class ObjectAppearance:
     """How an object looks, whatever action it performs."""
 
     shape: str
@@ -194,13 +194,13 @@ def _sample_camera_offsets(rng: np.random.Generator, frames: int, shake: float) 
     return np.asarray(np.rint(np.clip(smooth, -3, 3) * shake), np.int64)
 
 
-def _sample_appearance(rng: np.random.Generator, side: int, difficulty: Difficulty) -> Appearance:
+def _sample_appearance(rng: np.random.Generator, side: int, difficulty: Difficulty) -> ObjectAppearance:
     radius = side * math.exp(rng.uniform(math.log(difficulty.min_radius), math.log(difficulty.max_radius)))
     first = rng.uniform(BACKGROUND[1] + difficulty.contrast, 1.0, 3)
     second = rng.uniform(0.35, 0.55, 3)
     shape, fill = rng.choice(list(SHAPES)), rng.choice(list(FILLS))
     colors = (first.astype(np.float32), second.astype(np.float32))
-    return Appearance(str(shape), rng.uniform(0.6, 1.0), radius, colors, str(fill))
+    return ObjectAppearance(str(shape), rng.uniform(0.6, 1.0), radius, colors, str(fill))
 
 
 def _sample_trajectory(
@@ -227,7 +227,7 @@ def _sample_trajectory(
         x=per_life(0, size[0]),
         y=per_life(0, size[1]),
         angle=per_life(0, 2 * math.pi),
-        size=log_growth(speed, life * per_life(-0.5, 0.5)),  # as a growing object has it at a random moment
+        size=compute_log_growth(speed, life * per_life(-0.5, 0.5)),  # as a growing object has it at a random moment
         swapped=per_life(0, 1) > 0.5,
         age=(seconds - start_L[life_T]).astype(np.float32),
         life=life,
@@ -240,7 +240,7 @@ def _sample_trajectory(
     return trajectory
 
 
-def _draw_object(scene: Floats, appearance: Appearance, trajectory: Trajectory, t: int, margin: int) -> None:
+def _draw_object(scene: Floats, appearance: ObjectAppearance, trajectory: Trajectory, t: int, margin: int) -> None:
     """Blend the object into the scene, with edges that are soft over one pixel."""
     radius = float(appearance.radius * math.exp(trajectory.size[t]))
     reach = min(int(1.5 * radius) + 2, margin)

@@ -48,7 +48,7 @@ def _rotate(trajectory: Trajectory, sign: int) -> None:
 
 
 def _grow(trajectory: Trajectory, sign: int) -> None:
-    trajectory.size = sign * log_growth(trajectory.speed, trajectory.age - trajectory.life / 2)
+    trajectory.size = sign * compute_log_growth(trajectory.speed, trajectory.age - trajectory.life / 2)
 
 
 def _bounce(trajectory: Trajectory) -> None:
@@ -70,7 +70,7 @@ def _blink(trajectory: Trajectory) -> None:
     trajectory.swapped ^= np.sin(2 * math.pi * 4 * trajectory.speed * trajectory.age + trajectory.angle) > 0
 
 
-def log_growth(speed: Floats, seconds: Floats) -> Floats:
+def compute_log_growth(speed: Floats, seconds: Floats) -> Floats:
     """Computes the natural logarithm of the factor by which an object grows in a time."""
     return np.asarray(speed * seconds, np.float32)
 

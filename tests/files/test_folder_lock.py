@@ -60,7 +60,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def holder(folder: Path, host: str = "", boot: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the folder's lock; as of another machine with ``host`` and ``boot``."""
+    """Starts a process that holds the folder's lock; with ``host`` and ``boot`` it appears to run on another machine."""
     words = [sys.executable, "-c", HOLDER, str(folder), host, str(boot), os.uname().nodename]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -77,7 +77,7 @@ def refused(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_second_is_told_who_writes_since_when_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_name_of_the_first_and_writes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "one"
     with holder(folder) as first:
         text = refused(folder)
@@ -95,7 +95,7 @@ def test_a_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_stands_still_on_this_machine_keeps_its_lock(tmp_path: Path) -> None:
+def test_a_stopped_process_on_this_machine_keeps_its_lock(tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         first.send_signal(signal.SIGSTOP)
         time.sleep(folder_lock.DEAD_SECONDS + 0.5)
@@ -103,8 +103,8 @@ def test_a_process_that_stands_still_on_this_machine_keeps_its_lock(tmp_path: Pa
 
 
 @pytest.mark.parametrize("host", ["elsewhere", ""], ids=["another name", "the same name"])
-def test_another_machine_is_told_by_its_heart(tmp_path: Path, host: str) -> None:
-    """The same name: a replaced pod, whose process ids mean nothing here."""
+def test_the_lock_of_another_machine_is_taken_over_only_when_it_is_not_refreshed(tmp_path: Path, host: str) -> None:
+    """A machine of the same name may be a replaced pod, whose process ids mean nothing here."""
     with holder(tmp_path, host, boot=12345) as first:
         assert f"process {first.pid} on {host or os.uname().nodename}" in refused(tmp_path)
         first.kill()
@@ -114,7 +114,7 @@ def test_another_machine_is_told_by_its_heart(tmp_path: Path, host: str) -> None
             assert time.monotonic() - begun > 0.9 * folder_lock.DEAD_SECONDS
 
 
-def test_who_was_taken_over_while_it_stood_still_ends(tmp_path: Path) -> None:
+def test_a_process_whose_lock_was_taken_over_while_it_was_stopped_ends(tmp_path: Path) -> None:
     with holder(tmp_path, "elsewhere", boot=12345) as first:
         first.send_signal(signal.SIGSTOP)
         with lock_folder(tmp_path):
@@ -133,10 +133,10 @@ def test_a_folder_that_is_removed_ends_its_writer(tmp_path: Path) -> None:
         assert "stood still" not in error  # it did not
 
 
-def test_a_lock_that_cannot_be_reached_for_long_is_refreshed_again(
+def test_a_lock_that_cannot_be_reached_for_a_while_is_kept_and_refreshed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on NFS, whose server is away for longer than a lock lives without being refreshed."""
+    """As on NFS, when the server does not respond for longer than DEAD_SECONDS."""
     ended: list[str] = []
     monkeypatch.setattr(folder_lock, "end_process", ended.append)
     touch, read, utime = filelock._lease.touch, Path.read_bytes, os.utime
@@ -166,7 +166,7 @@ def test_a_lock_that_cannot_be_reached_for_long_is_refreshed_again(
                         "every 0.3 s, and the command goes on"]  # fmt: skip
 
 
-def test_who_is_not_patient_takes_another_machine_for_alive(tmp_path: Path) -> None:
+def test_without_patience_another_machine_counts_as_alive(tmp_path: Path) -> None:
     with holder(tmp_path, "elsewhere", boot=12345) as first:
         first.kill()
         first.wait()
@@ -176,22 +176,22 @@ def test_who_is_not_patient_takes_another_machine_for_alive(tmp_path: Path) -> N
         lock.release()
 
 
-def test_a_lock_within_a_lock_is_the_same(tmp_path: Path) -> None:
+def test_a_folder_can_be_locked_again_by_the_process_that_holds_its_lock(tmp_path: Path) -> None:
     with lock_folder(tmp_path), lock_folder(tmp_path / ".." / tmp_path.name):
         assert (tmp_path / LOCK).is_file()
     assert not (tmp_path / LOCK).exists()
 
 
-def test_half_a_lock_file_is_no_lock(tmp_path: Path) -> None:
-    """Its writer was killed between making it and writing its name into it."""
+def test_an_empty_lock_file_is_no_lock(tmp_path: Path) -> None:
+    """Its writer was killed after creating the file and before writing its name into it."""
     (tmp_path / LOCK).touch()
     with lock_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_many_that_take_over_one_does(tmp_path: Path) -> None:
-    """Sixteen times four processes find the lock of a dead one at the same moment."""
+def test_only_one_of_many_processes_takes_over_a_lock(tmp_path: Path) -> None:
+    """Four processes find the lock of a dead one at the same moment, sixteen times."""
     with holder(tmp_path) as first:
         first.kill()
         first.wait()

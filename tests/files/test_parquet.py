@@ -1,4 +1,4 @@
-"""What lies on disk: read by anybody, in one file or in parts, and whole at every moment."""
+"""Tables on disk: other programs can read them, in one file or in parts, and they are complete at every moment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     return bool(request.param)
 
 
-def test_pyarrow_duckdb_and_pandas_read_it(tmp_path: Path, parts: bool) -> None:
+def test_pyarrow_duckdb_and_pandas_read_a_table(tmp_path: Path, parts: bool) -> None:
     path = tmp_path / "m.parquet"
     manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder", parts)
     files = sorted(path.glob("*.parquet")) if parts else [path]
@@ -54,7 +54,7 @@ def test_parts_and_file_are_the_same_manifest(tmp_path: Path, parts: bool) -> No
     assert read_manifest(tmp_path / "one.parquet").table == read_manifest(tmp_path / "two.parquet").table
 
 
-def test_either_replaces_the_other_and_leaves_nothing(tmp_path: Path, parts: bool) -> None:
+def test_a_file_and_a_folder_of_parts_replace_each_other_and_leave_nothing_behind(tmp_path: Path, parts: bool) -> None:
     path = tmp_path / "m.parquet"
     for number, kind in enumerate((parts, not parts, parts, parts)):
         table = TABLE.slice(0, 8 + number)
@@ -67,7 +67,7 @@ def test_either_replaces_the_other_and_leaves_nothing(tmp_path: Path, parts: boo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lost_or_changed_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_changed_part_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "ROWS_PER_PART", 5)
     path = tmp_path / "m.parquet"
     write_manifest(TABLE, path, CLASSES, "/videos", "folder", True)
@@ -79,13 +79,13 @@ def test_a_lost_or_changed_part_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
         read_manifest(path)
 
 
-def test_an_older_version_is_named(tmp_path: Path) -> None:
+def test_a_table_of_an_older_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(TABLE.replace_schema_metadata({METADATA_KEY: b'{"version": 1}'}), tmp_path / "m.parquet")
     with pytest.raises(UserError, match=r"has version 1; this program reads 2; write one"):
         read_manifest(tmp_path / "m.parquet")
 
 
-def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_table_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "m.parquet").mkdir()
     (tmp_path / "m.parquet" / "notes.txt").touch()
     with pytest.raises(UserError, match="did not write"):

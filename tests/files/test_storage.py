@@ -1,4 +1,4 @@
-"""Files in an S3 store that is busy, slow, or lacks them."""
+"""Files in an S3 store that is busy or slow, or in which they are missing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
     storage._connect.cache_clear()
 
 
-def test_size_content_and_names(s3: ObjectStore) -> None:
+def test_size_content_and_names_of_remote_files(s3: ObjectStore) -> None:
     s3.put("clips/a b/one.bin", bytes(range(256)) * 100)
     info = storage.get_file_info("s3://clips/a b/one.bin")
     assert info.bytes == 25_600 and abs(int(info.changed) / 1e9 - time.time()) < 100
@@ -61,14 +61,14 @@ def test_size_content_and_names(s3: ObjectStore) -> None:
         assert (file.seek(-10, os.SEEK_END), file.read()) == (25_590, bytes(range(246, 256)))
 
 
-def test_busy_answers_are_asked_again(s3: ObjectStore) -> None:
+def test_requests_are_repeated_while_the_store_is_busy(s3: ObjectStore) -> None:
     s3.put("clips/busy.bin", b"content")
     s3.failures["busy.bin"] = storage.ATTEMPTS - 1
     assert storage.read_bytes("s3://clips/busy.bin") == b"content"
     assert s3.failures["busy.bin"] == 0
 
 
-def test_a_store_that_stays_busy_is_named_with_the_file(s3: ObjectStore) -> None:
+def test_an_error_names_the_file_where_the_store_stays_busy(s3: ObjectStore) -> None:
     s3.put("clips/always.bin", b"content")
     s3.failures["always.bin"] = 10_000
     with pytest.raises(OSError, match=rf"^s3://clips/always.bin: tried {storage.ATTEMPTS} times: ."):
@@ -76,7 +76,7 @@ def test_a_store_that_stays_busy_is_named_with_the_file(s3: ObjectStore) -> None
     assert 10_000 - s3.failures["always.bin"] >= storage.ATTEMPTS
 
 
-def test_a_slow_answer_is_given_up_and_asked_again(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_request_is_given_up_and_repeated(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.5)
     s3.put("clips/slow.bin", b"content")
     s3.delays["slow.bin"] = 30.0
@@ -88,14 +88,14 @@ def test_a_slow_answer_is_given_up_and_asked_again(s3: ObjectStore, monkeypatch:
     assert storage.read_bytes("s3://clips/slow.bin") == b"content"
 
 
-def test_a_missing_object_is_asked_for_twice_and_named(s3: ObjectStore) -> None:
+def test_a_missing_object_is_requested_twice_and_named(s3: ObjectStore) -> None:
     with pytest.raises(FileNotFoundError, match=r"^s3://clips/none.mp4: tried 2 times: no such file$"):
         storage.read_bytes("s3://clips/none.mp4")
     probe = probe_file("s3://clips/none.mp4")
     assert (probe.status, probe.reason) == ("missing", "s3://clips/none.mp4: tried 2 times: no such file")
 
 
-def test_unknown_schemes_are_named() -> None:
+def test_a_uri_of_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(OSError, match="no library reads nowhere://"):
         storage.read_bytes("nowhere://x/y.mp4")
 
@@ -107,7 +107,7 @@ def test_file_uris_are_local_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
-def test_the_same_probe_and_pixels_as_from_disk(s3: ObjectStore, tmp_path: Path, decoder: str) -> None:
+def test_a_remote_video_has_the_same_probe_and_pixels_as_a_local_one(s3: ObjectStore, tmp_path: Path, decoder: str) -> None:
     path = write_numbers(tmp_path / "n.mp4")
     s3.put("clips/n.mp4", path.read_bytes())
     s3.failures["n.mp4"] = 1
@@ -134,7 +134,7 @@ def test_large_objects_are_read_in_ranges(s3: ObjectStore, tmp_path: Path, monke
 
 
 def test_prepare_reads_everything_from_the_store(s3: ObjectStore, tmp_path: Path) -> None:
-    """Class folders and a list in the store; requests fail now and then, one object is gone, one is always busy."""
+    """Class folders and a list are in the store; some requests fail, one object is missing, and one is always busy."""
     # two contents: copies of one video are drawn together, so that eight of them would leave no test video
     contents = [write_numbers(tmp_path / f"{frames}.mp4", frames=frames, size=(64, 64)).read_bytes() for frames in (6, 7)]
     content, names = contents[0], [f"{name}/{number}.mp4" for name in "ab" for number in range(4)]
@@ -173,7 +173,9 @@ def test_prepare_reads_everything_from_the_store(s3: ObjectStore, tmp_path: Path
     ],
 )
 @pytest.mark.usefixtures("s3")
-def test_what_the_store_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+def test_what_is_missing_in_a_store_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     assert run(prepare.main, [str(tmp_path / "out") if word == "OUT" else word for word in words]) == USER_ERROR
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
@@ -193,7 +195,7 @@ def test_official_lists_in_the_store(s3: ObjectStore, tmp_path: Path) -> None:
 
 
 def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, tmp_path: Path) -> None:
-    """Uploaded as they are; the root is moved by a knob, and one video lost since is replaced and recorded."""
+    """All files are uploaded, ``data.root`` names the store, and a video that is deleted later is replaced and recorded."""
     for name in ("a", "b"):
         for number in range(4):
             write_numbers(tmp_path / "videos" / name / f"{number}.mp4", frames=12, size=(48, 48))

@@ -16,13 +16,13 @@ BROKEN = Probe(bytes=3, status="not_a_video", reason="no known video format")
 
 
 def make_listing(counts: dict[str, int], split: Split = "train") -> Listing:
-    """``counts`` videos of every class, all in one split."""
+    """Makes a listing with ``counts`` videos of every class, all in one split."""
     uris = [f"{name}/{number}.mp4" for name, count in counts.items() for number in range(count)]
     labels = [uri.split("/")[0] for uri in uris]
     return Listing("/videos", "folder", tuple(uris), tuple(labels), (None,) * len(uris), (split,) * len(uris))
 
 
 def make_table(counts: dict[str, int], split: Split = "train", probes: Sequence[Probe] | None = None) -> pa.Table:
-    """Their manifest table; all usable unless ``probes`` says otherwise."""
+    """Makes the manifest's table of such a listing; all videos are usable unless ``probes`` says otherwise."""
     listing = make_listing(counts, split)
     return build_table(listing, probes or [GOOD] * len(listing.uris))

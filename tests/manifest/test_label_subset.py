@@ -1,4 +1,4 @@
-"""Label subsets: balanced, nested, the same everywhere."""
+"""Label subsets are balanced, nested, and the same on every machine."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def test_share_of_every_class(counts: dict[str, int], percent: int, seed: int) -
 
 
 @given(COUNTS, st.integers(1, 100), st.integers(1, 100), st.integers(0, 1000))
-def test_smaller_lies_in_larger(counts: dict[str, int], one: int, two: int, seed: int) -> None:
+def test_smaller_subsets_are_contained_in_larger_ones(counts: dict[str, int], one: int, two: int, seed: int) -> None:
     small, large = (draw_labels(in_memory(counts), f"{percent}%", seed) for percent in sorted((one, two)))
     assert set(small.ids) <= set(large.ids)
 
 
 @given(COUNTS, st.integers(0, 1000))
-def test_root_and_rows_do_not_matter(counts: dict[str, int], seed: int) -> None:
+def test_a_subset_does_not_depend_on_the_root_or_the_order_of_rows(counts: dict[str, int], seed: int) -> None:
     here = draw_labels(in_memory(counts), "2/class", seed)
     reversed_counts = dict(reversed(counts.items()))
     there = draw_labels(in_memory(reversed_counts, "/elsewhere"), "2/class", seed)
     assert here.ids == there.ids and here.fingerprint == there.fingerprint
 
 
-def test_seeds_differ() -> None:
+def test_seeds_give_different_subsets() -> None:
     manifest = in_memory({"a": 20, "b": 20})
     assert len({draw_labels(manifest, "4/class", seed).fingerprint for seed in range(10)}) == 10
 
 
-def test_the_same_on_every_platform() -> None:
+def test_a_subset_is_the_same_on_every_platform() -> None:
     # written down once: a change here changes the label subset of every published run
     assert order_by_hash(["a/0.mp4", "a/1.mp4", "a/2.mp4", "b/0.mp4"], 0, "labels") == [3, 1, 0, 2]
     assert draw_labels(in_memory({"a": 9, "b": 9}), "2/class", 5).ids == ("a/5.mp4", "a/8.mp4", "b/2.mp4", "b/8.mp4")
@@ -79,7 +79,7 @@ def test_only_usable_train_videos_with_known_class(tmp_path: Path) -> None:
     assert draw_labels(manifest, "100%", 0).ids == ("a/0.mp4", "a/2.mp4", "a/3.mp4", "b/0.mp4", "b/1.mp4")
 
 
-def test_too_few_names_every_class() -> None:
+def test_the_error_names_every_class_with_too_few_videos() -> None:
     with pytest.raises(UserError) as caught:
         draw_labels(in_memory({"a": 3, "b": 9, "c": 2}), "4/class", 0)
     assert "class a has 3 usable train videos, 4 are needed" in str(caught.value)
@@ -88,7 +88,7 @@ def test_too_few_names_every_class() -> None:
 
 
 def test_videos_of_split_unlabeled_name_the_remedy(tmp_path: Path) -> None:
-    """A class list names the class, so nothing is wrong but that no label of it can be drawn."""
+    """A class list names the class, so that the only mistake is that no label of it can be drawn."""
     table = pa.concat_tables([make_table({"a": 3}), make_table({"b": 2}, "unlabeled")])
     table = table.set_column(4, "label", pa.array([0] * 3 + [1] * 2, pa.int32()))
     manifest = write_manifest(table, tmp_path / "m.parquet", ("a", "b"), "/videos", "list")
@@ -97,7 +97,7 @@ def test_videos_of_split_unlabeled_name_the_remedy(tmp_path: Path) -> None:
 
 
 def test_a_class_of_test_videos_alone_names_the_remedy(tmp_path: Path) -> None:
-    """Mostly a misspelled label: "Jump" beside "jump"."""
+    """The usual cause is a misspelled label: "Jump" beside "jump"."""
     table = pa.concat_tables([make_table({"a": 3}), make_table({"b": 2}, "test")])
     table = table.set_column(4, "label", pa.array([0] * 3 + [1] * 2, pa.int32()))
     manifest = write_manifest(table, tmp_path / "m.parquet", ("a", "b"), "/videos", "list")
@@ -118,7 +118,7 @@ def test_good_specs() -> None:
     assert parse_share("25%", "--test") == 0.25
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+def test_a_written_subset_can_be_read(tmp_path: Path) -> None:
     manifest = in_memory({"a": 9, "b": 9})
     subset = draw_labels(manifest, "20%", 3)
     write_labels(subset, manifest, tmp_path / "l.parquet")

@@ -1,4 +1,4 @@
-"""Manifests that are mapped into memory: the same rows, checked once, shared by processes and not copied into them."""
+"""Memory-mapped manifests have the same rows, are checked once, and are shared by processes instead of copied."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def manifest_at(path: Path, parts: bool = False) -> Manifest:
 
 
 @pytest.mark.parametrize("parts", [False, True])
-def test_it_is_the_manifest(tmp_path: Path, node: Path, parts: bool) -> None:
+def test_a_mapped_manifest_is_equal_to_the_manifest(tmp_path: Path, node: Path, parts: bool) -> None:
     written = manifest_at(tmp_path / "m.parquet", parts)
     mapped = open_manifest(str(tmp_path / "m.parquet"), None, 1)
     assert isinstance(mapped, MappedManifest)
@@ -49,7 +49,7 @@ def test_it_is_the_manifest(tmp_path: Path, node: Path, parts: bool) -> None:
     assert not isinstance(open_manifest(str(tmp_path / "m.parquet"), None, 41), MappedManifest)
 
 
-def test_another_process_gets_its_place_and_not_its_rows(tmp_path: Path, node: Path) -> None:
+def test_another_process_receives_the_path_and_not_the_rows(tmp_path: Path, node: Path) -> None:
     manifest_at(tmp_path / "m.parquet")
     mapped = open_manifest(str(tmp_path / "m.parquet"), None, 1)
     sent = pickle.dumps(mapped)
@@ -60,7 +60,7 @@ def test_another_process_gets_its_place_and_not_its_rows(tmp_path: Path, node: P
     assert told.stdout.decode().split() == ["40", mapped.fingerprint]
 
 
-def test_what_killed_processes_left_is_gone_with_the_next(tmp_path: Path, node: Path) -> None:
+def test_files_of_killed_processes_are_removed_by_the_next_one(tmp_path: Path, node: Path) -> None:
     manifest_at(tmp_path / "m.parquet")
     open_manifest(str(tmp_path / "m.parquet"), None, 1)
     (arrow,) = node.glob("*/*.arrow")
@@ -71,7 +71,7 @@ def test_what_killed_processes_left_is_gone_with_the_next(tmp_path: Path, node: 
     assert not half.exists() and not arrow.exists()
 
 
-def test_a_manifest_that_was_written_again_is_mapped_again(tmp_path: Path, node: Path) -> None:
+def test_a_changed_manifest_is_mapped_anew(tmp_path: Path, node: Path) -> None:
     manifest_at(tmp_path / "m.parquet")
     manifest_at(tmp_path / "other.parquet")
     open_manifest(str(tmp_path / "other.parquet"), None, 1)
@@ -82,7 +82,7 @@ def test_a_manifest_that_was_written_again_is_mapped_again(tmp_path: Path, node:
     assert len(list(node.glob("*/*.arrow"))) == 2  # the other manifest's, and one of this
 
 
-def test_an_edited_one_is_refused_and_leaves_nothing(tmp_path: Path, node: Path) -> None:
+def test_an_edited_manifest_is_refused_and_leaves_no_file(tmp_path: Path, node: Path) -> None:
     manifest_at(tmp_path / "m.parquet")
     table = pq.read_table(tmp_path / "m.parquet")
     labels = pa.array(np.zeros(40, np.int32))
@@ -98,14 +98,14 @@ def test_an_edited_one_is_refused_and_leaves_nothing(tmp_path: Path, node: Path)
         open_manifest(str(tmp_path / "absent.parquet"), None, 1)
 
 
-def test_labels_find_their_rows_in_it(tmp_path: Path) -> None:
+def test_labels_find_their_rows_in_a_mapped_manifest(tmp_path: Path) -> None:
     written = manifest_at(tmp_path / "m.parquet", parts=True)
     write_labels(draw_labels(written, "2/class", 0), written, tmp_path / "l.parquet")
     mapped = open_manifest(str(tmp_path / "m.parquet"), None, 1)
     np.testing.assert_array_equal(read_labels(tmp_path / "l.parquet", mapped).rows, draw_labels(written, "2/class", 0).rows)
 
 
-def test_the_same_rows_of_a_run_whether_mapped_or_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_the_same_rows_whether_its_manifest_is_mapped_or_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(tiny / "tiny.yaml", ["data.isolate_decoder=false"])
     plain, _ = open_source(config)
     monkeypatch.setattr("pipeline.manifest.memory_mapped.open_manifest.__defaults__", (None, 1))

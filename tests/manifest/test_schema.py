@@ -51,7 +51,7 @@ def test_fingerprint_ignores_how_a_table_is_cut(chunks: int, monkeypatch: pytest
     ("column", "value"),
     [("split", "test"), ("label", 1), ("group", "g"), ("frames", 51), ("fps", 25.1), ("hash", "x"), ("decoder", "pyav")],
 )
-def test_fingerprint_sees_content(column: str, value: object) -> None:
+def test_fingerprint_depends_on_content(column: str, value: object) -> None:
     assert compute_fingerprint(change(TABLE, column, 3, value), CLASSES) != compute_fingerprint(TABLE, CLASSES)
 
 
@@ -60,7 +60,7 @@ def test_fingerprint_depends_on_classes_but_not_on_the_location() -> None:
     assert compute_fingerprint(change(TABLE, "uri", 0, "s3://elsewhere/0.mp4"), CLASSES) == compute_fingerprint(TABLE, CLASSES)
 
 
-def test_written_and_read_again_in_order_of_ids(tmp_path: Path) -> None:
+def test_a_written_manifest_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     written = write_manifest(TABLE.take(list(range(len(TABLE)))[::-1]), tmp_path / "m.parquet", CLASSES, "/videos", "folder")
     read = read_manifest(tmp_path / "m.parquet")
     assert read == written
@@ -78,7 +78,7 @@ def test_root_can_be_replaced_and_is_not_in_the_fingerprint(tmp_path: Path) -> N
     assert read_manifest(tmp_path / "m.parquet", root="s3://bucket/videos/").locate(0) == "s3://bucket/videos/a/0.mp4"
 
 
-def test_absolute_uris_stay(tmp_path: Path) -> None:
+def test_absolute_uris_are_not_changed(tmp_path: Path) -> None:
     table = change(change(TABLE, "uri", 0, "/far/0.mp4"), "uri", 1, "s3://bucket/1.mp4")
     manifest = write_manifest(table, tmp_path / "m.parquet", CLASSES, "/videos", "list")
     assert [manifest.locate(row) for row in (0, 1)] == ["/far/0.mp4", "s3://bucket/1.mp4"]

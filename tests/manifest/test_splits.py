@@ -1,4 +1,4 @@
-"""Drawn test splits: balanced, whole groups, the same everywhere."""
+"""Drawn test splits are balanced, have each group on one side, and are the same on every machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_share_of_every_class_without_groups(videos: list[tuple[str, int]], shar
 
 
 @given(VIDEOS, st.integers(0, 999))
-def test_groups_stay_whole_and_train_keeps_every_class(videos: list[tuple[str, int]], seed: int) -> None:
+def test_groups_lie_in_one_split_and_train_keeps_every_class(videos: list[tuple[str, int]], seed: int) -> None:
     ids, classes, groups = unpack(videos, grouped=True)
     splits = draw_splits(ids, classes, groups, 0.25, seed)
     check_groups(ids, groups, splits)
@@ -73,7 +73,7 @@ def test_copies_of_a_video_join_their_groups() -> None:
     assert chain == ("a", "a", "a", "a")
 
 
-def test_torn_groups_are_named() -> None:
+def test_groups_in_two_splits_are_named() -> None:
     splits: list[Split] = ["train", "test", "train", "test"]
     check_groups(["a", "b", "c", "d"], ["g1", "g2", "g1", None], splits)
     with pytest.raises(UserError, match="group g7: b in test, a in train"):

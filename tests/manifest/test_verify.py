@@ -1,4 +1,4 @@
-"""A sample of a manifest's files, looked at before a command starts: which are there, and which are others."""
+"""A sample of a manifest's files is checked before a command starts: for missing files, and for changed ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepared(tiny: Path, tmp_path: Path, *words: str) -> Manifest:
     return read_manifest(tmp_path / "out" / "manifest.parquet")
 
 
-def test_a_sample_is_spread_and_always_the_same() -> None:
+def test_a_sample_is_evenly_spread_and_always_the_same() -> None:
     rows = np.arange(100, 1100, dtype=np.int64)
     sample = sample_evenly(rows)
     assert len(sample) == 64 and sample[0] == 100 and sample[-1] == 1099 and np.array_equal(sample, sample_evenly(rows))
@@ -29,7 +29,7 @@ def test_a_sample_is_spread_and_always_the_same() -> None:
     assert np.array_equal(sample_evenly(rows[:5]), rows[:5]) and len(sample_evenly(rows[:0])) == 0
 
 
-def test_files_of_another_size_or_content_are_others_and_missing_ones_are_missing(tiny: Path, tmp_path: Path) -> None:
+def test_changed_files_are_found_by_size_or_content_and_missing_ones_are_not_among_them(tiny: Path, tmp_path: Path) -> None:
     manifest = prepared(tiny, tmp_path, "--hash")
     rows = manifest.usable_rows("test")
     assert len(rows) >= SAMPLED_HASHES and find_changed_files(manifest, rows) == [] == find_missing_files(manifest, rows)
@@ -48,7 +48,7 @@ def test_files_of_another_size_or_content_are_others_and_missing_ones_are_missin
     assert find_missing_files(manifest, rows) == [str(last)]
 
 
-def test_frames_are_there_while_an_image_is(tmp_path: Path) -> None:
+def test_a_frame_folder_is_present_as_long_as_it_has_an_image(tmp_path: Path) -> None:
     for name in ("00001.jpg", "00002.jpg"):
         (tmp_path / name).write_bytes(b"12345")
     table = pa.table({"uri": ["%05d.jpg", "gone_%05d.jpg"], "bytes": [10, 10], "hash": pa.nulls(2, pa.string())})

@@ -1,4 +1,4 @@
-"""Recordings and persons are told from names of the field, as a guess that is told or by --group, and never torn by a draw."""
+"""Recordings and persons are recognized by file names, as a reported guess or by --group, and lie in one split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def listing_of(uris: Sequence[str], splits: Sequence[Split] | None = None) -> Listing:
-    """Files of class folders; or the class is the first letter of the name."""
+    """Makes a listing of files in class folders; without a folder the class is the first letter of the name."""
     labels = tuple(uri.split("/")[0] if "/" in uri else uri[0] for uri in uris)
     return Listing("/v", "folder", tuple(uris), labels, (None,) * len(uris), None if splits is None else tuple(splits))
 
@@ -35,7 +35,7 @@ def guessed(*uris: str) -> dict[str, str | None]:
 
 
 def recordings(count: int = 8, clips: int = 4) -> list[str]:
-    """Of two classes, as UCF names them."""
+    """Names of videos of two classes, as UCF-101 names them."""
     return [
         f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
         for name in ("Jump", "Run") for group in range(1, count + 1) for clip in range(1, clips + 1)
@@ -81,14 +81,14 @@ def test_other_names_are_not_guessed(names: Sequence[str]) -> None:
     assert set(listing.groups) == {None} and listing.notes == ()
 
 
-def test_some_names_like_ucf_are_told_and_not_taken() -> None:
+def test_too_few_names_like_ucf_are_reported_but_not_used() -> None:
     listing = assign_groups(listing_of([*recordings(2, 2), *(f"Run/mine{n}.mp4" for n in range(8))]))
     assert set(listing.groups) == {None}
     assert listing.notes[0].startswith("8 of 16 names look like recordings as UCF-101 names them")
     assert listing.notes[0].endswith("--group ucf would keep each together")
 
 
-def test_a_number_for_each_video_of_a_class_may_be_that_of_a_person_and_is_told() -> None:
+def test_numbers_that_may_be_persons_or_videos_are_only_reported() -> None:
     names = [f"{c}/{c}_s{n}.mp4" for c in ("run", "jump") for n in range(10)]
     listing = assign_groups(listing_of(names))
     assert set(listing.groups) == {None}
@@ -99,7 +99,7 @@ def test_a_number_for_each_video_of_a_class_may_be_that_of_a_person_and_is_told(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_recordings_go_to_one_side_as_a_whole(seed: int) -> None:
+def test_each_recording_lies_in_one_split(seed: int) -> None:
     uris = recordings()
     listing = split_listing(assign_groups(listing_of(uris)), [GOOD] * len(uris), 0.25, seed)
     assert listing.splits is not None and Counter(listing.splits) == {"train": 48, "test": 16}
@@ -110,7 +110,7 @@ def test_recordings_go_to_one_side_as_a_whole(seed: int) -> None:
     assert len({(uri.rpartition("_c")[0], split) for uri, split in zip(uris, by_video.splits, strict=True)}) > 16
 
 
-def test_recordings_that_a_list_parts_are_told_and_the_others_are_groups() -> None:
+def test_recordings_that_a_list_separates_are_reported_and_the_others_are_groups() -> None:
     splits: list[Split] = ["train" if "_g01" in uri or "_c01" in uri else "test" for uri in recordings(2, 2)]
     listing = assign_groups(listing_of(recordings(2, 2), splits))
     assert listing.groups == ("v_Jump_g01", "v_Jump_g01", None, None, "v_Run_g01", "v_Run_g01", None, None)
@@ -119,7 +119,7 @@ def test_recordings_that_a_list_parts_are_told_and_the_others_are_groups() -> No
         assign_groups(listing_of(recordings(2, 2), splits), "ucf")
 
 
-def test_a_pattern_of_ones_own() -> None:
+def test_groups_by_a_regular_expression() -> None:
     uris = ["a/day1-cam2-x.mp4", "a/day1-cam2-y.mp4", "b/day2-cam1-x.mp4", "b/other.mp4"]
     listing = assign_groups(listing_of(uris), r"(day\d)-(cam\d)")
     assert listing.groups == ("day1_cam2", "day1_cam2", "day2_cam1", None)
@@ -164,14 +164,14 @@ def test_joining_is_transitive() -> None:
 @pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data")
 @pytest.mark.parametrize("name", ["utd_mhad_depth", "fights"])
 def test_guesses_on_real_data_sets(name: str) -> None:
-    """The persons of one are in its names; of the other there is nothing in the names, and nothing is guessed."""
+    """One data set has persons in its names; the other has nothing in its names, and nothing is guessed."""
     with open(DATA / name / "clips.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     groups = list(guessed(*(row["path"] for row in rows)).values())
     assert groups == ([row["group"] for row in rows] if name == "utd_mhad_depth" else [None] * len(rows))
 
 
-def test_the_command_groups_tells_and_can_be_told_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_guessed_groups_and_can_be_overruled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = write_numbers(tmp_path / "video.mp4", frames=8, size=(32, 32))
     for name in recordings(4, 2):
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)

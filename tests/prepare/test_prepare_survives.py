@@ -1,4 +1,4 @@
-"""``prepare`` killed, interrupted, or started twice: the old manifest or the new one, and no probe in vain."""
+"""``prepare`` is killed, interrupted, or started twice: the old or the new manifest is there, and no probe is lost."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def start(videos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def notes(out: Path) -> int:
-    """Whole lines."""
+def count_logged_probes(out: Path) -> int:
+    """The number of complete lines in the probe log."""
     lines = (out / PROBE_LOG).read_text(encoding="utf-8").splitlines() if (out / PROBE_LOG).exists() else []
     return sum(line.endswith("]]") for line in lines)
 
 
-def wait_for_notes(out: Path, process: subprocess.Popen[str]) -> None:
-    while not notes(out):
+def wait_for_probes(out: Path, process: subprocess.Popen[str]) -> None:
+    while not count_logged_probes(out):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
 def test_killed_at_random_moments(videos: Path, tmp_path: Path) -> None:
-    """The seed of the split makes another manifest each time; some kills fall into the start, some into probe or writing."""
+    """The seed of the split makes another manifest each time; kills happen at the start, while probing, and while writing."""
     out, random_ = tmp_path / "out", random.Random(0)
     began = time.monotonic()
     with start(videos, out, "--seed", "1", "--probe", "full") as process:
@@ -76,10 +76,10 @@ def test_killed_at_random_moments(videos: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_probed_is_not_probed_again(videos: Path, tmp_path: Path) -> None:
-    """Seen by damage that changes neither time nor size: who opens such a file again finds it."""
+    """The files are damaged without a change of time or size, which a second probe would detect."""
     out = tmp_path / "out"
     with start(videos, out, "--processes", "1") as process:
-        wait_for_notes(out, process)
+        wait_for_probes(out, process)
         process.send_signal(signal.SIGKILL)
     assert not (out / "manifest.parquet").exists()
     with open(out / PROBE_LOG, "a", encoding="utf-8") as file:
@@ -102,17 +102,17 @@ def test_interrupted_by_hand(videos: Path, tmp_path: Path) -> None:
     assert run(prepare.main, ["folder", str(videos), str(out), "--labeled", "1/class"]) == DONE
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with start(videos, out, "--probe", "full", "--processes", "1") as process:
-        wait_for_notes(out, process)
+        wait_for_probes(out, process)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=30)[1]
     assert process.returncode == INTERRUPTED and error.endswith("interrupted\n") and "Traceback" not in error
-    assert {name: (out / name).read_bytes() for name in before} == before and notes(out)
+    assert {name: (out / name).read_bytes() for name in before} == before and count_logged_probes(out)
 
 
-def test_two_at_once(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_prepare_of_a_folder_is_refused(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     with start(videos, out, "--processes", "1") as process:
-        wait_for_notes(out, process)
+        wait_for_probes(out, process)
         process.send_signal(signal.SIGSTOP)
         assert run(prepare.main, ["folder", str(videos), str(out)]) == USER_ERROR
         process.send_signal(signal.SIGCONT)
@@ -145,11 +145,11 @@ def test_a_folder_that_stays_empty_is_removed_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_notes_are_of_what_is_new(tmp_path: Path) -> None:
+def test_only_new_probes_are_logged(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "v.mp4", frames=5, size=(64, 64))
     probe = probe_file(str(path), ProbeOptions(hash=True))
     for _ in range(2):
-        with open_probe_cache(tmp_path) as (known, note):
-            before = known(str(path))
-            note(str(path), probe)
-    assert before == probe and notes(tmp_path) == 1 and known("other") is None
+        with open_probe_cache(tmp_path) as (find_earlier, record):
+            before = find_earlier(str(path))
+            record(str(path), probe)
+    assert before == probe and count_logged_probes(tmp_path) == 1 and find_earlier("other") is None

@@ -1,4 +1,4 @@
-"""Probing by a cluster: the same table as by one machine, bad files and crashes included."""
+"""Probing on a cluster gives the same table as on one machine, bad files and crashes included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.videos import write_numbers
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_same_probes_as_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_returns_the_same_probes_as_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         write_numbers(tmp_path / "videos" / "ab"[number % 2] / f"{number}.mp4", frames=5 + number, size=(64, 64))
     (tmp_path / "videos" / "a" / "bad.mp4").write_bytes(b"bad")

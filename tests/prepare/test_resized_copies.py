@@ -1,4 +1,4 @@
-"""Smaller copies: the same frames at the same times, nothing written over, and an interrupted run that goes on."""
+"""Smaller copies have the same frames at the same times; no original is overwritten, and an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_frames_and_times_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_clips_from_anywhere_in_a_copy_show_the_frames_that_belong_there(tmp_path: Path, decoder: str) -> None:
-    """Both decoders seek in it; numbers are read off the pixels."""
+    """Both decoders seek in the copy; frame numbers are read from the pixels."""
     source = write_numbers(tmp_path / "v.mp4", frames=150, fps="30", size=(320, 320), gop=250)
     copy = CopyTask(str(source), str(tmp_path / "copy.mp4"), 160, 30.0, False)
     assert make_copy(copy) == ""
@@ -54,7 +54,7 @@ def test_clips_from_anywhere_in_a_copy_show_the_frames_that_belong_there(tmp_pat
 
 
 def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path) -> None:
-    """Of a real clip: groups of at most 12 pictures, each of which decoding can begin at, and no costly tools."""
+    """The copy of a real clip has GOPs of at most 12 frames, at each of which decoding can begin, and no slow coding tools."""
     source = str(shared_data / "odd" / "h264_longgop.mp4")
     probe = probe_file(source)
     copy = CopyTask(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)
@@ -67,7 +67,7 @@ def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["h264_rot90.mp4", "xvid_b2.avi", "h264_editlist.mp4", "audio_first.mp4", "h264.ts"])
-def test_odd_files_become_plain_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
+def test_copies_of_unusual_files_are_plain_mp4(shared_data: Path, tmp_path: Path, name: str) -> None:
     source = str(shared_data / "odd" / name)
     probe = probe_file(source)
     assert make_copy(CopyTask(source, str(tmp_path / "v.mp4"), 120, probe.fps, probe.variable_fps)) == ""
@@ -102,7 +102,7 @@ def test_a_damaged_original_leaves_no_copy(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_names_of_copies_stay_apart() -> None:
+def test_different_ids_give_different_names_of_copies() -> None:
     assert name_copies(["a/x.avi", "a/x.mkv", "b/y.avi", "/abs/z.avi", "s3://c/w.webm", "../v"]) == [
         "a/x.avi.mp4", "a/x.mkv.mp4", "b/y.mp4", "abs/z.mp4", "s3/c/w.mp4", "v.mp4",
     ]  # fmt: skip
@@ -133,8 +133,8 @@ def test_prepare_writes_the_manifest_of_the_copies(tmp_path: Path, capsys: pytes
     assert [name for name, status in again.items() if status != "ok"] == ["a/1.avi", "a/bad.avi"]
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Killed while it encodes: complete copies are as they were, no half one has a name, and nothing is made twice."""
+def test_an_interrupted_run_continues_where_it_was(tmp_path: Path) -> None:
+    """The run is killed while it encodes: complete copies stay, no incomplete one has a final name, and none is made twice."""
     for name in ("a", "b"):
         for number in range(4):
             write_numbers(tmp_path / "videos" / name / f"{number}.mp4", frames=40, size=(480, 360))

@@ -1,4 +1,4 @@
-"""One file under several names is one video, and is never learned from and tested on."""
+"""One file under several names is one video, and is never both trained and tested on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def videos(tmp_path: Path, original: Path) -> Path:
-    """Eight files of two classes, each a copy of its own."""
+    """Makes eight different files of two classes."""
     (tmp_path / "videos").mkdir()
     for name in NAMES:
         shutil.copy(original, tmp_path / "videos" / name)
@@ -40,7 +40,7 @@ def videos(tmp_path: Path, original: Path) -> Path:
 
 
 def listed(videos: Path, *more: str, root: Path | None = None) -> int:
-    """Prepare a list of all eight, two of them in test, and of lines more."""
+    """Prepares a list of all eight, of which two are in test, and of further lines."""
     lines = [f"{name},{name[:-5]},{'test' if '0' in name else 'train'},," for name in NAMES]
     text = "\n".join(["path,label,split,start,end", *lines, *more])
     (videos.parent / "list.csv").write_text(text, encoding="utf-8")
@@ -49,7 +49,7 @@ def listed(videos: Path, *more: str, root: Path | None = None) -> int:
 
 
 def link(videos: Path, kind: str) -> str:
-    """Another name for run0.mp4, as it is to be listed."""
+    """Makes another name for run0.mp4, and returns how it is to be listed."""
     names = {"dot": "./run0.mp4", "slashes": f"{videos}//run0.mp4", "hard": "other.mp4", "symbolic": "other.mp4"}
     if kind == "hard":
         os.link(videos / "run0.mp4", videos / "other.mp4")
@@ -77,7 +77,7 @@ def test_a_test_video_under_another_name_in_train_is_refused_with_both_lines(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_is_listed_again_in_its_split_is_kept_once_and_told(
+def test_a_file_that_is_listed_again_in_its_split_is_kept_once_and_reported(
     videos: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = link(videos, kind)
@@ -100,7 +100,7 @@ def test_the_same_root_under_another_name_changes_nothing(videos: Path) -> None:
     assert len(read_manifest(videos.parent / "out" / "manifest.parquet").table) == len(NAMES)
 
 
-def test_links_in_class_folders_are_one_video_so_that_no_draw_parts_them(
+def test_links_in_class_folders_are_one_video_that_lies_in_one_split(
     videos: Path, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in NAMES:
@@ -125,7 +125,7 @@ def test_parts_of_a_file_that_overlap_are_not_learned_from_and_tested_on(
 
 
 def test_one_inode_is_one_file_whatever_its_spelling() -> None:
-    """As a disk that ignores case answers for RUN.mp4 and run.mp4; only files of one size and time are asked for."""
+    """A disk that ignores case has one inode for RUN.mp4 and run.mp4; only files of equal size and time are looked up."""
     asked: list[str] = []
 
     def inode(location: str) -> object:
@@ -149,13 +149,13 @@ def test_spellings_in_an_object_store_are_one_object() -> None:
         merge_equal_paths(listing)
 
 
-def test_a_listing_without_doubles_is_left_as_it_is() -> None:
+def test_a_listing_without_repeated_files_is_not_changed() -> None:
     listing = Listing("/v", "list", ("a.mp4", "b.mp4"), ("x", "y"), (None, None), None)
     assert merge_equal_paths(listing) is listing and merge_same_files(listing, [GOOD, GOOD]) == (listing, [GOOD, GOOD])
 
 
 def manifest_of(tmp_path: Path, *parts: tuple[str, float | None, float | None]) -> Manifest:
-    """The first is tested on, the others are learned from."""
+    """Makes a manifest of which the first video is tested and the others are trained on."""
     count = len(parts)
     splits = ("test", *("train",) * (count - 1))
     listing = Listing(

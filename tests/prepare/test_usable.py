@@ -1,4 +1,4 @@
-"""Splits and labels are drawn over what can be used, and a run is refused at its start for what would end it at its end."""
+"""Splits and labels are drawn among usable videos, and a run that could not be evaluated is refused at its start."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def video(tmp_path: Path) -> Path:
 
 
 def listing_of(usable: Sequence[bool]) -> Listing:
-    """Videos of two classes in turn, of which no split is known."""
+    """Makes a listing of videos of two classes in turn, without splits."""
     uris = tuple(f"{'xy'[n % 2]}/{n}.mp4" for n in range(len(usable)))
     return Listing("/v", "folder", uris, tuple(uri[0] for uri in uris), (None,) * len(uris), None)
 
 
-def test_a_class_of_four_good_videos_has_one_in_test_however_many_broken_ones_lie_beside_them() -> None:
+def test_broken_videos_do_not_count_toward_the_test_share_of_a_class() -> None:
     usable = [True] * 8 + [False] * 40
     probes = [GOOD if fine else BROKEN for fine in usable]
     for seed in range(20):
@@ -54,7 +54,7 @@ def test_a_draw_over_usable_videos_is_that_of_a_folder_without_the_others() -> N
     assert whole.splits is not None and whole.splits[:40] == alone.splits
 
 
-def test_broken_files_take_no_place_in_a_folders_test_split(tmp_path: Path, video: Path) -> None:
+def test_a_drawn_test_split_has_no_broken_files(tmp_path: Path, video: Path) -> None:
     for name in ("run", "jump"):
         (tmp_path / "videos" / name).mkdir(parents=True)
         for number in range(4):
@@ -75,7 +75,7 @@ def prepare_list(tmp_path: Path, *lines: str) -> int:
     return run(prepare.main, list(map(str, words)))
 
 
-def test_a_list_of_which_no_test_file_is_there_is_refused(
+def test_a_list_without_an_existing_test_file_is_refused(
     tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "videos").mkdir()
@@ -93,7 +93,7 @@ def test_a_list_of_which_no_test_file_is_there_is_refused(
     assert note in capsys.readouterr().out
 
 
-def test_a_folder_of_which_nothing_can_be_tested_on_is_refused(
+def test_a_folder_without_a_usable_test_video_is_refused(
     tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("run", "jump"):
@@ -108,7 +108,7 @@ def test_a_folder_of_which_nothing_can_be_tested_on_is_refused(
 
 
 def changed(tiny: Path, tmp_path: Path, column: str, values: list[object], root: str | None = None) -> Config:
-    """The configuration of the small data set with another column, and labels drawn again."""
+    """The configuration of the small data set with a changed column and newly drawn labels."""
     manifest = read_manifest(tiny / "manifest.parquet")
     at = manifest.table.schema.get_field_index(column)
     table = manifest.table.set_column(at, manifest.table.schema.field(at), pa.array(values, manifest.table[column].type))
@@ -149,7 +149,7 @@ def test_a_run_whose_evaluated_files_are_gone_is_refused_at_its_start(tiny: Path
 def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_them(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a dry run, by a run whose workers may see other disks, and not at all by one that is done."""
+    """A dry run notes them, and a run whose workers may see other disks; a run that is done does not look for them."""
     config = changed(tiny, tmp_path, "uri", read_manifest(tiny / "manifest.parquet").table["uri"].to_pylist())
     videos = shutil.copytree(tiny / "videos", tmp_path / "videos")
     knobs = [f"run.storage_path={tmp_path / 'runs'}", f"data.manifest={config.data.manifest}", f"data.root={videos}"]
@@ -172,7 +172,7 @@ def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_th
 
 
 def test_sixty_four_of_many_files_are_looked_for(tiny: Path, tmp_path: Path) -> None:
-    """Only one of 160 is there, and it is among those that are looked at: the last one."""
+    """Only the last of 160 files exists, and it is in the sample."""
     manifest = read_manifest(tiny / "manifest.parquet")
     test = manifest.usable_rows("test")
     rows = manifest.table.take(pa.array([*manifest.training_rows(), *([int(test[0])] * 160)])).to_pylist()
@@ -188,7 +188,7 @@ def test_sixty_four_of_many_files_are_looked_for(tiny: Path, tmp_path: Path) -> 
 
 
 def test_a_run_that_cannot_be_tested_names_what_it_can_be_evaluated_on(tiny: Path, tmp_path: Path) -> None:
-    """The remedy is true: evaluation.split=validation where there is something to validate on, else how to get that."""
+    """The error suggests evaluation.split=validation where there are validation videos, and else how to get some."""
     table = read_manifest(tiny / "manifest.parquet").table
     labels, splits = table["label"].to_pylist(), table["split"].to_pylist()
     unknown = [label if split == "train" else -1 for label, split in zip(labels, splits, strict=True)]

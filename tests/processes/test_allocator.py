@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: fewer page faults, no other result. In processes of their own, for it lasts."""
+"""A process keeps the memory that it frees and has fewer page faults. Tests run in child processes since this is permanent."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ print(min(faults() for _ in range(5)))
 
 
 def faults(how: str) -> int:
-    """Page faults of four blocks of 48 MB each, which were there before and were freed; least of 5 times."""
+    """Page faults while four blocks of 48 MB, which were used and freed before, are used again; the least of 5 repeats."""
     return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-def test_freed_blocks_are_not_new_pages_again() -> None:
+def test_freed_blocks_are_used_again_without_page_faults() -> None:
     assert faults("keep") < 1000
     assert faults("give back") > 10_000
 

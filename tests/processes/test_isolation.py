@@ -1,4 +1,4 @@
-"""Worker processes that crash, hang or fail."""
+"""Child processes that crash, hang or fail."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_work_is_done_by_other_processes_that_end_with_it() -> None:
             os.kill(pid, 0)
 
 
-def test_exceptions_arrive_here() -> None:
+def test_exceptions_of_the_function_are_raised_in_the_parent() -> None:
     with pytest.raises(UserError, match="mine"):
         list(map_in_processes(act, ["a", "mistake"], processes=1))
 
@@ -56,8 +56,8 @@ def test_nothing_to_do() -> None:
     assert list(map_in_processes(act, [])) == []
 
 
-def test_a_frozen_machine_is_no_hang() -> None:
-    """This process and its child are stopped for longer than the time limit, as by a container's freezer."""
+def test_time_in_which_the_machine_is_frozen_does_not_count() -> None:
+    """A process and its child are stopped for longer than the time limit, as when a container is frozen."""
     code = "import sys; from tests.processes.test_isolation import linger; linger()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
@@ -87,9 +87,9 @@ def slow(word: str, seconds: float) -> str:
 
 
 @pytest.mark.parametrize("moment", [0.01, 2.0])  # while the process starts, and while it works
-def test_after_an_interrupted_call_the_next_gets_its_own_answer(moment: float) -> None:
-    """Ray cancels decode tasks by an exception wherever they are; the answer of the call before was then taken for the next's,
-    and a run that had lost a worker trained on clips of other videos."""
+def test_a_call_after_an_interrupted_one_returns_its_own_result(moment: float) -> None:
+    """Ray cancels decode tasks by an exception at any moment. The next call once returned the result of the canceled one, and a
+    run that had lost a worker trained on clips of other videos."""
 
     class Cancelled(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""Numbered images as videos: found by their pattern, probed, and decoded by time like any other."""
+"""Numbered images as videos: they are found by their pattern, probed, and decoded by time like any other video."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
         ("s3://b/v/%06d.jpg", True),
     ],
 )
-def test_patterns(location: str, expected: bool) -> None:
+def test_which_locations_are_patterns(location: str, expected: bool) -> None:
     assert is_pattern(location) == expected
 
 
@@ -77,8 +77,8 @@ def test_reasons_name_what_is_wrong(folder: Path) -> None:
     assert "the frame size changes" in str(probe_file(pattern, OPTIONS).reason)
 
 
-def test_content(folder: Path) -> None:
-    """One hash of all images, which neither names nor other files change; who verifies later finds one changed byte."""
+def test_the_hash_of_images_depends_on_their_content_only(folder: Path) -> None:
+    """Names and other files do not change the hash; later verification detects one changed byte."""
     pattern = str(folder / "img_%05d.jpg")
     probe = probe_file(pattern, replace(OPTIONS, hash=True))
     digests = [hashlib.sha256((folder / f"img_{n:05d}.jpg").read_bytes()).digest() for n in range(1, 31)]

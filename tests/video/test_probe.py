@@ -12,7 +12,7 @@ import decord
 import numpy as np
 import pytest
 
-from pipeline.video.exact_reader import decode_frames
+from pipeline.video.exact_reader import read_rgb_frames
 from pipeline.video.probe import Probe, ProbeDepth, ProbeOptions, probe_file, probe_files
 from tests.video.reference import read_index
 from tests.videos import read_number, write_numbers
@@ -87,9 +87,9 @@ def test_decord_is_exact_where_it_is_chosen_and_wrong_where_it_is_not(shared_dat
 
 
 def wrong_frames(path: Path) -> int:
-    """How many of some frames, each sought with a new reader, resemble another frame of the file clearly more."""
+    """Counts the frames, of some that are read by seeking, that resemble another frame of the file more than their own."""
     index = read_index(str(path))
-    every = np.stack([f[::4, ::4].astype(np.int16) for f in decode_frames(str(path), index, range(len(index.times)))])
+    every = np.stack([f[::4, ::4].astype(np.int16) for f in read_rgb_frames(str(path), index, range(len(index.times)))])
     frame_indices = {len(every) // 3, len(every) - 1, *(key + step for key in index.key_frames[1:3] for step in (-1, 1))}
     wrong = 0
     for i in frame_indices:
@@ -99,7 +99,7 @@ def wrong_frames(path: Path) -> int:
     return wrong
 
 
-def test_numbers_of_a_plain_file(tmp_path: Path) -> None:
+def test_every_field_of_a_probe(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "v.mp4", frames=40, fps="24000/1001", size=(96, 160))
     probe = probe_file(str(path), ProbeOptions(hash=True))
     data = path.read_bytes()
@@ -122,10 +122,10 @@ def test_frames_are_decoded_exactly_across_key_frames(tmp_path: Path) -> None:
     index = read_index(path)
     assert index.key_frames == (0, 10, 20, 30, 40, 50)
     frame_indices = [0, 9, 10, 11, 35, 36, 59]
-    assert [read_number(frame) for frame in decode_frames(path, index, frame_indices)] == frame_indices
+    assert [read_number(frame) for frame in read_rgb_frames(path, index, frame_indices)] == frame_indices
 
 
-def test_missing_empty_and_texts(tmp_path: Path) -> None:
+def test_missing_and_empty_files_and_texts_are_no_videos(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "notes.txt").write_text("not a video\n" * 50, encoding="utf-8")
     (tmp_path / "zeros.mp4").write_bytes(bytes(5000))
@@ -136,8 +136,8 @@ def test_missing_empty_and_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
-def test_cut_off_mp4(tmp_path: Path, share: float) -> None:
-    """Whether the index lies at the end (and is lost) or at the start."""
+def test_truncated_mp4_files_are_detected(tmp_path: Path, share: float) -> None:
+    """The index is at the end of one file, where it is cut off, and at the start of the other."""
     late, early = write_numbers(tmp_path / "late.mp4"), tmp_path / "early.mp4"
     with av.open(str(late)) as source, av.open(str(early), "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -153,7 +153,7 @@ def test_cut_off_mp4(tmp_path: Path, share: float) -> None:
         assert probe.status == "truncated" and probe.reason, probe
 
 
-def test_damaged_pictures_are_found_or_at_least_change_nothing_else(tmp_path: Path) -> None:
+def test_damaged_pictures_are_detected_or_change_only_the_hash(tmp_path: Path) -> None:
     data = bytearray(write_numbers(tmp_path / "v.mp4").read_bytes())
     data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
     (tmp_path / "bad.mp4").write_bytes(data)
@@ -206,7 +206,7 @@ def test_a_forced_decoder_is_refused_where_it_is_not_exact(shared_data: Path) ->
 
 
 def test_every_frame_is_decoded_on_request(tmp_path: Path) -> None:
-    """A packet in a GOP that no sample touches is zeroed: only the full probe can see it."""
+    """A packet in a GOP of which the quick probe decodes no frame is zeroed: only the full probe detects it."""
     path, bad = write_numbers(tmp_path / "v.mkv", frames=200, gop=10), tmp_path / "bad.mkv"
     with av.open(str(path)) as source, av.open(str(bad), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -222,7 +222,7 @@ def test_every_frame_is_decoded_on_request(tmp_path: Path) -> None:
 
 
 def test_a_codec_that_this_ffmpeg_lacks(tmp_path: Path) -> None:
-    """An MP4 whose sample description names a codec that nobody knows."""
+    """The sample description of the MP4 names an unknown codec."""
     data = write_numbers(tmp_path / "v.mp4").read_bytes()
     path = tmp_path / "unknown.mp4"
     path.write_bytes(data.replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
@@ -232,8 +232,8 @@ def test_a_codec_that_this_ffmpeg_lacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".flv", ".h264"])
 @pytest.mark.parametrize("fps", ["12", "30000/1001", "60"])
-def test_the_rate_is_the_encoders(tmp_path: Path, suffix: str, fps: str) -> None:
-    """Headers of raw streams count fields, those of transport streams nothing at all."""
+def test_the_frame_rate_is_that_of_the_encoder(tmp_path: Path, suffix: str, fps: str) -> None:
+    """Headers of raw streams count fields instead of frames, and those of transport streams have no rate."""
     probe = probe_file(str(write_numbers(tmp_path / f"v{suffix}", frames=40, fps=fps, size=(64, 64))))
     assert probe.status == "ok" and not probe.variable_fps and probe.frames == 40
     assert probe.fps == pytest.approx(float(Fraction(fps)), rel=2e-3)

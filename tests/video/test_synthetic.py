@@ -1,4 +1,4 @@
-"""Synthetic actions: deterministic, and told apart by motion only."""
+"""Synthetic videos are deterministic, and only motion distinguishes their classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANCE = 1 / 8
 
 @pytest.fixture(scope="module")
 def snippets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Floats, NDArray[np.int64]]:
-    """[N, 2, 16, 16, 3] two frames an eighth of a second apart at a random moment of N encoded videos, and their labels."""
+    """Two frames, an eighth of a second apart, at a random moment of N encoded videos [N, 2, 16, 16, 3], and the labels."""
     path, rng = tmp_path_factory.mktemp("synthetic") / "v.mp4", np.random.default_rng(1)
     pairs = []
     for index in range(VIDEOS):
@@ -49,7 +49,7 @@ def accuracy(features: Floats, labels: NDArray[np.int64], ridge: float = 1.0) ->
     return float(np.mean(scores))
 
 
-def test_one_frame_says_nothing(snippets: tuple[Floats, NDArray[np.int64]]) -> None:
+def test_the_class_cannot_be_learned_from_one_frame(snippets: tuple[Floats, NDArray[np.int64]]) -> None:
     pairs, labels = snippets
     gray = pairs[:, 0].mean(-1)
     features = {
@@ -62,13 +62,13 @@ def test_one_frame_says_nothing(snippets: tuple[Floats, NDArray[np.int64]]) -> N
     assert max(accuracies.values()) < 2 * CHANCE, accuracies
 
 
-def test_two_frames_say_much(snippets: tuple[Floats, NDArray[np.int64]]) -> None:
+def test_the_class_can_be_learned_from_two_frames(snippets: tuple[Floats, NDArray[np.int64]]) -> None:
     pairs, labels = snippets
     assert accuracy(motion(pairs), labels, ridge=0.01) > 3 * CHANCE
 
 
 def motion(pairs: Floats) -> Floats:
-    """[N, 4] change times gradient: shift along x and y, turn, and growth around the frame's changing part."""
+    """Change times gradient [N, 4], which measures shift along x and y, rotation, and growth around the changing part."""
     gray = pairs.mean(-1)
     change = gray[:, 1] - gray[:, 0]
     down, right = np.gradient(gray.mean(1), axis=(1, 2))
@@ -113,9 +113,9 @@ def test_every_motion_moves(name: str) -> None:
     assert all(np.isfinite(values).all() and values.shape == (48,) for values in fields)
 
 
-def test_turning_on_the_screen_is_clockwise() -> None:
+def test_a_growing_angle_rotates_clockwise_on_the_screen() -> None:
     """A single bright spot beside the center moves right, then down, as a clock's hand does from 12 to 6."""
-    from pipeline.video.synthetic import Appearance, _draw_object
+    from pipeline.video.synthetic import ObjectAppearance, _draw_object
 
     trajectory = still_trajectory(2)
     trajectory.angle = np.array([-np.pi / 2, 0], np.float32)  # spot at 12, then a quarter turn clockwise
@@ -123,7 +123,7 @@ def test_turning_on_the_screen_is_clockwise() -> None:
     centers = []
     for t in (0, 1):
         scene = np.zeros((100, 120, 3), np.float32)
-        _draw_object(scene, Appearance("ellipse", 1.0, 20.0, (dark, bright), "spot"), trajectory, t, margin=10)
+        _draw_object(scene, ObjectAppearance("ellipse", 1.0, 20.0, (dark, bright), "spot"), trajectory, t, margin=10)
         rows, columns = np.nonzero(scene[..., 0] > 0.5)
         centers.append((columns.mean() - 60, rows.mean() - 50))
     assert centers[0][1] < -5 and abs(centers[0][0]) < 1
@@ -142,14 +142,14 @@ def test_render_is_a_function_of_seed_and_index() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 0.3, 0.5, 0.8, 1])
-def test_levels_lie_between_their_ends(level: float) -> None:
+def test_levels_are_interpolated(level: float) -> None:
     difficulty = Difficulty.from_level(level)
     assert EASY.noise <= difficulty.noise <= HARD.noise
     frames, _ = render_video(0, "shrink", 0, difficulty)
     assert frames.std() > 3
 
 
-def test_difficulty_ends_and_mistakes() -> None:
+def test_levels_0_and_1_are_the_ends_and_impossible_values_are_refused() -> None:
     assert (Difficulty.from_level(0), Difficulty.from_level(0.5), Difficulty.from_level(1)) == (EASY, Difficulty(), HARD)
     for wrong in ({"objects": 0}, {"noise": -0.1}, {"contrast": 0.8}, {"min_speed": 0.9, "max_speed": 0.5}, {"min_life": 0.0},
                   {"noise": math.nan}, {"max_life": math.inf}):  # fmt: skip

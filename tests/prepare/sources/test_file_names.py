@@ -1,4 +1,4 @@
-"""Which file a listed name means: by its suffix, by its stem, and when several would do."""
+"""Which file a listed name stands for: by its suffix, by its stem, and where several fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def kinetics_uris(root: Path, *names: str) -> dict[str, str]:
-    """Where the clips of a list of two are found; of one of them there is a good file."""
+    """Returns the uris of the two clips of a list by id; the file of one of them exists, and ``names`` are made, too."""
     lines = ["label,youtube_id,time_start,time_end,split", "yoga,abcdefghijk,1,11,train", "zumba,ABCDEFGHIJK,2,12,test"]
     touch(root / "k400", "test/ABCDEFGHIJK_000002_000012.mp4", *names)
     (root / "list.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -37,11 +37,11 @@ def kinetics_uris(root: Path, *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("suffix", ["json", "jpg", "txt", "m4a", "part"])
-def test_a_file_beside_a_kinetics_clip_is_not_taken_for_it(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_is_no_video_is_not_taken_for_a_kinetics_clip(tmp_path: Path, suffix: str) -> None:
     assert kinetics_uris(tmp_path, f"train/{CLIP}.{suffix}", f"train/{CLIP}.mp4")[CLIP] == f"train/{CLIP}.mp4"
 
 
-def test_a_clip_of_which_only_other_files_are_there_is_missing(tmp_path: Path) -> None:
+def test_a_clip_without_a_video_file_is_missing(tmp_path: Path) -> None:
     uris = kinetics_uris(tmp_path, f"train/yoga/{CLIP}.json", f"train/yoga/{CLIP}.jpg")
     assert "1 of 2 files are missing" in uris["notes"]
 
@@ -57,7 +57,7 @@ def test_a_kinetics_clip_that_may_be_either_of_two_files_is_refused(tmp_path: Pa
         kinetics_uris(tmp_path, f"large/{CLIP}.mp4", f"small/{CLIP}.webm")
 
 
-def test_a_second_way_to_the_same_kinetics_clip_is_no_second_file(tmp_path: Path) -> None:
+def test_a_link_to_a_kinetics_clip_is_no_second_file(tmp_path: Path) -> None:
     touch(tmp_path / "k400", f"one/{CLIP}.mp4")
     os.symlink(tmp_path / "k400" / "one", tmp_path / "k400" / "two")
     assert kinetics_uris(tmp_path)[CLIP] == f"one/{CLIP}.mp4"
@@ -69,7 +69,7 @@ def test_only_the_suffix_of_a_video_is_a_suffix(tmp_path: Path) -> None:
     assert find_files(str(tmp_path), listed) == [None, "jump.v1.avi", "jump.v1.avi", None, "jump.mp4", "jump.mp4", "run.mkv"]
 
 
-def test_ids_with_a_dot_are_as_many_videos(tmp_path: Path) -> None:
+def test_ids_that_differ_after_a_dot_are_different_videos(tmp_path: Path) -> None:
     touch(tmp_path, *(f"jump.v{n}.mp4" for n in range(4)), "run.mp4")
     (tmp_path / "list.txt").write_text("".join(f"jump.v{n} jump\n" for n in range(4)) + "run run\n", encoding="utf-8")
     listing = list_files([tmp_path / "list.txt"], ListOptions(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""Lists as the field's programs write them: every format, and every way to get one wrong."""
+"""Lists as the field's programs write them: every format, and every mistake in one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(root: Path, *texts: str, **options: object) -> Listing:
-    """Lists one.txt, two.txt, ... or, of a text beginning with ``NAME: ``, that name."""
+    """Lists the videos of texts, which become the files 0.txt, 1.txt, or ``NAME`` where a text begins with ``NAME: ``."""
     names = []
     for number, text in enumerate(texts):
         name, colon, rest = text.partition(": ")
@@ -63,8 +63,8 @@ def test_paths_without_labels_are_refused_with_the_word_for_unlabeled_lists(root
     assert list_files(words, ListOptions(str(root))).labels == ("0", "1", "0", None)  # so the remedy works
 
 
-def test_absolute_paths(root: Path) -> None:
-    """Those below the root become relative, so that the ids are the same wherever the root is; others stay."""
+def test_absolute_paths_below_the_root_become_relative(root: Path) -> None:
+    """Ids are then the same wherever the root is; other absolute paths are not changed."""
     (root.parent / "far.mp4").touch()
     listing = read(root, f"{root}/a.mp4 0\n{root.parent}/far.mp4 1\n")
     assert listing.uris == listing.ids == ("a.mp4", f"{root.parent}/far.mp4") and listing.notes == ()
@@ -93,8 +93,8 @@ def test_several_labels_are_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize("delimiter", [" ", ",", ";"])
-def test_a_malformed_line_is_named_alone(root: Path, delimiter: str) -> None:
-    """It neither changes the delimiter that is found out, nor how many numbers end a line."""
+def test_one_malformed_line_does_not_make_others_malformed(root: Path, delimiter: str) -> None:
+    """It changes neither the detected delimiter nor the detected number of numeric fields."""
     good = "".join(f"a{number}.mp4{delimiter}{number % 2}\n" for number in range(12))
     message = refused(root, f"{good}nothing\n{good.replace('a', 'b')}")
     assert "has 1 line that" in message and "0.txt:13: expected 2 fields, found 'nothing'" in message

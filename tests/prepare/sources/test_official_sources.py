@@ -1,4 +1,4 @@
-"""The official layouts and list files of data sets, in small: what becomes of every line."""
+"""Small copies of the official layouts and list files of data sets, and what each line becomes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_ucf101_files_may_have_another_suffix_and_keep_their_ids(ucf: Path) -> N
     assert listing.uris[0].endswith("g08_c01.mp4") and (listing.ids or ())[0].endswith("g08_c01.avi")
 
 
-def test_ucf101_of_another_spelling(ucf: Path) -> None:
+def test_ucf101_files_are_found_in_another_case(ucf: Path) -> None:
     for path in list(ucf.rglob("v_HandStand*")):
         path.rename(path.with_name(path.name.replace("HandStand", "Handstand")))
     listing = list_ucf101(ucf)
@@ -158,7 +158,7 @@ def test_hmdb51(hmdb: Path) -> None:
     assert by_id(listing, listing.labels)["brush_hair/clip 9_brush_hair_u_nm_np1_ba_goo_0.avi"] == "brush_hair"
 
 
-def test_hmdb51_clips_of_one_video_are_a_group_unless_the_lists_tear_it(hmdb: Path) -> None:
+def test_hmdb51_clips_of_one_recording_are_a_group_unless_the_lists_separate_them(hmdb: Path) -> None:
     scenes = [f"{film}_wave_{tags}" for film in ("A_wave", "B", "C") for tags in ("u_cm_np1_fr_med", "h_nm_np2_le_bad")]
     lines = [f"{scene}_{number}.avi" for scene in scenes for number in (0, 1)]
     uses = "1111" + "1210" + "1002"  # A in train, B and C on both sides
@@ -173,7 +173,7 @@ def test_hmdb51_clips_of_one_video_are_a_group_unless_the_lists_tear_it(hmdb: Pa
     assert listing.notes == ("2 recordings lie in two splits of the official lists, which are kept as they are",)
 
 
-def test_hmdb51_at_its_size(tmp_path: Path) -> None:
+def test_hmdb51_split_1_has_the_official_numbers_of_clips(tmp_path: Path) -> None:
     """Split 1: 70 and 30 of each of 51 classes, and 1,666 unused, make a pool of 5,236 and 1,530 tests."""
     for number in range(51):
         spare = 33 if number < 34 else 32
@@ -237,7 +237,7 @@ def test_kinetics(kinetics: Path) -> None:
     assert listing.notes[0].startswith("1 of 5 files are missing") and "val is used as test" in listing.notes[1]
 
 
-def test_kinetics_clips_of_one_recording_are_a_group_unless_the_lists_tear_it(kinetics: Path) -> None:
+def test_kinetics_clips_of_one_recording_are_a_group_unless_the_lists_separate_them(kinetics: Path) -> None:
     write(
         kinetics.parent / "train.csv",
         HEADER,
@@ -351,8 +351,8 @@ def test_time_ranges_reach_the_manifest(tmp_path: Path) -> None:
     assert set(table["status"].to_pylist()) == {"ok"}
 
 
-def test_parts_beyond_the_end_are_not_learned_from(tmp_path: Path) -> None:
-    """They would be still pictures under a label; the same file's other parts are used, and a longer one ends with it."""
+def test_parts_beyond_the_end_of_a_file_cannot_be_used(tmp_path: Path) -> None:
+    """They would be labeled still pictures. Other parts of the file are used, and a part that is too long ends with it."""
     write_numbers(tmp_path / "k" / "abc.mp4", frames=50)
     ranges = ("0,1", "1.5,9", "2,3", "1.98,4", "1.2,1.25")
     write(tmp_path / "all.csv", "label,youtube_id,time_start,time_end,split", *(f"a,abc,{one},train" for one in ranges))

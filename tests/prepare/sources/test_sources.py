@@ -1,4 +1,4 @@
-"""Class folders and lists: what is understood and what is refused, by name."""
+"""Class folders and lists: what is understood, and what is refused with an error that names it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_unreadable_lists(tmp_path: Path) -> None:
         list_csv(tmp_path / "list.csv", tmp_path / "none")
 
 
-def test_a_root_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_without_read_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -158,7 +158,7 @@ def test_a_root_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_class_folders_in_an_object_store() -> None:
-    """``memory://`` is a store of fsspec, so the way is that of every URI."""
+    """``memory://`` is a store of fsspec, which is read like any other URI."""
     store = fsspec.filesystem("memory")
     for name in ("run/b.mp4", "run/a.mp4", "jump/deep/c.mp4", "jump/.hidden"):
         store.pipe(f"/bucket/videos/{name}", b"x")

@@ -1,4 +1,4 @@
-"""Words of folders and lists: what is understood, and what is refused instead of becoming a class or a video."""
+"""Synonyms in folders and lists: which words are understood, and which are refused so that they become no class or video."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def test_folders_without_a_video_are_no_classes(tmp_path: Path) -> None:
     assert list_folder(root, FolderLayout(skip=("notes",))).classes == ("jump", "labels", "run")
 
 
-def test_frame_folders_alike(tmp_path: Path) -> None:
+def test_frame_folders_are_read_like_folders_of_videos(tmp_path: Path) -> None:
     videos = [f"rawframes_{split}/{label}/v{split}" for split in ("train", "val") for label in "ab"]
     root = touch(tmp_path, *(f"{video}/img_{number:05}.jpg" for video in videos for number in (1, 2)), "annotations/a.txt")
     listing = list_frames(root, 25)
     assert (listing.classes, splits_of(listing)) == (("a", "b"), {"rawframes_train": "train", "rawframes_val": "test"})
 
 
-def test_classes_that_differ_in_spelling_only_are_told(tmp_path: Path) -> None:
+def test_classes_that_differ_only_in_spelling_are_reported(tmp_path: Path) -> None:
     listing = list_folder(touch(tmp_path, "train/brush_hair/a.mp4", "train/run/a.mp4", "test/Brush hair/b.mp4"))
     assert any("differ in spelling only: Brush hair and brush_hair" in note for note in listing.notes)
 
@@ -176,7 +176,7 @@ def test_a_header_of_unknown_words_is_no_video(root: Path) -> None:
     assert "list.csv:1 names no file" in no_list(root, "nummer;geste\n3;run\n4;jump\n")
 
 
-def test_labels_that_are_words_among_numbers_are_told(root: Path) -> None:
+def test_labels_that_are_words_among_numbers_are_reported(root: Path) -> None:
     message = no_list(root, "# made by someone\na.mp4 0\nb.mp4 1\nc.mp4 0\n")
     assert "list.csv:1: the label is someone, and the other labels are numbers" in message
 
@@ -275,7 +275,7 @@ def test_kinetics_headers_and_marks(tmp_path: Path) -> None:
         list_kinetics(root, [file])
 
 
-def test_the_command_takes_the_words(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reads_the_options(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     touch(tmp_path / "d", "run/a.mp4", "jump/b.mp4", "test/c.mp4")
     assert run(prepare.main, ["folder", str(tmp_path / "d"), str(tmp_path / "out")]) == 2
     assert "--splits none if all are classes" in capsys.readouterr().err
@@ -304,7 +304,7 @@ def test_a_file_is_found_in_another_unicode_form_of_its_name(tmp_path: Path, lis
     assert "files are listed in another Unicode form than their names have here, the first: " in listing.notes[0]
 
 
-def test_two_files_of_names_that_look_the_same_are_told_apart_or_refused(tmp_path: Path) -> None:
+def test_files_whose_names_look_the_same_are_distinguished_or_refused(tmp_path: Path) -> None:
     root = touch(tmp_path / "videos", "a.mp4", form("NFC", "é.mp4"), form("NFD", "é.mp4"))
     listing = read(root, f"path,label\n{form('NFC', 'é')}.mp4,x\na.mp4,y\n")
     assert listing.uris == (form("NFC", "é.mp4"), "a.mp4") and listing.notes == ()
