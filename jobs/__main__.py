@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Dispatch to ``jobs.COMMAND``."""
+    """Runs ``jobs.COMMAND``."""
     usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(usage)

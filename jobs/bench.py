@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.command import DONE, add_config, positive, run
+from jobs.command import DONE, add_config, parse_positive, run
 from pipeline.bench.figures import LEAST_BLOCKS, small
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -217,8 +217,8 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a look in less than a minute on two cores: the same figures from less work (1 "
         "or 2 repeats, at most 2 labeled videos a step, scale.workers=0), with a wider spread",
     )  # fmt: skip
-    arguments.add_argument("--steps", type=positive, help=f"in one repeat ({defaults('steps')})")
-    arguments.add_argument("--repeats", type=positive, help=defaults("repeats"))
+    arguments.add_argument("--steps", type=parse_positive, help=f"in one repeat ({defaults('steps')})")
+    arguments.add_argument("--repeats", type=parse_positive, help=defaults("repeats"))
     arguments.add_argument("--sides", metavar="N,N", help=f"short sides of copies in pixels ({defaults('sides')})")
     arguments.add_argument("--rows", metavar="N,N", help=f"sizes ({defaults('rows')})")
     arguments.add_argument(

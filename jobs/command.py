@@ -1,4 +1,4 @@
-"""What all commands share: exit codes and the way a mistake is shown."""
+"""Helpers that all commands share: exit codes, how a mistake is shown, and common options."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Call a command's ``main``; UserError and RunFailed become one message on stderr and exit code 2 or 1, Stopped one
-    and 130 or 143.
+    """Runs a command's ``main`` and returns the exit code.
 
-    What standard output cannot encode is written as an escape: a name must not end a command when its work is done.
+    UserError and RunFailed become a message on stderr and exit code 2 or 1; Stopped becomes one and exit code 130 or 143.
+    Characters that standard output cannot encode are written as escapes: a name must not end a command whose work is done.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # tests and notebooks put others in their place
             stream.reconfigure(errors="backslashreplace")
-    words = keep_files(sys.argv[1:] if argv is None else argv)
+    words = mark_files(sys.argv[1:] if argv is None else argv)
     try:
         return main(words)
     except SystemExit as end:  # argparse has said what is wrong; with such a word it may be wrong about it
@@ -55,28 +55,30 @@ OPTION = re.compile(r"--[A-Za-z][A-Za-z-]*(=.*)?|--|-h|-[0-9.]+", re.DOTALL)
 """What may be an option of a command, or a negative number."""
 
 
-def keep_files(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, where ``-abc.mp4`` is ``./-abc.mp4`` if there is such a file or folder.
+def mark_files(argv: Sequence[str]) -> list[str]:
+    """Writes ``./-abc.mp4`` for the word ``-abc.mp4`` of a command line if there is such a file or folder, so that it is no
+    option.
 
-    A word that may be an option stays one: a file named ``--hash`` must be given as ``./--hash``, or behind ``--``.
+    A word that may be an option remains one: a file named ``--hash`` must be given as ``./--hash``, or behind ``--``.
     """
     return [f"./{word}" if word[:1] == "-" and not OPTION.fullmatch(word) and os.path.lexists(word) else word for word in argv]
 
 
 def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> None:
-    """The option that names configuration files, which a later file may change in part."""
+    """Adds the option that names configuration files, of which a later one may change parts of an earlier one."""
     about = "YAML file of overrides; repeated: each changes the keys that it has (default: the paper's setting)"
     arguments.add_argument("--config", metavar="FILE", action="append", required=required, help=about)
 
 
-def positive(text: str) -> int:
-    """Type of an option that is a whole number from 1 on."""
+def parse_positive(text: str) -> int:
+    """Parses an option that is a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
 
 
 def check_hours(hours: float | None) -> None:
-    """Raises UserError for a ``--hours`` that is no time limit: nan passes every comparison that asks for the wrong ones."""
+    """Raises UserError for a ``--hours`` that is no time limit; nan, for instance, passes any comparison that asks for a
+    mistake."""
     if hours is not None and not 0 < 3600 * hours < math.inf:
         raise UserError(f"--hours {hours:g} must be a number above 0, for example 0.5; without --hours there is no limit")

@@ -16,7 +16,7 @@ from pipeline.report.pages.comparison_page import build_class_gaps_table, build_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print both tables, and write the page if it is asked for."""
+    """Prints both tables, and writes the page if ``--out`` names it."""
     parser = argparse.ArgumentParser(prog="python -m jobs.compare", description=__doc__)
     for name in ("first", "second"):
         parser.add_argument(name, metavar="RUN[:STUDENT]", help="folder of an evaluated run, and which student's scores")

@@ -21,13 +21,13 @@ from pipeline.report.pages.step_views import write_step_page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Inspect a manifest, or the clips of one training step where the first word is ``clips``."""
+    """Inspects a manifest or, if the first word is ``clips``, the clips of one training step."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return _clips(words[1:]) if words[:1] == ["clips"] else _manifest(words)
+    return _write_step_page(words[1:]) if words[:1] == ["clips"] else _inspect_manifest(words)
 
 
-def _manifest(argv: Sequence[str]) -> int:
-    """Print what is in a manifest. Exit code 1 where ``--verify`` finds a changed file."""
+def _inspect_manifest(argv: Sequence[str]) -> int:
+    """Prints what is in a manifest. Returns 1 if ``--verify`` finds a changed file."""
     parser = argparse.ArgumentParser(prog="python -m jobs.inspect", description=__doc__)
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
     parser.add_argument("--root", metavar="DIR", help="where the videos are now, if they moved")
@@ -40,14 +40,14 @@ def _manifest(argv: Sequence[str]) -> int:
     manifest = read_manifest(options.manifest, options.root)
     summary = summarize(manifest)
     print(format_summary(manifest, summary))
-    changed = _verify(manifest) if options.verify else None
+    changed = _verify_files(manifest) if options.verify else None
     if options.html:
         write_contact_sheet(manifest, summary, options.html, options.per_class, changed)
         print(f"\npage {options.html}")
     return FAILED if changed else DONE
 
 
-def _verify(manifest: Manifest) -> list[tuple[str, str]]:
+def _verify_files(manifest: Manifest) -> list[tuple[str, str]]:
     changed = verify(manifest)
     print(f"\n{len(changed)} files are not what they were when the manifest was written" + (":" if changed else ""))
     for line in list_first([f"{uri}: {problem}" for uri, problem in changed]):
@@ -55,8 +55,8 @@ def _verify(manifest: Manifest) -> list[tuple[str, str]]:
     return changed
 
 
-def _clips(argv: Sequence[str]) -> int:
-    """Write a page with the views of one step."""
+def _write_step_page(argv: Sequence[str]) -> int:
+    """Writes a page with the views of one step."""
     parser = argparse.ArgumentParser(prog="python -m jobs.inspect clips", description="the views of a training step")
     add_config(parser)
     parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 0")

@@ -23,8 +23,8 @@ WAIT_SECONDS = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw or import a subset and write it; without ``--out`` beside the manifest, where a run looks for it."""
-    words = _parser().parse_args(argv)
+    """Draws or imports a subset and writes it, by default beside the manifest, where a run looks for it."""
+    words = _build_parser().parse_args(argv)
     if words.seed < 0:
         raise UserError(f"--seed {words.seed} must not be negative")
     hold_out = parse_share(words.hold_out, "--hold-out") if words.hold_out else 0.0
@@ -32,17 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
     if words.import_ and words.import_[0] not in LINE_PATTERNS:
         raise UserError(f"--import {words.import_[0]} is not known; write {', '.join(LINE_PATTERNS)}, and then the file")
-    out = _out(words.manifest, words.out)
+    out = _choose_path(words.manifest, words.out)
     with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
         manifest = read_manifest(words.manifest)
-        subset, notes = _choose(manifest, words, hold_out)
+        subset, notes = _choose_subset(manifest, words, hold_out)
         write_labels(subset, manifest, out)
-    print(summary(manifest, subset, out, notes))
+    print(describe_subset(manifest, subset, out, notes))
     return DONE
 
 
-def _choose(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
-    """The subset that the command line asks for, and notes on videos of a published list that are missing here."""
+def _choose_subset(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
+    """Draws or imports the subset that the command line asks for, and notes which videos of a published list are missing
+    here."""
     if words.import_:
         kind, file = words.import_
         return import_labels(manifest, kind, file, words.seed, hold_out)
@@ -50,8 +51,8 @@ def _choose(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> t
     return draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option)), []
 
 
-def _out(manifest: str, given: str | None) -> Path:
-    """Where to write. Raises UserError for what is no file in a folder of this machine."""
+def _choose_path(manifest: str, given: str | None) -> Path:
+    """Returns the path of the subset. Raises UserError for what is no file in a folder of this machine."""
     if given is None and storage.is_remote(manifest):
         raise UserError(f"{manifest} is a URI: say with --out in which file on this machine to write the labels")
     out = Path(given) if given else Path(storage.to_local_path(manifest)).absolute().parent / LABELS_FILE
@@ -60,7 +61,7 @@ def _out(manifest: str, given: str | None) -> Path:
     return out.absolute()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.label", description=__doc__)
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
     how = parser.add_mutually_exclusive_group(required=True)
@@ -85,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def summary(manifest: Manifest, subset: LabelSubset, out: Path, notes: Sequence[str]) -> str:
-    """What was chosen, and how a run is told of it."""
+def describe_subset(manifest: Manifest, subset: LabelSubset, out: Path, notes: Sequence[str]) -> str:
+    """Describes the chosen subset, and how a run is told to use it."""
     label = np.asarray(manifest.table["label"].to_numpy())
     counts = np.bincount(label[subset.rows], minlength=len(manifest.classes))
     pool = len(manifest.training_rows()) - len(subset.rows) - len(subset.held_out)

@@ -14,7 +14,7 @@ from pipeline.report.pages.label_report import write_label_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the answers and a table for each setting; write label_quality.csv into each run folder, and a page."""
+    """Prints the answers and a table for each setting, and writes label_quality.csv into each run folder, and a page."""
     parser = argparse.ArgumentParser(prog="python -m jobs.label_quality", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="runs with saved scores, or a folder of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the page (label_quality.html in the run's folder, or beside)")

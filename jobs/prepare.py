@@ -51,29 +51,29 @@ RESIZE_TIMES_TIMEOUT = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the sources; all share probe, split, label subset and writing."""
-    words = _parser().parse_args(argv)
-    _check(words)
+    """Prepares one of the sources; all share probing, splits, the label subset and writing."""
+    words = _build_parser().parse_args(argv)
+    _check_arguments(words)
     out = Path(words.out).expanduser().absolute()
     with lock_folder(out):
-        _prepare(words, out)
+        _prepare_manifest(words, out)
     return DONE
 
 
-def _layout(words: argparse.Namespace, out: Path) -> FolderLayout:
+def _read_layout(words: argparse.Namespace, out: Path) -> FolderLayout:
     """What was said of DIR's folders; OUT is none of them, unless it is a folder of videos."""
     below = "://" not in words.dir and out.parent == Path(words.dir).expanduser().absolute()
     own = (out.name,) if below and not any(is_video_name(path.name) for path in out.iterdir()) else ()
     return FolderLayout(words.splits, (*words.skip, *own))
 
 
-def _prepare(words: argparse.Namespace, out: Path) -> None:
+def _prepare_manifest(words: argparse.Namespace, out: Path) -> None:
     listing = merge_equal_paths(SOURCES[words.source](words, out))
     group = getattr(words, "group", NONE)
     if group != AUTO:
         assign_groups(listing, group)  # for what it refuses: now and not after hours of probing
     options = ProbeOptions(words.probe, words.decoder, words.hash)
-    prober = _prober(words, len(listing.uris))
+    prober = _choose_prober(words, len(listing.uris))
     listing, probes = merge_same_files(listing, probe_listing(listing, options, out, prober))
     listing = assign_groups(listing, group)
     if words.resize:
@@ -84,17 +84,17 @@ def _prepare(words: argparse.Namespace, out: Path) -> None:
     manifest, labels = build_manifest_and_labels(listing, probes, out, draw, words.parts or None)
     if not words.resize:  # else only the notes know what was found in the originals
         delete_probe_log(out)
-    print(summary(manifest, labels, (*listing.notes, *_empty_classes(manifest))))
+    print(describe_manifest(manifest, labels, (*listing.notes, *_check_classes(manifest))))
 
 
-def _empty_classes(manifest: Manifest) -> list[str]:
+def _check_classes(manifest: Manifest) -> list[str]:
     """A class of which nothing can be used to train is refused; what is not tested is said."""
     empty = find_empty_classes(manifest, "test")
     many = f"{len(empty)} of {len(manifest.classes)} classes have no usable test video"
     return [f"{many}, so that no accuracy says anything of them: {', '.join(list_first(empty))}"] if empty else []
 
 
-def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
+def _choose_prober(words: argparse.Namespace, files: int) -> ProbeFiles:
     """Processes of this machine, or the tasks of a cluster: one that RAY_ADDRESS names, or --ray starts here."""
     on_ray = words.ray if words.ray is not None else bool(os.environ.get("RAY_ADDRESS")) and files >= ENOUGH_FOR_RAY
     if not on_ray:
@@ -106,7 +106,7 @@ def _prober(words: argparse.Namespace, files: int) -> ProbeFiles:
     return partial(probe_on_ray, timeout_seconds=words.timeout)
 
 
-def _check(words: argparse.Namespace) -> None:
+def _check_arguments(words: argparse.Namespace) -> None:
     """Mistakes that must not wait for the probe."""
     count_labels_per_class(words.labeled, 1)
     check_group_option(getattr(words, "group", NONE))
@@ -140,7 +140,7 @@ HELP = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     for name, text in HELP.items():
@@ -240,14 +240,14 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"replaces the level's {field.name}")
 
 
-def _list(words: argparse.Namespace, out: Path) -> Listing:
+def _list_videos(words: argparse.Namespace, out: Path) -> Listing:
     columns = parse_columns(words.columns)
     marks = None if words.unlabeled is None else tuple(word.strip().lower() for word in words.unlabeled.split(","))
     options = ListOptions(words.root, columns, words.delimiter, words.classes, words.fps, words.frame_pattern, marks)
     return list_files(words.files, options)
 
 
-def _synthetic(words: argparse.Namespace, out: Path) -> Listing:
+def _render_synthetic(words: argparse.Namespace, out: Path) -> Listing:
     """Render unless the videos are there: beside the old ones, which are then replaced, without their manifest, so that a stop
     in between leaves no mixture."""
     order = (words.videos, words.classes, words.seed, _check_synthetic(words, out))
@@ -295,18 +295,18 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
     "hmdb51": lambda words, out: list_hmdb51(words.dir, words.lists, words.fold),
     "kinetics": lambda words, out: list_kinetics(words.dir, words.lists),
     "ssv2": lambda words, out: list_ssv2(words.dir, words.lists),
-    "folder": lambda words, out: list_folder(words.dir, _layout(words, out)),
+    "folder": lambda words, out: list_folder(words.dir, _read_layout(words, out)),
     "frames": lambda words, out: list_frames(
-        words.dir, words.fps, words.frame_pattern, _layout(words, out)
+        words.dir, words.fps, words.frame_pattern, _read_layout(words, out)
     ),
-    "list": _list,
-    "synthetic": _synthetic,
+    "list": _list_videos,
+    "synthetic": _render_synthetic,
 }
 
 
-def summary(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
+def describe_manifest(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
     """What was found and drawn, as text of a few lines, ending with the next command."""
-    lines = [*_unusable(manifest), *(f"note: {note}" for note in notes), "", *_counts(manifest, labels), ""]
+    lines = [*_describe_unusable(manifest), *(f"note: {note}" for note in notes), "", *_build_count_table(manifest, labels), ""]
     lines += [
         f"manifest {manifest.fingerprint}  {manifest.path}",
         f"labels   {labels.fingerprint}  {len(labels.ids)} videos ({labels.spec}, seed {labels.seed})",
@@ -315,7 +315,7 @@ def summary(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) 
     return "\n".join(lines)
 
 
-def _unusable(manifest: Manifest) -> list[str]:
+def _describe_unusable(manifest: Manifest) -> list[str]:
     rows = [row for row in manifest.table.select(["uri", "status", "reason"]).to_pylist() if row["status"] != "ok"]
     if not rows:
         return []
@@ -323,7 +323,7 @@ def _unusable(manifest: Manifest) -> list[str]:
     return [head, *(f"  {line}" for line in list_first([f"{row['uri']}: {row['status']}, {row['reason']}" for row in rows]))]
 
 
-def _counts(manifest: Manifest, labels: LabelSubset) -> list[str]:
+def _build_count_table(manifest: Manifest, labels: LabelSubset) -> list[str]:
     """A table of classes by split; only its sums beyond 30 classes."""
     names = manifest.table["class"].to_pylist()
     counts = {split: Counter(names[row] for row in manifest.usable_rows(split)) for split in SPLITS}

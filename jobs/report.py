@@ -21,7 +21,7 @@ from pipeline.report.small_copy import copy_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables and the files' paths."""
+    """Prints the tables and the files' paths."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs.report", description="Compare runs, ablations and searches: tables and one HTML page."
     )
@@ -40,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words.copy:
         print("\n".join(map(str, copy_runs(words.folders, words.copy))))
         return DONE
-    report = write_report(words.folders, words.out, tuple(dict.fromkeys(words.formats or FORMATS)), _baseline(words.baseline))
+    formats = tuple(dict.fromkeys(words.formats or FORMATS))
+    report = write_report(words.folders, words.out, formats, _parse_baseline(words.baseline))
     print("\n".join([report.table, "", *map(str, report.files[1:]), str(report.files[0])]))
     return DONE
 
 
-def _baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
+def _parse_baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
     if words is None:
         return None
     pairs = [word.partition("=") for word in words]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,21 @@ from pipeline.errors import UserError, suggest
 from pipeline.files.folder_lock import lock_file
 from pipeline.report.report import write_report
 from pipeline.run_folder.study_folder import ABOUT, write_about, write_trials
-from pipeline.search.optuna_search import Plan, Search, run_name
-from pipeline.search.optuna_storage import hidden, open_study, runs, sqlite_url, warm_start
-from pipeline.search.pbt import Population, check_space, first_members, places
-from pipeline.search.search_summary import best, lines_of, member_lines, next_command, objectives, trial_lines
+from pipeline.search.optuna_search import Search, SearchPlan, name_run
+from pipeline.search.optuna_storage import build_sqlite_url, hide_password, list_run_trials, open_study, warm_start
+from pipeline.search.pbt import Population, check_space, draw_first_members, read_member_names
+from pipeline.search.search_summary import (
+    build_test_command,
+    build_trial_lines,
+    format_members,
+    format_trials,
+    list_objectives,
+    sort_best_trials,
+)
 from pipeline.search.space import Space, draw, read_space
-from pipeline.studies.ablation import study_folder
-from pipeline.studies.cost import estimate
-from pipeline.studies.on_tune import likely_share, share
+from pipeline.studies.ablation import find_study_folder
+from pipeline.studies.cost import describe_cost
+from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import Budget
 from pipeline.training.prepared_run import prepare
@@ -41,95 +49,104 @@ ALGORITHMS = ("tpe", "random", "asha", "hyperband", "pbt")
 
 
 @dataclass(frozen=True)
-class Order:
-    """A checked command."""
+class SearchRequest:
+    """A command that was checked."""
 
     options: argparse.Namespace
     space: Space
-    plan: Plan
+    plan: SearchPlan
     base: Config
-    """Its storage_path is the search's folder; it is evaluated on validation videos."""
+    """The base configuration: its storage_path is the search's folder, and it is evaluated on validation videos."""
     interval: int
-    """Steps between two decisions of pbt."""
+    """The number of steps between two decisions of pbt."""
 
     @property
     def name(self) -> str:
-        """Of the search, its folder and its study."""
+        """The name of the search, of its folder and of its study."""
         return self.folder.name
 
     @property
     def folder(self) -> Path:
-        """The search's."""
+        """The folder of the search."""
         return Path(self.base.run.storage_path)
 
     @property
     def url(self) -> str:
-        """Of the storage."""
-        return self.options.storage or sqlite_url(self.folder)
+        """The URL of the database."""
+        return self.options.storage or build_sqlite_url(self.folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Search until the study has its trials or the time is over; show the best."""
+    """Searches until the study has its trials or the time is over, and shows the best."""
     begun = time.monotonic()
     names = sorted(path.stem for path in SPACES.glob("*.yaml"))
-    order = read_order(parser(names).parse_intermixed_args(argv), names)
-    if order.options.dry_run:
-        return dry_run(order)
-    setting = check(order)
-    study = open_study(order.url, order.name, order.plan.directions, setting)
-    left = something_is_left(order, study)
-    # to ask for a share of the cluster starts one
-    budget = Budget(share(order.base, order.options.concurrent), order.options.hours) if left else Budget(1, None)
-    write_about(order.folder, facts(order))
-    for where in order.options.warm_start:
-        print(warm_start(study, order.space, order.url, where, order.folder), flush=True)
+    request = read_request(build_parser(names).parse_intermixed_args(argv), names)
+    if request.options.dry_run:
+        return dry_run(request)
+    setting = check_data(request)
+    study = open_study(request.url, request.name, request.plan.directions, setting)
+    left = is_unfinished(request, study)
+    budget = Budget(1, None)
+    if left:  # choose_concurrency may start a cluster
+        budget = Budget(choose_concurrency(request.base, request.options.concurrent), request.options.hours)
+    write_about(request.folder, describe_search(request))
+    for where in request.options.warm_start:
+        print(warm_start(study, request.space, request.url, where, request.folder), flush=True)
     at_once = f"{budget.concurrent} at once" if left else "nothing is left to run"
-    print(f"{order.name}: {len(runs(study))} trials are begun, {at_once}", flush=True)
-    problems = evolve(order, study, budget, begun) if order.options.algorithm == "pbt" else search(order, study, budget)
-    write_trials(order.folder, lines_of(study, order.plan))
-    if list(order.folder.glob("*/config.yaml")):
-        print(write_report([order.folder]).path)
+    print(f"{request.name}: {len(list_run_trials(study))} trials are begun, {at_once}", flush=True)
+    if request.options.algorithm == "pbt":
+        problems = run_population(request, study, budget, begun)
+    else:
+        problems = run_search(request, study, budget)
+    _write_trials(request, study)
+    if list(request.folder.glob("*/config.yaml")):
+        print(write_report([request.folder]).path)
     for problem in problems:
         print(f"failed: {problem}")
     return FAILED if problems else DONE
 
 
-def something_is_left(order: Order, study: optuna.Study) -> bool:
-    """Whether a trial is still to be begun or to be ended."""
-    if order.options.algorithm == "pbt":
-        return bool(places(order.folder, order.plan.trials, order.base.train.steps))
-    begun = [trial for trial in runs(study) if trial.state != TrialState.WAITING]
-    return len(begun) < order.plan.trials or not all(trial.state.is_finished() for trial in begun)
+def is_unfinished(request: SearchRequest, study: optuna.Study) -> bool:
+    """Returns whether a trial has not begun or not ended yet."""
+    if request.options.algorithm == "pbt":
+        return bool(read_member_names(request.folder, request.plan.trials, request.base.train.steps))
+    begun = [trial for trial in list_run_trials(study) if trial.state != TrialState.WAITING]
+    return len(begun) < request.plan.trials or not all(trial.state.is_finished() for trial in begun)
 
 
-def search(order: Order, study: optuna.Study, budget: Budget) -> list[str]:
-    """Random, TPE, ASHA or HyperBand."""
-    source = Search(study, order.space, order.plan, order.base, lambda: write_trials(order.folder, lines_of(study, order.plan)))
-    run_jobs(source, order.base, budget)
-    source.let_go()
-    print("\n".join([order.space.question, "", *trial_lines(source)]))
-    if winners := best(study, runs(study)):
-        words = [*order.space.words(winners[0].params), *order.options.overrides]
-        print(next_command(order.plan, order.options.config, words))
+def _write_trials(request: SearchRequest, study: optuna.Study) -> None:
+    write_trials(request.folder, build_trial_lines(study, request.plan))
+
+
+def run_search(request: SearchRequest, study: optuna.Study, budget: Budget) -> list[str]:
+    """Runs random search, TPE, ASHA or HyperBand. Returns what went wrong."""
+    source = Search(study, request.space, request.plan, request.base, partial(_write_trials, request, study))
+    run_jobs(source, request.base, budget)
+    source.release_claims()
+    print("\n".join([request.space.question, "", *format_trials(source)]))
+    if winners := sort_best_trials(study, list_run_trials(study)):
+        words = [*request.space.build_overrides(winners[0].params), *request.options.overrides]
+        print(build_test_command(request.plan, request.options.config, words))
     return source.problems
 
 
-def evolve(order: Order, study: optuna.Study, budget: Budget, begun: float) -> list[str]:
-    """Population-based training; one process at a time, for its members wait for each other."""
-    population = Population(study, order.space, order.base, order.plan.trials, order.interval, order.plan.metric,
-                            lambda: write_trials(order.folder, lines_of(study, order.plan)))  # fmt: skip
+def run_population(request: SearchRequest, study: optuna.Study, budget: Budget, begun: float) -> list[str]:
+    """Runs population-based training, in one process at a time because the members wait for each other. Returns what went
+    wrong."""
+    population = Population(study, request.space, request.base, request.plan.trials, request.interval, request.plan.metric,
+                            partial(_write_trials, request, study))  # fmt: skip
     remedy = "the members of a population wait for each other: let that search end, or stop it"
-    with lock_file(order.folder / ".population.lock", f"the population in {order.folder}", remedy=remedy):
+    with lock_file(request.folder / ".population.lock", f"the population in {request.folder}", remedy=remedy):
         members, problems = population.run(budget, lambda: (time.monotonic() - begun) / 3600)
-    print("\n".join([order.space.question, "", *member_lines(population, members)]))
+    print("\n".join([request.space.question, "", *format_members(population, members)]))
     return problems
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
 
 
-def parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Arguments of the command."""
+def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """Builds the parser of the command's arguments."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.search", description=__doc__)
     add = arguments.add_argument
     add_config(arguments, required=True)
@@ -150,8 +167,8 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
     return arguments
 
 
-def read_order(options: argparse.Namespace, names: Sequence[str]) -> Order:
-    """The command, checked against the configuration; nothing is written. Raises UserError."""
+def read_request(options: argparse.Namespace, names: Sequence[str]) -> SearchRequest:
+    """Checks the command against the configuration; nothing is written. Raises UserError."""
     check_hours(options.hours)
     base = load_config(options.config, options.overrides).with_absolute_paths()
     file = find_space(options.space, names)
@@ -171,15 +188,15 @@ def read_order(options: argparse.Namespace, names: Sequence[str]) -> Order:
     if pbt:
         check_space(space)
     name = options.name or file.stem + ("_pbt" if pbt else "")
-    words = [f"run.storage_path={study_folder(name, base)}", "evaluation.split=validation"]
+    words = [f"run.storage_path={find_study_folder(name, base)}", "evaluation.split=validation"]
     base = override(base.model_dump(mode="json"), words, source="search")
-    plan = Plan("random" if pbt else options.algorithm, options.trials, tuple(options.objectives), options.metric,
+    plan = SearchPlan("random" if pbt else options.algorithm, options.trials, tuple(options.objectives), options.metric,
                 options.min_steps, options.reduction)  # fmt: skip
-    return Order(options, space, plan, base, options.interval or -(-base.train.steps // 10))
+    return SearchRequest(options, space, plan, base, options.interval or -(-base.train.steps // 10))
 
 
 def find_space(word: str, names: Sequence[str]) -> Path:
-    """A shipped space's file or the user's own. Raises UserError with the nearest name."""
+    """Finds the file of a shipped space or the user's own. Raises UserError that suggests the nearest name."""
     if word in names:
         return SPACES / f"{word}.yaml"
     if Path(word).is_file():
@@ -187,59 +204,60 @@ def find_space(word: str, names: Sequence[str]) -> Path:
     raise UserError(f"no space {word}: use one of {', '.join(names)}{suggest(word, names)}")
 
 
-def check(order: Order) -> dict[str, Any]:
-    """Look at the data as the trials will; the setting that all trials of the study share. Raises UserError."""
-    prepared = prepare(trial_at(order, 0.5))
+def check_data(request: SearchRequest) -> dict[str, Any]:
+    """Checks the data as the trials will, and returns the setting that all trials of the study share. Raises UserError."""
+    prepared = prepare(build_sample_config(request, 0.5))
     for note in prepared.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     prepared.source.evaluated("validation")
-    knobs = {key: value for key, value in flatten(order.base.result_knobs()).items() if key not in order.space.distributions}
-    protocol = order.base.evaluation
-    extra = {"population": order.plan.trials, "interval": order.interval} if order.options.algorithm == "pbt" else {}
+    searched = request.space.distributions
+    knobs = {key: value for key, value in flatten(request.base.result_knobs()).items() if key not in searched}
+    protocol = request.base.evaluation
+    extra = {"population": request.plan.trials, "interval": request.interval} if request.options.algorithm == "pbt" else {}
     return {
-        **knobs, **extra, "space": dict(order.space.tree),
-        "metric": order.plan.metric, "objectives": list(order.plan.objectives),
+        **knobs, **extra, "space": dict(request.space.tree),
+        "metric": request.plan.metric, "objectives": list(request.plan.objectives),
         "evaluation.clips": protocol.clips, "evaluation.crops": protocol.crops,
         "manifest": prepared.run.prints.manifest, "labels": prepared.run.prints.labels,
     }  # fmt: skip
 
 
-def trial_at(order: Order, chance: float) -> Config:
-    """A trial's run somewhere in the space, to look at what all share; it is never made."""
-    params = {key: draw(distribution, chance) for key, distribution in order.space.distributions.items()}
-    words = [*order.space.words(params), "run.name=check"]
-    return override(order.base.model_dump(mode="json"), words, source="search")
+def build_sample_config(request: SearchRequest, chance: float) -> Config:
+    """Builds the configuration of a run at some point of the space, to check what all trials share; it is never trained."""
+    params = {key: draw(distribution, chance) for key, distribution in request.space.distributions.items()}
+    words = [*request.space.build_overrides(params), "run.name=check"]
+    return override(request.base.model_dump(mode="json"), words, source="search")
 
 
-def facts(order: Order) -> dict[str, Any]:
-    """For study.json."""
-    options = order.options
+def describe_search(request: SearchRequest) -> dict[str, Any]:
+    """Describes the search for study.json."""
+    options = request.options
     return {
-        "name": order.name, "kind": "search", "question": order.space.question, "objectives": objectives(order.plan),
-        "space": dict(order.space.tree), "algorithm": options.algorithm, "trials": order.plan.trials,
-        "steps": order.base.train.steps, "storage": hidden(order.url),
+        "name": request.name, "kind": "search", "question": request.space.question, "objectives": list_objectives(request.plan),
+        "space": dict(request.space.tree), "algorithm": options.algorithm, "trials": request.plan.trials,
+        "steps": request.base.train.steps, "storage": hide_password(request.url),
     }  # fmt: skip
 
 
-def dry_run(order: Order) -> int:
-    """Say what would be run."""
-    setting = check(order)
-    there = (order.folder / ABOUT).is_file()
-    begun = runs(open_study(order.url, order.name, order.plan.directions, setting)) if there else []
-    if order.options.algorithm == "pbt":
-        members = first_members(order.space, order.plan.trials, order.base.run.seed)
-        print("\n".join(f"{member.run}  {' '.join(order.space.words(member.params))}" for member in members))
-        print(f"a decision every {order.interval} of {order.base.train.steps} steps")
-        names = places(order.folder, order.plan.trials, order.base.train.steps)
+def dry_run(request: SearchRequest) -> int:
+    """Prints what would be run."""
+    setting = check_data(request)
+    there = (request.folder / ABOUT).is_file()
+    begun = list_run_trials(open_study(request.url, request.name, request.plan.directions, setting)) if there else []
+    if request.options.algorithm == "pbt":
+        members = draw_first_members(request.space, request.plan.trials, request.base.run.seed)
+        print("\n".join(f"{member.run_name}  {' '.join(request.space.build_overrides(member.params))}" for member in members))
+        print(f"a decision every {request.interval} of {request.base.train.steps} steps")
+        names = read_member_names(request.folder, request.plan.trials, request.base.train.steps)
     else:
-        stops = order.plan.stops(order.base.train.steps)
-        print(f"{order.plan.trials} trials by {order.plan.algorithm}, scored at {', '.join(map(str, stops))}")
-        under_way = [run_name(trial.number) for trial in begun if not trial.state.is_finished()]
-        names = [*under_way, *["not begun"] * (order.plan.trials - len(begun))]
-    print(f"{order.folder}: {'continues' if there else 'new'}; at most, if no trial is stopped early:")
-    configs = [order.base.model_copy(update={"run": order.base.run.model_copy(update={"name": name})}) for name in names]
-    known = sorted(path.parent for path in order.folder.glob("*/metrics.jsonl"))
-    print(estimate(configs, likely_share(order.base, order.options.concurrent), order.folder.parent, known))
+        stops = request.plan.list_stops(request.base.train.steps)
+        print(f"{request.plan.trials} trials by {request.plan.algorithm}, scored at {', '.join(map(str, stops))}")
+        under_way = [name_run(trial.number) for trial in begun if not trial.state.is_finished()]
+        names = [*under_way, *["not begun"] * (request.plan.trials - len(begun))]
+    print(f"{request.folder}: {'continues' if there else 'new'}; at most, if no trial is stopped early:")
+    configs = [request.base.model_copy(update={"run": request.base.run.model_copy(update={"name": name})}) for name in names]
+    known = sorted(path.parent for path in request.folder.glob("*/metrics.jsonl"))
+    print(describe_cost(configs, estimate_concurrency(request.base, request.options.concurrent), request.folder.parent, known))
     return DONE
 
 

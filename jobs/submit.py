@@ -38,22 +38,22 @@ CONNECT_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Submit one command. Returns its exit code, or 0 at once with ``--no-wait``. Raises UserError for any mistake."""
-    args = _arguments(argv)
-    command = entrypoint(args.command, args.arguments)
-    environment = runtime_env(args.runtime_env, args.working_dir)
-    address = dashboard_address(args.address, os.environ)
-    client = connect(address)
+    """Submits one command. Returns its exit code, or 0 at once with ``--no-wait``. Raises UserError for any mistake."""
+    args = _parse_arguments(argv)
+    command = build_entrypoint(args.command, args.arguments)
+    environment = read_runtime_env(args.runtime_env, args.working_dir)
+    address = find_dashboard_address(args.address, os.environ)
+    client = connect_client(address)
     try:
         job = client.submit_job(entrypoint=command, runtime_env=environment)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the cluster at {address} did not take the job: {error}") from None
-    print(f"job {job}: {command}\n{_remarks(address, job)}", flush=True)
-    return DONE if args.no_wait else follow(client, address, job)
+    print(f"job {job}: {command}\n{_describe_job_commands(address, job)}", flush=True)
+    return DONE if args.no_wait else follow_job(client, address, job)
 
 
-def entrypoint(command: str, arguments: Sequence[str]) -> str:
-    """Shell line that runs ``command`` on the cluster. Raises UserError for what is no command, or is this one."""
+def build_entrypoint(command: str, arguments: Sequence[str]) -> str:
+    """Builds the shell line that runs ``command`` on the cluster. Raises UserError for an unknown command, or this one."""
     allowed = [name for name in COMMANDS if name != "submit"]
     if command == "submit":
         raise UserError(f"submit cannot submit itself; give one of: {', '.join(allowed)}")
@@ -63,10 +63,10 @@ def entrypoint(command: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", f"jobs.{command}", *arguments])
 
 
-def runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
-    """Ray's runtime environment: what the YAML ``file`` says, and the folder to upload.
+def read_runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
+    """Reads Ray's runtime environment from the YAML ``file``, and adds the folder to upload.
 
-    Raises UserError when the file is not a mapping or names a working_dir of its own, or when there is no such folder.
+    Raises UserError if the file is not a mapping or names a working_dir of its own, or if there is no such folder.
     """
     folder = Path(working_dir).expanduser().resolve()
     if not folder.is_dir():
@@ -82,8 +82,8 @@ def runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
     return {**tree, "working_dir": str(folder)}
 
 
-def dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
-    """URL of the cluster's dashboard: ``--address``, else Ray's own variables, else this machine's.
+def find_dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
+    """Returns the URL of the cluster's dashboard: ``--address``, else that of Ray's own variables, else this machine's.
 
     Raises UserError, with the URL that was probably meant, for what is no URL of a web server.
     """
@@ -119,8 +119,8 @@ def dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
     return address.rstrip("/")
 
 
-def connect(address: str) -> JobSubmissionClient:
-    """Client of the cluster at ``address``, within seconds. Raises UserError with the remedy."""
+def connect_client(address: str) -> JobSubmissionClient:
+    """Connects a client to the cluster at ``address``, within seconds. Raises UserError with the remedy."""
     _require_answer(address)
     for noisy in ("ray._private.runtime_env.packaging", "ray.dashboard.modules.job.sdk"):  # every ignore file, every socket
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -134,24 +134,25 @@ def connect(address: str) -> JobSubmissionClient:
         raise UserError(f"{address} is not the dashboard of a Ray cluster: {error}") from None
 
 
-def follow(client: JobSubmissionClient, address: str, job: str) -> int:
-    """Show the job's log until it ends and return its exit code. Ctrl-C leaves the job running."""
+def follow_job(client: JobSubmissionClient, address: str, job: str) -> int:
+    """Shows the job's log until it ends, and returns its exit code. Ctrl-C leaves the job running."""
     try:
         asyncio.run(_print_log(client, job))
         while not (details := client.get_job_info(job)).status.is_terminal():
             time.sleep(1)
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on\n{_remarks(address, job)}", file=sys.stderr)
+        print(f"\njob {job} goes on\n{_describe_job_commands(address, job)}", file=sys.stderr)
         return INTERRUPTED
     except (OSError, RuntimeError) as error:
-        raise UserError(f"lost sight of job {job}, which may still run: {error}\n{_remarks(address, job)}") from None
+        commands = _describe_job_commands(address, job)
+        raise UserError(f"lost sight of job {job}, which may still run: {error}\n{commands}") from None
     reason = (details.message or "").partition(",")[0]  # after the comma Ray repeats the log
     print(f"job {job} {details.status}" + (f": {reason}" if details.status != "SUCCEEDED" else ""), flush=True)
-    return exit_code(details)
+    return read_exit_code(details)
 
 
-def exit_code(details: JobDetails) -> int:
-    """0 for a job that succeeded, else the command's own code, else 1 (stopped, or it never started)."""
+def read_exit_code(details: JobDetails) -> int:
+    """Returns 0 for a job that succeeded, else the command's own code, else 1 (it was stopped, or it never started)."""
     if details.status == "SUCCEEDED":
         return DONE
     code = details.driver_exit_code or FAILED
@@ -159,7 +160,7 @@ def exit_code(details: JobDetails) -> int:
 
 
 def _require_answer(address: str) -> None:
-    """Ray's own client has no time limit, so something that listens but never answers would hang it."""
+    """Raises UserError if nothing answers at the address: Ray's own client has no time limit and would wait forever."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError as error:
@@ -178,11 +179,11 @@ async def _print_log(client: JobSubmissionClient, job: str) -> None:
         print(lines, end="", flush=True)
 
 
-def _remarks(address: str, job: str) -> str:
+def _describe_job_commands(address: str, job: str) -> str:
     return f"  follow: ray job logs --follow --address {address} {job}\n  stop:   ray job stop --address {address} {job}"
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__, allow_abbrev=False)
     parser.add_argument("--address", metavar="URL", help=f"dashboard of the cluster (RAY_ADDRESS, else {DEFAULT_ADDRESS})")
     parser.add_argument("--working-dir", metavar="DIR", default=".", help="folder to upload (default: the current one)")

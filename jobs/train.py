@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from jobs.command import DONE, FAILED, add_config, positive, run
+from jobs.command import DONE, FAILED, add_config, parse_positive, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import FolderNotWritable
@@ -27,11 +27,12 @@ def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     add_config(arguments)
-    arguments.add_argument("--max-steps", metavar="N", type=positive, help="stop at step N; without it the command goes on")
+    steps_help = "stop at step N; without it the command goes on"
+    arguments.add_argument("--max-steps", metavar="N", type=parse_positive, help=steps_help)
     arguments.add_argument("--profile", action="store_true", help="record some steps: a trace and a table of where time goes")
     alone = arguments.add_mutually_exclusive_group()
     alone.add_argument("--dry-run", action="store_true", help="check everything, say what it would take, write nothing")
-    alone.add_argument("--overfit", metavar="N", type=positive, help="can both students learn N labeled videos by heart?")
+    alone.add_argument("--overfit", metavar="N", type=parse_positive, help="can both students learn N labeled videos by heart?")
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, for example train.steps=100")
     return arguments
 

@@ -1,1 +1,1 @@
-"""Searches for good knobs: spaces, Optuna, population-based training."""
+"""Searches for good configuration values: search spaces, Optuna, population-based training."""

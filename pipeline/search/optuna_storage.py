@@ -1,4 +1,4 @@
-"""Where a search remembers: an Optuna study in SQLite or any database that SQLAlchemy knows, with the setting it is for."""
+"""The database of a search: an Optuna study in SQLite or any database that SQLAlchemy knows, and the setting that it is for."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from pipeline.search.space import Space
 SETTING = "setting"
 POSTGRESQL = "for PostgreSQL: pip install .[postgresql]"
 NOT_A_TRIAL = ("imported_from", "duplicate_of", "void")
-"""Marks of entries that stand for no run of this search: warm starts, points met again, and trials given up unstarted."""
+"""Attributes of entries that are no run of this search: imported trials, repeated points, and trials that never started."""
 
 
-def sqlite_url(folder: Path) -> str:
-    """The default storage: a file in the study's folder."""
+def build_sqlite_url(folder: Path) -> str:
+    """Returns the URL of the default database, a file in the study's folder."""
     return f"sqlite:///{folder / 'study.db'}"
 
 
-def hidden(url: str) -> str:
-    """The URL without its password, for messages and files."""
+def hide_password(url: str) -> str:
+    """Returns the URL without its password, for messages and files."""
     return make_url(url).render_as_string(hide_password=True)
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """Connect, and make the tables when they are not there. Raises UserError naming the URL and the remedy."""
+    """Connects to the database, and creates its tables if they do not exist. Raises UserError that names the URL and the
+    remedy."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         parsed = make_url(url)
@@ -56,13 +57,14 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         raise UserError(f"--storage is no database URL that SQLAlchemy knows; {what}") from None
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise UserError(f"the database {hidden(url)} does not answer as a storage of searches: {reason}") from None
+        raise UserError(f"the database {hide_password(url)} does not answer as a storage of searches: {reason}") from None
 
 
 def open_study(
     url: str, name: str, directions: Sequence[Literal["maximize", "minimize"]], setting: Mapping[str, Any]
 ) -> optuna.Study:
-    """The study of this name, new or continued. Raises UserError where it was made for something else, naming what differs."""
+    """Opens the study of this name, or creates it. Raises UserError, naming what differs, if it was made for another
+    setting."""
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=name, directions=[*directions], load_if_exists=True)
     before = study.user_attrs.get(SETTING)
@@ -74,57 +76,58 @@ def open_study(
     differing = [f"{key}: the study has {old.get(key)!r}, now {now.get(key)!r}" for key in keys]
     if differing:
         remedy = f"choose another --name (and --warm-start {name}):"
-        what = f"the study {name} in {hidden(url)} is for another setting; {remedy}"
+        what = f"the study {name} in {hide_password(url)} is for another setting; {remedy}"
         raise UserError(what, differing)
     return study
 
 
-def runs(study: optuna.Study) -> list[FrozenTrial]:
-    """Entries that stand for runs of this search, by number."""
+def list_run_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Lists the entries that are runs of this search, by number."""
     return [trial for trial in study.get_trials(deepcopy=False) if not set(NOT_A_TRIAL) & set(trial.user_attrs)]
 
 
 def warm_start(study: optuna.Study, space: Space, url: str, where: str, folder: Path) -> str:
-    """Copy what an earlier study learned, once; returns a sentence. ``where`` is a search's folder or a study's name here.
+    """Copies the results of an earlier study, once, and returns a sentence about it.
 
-    Results of another setting are hints, not results: they steer, but the points count as not run yet. Raises UserError.
+    ``where`` is the folder of a search, or the name of a study in this database. Results of another setting guide the sampler,
+    but their points do not count as tried. Raises UserError.
     """
-    earlier = _load(where, url)
+    earlier = _load_study(where, url)
     if len(earlier.directions) != len(study.directions):
         raise UserError(f"--warm-start {where}: it has {len(earlier.directions)} objectives, this has {len(study.directions)}")
-    same = earlier.user_attrs.get(SETTING) == study.user_attrs.get(SETTING)
+    has_same_setting = earlier.user_attrs.get(SETTING) == study.user_attrs.get(SETTING)
     with lock_file(folder / ".warm-start.lock", str(folder), 60):
         known = {trial.user_attrs.get("imported_from") for trial in study.get_trials(deepcopy=False)}
         taken = skipped = 0
-        for trial in runs(earlier):
+        for trial in list_run_trials(earlier):
             mark = f"{earlier.study_name}#{trial.number}"
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or mark in known:
                 continue
-            if not _inside(trial.params, space):
+            if not _is_inside(trial.params, space):
                 skipped += 1
                 continue
-            study.add_trial(_copy(trial, space, {"imported_from": mark, "same_setting": same}))
+            study.add_trial(_copy_trial(trial, space, {"imported_from": mark, "same_setting": has_same_setting}))
             taken += 1
-    left = f"; {skipped} lie outside of this space" if skipped else ""
-    return f"warm start: {taken} trials of {earlier.study_name}{left}"
+    outside = f"; {skipped} lie outside of this space" if skipped else ""
+    return f"warm start: {taken} trials of {earlier.study_name}{outside}"
 
 
-def _load(where: str, url: str) -> optuna.Study:
-    """By folder (its study.json tells the name), else by name in this storage."""
+def _load_study(where: str, url: str) -> optuna.Study:
+    """Loads a study by its folder (whose study.json has the name), else by its name in this database."""
     name, about = where, read_about(Path(where))
     if about is not None:
         name = about["name"]
-        url = sqlite_url(Path(where).resolve()) if (Path(where) / "study.db").is_file() else url
+        url = build_sqlite_url(Path(where).resolve()) if (Path(where) / "study.db").is_file() else url
     storage = open_storage(url)
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         names = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        what = f"no folder of a search, nor a study in {hidden(url)}, which has: {names}"
+        what = f"no folder of a search, nor a study in {hide_password(url)}, which has: {names}"
         raise UserError(f"--warm-start {where}: {what}") from None
 
 
-def _inside(params: Mapping[str, Any], space: Space) -> bool:
+def _is_inside(params: Mapping[str, Any], space: Space) -> bool:
     if set(params) != set(space.distributions):
         return False
     try:
@@ -133,7 +136,7 @@ def _inside(params: Mapping[str, Any], space: Space) -> bool:
         return False
 
 
-def _copy(trial: FrozenTrial, space: Space, marks: Mapping[str, Any]) -> FrozenTrial:
+def _copy_trial(trial: FrozenTrial, space: Space, marks: Mapping[str, Any]) -> FrozenTrial:
     complete = trial.state == TrialState.COMPLETE
     return create_trial(
         state=trial.state,

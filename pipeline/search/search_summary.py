@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.search.optuna_search import Plan, Search
-from pipeline.search.optuna_storage import runs
+from pipeline.search.optuna_search import Search, SearchPlan
+from pipeline.search.optuna_storage import list_run_trials
 from pipeline.search.pbt import Member, Population
 
 SHOWN = 10
@@ -20,19 +20,19 @@ STATES = {
 }  # fmt: skip
 
 
-def objectives(plan: Plan) -> list[dict[str, str]]:
-    """For study.json: accuracy under the name of the view that is judged, time as ``seconds``."""
+def list_objectives(plan: SearchPlan) -> list[dict[str, str]]:
+    """Lists the objectives for study.json: accuracy under the name of the evaluated view, and time as ``seconds``."""
     ways = zip(plan.objectives, plan.directions, strict=True)
     return [{"name": plan.metric if name == "accuracy" else "seconds", "direction": way} for name, way in ways]
 
 
-def lines_of(study: optuna.Study, plan: Plan) -> list[dict[str, Any]]:
-    """A line of trials.jsonl for each run; of one that was stopped on its way the last score."""
-    return [_line(trial, plan) for trial in runs(study)]
+def build_trial_lines(study: optuna.Study, plan: SearchPlan) -> list[dict[str, Any]]:
+    """Builds a line of trials.jsonl for each run, with the last score if the run was stopped early."""
+    return [_build_line(trial, plan) for trial in list_run_trials(study)]
 
 
-def _line(trial: FrozenTrial, plan: Plan) -> dict[str, Any]:
-    marks, names = trial.user_attrs, [one["name"] for one in objectives(plan)]
+def _build_line(trial: FrozenTrial, plan: SearchPlan) -> dict[str, Any]:
+    marks, names = trial.user_attrs, [one["name"] for one in list_objectives(plan)]
     last = trial.last_step
     known = list(trial.values or []) or ([] if last is None else [trial.intermediate_values[last]])
     return {
@@ -43,30 +43,30 @@ def _line(trial: FrozenTrial, plan: Plan) -> dict[str, Any]:
         "seconds": (marks.get("scores") or {}).get("seconds"),
         "step": marks.get("step", last),
         "run_folder": marks.get("run"),
-        "message": marks.get("error") or _lineage(marks.get("lineage") or []),
+        "message": marks.get("error") or _describe_lineage(marks.get("lineage") or []),
     }
 
 
-def _lineage(parts: Sequence[dict[str, Any]]) -> str:
+def _describe_lineage(parts: Sequence[dict[str, Any]]) -> str:
     return "" if len(parts) < 2 else f"copied from {parts[-2]['run']} at step {parts[-1]['from']}"
 
 
-def trial_lines(search: Search) -> list[str]:
-    """For the terminal: how many trials came to what, and the best."""
-    own, plan = runs(search.study), search.plan
+def format_trials(search: Search) -> list[str]:
+    """Formats for the terminal how many trials are complete, stopped or failed, and the best ones."""
+    own, plan = list_run_trials(search.study), search.plan
     counts = {state: sum(trial.state == state for trial in own) for state in TrialState}
     words = [f"{counts[TrialState.COMPLETE]} complete", f"{counts[TrialState.PRUNED]} stopped early"]
     words += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
     words += [f"{counts[TrialState.RUNNING]} under way or cut off"] if counts[TrialState.RUNNING] else []
     lines = [f"{len(own)} of {plan.trials} trials: {', '.join(words)}"]
-    for trial in best(search.study, own)[:SHOWN]:
-        values = "  ".join(_value(name, value) for name, value in zip(plan.objectives, trial.values, strict=True))
-        lines.append(f"{trial.user_attrs.get('run')}  {values}  {' '.join(search.space.words(trial.params))}")
+    for trial in sort_best_trials(search.study, own)[:SHOWN]:
+        values = "  ".join(_format_value(name, value) for name, value in zip(plan.objectives, trial.values, strict=True))
+        lines.append(f"{trial.user_attrs.get('run')}  {values}  {' '.join(search.space.build_overrides(trial.params))}")
     return lines
 
 
-def best(study: optuna.Study, own: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete trials, the best first; with two objectives those that no other one beats in both."""
+def sort_best_trials(study: optuna.Study, own: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Sorts the complete trials, the best first; with two objectives only those of the Pareto front."""
     done = [trial for trial in own if trial.state == TrialState.COMPLETE]
     if len(study.directions) == 1:
         return sorted(done, key=lambda trial: (-(trial.value or 0.0), trial.number))
@@ -74,21 +74,22 @@ def best(study: optuna.Study, own: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return sorted((t for t in done if t.number in numbers), key=lambda trial: -trial.values[0])
 
 
-def member_lines(population: Population, members: Sequence[Member]) -> list[str]:
-    """For the terminal: the members by their last score, and the best one's schedule."""
-    scored = [(member, score) for member in members if (score := population.score(member)) is not None]
+def format_members(population: Population, members: Sequence[Member]) -> list[str]:
+    """Formats for the terminal the members by their last scores, and the values of the best one over its training."""
+    scored = [(member, score) for member in members if (score := population.read_score(member)) is not None]
     if not scored:
         return ["no member has come to its end yet"]
-    lines = [f"{member.run}  {_value('accuracy', score[0])}" for member, score in scored[:SHOWN]]
-    lines.append(f"the knobs of {scored[0][0].run} over its training:")
+    lines = [f"{member.run_name}  {_format_value('accuracy', score[0])}" for member, score in scored[:SHOWN]]
+    lines.append(f"the knobs of {scored[0][0].run_name} over its training:")
     for part in scored[0][0].lineage:
         until = part["until"] or population.base.train.steps
-        lines.append(f"  steps {part['from']} to {until} ({part['run']}): {' '.join(population.space.words(part['params']))}")
+        words = population.space.build_overrides(part["params"])
+        lines.append(f"  steps {part['from']} to {until} ({part['run']}): {' '.join(words)}")
     return lines
 
 
-def next_command(plan: Plan, config_files: Sequence[str], words: Sequence[str]) -> str:
-    """How the best is tried on test."""
+def build_test_command(plan: SearchPlan, config_files: Sequence[str], words: Sequence[str]) -> str:
+    """Builds the command that trains the best configuration and evaluates it on the test videos."""
     files = [word for file in config_files for word in ("--config", file)]
     return (
         f"its {plan.metric} on the validation videos is an upper guess, for it was selected by it; on test, once:\n"
@@ -96,5 +97,5 @@ def next_command(plan: Plan, config_files: Sequence[str], words: Sequence[str]) 
     )
 
 
-def _value(name: str, value: float) -> str:
+def _format_value(name: str, value: float) -> str:
     return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.0f} s"

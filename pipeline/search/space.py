@@ -28,43 +28,44 @@ RANGE = {"low", "high", "log", "step"}
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched."""
+    """A search space: the question, and a range or choices for each configuration key."""
 
     question: str
     distributions: Mapping[str, Distribution]
-    """By dotted key. Choices that are no scalars are JSON text in them, for storage."""
+    """Optuna's distributions by dotted key. Choices that are no scalars are stored as JSON text."""
     tree: Mapping[str, Any]
-    """As written."""
+    """The space as it is written in the file."""
 
-    def words(self, params: Mapping[str, Any]) -> list[str]:
-        """``key=value`` words for a point of the space."""
-        return [f"{key}={json.dumps(self.value(key, value))}" for key, value in params.items()]
+    def build_overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """Builds the ``key=value`` words for a point of the space."""
+        return [f"{key}={json.dumps(self.restore_value(key, value))}" for key, value in params.items()]
 
-    def value(self, key: str, stored: Any) -> Any:
-        """The knob's value for what the storage has."""
+    def restore_value(self, key: str, stored: Any) -> Any:
+        """Returns the configuration value for a value as it is stored."""
         written = self.tree[key]
         if isinstance(written, list):
-            return next(choice for choice in written if _stored(choice) == stored)
+            return next(choice for choice in written if _encode_choice(choice) == stored)
         return stored
 
 
-def _stored(choice: Any) -> Any:
+def _encode_choice(choice: Any) -> Any:
     return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)
 
 
 def read_space(path: Path, base: Config) -> Space:
-    """Read a space and try its ends and choices on the base configuration. Raises UserError with all mistakes at once."""
+    """Reads a search space, and tries its ends and choices on the base configuration. Raises UserError with all mistakes at
+    once."""
     tree = read_yaml(path, "space")
     fields = set(tree) if isinstance(tree, dict) else set()
     if fields != {"question", "space"} or not isinstance(tree["space"], dict) or not tree["space"]:
         raise UserError(f"space {path} needs exactly the fields question, and space with a range or choices for each key")
     known = flatten(base.model_dump(mode="json"))
-    ranges = {str(key): _typed(key, written) for key, written in tree["space"].items()}
+    ranges = {str(key): _convert_types(key, written) for key, written in tree["space"].items()}
     distributions: dict[str, Distribution] = {}
     mistakes: list[str] = []
     for key, written in ranges.items():
         try:
-            distributions[key] = _distribution(written, isinstance(known.get(key), float))
+            distributions[key] = _build_distribution(written, isinstance(known.get(key), float))
         except ValueError as error:
             mistakes.append(f"{key}: {error}")
             continue
@@ -74,8 +75,8 @@ def read_space(path: Path, base: Config) -> Space:
     return Space(str(tree["question"]), distributions, ranges)
 
 
-def _typed(key: str, written: Any) -> Any:
-    """Choices as values of the key; low, high and step as numbers and log as a truth value, where they are such."""
+def _convert_types(key: str, written: Any) -> Any:
+    """Converts choices to the key's type, low, high and step to numbers and log to a truth value, as far as possible."""
     if isinstance(written, list):
         return [convert_for(key, choice) for choice in written]
     if not isinstance(written, Mapping):
@@ -90,12 +91,12 @@ def _typed(key: str, written: Any) -> Any:
     return typed
 
 
-def _distribution(written: Any, decimal: bool) -> Distribution:
-    """Raises ValueError saying what is wrong."""
+def _build_distribution(written: Any, decimal: bool) -> Distribution:
+    """Builds Optuna's distribution of a range or of choices. Raises ValueError that says what is wrong."""
     if isinstance(written, list):
         if len({json.dumps(choice) for choice in written}) < max(2, len(written)):
             raise ValueError("write at least two choices, each once")
-        return CategoricalDistribution([_stored(choice) for choice in written])
+        return CategoricalDistribution([_encode_choice(choice) for choice in written])
     if not isinstance(written, dict) or not {"low", "high"} <= set(written) <= RANGE:
         raise ValueError("write a list of choices, or {low: ..., high: ...} with log: true or step: ... if wanted")
     numbers = [written[name] for name in ("low", "high", "step") if name in written]
@@ -112,28 +113,28 @@ def _distribution(written: Any, decimal: bool) -> Distribution:
 
 
 def _try_ends(base: Config, key: str, written: Any) -> list[str]:
-    """What the configuration says against an end of the range or a choice, alone."""
+    """Tries each end of the range, or each choice, alone, and returns what the configuration says against it."""
     ends = written if isinstance(written, list) else [written["low"], written["high"]]
-    found: list[str] = []
+    mistakes: list[str] = []
     for end in ends:
         try:
             override(base.model_dump(mode="json"), [f"{key}={json.dumps(end)}"], source="space")
         except UserError as error:
-            found += [line.strip().removeprefix("- ") for line in str(error).splitlines()[1:]]
-    return list(dict.fromkeys(found))
+            mistakes += [line.strip().removeprefix("- ") for line in str(error).splitlines()[1:]]
+    return list(dict.fromkeys(mistakes))
 
 
 def draw(distribution: Distribution, chance: float) -> Any:
-    """The value at ``chance`` (0..1, uniform) of a range, or among choices."""
+    """Returns the value at ``chance`` (0..1, uniform) of a range or among choices."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[min(int(chance * len(distribution.choices)), len(distribution.choices) - 1)]
     low, high = float(distribution.low), float(distribution.high)
     value = low * (high / low) ** chance if distribution.log else low + (high - low) * chance
-    return clip(distribution, value)
+    return clamp(distribution, value)
 
 
-def clip(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
-    """The nearest value of a range."""
+def clamp(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
+    """Returns the value of a range that is nearest to ``value``."""
     if distribution.step is not None:
         value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
     value = min(max(value, distribution.low), distribution.high)

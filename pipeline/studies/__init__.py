@@ -1,1 +1,1 @@
-"""One question, many runs: study files, their trials, and how trials run at once."""
+"""Studies: one question, many runs. Study files, their trials, and running several trials at once."""

@@ -1,4 +1,4 @@
-"""What a study will cost, from what finished runs took."""
+"""Estimates what a study will cost from what finished runs took."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pipeline.config import Config
 from pipeline.run_folder.contents import read_metrics
 
 ASSUMED_SECONDS = 1.0
-"""A step, where no run says better: a guess, said to be one."""
+"""The seconds per step if no run tells; the message says that this is an assumption."""
 
 
 @dataclass(frozen=True)
-class State:
-    """How far a run is."""
+class RunProgress:
+    """How many of its steps a run has been trained."""
 
     step: int
     steps: int
-    done: bool
+    is_done: bool
 
     def __str__(self) -> str:
-        """For the list of trials."""
-        if self.done:
+        """Returns a word for the list of trials."""
+        if self.is_done:
             return "done"
         return f"at {self.step}/{self.steps}" if self.step else "missing"
 
 
-def state_of(config: Config) -> State:
-    """From the run's folder, without opening checkpoints."""
+def read_progress(config: Config) -> RunProgress:
+    """Reads the progress from the run's folder, without opening checkpoints."""
     folder = config.run_folder
     steps = config.train.steps
     protocol = config.evaluation
@@ -40,13 +40,13 @@ def state_of(config: Config) -> State:
     if path.is_file():
         summary = json.loads(path.read_text(encoding="utf-8"))
         if all(summary.get(key) == value for key, value in wanted.items()):
-            return State(steps, steps, True)
+            return RunProgress(steps, steps, True)
     reached = max((int(path.name.rpartition("_")[2]) for path in folder.glob("checkpoint_*")), default=0)
-    return State(min(reached, steps), steps, False)
+    return RunProgress(min(reached, steps), steps, False)
 
 
-def seconds_per_step(folders: Sequence[Path]) -> tuple[float, int] | None:
-    """Median over runs of their median seconds a step, and the number of runs; None without any."""
+def measure_seconds_per_step(folders: Sequence[Path]) -> tuple[float, int] | None:
+    """Returns the median over runs of their median seconds per step, and the number of runs; None if none was logged."""
     medians = []
     for folder in folders:
         lines = [line["seconds/step"] for line in read_metrics(folder) if "seconds/step" in line]
@@ -54,16 +54,18 @@ def seconds_per_step(folders: Sequence[Path]) -> tuple[float, int] | None:
     return (statistics.median(medians), len(medians)) if medians else None
 
 
-def estimate(configs: Sequence[Config], concurrent: int, beside: Path, known: Sequence[Path]) -> str:
-    """A sentence: hours of training that these runs still take, and where the number comes from: the ``known`` run folders of
-    their study, else those ``beside`` it."""
-    left = sum(state.steps - state.step for state in map(state_of, configs))
+def describe_cost(configs: Sequence[Config], concurrent: int, beside: Path, known: Sequence[Path]) -> str:
+    """Says in a sentence how many hours of training these runs still take, and where the number comes from.
+
+    It is measured on the ``known`` run folders of their study or, if there are none, on those ``beside`` the study.
+    """
+    left = sum(state.steps - state.step for state in map(read_progress, configs))
     if not left:
         return "nothing is left to train"
-    rate, source = seconds_per_step(known), "of this study"
+    rate, source = measure_seconds_per_step(known), "of this study"
     if rate is None:
         others = [*beside.glob("*/"), *beside.glob("*/*/")]  # runs, and those of other studies
-        rate, source = seconds_per_step(others), f"in {beside}, whatever their setting"
+        rate, source = measure_seconds_per_step(others), f"in {beside}, whatever their setting"
     if rate is None:
         seconds, why = ASSUMED_SECONDS, "an assumption: no run here says better"
     else:

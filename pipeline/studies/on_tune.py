@@ -1,4 +1,4 @@
-"""Trials by Ray Tune, and how many of them have room at once. The only user of Ray in the studies."""
+"""Runs trials with Ray Tune, and decides how many run at once. The only user of Ray in ``pipeline.studies``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from pipeline.errors import UserError
 from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
 from pipeline.run_folder.contents import lock_run
-from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, Source, print_scores
+from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, TrialSource, print_scores
 from pipeline.training.prepared_run import prepare
 
 
-def share(config: Config, concurrent: int | None) -> int:
-    """Trials at once: as asked, or as many as have a CPU (and, where there are any, a GPU share) for each process.
+def choose_concurrency(config: Config, concurrent: int | None) -> int:
+    """Chooses how many trials run at once: as asked, or as many as have a CPU (and a share of a GPU, if there are any) for
+    each process.
 
     With ``scale.workers=0`` and one trial at once Ray is not started; else the cluster is joined. Raises UserError.
     """
@@ -33,7 +34,7 @@ def share(config: Config, concurrent: int | None) -> int:
     totals = ray.cluster_resources()
     cpus = config.scale.cpus_per_worker or 1.0
     if concurrent is None:
-        concurrent = _room(config, totals)
+        concurrent = _count_fitting_trials(config, totals)
     if config.scale.workers:
         check_cluster(config, concurrent)
     elif concurrent * cpus > totals.get("CPU", 0.0) + 1e-6 and config.scale.cpus_per_worker:
@@ -44,16 +45,17 @@ def share(config: Config, concurrent: int | None) -> int:
     return concurrent
 
 
-def likely_share(config: Config, concurrent: int | None) -> int:
-    """What ``share`` would say, without starting Ray: on a cluster that is there, else on this machine alone."""
+def estimate_concurrency(config: Config, concurrent: int | None) -> int:
+    """Returns what ``choose_concurrency`` would, without starting Ray: for a cluster that is running, else for this machine."""
     if concurrent is None and is_reachable():
         connect()
-        return _room(config, ray.cluster_resources())
-    return concurrent or _room(config, {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())})
+        return _count_fitting_trials(config, ray.cluster_resources())
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return concurrent or _count_fitting_trials(config, here)
 
 
-def _room(config: Config, totals: Mapping[str, float]) -> int:
-    """Trials at once that have a CPU, and where there are any a GPU share, for each process."""
+def _count_fitting_trials(config: Config, totals: Mapping[str, float]) -> int:
+    """Counts the trials that have a CPU, and a share of a GPU if there are any, for each process."""
     workers, cpus = max(1, config.scale.workers), config.scale.cpus_per_worker or 1.0
     decoder = 0.0 if config.scale.workers == 0 else config.scale.cpus_per_decoder or 1.0
     room = max(1, int(totals.get("CPU", 0.0) / (workers * cpus + decoder)))
@@ -62,36 +64,36 @@ def _room(config: Config, totals: Mapping[str, float]) -> int:
     return room
 
 
-def run_on_tune(source: Source, like: Config, budget: Budget) -> None:
-    """``run_jobs`` by Ray Tune: as many trials at once as the budget says, each in a process of its own."""
+def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
+    """Runs jobs with Ray Tune: as many trials at once as the budget says, each in a process of its own."""
     connect()
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables are of what nobody asked; every score is a line of ours
-    bridge = _Bridge(source)
+    bridge = _TuneBridge(source)
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(_trial, _resources(like, budget.concurrent)),
+        ray.tune.with_resources(_run_trial, _plan_trial_resources(template, budget.concurrent)),
         param_space={"concurrent": budget.concurrent},
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Asking(bridge),
-            scheduler=_Deciding(bridge),
+            search_alg=_SourceSearcher(bridge),
+            scheduler=_SourceScheduler(bridge),
             num_samples=-1,
             max_concurrent_trials=budget.concurrent,
             time_budget_s=budget.seconds,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
+            trial_name_creator=_name_trial,
+            trial_dirname_creator=_name_trial,
         ),
         run_config=ray.tune.RunConfig(
             name=".tune",
-            storage_path=str(Path(like.run.storage_path)),
+            storage_path=str(Path(template.run.storage_path)),
             verbose=0,  # it would print every configuration whole
             # a lost process or node costs a restart, which continues from the newest checkpoint
-            failure_config=ray.tune.FailureConfig(max_failures=like.train.max_failures),
+            failure_config=ray.tune.FailureConfig(max_failures=template.train.max_failures),
         ),
     )
     tuner.fit()
 
 
-def _resources(config: Config, concurrent: int) -> dict[str, float]:
-    """What Tune reserves for a trial: a whole in-process run, or the driver of a TorchTrainer, which only waits."""
+def _plan_trial_resources(config: Config, concurrent: int) -> dict[str, float]:
+    """Returns what Tune reserves for a trial: a whole in-process run, or the driver of a TorchTrainer, which only waits."""
     if config.scale.workers:
         return {"CPU": 0.01}
     totals = ray.cluster_resources()
@@ -102,12 +104,12 @@ def _resources(config: Config, concurrent: int) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": config.scale.gpus_per_worker} if gpu else {})}
 
 
-def _name(trial: Any) -> str:
+def _name_trial(trial: Any) -> str:
     return str(trial.config["name"])
 
 
-def _trial(space: dict[str, Any]) -> None:
-    """One trial, in a process of Tune's."""
+def _run_trial(space: dict[str, Any]) -> None:
+    """Runs one trial in a process that Tune started."""
     config = parse_config(space["config"])
     if config.scale.workers == 0:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
@@ -122,24 +124,27 @@ def _trial(space: dict[str, Any]) -> None:
         ray.tune.report({"step": step, "error": str(error)})
 
 
-class _Bridge:
-    """Joins Tune's two hooks. Tune pickles them to be able to restore an experiment; ours restores itself."""
+class _TuneBridge:
+    """Connects Tune's searcher and scheduler with the source of trials.
 
-    def __init__(self, source: Source | None = None) -> None:
+    Tune pickles both to be able to restore an experiment, but here the source restores itself.
+    """
+
+    def __init__(self, source: TrialSource | None = None) -> None:
         self.source = source
         self.jobs: dict[str, Job] = {}
 
     def __reduce__(self) -> Any:
-        return _Bridge, ()
+        return _TuneBridge, ()
 
-    def next(self, trial_id: str) -> Job | None:
+    def next_job(self, trial_id: str) -> Job | None:
         assert self.source is not None
-        job = self.source.next()
+        job = self.source.next_job()
         if job is not None:
             self.jobs[trial_id] = job
         return job
 
-    def scored(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+    def report_scores(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Whether the trial goes on."""
         assert self.source is not None
         if trial_id not in self.jobs or "step" not in result:
@@ -149,56 +154,56 @@ class _Bridge:
         scores = {key.removeprefix("scores/"): value for key, value in result.items() if key.startswith("scores/")}
         if error is None:
             print_scores(self.jobs[trial_id], result["step"], scores)
-            if self.source.scored(self.jobs[trial_id], result["step"], scores) and not result["last"]:
+            if self.source.report_scores(self.jobs[trial_id], result["step"], scores) and not result["last"]:
                 return True
-        self.ended(trial_id, error)
+        self.report_end(trial_id, error)
         return False
 
-    def ended(self, trial_id: str, error: str | None) -> None:
+    def report_end(self, trial_id: str, error: str | None) -> None:
         job = self.jobs.pop(trial_id, None)
         if job is not None:
             assert self.source is not None
-            self.source.ended(job, error)
+            self.source.report_end(job, error)
 
 
-class _Asking(Searcher):  # type: ignore[misc]
-    """Tune's way to ask what to start next."""
+class _SourceSearcher(Searcher):  # type: ignore[misc]
+    """The searcher that Tune asks what to start next."""
 
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: _TuneBridge) -> None:
         super().__init__(metric="step", mode="max")
         self.bridge = bridge
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        job = self.bridge.next(trial_id)
+        job = self.bridge.next_job(trial_id)
         if job is None:
             return str(Searcher.FINISHED)
         return {"name": job.name, "config": job.config.model_dump(mode="json"), "stops": list(job.stops)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: a trial's end was heard of by ``_Deciding``; what the budget cuts off ends here, too."""
+        """Does nothing: ``_SourceScheduler`` hears of a trial's end, and this is also called for what the budget cuts off."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the source keeps its own state."""
+        """Does nothing: the source saves its own state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Does nothing: the source restores its own state."""
 
 
-class _Deciding(FIFOScheduler):  # type: ignore[misc]
-    """Tune's way to ask whether a trial goes on."""
+class _SourceScheduler(FIFOScheduler):  # type: ignore[misc]
+    """The scheduler that Tune asks whether a trial continues."""
 
     _supports_buffered_results = False
 
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: _TuneBridge) -> None:
         super().__init__()
         self.bridge = bridge
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        go_on = self.bridge.scored(trial.trial_id, result)
+        go_on = self.bridge.report_scores(trial.trial_id, result)
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if trial.should_recover():  # Tune also calls this when it starts a lost trial again
             return
         lines = [line for line in str(trial.get_error() or "it crashed").strip().splitlines() if line.strip()]
-        self.bridge.ended(trial.trial_id, " | ".join(lines[-2:]))
+        self.bridge.report_end(trial.trial_id, " | ".join(lines[-2:]))

@@ -1,4 +1,4 @@
-"""Many runs, some at once: by Ray Tune, or one after another in this process."""
+"""Runs many trials, several at once with Ray Tune, or one after the other in this process."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.on_tune import run_on_tune
-from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, Source, print_scores
+from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, TrialSource, print_scores
 from pipeline.training.prepared_run import prepare
 from pipeline.training.stop_signal import StopSign
 
 
-def run_jobs(source: Source, like: Config, budget: Budget) -> None:
-    """Run all that ``source`` gives, within the budget. ``like`` has the resources of every trial and the study's folder.
+def run_jobs(source: TrialSource, template: Config, budget: Budget) -> None:
+    """Runs all jobs that ``source`` gives, within the budget. ``template`` has the resources of every trial and the study's
+    folder.
 
-    One at a time needs no Tune, unless runs on the cluster may have to be cut off.
+    A single trial at a time needs no Tune, unless runs on the cluster may have to be cut off.
     """
-    if budget.concurrent == 1 and (like.scale.workers == 0 or budget.hours is None):
-        _here(source, budget)
+    if budget.concurrent == 1 and (template.scale.workers == 0 or budget.hours is None):
+        _run_in_process(source, budget)
     else:
-        run_on_tune(source, like, budget)
+        run_on_tune(source, template, budget)
 
 
-def _here(source: Source, budget: Budget) -> None:
-    """In this process: breakpoints work. A run that the end of the budget meets stops with a checkpoint."""
+def _run_in_process(source: TrialSource, budget: Budget) -> None:
+    """Runs jobs in this process, where breakpoints work. A run that the end of the budget meets stops with a checkpoint."""
     deadline = time.monotonic() + (budget.seconds or float("inf"))
     with StopSign() as sign, _signal_after(budget.seconds):
-        while time.monotonic() < deadline and (job := source.next()) is not None:
+        while time.monotonic() < deadline and (job := source.next_job()) is not None:
             print(f"trial {job.name}", flush=True)
             try:
-                _drive(source, job, sign, deadline)
+                _run_job(source, job, sign, deadline)
             except Stopped:
                 if time.monotonic() >= deadline:
                     return
                 raise
 
 
-def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
-    """Bring a trial to its last stop, or as far as it goes. Raises Stopped, and then it has not ended."""
+def _run_job(source: TrialSource, job: Job, sign: StopSign, deadline: float) -> None:
+    """Trains a run to its last stop, or as far as the source continues it. Raises Stopped, after which the run has not
+    ended."""
     error = None
     try:
         with lock_run(job.config, ORPHAN_SECONDS):
@@ -54,16 +56,16 @@ def _drive(source: Source, job: Job, sign: StopSign, deadline: float) -> None:
                     raise Stopped(sign.number or signal.SIGTERM, "stopped between two trials; the same command continues")
                 scores = advance(prepare(job.config), step)
                 print_scores(job, step, scores)
-                if not source.scored(job, step, scores):
+                if not source.report_scores(job, step, scores):
                     break
     except (UserError, RunFailed) as failure:
         error = str(failure)
-    source.ended(job, error)
+    source.report_end(job, error)
 
 
 @contextmanager
 def _signal_after(seconds: float | None) -> Iterator[None]:
-    """SIGTERM to this process after this time, which ``StopSign`` makes a checkpoint of."""
+    """Sends SIGTERM to this process after this time, upon which ``StopSign`` lets the run write a checkpoint."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return

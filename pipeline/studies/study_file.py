@@ -1,4 +1,4 @@
-"""Study files: a question, and the cells that answer it, as YAML over dotted configuration keys."""
+"""Study files: a question and the cells that answer it, as YAML with dotted configuration keys."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 
 LABELS = "labels"
-"""Key of a cell that is no knob: how many labels are drawn for it, as ``jobs.label`` writes it (10%, 4/class)."""
+"""The key of a cell that is no configuration key: how many labels are drawn for it, as for ``jobs.label`` (10%, 4/class)."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the cells that answer it: all combinations of a grid, or named cases."""
+    """A question and the cells that answer it: all combinations of a grid, or named cases.
+
+    A study that was run, as its folder describes it, is ``pipeline.analysis.study_reader.StudyRecord``.
+    """
 
     name: str
     question: str
     cells: Mapping[str, Mapping[str, Any]]
-    """By name, the dotted configuration keys that each changes."""
+    """The configuration keys and values that each cell changes, by the cell's name."""
     is_grid: bool
-    """Whether all cells change the same keys, which then are the table's columns."""
+    """Whether all cells change the same keys, which are then the columns of the table."""
 
 
 def read_study(path: Path) -> Study:
-    """Read a study's YAML: ``question``, and ``grid`` (values of each key; cells are all combinations) or ``cases`` (keys
-    and values by name, where one choice needs several keys). Raises UserError naming file and field.
+    """Reads the YAML file of a study: ``question``, and either ``grid`` or ``cases``. Raises UserError that names file and
+    field.
 
-    A value ``{times: 1.5}`` is that multiple of the base configuration's. The key ``labels`` draws a label subset.
+    ``grid`` has a list of values for each key, and the cells are all combinations. ``cases`` has keys and values by name, for
+    choices that need several keys. A value ``{times: 1.5}`` is that multiple of the base configuration's value. The key
+    ``labels`` draws a label subset.
     """
     tree = read_yaml(path, "study")
     if not isinstance(tree, dict) or set(tree) not in ({"question", "grid"}, {"question", "cases"}):
@@ -42,21 +47,23 @@ def read_study(path: Path) -> Study:
     if "cases" in tree:
         if not isinstance(cases, dict) or not cases or not all(isinstance(values, dict) for values in cases.values()):
             raise UserError(f"study {path}: cases must give a mapping of configuration keys to values for each name")
-        named = {str(name): {str(key): _typed(key, value) for key, value in values.items()} for name, values in cases.items()}
+        named = {
+            str(name): {str(key): _convert_value(key, value) for key, value in values.items()} for name, values in cases.items()
+        }
         return Study(path.stem, question, named, is_grid=False)
     if not isinstance(grid, dict) or not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"study {path}: grid must give a list of values for each configuration key")
-    grid = {str(key): [_typed(key, value) for value in values] for key, values in grid.items()}
+    grid = {str(key): [_convert_value(key, value) for value in values] for key, values in grid.items()}
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
-    short = _short_names(list(grid))
-    names = ["_".join(f"{short[key]}-{_text(value)}" for key, value in cell.items()) for cell in cells]
+    short = _shorten_keys(list(grid))
+    names = ["_".join(f"{short[key]}-{_format_for_folder_name(value)}" for key, value in cell.items()) for cell in cells]
     if len(set(names)) < len(names):
         raise UserError(f"study {path}: two cells of the grid are the same")
     return Study(path.stem, question, dict(zip(names, cells, strict=True)), is_grid=True)
 
 
-def _typed(key: str, value: Any) -> Any:
-    """What is written in a cell: text for labels, a number for a multiple, and for all else what the key's type makes of it."""
+def _convert_value(key: str, value: Any) -> Any:
+    """Converts a value of a cell: text for labels, a number for a multiple, and else what the key's type demands."""
     if key == LABELS:
         return str(value)
     if isinstance(value, Mapping) and set(value) == {"times"}:
@@ -64,8 +71,9 @@ def _typed(key: str, value: Any) -> Any:
     return convert_for(key, value)
 
 
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Last words of the keys; first words where the last ones are the same, as of both students' ``clip.fps``."""
+def _shorten_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Shortens the keys to their last words or, if these are the same (as of both students' ``clip.fps``), to their first
+    words."""
     last = [short_name(key).replace(".", "_") for key in keys]
     if len(set(last)) == len(last):
         return dict(zip(keys, last, strict=True))
@@ -73,16 +81,17 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     return dict(zip(keys, first if len(set(first)) == len(first) else [key.replace(".", "-") for key in keys], strict=True))
 
 
-def _text(value: Any) -> str:
-    """A value in a run's name, which is a folder."""
+def _format_for_folder_name(value: Any) -> str:
+    """Formats a value for the name of a run, which is also the name of a folder."""
     if isinstance(value, Mapping) and set(value) == {"times"}:
         return f"x{value['times']:g}"
     text = str(value).replace("%", "-percent").replace("/class", "-per-class")
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
 
 
-def resolve(values: Mapping[str, Any], base: Config, study: str) -> dict[str, Any]:
-    """The cell's values for this base. Raises UserError where a multiple is asked of what is no number."""
+def resolve_multiples(values: Mapping[str, Any], base: Config, study: str) -> dict[str, Any]:
+    """Replaces the multiples among a cell's values by numbers, for this base. Raises UserError for a multiple of what is no
+    number."""
     known = flatten(base.model_dump(mode="json"))
     resolved = dict(values)
     for key, value in values.items():

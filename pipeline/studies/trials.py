@@ -1,8 +1,8 @@
-"""A trial of a study or a search: an ordinary run that is driven from stop to stop, steps at which it is scored.
+"""A trial of a study or a search: an ordinary run that is trained from stop to stop, which are steps at which it is scored.
 
-Between two stops nothing of it is alive but its folder, so a trial can be ended there at no cost: Tune's own schedulers end
-a Ray Train run from outside, and its placement group stays behind when the cluster has no dashboard. What to run next, and
-whether a trial goes on, is asked of a ``Source``, which lives in the driver and keeps what it must remember outside of Tune.
+Between two stops nothing of the run exists but its folder, so a trial can be ended there at no cost. (Tune's own schedulers
+end a Ray Train run from outside, and its placement group stays behind if the cluster has no dashboard.) A ``TrialSource``
+decides what to run next and whether a trial continues. It lives in the driver and saves what it must remember outside of Tune.
 """
 
 from __future__ import annotations
@@ -14,53 +14,56 @@ from typing import Protocol
 from pipeline.config import Config
 
 ORPHAN_SECONDS = 20.0
-"""How long a trial waits for one of a killed driver to leave its run folder."""
+"""How many seconds a trial waits until the trial of a killed driver has left its run folder."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run and where to stop on its way."""
+    """A run, and the steps at which it stops to be scored."""
 
     config: Config
-    """With absolute paths."""
+    """The configuration of the run, with absolute paths."""
     stops: tuple[int, ...]
-    """Steps, ascending; the last one is the run's end, or as far as it is to go."""
+    """Ascending steps; the last one is the end of the run, or as far as it is to be trained."""
 
     @property
     def name(self) -> str:
-        """The run's name, unique in its study."""
+        """The name of the run, which is unique in its study."""
         return self.config.run.name
 
 
-class Source(Protocol):
-    """Where trials come from and what becomes of them. Called from one thread of the driver."""
+class TrialSource(Protocol):
+    """Gives trials to run and is told their results. All calls come from one thread of the driver."""
 
-    def next(self) -> Job | None:
-        """The next trial to start; None when there is none any more."""
+    def next_job(self) -> Job | None:
+        """Returns the next trial to start, or None if there are no more."""
 
-    def scored(self, job: Job, step: int, scores: Mapping[str, float]) -> bool:
-        """Take note of a trial's scores at a stop, repeated ones too; returns whether it goes on."""
+    def report_scores(self, job: Job, step: int, scores: Mapping[str, float]) -> bool:
+        """Takes the scores of a trial at a stop, possibly for the second time. Returns whether the trial continues."""
 
-    def ended(self, job: Job, error: str | None) -> None:
-        """It came to its last stop, was told not to go on, or failed. Not called for what the budget cut off."""
+    def report_end(self, job: Job, error: str | None) -> None:
+        """Is told that a trial came to its last stop, was not continued, or failed (``error``).
+
+        It is not called for trials that the end of the budget cut off.
+        """
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is used at once, and for how long."""
+    """How many trials run at once, and for how long."""
 
     concurrent: int = 1
     hours: float | None = None
-    """Runs that are under way then are cut off; the same command continues them from their newest checkpoints. One that
-    trains in this process makes a checkpoint first."""
+    """After so many hours, running trials are cut off; None for no limit. The same command continues them from their newest
+    checkpoints. A run that trains in this process writes a checkpoint first."""
 
     @property
     def seconds(self) -> float | None:
-        """The limit for Tune."""
+        """The time limit in seconds; None for no limit."""
         return None if self.hours is None else 3600 * self.hours
 
 
 def print_scores(job: Job, step: int, scores: Mapping[str, float]) -> None:
-    """Show on the terminal how good a trial is at one of its stops."""
+    """Prints how good a trial is at one of its stops."""
     accuracies = "  ".join(f"{view} {scores[view]:.1%}" for view in ("primary", "auxiliary", "mean"))
     print(f"{job.name} at step {step}/{job.config.train.steps}: {job.config.evaluation.split} top-1 {accuracies}", flush=True)

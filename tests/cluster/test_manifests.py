@@ -189,19 +189,19 @@ def test_a_misspelled_command_is_found(
 # ------------------------------------------------------------------------------------------------------- every night
 
 
-def order_of(words: list[str], repository: Path) -> search.Order:
+def order_of(words: list[str], repository: Path) -> search.SearchRequest:
     """A ``jobs.search`` command, checked as the command itself does before it looks at the data."""
     names = [path.stem for path in search.SPACES.glob("*.yaml")]
-    options = search.parser(names).parse_intermixed_args(words)
+    options = search.build_parser(names).parse_intermixed_args(words)
     options.config = [str(repository / file) for file in options.config]
-    return search.read_order(options, names)
+    return search.read_request(options, names)
 
 
 def test_nightly_searches_are_one_command_that_fits_the_cluster(repository: Path, cluster_files: dict[str, Tree]) -> None:
     cron, job = cluster_files["nightly.yaml"]["spec"], cluster_files["raycronjob.yaml"]["spec"]["jobTemplate"]
     (container,) = cron["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["command"][:3] == ["python", "-m", "jobs.submit"]
-    sent = submit._arguments([*container["command"][3:], *container["args"]])
+    sent = submit._parse_arguments([*container["command"][3:], *container["args"]])
     python, option, module, *words = shlex.split(job["entrypoint"])
     assert (python, option, module, sent.command) == ("python", "-m", "jobs.search", "search")
     orders = [order_of(words, repository), order_of(sent.arguments, repository)]

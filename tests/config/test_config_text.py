@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.report import _baseline
-from jobs.submit import runtime_env
+from jobs.report import _parse_baseline
+from jobs.submit import read_runtime_env
 from pipeline.analysis.run_reader import flatten
 from pipeline.bench.simulate import Site
 from pipeline.config import Config, load_config, parse_config
@@ -179,7 +179,7 @@ def test_spaces_have_values_of_their_keys(tmp_path: Path) -> None:
     path.write_text(begin + text, encoding="utf-8")
     space = read_space(path, Config())
     assert dict(space.tree) == {"primary.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}, "scale.gpu": [True, None]}
-    assert space.words({"scale.gpu": True}) == ["scale.gpu=true"]
+    assert space.build_overrides({"scale.gpu": True}) == ["scale.gpu=true"]
     text = "  train.steps: {low: 010, high: 20}\n  run.seed: {low: 1, high: 9, log: sometimes}\n"
     path.write_text(begin + text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -189,13 +189,13 @@ def test_spaces_have_values_of_their_keys(tmp_path: Path) -> None:
 
 
 def test_other_commands_read_texts_alike(tmp_path: Path) -> None:
-    assert _baseline(["run.name=010", "method.contrast.weight=2", "scale.gpu=off"]) == {
+    assert _parse_baseline(["run.name=010", "method.contrast.weight=2", "scale.gpu=off"]) == {
         "run.name": "010", "method.contrast.weight": 2, "scale.gpu": False,
     }  # fmt: skip
     env = tmp_path / "env.yaml"
     text = "env_vars: {NUMBER: 010, FLAG: on, EMPTY: }\npip: [a]\nconfig: {setup_timeout_seconds: 60}\n"
     env.write_text(text, encoding="utf-8")
-    read = runtime_env(str(env), str(tmp_path))
+    read = read_runtime_env(str(env), str(tmp_path))
     assert read["env_vars"] == {"NUMBER": "010", "FLAG": "on", "EMPTY": ""}
     assert (read["pip"], read["config"]) == (["a"], {"setup_timeout_seconds": 60})
     assert Site.parse(["workers=16", "decode_seconds=1e-1"]).workers == 16

@@ -129,7 +129,7 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert f"1 trials in {tmp_path / 'faster'}" in capsys.readouterr().out
     config = load_config(tiny / "tiny.yaml", ["data.labeled_per_step=8"])
     cores = os.cpu_count() or 1
-    assert on_tune.likely_share(config, None) == max(1, cores) and on_tune.likely_share(config, 3) == 3
+    assert on_tune.estimate_concurrency(config, None) == max(1, cores) and on_tune.estimate_concurrency(config, 3) == 3
 
 
 def test_chosen_cells_only(tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import label, predict, prepare
-from jobs.command import DONE, keep_files, run
+from jobs.command import DONE, mark_files, run
 from pipeline.errors import UserError
 from pipeline.manifest.schema import read_manifest
 from tests.videos import write_numbers
@@ -63,7 +63,7 @@ def test_words_with_a_dash_are_files_where_they_can_be_nothing_else(tmp_path: Pa
     for name in ("-abc.mp4", "-d", "--x.mp4", "--hash", "-1", "-h"):
         Path(name).touch()
     words = ["a.mp4", "-abc.mp4", "--x.mp4", "-d", "--hash", "-1", "-h", "--out=b", "-none.mp4", "--"]
-    assert keep_files(words) == ["a.mp4", "./-abc.mp4", "./--x.mp4", "./-d", *words[4:]]
+    assert mark_files(words) == ["a.mp4", "./-abc.mp4", "./--x.mp4", "./-d", *words[4:]]
 
 
 def test_commands_take_files_whose_names_begin_with_a_dash(

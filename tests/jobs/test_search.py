@@ -22,7 +22,7 @@ from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.run_folder.study_folder import read_trials
-from pipeline.search.optuna_search import Plan
+from pipeline.search.optuna_search import SearchPlan
 from pipeline.studies import run_trials
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.in_process import fit_here
@@ -248,7 +248,7 @@ class SecondIsWorst(optuna.pruners.BasePruner):
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("ray_cluster")
 def test_asha_by_tune(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(Plan, "pruner", lambda self, steps: SecondIsWorst())
+    monkeypatch.setattr(SearchPlan, "make_pruner", lambda self, steps: SecondIsWorst())
     words = ["--space", "rates", "--algorithm", "asha", "--min-steps", "2", "--reduction", "2", "train.steps=4"]
     assert command(*words, "--concurrent", "2", "--trials", "2") == 0
     assert "0 trials are begun, 2 at once" in capfd.readouterr().out

@@ -38,7 +38,7 @@ def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_entrypoint_keeps_every_word() -> None:
-    line = submit.entrypoint("train", ["--config", "a b.yaml", "run.name=it's"])
+    line = submit.build_entrypoint("train", ["--config", "a b.yaml", "run.name=it's"])
     assert line == """python -m jobs.train --config 'a b.yaml' 'run.name=it'"'"'s'"""
 
 
@@ -49,7 +49,7 @@ def test_what_is_no_command_is_told_before_connecting(command: str, remedy: str)
 
 
 def test_options_after_the_command_belong_to_it() -> None:
-    args = submit._arguments(["--no-wait", "report", "--help", "--address", "x", "runs/a"])
+    args = submit._parse_arguments(["--no-wait", "report", "--help", "--address", "x", "runs/a"])
     assert (args.no_wait, args.address, args.command) == (True, None, "report")
     assert args.arguments == ["--help", "--address", "x", "runs/a"]
 
@@ -58,8 +58,8 @@ def test_runtime_env_adds_the_working_dir(tmp_path: Path) -> None:
     file = tmp_path / "env.yaml"
     file.write_text("env_vars: {A: b}\n", encoding="utf-8")
     folder = {"working_dir": str(tmp_path.resolve())}
-    assert submit.runtime_env(str(file), str(tmp_path)) == {"env_vars": {"A": "b"}, **folder}
-    assert submit.runtime_env(None, str(tmp_path)) == folder
+    assert submit.read_runtime_env(str(file), str(tmp_path)) == {"env_vars": {"A": "b"}, **folder}
+    assert submit.read_runtime_env(None, str(tmp_path)) == folder
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_runtime_env_mistakes(tmp_path: Path, text: str | None, remedy: str) -> 
     if text is not None:
         file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=remedy):
-        submit.runtime_env(str(file), str(tmp_path))
+        submit.read_runtime_env(str(file), str(tmp_path))
     with pytest.raises(UserError, match="no such folder"):
-        submit.runtime_env(None, str(tmp_path / "absent"))
+        submit.read_runtime_env(None, str(tmp_path / "absent"))
 
 
 def test_address_given_first_then_rays_variables() -> None:
     environ = {"RAY_ADDRESS": "http://b:1", "RAY_API_SERVER_ADDRESS": "https://c:2/"}
-    assert submit.dashboard_address("http://a:3", environ) == "http://a:3"
-    assert submit.dashboard_address(None, environ) == "https://c:2"
-    assert submit.dashboard_address(None, {}) == submit.DEFAULT_ADDRESS
+    assert submit.find_dashboard_address("http://a:3", environ) == "http://a:3"
+    assert submit.find_dashboard_address(None, environ) == "https://c:2"
+    assert submit.find_dashboard_address(None, {}) == submit.DEFAULT_ADDRESS
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_address_given_first_then_rays_variables() -> None:
 )
 def test_what_is_no_dashboards_address_is_refused_with_the_one_that_was_meant(address: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"^--address .*{meant}"):
-        submit.dashboard_address(address, {})
+        submit.find_dashboard_address(address, {})
     with pytest.raises(UserError, match=f"^RAY_ADDRESS .*{meant}"):
-        submit.dashboard_address(None, {"RAY_ADDRESS": address})
+        submit.find_dashboard_address(None, {"RAY_ADDRESS": address})
 
 
 def test_a_clusters_other_port_is_told_from_its_dashboard() -> None:
@@ -115,7 +115,7 @@ def test_a_clusters_other_port_is_told_from_its_dashboard() -> None:
     server.start()
     try:
         with pytest.raises(UserError, match=r"no Ray cluster answers at .*--address http://HEAD:8265") as refused:
-            submit.connect(f"http://127.0.0.1:{port}")
+            submit.connect_client(f"http://127.0.0.1:{port}")
     finally:
         server.stop(None)
     assert str(refused.value).isprintable()
@@ -127,7 +127,7 @@ def test_a_clusters_other_port_is_told_from_its_dashboard() -> None:
 )
 def test_exit_code(status: str, code: int | None, expected: int) -> None:
     details = JobDetails(type="SUBMISSION", entrypoint="x", status=status, driver_exit_code=code)
-    assert submit.exit_code(details) == expected
+    assert submit.read_exit_code(details) == expected
 
 
 def test_a_server_that_never_answers_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_a_server_that_never_answers_does_not_hang(monkeypatch: pytest.MonkeyPat
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=r"no Ray cluster answers .* within 0.3 s"):
-            submit.connect(address)
+            submit.connect_client(address)
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, b"<html>hello</html>"), (200, b"{}"), (404, b""), (500, b"")])
@@ -153,7 +153,7 @@ def test_a_server_that_is_no_ray_is_told(status: int, body: bytes) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             with pytest.raises(UserError, match="is not the dashboard of a Ray cluster"):
-                submit.connect(f"http://127.0.0.1:{server.server_port}")
+                submit.connect_client(f"http://127.0.0.1:{server.server_port}")
         finally:
             server.shutdown()
 
@@ -336,4 +336,4 @@ def test_ctrl_c_leaves_the_job_running(head: tuple[str, Environment], repository
 
 def test_every_command_can_be_submitted() -> None:
     for name in set(COMMANDS) - {"submit"}:
-        assert submit.entrypoint(name, []) == f"python -m jobs.{name}"
+        assert submit.build_entrypoint(name, []) == f"python -m jobs.{name}"

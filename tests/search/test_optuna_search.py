@@ -18,9 +18,22 @@ from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder.study_folder import write_about, write_trials
-from pipeline.search.optuna_search import Plan, Search
-from pipeline.search.optuna_storage import hidden, open_storage, open_study, runs, sqlite_url, warm_start
-from pipeline.search.search_summary import best, lines_of, next_command, objectives, trial_lines
+from pipeline.search.optuna_search import Search, SearchPlan
+from pipeline.search.optuna_storage import (
+    build_sqlite_url,
+    hide_password,
+    list_run_trials,
+    open_storage,
+    open_study,
+    warm_start,
+)
+from pipeline.search.search_summary import (
+    build_test_command,
+    build_trial_lines,
+    format_trials,
+    list_objectives,
+    sort_best_trials,
+)
 from pipeline.search.space import Space, read_space
 from tests.postgresql import binaries, serve
 
@@ -50,7 +63,7 @@ def postgresql() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Each kind of database."""
-    return sqlite_url(tmp_path) if request.param == "sqlite" else str(request.getfixturevalue("postgresql"))
+    return build_sqlite_url(tmp_path) if request.param == "sqlite" else str(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture
@@ -58,7 +71,7 @@ def quick(tmp_path: Path) -> Iterator[str]:
     """SQLite in memory where there is such a folder: what a disk needs to be sure of each commit is not what is tested."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        yield sqlite_url(Path(folder))
+        yield build_sqlite_url(Path(folder))
 
 
 def space_of(folder: Path, text: str) -> Space:
@@ -70,7 +83,7 @@ def make(
     url: str, folder: Path, text: str, trials: int, name: str = "", setting: dict[str, Any] | None = None, **plan: Any
 ) -> Search:
     """A search in ``folder``, whose name is the study's, for the server is shared by tests."""
-    order = Plan(plan.pop("algorithm", "random"), trials, **plan)
+    order = SearchPlan(plan.pop("algorithm", "random"), trials, **plan)
     study = open_study(url, name or folder.name, order.directions, setting or {"data": 1})
     base = load_config(overrides=[f"run.storage_path={folder}", "train.steps=90"])
     return Search(study, space_of(folder, text), order, base)
@@ -84,13 +97,13 @@ def quality(config: Any) -> float:
 def drive(search: Search, most: int = 1000) -> list[str]:
     """Run trials as the engine does; their names."""
     names = []
-    while len(names) < most and (job := search.next()) is not None:
+    while len(names) < most and (job := search.next_job()) is not None:
         names.append(job.name)
         for step in job.stops:
             scores = {"mean": quality(job.config) * step / 90, "seconds": float(step)}
-            if not search.scored(job, step, scores):
+            if not search.report_scores(job, step, scores):
                 break
-        search.ended(job, None)
+        search.report_end(job, None)
     return names
 
 
@@ -100,12 +113,12 @@ def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path
     second = make(url, tmp_path, RANGES, trials=12, algorithm="tpe")
     assert drive(second) == [f"trial-{number:05d}" for number in range(5, 12)]
     assert drive(make(url, tmp_path, RANGES, trials=12, algorithm="tpe")) == []
-    own = runs(second.study)
+    own = list_run_trials(second.study)
     assert {trial.state for trial in own} == {TrialState.COMPLETE}
-    assert best(second.study, own)[0].value == max(trial.value or 0 for trial in own)
-    assert "12 of 12 trials: 12 complete" in trial_lines(second)[0]
-    write_about(tmp_path, {"name": "s", "kind": "search", "objectives": objectives(second.plan)})
-    write_trials(tmp_path, lines_of(second.study, second.plan))
+    assert sort_best_trials(second.study, own)[0].value == max(trial.value or 0 for trial in own)
+    assert "12 of 12 trials: 12 complete" in format_trials(second)[0]
+    write_about(tmp_path, {"name": "s", "kind": "search", "objectives": list_objectives(second.plan)})
+    write_trials(tmp_path, build_trial_lines(second.study, second.plan))
     report = read_study_record(tmp_path)  # as the page reads it
     assert report.counts == {"complete": 12}
     assert [trial.values["mean"] for trial in report.trials] == [trial.value for trial in own]
@@ -118,7 +131,7 @@ def test_random_points_are_functions_of_seed_and_number(quick: str, tmp_path: Pa
         drive(make(quick, folder, RANGES, trials=6), most=cut)
         search = make(quick, folder, RANGES, trials=6)
         drive(search)
-        points.append([trial.params for trial in runs(search.study)])
+        points.append([trial.params for trial in list_run_trials(search.study)])
     assert points[0] == points[1]
     assert len({str(point) for point in points[0]}) == 6
 
@@ -130,7 +143,7 @@ def test_tpe_finds_what_random_draws_do_not(quick: str, tmp_path: Path) -> None:
         folder.mkdir()
         search = make(quick, folder, RANGES, trials=40, algorithm=algorithm)
         drive(search)
-        late = [trial.value or 0 for trial in runs(search.study)[20:]]
+        late = [trial.value or 0 for trial in list_run_trials(search.study)[20:]]
         means[algorithm] = sum(late) / len(late)
     assert means["tpe"] > means["random"] + 0.02
 
@@ -141,50 +154,50 @@ def test_no_point_is_run_twice_and_a_used_up_space_ends_the_search(
     search = make(quick, tmp_path, CHOICES, trials=50)
     names = drive(search)
     assert len(names) == 6  # 2 x 3 choices
-    assert len({str(trial.params) for trial in runs(search.study)}) == 6
+    assert len({str(trial.params) for trial in list_run_trials(search.study)}) == 6
     assert "the space is used up" in capsys.readouterr().out
 
 
 def test_what_a_killed_search_left_is_continued_by_one(url: str, tmp_path: Path) -> None:
     first = make(url, tmp_path, RANGES, trials=3, algorithm="asha", min_steps=10)
-    job = first.next()
+    job = first.next_job()
     assert job is not None
-    assert first.scored(job, 10, {"mean": 0.4, "seconds": 1})
+    assert first.report_scores(job, 10, {"mean": 0.4, "seconds": 1})
     alive = make(url, tmp_path, RANGES, trials=3, algorithm="asha", min_steps=10)
-    other = alive.next()
+    other = alive.next_job()
     assert other is not None and other.name != job.name  # the first one lives, so its trial is left alone
-    for mine in first._mine.values():  # as the system does when a process dies
+    for mine in first._claimed.values():  # as the system does when a process dies
         mine.claim.release()
-    again = alive.next()
+    again = alive.next_job()
     assert again is not None
     assert again == job
     third = make(url, tmp_path, RANGES, trials=3, algorithm="asha", min_steps=10)
-    assert third.next() is not None
-    assert third.next() is None
-    assert alive.scored(again, 10, {"mean": 0.4, "seconds": 1})  # scored before: no second report, and it goes on
-    assert alive.scored(again, 90, {"mean": 0.5, "seconds": 9})
-    alive.ended(again, None)
-    trial = runs(alive.study)[0]
+    assert third.next_job() is not None
+    assert third.next_job() is None
+    assert alive.report_scores(again, 10, {"mean": 0.4, "seconds": 1})  # scored before: no second report, and it goes on
+    assert alive.report_scores(again, 90, {"mean": 0.5, "seconds": 9})
+    alive.report_end(again, None)
+    trial = list_run_trials(alive.study)[0]
     assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, 0.5, {10: 0.4})
 
 
 def test_asha_compares_tonights_trials_with_last_nights(quick: str, tmp_path: Path) -> None:
     plan = {"algorithm": "asha", "min_steps": 10, "reduction": 3}
     night = make(quick, tmp_path, RANGES, trials=6, **plan)
-    assert night.plan.stops(90) == (10, 30, 90)
+    assert night.plan.list_stops(90) == (10, 30, 90)
     for _ in range(6):
-        job = night.next()
+        job = night.next_job()
         assert job is not None
-        assert all(night.scored(job, step, {"mean": 0.9, "seconds": 1}) for step in job.stops)
-        night.ended(job, None)
+        assert all(night.report_scores(job, step, {"mean": 0.9, "seconds": 1}) for step in job.stops)
+        night.report_end(job, None)
     tonight = make(quick, tmp_path, RANGES, trials=8, **plan)
-    job = tonight.next()
+    job = tonight.next_job()
     assert job is not None
-    assert not tonight.scored(job, 10, {"mean": 0.2, "seconds": 1})
-    tonight.ended(job, None)
-    trial = runs(tonight.study)[-1]
+    assert not tonight.report_scores(job, 10, {"mean": 0.2, "seconds": 1})
+    tonight.report_end(job, None)
+    trial = list_run_trials(tonight.study)[-1]
     assert trial.state == TrialState.PRUNED
-    line = lines_of(tonight.study, tonight.plan)[-1]
+    line = build_trial_lines(tonight.study, tonight.plan)[-1]
     assert (line["values"], line["step"], line["state"]) == ({"mean": 0.2}, 10, "pruned")
 
 
@@ -192,35 +205,35 @@ def test_asha_compares_tonights_trials_with_last_nights(quick: str, tmp_path: Pa
 def test_early_stopping_saves_steps_and_keeps_the_best(algorithm: str, quick: str, tmp_path: Path) -> None:
     search = make(quick, tmp_path, RANGES, trials=40, algorithm=algorithm, min_steps=10)
     drive(search)
-    own = runs(search.study)
-    steps = sum(line["step"] for line in lines_of(search.study, search.plan))
+    own = list_run_trials(search.study)
+    steps = sum(line["step"] for line in build_trial_lines(search.study, search.plan))
     assert steps < 0.8 * 40 * 90
     assert sum(trial.state == TrialState.PRUNED for trial in own) >= 10
-    top = best(search.study, own)[0]
+    top = sort_best_trials(search.study, own)[0]
     assert abs(top.params["method.confidence_threshold"] - 0.8) < 0.1
 
 
 def test_two_objectives_give_a_front(quick: str, tmp_path: Path) -> None:
     search = make(quick, tmp_path, RANGES, trials=20, algorithm="tpe", objectives=("accuracy", "time"))
-    while (job := search.next()) is not None:
+    while (job := search.next_job()) is not None:
         seconds = 100 * job.config.primary.optimizer.lr
-        search.scored(job, 90, {"mean": quality(job.config), "seconds": seconds})
-        search.ended(job, None)
-    front = best(search.study, runs(search.study))
+        search.report_scores(job, 90, {"mean": quality(job.config), "seconds": seconds})
+        search.report_end(job, None)
+    front = sort_best_trials(search.study, list_run_trials(search.study))
     assert front
     pairs = [tuple(trial.values) for trial in front]
     assert pairs == sorted(pairs, reverse=True) and [time for _, time in pairs] == sorted((t for _, t in pairs), reverse=True)
-    assert set(lines_of(search.study, search.plan)[0]["values"]) == {"mean", "seconds"}
+    assert set(build_trial_lines(search.study, search.plan)[0]["values"]) == {"mean", "seconds"}
 
 
 def test_a_failed_trial_is_told_and_not_repeated(quick: str, tmp_path: Path) -> None:
     search = make(quick, tmp_path, RANGES, trials=2)
-    job = search.next()
+    job = search.next_job()
     assert job is not None
-    search.ended(job, "the disk is full")
+    search.report_end(job, "the disk is full")
     assert len(drive(search)) == 1
     assert search.problems == ["trial-00000: the disk is full"]
-    line = lines_of(search.study, search.plan)[0]
+    line = build_trial_lines(search.study, search.plan)[0]
     assert (line["state"], line["message"], line["values"]) == ("failed", "the disk is full", {"mean": None})
 
 
@@ -228,10 +241,10 @@ def test_keys_that_do_not_go_together_fail_alone(quick: str, tmp_path: Path) -> 
     text = "question: q\nspace:\n  auxiliary.clip.size: [224, 96]\n  auxiliary.network.patch: [16, 28]\n"
     search = make(quick, tmp_path, text, trials=30)
     names = []
-    while (job := search.next()) is not None:
+    while (job := search.next_job()) is not None:
         names.append(job.name)
-        search.scored(job, 90, {"mean": 0.5, "seconds": 1})
-        search.ended(job, None)
+        search.report_scores(job, 90, {"mean": 0.5, "seconds": 1})
+        search.report_end(job, None)
     assert len(names) == 3  # 96 pixels are no multiple of 28
     assert search.problems
     assert "must divide auxiliary.clip.size=96" in search.problems[0]
@@ -253,14 +266,14 @@ def test_a_trial_that_another_search_took_for_a_left_one_is_let_go(quick: str, t
     def slow() -> optuna.Trial:
         trial = ask()
         if trial.number == 0:
-            assert other.next() is not None  # gives up the first trial, which has no point yet, and begins a second one
+            assert other.next_job() is not None  # gives up the first trial, which has no point yet, and begins a second one
         return trial
 
     first.study.ask = slow  # type: ignore[method-assign,assignment]
-    job = first.next()
+    job = first.next_job()
     assert job is not None
     assert job.name == "trial-00002"
-    assert [trial.number for trial in runs(first.study)] == [1, 2]
+    assert [trial.number for trial in list_run_trials(first.study)] == [1, 2]
 
 
 @pytest.mark.timeout(240)
@@ -277,7 +290,7 @@ def test_two_searches_at_once_share_the_trials(url: str, tmp_path: Path) -> None
     assert [process.exitcode for process in processes] == [0, 0]
     driven = (tmp_path / "driven").read_text(encoding="utf-8").split()
     assert len(driven) == len(set(driven)) == 10
-    own = runs(make(url, tmp_path, RANGES, trials=10).study)
+    own = list_run_trials(make(url, tmp_path, RANGES, trials=10).study)
     assert [trial.state for trial in own] == [TrialState.COMPLETE] * 10
     assert len({str(trial.params) for trial in own}) == 10
 
@@ -291,7 +304,7 @@ def test_warm_start_copies_once_and_only_what_fits(url: str, tmp_path: Path) -> 
     search = make(url, new, RANGES, trials=4, name=f"{tmp_path.name}-new", setting={"data": 2})
     assert warm_start(search.study, search.space, url, name, new) == f"warm start: 8 trials of {name}"
     assert warm_start(search.study, search.space, url, name, new) == f"warm start: 0 trials of {name}"
-    assert runs(search.study) == []
+    assert list_run_trials(search.study) == []
     assert len(drive(search)) == 4
     assert len(search.study.trials) == 12
     narrow = RANGES.replace("high: 0.95", "high: 0.6")
@@ -302,9 +315,9 @@ def test_warm_start_copies_once_and_only_what_fits(url: str, tmp_path: Path) -> 
 
 
 def test_a_study_of_another_setting_is_refused(tmp_path: Path) -> None:
-    make(sqlite_url(tmp_path), tmp_path, RANGES, trials=2)
+    make(build_sqlite_url(tmp_path), tmp_path, RANGES, trials=2)
     with pytest.raises(UserError, match=r"choose another --name[\s\S]*data: the study has 1, now 2"):
-        make(sqlite_url(tmp_path), tmp_path, RANGES, trials=2, setting={"data": 2})
+        make(build_sqlite_url(tmp_path), tmp_path, RANGES, trials=2, setting={"data": 2})
 
 
 @pytest.mark.parametrize(
@@ -323,11 +336,11 @@ def test_storages_that_cannot_be(url: str, message: str) -> None:
 
 
 def test_a_password_is_not_shown() -> None:
-    assert "secret" not in hidden("postgresql+psycopg://me:secret@host/db")
+    assert "secret" not in hide_password("postgresql+psycopg://me:secret@host/db")
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
 
 
 def test_the_printed_command_survives_a_shell() -> None:
     words = ["views.strong.time.warp=[2, 4, 8]", 'method.labels.source="self"']
-    command = next_command(Plan("tpe", 1), ["my config.yaml", "gpus.yaml"], words).splitlines()[-1]
+    command = build_test_command(SearchPlan("tpe", 1), ["my config.yaml", "gpus.yaml"], words).splitlines()[-1]
     assert shlex.split(command)[3:] == ["--config", "my config.yaml", "--config", "gpus.yaml", "run.name=best", *words]

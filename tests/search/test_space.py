@@ -29,7 +29,7 @@ def test_every_shipped_space_makes_checked_runs(path: Path, chance: float) -> No
     space = read_space(path, base)
     assert space.question.endswith(("?", ")?"))
     params = {key: draw(distribution, chance) for key, distribution in space.distributions.items()}
-    override(base.model_dump(mode="json"), space.words(params), source="test")
+    override(base.model_dump(mode="json"), space.build_overrides(params), source="test")
 
 
 def test_kinds_of_ranges(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_kinds_of_ranges(tmp_path: Path) -> None:
         "primary.optimizer.lr": FloatDistribution,
         "views.strong.time.warp": CategoricalDistribution,
     }
-    assert space.words({"views.strong.time.warp": "[2, 4, 8]"}) == ["views.strong.time.warp=[2, 4, 8]"]
+    assert space.build_overrides({"views.strong.time.warp": "[2, 4, 8]"}) == ["views.strong.time.warp=[2, 4, 8]"]
 
 
 def test_all_mistakes_at_once_with_the_nearest_name(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials
-from pipeline.studies.ablation import _Listed
+from pipeline.studies.ablation import _ListedTrials
 from pipeline.training.checkpoints.checkpoint import FILES
 
 GRID = "question: Does contrast matter?\ngrid: {method.contrast.weight: [0, 1, 2]}\n"
@@ -94,13 +94,13 @@ def test_the_budget_ends_a_study_and_the_same_command_continues(
     tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=2")
-    scored = _Listed.scored
+    scored = _ListedTrials.report_scores
 
-    def late(self: _Listed, *rest: Any) -> bool:  # the first trial ends when the time is over
+    def late(self: _ListedTrials, *rest: Any) -> bool:  # the first trial ends when the time is over
         time.sleep(max(0.0, begun + 3.2 - time.monotonic()))
         return scored(self, *rest)
 
-    monkeypatch.setattr(_Listed, "scored", late)
+    monkeypatch.setattr(_ListedTrials, "report_scores", late)
     begun = time.monotonic()
     assert run(ablate.main, [*command, "--hours", str(3 / 3600)]) == 0
     monkeypatch.undo()
@@ -193,13 +193,13 @@ def test_what_trials_may_reserve() -> None:
     def config(*more: str) -> object:
         return load_config(overrides=["scale.workers=0", "data.labeled_per_step=8", *more])
 
-    assert on_tune.share(config(), None) == 2
-    assert on_tune.share(config("scale.cpus_per_worker=0.5"), None) == 4
-    assert on_tune.share(config("scale.workers=1"), None) == 1
-    assert on_tune._resources(config(), 2) == {"CPU": 1.0}
-    assert on_tune._resources(config(), 4) == {"CPU": 0.5}
-    assert on_tune._resources(config("scale.workers=1"), 2) == {"CPU": 0.01}
+    assert on_tune.choose_concurrency(config(), None) == 2
+    assert on_tune.choose_concurrency(config("scale.cpus_per_worker=0.5"), None) == 4
+    assert on_tune.choose_concurrency(config("scale.workers=1"), None) == 1
+    assert on_tune._plan_trial_resources(config(), 2) == {"CPU": 1.0}
+    assert on_tune._plan_trial_resources(config(), 4) == {"CPU": 0.5}
+    assert on_tune._plan_trial_resources(config("scale.workers=1"), 2) == {"CPU": 0.01}
     with pytest.raises(UserError, match=r"--concurrent 3 with scale\.cpus_per_worker=1 needs 3 CPUs, the cluster has 2"):
-        on_tune.share(config("scale.cpus_per_worker=1"), 3)
+        on_tune.choose_concurrency(config("scale.cpus_per_worker=1"), 3)
     with pytest.raises(UserError, match=r"needs a GPU, the cluster has none"):
-        on_tune._resources(config("scale.gpu=true"), 2)
+        on_tune._plan_trial_resources(config("scale.gpu=true"), 2)
