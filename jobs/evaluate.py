@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import DONE, run
-from pipeline.clips.source import Source
+from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
-from pipeline.evaluation.predict import Results, evaluate
+from pipeline.evaluation.predict import EvaluationFiles, evaluate
 from pipeline.files.folder_lock import lock_folder
-from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_saved_run, source_of_other_data, source_of_run
+from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_other_data, open_run_source, open_saved_run
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
 from pipeline.run_folder.contents import read_run
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
-"""What may be overridden: how the run is judged, where that is computed, and where its data lies now."""
+"""The keys that may be overridden: how the run is evaluated, where that is computed, and where its data lies now."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate on the run's own data, or on purpose on other data; print accuracies and where the scores are."""
+    """Evaluates on the run's own data, or on purpose on other data; prints accuracies and where the scores are."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     arguments.add_argument("run_folder", type=Path)
     arguments.add_argument("--other-data", metavar="MANIFEST", help="evaluate on another data set, classes matched by name")
@@ -49,53 +49,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
     if saved.note and not other:
         print(f"note: {saved.note}", flush=True)
-    found = source_of_other_data(saved) if other else None
-    source = found.source if found else source_of_run(saved)
-    results = _results(saved, source, found, out)
-    _check_whose(results, saved)
-    resources = reserve_to_score(saved.config, len(source.evaluated(saved.config.evaluation.split)))
-    summary = evaluate(source, saved.config, saved.weights, saved.step, resources, results)
+    other_data = open_other_data(saved) if other else None
+    source = other_data.source if other_data else open_run_source(saved)
+    files = _choose_files(saved, source, other_data, out)
+    _check_owner(files, saved)
+    resources = reserve_to_score(saved.config, len(source.evaluation_rows(saved.config.evaluation.split)))
+    summary = evaluate(source, saved.config, saved.weights, saved.step, resources, files)
     for name in ("primary", "auxiliary", "mean"):
         top1 = summary[name]["top1"]
         print(f"{name:10} " + ("unknown: no video has a label" if top1 is None else f"{top1:.1%}"))
-    for note in _notes(summary, found):
+    for note in _list_notes(summary, other_data):
         print(f"note: {note}")
-    where = f"of {source.manifest.path}, " if found else ""
+    where = f"of {source.manifest.path}, " if other_data else ""
     split = saved.config.evaluation.split
-    print(f"{summary['videos']} {split} videos, {where}step {saved.step}; predictions: {results.predictions}")
+    print(f"{summary['videos']} {split} videos, {where}step {saved.step}; predictions: {files.predictions}")
     return DONE
 
 
-def _results(saved: SavedRun, source: Source, found: OtherData | None, out: Path) -> Results:
+def _choose_files(saved: SavedRun, source: VideoSource, other_data: OtherData | None, out: Path) -> EvaluationFiles:
     about: dict[str, Any] = {}
     if out != saved.folder:
         about["run"] = str(saved.folder)
-    if found is None:
-        return Results(out, "", about)
-    about["other_data"] = {"trained_on": saved.fingerprints.manifest, "unknown_classes": found.unknown}
-    return Results(out, f"_on_{source.manifest.fingerprint}", about)
+    if other_data is None:
+        return EvaluationFiles(out, "", about)
+    about["other_data"] = {"trained_on": saved.fingerprints.manifest, "unknown_classes": other_data.unknown}
+    return EvaluationFiles(out, f"_on_{source.manifest.fingerprint}", about)
 
 
-def _check_whose(results: Results, saved: SavedRun) -> None:
+def _check_owner(files: EvaluationFiles, saved: SavedRun) -> None:
     """Raises UserError if another run's results lie where these would be written."""
     try:
-        whose = json.loads(results.evaluation.read_text(encoding="utf-8")).get("run")
+        owner = json.loads(files.evaluation.read_text(encoding="utf-8")).get("run")
     except (OSError, ValueError, AttributeError):  # none yet, or nothing that can be lost
         return
-    if whose not in (None, str(saved.folder)):
-        raise UserError(f"{results.evaluation} holds results of the run {whose}: choose another --out FOLDER, or delete it")
+    if owner not in (None, str(saved.folder)):
+        raise UserError(f"{files.evaluation} holds results of the run {owner}: choose another --out FOLDER, or delete it")
 
 
-def _notes(summary: dict[str, Any], found: OtherData | None) -> list[str]:
+def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[str]:
     notes = []
     if summary["undecodable"]:
         paths = [f"{path}: {reason}" for path, reason in summary["undecodable"].items()]
         notes.append(f"{len(paths)} videos could not be decoded and count nowhere, the first: {paths[0]}")
-    if found is not None:
+    if other_data is not None:
         notes.append("this is not the run's own data; whether the run learned from any of these videos is not checked")
-        if found.unknown:
-            names = [f"{name} ({count})" for name, count in found.unknown.items()]
-            total = sum(found.unknown.values())
+        if other_data.unknown:
+            names = [f"{name} ({count})" for name, count in other_data.unknown.items()]
+            total = sum(other_data.unknown.values())
             notes.append(f"{total} videos of classes that the run does not know count nowhere: {', '.join(list_first(names))}")
     return notes
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from jobs.command import DONE, run
 from pipeline.errors import UserError, list_first
 from pipeline.evaluation.file_predictions import predict_files, write_file_predictions
-from pipeline.lifecycle.saved_run import open_saved_run, source_of_files
+from pipeline.lifecycle.saved_run import open_file_source, open_saved_run
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
 from pipeline.prepare.sources.file_search import find_existing_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print each file's most probable classes; ``--out`` writes all scores as Parquet. Only the run folder is needed."""
+    """Prints each file's most probable classes; ``--out`` writes all scores as Parquet. Only the run folder is needed."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.predict", description=__doc__)
     arguments.add_argument("run_folder", type=Path)
     arguments.add_argument("files", nargs="+", metavar="FILE", help="video files, and key=value of evaluation.*, scale.*")
@@ -26,30 +26,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--top", type=int, default=3, metavar="N", help="classes to print for each (default: %(default)s)")
     options = arguments.parse_args(argv)
     overrides = [word for word in options.files if word.startswith(("evaluation.", "scale.")) and "=" in word]
-    files = checked_files([word for word in options.files if word not in overrides])
+    files = check_files([word for word in options.files if word not in overrides])
     if options.out is not None and not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
     saved = open_saved_run(options.run_folder, overrides, ("evaluation.", "scale."))
     resources = reserve_to_score(saved.config, len(files))
-    predictions = predict_files(source_of_files(saved), saved.config, saved.weights, files, resources)
+    predictions = predict_files(open_file_source(saved), saved.config, saved.weights, files, resources)
     classes = saved.classes
-    for one in predictions:
-        if one.scores:
-            best = one.scores["mean"].argsort()[::-1][: max(1, options.top)]
-            print(f"{one.file}  " + "  ".join(f"{classes[place]} {one.scores['mean'][place]:.1%}" for place in best))
+    for prediction in predictions:
+        if prediction.scores:
+            mean = prediction.scores["mean"]
+            best = mean.argsort()[::-1][: max(1, options.top)]
+            print(f"{prediction.file}  " + "  ".join(f"{classes[index]} {mean[index]:.1%}" for index in best))
         else:
-            print(f"{one.file}  not predicted: {one.reason}")
+            print(f"{prediction.file}  not predicted: {prediction.reason}")
     if options.out is not None:
         write_file_predictions(predictions, classes, options.out)
     return DONE
 
 
 KEY = re.compile(r"[a-z_]+(?:\.[a-z_]+)+(?==)")
-"""What a word begins with that overrides a key of the configuration."""
+"""Matches the beginning of a word that overrides a key of the configuration."""
 
 
-def checked_files(words: Sequence[str]) -> list[str]:
-    """The files that the words name, as they are on the disk. Raises UserError for words that can be none."""
+def check_files(words: Sequence[str]) -> list[str]:
+    """Returns the files that the words name, as they are on the disk. Raises UserError for words that cannot name one."""
     keys = [word for word in words if KEY.match(word) and not os.path.lexists(word)]
     if keys:
         raise UserError("no such files, and only evaluation.* and scale.* can be overridden here:", keys)

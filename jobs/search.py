@@ -24,7 +24,7 @@ from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError, suggest
 from pipeline.files.folder_lock import lock_file
 from pipeline.report.report import write_report
-from pipeline.run_folder.study_folder import ABOUT, write_about, write_trials
+from pipeline.run_folder.study_folder import STUDY_FACTS, write_study_facts, write_trials
 from pipeline.search.optuna_search import Search, SearchPlan, name_run
 from pipeline.search.optuna_storage import build_sqlite_url, hide_password, list_run_trials, open_study, warm_start
 from pipeline.search.pbt import Population, check_space, draw_first_members, read_member_names
@@ -42,7 +42,7 @@ from pipeline.studies.cost import describe_cost
 from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import Budget
-from pipeline.training.prepared_run import prepare
+from pipeline.training.prepared_run import prepare_run
 
 SPACES = Path(__file__).parent / "spaces"
 ALGORITHMS = ("tpe", "random", "asha", "hyperband", "pbt")
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = Budget(1, None)
     if left:  # choose_concurrency may start a cluster
         budget = Budget(choose_concurrency(request.base, request.options.concurrent), request.options.hours)
-    write_about(request.folder, describe_search(request))
+    write_study_facts(request.folder, describe_search(request))
     for where in request.options.warm_start:
         print(warm_start(study, request.space, request.url, where, request.folder), flush=True)
     at_once = f"{budget.concurrent} at once" if left else "nothing is left to run"
@@ -206,10 +206,10 @@ def find_space(word: str, names: Sequence[str]) -> Path:
 
 def check_data(request: SearchRequest) -> dict[str, Any]:
     """Checks the data as the trials will, and returns the setting that all trials of the study share. Raises UserError."""
-    prepared = prepare(build_sample_config(request, 0.5))
+    prepared = prepare_run(build_sample_config(request, 0.5))
     for note in prepared.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
-    prepared.source.evaluated("validation")
+    prepared.source.evaluation_rows("validation")
     searched = request.space.distributions
     knobs = {key: value for key, value in flatten(request.base.result_knobs()).items() if key not in searched}
     protocol = request.base.evaluation
@@ -218,7 +218,7 @@ def check_data(request: SearchRequest) -> dict[str, Any]:
         **knobs, **extra, "space": dict(request.space.tree),
         "metric": request.plan.metric, "objectives": list(request.plan.objectives),
         "evaluation.clips": protocol.clips, "evaluation.crops": protocol.crops,
-        "manifest": prepared.run.prints.manifest, "labels": prepared.run.prints.labels,
+        "manifest": prepared.run.fingerprints.manifest, "labels": prepared.run.fingerprints.labels,
     }  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def describe_search(request: SearchRequest) -> dict[str, Any]:
 def dry_run(request: SearchRequest) -> int:
     """Prints what would be run."""
     setting = check_data(request)
-    there = (request.folder / ABOUT).is_file()
+    there = (request.folder / STUDY_FACTS).is_file()
     begun = list_run_trials(open_study(request.url, request.name, request.plan.directions, setting)) if there else []
     if request.options.algorithm == "pbt":
         members = draw_first_members(request.space, request.plan.trials, request.base.run.seed)

@@ -15,16 +15,16 @@ from pipeline.errors import UserError
 from pipeline.files.folder_lock import FolderNotWritable
 from pipeline.hardware import own_device
 from pipeline.lifecycle.overfit import overfit
-from pipeline.lifecycle.train_and_evaluate import complete, evaluated, reserve, train_up_to
+from pipeline.lifecycle.train_and_evaluate import complete_run, read_evaluation, reserve_resources, train_up_to
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import lock_run
 from pipeline.training import dry_run
 from pipeline.training.gpu_memory import check_training
-from pipeline.training.prepared_run import Prepared, prepare
+from pipeline.training.prepared_run import PreparedRun, prepare_run
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Builds the parser of the command's arguments."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     add_config(arguments)
     steps_help = "stop at step N; without it the command goes on"
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check everything, train what is missing, evaluate, say where the results are."""
+    """Checks everything, trains what is missing, evaluates, and prints where the results are."""
     options = parser().parse_intermixed_args(argv)
     config = load_config(options.config, options.overrides)
     if (options.dry_run or options.overfit) and (options.profile or options.max_steps):
@@ -51,30 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             lock.enter_context(lock_run(config))
         except FolderNotWritable:
-            if config.run_store is not None or not evaluated(done := prepare(config)):
+            if config.run_store is not None or not read_evaluation(prepared := prepare_run(config)):
                 raise
-            return _train(done, options)  # which only prints what is there
-        return _train(prepare(config), options)
+            return _train(prepared, options)  # which only prints what is there
+        return _train(prepare_run(config), options)
 
 
-def _train(prepared: Prepared, options: argparse.Namespace) -> int:
+def _train(prepared: PreparedRun, options: argparse.Namespace) -> int:
     config = prepared.run.config
     show_notes(prepared)
-    print(arithmetic(prepared), flush=True)
+    print(describe_plan(prepared), flush=True)
     if options.profile:
-        prepared = (prepared.up_to(options.max_steps) if options.max_steps else prepared).profiled()
+        prepared = (prepared.stop_at(options.max_steps) if options.max_steps else prepared).with_profile()
     if options.max_steps is not None and options.max_steps < config.train.steps:
-        return _part(prepared, options.max_steps)
-    if prepared.finished:
+        return _train_part(prepared, options.max_steps)
+    if prepared.is_finished:
         print(f"{config.run.name} is done: {config.train.steps} steps are trained", flush=True)
-    summary = complete(prepared)
+    summary = complete_run(prepared)
     accuracies = "  ".join(f"{name} {summary[name]['top1']:.1%}" for name in ("primary", "auxiliary", "mean"))
     print(f"test top-1 after step {summary['step']} on {summary['videos']} videos: {accuracies}")
     print(f"run folder: {prepared.run.folder}")
     return DONE
 
 
-def _part(prepared: Prepared, step: int) -> int:
+def _train_part(prepared: PreparedRun, step: int) -> int:
     reached = train_up_to(prepared, step)
     steps = prepared.run.config.train.steps
     print(f"at step {reached} of {steps}, with a checkpoint; the same command without --max-steps goes on")
@@ -83,33 +83,34 @@ def _part(prepared: Prepared, step: int) -> int:
 
 
 def _overfit(config: Config, videos: int) -> int:
-    verdict = overfit(config, videos)
-    print("\n".join(verdict.lines()))
-    return DONE if verdict.learned else FAILED
+    result = overfit(config, videos)
+    print("\n".join(result.format_lines()))
+    return DONE if result.has_learned else FAILED
 
 
 def _dry_run(config: Config) -> int:
-    with tempfile.TemporaryDirectory() as place:  # of an object store's run: another process may use its local copy now
+    with tempfile.TemporaryDirectory() as folder:  # of an object store's run: another process may use its local copy now
         if config.run_store is not None:
-            config = config.model_copy(update={"run": config.run.model_copy(update={"staging_path": place})})
-        return _show_dry_run(prepare(config, dry_run=True))
+            config = config.model_copy(update={"run": config.run.model_copy(update={"staging_path": folder})})
+        return _show_dry_run(prepare_run(config, dry_run=True))
 
 
-def _show_dry_run(prepared: Prepared) -> int:
+def _show_dry_run(prepared: PreparedRun) -> int:
     config = prepared.run.config
     show_notes(prepared)
-    print(arithmetic(prepared), flush=True)
-    print("\n".join(dry_run.arithmetic(prepared)))
-    print("\n".join(dry_run.shown(dry_run.memory(config, prepared.run.plan, prepared.run.num_classes))), flush=True)
+    print(describe_plan(prepared), flush=True)
+    print("\n".join(dry_run.describe_run(prepared)))
+    bytes_by_purpose = dry_run.estimate_memory(config, prepared.run.plan, prepared.run.num_classes)
+    print("\n".join(dry_run.format_memory(bytes_by_purpose)), flush=True)
     # last: where there is no GPU a run for one can be planned, and then says that there is none
-    reserved, resources = _reserved(prepared)
-    print(reserved, flush=True)
+    description, resources = _describe_resources(prepared)
+    print(description, flush=True)
     check_training(prepared.run, resources)
     return DONE
 
 
-def _reserved(prepared: Prepared) -> tuple[str, Resources | None]:
-    """What the run reserves of the cluster, if there is one. Raises UserError if it does not fit."""
+def _describe_resources(prepared: PreparedRun) -> tuple[str, Resources | None]:
+    """Describes what the run reserves of the cluster, and returns it if there is one. Raises UserError if it does not fit."""
     if prepared.run.config.scale.workers == 0:
         device = "GPU" if own_device(prepared.run.config).type == "cuda" else "CPU"
         return f"reserves: nothing, it runs in this process on the {device}", None
@@ -118,22 +119,22 @@ def _reserved(prepared: Prepared) -> tuple[str, Resources | None]:
     if not is_reachable():
         if not os.environ.get("RAY_ADDRESS"):
             own_device(prepared.run.config)
-        said = "reserves: no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
-        return said, None
-    resources = reserve(prepared.run.config)
+        description = "no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
+        return f"reserves: {description}", None
+    resources = reserve_resources(prepared.run.config)
     assert resources is not None
     worker = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.worker.items())
     return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}", resources
 
 
-def show_notes(prepared: Prepared) -> None:
-    """What the user should know before the run starts, on standard error."""
+def show_notes(prepared: PreparedRun) -> None:
+    """Prints on standard error what the user should know before the run starts."""
     for note in prepared.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def arithmetic(prepared: Prepared) -> str:
-    """The derived quantities of a run, before it starts."""
+def describe_plan(prepared: PreparedRun) -> str:
+    """Describes in a line what a run will do: its steps, videos and workers."""
     plan, config = prepared.run.plan, prepared.run.config
     videos = plan.rows_per_step * plan.slots
     return (

@@ -1,4 +1,4 @@
-"""Tensors of all workers together, with and without gradient. One process without workers is a group of one."""
+"""Combines the tensors of all workers, with and without gradient. A process without workers is a group of one."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ import torch
 import torch.distributed as dist
 
 
-def world() -> int:
-    """Number of workers."""
+def get_world_size() -> int:
+    """Returns the number of workers."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank() -> int:
-    """Number of this worker, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+def get_rank() -> int:
+    """Returns the number of this worker, from 0."""
+    return dist.get_rank() if get_world_size() > 1 else 0
 
 
 _rows_of: list[int] = []
-"""Rows of a step for each worker, if they differ: a fact of the process group, and kept beside it."""
+"""The rows of a step on each worker, if they differ; kept here because they belong to the process group, of which there is
+one."""
 
 
-def set_shares(rows: Sequence[int]) -> None:
-    """Say how many rows of a step each worker has; without this they are taken to have equally many."""
+def set_worker_rows(rows: Sequence[int]) -> None:
+    """Sets how many rows of a step each worker has; until then they are taken to have equally many."""
     _rows_of[:] = rows if len(set(rows)) > 1 else []
 
 
-def sizes(count: int) -> list[int]:
-    """How many of something each worker has, when this one has ``count`` of them: in proportion to their rows."""
+def count_on_workers(count: int) -> list[int]:
+    """Computes how many of something each worker has if this one has ``count`` of them, in proportion to their rows."""
     if not _rows_of:
-        return [count] * world()
-    assert len(_rows_of) == world() and count % _rows_of[rank()] == 0
-    return [count // _rows_of[rank()] * rows for rows in _rows_of]
+        return [count] * get_world_size()
+    assert len(_rows_of) == get_world_size() and count % _rows_of[get_rank()] == 0
+    return [count // _rows_of[get_rank()] * rows for rows in _rows_of]
 
 
 @torch.no_grad()
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """[n, ...] of each worker -> [sum of n, ...] in order of rank, without gradient."""
-    if world() == 1:
+    """Concatenates the workers' [n, ...] to [sum of n, ...] in order of rank, without gradient."""
+    if get_world_size() == 1:
         return tensor.detach()
-    counts = sizes(len(tensor))
+    counts = count_on_workers(len(tensor))
     sent = tensor.detach().contiguous()
     if len(tensor) < max(counts):  # collectives want equal sizes
         sent = torch.cat([sent, sent.new_zeros((max(counts) - len(tensor), *tensor.shape[1:]))])
@@ -51,17 +52,20 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_with_gradient(features: torch.Tensor) -> torch.Tensor:
-    """The same with gradient: that of a worker's own part is the sum over all workers' losses, so that DDP's mean over
-    workers of what it computes from the whole equals one worker with the whole batch, if each loss counts by its rows."""
-    return features if world() == 1 else _Gather.apply(features)
+    """Concatenates as ``gather`` does, with gradient.
+
+    The gradient of a worker's own part is the sum over all workers' losses. So if each loss counts by the worker's rows, DDP's
+    mean of gradients over workers equals the gradient of one worker that has the whole batch.
+    """
+    return features if get_world_size() == 1 else _Gather.apply(features)
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose gradient is the sum over workers; torch.distributed.nn's own is deprecated since torch 2.14."""
+    """An all-gather whose gradient is the sum over workers; that of torch.distributed.nn is deprecated since torch 2.14."""
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
-        ctx.counts = sizes(len(features))
+        ctx.counts = count_on_workers(len(features))
         return gather(features)
 
     @staticmethod

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipeline.config import load_config
-from pipeline.evaluation.metrics import Labels, mean_scores, summarize
+from pipeline.evaluation.metrics import Labels, average_students, summarize
 from pipeline.manifest.schema import SCHEMA, Manifest, write_manifest
 
 CLASSES = ("down", "left", "right", "up")
@@ -89,7 +89,7 @@ def save_predictions(
         logits[np.arange(len(labels)), labels] += margin
         exp = np.exp(logits)
         scores[student] = exp / exp.sum(axis=1, keepdims=True)
-    scores["mean"] = mean_scores(scores["primary"], scores["auxiliary"])
+    scores["mean"] = average_students(scores["primary"], scores["auxiliary"])
     columns: dict[str, Any] = {"id": names, "uri": names, "class": [classes[label] for label in labels]}
     columns["label"] = pa.array(labels, pa.int32())
     columns |= {name: pa.array(list(values.astype(np.float32)), pa.list_(pa.float32())) for name, values in scores.items()}

@@ -39,7 +39,7 @@ def write_scores(folder: Path, hidden: torch.Tensor, scores: dict[str, torch.Ten
     batch = Batch(torch.arange(len(hidden)), torch.arange(len(hidden))[:, None].repeat(1, 2), both, clips, clips)
     log = ScoreLog(1, folder, rank=0, step=0)
     for step in range(1, steps + 1):
-        rest = log.take(step, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
+        rest = log.keep(step, {"loss": torch.tensor(1.0), **{f"scores/{name}": value for name, value in scores.items()}}, batch)
         assert list(rest) == ["loss"]
     log.write(steps)
 

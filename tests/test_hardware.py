@@ -23,7 +23,7 @@ from pipeline.clips.plan import Plan
 from pipeline.config import Config, TrainSection, load_config
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware, _warn_of_cudnn, check_compiler, check_hardware, own_device, read_hardware, set_switches
-from pipeline.training.dry_run import memory
+from pipeline.training.dry_run import estimate_memory
 from pipeline.training.gpu_memory import check_memory
 
 OLD_DRIVER = Hardware(problem="The NVIDIA driver on your system is too old (found version 11040)", unusable_gpu=True)
@@ -258,7 +258,7 @@ def test_what_is_named_fits_by_the_estimate_of_the_dry_run(monkeypatch: pytest.M
     tried: list[int] = []
 
     def estimate(one: Config) -> int:
-        tried.append(sum(memory(one, plan, 101).values()))
+        tried.append(sum(estimate_memory(one, plan, 101).values()))
         return tried[-1]
 
     with pytest.raises(UserError, match=r"it fits with train\.activation_checkpointing=true \(") as refused:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.run_folder.contents import score_parts
+from pipeline.run_folder.contents import list_score_files
 
 STUDENTS = ("primary", "auxiliary")
 LABELERS = (*STUDENTS, "mean")
@@ -101,7 +101,7 @@ def divide(part: Any, whole: Any) -> Floats:
 def read_saved_scores(folder: Path) -> tuple[SavedScores | None, list[str]]:
     """Reads the scores that a run saved (None if there are none), and describes the files that cannot be read."""
     parts, problems = [], []
-    for path in score_parts(folder):
+    for path in list_score_files(folder):
         try:
             parts.append(_summarize_scores(pq.read_table(path)))
         except FileNotFoundError:

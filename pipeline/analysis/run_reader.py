@@ -23,7 +23,7 @@ import yaml
 from pipeline.config import MonitorSection, parse_config, with_new_names
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
-from pipeline.training.monitoring.failure_signatures import Finding, find
+from pipeline.training.monitoring.failure_signatures import Finding, find_signatures
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
 OTHER_DATA = "evaluation_on_*.json"
@@ -113,7 +113,8 @@ class RunRecord:
         classes = self.facts.get("classes") or self.evaluation.get("classes") or ()
         own = {key.removeprefix("monitors."): value for key, value in self.config.items() if key.startswith("monitors.")}
         try:
-            return tuple(find(self.lines, MonitorSection.model_validate(own), len(classes))) if len(classes) > 1 else ()
+            limits = MonitorSection.model_validate(own)
+            return tuple(find_signatures(self.lines, limits, len(classes))) if len(classes) > 1 else ()
         except (TypeError, ValueError):  # limits or lines of another version
             return ()
 

@@ -15,7 +15,7 @@ from pipeline.bench.decode import VIDEOS, Job, planned_jobs
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips
 from pipeline.clips.sampling import describe_clip
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare.resized_copies import CopyTask, make_copy
@@ -89,7 +89,7 @@ def _copied(jobs: Sequence[Job], side: int, decode_size: int, folder: Path) -> K
     return Kind([replace(job, video=copies[job.video]) for job in jobs], decode_size, seconds)
 
 
-def _decode(kind: Kind, source: Source) -> float:
+def _decode(kind: Kind, source: VideoSource) -> float:
     begun = time.process_time()
     for job in kind.jobs:
         decode_clips(job.video, job.moment, job.window, source.clips, kind.decode_size)

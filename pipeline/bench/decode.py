@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.bench.figures import ratio
 from pipeline.clips.decode import Video, decode_clips, scaled_size
-from pipeline.clips.isolated_decode import Guard
-from pipeline.clips.sampling import Moment, clip_times, constant_rate, describe_clip, frame_indices, moment_of
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.isolated_decode import IsolatedDecoder
+from pipeline.clips.sampling import Moment, compute_clip_times, compute_frame_starts, describe_clip, find_frames, select_moment
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
 from pipeline.files import storage
@@ -45,7 +45,7 @@ def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str
     """
     source, _ = open_source(config)
     jobs = planned_jobs(source, "bench decode", "decord", videos)
-    guard = Guard(ProcessLimits())
+    guard = IsolatedDecoder(ProcessLimits())
     work = _work(source.clips, source.size, guard)
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
@@ -75,7 +75,7 @@ def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str
     }
 
 
-def planned_jobs(source: Source, name: str, decoder: str | None = None, videos: int = VIDEOS) -> list[Job]:
+def planned_jobs(source: VideoSource, name: str, decoder: str | None = None, videos: int = VIDEOS) -> list[Job]:
     """Unlabeled videos of the first rows of the plan, for the benchmark of this name; only those that ``decoder`` decodes
     (to what decord decodes all ways of decoding are open). Raises UserError if there are none."""
     pool = source.plan
@@ -85,7 +85,7 @@ def planned_jobs(source: Source, name: str, decoder: str | None = None, videos: 
     for row in range(VIDEOS):
         (moments,), windows = source.moments(np.array([row]))
         for slot in range(1, pool.slots):
-            video = source.video(int(pool.videos([row])[0, slot]))
+            video = source.describe_video(int(pool.videos([row])[0, slot]))
             if decoder in (None, video.decoder) and len(jobs) < videos:
                 jobs.append(Job(video, moments[slot], float(windows[0, slot])))
     if not jobs:
@@ -94,7 +94,7 @@ def planned_jobs(source: Source, name: str, decoder: str | None = None, videos: 
     return jobs
 
 
-def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], Any]]:
+def _work(clips: Clips, size: int, guard: IsolatedDecoder) -> dict[str, Callable[[Job], Any]]:
     out = [np.zeros((clip.frames, size, size, 3), np.uint8) for clip in clips]
     indices: dict[Video, VideoIndex] = {}
 
@@ -104,7 +104,7 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
     def students(job: Job, opens: int) -> None:
         for student, clip in enumerate(clips):
             for _ in range(opens):
-                decode_clips(job.video, moment_of(job.moment, student), job.window, [clip], size)
+                decode_clips(job.video, select_moment(job.moment, student), job.window, [clip], size)
 
     def native(job: Job) -> None:
         once(job, side=min(job.video.width, job.video.height))
@@ -118,7 +118,7 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
         "once": once,
         "an open per view": partial(students, opens=2),  # weak and strong
         "an open per student": partial(students, opens=1),
-        "once, isolated": lambda job: guard.decode(job.video, job.moment, job.window, clips, size, out),
+        "once, isolated": lambda job: guard.decode_clips(job.video, job.moment, job.window, clips, size, out),
         "once, native size": native,
         "once, frame by frame": partial(_frame_by_frame, clips=clips, size=size),
         "open alone": lambda job: decord.VideoReader(storage.open_for_decoder(job.video.location), num_threads=1),
@@ -129,9 +129,9 @@ def _work(clips: Clips, size: int, guard: Guard) -> dict[str, Callable[[Job], An
 
 
 def _wanted(job: Job, clips: Sequence[ClipSection], moment: Moment) -> list[int]:
-    starts = constant_rate(job.video.frames, job.video.fps)
-    times = clip_times(moment, job.video.start, job.video.end, clips)
-    return [int(place) for place in np.unique(np.concatenate([frame_indices(t, starts) for t in times]))]
+    starts = compute_frame_starts(job.video.frames, job.video.fps)
+    times = compute_clip_times(moment, job.video.start, job.video.end, clips)
+    return [int(place) for place in np.unique(np.concatenate([find_frames(t, starts) for t in times]))]
 
 
 def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
@@ -139,14 +139,14 @@ def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
     width, height = scaled_size(job.video.width, job.video.height, size)
     reader = decord.VideoReader(storage.open_for_decoder(job.video.location), width=width, height=height, num_threads=1)
     for student, clip in enumerate(clips):
-        for place in _wanted(job, [clip], moment_of(job.moment, student)):
+        for place in _wanted(job, [clip], select_moment(job.moment, student)):
             reader[place].asnumpy()
 
 
 def _index(video: Video) -> VideoIndex:
     with open_container(storage.open_for_decoder(video.location)) as container:
         index = index_by_packets(container, find_video_stream(container))
-    return index or VideoIndex(constant_rate(video.frames, video.fps), ())
+    return index or VideoIndex(compute_frame_starts(video.frames, video.fps), ())
 
 
 def _read_exact(job: Job, clips: Clips, size: int, index: VideoIndex, seek: bool) -> None:

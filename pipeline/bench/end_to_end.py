@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
 from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
-from pipeline.clips.plan import shares, worker_rows
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.plan import share_rows, worker_rows
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.hardware import own_device
 from pipeline.processes.allocator import keep_freed_memory
@@ -31,7 +31,7 @@ from pipeline.ray_cluster.resources import check_rows_per_worker
 from pipeline.run_folder.contents import read_metrics
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.gpu_memory import check_training
-from pipeline.training.in_process import fit_here
+from pipeline.training.in_process import fit_in_process
 
 LINES = 16
 """Of metrics in the steps that are timed: the first quarter is start-up."""
@@ -89,7 +89,7 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         prepared = prepared_alone(config, folder, steps + more, every, config.scale.workers)
         if config.scale.workers == 0:
-            fit_here(prepared)
+            fit_in_process(prepared)
         else:
             # scale.workers=0 works where Ray is not installed
             from pipeline.ray_cluster.connect import check_cluster, connect_to_one_node
@@ -176,8 +176,8 @@ def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Re
         return ready
     backend = "nccl" if ready.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}/meeting", rank=rank, world_size=workers)
-    place = replace(ready.place, rank=rank, parts=[list(shares(rows, workers))])
-    return replace(ready, place=place, wrapped=DistributedDataParallel(ready.state.method))
+    context = replace(ready.context, rank=rank, part_rows=[list(share_rows(rows, workers))])
+    return replace(ready, context=context, wrapped=DistributedDataParallel(ready.state.method))
 
 
 def _decode(tree: str, steps: int, part: int, parts: int) -> None:
@@ -185,9 +185,9 @@ def _decode(tree: str, steps: int, part: int, parts: int) -> None:
     source = _source(tree)
     rows = np.arange(part, steps * source.plan.rows_per_step, parts)
     for start in range(0, len(rows), source.plan.rows_per_step):
-        source.rows(rows[start : start + source.plan.rows_per_step])
+        source.decode_rows(rows[start : start + source.plan.rows_per_step])
 
 
 @cache
-def _source(tree: str) -> Source:
+def _source(tree: str) -> VideoSource:
     return open_source(for_bench(Config.model_validate_json(tree), 1))[0]

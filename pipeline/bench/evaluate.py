@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from pipeline.bench.figures import ratio
 from pipeline.clips.sampling import Moment, describe_clip
-from pipeline.clips.source import Clips, Columns, Source, open_source
+from pipeline.clips.source import Clips, Columns, VideoSource, open_source
 from pipeline.config import Config
-from pipeline.evaluation.predict import score_here
-from pipeline.evaluation.protocol import clip_moments, view_grid
+from pipeline.evaluation.predict import score_in_process
+from pipeline.evaluation.protocol import compute_clip_moments, view_grid
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.processes.isolation import count_cores
@@ -30,20 +30,20 @@ EVALUATED = 50
 
 
 @dataclass(frozen=True)
-class CountedSource(Source):
+class CountedSource(VideoSource):
     """Notes every pass over a file."""
 
     passes: list[int] = field(default_factory=list)
 
-    def clip(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
+    def decode_clips(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
         """As ever."""
         self.passes.append(video)
-        super().clip(video, moment, crop_position, out)
+        super().decode_clips(video, moment, crop_position, out)
 
-    def frames(self, video: int, moments: Any) -> Any:
+    def decode_frames(self, video: int, moments: Any) -> Any:
         """As ever."""
         self.passes.append(video)
-        return super().frames(video, moments)
+        return super().decode_frames(video, moments)
 
 
 def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[
     data = config.data.model_copy(update={"isolate_decoder": False})
     config = config.model_copy(update={"data": data})
     opened, _ = open_source(config)
-    videos = opened.evaluated(config.evaluation.split)[:most]
+    videos = opened.evaluation_rows(config.evaluation.split)[:most]
     source = CountedSource(**{name: value for name, value in vars(opened).items() if name != "columns"})
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         scorer = _scorer(config, len(source.manifest.classes), Path(folder) / "model.safetensors")
-    moments = clip_moments(config.evaluation.clips)
+    moments = compute_clip_moments(config.evaluation.clips)
     work: dict[str, Callable[[Ints], list[Columns]]] = {
         "a decode a view": lambda rows: _view_by_view(source, config, scorer, rows),
-        "a decode a video": lambda rows: score_here(source, scorer, rows, moments),
+        "a decode a video": lambda rows: score_in_process(source, scorer, rows, moments),
     }
     found, decodes = {}, {}
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -108,11 +108,11 @@ def _scorer(config: Config, classes: int, path: Path) -> Scorer:
     return Scorer(config.model_dump(mode="json"), classes, str(path))
 
 
-def _view_by_view(source: Source, config: Config, scorer: Scorer, rows: Ints) -> list[Columns]:
+def _view_by_view(source: VideoSource, config: Config, scorer: Scorer, rows: Ints) -> list[Columns]:
     videos, moments, windows = view_grid(rows, config.evaluation.clips, config.evaluation.crops)
     blocks = [slice(start, start + scorer.batch) for start in range(0, len(videos), scorer.batch)]
 
     def decode(block: slice) -> Columns:
-        return source.views(videos[block], moments[block], windows[block])
+        return source.decode_views(videos[block], moments[block], windows[block])
 
     return list(map(scorer, map_ahead(decode, blocks, ahead=count_cores())))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.bench.peers.requests import RowViews, views_per_step
 from pipeline.bench.peers.svformer_loader import make_views as make_views_of_pictures
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.hardware import own_device
 from pipeline.methods import make_views
@@ -57,7 +57,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def stream_views_rate(source: Source, config: Config, cpus: float) -> float:
+def stream_views_rate(source: VideoSource, config: Config, cpus: float) -> float:
     """Videos per second of the stream and one consumer that makes their views."""
     (shard,) = ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     device = own_device(config).type
@@ -80,7 +80,7 @@ def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) ->
     return times
 
 
-def loader_rate(source: Source, config: Config, steps: int) -> float:
+def loader_rate(source: VideoSource, config: Config, steps: int) -> float:
     """Videos per second of the DataLoader."""
     data = RowViews(source, config, steps * source.plan.rows_per_step, make_views_of_pictures)
     loader: Any = DataLoader(

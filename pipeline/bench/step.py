@@ -19,10 +19,10 @@ from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_
 from pipeline.config import Config
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.progress import progress
-from pipeline.training.checkpoints.background_writer import Writer
+from pipeline.training.checkpoints.background_writer import CheckpointWriter
 from pipeline.training.monitoring.metric_log import MetricLog
 from pipeline.training.monitoring.score_log import ScoreLog
-from pipeline.training.monitoring.tracking import Outlets
+from pipeline.training.monitoring.tracking import MetricSinks
 
 EVERY = 50
 """Steps between the checkpoints whose cost is told."""
@@ -123,7 +123,7 @@ def _checkpoint_seconds(ready: Ready, steps: int) -> float:
     """What ``steps`` steps take longer when a checkpoint is written beside the first of them, its end included."""
 
     def with_checkpoint() -> None:
-        with Writer(ready.prepared.run.folder, None, ready.config.train) as writer:
+        with CheckpointWriter(ready.prepared.run.folder, None, ready.config.train) as writer:
             writer.save(ready.state)
             _steps(ready, steps)
 
@@ -137,20 +137,19 @@ def _steps(ready: Ready, number: int) -> None:
 
 
 def _logging_seconds(ready: Ready) -> float:
-    """Of a step: adding its results, and its share of writing a line to all outlets and of the record of scores."""
+    """Measures of a step: adding its results, and its share of writing a line to all sinks and of the record of scores."""
     run, train = ready.prepared.run, ready.config.train
     results = ready.step()
-    log = MetricLog(ready.config, run.folder, run.plan, run.usable_videos, 0, 1, 0)
     scores = ScoreLog(train.save_scores_every, run.folder, 0, 0)
 
-    def line() -> None:
+    def write_line(log: MetricLog) -> None:
         for step in range(1, train.log_every + 1):
-            log.spent("data", 0.0)
-            log.spent("compute", 0.0)
-            log.add(scores.take(step, results, ready.batch), ready.batch)
+            log.add_seconds("data", 0.0)
+            log.add_seconds("compute", 0.0)
+            log.add(scores.keep(step, results, ready.batch), ready.batch)
         log.write(train.log_every)
 
-    with Outlets(ready.config, run.folder, run.num_classes, lambda line: None) as outlets:
-        log.outlets.append(outlets)
-        line()  # the first opens files
-        return _seconds(line) / train.log_every
+    with MetricSinks(ready.config, run.folder, run.num_classes, lambda line: None) as sinks:
+        log = MetricLog(ready.config, run.folder, run.plan, run.usable_videos, 0, 1, 0, sinks=[sinks])
+        write_line(log)  # the first opens files
+        return _seconds(partial(write_line, log)) / train.log_every

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
 from pipeline.clips.plan import BlockLayout, worker_rows
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import progress
@@ -62,7 +62,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def stream_rate(source: Source, config: Config, resources: Resources) -> tuple[float, float]:
+def stream_rate(source: VideoSource, config: Config, resources: Resources) -> tuple[float, float]:
     """(videos per second in the steady state, seconds to the first batch) of consumers that discard what they get.
 
     They run before the stream does, as train workers, which import torch and build networks before they ask for a batch.
@@ -83,7 +83,7 @@ class _Consumer:
         return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
-def floor_rate(source: Source, layout: BlockLayout) -> float:
+def floor_rate(source: VideoSource, layout: BlockLayout) -> float:
     """Videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         jobs = [(source, layout.last_step, worker) for worker in range(PROCESSES)]
@@ -91,9 +91,9 @@ def floor_rate(source: Source, layout: BlockLayout) -> float:
     return steady_rate(times, layout.share * source.plan.slots, layout)
 
 
-def _decode_all(source: Source, steps: int, worker: int) -> list[float]:
+def _decode_all(source: VideoSource, steps: int, worker: int) -> list[float]:
     times = []
     for rows in worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
-        source.rows(rows)
+        source.decode_rows(rows)
         times.append(time.time())
     return times

@@ -21,29 +21,29 @@ from pipeline.seeds import Ints
 from pipeline.stream.batches import to_batch
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
-from pipeline.training.model_options import equip
+from pipeline.training.model_options import apply_train_options
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.prepared_run import Prepared, prepare
-from pipeline.training.step import Place, Results, take_step
+from pipeline.training.prepared_run import PreparedRun, prepare_run
+from pipeline.training.step import Results, StepContext, take_step
 
 
 @dataclass(frozen=True)
 class Ready:
     """A run's state on its device, with the first step's clips and views there."""
 
-    prepared: Prepared
+    prepared: PreparedRun
     state: checkpoint.TrainState
     batch: Batch
     views: Views
     weights: LossWeights
-    place: Place
+    context: StepContext
     wrapped: Any
     """The method, or what makes it distributed."""
 
     @property
     def device(self) -> torch.device:
         """Where the step is computed."""
-        return self.place.device
+        return self.context.device
 
     @property
     def config(self) -> Config:
@@ -53,7 +53,7 @@ class Ready:
     def step(self, made: bool = False) -> Results:
         """A whole training step; with ``made`` its views were made beforehand."""
         views: Callable[..., Iterator[Views]] = (lambda *_, **__: iter([self.views])) if made else make_views_of_parts
-        return take_step(self.wrapped, self.state, self.batch, self.config, replace(self.place, views=views))
+        return take_step(self.wrapped, self.state, self.batch, self.config, replace(self.context, make_views=views))
 
     def bare(self, batch_norm: Any) -> None:
         """Forward and backward passes of the two networks on the step's views, which end in means instead of losses."""
@@ -69,7 +69,7 @@ class Ready:
         make_views(self.batch, self.config, self.config.run.seed, self.device, *wanted)
 
 
-def prepared_alone(config: Config, folder: str, steps: int, log_every: int | None = None, workers: int = 0) -> Prepared:
+def prepared_alone(config: Config, folder: str, steps: int, log_every: int | None = None, workers: int = 0) -> PreparedRun:
     """A run of its own in ``folder``, of as many ``workers`` (0: in this process), without trackers or clocks that would stop
     it; its unlabeled videos are trained from the first step on."""
     tree: dict[str, Any] = for_bench(config, steps).model_dump()
@@ -78,14 +78,14 @@ def prepared_alone(config: Config, folder: str, steps: int, log_every: int | Non
     tree["train"] |= {} if log_every is None else {"log_every": log_every}
     tree["tracking"] = {}
     tree["scale"] |= {"workers": workers, "min_workers": None}
-    prepared = prepare(Config.model_validate(tree))
+    prepared = prepare_run(Config.model_validate(tree))
     if workers == 0:
         check_training(prepared.run, None)
-    prepared.open()
+    prepared.create_folder()
     return prepared
 
 
-def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
+def ready_here(prepared: PreparedRun, rows: Ints | None = None) -> Ready:
     """On this process's device, with the clips of the first step, or of these ``rows`` of it."""
     run, config = prepared.run, prepared.run.config
     device = own_device(config)
@@ -93,18 +93,18 @@ def ready_here(prepared: Prepared, rows: Ints | None = None) -> Ready:
         torch.set_num_threads(config.scale.torch_threads)
     set_switches(config.train)
     torch.manual_seed(config.run.seed)
-    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train).to(device)
+    method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
-    state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
+    state = checkpoint.TrainState(method, method.students, optimizers, run.fingerprints.as_dict())
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(device.type)
     weights = loss_weights(config.method, 0)
     rows = worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
-    batch = to_batch(prepared.source.rows(rows), pin=device.type == "cuda")
+    batch = to_batch(prepared.source.decode_rows(rows), pin=device.type == "cuda")
     # in training they are sent while the step before is computed, which is no part of a step
     batch = replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in STUDENTS})
     views = make_views(batch, config, config.run.seed, device, weights.use_unlabeled, weights.use_strong)
-    return Ready(prepared, state, batch, views, weights, Place(0, device, 1.0), method)
+    return Ready(prepared, state, batch, views, weights, StepContext(0, device, 1.0), method)
 
 
 def free_memory() -> None:

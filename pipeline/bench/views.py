@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pipeline.bench.figures import ratio
-from pipeline.clips.modalities import Modality, check_modalities, derive
-from pipeline.clips.views import center_views, strong_views, weak_views
+from pipeline.clips.modalities import Modality, check_modalities, derive_modality
+from pipeline.clips.views import make_center_views, make_strong_views, make_weak_views
 from pipeline.config import Config, TimeSection
 from pipeline.hardware import own_device
 from pipeline.progress import progress
@@ -38,14 +38,14 @@ def bench_views(config: Config, repeats: int, at_once: int = VIEW_CLIPS) -> dict
     clip, size = config.primary.clip, config.data.decode_size
     clips = torch.randint(0, 256, (at_once, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
     seeds = list(range(at_once))
-    makers = {"weak": weak_views, "strong": strong_views}
+    makers = {"weak": make_weak_views, "strong": make_strong_views}
 
     def view(kind: str, strong: dict[str, Any], modality: Modality) -> torch.Tensor:
         section = config.views.model_copy(update={"strong": config.views.strong.model_copy(update=strong)})
-        return derive(makers[kind](clips, seeds, section, clip.size), modality)
+        return derive_modality(makers[kind](clips, seeds, section, clip.size), modality)
 
     check_modalities([modality for _, _, modality in VIEWS.values()])
-    work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: center_views(clips, clip.size)}
+    work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: make_center_views(clips, clip.size)}
     work |= {name: partial(view, *parts) for name, parts in VIEWS.items()}
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first one warms up

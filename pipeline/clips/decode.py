@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.clips.sampling import SLACK, Moment, clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import SLACK, Moment, compute_clip_times, compute_frame_starts, find_frames
 from pipeline.config import ClipSection
 from pipeline.files import storage
 from pipeline.seeds import Floats, Ints
@@ -47,8 +47,9 @@ def decode_clips(
 ) -> tuple[UInt8s, ...]:
     """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
-    ``moment`` places the clips in time (see ``clip_times``). The frames are cropped to a square, which ``crop_position`` places
-    along the longer side: 0 is left or top, 0.5 the center, 1 right or bottom. Raises DecodeError as ``decode_frames`` does.
+    ``moment`` places the clips in time (see ``compute_clip_times``). The frames are cropped to a square, which
+    ``crop_position`` places along the longer side: 0 is left or top, 0.5 the center, 1 right or bottom. Raises DecodeError as
+    ``decode_frames`` does.
     """
     frames_NHWC, shown = decode_frames(video, [moment], clips, size)
     left, top = crop_corner(crop_position, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
@@ -66,7 +67,7 @@ def decode_frames(
     without decoding all, a frame count that is not the manifest's.
     """
     width, height = scaled_size(video.width, video.height, size)
-    times = [each for moment in moments for each in clip_times(moment, video.start, video.end, clips)]
+    times = [each for moment in moments for each in compute_clip_times(moment, video.start, video.end, clips)]
     try:
         frames_NHWC, starts, wanted = READERS[video.decoder](video, times, width, height)
     except DecodeError:
@@ -75,7 +76,7 @@ def decode_frames(
         raise DecodeError(f"{type(error).__name__}: {summarize_error(error)}") from None
     if frames_NHWC.shape[1:] != (height, width, 3):
         raise DecodeError(f"frames of {frames_NHWC.shape[2]}x{frames_NHWC.shape[1]} where {width}x{height} were asked for")
-    shown = [np.searchsorted(wanted, frame_indices(each, starts)) for each in times]
+    shown = [np.searchsorted(wanted, find_frames(each, starts)) for each in times]
     return frames_NHWC, tuple(np.stack(shown[student :: len(clips)]) for student in range(len(clips)))
 
 
@@ -95,7 +96,7 @@ Frames = tuple[UInt8s, Floats, Ints]
 
 
 def _union(times: Sequence[Floats], starts: Floats) -> Ints:
-    return np.unique(np.concatenate([frame_indices(t, starts) for t in times]))
+    return np.unique(np.concatenate([find_frames(t, starts) for t in times]))
 
 
 def _check_count(count: int, video: Video) -> None:
@@ -120,7 +121,7 @@ def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int)
         starts = np.asarray(reader.get_frame_timestamp(range(video.frames)), dtype=np.float64)[:, 0]
         starts = starts - starts[0]
     else:
-        starts = constant_rate(video.frames, video.fps)
+        starts = compute_frame_starts(video.frames, video.fps)
     wanted = _union(times, starts)
     return reader.get_batch(wanted).asnumpy(), starts, wanted
 
@@ -134,7 +135,7 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
         _check_count(len(index.times), video)
     elif video.variable_fps:
         return _read_by_frame_times(source, video, times, width, height)
-    starts = index.times if index and video.variable_fps else constant_rate(video.frames, video.fps)
+    starts = index.times if index and video.variable_fps else compute_frame_starts(video.frames, video.fps)
     wanted = _union(times, starts)
     index = index or VideoIndex(starts, ())
     frames = read_frames(source, index, wanted.tolist(), FrameConverter(width, height))
@@ -170,7 +171,7 @@ def _read_by_frame_times(
 def _read_images(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
     names = image_sequence.list_images(video.location)
     _check_count(len(names), video)
-    starts = constant_rate(video.frames, video.fps)
+    starts = compute_frame_starts(video.frames, video.fps)
     wanted = _union(times, starts)
     return np.stack([image_sequence.read_image(names[image], width, height) for image in wanted.tolist()]), starts, wanted
 

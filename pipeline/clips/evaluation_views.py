@@ -1,5 +1,5 @@
-"""Test views, K clips x C crops of a video, from one pass over its file: frames are decoded and kept once, and views are cut
-from them on the device that computes."""
+"""Makes test views, K clips x C crops of a video, from one pass over its file: each frame is decoded and kept once, and the
+views are cropped on the device that computes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 import torch
 
 from pipeline.clips.decode import DecodeError, UInt8s, crop_corner
-from pipeline.clips.source import Columns, Source
+from pipeline.clips.source import Columns, VideoSource
 from pipeline.seeds import Floats, Ints
 
 STUDENTS = ("primary", "auxiliary")
 
 
-def decode_videos(source: Source, videos: Ints, moments: Floats) -> Columns:
-    """Decode V videos once each, for their clips at all K ``moments``.
+def decode_videos(source: VideoSource, videos: Ints, moments: Floats) -> Columns:
+    """Decodes V videos once each, for their clips at all K ``moments`` (0 to 1).
 
-    ``video`` [V]; ``pixels`` [bytes] uint8, all videos' frames one after the other, of the ``shape`` [V, 3] frames, height and
-    width; ``primary`` and ``auxiliary`` [V, K, T], which of its video's frames each clip shows; ``reason`` [V K], "" or why a
-    clip could not be decoded.
+    Returns ``video`` [V]; ``pixels`` uint8 [bytes], all videos' frames one after the other; ``shape`` [V, 3], each video's
+    number of frames, height and width; ``primary`` and ``auxiliary`` [V, K, T], which of its video's frames each clip shows;
+    and ``reason`` [V K], why a clip could not be decoded, or "".
     """
-    decoded = [_decode(source, int(video), moments) for video in videos]
+    decoded = [_decode_video(source, int(video), moments) for video in videos]
     pixels = [frames.reshape(-1) for frames, _, _ in decoded]
     return {
         "video": np.asarray(videos, dtype=np.int64),
@@ -34,31 +34,31 @@ def decode_videos(source: Source, videos: Ints, moments: Floats) -> Columns:
     }
 
 
-def _decode(source: Source, video: int, moments: Floats) -> tuple[UInt8s, tuple[Ints, ...], list[str]]:
-    """Frames [N, H, W, 3], which of them each student's K clips show, and K reasons.
+def _decode_video(source: VideoSource, video: int, moments: Floats) -> tuple[UInt8s, tuple[Ints, ...], list[str]]:
+    """Decodes frames [N, H, W, 3]; also returns which of them each student's K clips show, and K reasons.
 
-    What fails in one pass is tried clip by clip: a file damaged at its end keeps the clips before, and a decoder's limits of
-    time and memory are for one clip.
+    If it fails in one pass, it is tried clip by clip: of a file that is damaged at its end the earlier clips are kept, and a
+    decoder's limits of time and memory are meant for one clip.
     """
     try:
-        frames_NHWC, shown = source.frames(video, moments.tolist())
+        frames_NHWC, shown = source.decode_frames(video, moments.tolist())
         return frames_NHWC, shown, [""] * len(moments)
     except DecodeError:
         pass
     parts: list[UInt8s] = []
     shown = tuple(np.zeros((len(moments), clip.frames), dtype=np.int64) for clip in source.clips)
     reasons = []
-    for number, moment in enumerate(moments.tolist()):
+    for index, moment in enumerate(moments.tolist()):
         try:
-            frames_NHWC, here = source.frames(video, [moment])
+            frames_NHWC, shown_here = source.decode_frames(video, [moment])
         except DecodeError as error:
             reasons.append(str(error) or "unknown")
             continue
         before = sum(map(len, parts))
         parts.append(frames_NHWC)
         reasons.append("")
-        for all_KT, one_KT in zip(shown, here, strict=True):
-            all_KT[number] = before + one_KT[0]
+        for all_KT, one_1T in zip(shown, shown_here, strict=True):
+            all_KT[index] = before + one_1T[0]
     return np.concatenate(parts) if parts else np.zeros((0, source.size, source.size, 3), np.uint8), shown, reasons
 
 
@@ -67,13 +67,13 @@ class VideoFrames:
     """One video of ``decode_videos``, on a device."""
 
     video: int
-    """Manifest row."""
+    """The manifest row."""
     reasons: tuple[str, ...]
-    """[K] "" or why this clip could not be decoded."""
+    """[K] why a clip could not be decoded, or ""."""
     frames: torch.Tensor
-    """uint8 [N, H, W, 3]."""
+    """uint8 [N, H, W, 3], each frame once."""
     shown: dict[str, torch.Tensor]
-    """[K, T] frames of each student's clips."""
+    """[K, T] which of the frames each student's clips show."""
 
     def crop(self, student: str, clip: int, crop_position: float, size: int) -> torch.Tensor:
         """Crops one clip to the square at ``crop_position`` (0..1) on the longer side; returns uint8 [T, size, size, 3]."""
@@ -89,12 +89,12 @@ class ViewBatch:
     videos: Ints
     """[n] manifest rows."""
     reasons: list[str]
-    """[n] "" or why a view is blank."""
+    """[n] why a view is blank, or ""."""
     clips: dict[str, torch.Tensor]
     """uint8 [n, T, size, size, 3] by student."""
 
 
-def to_tensors(columns: Columns, pin: bool = False) -> dict[str, torch.Tensor]:
+def convert_to_tensors(columns: Columns, pin: bool = False) -> dict[str, torch.Tensor]:
     """Converts those columns of ``decode_videos`` that go to the device to tensors.
 
     They are copied only if ``pin`` asks for page-locked memory or the arrays are read-only.
@@ -111,8 +111,8 @@ def to_tensors(columns: Columns, pin: bool = False) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def unpack(columns: Columns, tensors: dict[str, torch.Tensor], device: torch.device) -> Iterator[VideoFrames]:
-    """Yields the videos of ``decode_videos`` on ``device``; ``tensors`` is what ``to_tensors`` returned for ``columns``."""
+def unpack_videos(columns: Columns, tensors: dict[str, torch.Tensor], device: torch.device) -> Iterator[VideoFrames]:
+    """Yields the videos of ``decode_videos`` on ``device``; ``tensors`` are those of ``convert_to_tensors`` for ``columns``."""
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     shapes = columns["shape"].tolist()
     lengths = [number * height * width * 3 for number, height, width in shapes]

@@ -1,8 +1,7 @@
-"""Decoding where it can do no harm: in child processes with a time and a memory limit, kept from clip to clip.
+"""Decodes in child processes that have a time and a memory limit, and are kept from clip to clip.
 
-A decoder that hangs, crashes or leaks costs its process, not the decode task: Ray would start that task again for ever,
-on the same video. Clips come back by shared memory and are copied from there to their place in the block, so that the
-way costs one copy in the child.
+A decoder that hangs, crashes or leaks ends its process, not the decode task, which Ray would start again for ever on the same
+video. Clips come back in shared memory and are copied from there into the block, so that isolation costs one copy more.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from pipeline.config import ClipSection
 from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits
 from pipeline.seeds import Ints
 
-MAX_KNOWN = 10_000
-"""Videos that are remembered as lost."""
+MAX_REMEMBERED = 10_000
+"""How many videos are remembered as impossible to decode."""
 
 
-class Guard:
-    """As many decoding processes as threads call at once."""
+class IsolatedDecoder:
+    """Decodes in child processes: as many as threads call at the same time."""
 
     def __init__(self, limits: ProcessLimits) -> None:
         self.limits = limits
@@ -34,44 +33,46 @@ class Guard:
         self._lost: dict[Video, str] = {}
         self._lock = threading.Lock()
 
-    def decode(
+    def decode_clips(
         self, video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int, out: Sequence[UInt8s]
     ) -> None:
-        """``decode_clips`` in a child, into ``out``. Raises DecodeError, also for a hang, a crash and too much memory.
+        """Calls ``decode_clips`` in a child, and copies the clips into ``out``.
+
+        Raises DecodeError, also after a hang, a crash, or too much memory.
 
         Videos that hang or crash are remembered, so that a hang costs its time limit once in a process and not once an epoch.
         """
-        with self._result(decode_clips, video, moment, crop_position, clips, size) as result:
+        with self._call_child(decode_clips, video, moment, crop_position, clips, size) as result:
             for array, clip in zip(out, result, strict=True):
                 np.copyto(array, clip)
 
     def decode_frames(
         self, video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int
     ) -> tuple[UInt8s, tuple[Ints, ...]]:
-        """``decode_frames`` in a child. Raises DecodeError as ``decode`` does.
+        """Calls ``decode_frames`` in a child. Raises DecodeError as ``decode_clips`` does.
 
-        What hangs or crashes is remembered if it was a single moment: a pass over several ones says nothing of each.
+        A video that hangs or crashes is remembered only if there was a single moment: of several ones each alone may decode.
         """
-        with self._result(decode_frames, video, moments, clips, size, remember=len(moments) == 1) as (frames, shown):
+        with self._call_child(decode_frames, video, moments, clips, size, remember=len(moments) == 1) as (frames, shown):
             return frames.copy(), tuple(each.copy() for each in shown)
 
     @contextmanager
-    def _result(self, function: Callable[..., Any], video: Video, *words: Any, remember: bool = True) -> Iterator[Any]:
-        """``function(video, *words)``, in memory that is the child's. Raises DecodeError.
+    def _call_child(self, function: Callable[..., Any], video: Video, *arguments: Any, remember: bool = True) -> Iterator[Any]:
+        """Yields the result of ``function(video, *arguments)``, which lies in the child's memory. Raises DecodeError.
 
-        A crash is believed when it happens twice: the first may have been the kernel's choice on a machine without memory, or
-        the memory that videos before it had leaked.
+        A video is given up after its second crash: the first may have been the kernel's choice on a machine out of memory,
+        or caused by memory that earlier videos had leaked.
         """
         if video in self._lost:
             raise DecodeError(self._lost[video])
         with self._lock:
             child = self._idle.pop() if self._idle else ChildProcess(call, self.limits)
         try:
-            result = child.call(function, video, *words)
+            result = child.call(function, video, *arguments)
             if isinstance(result, ProcessFailure) and result.is_worth_retrying:
-                result = child.call(function, video, *words)
+                result = child.call(function, video, *arguments)
             if isinstance(result, ProcessFailure):
-                if remember and len(self._lost) < MAX_KNOWN:
+                if remember and len(self._lost) < MAX_REMEMBERED:
                     self._lost[video] = f"decoder: {result.reason}"
                 raise DecodeError(f"decoder: {result.reason}")
             yield result
@@ -81,11 +82,11 @@ class Guard:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a child runs: ``function`` comes by its name."""
+    """Calls ``function``; this is what a child runs, to which ``function`` is sent by its name."""
     return function(*arguments)
 
 
 @cache
-def guard(limits: ProcessLimits) -> Guard:
-    """This process's guard: its children live from block to block."""
-    return Guard(limits)
+def get_isolated_decoder(limits: ProcessLimits) -> IsolatedDecoder:
+    """Returns this process's decoder for these limits, whose children live on from block to block."""
+    return IsolatedDecoder(limits)

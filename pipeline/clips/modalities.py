@@ -1,4 +1,4 @@
-"""What networks see beside RGB, each as 3 channels made of a view's frames, [N, C, T, H, W] to the same shape.
+"""Computes what networks may see instead of RGB, as 3 channels made of a view's frames: [N, C, T, H, W] to the same shape.
 
 Made of the view and not of the decoded clip, so that a strong view's distortion is in its derived modality too (choice; MvPL
 and LTG do not say). T frames have T - 1 differences: the last one is repeated.
@@ -29,25 +29,25 @@ def check_modalities(names: Sequence[Modality]) -> None:
         raise UserError("optical_flow needs OpenCV: pip install 'actnetformer[flow]', or choose temporal_gradient")
 
 
-def derive(views_NCTHW: torch.Tensor, modality: Modality) -> torch.Tensor:
-    """The modality of normalized RGB views."""
+def derive_modality(views_NCTHW: torch.Tensor, modality: Modality) -> torch.Tensor:
+    """Computes the modality of normalized RGB views."""
     if modality == "rgb":
         return views_NCTHW
-    return {"temporal_gradient": temporal_gradient, "optical_flow": optical_flow}[modality](views_NCTHW)
+    return {"temporal_gradient": compute_temporal_gradient, "optical_flow": compute_optical_flow}[modality](views_NCTHW)
 
 
-def temporal_gradient(views_NCTHW: torch.Tensor) -> torch.Tensor:
-    """Differences of neighboring frames, per color (LTG, Xiao et al. 2022); 0 for a single frame."""
+def compute_temporal_gradient(views_NCTHW: torch.Tensor) -> torch.Tensor:
+    """Computes the differences of neighboring frames, per color (LTG, Xiao et al. 2022); 0 for a single frame."""
     if views_NCTHW.shape[2] == 1:
         return torch.zeros_like(views_NCTHW)
     differences = views_NCTHW[:, :, 1:] - views_NCTHW[:, :, :-1]
     return torch.cat([differences, differences[:, :, -1:]], dim=2)
 
 
-def optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
-    """Motion to the next frame by DIS (Kroeger et al., ECCV 2016): x, y and length, in units of ``FULL_FLOW``.
+def compute_optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
+    """Computes the motion to the next frame by DIS (Kroeger et al., ECCV 2016): x, y and length, in units of ``FULL_FLOW``.
 
-    On the CPU, by OpenCV, whatever device the views are on.
+    OpenCV computes it on the CPU, whatever device the views are on.
     """
     if views_NCTHW.shape[2] == 1:
         return torch.zeros_like(views_NCTHW)
@@ -59,10 +59,10 @@ def optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def _clip_flow(frames_THW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """[T, H, W, 2] in pixels."""
+    """Computes [T, H, W, 2], the motion in pixels."""
     import cv2  # an optional extra
 
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     nothing: Any = None  # no flow to start from
-    flows = [dis.calc(one, other, nothing) for one, other in pairwise(frames_THW)]
+    flows = [dis.calc(frame, following, nothing) for frame, following in pairwise(frames_THW)]
     return np.stack([*flows, flows[-1]])

@@ -1,4 +1,5 @@
-"""How pixels become the students' numbers."""
+"""The constants by which pixel values 0..1 are normalized."""
 
 MEAN, STD = 0.45, 0.225
-"""Of all channels, as SlowFast's; what lies outside the window and erased squares take the mean, 0 after normalization."""
+"""Mean and standard deviation of every channel, as SlowFast has them. Erased squares, and what lies outside the decoded square,
+take the mean, which normalization makes 0."""

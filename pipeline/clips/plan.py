@@ -57,11 +57,11 @@ class Plan:
         rows = np.asarray(rows, dtype=np.int64)
         labeled = np.full((len(rows), 1), -1)
         if len(self.labeled):
-            labeled = _cycle(self.labeled, rows[:, None], self.seed, "labeled")
+            labeled = _pick_from_cycle(self.labeled, rows[:, None], self.seed, "labeled")
         if not self.unlabeled_per_labeled:
             return labeled
         positions = rows[:, None] * self.unlabeled_per_labeled + np.arange(self.unlabeled_per_labeled)
-        return np.concatenate([labeled, _cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
+        return np.concatenate([labeled, _pick_from_cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
 
     def moments(self, rows: npt.ArrayLike) -> Floats:
         """Maps [B] run rows to [B, S, 3] numbers in [0, 1): where in time the clips lie, where on the frame's longer side the
@@ -86,7 +86,7 @@ class Plan:
         return row * mu / len(self.unlabeled) if mu else row / len(self.labeled)
 
 
-def _cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
+def _pick_from_cycle(pool: Ints, positions: Ints, seed: int, name: str) -> Ints:
     """Returns the item at each position of an endless chain of permutations of ``pool``."""
     epochs, indices = np.divmod(positions, len(pool))
     return np.asarray(pool[permute(indices, len(pool), seed, name, epochs)])
@@ -147,12 +147,12 @@ class BlockLayout:
 
 def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
     """Maps [N] steps to [N, share] run rows: those that one worker trains on at each step."""
-    counts = shares(rows_per_step, workers)
+    counts = share_rows(rows_per_step, workers)
     starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
     return np.asarray(starts + np.arange(counts[worker]))
 
 
-def shares(rows_per_step: int, workers: int) -> list[int]:
+def share_rows(rows_per_step: int, workers: int) -> list[int]:
     """Returns how many rows of a step each worker has. Where they cannot be equal, the first workers have one more.
 
     ``workers`` must be from 1 to ``rows_per_step``.
@@ -163,4 +163,4 @@ def shares(rows_per_step: int, workers: int) -> list[int]:
 
 def largest_share(rows_per_step: int, workers: int) -> int:
     """Returns how many rows of a step the first worker has; the others have as many, or one less."""
-    return shares(rows_per_step, workers)[0]
+    return share_rows(rows_per_step, workers)[0]

@@ -1,4 +1,4 @@
-"""RandAugment's operations (Cubuk et al., 2020), as torchvision defines them, for a batch of clips instead of an image.
+"""RandAugment's operations (Cubuk et al., 2020) as torchvision defines them, for a batch of clips instead of one image.
 
 Each clip of a batch has a value of its own, and all are changed by the same few operator calls. Only elementwise operators,
 minima, maxima and sums of integers are used: their results do not depend on how many clips are computed together, on the
@@ -15,8 +15,8 @@ import torch
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 CLIP = (1, 3, 4)
-"""Dimensions of a channel's pixels in clips [N, T, C, H, W]: what is measured is the clip, or frames would be changed
-differently."""
+"""The dimensions of a channel's pixels in clips [N, T, C, H, W]. Statistics are those of a whole clip: by frame, the frames of
+a clip would be changed differently."""
 
 
 def _rotate(share: float) -> Matrix:
@@ -41,12 +41,13 @@ def _translate_y(share: float) -> Matrix:
 
 
 class Appearance(NamedTuple):
-    """An operation on pixels."""
+    """An operation that changes pixels but moves none."""
 
     value: Callable[[float], float]
-    """From a strength in -1..1 to what ``change`` is given."""
+    """Maps a strength in -1..1 to the value that ``change`` takes."""
     change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """(clips [N, T, C, H, W] in 0..1, which it may overwrite; values [N, 1, 1, 1, 1]) -> changed clips, as large, in 0..1."""
+    """Changes clips [N, T, C, H, W] in 0..1, which it may overwrite, by values [N, 1, 1, 1, 1]; the result has the same shape
+    and range."""
 
 
 def _factor(share: float) -> float:
@@ -54,14 +55,14 @@ def _factor(share: float) -> float:
 
 
 def _gray(clips: torch.Tensor, white: float = 1) -> torch.Tensor:
-    """[N, T, 1, H, W] in 0..``white``: the luma of torchvision's ``rgb_to_grayscale``."""
+    """Computes the luma of torchvision's ``rgb_to_grayscale``, [N, T, 1, H, W] in 0..``white``."""
     red, green, blue = clips.split(1, dim=2)
     gray: torch.Tensor = red.mul(0.2989 * white).add_(green, alpha=0.587 * white).add_(blue, alpha=0.114 * white)
     return gray
 
 
 def _blend(clips: torch.Tensor, others: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """``factor`` of the clips and the rest of others, in place."""
+    """Blends in place: ``factors`` of the clips, and the rest of ``others``."""
     return clips.sub_(others).mul_(factors).add_(others)
 
 
@@ -82,7 +83,8 @@ def _contrast(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def _sharpness(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Towards or away from a mean over 3 x 3 pixels that counts the middle five times; the frame's border stays."""
+    """Moves pixels towards or away from a mean over 3 x 3 of them that counts the middle five times; the frame's border
+    stays."""
     height, width = clips.shape[-2:]
     if height < 3 or width < 3:
         return clips
@@ -103,7 +105,8 @@ def _posterize(clips: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 def _autocontrast(clips: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Each channel's darkest pixel of the clip becomes 0 and its brightest 1; a channel of one brightness stays."""
+    """Stretches each channel of a clip so that its darkest pixel is 0 and its brightest 1; a channel of one brightness
+    stays."""
     darkest, brightest = clips.amin(dim=CLIP, keepdim=True), clips.amax(dim=CLIP, keepdim=True)
     flat = darkest == brightest
     span = (brightest - darkest).masked_fill_(flat, 1)
@@ -111,8 +114,8 @@ def _autocontrast(clips: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def _equalize(clips: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Each channel's histogram of 256 levels is flattened, by Pillow's integer arithmetic; a channel that has too few
-    pixels beside its brightest level stays as its 256 levels show it."""
+    """Flattens each channel's histogram of 256 levels by Pillow's integer arithmetic; a channel that has too few pixels beside
+    its brightest level is only rounded to its 256 levels."""
     channels_NCTHW = clips.mul_(255.999).transpose(1, 2).to(torch.int64, memory_format=torch.contiguous_format)
     levels = channels_NCTHW.flatten(2)
     counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=clips.device)
@@ -128,7 +131,8 @@ def _equalize(clips: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 GEOMETRIC: dict[str, Callable[[float], Matrix]] = {
     "rotate": _rotate, "shear_x": _shear_x, "shear_y": _shear_y, "translate_x": _translate_x, "translate_y": _translate_y,
 }  # fmt: skip
-"""Operation -> [3, 3] map for a strength in -1..1; full strength is torchvision's RandAugment's (30 degrees, 0.3, 45 %)."""
+"""For each operation a function from a strength in -1..1 to a [3, 3] map. Full strength is that of torchvision's RandAugment
+(30 degrees, 0.3, 45 %)."""
 APPEARANCE: dict[str, Appearance] = {
     "brightness": Appearance(_factor, _brightness),
     "color": Appearance(_factor, _color),
@@ -139,7 +143,7 @@ APPEARANCE: dict[str, Appearance] = {
     "autocontrast": Appearance(abs, _autocontrast),
     "equalize": Appearance(abs, _equalize),
 }
-"""Operation on pixels, by name."""
+"""The operations on pixels, by name."""
 IDENTITY = "identity"
 OPERATIONS = (IDENTITY, *APPEARANCE, *GEOMETRIC)
-"""All names; ``views.strong.without`` takes some out."""
+"""The names of all operations; ``views.strong.without`` takes some out."""

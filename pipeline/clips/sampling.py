@@ -1,4 +1,4 @@
-"""Frame sampling by time, not by frame number: 8 frames at 8 fps are the same seconds of a 25 and a 59.94 fps video."""
+"""Samples frames by time, not by frame number: 8 frames at 8 fps cover one second of a 25 and of a 59.94 fps video."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.config import ClipSection
 from pipeline.seeds import Floats, Ints
 
 Moment = float | tuple[float | tuple[float, ...], ...]
-"""Where in time clips lie: a number from 0 to 1 for all students, or one for each. A clip of segments may have one for each of
-its frames."""
+"""Where in time clips lie: a number from 0 to 1 for all students, or one for each student. A clip of segments may have one for
+each of its frames."""
 SLACK = 1e-6
-"""Seconds by which a frame counts as earlier: 0.2 * 25 is 5.000000000000001 or 4.999999999999999, as it was computed."""
+"""Seconds by which frames count as earlier, because 0.2 * 25 may come out as 5.000000000000001 or 4.999999999999999."""
 
 
-def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
-    """Times in seconds of each student's frames, [T] each, ascending, between ``start`` and ``end`` of the video.
+def compute_clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
+    """Computes the times in seconds of each student's frames, [T] ascending, between ``start`` and ``end`` of the video.
 
     **Windows.** ``moment`` in [0, 1] places the longest window between ``start`` and ``end``: 0 begins at start, 1 ends at end.
     All windows are centered on it, unless there is a moment for each student: then each window is placed for itself. One that
@@ -31,23 +31,23 @@ def clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSec
     moments = moment if isinstance(moment, tuple) else (moment,) * len(clips)
     longest = max((clip.frames / clip.fps for clip in clips if clip.fps is not None), default=0.0)
     times = []
-    for one, clip in zip(moments, clips, strict=True):
+    for student_moment, clip in zip(moments, clips, strict=True):
         if clip.fps is None:
-            times.append(start + (np.arange(clip.frames) + np.asarray(one)) * ((end - start) / clip.frames))
+            times.append(start + (np.arange(clip.frames) + np.asarray(student_moment)) * ((end - start) / clip.frames))
         else:
-            assert not isinstance(one, tuple), "a window lies at one moment"
-            center = _center(one, start, end, clip.frames / clip.fps if isinstance(moment, tuple) else longest)
+            assert not isinstance(student_moment, tuple), "a window lies at one moment"
+            center = _center(student_moment, start, end, clip.frames / clip.fps if isinstance(moment, tuple) else longest)
             times.append(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps)
     return [np.asarray(np.clip(each, start, end - 2 * SLACK), dtype=np.float64) for each in times]
 
 
-def moment_of(moment: Moment, student: int) -> Moment:
-    """The moment of one student's clip alone."""
+def select_moment(moment: Moment, student: int) -> Moment:
+    """Selects the moment of one student's clip."""
     return (moment[student],) if isinstance(moment, tuple) else moment
 
 
 def describe_clip(clip: ClipSection) -> str:
-    """What a clip covers, for people."""
+    """Describes in words what a clip covers."""
     if clip.fps is None:
         return f"the whole video in {clip.frames} part{'s' * (clip.frames > 1)}, a frame of each"
     return f"{clip.frames} frame{'s' * (clip.frames > 1)} at {clip.fps:g} fps ({clip.frames / clip.fps:.3g} s)"
@@ -58,12 +58,13 @@ def _center(moment: float, start: float, end: float, length: float) -> float:
     return start + length / 2 + moment * slack if slack > 0 else (start + end) / 2
 
 
-def frame_indices(times: Floats, frame_starts: Floats) -> Ints:
-    """Index of the frame on screen at each time, given the sorted presentation times of all frames; ends are repeated."""
+def find_frames(times: Floats, frame_starts: Floats) -> Ints:
+    """Finds the index of the frame on screen at each time, given the sorted start times of all frames. Times before the first
+    and after the last frame show these."""
     indices = np.searchsorted(frame_starts, times + SLACK, side="right") - 1
     return np.asarray(np.clip(indices, 0, len(frame_starts) - 1), dtype=np.int64)
 
 
-def constant_rate(frames: int, fps: float) -> Floats:
-    """Presentation times of a constant frame rate, in seconds from the first frame."""
+def compute_frame_starts(frames: int, fps: float) -> Floats:
+    """Computes when each frame of a video of constant rate is first shown, in seconds from the first frame."""
     return np.asarray(np.arange(frames) / fps)

@@ -1,4 +1,4 @@
-"""Decodes the videos of run rows: decode tasks, threads and benchmarks all call the same ``Source.rows``."""
+"""Decodes the videos of run rows: decode tasks, threads and benchmarks all call the same ``VideoSource.decode_rows``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
-from pipeline.clips.isolated_decode import guard
+from pipeline.clips.isolated_decode import get_isolated_decoder
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection, Config
@@ -30,42 +30,46 @@ from pipeline.seeds import Floats, Ints
 
 Columns = dict[str, npt.NDArray[Any]]
 Clips = tuple[UInt8s, UInt8s]
-"""Primary's and auxiliary's."""
+"""The primary's and the auxiliary's clips."""
 MAX_SUBSTITUTES = 32
-"""Candidates for a slot before the run stops."""
+"""How many substitutes are tried for a slot before the run stops."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A manifest, a plan and what the students want to see; picklable: 8 bytes for each unlabeled video, and a small manifest's
-    table."""
+class VideoSource:
+    """The videos of a manifest, decoded as a plan and the students' clips ask for.
+
+    Pickled it has 8 bytes for each unlabeled video, and the table if the manifest is small.
+    """
 
     manifest: Manifest
     plan: Plan
     clips: tuple[ClipSection, ClipSection]
-    """Primary's and auxiliary's."""
+    """The primary's and the auxiliary's."""
     size: int
-    """data.decode_size."""
+    """The shorter side of decoded frames in pixels: data.decode_size."""
     held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    """Manifest rows of labeled training videos that are validated on."""
+    """Manifest rows of the labeled training videos that are kept for validation."""
     first_unlabeled_row: int = 0
     """Rows before it belong to steps that use no unlabeled videos: those slots are planned but neither decoded nor used."""
     own_moments: bool = False
     """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
     limits: ProcessLimits | None = None
-    """Of a decoder process for one video; None: videos are decoded in this process."""
+    """The limits of a decoder process for one video; None: videos are decoded in this process."""
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """``video_columns`` of the manifest."""
-        return video_columns(self.manifest)
+        """The manifest's columns by ``open_video_columns``."""
+        return open_video_columns(self.manifest)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "columns"}  # they are the manifest's
 
-    def planned_on(self, fingerprint: str) -> Self:
-        """Itself. Raises UserError if its manifest has not this fingerprint, that of the rows that are planned: a mapped one
-        is opened where a task runs, and may have been written again since."""
+    def check_fingerprint(self, fingerprint: str) -> Self:
+        """Returns itself, or raises UserError if its manifest has another fingerprint than the one that was planned with.
+
+        A mapped manifest is opened where a task runs, and may have been written again since.
+        """
         if self.manifest.fingerprint != fingerprint:
             raise UserError(
                 f"manifest {self.manifest.path} was written again while a command used it (fingerprint {fingerprint} before, "
@@ -73,29 +77,29 @@ class Source:
             )
         return self
 
-    def rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
-        """Decode [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
+    def decode_rows(self, rows: Ints, pool: Executor | None = None) -> Columns:
+        """Decodes [B] run rows: ``row`` [B], ``video`` and ``label`` [B, S], ``primary`` and ``auxiliary`` [B, S, T, H, W, 3].
 
-        Slots that are not used hold video and label -1 and blank clips, and so does a row -1, which stands for none.
+        Slots that are not used hold video and label -1 and blank clips, and so does a row of -1, which stands for no row.
         ``quarantined`` [B] holds a JSON list of the row's failed videos, ``seconds`` [B] the time that decoding took.
-        ``pool`` decodes videos in parallel threads.
+        Videos are decoded in the threads of ``pool``, if it is given.
         """
         planned, (moments, crop_positions) = self.plan.videos(np.maximum(rows, 0)), self.moments(np.maximum(rows, 0))
         shape = planned.shape
-        primary, auxiliary = self._blank(*shape)
+        primary, auxiliary = self._make_blank_clips(*shape)
         jobs = [
             (
                 int(row),
                 slot,
-                int(planned[b, slot]),
-                moments[b][slot],
-                crop_positions[b, slot],
-                (primary[b, slot], auxiliary[b, slot]),
+                int(planned[index, slot]),
+                moments[index][slot],
+                crop_positions[index, slot],
+                (primary[index, slot], auxiliary[index, slot]),
             )
-            for b, row in enumerate(rows)
+            for index, row in enumerate(rows)
             for slot in range(self.plan.slots)
         ]
-        slots = list((pool.map if pool else map)(lambda job: self._slot(*job), jobs))
+        slots = list((pool.map if pool else map)(lambda job: self._decode_slot(*job), jobs))
         videos = np.array([slot.video for slot in slots], dtype=np.int64).reshape(shape)
         labels = np.where(videos < 0, -1, self.columns["label"][np.maximum(videos, 0)]).astype(np.int64)
         failures = np.array([json.dumps(slot.failures) for slot in slots], dtype=object).reshape(shape)
@@ -105,7 +109,7 @@ class Source:
             "label": labels,
             "primary": primary,
             "auxiliary": auxiliary,
-            "quarantined": np.array([_join(row) for row in failures]),
+            "quarantined": np.array([_join_records(row) for row in failures]),
             "seconds": np.array([slot.seconds for slot in slots]).reshape(shape).sum(axis=1),
         }
 
@@ -122,21 +126,21 @@ class Source:
             for student, clip in enumerate(self.clips)
         ]
         moments: list[list[Moment]] = [
-            [tuple(tuple(one) if isinstance(one, list) else one for one in slot) for slot in zip(*row, strict=True)]
+            [tuple(tuple(m) if isinstance(m, list) else m for m in slot) for slot in zip(*row, strict=True)]
             for row in zip(*by_student, strict=True)
         ]
         return moments, drawn[:, :, 1]
 
-    def views(self, videos: Ints, moments: Floats, crop_positions: Floats) -> Columns:
-        """Decode [n] test views, each ``primary`` and ``auxiliary`` [n, T, H, W, 3]; ``reason`` [n] is "" or why it failed.
+    def decode_views(self, videos: Ints, moments: Floats, crop_positions: Floats) -> Columns:
+        """Decodes n test views: ``primary`` and ``auxiliary`` [n, T, H, W, 3], and ``reason`` [n], why a view failed, or "".
 
-        Every view opens its file: for several ones of a video, ``evaluation_views.decode_videos`` opens it once.
+        Every view opens its file; ``evaluation_views.decode_videos`` opens it once for several views of a video.
         """
-        primary, auxiliary = self._blank(len(videos))
+        primary, auxiliary = self._make_blank_clips(len(videos))
         reasons = []
         for index, (video, moment, crop_position) in enumerate(zip(videos, moments, crop_positions, strict=True)):
             try:
-                self.clip(int(video), float(moment), float(crop_position), (primary[index], auxiliary[index]))
+                self.decode_clips(int(video), float(moment), float(crop_position), (primary[index], auxiliary[index]))
                 reasons.append("")
             except DecodeError as error:
                 reasons.append(str(error) or "unknown")
@@ -147,22 +151,23 @@ class Source:
             "reason": np.array(reasons),
         }
 
-    def clip(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
+    def decode_clips(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
         """Decodes both students' clips of a video into ``out``, uint8 [T, H, W, 3]. Raises DecodeError, ``out`` unchanged."""
-        request = (self.video(video), moment, crop_position, self.clips, self.size)
+        request = (self.describe_video(video), moment, crop_position, self.clips, self.size)
         if self.limits is not None:
-            guard(self.limits).decode(*request, out)
+            get_isolated_decoder(self.limits).decode_clips(*request, out)
         else:
             for array, clip in zip(out, decode_clips(*request), strict=True):
                 np.copyto(array, clip)
 
-    def frames(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
-        """Frames of one video that both students' clips at these moments show, as ``decode_frames`` gives them."""
-        request = (self.video(video), moments, self.clips, self.size)
-        return guard(self.limits).decode_frames(*request) if self.limits is not None else decode_frames(*request)
+    def decode_frames(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
+        """Decodes the frames of a video that both students' clips at these moments show; returns what ``decode_frames``
+        returns."""
+        request = (self.describe_video(video), moments, self.clips, self.size)
+        return get_isolated_decoder(self.limits).decode_frames(*request) if self.limits is not None else decode_frames(*request)
 
-    def evaluated(self, split: str) -> Ints:
-        """Manifest rows of ``evaluation.split``. Raises UserError when there are none."""
+    def evaluation_rows(self, split: str) -> Ints:
+        """Returns the manifest rows of ``evaluation.split``. Raises UserError if there are none."""
         rows = self.manifest.usable_rows("test") if split == "test" else self.held_out
         if split == "validation" and len(rows) == 0:
             rows = self.manifest.usable_rows("val")
@@ -175,21 +180,21 @@ class Source:
             raise UserError(f"{self.manifest.path} has no usable video to evaluate in split {split!r}: {remedy}")
         return rows
 
-    def video(self, row: int) -> Video:
-        """The decoder's view of a manifest row."""
-        return video_at(self.manifest, self.columns, row)
+    def describe_video(self, row: int) -> Video:
+        """Returns what the decoder needs to know about the video of a manifest row."""
+        return describe_video(self.manifest, self.columns, row)
 
-    def _blank(self, *shape: int) -> Clips:
-        """Zeros of shape [..., T, H, W, 3] for each student: memory that the system gives when it is written to."""
-        one, other = (np.zeros((*shape, clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
-        return one, other
+    def _make_blank_clips(self, *shape: int) -> Clips:
+        """Makes zeros [..., T, H, W, 3] for each student, whose memory the system hands out as it is written to."""
+        primary, auxiliary = (np.zeros((*shape, clip.frames, self.size, self.size, 3), dtype=np.uint8) for clip in self.clips)
+        return primary, auxiliary
 
-    def _slot(self, row: int, slot: int, planned: int, moment: Moment, crop_position: float, out: Clips) -> _Slot:
-        """Decode into ``out`` the planned video, or its first substitute that decodes; failures are recorded."""
+    def _decode_slot(self, row: int, slot: int, planned: int, moment: Moment, crop_position: float, out: Clips) -> _DecodedSlot:
+        """Decodes into ``out`` the planned video, or its first substitute that can be decoded, and records failures."""
         failures: list[dict[str, object]] = []
         begun = time.perf_counter()
         if min(row, planned) < 0 or (slot > 0 and row < self.first_unlabeled_row):
-            return _Slot(-1, failures, 0.0)
+            return _DecodedSlot(-1, failures, 0.0)
         candidates = (self.plan.substitute(row, slot, attempt) for attempt in range(1, MAX_SUBSTITUTES + 1))
         tried: set[int] = set()
         for video in itertools.chain([planned], candidates):
@@ -198,8 +203,8 @@ class Source:
             if failures:
                 failures[-1]["replaced_by"] = video
             try:
-                self.clip(video, moment, float(crop_position), out)
-                return _Slot(video, failures, time.perf_counter() - begun)
+                self.decode_clips(video, moment, float(crop_position), out)
+                return _DecodedSlot(video, failures, time.perf_counter() - begun)
             except DecodeError as error:
                 tried.add(video)
                 uri = self.manifest.locate(video)
@@ -211,14 +216,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class _DecodedSlot:
     video: int
     failures: list[dict[str, object]]
     seconds: float
 
 
-def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[Source, LabelSubset]:
-    """Read the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them.
+def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[VideoSource, LabelSubset]:
+    """Opens the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them.
 
     Unlabeled videos are decoded from ``first_unlabeled_step`` on (see ``pipeline.methods.first_unlabeled_step``).
     """
@@ -236,7 +241,7 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[Source, 
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
     )
-    source = Source(
+    source = VideoSource(
         manifest=manifest,
         plan=plan,
         clips=(config.primary.clip, config.auxiliary.clip),
@@ -244,57 +249,57 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[Source, 
         held_out=labels.held_out,
         first_unlabeled_row=first_unlabeled_step * config.data.labeled_per_step,
         own_moments=config.data.moments == "own",
-        limits=_limits(config),
+        limits=_decoder_limits(config),
     )
     return source, labels
 
 
-def source_of_views(config: Config, manifest: Manifest, held_out: Ints | None = None) -> Source:
-    """A source of test views: evaluation and prediction need no labels, and nothing is planned on it."""
+def open_view_source(config: Config, manifest: Manifest, held_out: Ints | None = None) -> VideoSource:
+    """Opens a source of test views only, for evaluation and prediction: it needs no labels, and plans no rows."""
     nothing = np.empty(0, np.int64)
-    return Source(
+    return VideoSource(
         manifest=manifest,
         plan=Plan(np.array([-1]), nothing, 0, config.data.labeled_per_step, config.run.seed),  # -1: no video
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
         held_out=nothing if held_out is None else held_out,
-        limits=_limits(config),
+        limits=_decoder_limits(config),
     )
 
 
-def _limits(config: Config) -> ProcessLimits | None:
+def _decoder_limits(config: Config) -> ProcessLimits | None:
     if not config.data.isolate_decoder:
         return None
     return ProcessLimits(config.data.video_timeout_seconds, round(config.data.decoder_memory_mb * 2**20))
 
 
-def failures_of(columns: Columns) -> tuple[dict[str, object], ...]:
-    """Quarantine records of a decoded batch."""
+def read_quarantine_records(columns: Columns) -> tuple[dict[str, object], ...]:
+    """Reads the quarantine records of decoded rows."""
     return tuple(record for text in columns["quarantined"] for record in json.loads(text))
 
 
 class Column:
-    """A column of the manifest, read where it lies."""
+    """A column of the manifest, read without a copy."""
 
     def __init__(self, values: pa.ChunkedArray) -> None:
         self.values = values
 
     def __getitem__(self, row: Any) -> Any:
-        """The value of a row, NaN for null; or an array of the rows'."""
+        """Returns the value of a row, NaN for null; for an array of rows the array of their values."""
         if isinstance(row, np.ndarray):
-            return np.array([self[int(one)] for one in row.ravel()]).reshape(row.shape)
+            return np.array([self[int(index)] for index in row.ravel()]).reshape(row.shape)
         value = self.values[int(row)].as_py()
         return np.nan if value is None else value
 
 
-def video_columns(manifest: Manifest) -> dict[str, Column]:
-    """The manifest's columns that decoding needs, indexed by manifest row; nothing is copied."""
+def open_video_columns(manifest: Manifest) -> dict[str, Column]:
+    """Opens the manifest's columns that decoding needs, to be indexed by manifest row; nothing is copied."""
     names = ("start", "end", "frames", "fps", "variable_fps", "duration", "width", "height", "decoder", "label")
     return {name: Column(manifest.table.column(name)) for name in names}
 
 
-def video_at(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
-    """The decoder's view of a manifest row; ``columns`` are ``video_columns`` of the manifest."""
+def describe_video(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
+    """Returns what the decoder needs to know about a manifest row's video; ``columns`` are those of ``open_video_columns``."""
     start, end, duration = (columns[name][row] for name in ("start", "end", "duration"))
     return Video(
         location=manifest.locate(row),
@@ -309,5 +314,5 @@ def video_at(manifest: Manifest, columns: dict[str, Column], row: int) -> Video:
     )
 
 
-def _join(texts: Iterable[str]) -> str:
+def _join_records(texts: Iterable[str]) -> str:
     return json.dumps([record for text in texts for record in json.loads(text)])

@@ -1,4 +1,4 @@
-"""Small arrays that a step needs on the training device, brought there by one copy that nothing waits for."""
+"""Copies the small arrays that a step needs to the training device, by one copy that nothing waits for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy.typing as npt
 import torch
 
 Arrays = dict[str, npt.NDArray[Any]]
-"""int64 and float32, by name."""
+"""Arrays of int64 and float32, by name."""
 Tensors = dict[str, torch.Tensor]
 
 
-def upload(parts: Sequence[Arrays], device: torch.device) -> list[Tensors]:
-    """The arrays as tensors on ``device``: by one copy, from pinned memory to a GPU; on the CPU in the arrays' own memory."""
+def upload_arrays(parts: Sequence[Arrays], device: torch.device) -> list[Tensors]:
+    """Returns the arrays as tensors on ``device``: on a GPU by one copy from pinned memory, on the CPU in the arrays' own
+    memory."""
     if device.type == "cpu":
         return [{name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in parts]
     flat = [array for arrays in parts for array in arrays.values()]
@@ -27,9 +28,10 @@ def upload(parts: Sequence[Arrays], device: torch.device) -> list[Tensors]:
     if len(packed):
         np.concatenate([np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (*integers, *floats)],
                        out=packed.numpy())  # fmt: skip
-    there = packed.to(device, non_blocking=True)
-    found = {}
-    for arrays_of_type, memory in ((integers, there[:end].view(torch.int64)), (floats, there[end:].view(torch.float32))):
+    on_device = packed.to(device, non_blocking=True)
+    tensors = {}
+    halves = (integers, on_device[:end].view(torch.int64)), (floats, on_device[end:].view(torch.float32))
+    for arrays_of_type, memory in halves:
         for array, tensor in zip(arrays_of_type, memory.split([array.size for array in arrays_of_type]), strict=True):
-            found[id(array)] = tensor.view(array.shape)
-    return [{name: found[id(array)] for name, array in arrays.items()} for arrays in parts]
+            tensors[id(array)] = tensor.view(array.shape)
+    return [{name: tensors[id(array)] for name, array in arrays.items()} for arrays in parts]

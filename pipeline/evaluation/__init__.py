@@ -1,1 +1,1 @@
-"""Test videos to class scores and accuracies, by a trained run, in this process or on a cluster."""
+"""Computes class scores and accuracies of test videos by a trained run, in this process or on a cluster."""

@@ -1,4 +1,4 @@
-"""Predictions for files that no manifest lists: they are probed as ``prepare`` does, and go the way of test videos."""
+"""Predicts the classes of files that no manifest lists: they are probed as by jobs.prepare and scored like test videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.clips.source import Source
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.evaluation.predict import predict
@@ -27,18 +27,19 @@ from pipeline.video.probe import probe_files
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """What the students say of one file."""
+    """The students' class scores of one file."""
 
     file: str
     reason: str
-    """"" or why there are no scores."""
+    """Why there are no scores, or ""."""
     scores: dict[str, Floats]
-    """``primary``, ``auxiliary`` and their ``mean``: [K] softmax scores, averaged over views."""
+    """[K] softmax scores, averaged over views, of ``primary``, ``auxiliary`` and their ``mean``."""
 
 
-def list_files(files: Sequence[str], classes: Sequence[str]) -> Manifest:
-    """A manifest in memory of these files as test videos without labels. Raises UserError for a file named twice."""
-    uris = tuple(_uri(file) for file in files)
+def list_as_manifest(files: Sequence[str], classes: Sequence[str]) -> Manifest:
+    """Makes a manifest in memory that lists these files as test videos without labels. Raises UserError for a file named twice.
+    """
+    uris = tuple(_to_uri(file) for file in files)
     if twice := sorted({uri for uri in uris if uris.count(uri) > 1}):
         raise UserError("files are named twice:", list_first(twice))
     nothing = (None,) * len(uris)
@@ -49,32 +50,35 @@ def list_files(files: Sequence[str], classes: Sequence[str]) -> Manifest:
 
 
 def predict_files(
-    source: Source, config: Config, weights: Path, files: Sequence[str], resources: Resources | None
+    source: VideoSource, config: Config, weights: Path, files: Sequence[str], resources: Resources | None
 ) -> list[FilePrediction]:
-    """Scores of every file, by the run's test protocol, in the order given. Raises UserError if none can be used.
+    """Scores every file by the run's test protocol, and returns predictions in the order of ``files``.
 
-    ``source`` is the run's; of it the students' clips, the decode size and the limits are taken, and the class names.
+    The students' clips, the decode size, the limits and the class names are taken from ``source``, the run's. Raises UserError
+    if no file can be used.
     """
-    manifest = list_files(files, source.manifest.classes)
+    manifest = list_as_manifest(files, source.manifest.classes)
     reasons = {str(uri): str(reason) for uri, reason in zip(*_columns(manifest, "uri", "reason"), strict=True)}
     rows = manifest.usable_rows("test")
     scores: dict[int, dict[str, Floats]] = {}
     if len(rows):
-        here = replace(source, manifest=manifest)
-        columns = predict(here, config, weights, rows, resources)
+        file_source = replace(source, manifest=manifest)
+        columns = predict(file_source, config, weights, rows, resources)
         usable = columns["reason"] == ""
         for row, reason in zip(columns["video"].tolist(), columns["reason"].tolist(), strict=True):
             reasons[manifest.locate(row)] = reason
-        scores = _scores(columns["video"], {name: columns[name] for name in STUDENTS}, usable)
+        scores = _average_by_row(columns["video"], {name: columns[name] for name in STUDENTS}, usable)
     if not scores:
         raise UserError(f"none of the {len(files)} files can be used:", list_first([f"{k}: {v}" for k, v in reasons.items()]))
     by_uri = {manifest.locate(row): values for row, values in scores.items()}
-    uris = [_uri(file) for file in files]
-    said = [("" if uri in by_uri else reasons[uri], by_uri.get(uri, {})) for uri in uris]
-    return [FilePrediction(file, *one) for file, one in zip(files, said, strict=True)]
+    uris = [_to_uri(file) for file in files]
+    return [
+        FilePrediction(file, "" if uri in by_uri else reasons[uri], by_uri.get(uri, {}))
+        for file, uri in zip(files, uris, strict=True)
+    ]
 
 
-def _uri(file: str) -> str:
+def _to_uri(file: str) -> str:
     return file if "://" in file else str(Path(file).resolve())
 
 
@@ -82,23 +86,24 @@ def _columns(manifest: Manifest, *names: str) -> list[list[object]]:
     return [manifest.table[name].to_pylist() for name in names]
 
 
-def _scores(
+def _average_by_row(
     videos: Ints, views: dict[str, Floats], usable: np.ndarray[tuple[int], np.dtype[np.bool_]]
 ) -> dict[int, dict[str, Floats]]:
     averaged = {name: average_views(videos, scores_NK, usable) for name, scores_NK in views.items()}
     kept = averaged["primary"][0]
     values = {name: scores_VK for name, (_, scores_VK) in averaged.items()}
     values["mean"] = (values["primary"] + values["auxiliary"]) / 2
-    return {int(row): {name: scores_VK[place] for name, scores_VK in values.items()} for place, row in enumerate(kept)}
+    return {int(row): {name: scores_VK[index] for name, scores_VK in values.items()} for index, row in enumerate(kept)}
 
 
 def write_file_predictions(predictions: Sequence[FilePrediction], classes: Sequence[str], path: Path) -> None:
-    """Parquet: ``file``, ``reason``, ``class`` by the mean of both students, and each one's scores; null where none are."""
+    """Writes a Parquet file: ``file``, ``reason``, ``class`` by the mean of both students, and scores of each student and the
+    mean; null for files without scores."""
     rows = []
-    for one in predictions:
-        best = classes[int(one.scores["mean"].argmax())] if one.scores else None
-        scores = {name: one.scores[name].tolist() if one.scores else None for name in (*STUDENTS, "mean")}
-        rows.append({"file": one.file, "reason": one.reason, "class": best, **scores})
+    for prediction in predictions:
+        best = classes[int(prediction.scores["mean"].argmax())] if prediction.scores else None
+        scores = {name: prediction.scores[name].tolist() if prediction.scores else None for name in (*STUDENTS, "mean")}
+        rows.append({"file": prediction.file, "reason": prediction.reason, "class": best, **scores})
     kinds = {"file": pa.string(), "reason": pa.string(), "class": pa.string()}
     kinds |= {name: pa.list_(pa.float32()) for name in (*STUDENTS, "mean")}
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items()))), path)

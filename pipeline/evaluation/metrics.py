@@ -1,4 +1,4 @@
-"""From scores to numbers: top-1, per class, confusion, the mean of the students, mean and standard deviation.
+"""Computes accuracies from scores: top-1, per class, confusion, the students' mean; and mean and standard deviation.
 
 Everything here is numpy on N videos and K classes: ``labels`` is [N] int with -1 where the class is unknown,
 ``scores`` is [N, K] float (softmax probabilities in 0..1, averaged over the clips and crops of a video).
@@ -17,7 +17,7 @@ Scores = NDArray[np.floating[Any]]
 
 
 class MeanSd(NamedTuple):
-    """Mean and sample standard deviation of n values."""
+    """The mean and sample standard deviation of n values."""
 
     mean: float
     sd: float | None
@@ -26,9 +26,9 @@ class MeanSd(NamedTuple):
 
 
 def predicted_classes(scores: Scores) -> Labels:
-    """[N] int64, the class of the highest score (the lowest index among equals); -1 where a score is not finite.
+    """Finds [N] int64, the class of the highest score (the lowest index among equals), or -1 where a score is not finite.
 
-    A student that diverged gives NaN, whose argmax would be class 0 and now and then right; -1 never is.
+    A student that diverged gives NaN. Their argmax would be class 0, which is sometimes right; -1 never is.
     """
     assert scores.ndim == 2 and scores.shape[1] > 0, f"scores must be [N, K], got {scores.shape}"
     finite = np.isfinite(scores).all(axis=1)
@@ -36,34 +36,35 @@ def predicted_classes(scores: Scores) -> Labels:
 
 
 def top1(labels: Labels, predicted: Labels) -> float | None:
-    """Share in 0..1 of the labeled videos whose class was found; None when no video is labeled."""
+    """Computes the share in 0..1 of the labeled videos whose class was predicted; None if no video is labeled."""
     known = labels >= 0
     return float((labels[known] == predicted[known]).mean()) if known.any() else None
 
 
 def per_class_accuracy(labels: Labels, predicted: Labels, num_classes: int) -> list[float | None]:
-    """K shares in 0..1, of the videos of each class (recall); None for a class without a video."""
+    """Computes for each of K classes the share in 0..1 of its videos that was predicted (recall); None for a class without
+    any."""
     hits = np.bincount(labels[(labels >= 0) & (labels == predicted)], minlength=num_classes)
     totals = np.bincount(labels[labels >= 0], minlength=num_classes)
     return [float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
 def confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
-    """[K, K] int64 counts, row = true class, column = predicted class. Pairs with a -1 count nowhere."""
+    """Counts [K, K] int64 videos, row = true class, column = predicted class. Videos with a -1 count nowhere."""
     both = (labels >= 0) & (predicted >= 0)
     cells = labels[both] * num_classes + predicted[both]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
 
 
-def mean_scores(*scores: Scores) -> Scores:
-    """[N, K] mean of the students' softmax probabilities: each has one vote of weight 1, spread over the classes."""
+def average_students(*scores: Scores) -> Scores:
+    """Averages the students' softmax probabilities, [N, K] each, with equal weights."""
     assert scores and len({s.shape for s in scores}) == 1, f"shapes differ: {[s.shape for s in scores]}"
     mean: Scores = np.mean(np.stack(scores), axis=0)
     return mean
 
 
 def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[str]) -> dict[str, Any]:
-    """The content of evaluation.json but for the protocol (step, clips, crops), ready for ``json.dump``.
+    """Computes the content of evaluation.json without the protocol (step, clips, crops), ready for ``json.dump``.
 
     Args:
         labels: [N] class indices; -1 (unknown) counts nowhere.
@@ -76,7 +77,7 @@ def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[st
     """
     views = dict(scores)
     if "mean" not in views and {"primary", "auxiliary"} <= views.keys():
-        views["mean"] = mean_scores(views["primary"], views["auxiliary"])
+        views["mean"] = average_students(views["primary"], views["auxiliary"])
     summary: dict[str, Any] = {"videos": int((labels >= 0).sum()), "classes": list(classes)}
     for name, values in views.items():
         assert values.shape == (len(labels), len(classes)), f"{name}: {values.shape} for {len(labels)} x {len(classes)}"
@@ -87,7 +88,7 @@ def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[st
 
 
 def mean_and_sd(values: Sequence[float]) -> MeanSd:
-    """Mean and sample standard deviation (n - 1) of at least one value, in the values' unit."""
+    """Computes the mean and sample standard deviation (n - 1) of at least one value, in the values' unit."""
     assert len(values) > 0, "the mean of nothing is no number"
     array = np.asarray(values, dtype=np.float64)
     return MeanSd(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))

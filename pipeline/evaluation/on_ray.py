@@ -1,4 +1,4 @@
-"""Scores of views on a cluster: decode tasks, then scoring actors."""
+"""Scores views on a cluster: decode tasks, then scoring actors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import ray
 import ray.data
 
-from pipeline.clips.source import Columns, Source
+from pipeline.clips.source import Columns, VideoSource
 from pipeline.evaluation.scorer import Scorer
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
@@ -16,18 +16,18 @@ from pipeline.stream.on_ray import find_cause, ray_videos
 
 
 class BlockScorer(Scorer):
-    """The same of a block of the stream, which is a single row of Ray's."""
+    """A scorer of the stream's blocks, each of which is a single row to Ray."""
 
     def __call__(self, columns: Columns) -> Columns:
-        """Columns of ``decode_videos`` [1, ...] in, scores of all their views [1, n, ...] out."""
-        parts = list(self.score_videos([self.block({name: values[0] for name, values in columns.items()})]))
+        """Takes columns of ``decode_videos`` [1, ...], and returns scores of all their views [1, n, ...]."""
+        parts = list(self.score_videos([self.prepare_block({name: values[0] for name, values in columns.items()})]))
         return {name: np.concatenate([part[name] for part in parts])[None] for name in parts[0]}
 
 
 def score_on_ray(
-    source: Source, resources: Resources, scorer: tuple[Any, ...], videos: Ints, moments: Floats, size: int
+    source: VideoSource, resources: Resources, scorer: tuple[Any, ...], videos: Ints, moments: Floats, size: int
 ) -> list[Columns]:
-    """Scores of the videos' test views in their order, ``size`` videos a part; ``scorer`` are the arguments of ``Scorer``.
+    """Scores the videos' test views in their order, ``size`` videos a part; ``scorer`` are the arguments of ``Scorer``.
 
     Raises UserError where a decode task ended with one.
     """

@@ -1,1 +1,1 @@
-"""One run from its start to its accuracies, and a saved run opened again. What concerns many runs is in studies."""
+"""One run: trained and evaluated, checked by overfitting, or opened again from its folder. Many runs are in studies."""

@@ -1,4 +1,5 @@
-"""Can both students learn a handful of videos by heart? If not, something is broken that more videos would only hide."""
+"""Checks whether both students can overfit a handful of videos. If not, something is broken that more videos would only
+hide."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan
-from pipeline.clips.source import Columns, Source
+from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.scorer import Scorer
@@ -26,74 +27,75 @@ from pipeline.run_folder.contents import lock_run, read_metrics, read_run
 from pipeline.seeds import Ints
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import Prepared, prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import PreparedRun, prepare_run
 
 STEPS = 200
-"""At most; fewer with ``train.steps``."""
+"""How many steps are trained at most; ``train.steps`` may ask for fewer."""
 LEAST_ACCURACY, LARGEST_LOSS = 0.9, 0.5
-"""What counts as learned: this accuracy on the videos, and a loss below this share of guessing, ln K."""
+"""What counts as learned: this accuracy on the videos, and a loss below this share of that of guessing, ln K."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How far each student came, by name."""
+class OverfitResult:
+    """How well each student learned the videos, by student."""
 
     videos: int
     steps: int
     guessing: float
-    """Loss of guessing, ln K."""
+    """The loss of guessing, ln K."""
     first: dict[str, float]
-    """Supervised loss of the first line of metrics."""
+    """The supervised loss of the first line of metrics."""
     last: dict[str, float]
+    """The supervised loss of the last line of metrics."""
     accuracy: dict[str, float]
-    """On the very clips that were trained, 0..1."""
+    """The accuracy on the very clips that were trained, 0..1."""
 
     @property
-    def learned(self) -> bool:
-        """Whether both students did."""
-        return all(self._learned(name) for name in STUDENTS)
+    def has_learned(self) -> bool:
+        """Whether both students have learned the videos."""
+        return all(self._has_learned(name) for name in STUDENTS)
 
-    def _learned(self, name: str) -> bool:
+    def _has_learned(self, name: str) -> bool:
         return self.accuracy[name] >= LEAST_ACCURACY and self.last[name] <= LARGEST_LOSS * self.guessing
 
-    def lines(self) -> list[str]:
-        """For the terminal."""
+    def format_lines(self) -> list[str]:
+        """Formats the result for the terminal, a line for each student."""
         return [
             f"{name}: loss {self.first[name]:.3f} -> {self.last[name]:.3f} (guessing: {self.guessing:.3f}), "
             f"{self.accuracy[name]:.0%} of {self.videos} videos right after {self.steps} steps: "
-            + ("learned" if self._learned(name) else "NOT learned")
+            + ("learned" if self._has_learned(name) else "NOT learned")
             for name in STUDENTS
         ]
 
 
-def overfit(config: Config, videos: int) -> Verdict:
-    """Train on ``videos`` labeled videos alone, in this process, from the start; each is one clip, its middle at full size.
+def overfit(config: Config, videos: int) -> OverfitResult:
+    """Trains on ``videos`` labeled videos alone, in this process, from the start; of each only the clip in its middle.
 
-    Labels, students, optimizers and precision are the configuration's; there is no unlabeled video, augmentation, dropout or
-    smoothing. The run folder is NAME-overfit-N, and only that is replaced. Raises UserError.
+    Labels, students, optimizers and precision are the configuration's; there are no unlabeled videos, and no augmentation,
+    dropout or label smoothing. The run folder is NAME-overfit-N, which is replaced if it is there. Raises UserError.
     """
-    config = overfit_config(config, videos)
+    config = make_overfit_config(config, videos)
     own_device(config)  # raises before anything is replaced
     with lock_run(config):
         return _overfit(config, videos)
 
 
-def _overfit(config: Config, videos: int) -> Verdict:
-    _forget(config.run_folder)
-    prepared = prepare(config)
-    chosen = choose(prepared.source, videos)
+def _overfit(config: Config, videos: int) -> OverfitResult:
+    _clear_folder(config.run_folder)
+    prepared = prepare_run(config)
+    chosen = choose_videos(prepared.source, videos)
     plan = replace(prepared.run.plan, labeled=chosen)
     prepared = replace(prepared, run=replace(prepared.run, plan=plan), facts={**prepared.facts, "overfit": videos})
-    columns = _decoded(prepared.source, chosen)
+    columns = _decode_middles(prepared.source, chosen)
     check_training(prepared.run, None)
-    prepared.open()
-    fit_here(prepared, partial(_batches, plan, columns, prepared.run.config.train.steps))
-    return _verdict(prepared, columns)
+    prepared.create_folder()
+    fit_in_process(prepared, partial(_yield_batches, plan, columns, prepared.run.config.train.steps))
+    return _measure_result(prepared, columns)
 
 
-def overfit_config(config: Config, videos: int) -> Config:
-    """The same students without what keeps them from learning by heart."""
+def make_overfit_config(config: Config, videos: int) -> Config:
+    """Makes a configuration of the same students without what keeps them from overfitting."""
     tree: dict[str, Any] = config.model_dump()
     steps = min(config.train.steps, STEPS)
     tree["run"] |= {"name": f"{config.run.name}-overfit-{videos}", "storage_path": str(config.run_folder.parent)}
@@ -111,52 +113,52 @@ def overfit_config(config: Config, videos: int) -> Config:
     return Config.model_validate(tree)
 
 
-def _forget(folder: Path) -> None:
-    """Remove what an earlier check left: a change of the code is checked anew. Raises UserError for another run's folder."""
-    left = [path for path in folder.iterdir() if not is_lock_file(path)]
-    if left and "overfit" not in read_run(folder)[1]:
+def _clear_folder(folder: Path) -> None:
+    """Removes what an earlier check left, because the code may have changed. Raises UserError for another run's folder."""
+    paths = [path for path in folder.iterdir() if not is_lock_file(path)]
+    if paths and "overfit" not in read_run(folder)[1]:
         raise UserError(f"{folder} is another run's folder: choose another run.name")
-    for path in left:
+    for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def choose(source: Source, videos: int) -> Ints:
-    """Manifest rows: one of each class in turn, until there are enough. Raises UserError if there are too few."""
+def choose_videos(source: VideoSource, videos: int) -> Ints:
+    """Chooses manifest rows: one of each class in turn, until there are enough. Raises UserError if there are too few."""
     labeled = source.plan.labeled
     if not 2 <= videos <= len(labeled):
         raise UserError(f"--overfit {videos}: give 2 to {len(labeled)}, the labeled training videos")
     labels = source.columns["label"][labeled]
-    nth = np.array([np.count_nonzero(labels[:place] == label) for place, label in enumerate(labels)])
+    nth = np.array([np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)])
     return labeled[np.lexsort((labels, nth))[:videos]]
 
 
-def _decoded(source: Source, rows: Ints) -> Columns:
+def _decode_middles(source: VideoSource, rows: Ints) -> Columns:
     middle = np.full(len(rows), 0.5)
-    columns = source.views(rows, middle, middle)
+    columns = source.decode_views(rows, middle, middle)
     failed = [f"{source.manifest.locate(int(row))}: {why}" for row, why in zip(rows, columns["reason"], strict=True) if why]
     if failed:
         raise UserError("--overfit needs videos that can be decoded:", failed)
     return {**columns, "label": source.columns["label"][rows].astype(np.int64)}
 
 
-def _batches(plan: Plan, columns: Columns, steps: int, first_step: int) -> Iterator[Batch]:
-    """What the plan wants, of clips that were decoded once."""
-    place = {int(video): number for number, video in enumerate(columns["video"])}
+def _yield_batches(plan: Plan, columns: Columns, steps: int, first_step: int) -> Iterator[Batch]:
+    """Yields the plan's batches from ``first_step`` on, of clips that were decoded once."""
+    index_of = {int(video): index for index, video in enumerate(columns["video"])}
     for step in range(first_step, steps):
         rows = np.arange(step * plan.rows_per_step, (step + 1) * plan.rows_per_step)
         videos = plan.videos(rows)
-        here = [place[int(video)] for video in videos[:, 0]]
-        labels, primary, auxiliary = (torch.from_numpy(columns[name][here][:, None]) for name in ("label", *STUDENTS))
+        indices = [index_of[int(video)] for video in videos[:, 0]]
+        labels, primary, auxiliary = (torch.from_numpy(columns[name][indices][:, None]) for name in ("label", *STUDENTS))
         yield Batch(torch.from_numpy(rows), torch.from_numpy(videos), labels, primary, auxiliary)
 
 
-def _verdict(prepared: Prepared, columns: Columns) -> Verdict:
+def _measure_result(prepared: PreparedRun, columns: Columns) -> OverfitResult:
     run = prepared.run
-    newest, _ = checkpoint.newest(run.folder, run.store)
+    newest, _ = checkpoint.find_newest(run.folder, run.store)
     assert newest is not None
     scorer = Scorer(run.config.model_dump(mode="json"), run.num_classes, str(newest / "model.safetensors"))
     scores = scorer({name: columns[name] for name in ("video", "reason", *STUDENTS)})
     lines = read_metrics(run.folder)
     first, last = ({name: line[f"supervised_loss/{name}"] for name in STUDENTS} for line in (lines[0], lines[-1]))
     accuracy = {name: float((scores[name].argmax(axis=1) == columns["label"]).mean()) for name in STUDENTS}
-    return Verdict(len(columns["label"]), run.config.train.steps, math.log(run.num_classes), first, last, accuracy)
+    return OverfitResult(len(columns["label"]), run.config.train.steps, math.log(run.num_classes), first, last, accuracy)

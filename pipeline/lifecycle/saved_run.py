@@ -1,5 +1,5 @@
-"""A run folder opened for evaluation and prediction. What was learned is known from the folder alone: class names, clips,
-views and fingerprints. Data is compared with the fingerprints before anything is made of it."""
+"""Opens a run folder for evaluation and prediction. The folder alone says what was learned: class names, clips, views and
+fingerprints. Data is compared with the fingerprints before it is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.clips.source import Source, source_of_views
+from pipeline.clips.source import VideoSource, open_view_source
 from pipeline.config import Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.files import storage
@@ -21,7 +21,7 @@ from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
 from pipeline.manifest.verify import find_changed_files, sample_evenly
-from pipeline.run_folder.contents import Fingerprints, config_digest, read_run
+from pipeline.run_folder.contents import Fingerprints, compute_config_digest, read_run
 from pipeline.seeds import Ints
 from pipeline.training.checkpoints import checkpoint
 
@@ -35,50 +35,52 @@ class SavedRun:
     """As it was trained, the command's overrides applied; paths are absolute."""
     classes: tuple[str, ...]
     fingerprints: Fingerprints
-    """Of the configuration, manifest and labels that it was trained with."""
+    """Those of the configuration, manifest and labels that it was trained with."""
     videos: int
-    """Of the manifest that it was trained with."""
+    """The number of videos of the manifest that it was trained with."""
     weights: Path
+    """The checkpoint's file of weights."""
     step: int
+    """The checkpoint's step."""
     moved: bool = False
-    """Whether the command names another place of the manifest or of the videos than the run recorded."""
+    """Whether the command names another path of the manifest or of the videos than the run recorded."""
     note: str = ""
-    """What the user should know of where videos are looked for."""
+    """What the user should know about where videos are looked for; "" if there is nothing."""
 
 
 def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> SavedRun:
-    """Read a run folder; only keys that begin as one of ``allowed`` may be overridden. Raises UserError."""
+    """Opens a run folder. Only keys that begin with one of ``allowed`` may be overridden. Raises UserError."""
     folder = folder.expanduser().resolve()
     if foreign := [word for word in overrides if not word.startswith(tuple(allowed))]:
         keys = [f"{key}*" if key.endswith(".") else key.rstrip("=") for key in allowed]
         raise UserError(f"only {', '.join(keys)} can be overridden here:", foreign)
     trained, facts = read_run(folder)
-    classes, prints, videos = _known(facts, folder)
-    if facts.get("config_digest", "") != config_digest(folder) and trained.fingerprint() != prints.config:
+    classes, fingerprints, videos = _read_known(facts, folder)
+    if facts.get("config_digest", "") != compute_config_digest(folder) and trained.fingerprint() != fingerprints.config:
         raise UserError(
             f"{folder / 'config.yaml'} was changed after the run was made: its knobs are no longer those that were trained "
-            f"(fingerprint {trained.fingerprint()}, the run's is {prints.config}); put the earlier file back"
+            f"(fingerprint {trained.fingerprint()}, the run's is {fingerprints.config}); put the earlier file back"
         )
-    here = [f"run.storage_path={folder.parent}", f"run.name={folder.name}"]
+    own_place = [f"run.storage_path={folder.parent}", f"run.name={folder.name}"]
     config = override(trained.model_dump(mode="json"), overrides, source=f"{folder / 'config.yaml'} and the command line")
-    config = override(config.model_dump(mode="json"), here, source="run folder").with_absolute_paths()
-    newest, problems = checkpoint.newest(folder)
+    config = override(config.model_dump(mode="json"), own_place, source="run folder").with_absolute_paths()
+    newest, problems = checkpoint.find_newest(folder)
     if newest is None:
         raise UserError(f"{folder} has no whole checkpoint yet: run jobs.train first", problems)
     state = checkpoint.read_facts(newest)
-    if state["fingerprints"] != prints.as_dict():
+    if state["fingerprints"] != fingerprints.as_dict():
         raise UserError(f"{newest} is a checkpoint of another run (its fingerprints are not those of facts.json): remove it")
-    weights, moved, note = newest / checkpoint.FILES[0], _moved(trained, config), _kept_root(trained, config)
-    return SavedRun(folder, config, classes, prints, videos, weights, int(state["step"]), moved, note)
+    weights, moved, note = newest / checkpoint.FILES[0], _has_moved(trained, config), _note_kept_root(trained, config)
+    return SavedRun(folder, config, classes, fingerprints, videos, weights, int(state["step"]), moved, note)
 
 
-def _moved(trained: Config, now: Config) -> bool:
-    """Whether another place of the data is named than the run recorded."""
+def _has_moved(trained: Config, now: Config) -> bool:
+    """Returns whether another path of the data is named than the run recorded."""
     return (now.data.manifest, now.data.root) != (trained.data.manifest, trained.data.root)
 
 
-def _kept_root(trained: Config, now: Config) -> str:
-    """A note where the manifest moved and the run recorded a folder of its videos: that stays unless another one is named."""
+def _note_kept_root(trained: Config, now: Config) -> str:
+    """Returns a note if the manifest moved while the run's recorded folder of videos is still used, else ""."""
     root = now.data.root
     if root is None or root != trained.data.root or now.data.manifest == trained.data.manifest:
         return ""
@@ -86,52 +88,52 @@ def _kept_root(trained: Config, now: Config) -> str:
     return f"videos are looked for in data.root={root}, which the run recorded; {how}"
 
 
-def _known(facts: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], Fingerprints, int]:
+def _read_known(facts: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], Fingerprints, int]:
     try:
         classes = tuple(facts["classes"])
-        prints = Fingerprints(**facts["fingerprints"])
+        fingerprints = Fingerprints(**facts["fingerprints"])
         videos = int(facts["manifest"]["videos"])
         if not classes or not all(isinstance(name, str) for name in classes):
             raise ValueError("classes are no names")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'facts.json'} lacks what the run was trained with ({error}): restore it") from None
-    return classes, prints, videos
+    return classes, fingerprints, videos
 
 
 # -------------------------------------------------------------------------------------------------------------- data
 
 
-def source_of_files(run: SavedRun) -> Source:
-    """For prediction of any files: it knows the run's classes and clips, and lists no video."""
+def open_file_source(run: SavedRun) -> VideoSource:
+    """Opens a source for predictions of any files: it knows the run's classes and clips, and has no videos of its own."""
     nothing = Manifest(SCHEMA.empty_table(), run.classes, "", "no videos", "", str(run.folder / "facts.json"))
-    return source_of_views(run.config, nothing)
+    return open_view_source(run.config, nothing)
 
 
-def source_of_run(run: SavedRun) -> Source:
-    """The run's own data, wherever it lies now. Raises UserError if it is not what the run was trained with."""
-    manifest = _open(run)
+def open_run_source(run: SavedRun) -> VideoSource:
+    """Opens the run's own data, wherever it lies now. Raises UserError if it is not what the run was trained with."""
+    manifest = _open_manifest(run)
     if manifest.fingerprint != run.fingerprints.manifest:
         raise UserError(
             f"{manifest.path} is not the manifest that {run.folder.name} was trained with; put the earlier one back, say where "
             "it is now with data.manifest=FILE, or evaluate on this one on purpose with --other-data FILE:",
-            _differences(run.classes, run.fingerprints, run.videos, manifest),
+            _list_differences(run.classes, run.fingerprints, run.videos, manifest),
         )
     is_validation = run.config.evaluation.split == "validation"  # else no labels are needed, which may be gone
-    source = source_of_views(run.config, manifest, _held_out(run, manifest) if is_validation else None)
+    source = open_view_source(run.config, manifest, _find_held_out(run, manifest) if is_validation else None)
     if run.moved:
-        rows = sample_evenly(source.evaluated(run.config.evaluation.split))
+        rows = sample_evenly(source.evaluation_rows(run.config.evaluation.split))
         _check_files(manifest, rows, run.folder.name, "prepare these, and evaluate on them on purpose with --other-data FILE")
     return source
 
 
-def _check_files(manifest: Manifest, rows: Ints, name: str, otherwise: str) -> None:
-    """Raises UserError if files of these rows, where they are there, are not those that the run's manifest lists."""
+def _check_files(manifest: Manifest, rows: Ints, name: str, remedy: str) -> None:
+    """Raises UserError if existing files of these rows are not those that the run's manifest lists."""
     if other := find_changed_files(manifest, rows):
         what = f"{len(other)} of {len(rows)} compared files are not those of the manifest that {name} was trained with"
-        raise UserError(f"{what}; say with data.root=FOLDER where its videos are, or {otherwise}:", list_first(other))
+        raise UserError(f"{what}; say with data.root=FOLDER where its videos are, or {remedy}:", list_first(other))
 
 
-def _open(run: SavedRun) -> Manifest:
+def _open_manifest(run: SavedRun) -> Manifest:
     try:
         return open_manifest(run.config.data.manifest, run.config.data.root)
     except UserError as error:
@@ -139,31 +141,31 @@ def _open(run: SavedRun) -> Manifest:
 
 
 def check_inputs(config_file: Path, config: Config) -> str:
-    """A note on where videos are looked for, or ""; all of it only if the file is a run's own config.yaml.
+    """Returns a note on where videos are looked for, or "". Checks only if the file is the config.yaml of a run folder.
 
-    Raises UserError if ``config`` names other data than the run's.
+    Raises UserError if ``config`` names other data than the run was trained with.
     """
     if config_file.name != "config.yaml" or not (config_file.parent / "facts.json").is_file():
         return ""
     trained, facts = read_run(config_file.parent)
-    classes, prints, videos = _known(facts, config_file.parent)
+    classes, fingerprints, videos = _read_known(facts, config_file.parent)
     remedy = "say where it is now with data.manifest=FILE, and data.labels=FILE:"
     manifest = open_manifest(config.data.manifest, config.data.root)
-    if manifest.fingerprint != prints.manifest:
+    if manifest.fingerprint != fingerprints.manifest:
         what = f"{manifest.path} is not the manifest that {config_file.parent.name} was trained with"
-        raise UserError(f"{what}; {remedy}", _differences(classes, prints, videos, manifest))
+        raise UserError(f"{what}; {remedy}", _list_differences(classes, fingerprints, videos, manifest))
     labels = read_labels(config.labels_path, manifest)
-    if labels.fingerprint != prints.labels:
+    if labels.fingerprint != fingerprints.labels:
         what = f"{config.labels_path} is not the label subset that {config_file.parent.name} was trained with"
-        raise UserError(f"{what}; {remedy}", [f"fingerprint {labels.fingerprint}, the run's is {prints.labels}"])
+        raise UserError(f"{what}; {remedy}", [f"fingerprint {labels.fingerprint}, the run's is {fingerprints.labels}"])
     config = config.with_absolute_paths()
-    if _moved(trained, config):
+    if _has_moved(trained, config):
         _check_files(manifest, sample_evenly(manifest.training_rows()), config_file.parent.name, "put them back")
-    return _kept_root(trained, config)
+    return _note_kept_root(trained, config)
 
 
-def _differences(classes: tuple[str, ...], prints: Fingerprints, videos: int, manifest: Manifest) -> list[str]:
-    lines = [f"fingerprint {manifest.fingerprint}, the run's is {prints.manifest}"]
+def _list_differences(classes: tuple[str, ...], fingerprints: Fingerprints, videos: int, manifest: Manifest) -> list[str]:
+    lines = [f"fingerprint {manifest.fingerprint}, the run's is {fingerprints.manifest}"]
     count = manifest.table.num_rows
     lines += [f"{count} videos, the run's had {videos}"] if count != videos else []
     mine, theirs = set(classes), set(manifest.classes)
@@ -173,24 +175,25 @@ def _differences(classes: tuple[str, ...], prints: Fingerprints, videos: int, ma
         lines.append("the same classes in another order")
     if len(lines) == 1:
         lines.append("the same classes and number of videos: other files, splits or groups")
-    return [*lines, *_group_remedy(prints, manifest)] if mine == theirs else lines
+    return [*lines, *_find_group_remedy(fingerprints, manifest)] if mine == theirs else lines
 
 
-def _group_remedy(prints: Fingerprints, manifest: Manifest) -> list[str]:
-    """What to do where the manifest differs, or may differ, because jobs.prepare now takes groups from the names."""
+def _find_group_remedy(fingerprints: Fingerprints, manifest: Manifest) -> list[str]:
+    """Says what to do if the manifest differs, or may differ, because jobs.prepare now takes groups from the names."""
     table = manifest.table
     if table["group"].null_count == table.num_rows:
         return []
-    place = SCHEMA.get_field_index("group")
-    alone = table.set_column(place, SCHEMA.field("group"), pa.nulls(table.num_rows, pa.string()))
-    if compute_fingerprint(alone, manifest.classes) == prints.manifest:
+    column = SCHEMA.get_field_index("group")
+    ungrouped = table.set_column(column, SCHEMA.field("group"), pa.nulls(table.num_rows, pa.string()))
+    if compute_fingerprint(ungrouped, manifest.classes) == fingerprints.manifest:
         return ["only the groups differ, of which the run's had none: jobs.prepare ... --group none prepares it as it was"]
     remedy = "jobs.prepare ... --group none takes none from names, as earlier versions did"
     return [f"if this manifest took its groups from names, and the run's did not: {remedy}"]
 
 
-def _held_out(run: SavedRun, manifest: Manifest) -> Ints:
-    """Rows that the run's labels hold out. The labels are looked for where they were, and beside a manifest that moved."""
+def _find_held_out(run: SavedRun, manifest: Manifest) -> Ints:
+    """Finds the rows that the run's labels hold out. Labels are looked for where they were, and beside a manifest that
+    moved."""
     recorded = run.config.labels_path
     beside = str(Path(manifest.path).parent / Path(recorded).name) if not storage.is_remote(manifest.path) else recorded
     wrong = []
@@ -209,45 +212,45 @@ def _held_out(run: SavedRun, manifest: Manifest) -> Ints:
 
 @dataclass(frozen=True)
 class OtherData:
-    """Another data set, its labels those of the run's classes of the same names."""
+    """Another data set, whose labels are those of the run's classes of the same names."""
 
-    source: Source
+    source: VideoSource
     unknown: dict[str, int]
-    """Videos of the evaluated split by class, of classes that the run does not know: they count in no accuracy."""
+    """How many videos of the evaluated split each class has that the run does not know; they count in no accuracy."""
     known: int
-    """Videos of the split whose class the run knows."""
+    """How many videos of the split have a class that the run knows."""
 
 
-def source_of_other_data(run: SavedRun) -> OtherData:
-    """The manifest of ``run.config``, which is another than the run's, with labels by the run's classes of the same name.
+def open_other_data(run: SavedRun) -> OtherData:
+    """Opens the manifest of ``run.config``, which is not the run's own, with labels by the run's classes of the same name.
 
     Raises UserError if none of its videos is of a class that the run knows.
     """
-    manifest = _open(run)
+    manifest = _open_manifest(run)
     if manifest.fingerprint == run.fingerprints.manifest:
         raise UserError(f"{manifest.path} is the data that {run.folder.name} was trained with: say data.manifest= instead")
-    place = pc.index_in(manifest.table["class"], value_set=pa.array(run.classes, pa.string()))
-    labels = pc.fill_null(place, -1).cast(pa.int32())
+    index = pc.index_in(manifest.table["class"], value_set=pa.array(run.classes, pa.string()))
+    labels = pc.fill_null(index, -1).cast(pa.int32())
     column = SCHEMA.get_field_index("label")
     table = manifest.table.set_column(column, SCHEMA.field("label"), labels)
-    source = source_of_views(run.config, replace(manifest, table=table, classes=run.classes))
-    rows = source.evaluated(run.config.evaluation.split)
-    here = table.select(["class", "label"]).take(pa.array(rows))
-    known = np.asarray(here["label"]) >= 0
-    unknown = Counter(name for name in here["class"].filter(pa.array(~known)).to_pylist() if name is not None)
+    source = open_view_source(run.config, replace(manifest, table=table, classes=run.classes))
+    rows = source.evaluation_rows(run.config.evaluation.split)
+    split_table = table.select(["class", "label"]).take(pa.array(rows))
+    known = np.asarray(split_table["label"]) >= 0
+    unknown = Counter(name for name in split_table["class"].filter(pa.array(~known)).to_pylist() if name is not None)
     if not known.any():
         split = run.config.evaluation.split
         what = f"no {split} video of {manifest.path} is of a class that {run.folder.name} knows"
         remedy = "classes are matched by name: give the labels there the run's names, and prepare the data again"
         raise UserError(
-            f"{what}; {remedy}{_other_split(source, split)}:",
+            f"{what}; {remedy}{_suggest_other_split(source, split)}:",
             [f"of the run: {', '.join(list_first(run.classes))}", f"there: {', '.join(list_first(manifest.classes))}"],
         )
     return OtherData(source, dict(sorted(unknown.items())), int(known.sum()))
 
 
-def _other_split(source: Source, split: str) -> str:
-    """The remedy of evaluating the other split, if that has videos of known classes."""
+def _suggest_other_split(source: VideoSource, split: str) -> str:
+    """Suggests to evaluate the other split, if that has videos of known classes; else returns ""."""
     other = "validation" if split == "test" else "test"
     rows = source.manifest.usable_rows("test" if other == "test" else "val")
     count = int((np.asarray(source.manifest.table["label"].take(pa.array(rows))) >= 0).sum())

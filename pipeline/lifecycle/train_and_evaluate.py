@@ -1,4 +1,4 @@
-"""One ordinary run: to its end with its accuracies, as jobs.train does it, or to a step on its way, as searches do it."""
+"""Trains one run: to its end, with an evaluation, as jobs.train does, or to a step on its way, as searches do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import lock_run, read_metrics, write_text
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import Prepared
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import PreparedRun
 
 VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
-"""File of a run folder: a line for each step at which ``advance`` stopped."""
+"""The file of a run folder that has a line for each step at which ``advance`` stopped."""
 
 
-def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
-    """Train what is missing, evaluate if that is missing; returns evaluation.json's content.
+def complete_run(prepared: PreparedRun, concurrent: int = 1) -> dict[str, Any]:
+    """Trains what is missing, then evaluates if that is missing; returns the content of evaluation.json.
 
-    ``concurrent`` runs share the cluster. Raises UserError before anything starts if the run does not fit, or if another
-    process writes its folder.
+    ``concurrent`` is the number of runs that share the cluster. Raises UserError before anything starts if the run does not
+    fit, or if another process writes its folder.
     """
-    summary = evaluated(prepared)
+    summary = read_evaluation(prepared)
     if summary:
         return summary
     resources = reserve_to_train(prepared, concurrent)
@@ -41,11 +41,14 @@ def complete(prepared: Prepared, concurrent: int = 1) -> dict[str, Any]:
     return summary
 
 
-def train_up_to(prepared: Prepared, step: int) -> int:
-    """Train up to ``step``, as if cut there, and evaluate nothing; returns the step that the run is at. Raises UserError."""
+def train_up_to(prepared: PreparedRun, step: int) -> int:
+    """Trains up to ``step`` without evaluation, as if the run had been stopped there. Returns the step that the run is at.
+
+    Raises UserError.
+    """
     if prepared.step >= step:
         return prepared.step
-    part = prepared.up_to(step)
+    part = prepared.stop_at(step)
     resources = reserve_to_train(part)
     with lock_run(prepared.run.config):
         if prepared.step < step:
@@ -53,32 +56,32 @@ def train_up_to(prepared: Prepared, step: int) -> int:
     return prepared.step
 
 
-def advance(prepared: Prepared, step: int, concurrent: int = 1) -> dict[str, float]:
-    """Train up to ``step`` and score the configured split there: top-1 of each view, 0..1, the mean
-    probability of the true class (probability/VIEW), and seconds of training so far.
+def advance(prepared: PreparedRun, step: int, concurrent: int = 1) -> dict[str, float]:
+    """Trains up to ``step`` and scores the configured split there: for each of ``VIEWS`` its top-1 accuracy in 0..1 and, as
+    ``probability/VIEW``, the mean probability of the true class; and ``seconds`` of training so far.
 
-    The run goes on from there as if it had not stopped. At the last step this is ``complete``. What was scored before is
-    read from the run folder's scores.jsonl. Raises UserError.
+    The run goes on from there as if it had not stopped. At the last step it is completed by ``complete_run``. What was scored
+    before is read from the run folder's scores.jsonl. Raises UserError.
     """
     with lock_run(prepared.run.config):
         return _advance(prepared, step, concurrent)
 
 
-def _advance(prepared: Prepared, step: int, concurrent: int) -> dict[str, float]:
+def _advance(prepared: PreparedRun, step: int, concurrent: int) -> dict[str, float]:
     folder = prepared.run.folder
     last = step >= prepared.run.config.train.steps
     known = next((line for line in read_scores(folder) if line["step"] == step), None)
     if last or known is None:
-        summary = complete(prepared, concurrent) if last else _score_at(prepared.up_to(step), concurrent)
+        summary = complete_run(prepared, concurrent) if last else _score_at(prepared.stop_at(step), concurrent)
         known = {"step": step, **{view: summary[view]["top1"] for view in VIEWS}}
         known |= {f"probability/{view}": summary[view].get("true_probability") or 0.0 for view in VIEWS}
-        known["seconds"] = training_seconds(folder, step)
+        known["seconds"] = sum_training_seconds(folder, step)
         lines = [line for line in read_scores(folder) if line["step"] != step]
         write_text(folder / SCORES, "".join(json.dumps(line) + "\n" for line in [*lines, known]))
     return {name: value for name, value in known.items() if name != "step"}
 
 
-def _score_at(prepared: Prepared, concurrent: int) -> dict[str, Any]:
+def _score_at(prepared: PreparedRun, concurrent: int) -> dict[str, Any]:
     resources = reserve_to_train(prepared, concurrent)
     weights, reached = _train(prepared, resources)
     if reached != prepared.run.end:
@@ -87,28 +90,28 @@ def _score_at(prepared: Prepared, concurrent: int) -> dict[str, Any]:
     return score(prepared.source, prepared.run.config, weights, resources)[0]
 
 
-def _train(prepared: Prepared, resources: Resources | None) -> tuple[Path, int]:
-    """Weights at the run's end, and its step; trained unless they are there."""
-    prepared.open()
+def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, int]:
+    """Trains what is missing up to ``run.end``; returns the newest checkpoint's weights and step."""
+    prepared.create_folder()
     if prepared.step < prepared.run.end:
         _fit(prepared, resources)
-    newest, problems = checkpoint.newest(prepared.run.folder, prepared.run.store)
+    newest, problems = checkpoint.find_newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
     return newest / "model.safetensors", checkpoint.read_facts(newest)["step"]
 
 
-def _fit(prepared: Prepared, resources: Resources | None) -> None:
+def _fit(prepared: PreparedRun, resources: Resources | None) -> None:
     if resources is None:
-        fit_here(prepared)
+        fit_in_process(prepared)
     else:
         from pipeline.training.on_ray.trainer import fit_on_ray  # scale.workers=0 works where Ray is not installed
 
         fit_on_ray(prepared, resources)
 
 
-def reserve(config: Config, concurrent: int = 1) -> Resources | None:
-    """What a run reserves of the cluster, which is joined or started; None for scale.workers=0, which needs no Ray.
+def reserve_resources(config: Config, concurrent: int = 1) -> Resources | None:
+    """Joins or starts a cluster and works out what a run reserves of it; None for scale.workers=0, which needs no Ray.
 
     Raises UserError if it does not fit, and for a GPU or a compiler that is wanted and cannot be used.
     """
@@ -122,39 +125,44 @@ def reserve(config: Config, concurrent: int = 1) -> Resources | None:
 
 
 def reserve_to_score(config: Config, videos: int) -> Resources | None:
-    """``reserve`` for scores of so many videos; None too where they are so few that this process scores them sooner."""
-    return reserve(config) if needs_cluster(config, videos) else None
+    """Reserves as ``reserve_resources`` does what scoring so many videos needs; None also if they are so few that this process
+    is done sooner."""
+    return reserve_resources(config) if needs_cluster(config, videos) else None
 
 
-def reserve_to_train(prepared: Prepared, concurrent: int = 1) -> Resources | None:
-    """``reserve``, and UserError if training would lack memory of the GPU or a compiler; nothing is written before."""
-    resources = reserve(prepared.run.config, concurrent)
+def reserve_to_train(prepared: PreparedRun, concurrent: int = 1) -> Resources | None:
+    """Reserves as ``reserve_resources`` does what training needs.
+
+    Raises UserError, before anything is written, also if training would lack GPU memory or a compiler.
+    """
+    resources = reserve_resources(prepared.run.config, concurrent)
     if prepared.step < prepared.run.end:
         check_training(prepared.run, resources)
     return resources
 
 
-def evaluated(prepared: Prepared) -> dict[str, Any] | None:
-    """The evaluation by the configured protocol, if the run is trained to its end and it is there."""
+def read_evaluation(prepared: PreparedRun) -> dict[str, Any] | None:
+    """Reads the run's evaluation; None if the run is not trained to its end, or not evaluated by the configured protocol."""
     config = prepared.run.config
     path = prepared.run.folder / "evaluation.json"
-    if not prepared.finished or not path.is_file():
+    if not prepared.is_finished or not path.is_file():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     protocol = config.evaluation
     wanted = {"step": config.train.steps, "clips": protocol.clips, "crops": protocol.crops, "split": protocol.split}
-    own = summary.get("data", {}).get("fingerprint", prepared.run.prints.manifest) == prepared.run.prints.manifest
-    return summary if own and all(summary.get(key) == value for key, value in wanted.items()) else None
+    manifest = prepared.run.fingerprints.manifest
+    is_own = summary.get("data", {}).get("fingerprint", manifest) == manifest
+    return summary if is_own and all(summary.get(key) == value for key, value in wanted.items()) else None
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Lines of scores.jsonl: ``step``, and what ``advance`` returned there."""
+    """Reads the lines of scores.jsonl: ``step``, and what ``advance`` returned there."""
     path = folder / SCORES
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def training_seconds(folder: Path, step: int) -> float:
-    """Time of training up to ``step``, from metrics.jsonl: pauses, restarts and evaluations do not count."""
+def sum_training_seconds(folder: Path, step: int) -> float:
+    """Adds up the seconds of training up to ``step`` from metrics.jsonl; pauses, restarts and evaluations do not count."""
     seconds, before = 0.0, 0
     for line in read_metrics(folder):
         if line["step"] <= step:

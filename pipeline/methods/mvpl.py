@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.clips.modalities import Modality, derive
+from pipeline.clips.modalities import Modality, derive_modality
 from pipeline.errors import UserError
 from pipeline.methods.parts.forward import frozen_statistics
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Setup, Step, Views
@@ -51,7 +51,7 @@ class MvPL(Method):
         with torch.no_grad():
             predicted = []
             for kind in modalities:
-                seen = {name: derive(unlabeled.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
+                seen = {name: derive_modality(unlabeled.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
                 predicted.append(self.labels.predict_probabilities(_of(step.weak, kind), seen))
             probabilities = {name: torch.stack([p[name] for p in predicted]).mean(dim=0) for name in STUDENTS}
             labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
@@ -68,7 +68,7 @@ class MvPL(Method):
                 student = self.students[name]
                 if strong or kind != "rgb":
                     with frozen_statistics(student):
-                        outputs[_key(name, kind)] = Output(*student(derive(clips[name], kind)))
+                        outputs[_key(name, kind)] = Output(*student(derive_modality(clips[name], kind)))
                 else:
                     outputs[name] = Output(*student(clips[name]))
         return outputs

@@ -322,7 +322,7 @@ def explain_response(shown: Response | None, differences: Sequence[Difference]) 
 def list_signatures(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str, str]]:
     """Lists (run, failure signature, steps, what it means, what to try), in the order of the runs."""
     return [
-        (run.name, finding.name, f"{finding.since:,} to {finding.until:,}", finding.said, KNOBS[finding.rule])
+        (run.name, finding.name, f"{finding.since:,} to {finding.until:,}", finding.evidence, KNOBS[finding.rule])
         for run in runs for finding in run.signatures
     ]  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""What a run or a study leaves in its folder, and its copy on object storage. Read and written here, judged in analysis."""
+"""Reads and writes what a run or a study leaves in its folder, and its copy on object storage. It is judged in analysis."""

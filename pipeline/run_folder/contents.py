@@ -50,21 +50,23 @@ QUARANTINE = pa.schema(
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What a run's result depends on; all three must agree for a run to continue."""
+    """The fingerprints of what a run's result depends on. A run continues only if all three agree."""
 
     config: str
     manifest: str
     labels: str
 
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
+        """Returns them as a dict, for JSON."""
         return {"config": self.config, "manifest": self.manifest, "labels": self.labels}
 
 
 @contextmanager
 def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Be the only writer of the run's folder, and of its copy on a store. Raises FolderInUse if another process is, and
-    FolderNotWritable."""
+    """Makes this process the only writer of the run's folder, and of its copy on object storage.
+
+    Raises FolderInUse if another process is its writer, and FolderNotWritable.
+    """
     remedy = "wait until it has ended, stop it, or choose another run.name"
     elsewhere = "choose another run.storage_path"
     try:
@@ -77,16 +79,16 @@ def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
 
 
-def check_run(config: Config, prints: Fingerprints) -> None:
-    """Nothing, if the run folder is new or this run's. Raises UserError naming what differs otherwise."""
+def check_run_folder(config: Config, fingerprints: Fingerprints) -> None:
+    """Raises UserError that names what differs, unless the run folder is new or this run's own."""
     if (config.run_folder / "facts.json").is_file():
-        _check_same_run(config.run_folder, config, prints)
+        _check_same_run(config.run_folder, config, fingerprints)
 
 
-def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> None:
-    """Make the run folder with config.yaml and facts.json, if it is not there. Raises UserError if it is another run's."""
+def create_run_folder(config: Config, fingerprints: Fingerprints, facts: Mapping[str, Any]) -> None:
+    """Makes the run folder with config.yaml and facts.json, if it is not there. Raises UserError if it is another run's."""
     folder = config.run_folder
-    check_run(config, prints)
+    check_run_folder(config, fingerprints)
     if (folder / "facts.json").is_file():
         return
     known = {
@@ -94,22 +96,22 @@ def open_run(config: Config, prints: Fingerprints, facts: Mapping[str, Any]) -> 
         "host": platform.node(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "fingerprints": prints.as_dict(),
-        "config_fingerprint": prints.config,
+        "versions": {name: _find_version(name) for name in PACKAGES},
+        "fingerprints": fingerprints.as_dict(),
+        "config_fingerprint": fingerprints.config,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    known["config_digest"] = config_digest(folder)
+    known["config_digest"] = compute_config_digest(folder)
     write_text(folder / "facts.json", json.dumps({**known, **facts}, indent=1))
 
 
-def config_digest(folder: Path) -> str:
-    """SHA-256 of config.yaml: the file that was written, whatever a later program makes of it."""
+def compute_config_digest(folder: Path) -> str:
+    """Computes the SHA-256 of the file config.yaml, which does not depend on how a later version reads it."""
     return hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
 
 
-def _version(name: str) -> str | None:
+def _find_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:  # run from a folder that a job uploaded
@@ -117,7 +119,7 @@ def _version(name: str) -> str | None:
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
-    """Configuration and facts of a run folder. Raises UserError if it is none."""
+    """Reads configuration and facts of a run folder. Raises UserError if it is none."""
     try:
         tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
@@ -127,16 +129,16 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
     return parse_config(recorded, source=str(folder / "config.yaml")), facts
 
 
-def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
+def _check_same_run(folder: Path, config: Config, fingerprints: Fingerprints) -> None:
     old_config, facts = read_run(folder)
     old = facts.get("fingerprints", {})
     differing = []
-    if old.get("manifest") != prints.manifest:
-        differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, this has {prints.manifest}")
-    if old.get("labels") != prints.labels:
-        differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {prints.labels}")
-    if old.get("config") != prints.config:
-        before, now = flat(old_config.result_knobs()), flat(config.result_knobs())
+    if old.get("manifest") != fingerprints.manifest:
+        differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, this has {fingerprints.manifest}")
+    if old.get("labels") != fingerprints.labels:
+        differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {fingerprints.labels}")
+    if old.get("config") != fingerprints.config:
+        before, now = flatten(old_config.result_knobs()), flatten(config.result_knobs())
         differing += [
             f"{key}: the run has {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted({*before, *now})
@@ -147,22 +149,22 @@ def _check_same_run(folder: Path, config: Config, prints: Fingerprints) -> None:
         raise UserError(f"the run folder {folder} was made with something else; {remedy}", differing)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with one dotted key for each value."""
-    found: dict[str, Any] = {}
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens a nested mapping to one dotted key for each value."""
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add one line to metrics.jsonl."""
+    """Appends one line to metrics.jsonl."""
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of metrics.jsonl; a line cut off by a kill is left out."""
+    """Reads all whole lines of metrics.jsonl; a line that a kill cut off is left out."""
     path = folder / "metrics.jsonl"
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -174,13 +176,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_quarantine(folder: Path) -> list[dict[str, Any]]:
-    """Records of quarantine.parquet, in plan order."""
+    """Reads the records of quarantine.parquet, in plan order."""
     path = folder / "quarantine.parquet"
     return pq.read_table(path).to_pylist() if path.is_file() else []
 
 
 def write_quarantine(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Replace quarantine.parquet, in plan order, each failure once."""
+    """Replaces quarantine.parquet by these records, in plan order, each failure once."""
     unique = {(r["row"], r["slot"], r["video"]): dict(r) for r in records}
     table = pa.Table.from_pylist([unique[key] for key in sorted(unique)], schema=QUARANTINE)
     scratch = folder / f".quarantine.{uuid.uuid4().hex}"
@@ -189,11 +191,11 @@ def write_quarantine(folder: Path, records: Iterable[Mapping[str, Any]]) -> None
 
 
 def rewind(folder: Path, step: int, next_row: int) -> None:
-    """Forget what was written after a checkpoint: the steps come again, so no line is missing or doubled."""
+    """Removes what was written after a checkpoint. These steps are trained again, so no line is missing or doubled."""
     records = [record for record in read_metrics(folder) if record["step"] <= step]
     if (folder / "metrics.jsonl").is_file():
         write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    for part, (_, last) in score_parts(folder).items():
+    for part, (_, last) in list_score_files(folder).items():
         if last > step:
             part.unlink()
     failures = read_quarantine(folder)
@@ -201,20 +203,20 @@ def rewind(folder: Path, step: int, next_row: int) -> None:
         write_quarantine(folder, [record for record in failures if record["row"] < next_row])
 
 
-def scores_path(folder: Path, first: int, last: int) -> Path:
-    """File of the scores of steps ``first`` to ``last``, counted from 1; it may be there without a row."""
+def make_scores_path(folder: Path, first: int, last: int) -> Path:
+    """Makes the path of the file of scores of the steps ``first`` to ``last``, counted from 1; the file may have no rows."""
     return folder / "scores" / f"{first:06d}-{last:06d}.parquet"
 
 
-def score_parts(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Files of saved scores in the order of training, with their first and last steps."""
-    found = {path: path.stem.partition("-") for path in (folder / "scores").glob("[0-9]*-[0-9]*.parquet")}
-    steps = {path: (int(first), int(last)) for path, (first, _, last) in found.items()}
+def list_score_files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Lists the files of saved scores in the order of training, with their first and last steps."""
+    names = {path: path.stem.partition("-") for path in (folder / "scores").glob("[0-9]*-[0-9]*.parquet")}
+    steps = {path: (int(first), int(last)) for path, (first, _, last) in names.items()}
     return dict(sorted(steps.items(), key=lambda part: part[1]))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
+    """Writes a whole file or nothing."""
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from pipeline.config import with_new_keys
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_file
-from pipeline.run_folder.study_folder import read_about
+from pipeline.run_folder.study_folder import read_study_facts
 from pipeline.search.space import Space
 
 SETTING = "setting"
@@ -114,7 +114,7 @@ def warm_start(study: optuna.Study, space: Space, url: str, where: str, folder: 
 
 def _load_study(where: str, url: str) -> optuna.Study:
     """Loads a study by its folder (whose study.json has the name), else by its name in this database."""
-    name, about = where, read_about(Path(where))
+    name, about = where, read_study_facts(Path(where))
     if about is not None:
         name = about["name"]
         url = build_sqlite_url(Path(where).resolve()) if (Path(where) / "study.db").is_file() else url

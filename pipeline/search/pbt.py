@@ -33,7 +33,7 @@ from pipeline.seeds import uniform
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.prepared_run import prepare
+from pipeline.training.prepared_run import prepare_run
 
 Score: TypeAlias = tuple[float, float]
 """The top-1 accuracy and the mean probability of the true class, 0..1."""
@@ -228,14 +228,14 @@ class Population:
         if member.parent is None:
             return
         with lock_run(self.build_config(member), ORPHAN_SECONDS):
-            prepared = prepare(self.build_config(member))
+            prepared = prepare_run(self.build_config(member))
             if prepared.step:
                 return
             prepared = replace(prepared, facts={**prepared.facts, "lineage": member.lineage})
-            prepared.open()
+            prepared.create_folder()
             source = self.build_config(member.parent).run_folder / f"checkpoint_{member.start:06d}"
             try:
-                checkpoint.fork(source, prepared.run.folder, prepared.run.prints.as_dict())
+                checkpoint.fork(source, prepared.run.folder, prepared.run.fingerprints.as_dict())
             except checkpoint.DamagedCheckpoint as error:
                 raise UserError(f"{member.run_name} cannot start from {member.parent.run_name}: {error}") from None
 

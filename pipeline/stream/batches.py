@@ -7,11 +7,11 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import BlockLayout, largest_share
-from pipeline.clips.source import Columns, Source, failures_of
+from pipeline.clips.source import Columns, VideoSource, read_quarantine_records
 from pipeline.config import Config
 
 
-def lay_out_blocks(source: Source, config: Config, first_step: int, workers: int) -> BlockLayout:
+def lay_out_blocks(source: VideoSource, config: Config, first_step: int, workers: int) -> BlockLayout:
     """Computes the blocks of all steps from ``first_step`` on. Their sizes double up to ``data.clips_per_block`` videos."""
     clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     steps_per_block = -(-config.data.clips_per_block // clips)
@@ -40,6 +40,6 @@ def to_batch(columns: Columns, pin: bool = False) -> Batch:
         labels=tensor("label"),
         primary=tensor("primary"),
         auxiliary=tensor("auxiliary"),
-        quarantined=failures_of(columns),
+        quarantined=read_quarantine_records(columns),
         decode_seconds=float(np.sum(columns["seconds"])),
     )

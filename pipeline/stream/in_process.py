@@ -12,7 +12,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import worker_rows
-from pipeline.clips.source import Source
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.hardware import own_device
 from pipeline.processes.isolation import count_cores
@@ -23,7 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def local_batches(source: Source, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
+def local_batches(source: VideoSource, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
     """Yields all batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance.
 
     While training waits for a batch, the threads use all cores. While it computes, they use the cores that torch's threads,
@@ -35,7 +35,7 @@ def local_batches(source: Source, config: Config, first_step: int, ahead: int = 
 
         def decode(step: int) -> Batch:
             rows = worker_rows([step], source.plan.rows_per_step, 0, 1)[0]
-            return to_batch(source.rows(rows, decoders), pin=on_gpu)
+            return to_batch(source.decode_rows(rows, decoders), pin=on_gpu)
 
         for batch in map_ahead(decode, steps, ahead):
             decoders.allow(max(1, cores - busy))

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.clips.evaluation_views import decode_videos
-from pipeline.clips.source import Columns, Source
+from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.processes.allocator import keep_freed_memory
@@ -42,7 +42,7 @@ class NoBatch(RuntimeError):
     """No batch arrives any more; the text gives the likely cause and the remedy."""
 
 
-def ray_stream(source: Source, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
+def ray_stream(source: VideoSource, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
     """Builds the dataset of decoded blocks of all steps from ``first_step`` on, in the order that ``streaming_split`` needs.
 
     It has two maps. In the first, one task at a time yields *tickets*, the numbers of blocks to decode. In the second, each
@@ -51,22 +51,22 @@ def ray_stream(source: Source, config: Config, first_step: int, resources: Resou
     """
     layout, planned = lay_out_blocks(source, config, first_step, resources.workers), source.manifest.fingerprint
 
-    def decode(shared: Source, block: int) -> Columns:
-        return shared.planned_on(planned).rows(layout.rows(block).reshape(-1))
+    def decode(shared: VideoSource, block: int) -> Columns:
+        return shared.check_fingerprint(planned).decode_rows(layout.rows(block).reshape(-1))
 
     return _ray_blocks(source, decode, layout.blocks, config.data.blocks_ahead * resources.workers, resources)
 
 
-def ray_videos(source: Source, videos: Ints, moments: Floats, size: int, resources: Resources) -> ray.data.Dataset:
+def ray_videos(source: VideoSource, videos: Ints, moments: Floats, size: int, resources: Resources) -> ray.data.Dataset:
     """Builds the dataset of test videos in the order given, each decoded once for its clips at all ``moments``.
 
     A block is what ``decode_videos`` returns for ``size`` videos, and is a single row to Ray.
     """
     planned = source.manifest.fingerprint
 
-    def decode(shared: tuple[Source, Ints], block: int) -> Columns:
+    def decode(shared: tuple[VideoSource, Ints], block: int) -> Columns:
         here, rows = shared
-        return decode_videos(here.planned_on(planned), rows[block * size : (block + 1) * size], moments)
+        return decode_videos(here.check_fingerprint(planned), rows[block * size : (block + 1) * size], moments)
 
     return _ray_blocks((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
 

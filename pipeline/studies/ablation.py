@@ -17,15 +17,15 @@ from typing import Any
 from pipeline.config import Config, override
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import IN_USE, lock_file
-from pipeline.lifecycle.train_and_evaluate import evaluated, training_seconds
+from pipeline.lifecycle.train_and_evaluate import read_evaluation, sum_training_seconds
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.run_folder.study_folder import read_trials, write_about, write_trials
+from pipeline.run_folder.study_folder import read_trials, write_study_facts, write_trials
 from pipeline.studies.cost import read_progress
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.study_file import LABELS, Study, resolve_multiples
 from pipeline.studies.trials import Budget, Job
-from pipeline.training.prepared_run import prepare
+from pipeline.training.prepared_run import prepare_run
 
 FILES_SECONDS = 60.0
 """How long to wait until another command on the same study has written study.json and trials.jsonl, which takes a moment."""
@@ -129,10 +129,10 @@ def find_unfinished(trials: Sequence[Trial]) -> list[Trial]:
     notes: dict[str, None] = {}
     for trial in trials:
         if trial.labels is None or Path(trial.config.labels_path).is_file():
-            ready = prepare(trial.config)
-            ready.source.evaluated(trial.config.evaluation.split)
+            ready = prepare_run(trial.config)
+            ready.source.evaluation_rows(trial.config.evaluation.split)
             notes |= dict.fromkeys(ready.notes)
-            if evaluated(ready) is not None:
+            if read_evaluation(ready) is not None:
                 continue
         missing.append(trial)
     for note in notes:
@@ -195,7 +195,7 @@ def write_study(study: Study, trials: Sequence[Trial], base: Config, failed: Map
     about = {"name": study.name, "kind": "ablation", "question": study.question, "objectives": objectives,
              "baseline": _find_baseline(trials, base)}  # fmt: skip
     with lock_file(folder / ".study.lock", str(folder), FILES_SECONDS):
-        write_about(folder, about)
+        write_study_facts(folder, about)
         known = {line["run_folder"]: line for line in read_trials(folder)}
         for trial in trials:
             name = trial.config.run.name
@@ -228,7 +228,7 @@ def _build_line(trial: Trial, number: int, failure: str | None) -> dict[str, Any
     busy = IN_USE in (failure or "")  # another command runs it, and will say what came of it
     failure = None if busy else failure
     word = "complete" if state.is_done else "failed" if failure else "running" if state.step or busy else "waiting"
-    seconds = training_seconds(trial.config.run_folder, trial.config.train.steps)
+    seconds = sum_training_seconds(trial.config.run_folder, trial.config.train.steps)
     return {
         "number": number, "state": word, "params": {**trial.values, "run.seed": trial.seed}, "values": values,
         "seconds": seconds or None, "run_folder": trial.config.run.name, "message": failure or "",

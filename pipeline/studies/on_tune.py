@@ -19,7 +19,7 @@ from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, TrialSource, print_scores
-from pipeline.training.prepared_run import prepare
+from pipeline.training.prepared_run import prepare_run
 
 
 def choose_concurrency(config: Config, concurrent: int | None) -> int:
@@ -118,7 +118,7 @@ def _run_trial(space: dict[str, Any]) -> None:
     try:
         with lock_run(config, ORPHAN_SECONDS):
             for step in space["stops"]:
-                scores = advance(prepare(config), step, space["concurrent"])
+                scores = advance(prepare_run(config), step, space["concurrent"])
                 ray.tune.report({"step": step, "scores": scores, "last": step == space["stops"][-1]})
     except UserError as error:  # to try again would only meet it again
         ray.tune.report({"step": step, "error": str(error)})

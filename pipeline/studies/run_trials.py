@@ -15,8 +15,8 @@ from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.on_tune import run_on_tune
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, TrialSource, print_scores
-from pipeline.training.prepared_run import prepare
-from pipeline.training.stop_signal import StopSign
+from pipeline.training.prepared_run import prepare_run
+from pipeline.training.stop_signal import StopOnSignal
 
 
 def run_jobs(source: TrialSource, template: Config, budget: Budget) -> None:
@@ -34,7 +34,7 @@ def run_jobs(source: TrialSource, template: Config, budget: Budget) -> None:
 def _run_in_process(source: TrialSource, budget: Budget) -> None:
     """Runs jobs in this process, where breakpoints work. A run that the end of the budget meets stops with a checkpoint."""
     deadline = time.monotonic() + (budget.seconds or float("inf"))
-    with StopSign() as sign, _signal_after(budget.seconds):
+    with StopOnSignal() as sign, _signal_after(budget.seconds):
         while time.monotonic() < deadline and (job := source.next_job()) is not None:
             print(f"trial {job.name}", flush=True)
             try:
@@ -45,7 +45,7 @@ def _run_in_process(source: TrialSource, budget: Budget) -> None:
                 raise
 
 
-def _run_job(source: TrialSource, job: Job, sign: StopSign, deadline: float) -> None:
+def _run_job(source: TrialSource, job: Job, sign: StopOnSignal, deadline: float) -> None:
     """Trains a run to its last stop, or as far as the source continues it. Raises Stopped, after which the run has not
     ended."""
     error = None
@@ -54,7 +54,7 @@ def _run_job(source: TrialSource, job: Job, sign: StopSign, deadline: float) -> 
             for step in job.stops:
                 if sign.number or time.monotonic() >= deadline:  # came while a run was judged
                     raise Stopped(sign.number or signal.SIGTERM, "stopped between two trials; the same command continues")
-                scores = advance(prepare(job.config), step)
+                scores = advance(prepare_run(job.config), step)
                 print_scores(job, step, scores)
                 if not source.report_scores(job, step, scores):
                     break
@@ -65,7 +65,7 @@ def _run_job(source: TrialSource, job: Job, sign: StopSign, deadline: float) -> 
 
 @contextmanager
 def _signal_after(seconds: float | None) -> Iterator[None]:
-    """Sends SIGTERM to this process after this time, upon which ``StopSign`` lets the run write a checkpoint."""
+    """Sends SIGTERM to this process after this time, upon which ``StopOnSignal`` lets the run write a checkpoint."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return

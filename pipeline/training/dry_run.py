@@ -1,4 +1,4 @@
-"""What a run would be, without running it: its arithmetic, and an estimate of the memory of one device. Nothing is written."""
+"""Describes a run without running it: what follows from its configuration, and an estimate of the memory of one device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, UnlabeledViews, Views, build_method, first_unlabeled_step, loss_weights
 from pipeline.methods.parts.precision import autocast
 from pipeline.stream.batches import lay_out_blocks
-from pipeline.training.loop import part_shares
-from pipeline.training.model_options import blocks_of, equip
+from pipeline.training.loop import divide_step
+from pipeline.training.model_options import apply_train_options, list_blocks
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.prepared_run import Prepared
+from pipeline.training.prepared_run import PreparedRun
 
 MB = 1e6
 
 
-def arithmetic(prepared: Prepared) -> list[str]:
-    """What follows from the knobs, a line each. Raises UserError where workers and parts do not divide a step."""
+def describe_run(prepared: PreparedRun) -> list[str]:
+    """Describes in lines what follows from the configuration. Raises UserError if workers and parts do not divide a step."""
     run, plan = prepared.run, prepared.run.plan
     config, train = run.config, run.config.train
     workers = max(1, config.scale.workers)
@@ -33,7 +33,7 @@ def arithmetic(prepared: Prepared) -> list[str]:
     unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
     first = first_unlabeled_step(config)
     decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled
-    rows = part_shares(plan, config, workers)[0][0]
+    rows = divide_step(plan, config, workers)[0][0]
     frames = config.primary.clip.frames + config.auxiliary.clip.frames
     return [
         f"a step: {plan.rows_per_step} labeled + {unlabeled} unlabeled videos; {workers} worker{'s' * (workers > 1)}, at most "
@@ -53,65 +53,65 @@ def arithmetic(prepared: Prepared) -> list[str]:
     ]  # fmt: skip
 
 
-def memory(config: Config, plan: Plan, num_classes: int) -> dict[str, int]:
-    """Bytes on the fullest device at the end of a forward pass, by what they are for.
+def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, int]:
+    """Estimates the bytes on the fullest device at the end of a forward pass, by what they are for.
 
-    All is counted and nothing is computed: the method and its step run on tensors without storage, whose shapes and types are
-    those of the CPU's operations, and what autograd keeps for the backward pass is summed up. Fragments, workspaces of
-    kernels and the CUDA context (0.3 to 1 GB) come on top.
+    Nothing is computed: the method and its step run on tensors without storage, of the shapes and types that operations on
+    the CPU have, and what autograd keeps for the backward pass is added up. Fragmentation, workspaces of kernels and the CUDA
+    context (0.3 to 1 GB) come on top.
     """
     workers = max(1, config.scale.workers)
     rows = largest_share(plan.rows_per_step, workers)
     pixels = 3 * config.data.decode_size**2 * (config.primary.clip.frames + config.auxiliary.clip.frames)
-    method = _built(config, plan, num_classes)
+    method = _build_plain_method(config, plan, num_classes)
     with FakeTensorMode():
         _forget_values(method)
         optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
-        trained = _bytes(p for p in method.parameters() if p.requires_grad)
-        views = _views(config, part_shares(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
-        kept = activations(method, views, config)
+        trained = _count_bytes(p for p in method.parameters() if p.requires_grad)
+        views = _make_empty_views(config, divide_step(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
+        kept = measure_activations(method, views, config)
         for parameter in method.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for optimizer in optimizers:
             optimizer.step()
         states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
         return {
-            "weights": _bytes(method.students.state_dict().values()),
+            "weights": _count_bytes(method.students.state_dict().values()),
             "gradients": trained,
             "gradients in DDP's buckets": trained if workers > 1 else 0,
-            "optimizer state": _bytes(states),
-            "running means, teachers, label statistics": _bytes(_others(method)),
+            "optimizer state": _count_bytes(states),
+            "running means, teachers, label statistics": _count_bytes(_list_other_state(method)),
             "decoded clips of a step, uint8": rows * plan.slots * pixels,
-            "views of a part, float32": _bytes(_all_views(views)),
+            "views of a part, float32": _count_bytes(_list_views(views)),
             **kept,
         }
 
 
-def _built(config: Config, plan: Plan, num_classes: int) -> Any:
-    """The method as in the loop, from random weights, less what changes no size."""
+def _build_plain_method(config: Config, plan: Plan, num_classes: int) -> Any:
+    """Builds the method as the loop does, from random weights and without options that change no size."""
     tree: dict[str, Any] = config.model_dump()
     for name in STUDENTS:
         tree[name]["network"]["weights"] = None
     tree["train"] |= {"compile": "off", "sync_batch_norm": False}
     plain = Config.model_validate(tree)
     with torch.random.fork_rng():
-        return equip(build_method(plain, num_classes, *plan.sizes), plain.train)
+        return apply_train_options(build_method(plain, num_classes, *plan.sizes), plain.train)
 
 
 def _forget_values(method: nn.Module) -> None:
-    """Within FakeTensorMode: parameters and buffers become tensors of the same shape, type and layout without storage."""
+    """Within FakeTensorMode, replaces parameters and buffers by tensors without storage."""
     for module in method.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(_blank(parameter), requires_grad=parameter.requires_grad))
+            setattr(module, name, nn.Parameter(_make_empty(parameter), requires_grad=parameter.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, _blank(buffer))
+            setattr(module, name, _make_empty(buffer))
 
 
-def _blank(tensor: torch.Tensor) -> torch.Tensor:
+def _make_empty(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
-def _views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:
+def _make_empty_views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:
     layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
 
     def clips(number: int) -> dict[str, torch.Tensor]:
@@ -128,51 +128,51 @@ def _views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:
     return Views(clips(rows), labels, UnlabeledViews(clips(number), clips(number), numbers, numbers))
 
 
-def activations(method: Any, views: Views, config: Config) -> dict[str, int]:
-    """Bytes that autograd keeps of one forward pass of the last step, when all losses count: each storage once, weights and
-    views not again."""
-    known = {_key(tensor): tensor for tensor in (*method.parameters(), *method.buffers(), *_all_views(views))}
+def measure_activations(method: Any, views: Views, config: Config) -> dict[str, int]:
+    """Measures the bytes that autograd keeps of a forward pass of the last step, in which all losses count. Each storage is
+    counted once, and weights and views are not."""
+    known = {_storage_id(tensor): tensor for tensor in (*method.parameters(), *method.buffers(), *_list_views(views))}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if _key(tensor) not in known:
-            kept[_key(tensor)] = tensor.untyped_storage()  # held, so that no other gets its place
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if _storage_id(tensor) not in known:
+            kept[_storage_id(tensor)] = tensor.untyped_storage()  # held, so that no other gets its place
         return tensor
 
-    def enters(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def keep_inputs(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
         for value in inputs:
             if torch.is_grad_enabled() and isinstance(value, torch.Tensor):
-                note(value)
+                keep(value)
 
     if config.train.activation_checkpointing:  # what enters a block is kept by other means than autograd's
         for student in method.students.values():
-            for block in blocks_of(student):
-                block.register_forward_pre_hook(enters)
+            for block in list_blocks(student):
+                block.register_forward_pre_hook(keep_inputs)
     weights: LossWeights = loss_weights(config.method, config.train.steps - 1)
     cast = autocast(torch.device("cpu"), config.train.precision)
-    with saved_tensors_hooks(note, lambda tensor: tensor), cast:
+    with saved_tensors_hooks(keep, lambda tensor: tensor), cast:
         method(views, weights)
     return {"activations": sum(storage.nbytes() for storage in kept.values())}
 
 
-def _all_views(views: Views) -> list[torch.Tensor]:
+def _list_views(views: Views) -> list[torch.Tensor]:
     unlabeled = (views.unlabeled.weak, views.unlabeled.strong) if views.unlabeled else ()
     return [clips for kind in (views.labeled, *unlabeled) for clips in kind.values()]
 
 
-def _others(method: nn.Module) -> list[torch.Tensor]:
+def _list_other_state(method: nn.Module) -> list[torch.Tensor]:
     return [value for key, value in method.state_dict().items() if not key.startswith("students.")]
 
 
-def _key(tensor: torch.Tensor) -> int:
+def _storage_id(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def _count_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def shown(parts: dict[str, int]) -> list[str]:
-    """The estimate as a table, in MB."""
+def format_memory(parts: dict[str, int]) -> list[str]:
+    """Formats the estimate as the lines of a table, in MB."""
     rows = [(name, value) for name, value in [*parts.items(), ("together", sum(parts.values()))] if value]
     return ["memory of a device, estimated:", *(f"  {name:44} {value / MB:12,.1f} MB" for name, value in rows)]

@@ -1,4 +1,4 @@
-"""How good a state is, by labeled videos that were kept from training: what ``train.keep_best`` chooses checkpoints by."""
+"""Measures a state of training on labeled videos kept from it; ``train.keep_best`` chooses checkpoints by that."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from pipeline.clips.source import Columns, Source
+from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.manifest.verify import find_missing_files, sample_evenly
@@ -20,55 +20,55 @@ from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead
 
 BATCH_VIEWS = 8
-"""Videos at once, where ``evaluation.batch_views`` does not say: few, because a GPU holds all of the training beside them."""
+"""Videos at once where ``evaluation.batch_views`` is not set. Few, because a GPU holds the whole training beside them."""
 
 
-def held_out_videos(source: Source) -> Ints:
-    """Manifest rows of the validation split whose labels are known. Raises UserError when there are none."""
-    rows = source.evaluated("validation")
+def find_held_out_videos(source: VideoSource) -> Ints:
+    """Finds the manifest rows of the validation split whose labels are known. Raises UserError if there are none."""
+    rows = source.evaluation_rows("validation")
     known: Ints = rows[source.columns["label"][rows] >= 0]
     if len(known) == 0:
         raise UserError(f"no validation video of {source.manifest.path} has a label: keep some with jobs.label --hold-out 10%")
     return known
 
 
-def check_held_out(source: Source, config: Config) -> None:
+def check_held_out(source: VideoSource, config: Config) -> None:
     """Raises UserError if ``train.keep_best`` has nothing to choose by."""
     if config.train.keep_best:
         try:
-            held_out_videos(source)
+            find_held_out_videos(source)
         except UserError as error:
             best = config.train.keep_best
             raise UserError(f"train.keep_best={best} needs held-out videos: {error}; or set it to 0") from None
 
 
-def check_evaluated(source: Source, config: Config) -> None:
-    """Raises UserError for what would end the evaluation after the last step: nothing to evaluate, or no known class."""
+def check_evaluation_videos(source: VideoSource, config: Config) -> None:
+    """Raises UserError if the evaluation after the last step would have no video, or none of a known class."""
     split = config.evaluation.split
-    rows = source.evaluated(split)
-    if _labeled(source, rows):
+    rows = source.evaluation_rows(split)
+    if _count_labeled(source, rows):
         return
     what = f"none of the {len(rows)} videos of {source.manifest.path} in evaluation.split={split} has a known class"
     validation = source.held_out if len(source.held_out) else source.manifest.usable_rows("val")
     correct = "correct the labels of these videos and prepare the data again"
-    if split == "test" and (count := _labeled(source, validation)):
+    if split == "test" and (count := _count_labeled(source, validation)):
         raise UserError(f"{what}: evaluate on the {count} labeled validation videos, evaluation.split=validation, or {correct}")
     held = "evaluate on labeled training videos that jobs.label --hold-out 10% keeps apart, evaluation.split=validation"
     raise UserError(f"{what}: {correct}, or {held}")
 
 
-def _labeled(source: Source, rows: Ints) -> int:
-    """How many of the rows have a known class."""
+def _count_labeled(source: VideoSource, rows: Ints) -> int:
+    """Counts the rows that have a known class."""
     return int(pc.sum(pc.greater_equal(source.manifest.table["label"].take(pa.array(rows)), 0)).as_py() or 0)
 
 
-def missing_evaluated(source: Source, config: Config, required: bool) -> list[str]:
-    """Notes on files of the evaluated split that are not there. A sample is looked for, by this process.
+def note_missing_files(source: VideoSource, config: Config, required: bool) -> list[str]:
+    """Looks for a sample of the evaluated files, as this process sees them, and returns a note if some are missing.
 
     Raises UserError if none of the sample is there, ``required`` is set, and this process will be the one that reads them:
     with ``scale.workers`` above 0 others do, which may see other disks.
     """
-    split, rows = config.evaluation.split, source.evaluated(config.evaluation.split)
+    split, rows = config.evaluation.split, source.evaluation_rows(config.evaluation.split)
     sample = sample_evenly(rows)
     missing = find_missing_files(source.manifest, sample)
     if not missing:
@@ -86,38 +86,40 @@ def missing_evaluated(source: Source, config: Config, required: bool) -> list[st
     return [f"{what}; a run would be refused: {remedy}; the first: {missing[0]}"]
 
 
-def accuracies(method: nn.Module, source: Source, config: Config, alive: Callable[[], None]) -> dict[str, float]:
-    """Share of the held-out videos that each student names right, by one view in the middle of each.
+def measure_accuracies(
+    method: nn.Module, source: VideoSource, config: Config, show_alive: Callable[[], None]
+) -> dict[str, float]:
+    """Measures the share of the held-out videos that each student classifies correctly from one view in their middle.
 
-    As evaluation does it: in the run's precision, by running means of weights if there are any. A video that cannot be decoded
-    counts as wrong. Nothing of the training changes: BatchNorm's statistics stay, and no random number is drawn. ``alive`` is
-    called after every batch.
+    As in evaluation, it is computed in the run's precision, and with the running means of weights if there are any. A video
+    that cannot be decoded counts as wrong. Nothing of the training changes: BatchNorm's statistics stay as they are, and no
+    random number is drawn. ``show_alive`` is called after every batch.
     """
     students: nn.ModuleDict = getattr(method, "averages", None) or method.students  # type: ignore[assignment]
-    videos, size = held_out_videos(source), config.evaluation.batch_views or BATCH_VIEWS
+    videos, size = find_held_out_videos(source), config.evaluation.batch_views or BATCH_VIEWS
     blocks = [videos[start : start + size] for start in range(0, len(videos), size)]
 
     def decode(block: Ints) -> Columns:
         middle = np.full(len(block), 0.5)
-        return source.views(block, middle, middle)
+        return source.decode_views(block, middle, middle)
 
-    right = dict.fromkeys(students, 0)
+    correct = dict.fromkeys(students, 0)
     modes = {module: module.training for module in students.modules()}
     students.eval()
     try:
         for views in map_ahead(decode, blocks, ahead=count_cores()):
-            for name in right:
-                right[name] += _right(students[name], views, source, config, name)
-            alive()
+            for name in correct:
+                correct[name] += _count_correct(students[name], views, source, config, name)
+            show_alive()
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return {name: number / len(videos) for name, number in right.items()}
+    return {name: number / len(videos) for name, number in correct.items()}
 
 
 @torch.no_grad()
-def _right(student: nn.Module, views: Columns, source: Source, config: Config, name: str) -> int:
+def _count_correct(student: nn.Module, views: Columns, source: VideoSource, config: Config, name: str) -> int:
     clip = getattr(config, name).clip
     clips = torch.from_numpy(views[name]).to(next(student.parameters()).device)
-    said = center_logits(student, clips, clip, config.train).argmax(dim=1).cpu().numpy()
-    return int(((said == source.columns["label"][views["video"]]) & (views["reason"] == "")).sum())
+    predicted = center_logits(student, clips, clip, config.train).argmax(dim=1).cpu().numpy()
+    return int(((predicted == source.columns["label"][views["video"]]) & (views["reason"] == "")).sum())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,242 +16,131 @@ from torch import nn
 from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Plan, shares, worker_rows
-from pipeline.clips.source import Source
+from pipeline.clips.plan import Plan, share_rows, worker_rows
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.hardware import set_switches
 from pipeline.methods import STUDENTS, build_method
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.run_folder import run_store
-from pipeline.run_folder.contents import Fingerprints, rewind
+from pipeline.run_folder.contents import Fingerprints, read_quarantine, rewind
 from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.checkpoints.background_writer import Writer
-from pipeline.training.held_out import accuracies
-from pipeline.training.model_options import equip
+from pipeline.training.checkpoints.background_writer import CheckpointWriter
+from pipeline.training.held_out import measure_accuracies
+from pipeline.training.model_options import apply_train_options
 from pipeline.training.monitoring.metric_log import MetricLog
-from pipeline.training.monitoring.profiling import StepProfile, profiled_steps
+from pipeline.training.monitoring.profiling import StepProfile, choose_profiled_steps
 from pipeline.training.monitoring.score_log import ScoreLog
 from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
-from pipeline.training.monitoring.tracking import Outlets
+from pipeline.training.monitoring.tracking import MetricSinks
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.step import Place, take_step
+from pipeline.training.step import StepContext, take_step
 from pipeline.training.watchdog import Progress
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Worker:
+class TrainWorker:
     """One process of the run, and the few things that differ with and without Ray."""
 
     rank: int
     world: int
+    """Number of workers."""
     device: torch.device
     wrap: Callable[[nn.Module], nn.Module]
     """Moves the method to the device and makes it distributed."""
-    first: Callable[[Any], Any] = lambda value: value
-    """What the first worker was given; called by all together."""
-    stop: Callable[[int], Exception | None] = lambda step: None
-    """Asked by all workers after each step: what to raise, on all of them in the same step, once a checkpoint is written."""
+    broadcast: Callable[[Any], Any] = lambda value: value
+    """Returns the value that the first worker gave; all workers call it together."""
+    find_stop_reason: Callable[[int], Exception | None] = lambda step: None
+    """Called by all workers after each step. What it returns is raised, on all workers after the same step, once a checkpoint
+    is written; None: the training goes on."""
     progress: Progress = field(default_factory=Progress)
-    """Of this worker, for whoever watches it."""
+    """Says for the watchdog what this worker is doing."""
     publish: Callable[[Mapping[str, Any]], None] = lambda line: None
     """Called by the first worker with every line of metrics."""
-    store_figures: Callable[[], Mapping[str, float]] = dict
-    """The use of this node's object store, for the lines of metrics; empty without Ray."""
+    read_store_figures: Callable[[], Mapping[str, float]] = dict
+    """Returns the use of this node's object store, for the lines of metrics; empty without Ray."""
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What is to be trained, the same on all workers."""
 
     config: Config
     plan: Plan
     num_classes: int
     usable_videos: int
-    """Videos in the plan: the base of data.max_quarantined_share."""
-    prints: Fingerprints
+    """Number of videos in the plan, of which data.max_quarantined_share is a share."""
+    fingerprints: Fingerprints
     folder: Path
     store: str | None = None
-    """Where the folder is copied to, if it lies on object storage."""
-    until: int | None = None
-    """Step to stop and leave a checkpoint at, for searches that judge a run on its way; None: the last one."""
-    profiled: bool = False
+    """The URI that the folder is copied to, if the run lies on object storage."""
+    stop_step: int | None = None
+    """The step to stop at, with a checkpoint, for searches that judge a run on its way; None: the last one."""
+    is_profiled: bool = False
     """Whether the first worker records some steps into ``profile.json`` of the folder."""
-    source: Source | None = None
-    """Of the held-out videos that ``train.keep_best`` chooses checkpoints by."""
+    source: VideoSource | None = None
+    """The run's videos, among them the held-out ones that ``train.keep_best`` chooses checkpoints by."""
 
     @property
     def end(self) -> int:
-        """The step after which ``train`` returns."""
-        return self.config.train.steps if self.until is None else min(self.until, self.config.train.steps)
+        """The number of steps after which ``train`` returns."""
+        return self.config.train.steps if self.stop_step is None else min(self.stop_step, self.config.train.steps)
 
 
-def train(run: Run, batches: Callable[[int], Iterator[Batch]], worker: Worker) -> dict[str, Any]:
-    """Train from the newest checkpoint to ``run.end``; returns the last line of metrics.
+def train(run: TrainingRun, batches: Callable[[int], Iterator[Batch]], worker: TrainWorker) -> dict[str, Any]:
+    """Trains from the newest checkpoint to ``run.end``, and returns the last line of metrics.
 
-    ``batches(step)`` yields this worker's batches from that step on. What random numbers torch draws in a step (dropout)
-    is seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
+    ``batches(step)`` yields this worker's batches from that step on. The random numbers that torch draws in a step (dropout)
+    are seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
     """
+    stopwatch = Stopwatch(worker.device)
+    state, wrapped = _build(run, worker, stopwatch)
+    _resume(state, run, worker)
+    with ExitStack() as stack:
+        loop = _open_loop(run, worker, state, wrapped, stopwatch, batches(state.step), stack)
+        profile = stack.enter_context(_open_profile(run, worker, state.step))
+        while state.step < run.end:
+            batch = loop.wait_for_batch()
+            loop.step(batch)
+            loop.start_next_upload()
+            with record_function("after"):
+                if loop.is_line_due:
+                    loop.log_metrics()
+                worker.progress.enter(state.step, "checkpoint")
+                if loop.is_checkpoint_due:
+                    loop.save()
+                loop.stop_if_asked()
+            profile.step(state.step)
+        worker.progress.enter(state.step, "checkpoint")
+    return loop.metrics.latest
+
+
+def _build(run: TrainingRun, worker: TrainWorker, stopwatch: Stopwatch) -> tuple[checkpoint.TrainState, nn.Module]:
+    """Builds the state of step 0 on the worker's device, and the method as it is called there (by DDP, if distributed)."""
     config = run.config
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
     set_switches(config.train)
-    parts = part_shares(run.plan, config, worker.world)
-    method = equip(build_method(config, run.num_classes, *run.plan.sizes), config.train)
+    divide_step(run.plan, config, worker.world)  # raises before anything is built
+    method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train)
     wrapped = worker.wrap(method)
+    time_collectives(wrapped, stopwatch)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
-    state = checkpoint.TrainState(method, method.students, optimizers, run.prints.as_dict())
+    state = checkpoint.TrainState(method, method.students, optimizers, run.fingerprints.as_dict())
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(worker.device.type)
-    watch = Stopwatch(worker.device)
-    time_collectives(wrapped, watch)
-    _resume(state, run, worker)
-    log = MetricLog(config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step)
-    log.quarantined = worker.first(log.quarantined)
-    log.restore(state.unwritten, worker.device)
-    log.watch, log.store_figures = watch.read, worker.store_figures
-    scores = ScoreLog(config.train.save_scores_every, run.folder, worker.rank, state.step)
-    uploads = UploadAhead(batches(state.step), worker.device)
-    place = Place(worker.rank, worker.device, worker_weight(run.plan, worker), parts=parts)
-    with ExitStack() as stack:
-        log.outlets += [stack.enter_context(outlets) for outlets in _open_outlets(run, worker)]
-        writer = stack.enter_context(Writer(run.folder, run.store, config.train, active=worker.rank == 0))
-        span = profiled_steps(config.method, state.step, run.end) if run.profiled and worker.rank == 0 else None
-        profile = stack.enter_context(StepProfile(run.folder, span, worker.device))
-        while state.step < run.end:
-            batch = _wait_for_data(uploads.take, state.step, log, worker)
-            _check_rows(batch, run.plan, state.step, worker)
-            worker.progress.at(state.step, "step")
-            begun = watch.mark()
-            results = take_step(wrapped, state, batch, config, place)
-            watch.add("compute", begun, watch.mark())
-            state.step += 1
-            state.next_row = state.step * run.plan.rows_per_step
-            log.add(scores.take(state.step, results, batch), batch)
-            if uploads.is_ahead and state.step < run.end:
-                _wait_for_data(uploads.start_next, state.step, log, worker)
-            with record_function("after"):
-                _after_step(state, run, worker, log, scores, writer)
-            profile.step(state.step)
-        worker.progress.at(state.step, "checkpoint")
-    return log.latest
+    return state, wrapped
 
 
-def _wait_for_data(fetch: Callable[[], T], step: int, log: MetricLog, worker: Worker) -> T:
-    worker.progress.at(step, "data")
-    begun = time.perf_counter()
-    with record_function("batch"):
-        result = fetch()
-    log.spent("data", time.perf_counter() - begun)
-    return result
-
-
-def _open_outlets(run: Run, worker: Worker) -> list[Outlets]:
-    """Of the first worker. Raises UserError on all of them if a tracker does not answer: one alone would leave them waiting."""
-    outlets, problem = [], None
-    if worker.rank == 0:
-        try:
-            outlets.append(Outlets(run.config, run.folder, run.num_classes, worker.publish))
-        except UserError as error:
-            problem = str(error)
-    problem = worker.first(problem)
-    if problem is not None:
-        raise UserError(problem)
-    return outlets
-
-
-def _after_step(
-    state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog, scores: ScoreLog, writer: Writer
-) -> None:
-    """Metrics and checkpoints that are due. Raises what ``worker.stop`` says, once a checkpoint is written."""
-    train = run.config.train
-    due = state.step % train.checkpoint_every == 0 or state.step == run.end
-    if due or state.step % train.log_every == 0:
-        log.write(state.step, _held_out(state, run, worker, log) if due else {})
-        _check_finite(log.latest, state.step)
-        writer.check()
-    worker.progress.at(state.step, "checkpoint")
-    if due:
-        state.unwritten = {}
-        begun = time.perf_counter()
-        scores.write(state.step)  # before the checkpoint: what lies after the newest one is forgotten
-        writer.save(state)
-        log.spent("checkpoint", time.perf_counter() - begun)
-    stop = worker.stop(state.step)
-    if stop is not None:
-        state.unwritten = log.unwritten()
-        _check_finite(state.unwritten.get("sums", {}), state.step)
-        if not due:
-            scores.write(state.step)
-            writer.save(state)
-        writer.wait()
-        raise stop
-
-
-def _held_out(state: checkpoint.TrainState, run: Run, worker: Worker, log: MetricLog) -> dict[str, float]:
-    """Where ``train.keep_best`` asks for it, the first worker's students on held-out videos: in the state, and for the line.
-
-    The first worker's, because its BatchNorm statistics are the checkpoint's; the others wait for it in the next step.
-    """
-    if not run.config.train.keep_best or worker.rank > 0:
-        return {}
-    assert run.source is not None
-    begun = time.perf_counter()
-    found = accuracies(state.method, run.source, run.config, lambda: worker.progress.at(state.step, "checkpoint"))
-    state.scores[state.step] = sum(found.values()) / len(found)
-    log.spent("checkpoint", time.perf_counter() - begun)
-    return {f"held_out_accuracy/{name}": accuracy for name, accuracy in found.items()}
-
-
-def _check_finite(line: Mapping[str, Any], step: int) -> None:
-    """Raises RunFailed before a checkpoint is made of what no step can mend: an infinite gradient breaks weights before the
-    loss shows it. What the optimizer itself makes infinite is the writer's to find."""
-    for name in ("loss", *(f"gradient_norm/{student}" for student in STUDENTS)):
-        if not math.isfinite(line.get(name, 0.0)):
-            raise RunFailed(f"the {name} is {line[name]} at step {step} (mean since the line before); {checkpoint.BROKEN}")
-
-
-def part_shares(plan: Plan, config: Config, world: int) -> list[list[int]]:
-    """[parts][workers]: rows of each worker in each part of a step. Raises UserError if ``train.accumulation`` gives no equal
-    parts on ``scale.workers``.
-
-    Fewer workers (elastic) have more rows each and take as many at a time as before, in more parts: their memory does not grow.
-    """
-    parts, workers = config.train.accumulation, max(1, config.scale.workers)
-    rows = shares(plan.rows_per_step, world)
-    if parts > 1:
-        if plan.rows_per_step % (workers * parts):
-            raise UserError(
-                f"train.accumulation={parts} must divide the rows of each worker: data.labeled_per_step={plan.rows_per_step} "
-                f"on {workers} workers; choose another of the three"
-            )
-        at_once = plan.rows_per_step // (workers * parts)
-        parts = min(-(-rows[0] // at_once), rows[-1])  # all workers have as many: they meet in each part
-    return [list(part) for part in zip(*(shares(own, parts) for own in rows), strict=True)]
-
-
-def worker_weight(plan: Plan, worker: Worker) -> float:
-    """Rows of this worker over the mean of all: with it the mean over workers, which DDP takes, is the mean over rows."""
-    rows = shares(plan.rows_per_step, worker.world)
-    return rows[worker.rank] * worker.world / plan.rows_per_step
-
-
-def _check_rows(batch: Batch, plan: Plan, step: int, worker: Worker) -> None:
-    """Every planned row is trained once, in its step, whatever dealt the batches: this is where that is made sure."""
-    expected = worker_rows([step], plan.rows_per_step, worker.rank, worker.world)[0]
-    came = batch.rows.tolist()
-    assert came == expected.tolist(), f"step {step}: rows {came} came, {expected.tolist()} are planned"
-
-
-def _resume(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
-    """Load the newest whole checkpoint: the first worker says which, so that all take the same one."""
+def _resume(state: checkpoint.TrainState, run: TrainingRun, worker: TrainWorker) -> None:
+    """Loads the newest whole checkpoint, if there is one. The first worker says which, so that all load the same."""
     if worker.rank == 0 and run.store is not None:
         run_store.pull_files(run.store, run.folder)
-    found = checkpoint.newest(run.folder, run.store) if worker.rank == 0 else None
-    newest, problems = worker.first(found)
+    newest, problems = worker.broadcast(checkpoint.find_newest(run.folder, run.store) if worker.rank == 0 else None)
     if newest is not None:
         if run.store is not None:
             run_store.pull_checkpoint(run.store, newest.name, run.folder)
@@ -262,3 +152,199 @@ def _resume(state: checkpoint.TrainState, run: Run, worker: Worker) -> None:
         if newest is not None:
             workers = f"with {worker.world} worker{'s' * (worker.world > 1)}"
             print(f"continuing at step {state.step} of {run.config.train.steps}, from {newest.name}, {workers}", flush=True)
+
+
+def _open_loop(
+    run: TrainingRun,
+    worker: TrainWorker,
+    state: checkpoint.TrainState,
+    wrapped: nn.Module,
+    stopwatch: Stopwatch,
+    batches: Iterator[Batch],
+    stack: ExitStack,
+) -> Loop:
+    """Opens what the steps from ``state.step`` on write to; ``stack`` closes it."""
+    config, rank = run.config, worker.rank
+    quarantined = worker.broadcast(read_quarantine(run.folder) if rank == 0 else None)
+    sinks = [stack.enter_context(sink) for sink in _open_sinks(run, worker)]
+    metrics = MetricLog(
+        config, run.folder, run.plan, run.usable_videos, rank, worker.world, state.step,
+        quarantined=quarantined, sinks=sinks, read_stopwatch=stopwatch.read, read_store_figures=worker.read_store_figures,
+    )  # fmt: skip
+    metrics.restore(state.unwritten, worker.device)
+    part_rows = divide_step(run.plan, config, worker.world)
+    return Loop(
+        run, worker, state, wrapped,
+        context=StepContext(rank, worker.device, compute_worker_weight(run.plan, worker), part_rows=part_rows),
+        stopwatch=stopwatch,
+        uploads=UploadAhead(batches, worker.device),
+        metrics=metrics,
+        scores=ScoreLog(config.train.save_scores_every, run.folder, rank, state.step),
+        writer=stack.enter_context(CheckpointWriter(run.folder, run.store, config.train, active=rank == 0)),
+    )  # fmt: skip
+
+
+def _open_sinks(run: TrainingRun, worker: TrainWorker) -> list[MetricSinks]:
+    """Opens the first worker's sinks of metrics; the others have none.
+
+    Raises UserError on all workers if a tracker does not answer: one worker that ended alone would leave the others waiting.
+    """
+    sinks, problem = [], None
+    if worker.rank == 0:
+        try:
+            sinks.append(MetricSinks(run.config, run.folder, run.num_classes, worker.publish))
+        except UserError as error:
+            problem = str(error)
+    problem = worker.broadcast(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return sinks
+
+
+def _open_profile(run: TrainingRun, worker: TrainWorker, step: int) -> StepProfile:
+    is_recorded = run.is_profiled and worker.rank == 0
+    steps = choose_profiled_steps(run.config.method, step, run.end) if is_recorded else None
+    return StepProfile(run.folder, steps, worker.device)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One worker's loop: what its steps work with, and its phases as methods, which ``train`` calls in their order."""
+
+    run: TrainingRun
+    worker: TrainWorker
+    state: checkpoint.TrainState
+    wrapped: nn.Module
+    """The method as it is called: inside DDP, if there are several workers."""
+    context: StepContext
+    stopwatch: Stopwatch
+    uploads: UploadAhead
+    metrics: MetricLog
+    scores: ScoreLog
+    writer: CheckpointWriter
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether a checkpoint belongs after the step that was just taken."""
+        return self.state.step % self.run.config.train.checkpoint_every == 0 or self.state.step == self.run.end
+
+    @property
+    def is_line_due(self) -> bool:
+        """Whether a line of metrics ends with the step that was just taken: every checkpoint has one before it."""
+        return self.is_checkpoint_due or self.state.step % self.run.config.train.log_every == 0
+
+    def wait_for_batch(self) -> Batch:
+        """Returns the next step's batch, on the device."""
+        batch = self._time_data(self.uploads.take)
+        _check_rows(batch, self.run.plan, self.state.step, self.worker)
+        return batch
+
+    def step(self, batch: Batch) -> None:
+        """Takes one optimizer step of both students, and adds its results to the metrics and to the record of scores."""
+        state = self.state
+        self.worker.progress.enter(state.step, "step")
+        begun = self.stopwatch.mark()
+        results = take_step(self.wrapped, state, batch, self.run.config, self.context)
+        self.stopwatch.add("compute", begun, self.stopwatch.mark())
+        state.step += 1
+        state.next_row = state.step * self.run.plan.rows_per_step
+        self.metrics.add(self.scores.keep(state.step, results, batch), batch)
+
+    def start_next_upload(self) -> None:
+        """On a GPU, which still computes the step, starts to copy the next batch to it."""
+        if self.uploads.is_ahead and self.state.step < self.run.end:
+            self._time_data(self.uploads.start_next)
+
+    def log_metrics(self) -> None:
+        """Writes a line of metrics. Raises RunFailed if the training has diverged, NotSaved if a checkpoint was not written."""
+        self.metrics.write(self.state.step, self._measure_held_out() if self.is_checkpoint_due else {})
+        _check_finite(self.metrics.latest, self.state.step)
+        self.writer.check()
+
+    def save(self) -> None:
+        """Saves a checkpoint, which a thread writes while the training goes on."""
+        begun = time.perf_counter()
+        self.state.unwritten = {}
+        self._save_state()
+        self.metrics.add_seconds("checkpoint", time.perf_counter() - begun)
+
+    def stop_if_asked(self) -> None:
+        """Raises the reason to stop, if ``worker.find_stop_reason`` gives one, once a checkpoint of this step is written."""
+        reason = self.worker.find_stop_reason(self.state.step)
+        if reason is None:
+            return
+        self.state.unwritten = self.metrics.unwritten_sums()
+        _check_finite(self.state.unwritten.get("sums", {}), self.state.step)
+        if not self.is_checkpoint_due:
+            self._save_state()
+        self.writer.wait()
+        raise reason
+
+    def _save_state(self) -> None:
+        self.scores.write(self.state.step)  # before the checkpoint: what lies after the newest one is forgotten
+        self.writer.save(self.state)
+
+    def _time_data(self, fetch: Callable[[], T]) -> T:
+        self.worker.progress.enter(self.state.step, "data")
+        begun = time.perf_counter()
+        with record_function("batch"):
+            result = fetch()
+        self.metrics.add_seconds("data", time.perf_counter() - begun)
+        return result
+
+    def _measure_held_out(self) -> dict[str, float]:
+        """Measures the first worker's students on the held-out videos, if ``train.keep_best`` chooses checkpoints by them.
+
+        The first worker's, because its BatchNorm statistics are the checkpoint's; the others wait for it in the next step.
+        """
+        run, worker, state = self.run, self.worker, self.state
+        if not run.config.train.keep_best or worker.rank > 0:
+            return {}
+        assert run.source is not None
+        begun = time.perf_counter()
+        show_alive = partial(worker.progress.enter, state.step, "checkpoint")
+        accuracies = measure_accuracies(state.method, run.source, run.config, show_alive)
+        state.scores[state.step] = sum(accuracies.values()) / len(accuracies)
+        self.metrics.add_seconds("checkpoint", time.perf_counter() - begun)
+        return {f"held_out_accuracy/{name}": accuracy for name, accuracy in accuracies.items()}
+
+
+def _check_finite(line: Mapping[str, Any], step: int) -> None:
+    """Raises RunFailed before a checkpoint is made of what no step can mend: an infinite gradient breaks weights before the
+    loss shows it. Weights that the optimizer itself makes infinite are found by the checkpoint's writer."""
+    for name in ("loss", *(f"gradient_norm/{student}" for student in STUDENTS)):
+        if not math.isfinite(line.get(name, 0.0)):
+            raise RunFailed(f"the {name} is {line[name]} at step {step} (mean since the line before); {checkpoint.NOT_FINITE}")
+
+
+def divide_step(plan: Plan, config: Config, world: int) -> list[list[int]]:
+    """Computes [parts][workers], the rows of each worker in each part of a step.
+
+    Where an elastic run has fewer workers, each has more rows and takes as many at a time as before, in more parts, so its
+    memory does not grow. Raises UserError if ``train.accumulation`` does not divide the rows of ``scale.workers`` equally.
+    """
+    parts, workers = config.train.accumulation, max(1, config.scale.workers)
+    rows = share_rows(plan.rows_per_step, world)
+    if parts > 1:
+        if plan.rows_per_step % (workers * parts):
+            raise UserError(
+                f"train.accumulation={parts} must divide the rows of each worker: data.labeled_per_step={plan.rows_per_step} "
+                f"on {workers} workers; choose another of the three"
+            )
+        at_once = plan.rows_per_step // (workers * parts)
+        parts = min(-(-rows[0] // at_once), rows[-1])  # all workers have as many: they meet in each part
+    return [list(part) for part in zip(*(share_rows(own, parts) for own in rows), strict=True)]
+
+
+def compute_worker_weight(plan: Plan, worker: TrainWorker) -> float:
+    """Divides this worker's rows by the mean of all workers': so weighted, the mean over workers that DDP takes is that over
+    rows."""
+    rows = share_rows(plan.rows_per_step, worker.world)
+    return rows[worker.rank] * worker.world / plan.rows_per_step
+
+
+def _check_rows(batch: Batch, plan: Plan, step: int, worker: TrainWorker) -> None:
+    """Asserts that the batch holds the rows that are planned for this step, so that every row is trained once."""
+    expected = worker_rows([step], plan.rows_per_step, worker.rank, worker.world)[0]
+    rows = batch.rows.tolist()
+    assert rows == expected.tolist(), f"step {step}: rows {rows} came, {expected.tolist()} are planned"

@@ -9,7 +9,7 @@ from pipeline.config import OptimizerSection
 
 
 def build_optimizer(student: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    """SGD or AdamW; weight decay on matrices and kernels only, not on norms, biases, tokens, embeddings (1-d, or named so)."""
+    """Builds SGD or AdamW. Weight decay is for matrices and kernels: not for norms and biases (1-d), tokens, embeddings."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -24,12 +24,12 @@ def build_optimizer(student: nn.Module, section: OptimizerSection) -> torch.opti
     return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def clip_gradient(student: nn.Module, limit: float | None) -> torch.Tensor:
-    """Gradient norm of a student before clipping to ``limit``; no clipping if None."""
+    """Clips a student's gradient to the norm ``limit`` (None: not at all), and returns its norm before that."""
     return nn.utils.clip_grad_norm_(student.parameters(), float("inf") if limit is None else limit)

@@ -7,9 +7,9 @@ import math
 from pipeline.config import TrainSection
 
 
-def lr_factor(step: int, train: TrainSection) -> float:
-    """Share of the peak learning rate at a step (0-based): linear warm-up, then a cosine to 0 at ``train.steps``, or 0.1 at
-    the first milestone, 0.01 at the second, and so on.
+def compute_lr_factor(step: int, train: TrainSection) -> float:
+    """Computes the share of the peak learning rate at a step (from 0): after a linear warm-up a cosine to 0 at ``train.steps``,
+    or 1, then 0.1 from the first milestone on, 0.01 from the second, and so on.
 
     The paper says SGD for 250 epochs and no more; warm-up and schedule are choice.
     """

@@ -12,8 +12,8 @@ import torch
 from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import shares
-from pipeline.collectives import set_shares
+from pipeline.clips.plan import share_rows
+from pipeline.collectives import set_worker_rows
 from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
 from pipeline.methods.parts.monitors import SCORES
@@ -21,57 +21,57 @@ from pipeline.methods.parts.precision import autocast
 from pipeline.seeds import hash64
 from pipeline.training.checkpoints.checkpoint import TrainState
 from pipeline.training.model_options import update_ema
-from pipeline.training.optimizer import clip_gradient, set_lr
-from pipeline.training.schedule import lr_factor
+from pipeline.training.optimizer import clip_gradient, set_learning_rate
+from pipeline.training.schedule import compute_lr_factor
 
-PARTS = ("views", "forward", "backward", "update")
-"""What a step spends its time on: names of its ranges in a profile."""
+STEP_PHASES = ("views", "forward", "backward", "update")
+"""The phases of a step, which are the names of its ranges in a profile."""
 Results = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Whose step it is."""
+class StepContext:
+    """Which worker takes the step, and how its share of the global batch is computed."""
 
     rank: int
     device: torch.device
     weight: float
-    """Rows of this worker over the mean of all workers."""
-    views: Callable[..., Iterator[Views]] = make_views_of_parts
-    """How the views of a step's parts are made: benchmarks have them made beforehand."""
-    parts: Sequence[Sequence[int]] = ()
-    """[parts][workers]: rows of a step; by default ``train.accumulation`` parts, the same on all workers."""
+    """The rows of this worker divided by the mean of all workers' rows."""
+    make_views: Callable[..., Iterator[Views]] = make_views_of_parts
+    """Makes the views of the step's parts; benchmarks give views that were made beforehand."""
+    part_rows: Sequence[Sequence[int]] = ()
+    """[parts][workers] rows of a step; by default ``train.accumulation`` parts, the same on all workers."""
 
 
-def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, place: Place) -> Results:
-    """Gradients of the batch, in ``train.accumulation`` parts, and an update of both students.
+def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, context: StepContext) -> Results:
+    """Computes the gradients of the batch in ``train.accumulation`` parts, and updates both students.
 
-    Returns means over the worker's clips times the worker's weight, so that their mean over workers is that over clips; what
-    begins with ``kept`` are sums, ``scores/`` are rows of a record. Nothing here waits for the device, and workers meet only
-    in DDP's buckets and where a loss needs all workers' features.
+    Returns means over the worker's clips times the worker's weight, so that their mean over workers is the mean over clips.
+    Names that begin with ``kept`` are sums instead, and those that begin with ``scores/`` are rows for ``ScoreLog``. Nothing
+    here waits for the device, and workers meet only in DDP's buckets and where a loss needs all workers' features.
     """
-    torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, place.rank) >> 1))
+    torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, context.rank) >> 1))
     weights = loss_weights(config.method, state.step)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    rows = place.parts or [[part] for part in shares(len(batch.rows), config.train.accumulation)]
-    parts = list(split(batch, [of_workers[place.rank if place.parts else 0] for of_workers in rows]))
-    weighs = [place.weight * (len(part.rows) / len(batch.rows)) for part in parts]
-    found: list[Results] = []
+    part_rows = context.part_rows or [[rows] for rows in share_rows(len(batch.rows), config.train.accumulation)]
+    parts = list(split_batch(batch, [of_workers[context.rank if context.part_rows else 0] for of_workers in part_rows]))
+    part_weights = [context.weight * (len(part.rows) / len(batch.rows)) for part in parts]
+    part_results: list[Results] = []
     wanted = {"unlabeled": weights.use_unlabeled, "strong": weights.use_strong}
-    views = place.views(parts, config, config.run.seed, place.device, **wanted)
-    for number, weight in enumerate(weighs):
-        set_shares(rows[number])
-        waits = number + 1 < len(parts) and hasattr(wrapped, "no_sync")
-        with wrapped.no_sync() if waits else contextlib.nullcontext():
-            found.append(_add_gradient(wrapped, state, views, config, weights, weight))
+    views = context.make_views(parts, config, config.run.seed, context.device, **wanted)
+    for index, part_weight in enumerate(part_weights):
+        set_worker_rows(part_rows[index])
+        is_last = index + 1 == len(parts)  # until then DDP need not add up the workers' gradients
+        with contextlib.nullcontext() if is_last or not hasattr(wrapped, "no_sync") else wrapped.no_sync():
+            part_results.append(_add_gradient(wrapped, state, views, config, weights, part_weight))
     with record_function("update"):
         norms = _update(state, config)
-    return {**_together(found, weighs), **{name: place.weight * norm for name, norm in norms.items()}}
+    return {**_combine_parts(part_results, part_weights), **{name: context.weight * norm for name, norm in norms.items()}}
 
 
-def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
-    """The batch in parts of so many rows."""
+def split_batch(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
+    """Splits a batch into parts of these ``sizes`` in rows."""
     assert sum(sizes) == len(batch.rows)
     names = ("rows", "videos", "labels", "primary", "auxiliary")
     for end, size in zip(accumulate(sizes), sizes, strict=True):
@@ -79,23 +79,26 @@ def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
 
 
 def _add_gradient(
-    wrapped: Any, state: TrainState, parts: Iterator[Views], config: Config, weights: LossWeights, share: float
+    wrapped: Any, state: TrainState, part_views: Iterator[Views], config: Config, weights: LossWeights, part_weight: float
 ) -> Results:
-    """Views, forward and backward of the next of the step's ``parts``, which counts by ``share``."""
+    """Makes the views of the step's next part, and adds the gradient of its loss times ``part_weight``."""
     with record_function("views"):
-        views = next(parts)
+        views = next(part_views)
     with record_function("forward"), autocast(views.labels.device, config.train.precision):
         results: Results = wrapped(views, weights)
     with record_function("backward"):
-        loss = share * results["loss"]
+        loss = part_weight * results["loss"]
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
-    found = {name: value.detach() for name, value in results.items()}
-    return found | _weighted(found, weights)
+    detached = {name: value.detach() for name, value in results.items()}
+    return detached | _weight_losses(detached, weights)
 
 
-def _weighted(results: Results, weights: LossWeights) -> Results:
-    """``weighted/{term}``: what each kind of loss adds to the total, for any method whose parts are named ``{term}_loss`` after
-    a loss of ``LossWeights``, or ``{term}_loss/{student}``; longer names are of single modalities, which are in the mean."""
+def _weight_losses(results: Results, weights: LossWeights) -> Results:
+    """Computes ``weighted/{term}``, what each term of ``LossWeights`` adds to the total.
+
+    Its losses are those that the method named ``{term}_loss`` or ``{term}_loss/{student}``. Longer names are of single
+    modalities, which these losses are means of.
+    """
     terms: Results = {}
     for term, weight in weights.items():
         losses = [value for name, value in results.items() if name.split("/")[0] == f"{term}_loss" and name.count("/") < 2]
@@ -105,14 +108,15 @@ def _weighted(results: Results, weights: LossWeights) -> Results:
 
 
 def _update(state: TrainState, config: Config) -> Results:
-    """Clip, step, and move the running means; returns gradient norms before clipping, by student.
+    """Clips gradients, steps the optimizers and updates the running means of weights. Returns each student's gradient norm
+    before clipping.
 
     With fp16, a student whose gradient overflowed keeps its weights: its norm counts as 0 and its step as ``skipped``.
     """
     norms: Results = {}
     for name, optimizer in state.optimizers.items():
         section = getattr(config, name).optimizer
-        set_lr(optimizer, section.lr * lr_factor(state.step, config.train))
+        set_learning_rate(optimizer, section.lr * compute_lr_factor(state.step, config.train))
         if state.scaler is not None:
             state.scaler.unscale_(optimizer)
         norm = clip_gradient(state.students[name], section.clip_gradient_norm)
@@ -129,15 +133,15 @@ def _update(state: TrainState, config: Config) -> Results:
     return norms
 
 
-def _together(found: list[Results], weighs: Sequence[float]) -> Results:
-    """Results of all parts: rows of the record of scores one after the other, sums of sums, weighted means of all else."""
+def _combine_parts(part_results: list[Results], part_weights: Sequence[float]) -> Results:
+    """Combines the parts' results to the step's: rows for ``ScoreLog`` are concatenated, sums added, all else averaged."""
     total: Results = {}
-    for name in found[0]:
-        values = [results[name] for results in found]
+    for name in part_results[0]:
+        values = [results[name] for results in part_results]
         if name.startswith(f"{SCORES}/"):
             total[name] = torch.cat(values)
         else:
-            sums = name.startswith("kept")
-            parts = [value if sums else weight * value for value, weight in zip(values, weighs, strict=True)]
-            total[name] = torch.stack(parts).sum(dim=0)
+            is_sum = name.startswith("kept")
+            terms = [value if is_sum else weight * value for value, weight in zip(values, part_weights, strict=True)]
+            total[name] = torch.stack(terms).sum(dim=0)
     return total

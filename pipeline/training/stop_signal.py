@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run with a checkpoint."""
+"""Lets SIGTERM and Ctrl-C end a run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Self
 from pipeline.errors import Stopped
 
 
-class StopSign:
-    """Within it the first SIGTERM or Ctrl-C asks to stop, and the second stops at once.
+class StopOnSignal:
+    """A context in which the first SIGTERM or Ctrl-C sets ``number``, which asks to stop, and the second stops at once.
 
-    Outside the main thread, where Python allows no handlers, it is never raised: a study's trials stop with their study.
+    Outside the main thread, where Python allows no handlers, signals are not handled: a study's trials stop with their study.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal that came."""
+        """The number of the first signal; None before one came."""
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._came) for number in self.SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _came(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.number is not None:
             raise Stopped(number, "stopped at once, without a checkpoint of the last steps; the same command continues")
         self.number = number
@@ -41,6 +41,6 @@ class StopSign:
         print(f"{name}: stopping with a checkpoint after this step; once more stops at once", file=sys.stderr, flush=True)
 
 
-def stopped(number: int | None, step: int) -> Stopped | None:
-    """What to raise after a signal, once the state of ``step`` is saved."""
+def make_stop_exception(number: int | None, step: int) -> Stopped | None:
+    """Makes what to raise after a signal once the state of ``step`` is saved; None if ``number`` is None or 0."""
     return Stopped(number, f"stopped with a checkpoint at step {step}; the same command continues") if number else None

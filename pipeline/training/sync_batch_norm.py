@@ -1,7 +1,7 @@
-"""BatchNorm whose statistics are those of all workers' clips.
+"""Gives BatchNorm the statistics of all workers' clips.
 
 torch.nn.SyncBatchNorm exchanges the workers' counts and drops empty ones by a mask, which has every layer wait for the device
-three times; here the counts are known, because rows are dealt by a rule.
+three times; here the counts are known, because a rule says how many rows each worker has.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.collectives import sizes, world
+from pipeline.collectives import count_on_workers, get_world_size
 
 
 def synchronize_norms(method: nn.Module) -> nn.Module:
-    """The method with every BatchNorm over all workers."""
+    """Changes every BatchNorm of the method, in place, to one over all workers; returns the method."""
     for module in method.modules():
         if type(module) is nn.BatchNorm3d:
             module.__class__ = BatchNormOverWorkers  # same parameters, buffers and names; another forward
@@ -24,24 +24,24 @@ def synchronize_norms(method: nn.Module) -> nn.Module:
 
 
 class BatchNormOverWorkers(nn.BatchNorm3d):
-    """Mean and variance over the clips of all workers, however many each has, with gradient through both."""
+    """BatchNorm with mean and variance over the clips of all workers, however many each has, and gradient through both."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """[N, C, T, H, W], normalized, in the same type; sums are taken in fp32."""
-        if not self.training or world() == 1:
+        """Normalizes [N, C, T, H, W] and returns it in the same type; sums are computed in fp32."""
+        if not self.training or get_world_size() == 1:
             return super().forward(maps)
         rest, shape = (0, 2, 3, 4), (1, -1, 1, 1, 1)
-        total = sum(sizes(len(maps))) * maps[0, 0].numel()  # values of a channel, of all workers
+        total = sum(count_on_workers(len(maps))) * maps[0, 0].numel()  # values of a channel, of all workers
         mean_C = _SumOverWorkers.apply(maps.float().sum(dim=rest)) / total
         centered = maps.float() - mean_C.view(shape)
         variance_C = _SumOverWorkers.apply(centered.square().sum(dim=rest)) / total
-        self._follow(mean_C.detach(), variance_C.detach() * total / (total - 1))
+        self._update_running_statistics(mean_C.detach(), variance_C.detach() * total / (total - 1))
         scale_C = torch.rsqrt(variance_C + self.eps) * self.weight
         normalized: torch.Tensor = centered * scale_C.view(shape) + self.bias.view(shape)
         return normalized.to(maps.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
+    def _update_running_statistics(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(variance_C, self.momentum)
@@ -50,7 +50,7 @@ class BatchNormOverWorkers(nn.BatchNorm3d):
 
 
 class _SumOverWorkers(torch.autograd.Function):
-    """Sum over workers; each worker's gradient is the sum of all workers' too."""
+    """Adds up over workers; the gradient of each is the sum over workers, too."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a worker is doing, seen from beside it: a hang ends with a message."""
+"""Watches from another thread what a worker is doing, so that a hang ends with a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Self
 
 FIRST_STEP_FACTOR = 10.0
-"""The first step waits for imports, decoders that start, compilation: it may take this many times the limit."""
+"""The first step may take this many times the limit: it waits for imports, for decoders that start, and for compilation."""
 WAITS_FOR = {
     "data": "its batch: a decoder or the storage of the videos does not answer, or no CPU is left for decode tasks",
     "step": "the end of the step: another worker does not answer, or the device hangs",
@@ -21,14 +21,14 @@ WAITS_FOR = {
 
 
 class Progress:
-    """Where a worker is: read by whoever watches it."""
+    """Which phase of which step a worker is in; the watchdog reads it."""
 
     def __init__(self) -> None:
-        self.step, self.phase, self.moves = 0, "data", 0
+        self.step, self.phase, self.changes = 0, "data", 0
 
-    def at(self, step: int, phase: str) -> None:
-        """Say that a phase of a step begins."""
-        self.step, self.phase, self.moves = step, phase, self.moves + 1
+    def enter(self, step: int, phase: str) -> None:
+        """Notes that a phase of a step begins."""
+        self.step, self.phase, self.changes = step, phase, self.changes + 1
 
 
 class Watchdog:
@@ -55,14 +55,14 @@ class Watchdog:
     def _watch(self) -> None:
         assert self.seconds is not None
         tick = min(1.0, self.seconds / 10)
-        moves, idle, first, last = self.progress.moves, 0.0, True, time.monotonic()
+        changes, idle, is_first, last = self.progress.changes, 0.0, True, time.monotonic()
         while not self._over.wait(tick):
             now = time.monotonic()
             idle, last = idle + min(now - last, 2 * tick), now
-            if self.progress.moves != moves:
-                first = first and self.progress.moves <= 3  # phases of the first step
-                moves, idle = self.progress.moves, 0.0
-            elif idle > self.seconds * (FIRST_STEP_FACTOR if first else 1.0):
+            if self.progress.changes != changes:
+                is_first = is_first and self.progress.changes <= 3  # phases of the first step
+                changes, idle = self.progress.changes, 0.0
+            elif idle > self.seconds * (FIRST_STEP_FACTOR if is_first else 1.0):
                 return self._end(self._message(idle))
         return None
 
@@ -75,7 +75,7 @@ class Watchdog:
 
 
 def end_process(message: str) -> None:
-    """At once, with the stack of every thread on stderr."""
+    """Ends the process at once, with the message and the stack of every thread on stderr."""
     print(f"failed: {message}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(all_threads=True)
     os._exit(1)

@@ -36,7 +36,7 @@ from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.report.report import write_report
 from pipeline.report.sections import label_tables
 from pipeline.report.sections.label_section import build_label_sections, read_own_thresholds
-from pipeline.run_folder.contents import read_metrics, score_parts
+from pipeline.run_folder.contents import list_score_files, read_metrics
 from tests.methods.traces import small_config
 from tests.study_folders import write_scores
 
@@ -208,7 +208,7 @@ def test_the_report_has_the_section(finished: Path) -> None:
 def test_a_damaged_file_and_a_run_under_way_still_give_what_there_is(finished: Path, tmp_path: Path, capsys: Any) -> None:
     half = tmp_path / "half"
     shutil.copytree(finished, half)
-    first, second = score_parts(half)
+    first, second = list_score_files(half)
     second.write_bytes(second.read_bytes()[:200])
     (half / "evaluation.json").unlink()
     assert run(label_quality.main, [str(half)]) == 0

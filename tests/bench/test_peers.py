@@ -26,28 +26,28 @@ from pipeline.bench.peers.feed import Fed, fed_by
 from pipeline.bench.peers.process_tree import PeakMemory
 from pipeline.bench.peers.requests import Columns, RowViews
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config, load_config
 from pipeline.errors import RunFailed
 from pipeline.methods import STUDENTS, Views, make_views
 from pipeline.stream.batches import to_batch
 from tests.videos import read_number, write_numbers
 
-Columnwise = Callable[[Source, Config, int], Columns]
+Columnwise = Callable[[VideoSource, Config, int], Columns]
 
 
 def _data_set(make: Callable[..., Columns]) -> Columnwise:
     return lambda source, config, row: RowViews(source, config, 100, make)[row]
 
 
-def _torchcodec(source: Source, config: Config, row: int) -> Columns:
+def _torchcodec(source: VideoSource, config: Config, row: int) -> Columns:
     pytest.importorskip("torchcodec")
     from pipeline.bench.peers import torchcodec_loader
 
     return _data_set(torchcodec_loader.make_views)(source, config, row)
 
 
-def _ray_data(source: Source, config: Config, row: int) -> Columns:
+def _ray_data(source: VideoSource, config: Config, row: int) -> Columns:
     """What its two maps do, without Ray."""
     made = ray_data_loader.views_of_row(source, config, ray_data_loader.decode_row(source, config, row))
     return {name: torch.as_tensor(value) for name, value in made.items()}
@@ -61,7 +61,7 @@ PEERS = {
 }
 
 
-def _feed(name: str, source: Source, config: Config, rows: list[int]) -> Fed:
+def _feed(name: str, source: VideoSource, config: Config, rows: list[int]) -> Fed:
     return fed_by(default_collate([PEERS[name](source, config, row) for row in rows]), torch.device("cpu"))
 
 
@@ -76,7 +76,7 @@ def test_a_peer_delivers_the_views_of_our_own_loader(name: str, tiny: Path) -> N
     """Of the same rows: numbers of videos and labels, kinds, shapes, types and normalization."""
     config = for_bench(load_config(tiny / "tiny.yaml"), 8)
     source, _ = open_source(config)
-    batch = to_batch(source.rows(np.array([2, 3])))
+    batch = to_batch(source.decode_rows(np.array([2, 3])))
     ours = make_views(batch, config, config.run.seed, "cpu")
     fed = _feed(name, source, config, [2, 3])
     assert fed.views is not None
@@ -118,7 +118,7 @@ def test_a_peer_shows_the_same_frames(name: str, sampling: str, numbered: Path, 
     config = for_bench(load_config(tiny / "tiny.yaml", [f"data.manifest={numbered}", *words, *still, *sizes]), 8)
     source, _ = open_source(config)
     rows = [0, 1, 5]
-    ours = make_views(to_batch(source.rows(np.array(rows))), config, config.run.seed, "cpu")
+    ours = make_views(to_batch(source.decode_rows(np.array(rows))), config, config.run.seed, "cpu")
     theirs = _feed(name, source, config, rows).views
     assert theirs is not None
     shown = [{view: _numbers(values) for view, values in _kinds(views).items()} for views in (theirs, ours)]

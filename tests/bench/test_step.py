@@ -11,7 +11,7 @@ from jobs.command import run
 from pipeline.bench.end_to_end import Apart, bench_end_to_end, lengths
 from pipeline.bench.timed_step import prepared_alone, ready_here
 from pipeline.config import load_config
-from pipeline.training.step import Place, take_step
+from pipeline.training.step import StepContext, take_step
 
 RATIOS = {
     "step_over_bare",
@@ -45,7 +45,7 @@ def test_views_made_beforehand_change_no_result(tiny: Path, tmp_path: Path) -> N
     config = load_config(tiny / "tiny.yaml")
     one, other = (ready_here(prepared_alone(config, str(tmp_path / name), 2)) for name in ("one", "other"))
     results = one.step(made=True)
-    usual = take_step(other.state.method, other.state, other.batch, other.config, Place(0, torch.device("cpu"), 1.0))
+    usual = take_step(other.state.method, other.state, other.batch, other.config, StepContext(0, torch.device("cpu"), 1.0))
     assert set(results) == set(usual)
     assert float(results["loss"]) == float(usual["loss"])
 

@@ -171,7 +171,7 @@ def _difference(line: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def _final(folder: Path) -> Path:
-    newest, problems = checkpoint.newest(folder)
+    newest, problems = checkpoint.find_newest(folder)
     if newest is None:
         raise UserError(f"{folder} holds no whole checkpoint", problems)
     return newest

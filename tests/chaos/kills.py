@@ -237,7 +237,7 @@ def _kill_in_checkpoint(ring: Ring, name: str) -> str:
 
 
 def _damage(ring: Ring, name: str) -> str:
-    newest, _ = checkpoint.newest(Path(ring.config.run.storage_path) / name)
+    newest, _ = checkpoint.find_newest(Path(ring.config.run.storage_path) / name)
     if newest is None:
         return ""
     with (newest / checkpoint.FILES[0]).open("r+b") as file:

@@ -49,4 +49,4 @@ def _misbehave(name: str) -> None:
 def install() -> None:
     """Make this process's guards use it."""
     isolated_decode.decode_clips, isolated_decode.decode_frames = decode_or_misbehave, frames_or_misbehave
-    isolated_decode.guard.cache_clear()
+    isolated_decode.get_isolated_decoder.cache_clear()

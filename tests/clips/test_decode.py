@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.clips import decode
 from pipeline.clips.decode import DecodeError, Video, decode_clips, scaled_size
-from pipeline.clips.sampling import Moment, clip_times
+from pipeline.clips.sampling import Moment, compute_clip_times
 from pipeline.config import ClipSection
 from pipeline.video.exact_reader import FrameConverter
 from tests.videos import read_number, write_numbers
@@ -32,7 +32,7 @@ def test_the_planned_frames_come_at_any_rate(tmp_path: Path, decoder: str, fps: 
     one = video(path, round(2.5 * rate), rate, decoder, width=96, height=96, end=2.5)
     for moment in (0.0, 0.37, 1.0):
         clips = decode_clips(one, moment, 0.5, [SLOW, FAST], 64)
-        for clip, times in zip(clips, clip_times(moment, 0, 2.5, [SLOW, FAST]), strict=True):
+        for clip, times in zip(clips, compute_clip_times(moment, 0, 2.5, [SLOW, FAST]), strict=True):
             assert clip.shape == (8, 64, 64, 3)
             assert clip.dtype == np.uint8
             wanted = np.clip(np.floor(times * rate + 1e-4), 0, one.frames - 1)
@@ -46,7 +46,7 @@ def test_variable_rate_shows_what_was_on_screen(tmp_path: Path, decoder: str) ->
     seconds = np.array(steps) / 1000
     one = video(path, len(steps), len(steps) / 2.6, decoder, width=96, height=96, end=2.6, variable_fps=True)
     (clip,) = decode_clips(one, 0.5, 0.5, [FAST], 64)
-    times = clip_times(0.5, 0, 2.6, [FAST])[0]
+    times = compute_clip_times(0.5, 0, 2.6, [FAST])[0]
     assert [read_number(frame) for frame in clip] == (np.searchsorted(seconds, times + 1e-4, side="right") - 1).tolist()
 
 
@@ -61,7 +61,7 @@ def test_frames_on_the_way_are_not_kept(tmp_path: Path, monkeypatch: pytest.Monk
     convert = decode.FrameConverter.__call__
     monkeypatch.setattr(decode.FrameConverter, "__call__", lambda self, frame: converted.append(frame) or convert(self, frame))
     slow, fast = decode_clips(one, moment, 0.5, [SLOW, FAST], 64)
-    for clip, times in zip((slow, fast), clip_times(moment, 0, end, [SLOW, FAST]), strict=True):
+    for clip, times in zip((slow, fast), compute_clip_times(moment, 0, end, [SLOW, FAST]), strict=True):
         assert [read_number(frame) for frame in clip] == (np.searchsorted(seconds, times + 1e-4, side="right") - 1).tolist()
     assert 2 < len(converted) <= 16
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.clips.decode import Video, decode_clips, scaled_size
-from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import compute_clip_times, compute_frame_starts, find_frames
 from pipeline.config import ClipSection
 from pipeline.video.exact_reader import FrameConverter, read_frames
 from pipeline.video.probe import Probe, ProbeOptions, probe_file
@@ -38,7 +38,7 @@ def truth(path: str) -> tuple[Probe, np.ndarray, np.ndarray]:
     assert probe.status == "ok", probe
     frames = np.stack(every_frame(path, *scaled_size(probe.width, probe.height, SIZE)))
     assert len(frames) == probe.frames
-    starts = read_index(path).times if probe.variable_fps else constant_rate(probe.frames, probe.fps)
+    starts = read_index(path).times if probe.variable_fps else compute_frame_starts(probe.frames, probe.fps)
     return probe, frames, starts
 
 
@@ -51,9 +51,9 @@ def check_clips(path: str, moment: float, window: float, clips: list[ClipSection
     left, top = round(window * (width - SIZE)), round(window * (height - SIZE))
     square = frames[:, top : top + SIZE, left : left + SIZE].astype(np.int16)
     for clip, times in zip(
-        decode_clips(video, moment, window, clips, SIZE), clip_times(moment, 0.0, probe.duration, clips), strict=True
+        decode_clips(video, moment, window, clips, SIZE), compute_clip_times(moment, 0.0, probe.duration, clips), strict=True
     ):
-        for image, place in zip(clip, frame_indices(times, starts), strict=True):
+        for image, place in zip(clip, find_frames(times, starts), strict=True):
             if probe.decoder == "pyav":
                 assert np.array_equal(image, square[place])
             else:  # another scaler: the same frame, not the same bytes

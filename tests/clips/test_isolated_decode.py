@@ -14,8 +14,8 @@ import ray
 from jobs import prepare, train
 from pipeline.clips import isolated_decode
 from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_frames
-from pipeline.clips.isolated_decode import Guard
-from pipeline.clips.source import failures_of, open_source
+from pipeline.clips.isolated_decode import IsolatedDecoder
+from pipeline.clips.source import open_source, read_quarantine_records
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.processes.isolation import ProcessLimits
 from pipeline.ray_cluster.resources import Resources
@@ -28,9 +28,11 @@ from tests.videos import write_numbers
 CLIP = [ClipSection(frames=4, fps=8, size=16)]
 
 
-def decode(here: Guard, video: Video, moment: float, window: float, clips: list[ClipSection], size: int) -> list[np.ndarray]:
+def decode(
+    here: IsolatedDecoder, video: Video, moment: float, window: float, clips: list[ClipSection], size: int
+) -> list[np.ndarray]:
     out = [np.zeros((clip.frames, size, size, 3), np.uint8) for clip in clips]
-    here.decode(video, moment, window, clips, size, out)
+    here.decode_clips(video, moment, window, clips, size, out)
     return out
 
 
@@ -48,7 +50,7 @@ def misbehave() -> Iterator[None]:
     misbehaving.install()
     yield
     isolated_decode.decode_clips, isolated_decode.decode_frames = decode_clips, decode_frames
-    isolated_decode.guard.cache_clear()
+    isolated_decode.get_isolated_decoder.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_each_is_an_error_of_its_video_and_the_next_one_decodes(tmp_path: Path, 
     good = write_numbers(tmp_path / "good.mp4", frames=12, size=(48, 48))
     bad = shutil.copy(good, tmp_path / f"{word}.mp4")
     one, other = (Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord") for path in (good, bad))
-    here = Guard(ProcessLimits(3.0, 256 * 2**20))
+    here = IsolatedDecoder(ProcessLimits(3.0, 256 * 2**20))
     for _ in range(2):
         with pytest.raises(DecodeError) as caught:
             decode(here, other, 0.5, 0.5, CLIP, 32)
@@ -102,7 +104,7 @@ def test_each_is_an_error_of_its_video_and_the_next_one_decodes(tmp_path: Path, 
 def test_a_leaking_process_is_replaced_and_no_clip_is_lost(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "leak.mp4", frames=12, size=(48, 48))
     video = Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord")
-    here = Guard(ProcessLimits(10.0, 256 * 2**20))
+    here = IsolatedDecoder(ProcessLimits(10.0, 256 * 2**20))
     expected = decode_clips(video, 0.5, 0.5, CLIP, 32)[0]
     most = []
     for _ in range(6):
@@ -114,7 +116,7 @@ def test_a_leaking_process_is_replaced_and_no_clip_is_lost(tmp_path: Path) -> No
 def test_clips_of_the_child_are_the_same_bytes(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "n.mp4")
     video = Video(str(path), 50, 25.0, False, 160, 96, 0.0, 2.0, "decord")
-    here = Guard(ProcessLimits())
+    here = IsolatedDecoder(ProcessLimits())
     first, second = (decode(here, video, moment, 0.5, CLIP, 48)[0] for moment in (0.2, 0.7))
     assert np.array_equal(first, decode_clips(video, 0.2, 0.5, CLIP, 48)[0])
     assert np.array_equal(second, decode_clips(video, 0.7, 0.5, CLIP, 48)[0])
@@ -146,7 +148,7 @@ def test_a_pass_over_several_moments_that_hangs_says_nothing_of_a_single_one(tmp
     good = write_numbers(tmp_path / "good.mp4", frames=12, size=(48, 48))
     bad = shutil.copy(good, tmp_path / "hang.mp4")
     one, other = (Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord") for path in (good, bad))
-    here = Guard(ProcessLimits(2.0, 256 * 2**20))
+    here = IsolatedDecoder(ProcessLimits(2.0, 256 * 2**20))
     for moments, known in (([0.2, 0.8], False), ([0.2], True), ([0.2, 0.8], True)):
         with pytest.raises(DecodeError, match="no result after 2 s"):
             here.decode_frames(other, moments, CLIP, 32)
@@ -174,9 +176,9 @@ def test_the_ray_stream_goes_on(folder: Path) -> None:
     source = open_source(config)[0]
 
     class Misbehaving(type(source)):  # type: ignore[misc]
-        def rows(self, *words: object) -> object:
+        def decode_rows(self, *words: object) -> object:
             misbehaving.install()
-            return super().rows(*words)
+            return super().decode_rows(*words)
 
     dataset = ray_stream(Misbehaving(**vars(source)), config, 0, Resources(1, 0.5, 0.5, gpu=False))
     dataset.context.execution_options.preserve_order = True
@@ -184,7 +186,7 @@ def test_the_ray_stream_goes_on(folder: Path) -> None:
     parts = [{name: values[0] for name, values in block.items()} for block in blocks]
     rows = [int(row) for part in parts for row in part["row"]]
     videos = np.concatenate([part["video"] for part in parts])
-    check(rows, videos, [record for part in parts for record in failures_of(part)], config)
+    check(rows, videos, [record for part in parts for record in read_quarantine_records(part)], config)
     assert ray.is_initialized()
 
 

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.clips.modalities import FULL_FLOW, check_modalities, derive, optical_flow, temporal_gradient
+from pipeline.clips.modalities import (
+    FULL_FLOW,
+    check_modalities,
+    compute_optical_flow,
+    compute_temporal_gradient,
+    derive_modality,
+)
 from pipeline.errors import UserError
 
 
@@ -20,7 +26,7 @@ def _moving(right: int, down: int, frames: int = 4, size: int = 64) -> torch.Ten
 
 def test_temporal_gradient_is_the_difference_and_repeats_the_last() -> None:
     views = torch.randn(2, 3, 5, 8, 8)
-    gradient = temporal_gradient(views)
+    gradient = compute_temporal_gradient(views)
     assert gradient.shape == views.shape
     for t in range(4):
         assert torch.equal(gradient[:, :, t], views[:, :, t + 1] - views[:, :, t])
@@ -30,13 +36,13 @@ def test_temporal_gradient_is_the_difference_and_repeats_the_last() -> None:
 @pytest.mark.parametrize("modality", ["temporal_gradient", "optical_flow"])
 def test_a_still_clip_and_a_single_frame_have_none(modality: Any) -> None:
     still = _moving(0, 0)
-    assert derive(still, modality).abs().max() < 1e-5
-    assert not derive(still[:, :, :1], modality).any()
+    assert derive_modality(still, modality).abs().max() < 1e-5
+    assert not derive_modality(still[:, :, :1], modality).any()
 
 
 @pytest.mark.parametrize(("right", "down"), [(2, 0), (0, 2), (-2, 1)])
 def test_optical_flow_is_the_motion(right: int, down: int) -> None:
-    flow = optical_flow(_moving(right, down))
+    flow = compute_optical_flow(_moving(right, down))
     assert flow.shape == (1, 3, 4, 64, 64)
     pixels = flow[0, :, :, 16:48, 16:48].flatten(1).median(dim=1).values * FULL_FLOW * 64
     wanted = torch.tensor([right, down, (right**2 + down**2) ** 0.5])
@@ -45,7 +51,7 @@ def test_optical_flow_is_the_motion(right: int, down: int) -> None:
 
 def test_rgb_is_itself() -> None:
     views = torch.randn(1, 3, 2, 8, 8)
-    assert derive(views, "rgb") is views
+    assert derive_modality(views, "rgb") is views
 
 
 def test_without_opencv_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

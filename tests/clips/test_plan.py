@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import BlockLayout, Plan, largest_share, shares, worker_rows
+from pipeline.clips.plan import BlockLayout, Plan, largest_share, share_rows, worker_rows
 from pipeline.errors import UserError
 
 
@@ -113,7 +113,7 @@ def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:
 @given(rows=st.integers(1, 64), workers=st.integers(1, 64))
 def test_shares_differ_by_one_row_at_most(rows: int, workers: int) -> None:
     workers = min(workers, rows)
-    counts = shares(rows, workers)
+    counts = share_rows(rows, workers)
     assert sum(counts) == rows and max(counts) - min(counts) <= 1 and min(counts) >= 1
     assert counts == sorted(counts, reverse=True)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from jobs import prepare
 from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.plan import Plan
-from pipeline.clips.sampling import SLACK, clip_times, constant_rate, describe_clip, frame_indices, moment_of
-from pipeline.clips.source import Source, failures_of, open_source
+from pipeline.clips.sampling import SLACK, compute_clip_times, compute_frame_starts, describe_clip, find_frames, select_moment
+from pipeline.clips.source import VideoSource, open_source, read_quarantine_records
 from pipeline.config import ClipSection, load_config
-from pipeline.evaluation.protocol import clip_moments
+from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.seeds import uniform
 from tests.video.reference import every_frame, read_index
 from tests.videos import read_number, write_numbers
@@ -38,16 +38,16 @@ lengths = {"start": st.floats(0, 500), "length": st.floats(0.01, 5000), "frames"
 def test_a_pinned_example() -> None:
     """4 parts of 2.5 s of the ten seconds from 10 to 20: at random times, in their middles, and at a quarter of them."""
     drawn = ((0.0, 0.5, 0.9, 0.25),)
-    assert clip_times(drawn, 10, 20, [segments(4)])[0] == pytest.approx([10, 13.75, 17.25, 18.125])
-    assert clip_times(0.5, 10, 20, [segments(4)])[0] == pytest.approx([11.25, 13.75, 16.25, 18.75])
-    assert clip_times(0.25, 10, 20, [segments(4)])[0] == pytest.approx([10.625, 13.125, 15.625, 18.125])
+    assert compute_clip_times(drawn, 10, 20, [segments(4)])[0] == pytest.approx([10, 13.75, 17.25, 18.125])
+    assert compute_clip_times(0.5, 10, 20, [segments(4)])[0] == pytest.approx([11.25, 13.75, 16.25, 18.75])
+    assert compute_clip_times(0.25, 10, 20, [segments(4)])[0] == pytest.approx([10.625, 13.125, 15.625, 18.125])
 
 
 @given(**lengths, data=st.data())
 def test_each_time_lies_in_its_part_and_they_ascend(start: float, length: float, frames: int, data: st.DataObject) -> None:
     places = st.floats(0, 1, exclude_max=True)
     drawn = tuple(data.draw(st.lists(places, min_size=frames, max_size=frames)))
-    (times,) = clip_times((drawn,), start, start + length, [segments(frames)])
+    (times,) = compute_clip_times((drawn,), start, start + length, [segments(frames)])
     edges = start + np.arange(frames + 1) * length / frames
     rounding = 1e-12 * (start + length)
     assert (times >= edges[:-1] - 2 * SLACK - rounding).all() and (times <= edges[1:] + rounding).all()
@@ -59,27 +59,28 @@ def test_evaluation_takes_the_middle_or_clips_evenly_within_each_part(
     start: float, length: float, frames: int, clips: int
 ) -> None:
     part = length / frames
-    for number, moment in enumerate(clip_moments(clips).tolist()):
-        (times,) = clip_times(moment, start, start + length, [segments(frames)])
+    for number, moment in enumerate(compute_clip_moments(clips).tolist()):
+        (times,) = compute_clip_times(moment, start, start + length, [segments(frames)])
         wanted = start + part * (np.arange(frames) + (number + 0.5) / clips)
         assert times == pytest.approx(np.minimum(wanted, start + length - 2 * SLACK), rel=1e-9)
-    assert clip_moments(1).tolist() == [0.5]
+    assert compute_clip_moments(1).tolist() == [0.5]
 
 
 def test_students_have_segments_and_windows_of_their_own() -> None:
     """A window lies where it lies without the other student's segments, which do not move it."""
-    own = clip_times(((0.25, 0.5), 0.3), 0, 10, [segments(2), WINDOW])
-    assert own[0] == pytest.approx([1.25, 7.5]) and np.array_equal(own[1], clip_times(0.3, 0, 10, [WINDOW])[0])
-    shared = clip_times(0.3, 0, 10, [WINDOW, segments(16)])
+    own = compute_clip_times(((0.25, 0.5), 0.3), 0, 10, [segments(2), WINDOW])
+    assert own[0] == pytest.approx([1.25, 7.5]) and np.array_equal(own[1], compute_clip_times(0.3, 0, 10, [WINDOW])[0])
+    shared = compute_clip_times(0.3, 0, 10, [WINDOW, segments(16)])
     assert np.array_equal(shared[0], own[1]) and len(shared[1]) == 16
-    assert moment_of(((0.25, 0.5), 0.3), 0) == ((0.25, 0.5),) and moment_of(0.3, 1) == 0.3
+    assert select_moment(((0.25, 0.5), 0.3), 0) == ((0.25, 0.5),) and select_moment(0.3, 1) == 0.3
 
 
 def test_of_a_short_video_frames_repeat() -> None:
-    starts = constant_rate(3, 25.0)
-    (times,) = clip_times(0.5, 0.0, 3 / 25, [segments(8)])
-    assert frame_indices(times, starts).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
-    assert frame_indices(clip_times(0.5, 0.0, 1 / 25, [segments(8)])[0], constant_rate(1, 25.0)).tolist() == [0] * 8
+    starts = compute_frame_starts(3, 25.0)
+    (times,) = compute_clip_times(0.5, 0.0, 3 / 25, [segments(8)])
+    assert find_frames(times, starts).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    (times,) = compute_clip_times(0.5, 0.0, 1 / 25, [segments(8)])
+    assert find_frames(times, compute_frame_starts(1, 25.0)).tolist() == [0] * 8
 
 
 def test_what_a_clip_covers_is_said() -> None:
@@ -136,7 +137,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data" / "manifest.parquet"
 
 
-def source_of(manifest: Path, *words: str) -> Source:
+def source_of(manifest: Path, *words: str) -> VideoSource:
     fixed = [f"data.manifest={manifest}", f"run.seed={SEED}", "data.labeled_per_step=2", "data.unlabeled_per_labeled=2"]
     fixed += ["data.decode_size=64", "primary.clip.size=64", "auxiliary.clip.size=64", "data.isolate_decoder=false"]
     return open_source(load_config(overrides=[*fixed, *words]))[0]
@@ -145,16 +146,16 @@ def source_of(manifest: Path, *words: str) -> Source:
 BOTH = ("primary.clip.sampling=segments", "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=16")
 
 
-def frame_starts(source: Source, row: int) -> np.ndarray:
-    video = source.video(row)
+def frame_starts(source: VideoSource, row: int) -> np.ndarray:
+    video = source.describe_video(row)
     if video.variable_fps:
         return np.asarray(read_index(video.location).times)
     return np.arange(video.frames) / video.fps
 
 
-def wanted_numbers(source: Source, row: int, slot: int, video: int, student: int) -> list[int]:
+def wanted_numbers(source: VideoSource, row: int, slot: int, video: int, student: int) -> list[int]:
     """By a plain loop over the parts."""
-    of, frames = source.video(video), source.clips[student].frames
+    of, frames = source.describe_video(video), source.clips[student].frames
     numbers = []
     for part in range(frames):
         chance = float(uniform(SEED, "segment", row, slot, student, part))
@@ -166,8 +167,8 @@ def wanted_numbers(source: Source, row: int, slot: int, video: int, student: int
 @pytest.mark.parametrize("isolate", ["false", "true"])
 def test_training_shows_the_frame_on_screen_at_a_random_time_of_each_part(numbered: Path, isolate: str) -> None:
     source = source_of(numbered, *BOTH, f"data.isolate_decoder={isolate}")
-    columns = source.rows(np.arange(6))
-    assert columns["primary"].shape[2] == 8 and columns["auxiliary"].shape[2] == 16 and failures_of(columns) == ()
+    columns = source.decode_rows(np.arange(6))
+    assert columns["primary"].shape[2] == 8 and columns["auxiliary"].shape[2] == 16 and read_quarantine_records(columns) == ()
     seen = set()
     for row in range(6):
         for slot, video in enumerate(columns["video"][row].tolist()):
@@ -176,16 +177,16 @@ def test_training_shows_the_frame_on_screen_at_a_random_time_of_each_part(number
                 assert shown == wanted_numbers(source, row, slot, video, student), (row, slot, name)
             seen.add(Path(source.manifest.locate(video)).name)
     assert seen == {"long.mp4", "short.mp4", "variable.mp4", "parts.avi"}
-    again = source.rows(np.array([4]))
+    again = source.decode_rows(np.array([4]))
     assert all(np.array_equal(again[name][0], columns[name][4]) for name in ("primary", "auxiliary"))
 
 
 def test_one_student_may_see_segments_and_the_other_a_window(numbered: Path) -> None:
     """The window lies where it lies when both students see one, of the same length."""
-    windows = source_of(numbered, "auxiliary.clip.fps=8").rows(np.arange(3))
-    mixed = source_of(numbered, "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=3").rows(np.arange(3))
+    windows = source_of(numbered, "auxiliary.clip.fps=8").decode_rows(np.arange(3))
+    mixed = source_of(numbered, "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=3").decode_rows(np.arange(3))
     assert np.array_equal(mixed["primary"], windows["primary"]) and mixed["auxiliary"].shape[2] == 3
-    other = source_of(numbered, "auxiliary.clip.fps=8", "primary.clip.sampling=segments").rows(np.arange(3))
+    other = source_of(numbered, "auxiliary.clip.fps=8", "primary.clip.sampling=segments").decode_rows(np.arange(3))
     assert np.array_equal(other["auxiliary"], windows["auxiliary"])
     assert not np.array_equal(other["primary"], windows["primary"])
 
@@ -194,9 +195,9 @@ def test_evaluation_shows_the_middles_and_a_part_of_a_file_nothing_else(numbered
     source = source_of(numbered, *BOTH)
     videos = np.arange(source.manifest.table.num_rows)
     for clips in (1, 3):
-        moments = clip_moments(clips)
+        moments = compute_clip_moments(clips)
         for video in videos.tolist():
-            of, starts = source.video(video), frame_starts(source, video)
+            of, starts = source.describe_video(video), frame_starts(source, video)
             columns = decode_videos(source, np.array([video]), moments)
             assert columns["reason"].tolist() == [""] * clips
             frames = columns["pixels"].reshape(*columns["shape"][0], 3)
@@ -224,7 +225,7 @@ def test_real_actions_show_their_whole_length(tmp_path: Path, shared_data: Path)
     words = ["list", str(tmp_path / "clips.csv"), str(tmp_path / "data"), "--root", str(folder), "--labeled", "1/class"]
     assert prepare.main(words) == 0
     source = source_of(tmp_path / "data" / "manifest.parquet", *BOTH)
-    columns = source.rows(np.arange(2))
+    columns = source.decode_rows(np.arange(2))
     for row, slot in np.ndindex(2, 3):
         video = int(columns["video"][row, slot])
         truth = np.stack(every_frame(source.manifest.locate(video), 64, 64)).astype(np.int16)

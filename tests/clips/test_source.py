@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.clips.source import Source, failures_of, open_source
+from pipeline.clips.source import VideoSource, open_source, read_quarantine_records
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
@@ -21,27 +21,27 @@ def config_words(tiny):  # type: ignore[no-untyped-def]
     return tiny / "tiny.yaml"
 
 
-def source(path: object, *words: str) -> Source:
+def source(path: object, *words: str) -> VideoSource:
     config = load_config(path, words)  # type: ignore[arg-type]
     return open_source(config, first_unlabeled_step(config))[0]
 
 
 def test_rows_are_the_same_bytes_alone_and_together(config_words: object) -> None:
     one = source(config_words)
-    together = one.rows(np.arange(3, 7))
+    together = one.decode_rows(np.arange(3, 7))
     for place, row in enumerate(range(3, 7)):
-        alone = one.rows(np.array([row]))
+        alone = one.decode_rows(np.array([row]))
         assert all(np.array_equal(alone[name][0], together[name][place]) for name in together.keys() - {"seconds"})
     assert (together["seconds"] > 0).all()
     assert together["primary"].shape == (4, 3, 4, 40, 40, 3)
     assert together["primary"].dtype == np.uint8
     assert np.array_equal(together["video"], one.plan.videos(np.arange(3, 7)))
-    assert failures_of(together) == ()
+    assert read_quarantine_records(together) == ()
 
 
 def test_labels_are_the_manifests(config_words: object) -> None:
     one = source(config_words)
-    columns = one.rows(np.arange(4))
+    columns = one.decode_rows(np.arange(4))
     names = np.array(one.manifest.classes)[columns["label"]]
     for video, name in zip(columns["video"].ravel(), names.ravel(), strict=True):
         assert f"/{name}/" in one.manifest.locate(int(video))
@@ -58,12 +58,12 @@ LATE = (
 @pytest.mark.parametrize("words", LATE)
 def test_steps_without_unlabeled_losses_decode_labeled_videos_only(config_words: object, words: tuple[str, ...]) -> None:
     plain, late = source(config_words), source(config_words, *words)
-    before, after = late.rows(np.arange(4)), late.rows(np.arange(4, 6))
+    before, after = late.decode_rows(np.arange(4)), late.decode_rows(np.arange(4, 6))
     assert (before["video"][:, 1:] == -1).all()
     assert (before["label"][:, 1:] == -1).all()
     assert not before["primary"][:, 1:].any()
-    assert np.array_equal(before["primary"][:, 0], plain.rows(np.arange(4))["primary"][:, 0])
-    assert np.array_equal(after["auxiliary"], plain.rows(np.arange(4, 6))["auxiliary"])
+    assert np.array_equal(before["primary"][:, 0], plain.decode_rows(np.arange(4))["primary"][:, 0])
+    assert np.array_equal(after["auxiliary"], plain.decode_rows(np.arange(4, 6))["auxiliary"])
 
 
 def test_unlabeled_only_and_supervised_only_are_the_same_stream(config_words: object) -> None:
@@ -82,7 +82,7 @@ def test_local_batches_walk_the_plan_from_any_step(config_words: object) -> None
     one = open_source(config)[0]
     batches = list(local_batches(one, config, 2))
     assert [batch.rows.tolist() for batch in batches] == [[4, 5], [6, 7], [8, 9], [10, 11]]
-    whole = to_batch(one.rows(np.array([4, 5])))
+    whole = to_batch(one.decode_rows(np.array([4, 5])))
     assert batches[0].primary.equal(whole.primary)
 
 
@@ -101,9 +101,9 @@ def test_held_out_videos_are_validated_on_and_never_trained(tiny: Path, tmp_path
     manifest = read_manifest(tiny / "manifest.parquet")
     write_labels(draw_labels(manifest, "4/class", 0, DrawOptions(hold_out=0.25)), manifest, tmp_path / "l.parquet")
     whole, part = source(tiny / "tiny.yaml"), source(tiny / "tiny.yaml", f"data.labels={tmp_path / 'l.parquet'}")
-    held = part.evaluated("validation")
+    held = part.evaluation_rows("validation")
     assert len(held) == 4 and set(held) | set(part.plan.labeled) == set(whole.plan.labeled)
     assert set(part.plan.unlabeled) == set(whole.plan.unlabeled)
-    np.testing.assert_array_equal(part.evaluated("test"), manifest.usable_rows("test"))
+    np.testing.assert_array_equal(part.evaluation_rows("test"), manifest.usable_rows("test"))
     with pytest.raises(UserError, match=r"no usable video to evaluate in split 'validation'.*--hold-out"):
-        whole.evaluated("validation")
+        whole.evaluation_rows("validation")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.clips.upload import Arrays, upload
+from pipeline.clips.upload import Arrays, upload_arrays
 
 PARTS: list[Arrays] = [
     {"maps": np.arange(12, dtype=np.float32).reshape(2, 2, 3), "clips": np.array([3, -1, 1 << 40])},
@@ -31,7 +31,7 @@ class _Copies(TorchDispatchMode):
 
 
 def test_on_the_cpu_arrays_are_their_own_memory() -> None:
-    (first, nothing, last) = upload(PARTS, torch.device("cpu"))
+    (first, nothing, last) = upload_arrays(PARTS, torch.device("cpu"))
     assert nothing == {}
     for name, tensor in {**first, **last}.items():
         array = {**PARTS[0], **PARTS[2]}[name]
@@ -41,7 +41,7 @@ def test_on_the_cpu_arrays_are_their_own_memory() -> None:
 
 def test_elsewhere_all_arrays_share_one_copy_and_keep_their_shapes_and_types() -> None:
     with _Copies() as copies:
-        first, nothing, last = upload(PARTS, torch.device("meta"))
+        first, nothing, last = upload_arrays(PARTS, torch.device("meta"))
     assert copies.number == 1
     assert nothing == {}
     for name, tensor in {**first, **last}.items():
@@ -56,6 +56,6 @@ def test_the_packed_copy_holds_every_value(monkeypatch: Any) -> None:
         type = "elsewhere"
 
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self.clone())
-    first, _, last = upload(PARTS, Elsewhere())  # type: ignore[arg-type]
+    first, _, last = upload_arrays(PARTS, Elsewhere())  # type: ignore[arg-type]
     for name, tensor in {**first, **last}.items():
         assert np.array_equal(tensor.numpy(), {**PARTS[0], **PARTS[2]}[name])

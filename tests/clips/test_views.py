@@ -14,19 +14,19 @@ from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.randaugment import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIONS
 from pipeline.clips.views import (
     _draw_operations,
-    center_views,
     check_views,
-    frame_order,
+    derive_view_seeds,
+    draw_frame_order,
+    make_center_views,
+    make_strong_views,
+    make_weak_views,
     split_clips,
-    strong_views,
-    view_seeds,
-    weak_views,
 )
 from pipeline.config import StrongSection, TimeSection, ViewsSection
 from pipeline.errors import UserError
 
 ViewFunction = Callable[[torch.Tensor, list[int], ViewsSection, int], torch.Tensor]
-BOTH = pytest.mark.parametrize("make", [weak_views, strong_views])
+BOTH = pytest.mark.parametrize("make", [make_weak_views, make_strong_views])
 
 
 def _clips(videos: int = 6, frames: int = 4, size: int = 20) -> torch.Tensor:
@@ -42,18 +42,18 @@ def _section(**strong: Any) -> ViewsSection:
 
 
 def _seeds(number: int = 6, view: str = "primary/weak") -> list[int]:
-    return view_seeds(0, range(number), [1], view)
+    return derive_view_seeds(0, range(number), [1], view)
 
 
 def test_seeds_of_all_rows_slots_views_and_runs_differ() -> None:
     views = ("primary/weak", "primary/strong", "auxiliary/weak", "auxiliary/strong")
-    seeds = [seed for run in (0, 1) for view in views for seed in view_seeds(run, range(50), range(6), view)]
+    seeds = [seed for run in (0, 1) for view in views for seed in derive_view_seeds(run, range(50), range(6), view)]
     assert len(set(seeds)) == len(seeds) == 2 * 4 * 50 * 6
-    assert view_seeds(0, [7, 9], [1, 2], "primary/weak")[3] == view_seeds(0, [9], [2], "primary/weak")[0]
+    assert derive_view_seeds(0, [7, 9], [1, 2], "primary/weak")[3] == derive_view_seeds(0, [9], [2], "primary/weak")[0]
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
-    assert view_seeds(5, [7], [2], "primary/weak") == [5160404388321672254]
+    assert derive_view_seeds(5, [7], [2], "primary/weak") == [5160404388321672254]
 
 
 @BOTH
@@ -91,7 +91,7 @@ def test_views_do_not_depend_on_how_many_clips_the_cache_holds(
 ) -> None:
     clips, seeds, section = _clips(9), _seeds(9), _section(ops=4, time={"reverse": 0.5})
     together = make(clips, seeds, section, 16)
-    monkeypatch.setattr("pipeline.clips.views.CACHE", at_once * clips[0].numel() * 4)
+    monkeypatch.setattr("pipeline.clips.views.CACHE_BYTES", at_once * clips[0].numel() * 4)
     assert split_clips(9, clips[0].numel(), clips.device)[0] == slice(0, at_once)
     assert torch.equal(make(clips, seeds, section, 16), together)
 
@@ -205,7 +205,7 @@ def test_flip_is_a_probability(make: ViewFunction, flip: float, share: float) ->
 
 def test_strong_geometry_leaves_the_direction_alone() -> None:
     section = ViewsSection.model_validate({"weak": {"flip": 0.0}, "strong": {"ops": 2, "magnitude": 1.0, "cutout": 0.0}})
-    centers = strong_views(_ramp().expand(100, -1, -1, -1, -1), _seeds(100), section, 9)[:, 0, 0, 4]
+    centers = make_strong_views(_ramp().expand(100, -1, -1, -1, -1), _seeds(100), section, 9)[:, 0, 0, 4]
     inside = centers.abs() > 1e-6  # what lies outside the window takes the mean
     rising = torch.stack([row[keep][-1] > row[keep][0] for row, keep in zip(centers, inside, strict=True)])
     assert rising.float().mean() > 0.85  # solarize turns some round
@@ -214,7 +214,7 @@ def test_strong_geometry_leaves_the_direction_alone() -> None:
 def test_crops_have_the_scales_asked_for() -> None:
     """On a ramp, the width of a view is the difference of its sides' brightness."""
     section = ViewsSection.model_validate({"weak": {"min_scale": 0.5, "flip": 0.0}})
-    views = weak_views(_ramp(1, 64).expand(300, -1, -1, -1, -1), _seeds(300), section, 16) * STD + MEAN
+    views = make_weak_views(_ramp(1, 64).expand(300, -1, -1, -1, -1), _seeds(300), section, 16) * STD + MEAN
     scales = (views[:, 0, 0, 8, -1] - views[:, 0, 0, 8, 0]).numpy() * 63 / 64 * 16 / 15
     assert 0.49 < scales.min() < 0.53
     assert 0.97 < scales.max() < 1.01
@@ -223,12 +223,12 @@ def test_crops_have_the_scales_asked_for() -> None:
 
 def test_without_operations_and_cutout_strong_views_are_weak_views() -> None:
     section = _section(ops=0, cutout=0.0)
-    assert torch.equal(strong_views(_clips(), _seeds(), section, 16), weak_views(_clips(), _seeds(), section, 16))
+    assert torch.equal(make_strong_views(_clips(), _seeds(), section, 16), make_weak_views(_clips(), _seeds(), section, 16))
 
 
 def test_cutout_erases_one_square_in_all_frames() -> None:
     clips = torch.full((50, 3, 20, 20, 3), 255, dtype=torch.uint8)
-    views = strong_views(clips, _seeds(50), _section(ops=0, cutout=0.5), 20)
+    views = make_strong_views(clips, _seeds(50), _section(ops=0, cutout=0.5), 20)
     erased = views == 0
     assert torch.equal(erased, erased[:, :1, :1].expand_as(erased))
     areas = [int(mask.any(0).sum() * mask.any(1).sum()) for mask in erased[:, 0, 0]]
@@ -238,9 +238,9 @@ def test_cutout_erases_one_square_in_all_frames() -> None:
 
 def test_center_views_resize_and_normalize() -> None:
     clips = _clips(2, size=16)
-    views = center_views(clips, 16) * STD + MEAN
+    views = make_center_views(clips, 16) * STD + MEAN
     assert torch.allclose(views, clips.permute(0, 4, 1, 2, 3) / 255, atol=1e-6)
-    halved = center_views(clips, 8) * STD + MEAN
+    halved = make_center_views(clips, 8) * STD + MEAN
     pooled = torch.nn.functional.avg_pool2d((clips / 255).permute(0, 1, 4, 2, 3).flatten(0, 2), 2)
     assert torch.allclose(halved.transpose(1, 2).flatten(0, 2), pooled, atol=1e-6)
 
@@ -248,14 +248,14 @@ def test_center_views_resize_and_normalize() -> None:
 def test_center_views_take_the_center_of_the_longer_side() -> None:
     clips = _clips(1, size=16)
     wide = torch.cat([torch.zeros_like(clips)[:, :, :, :4], clips, torch.zeros_like(clips)[:, :, :, :4]], dim=3)
-    assert torch.allclose(center_views(wide, 16), center_views(clips, 16), atol=1e-5)
+    assert torch.allclose(make_center_views(wide, 16), make_center_views(clips, 16), atol=1e-5)
 
 
 def test_views_do_not_touch_the_global_generators() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    strong_views(_clips(), _seeds(), ViewsSection(), 16)
+    make_strong_views(_clips(), _seeds(), ViewsSection(), 16)
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])
 
@@ -321,7 +321,7 @@ def test_time_changes_nothing_else_of_a_view(make: ViewFunction) -> None:
 
 
 def test_more_kept_frames_than_there_are_keep_all() -> None:
-    order = frame_order(np.random.default_rng(0), TimeSection(warp=(8,)), 4)
+    order = draw_frame_order(np.random.default_rng(0), TimeSection(warp=(8,)), 4)
     assert order.tolist() == [0, 1, 2, 3]
 
 

@@ -23,8 +23,8 @@ from pipeline.hardware import Hardware
 from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, first_unlabeled_step, make_views
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study
-from pipeline.training.dry_run import memory
-from pipeline.training.loop import part_shares
+from pipeline.training.dry_run import estimate_memory
+from pipeline.training.loop import divide_step
 
 STUDIES = Path(__file__).resolve().parents[2] / "jobs" / "studies"
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -143,8 +143,8 @@ def test_fewer_gpus_take_the_same_batch_in_parts_of_the_same_size(name: str, gpu
     assert config.scale.workers == GPUS[gpus][0] and config.scale.gpu
     place = {"scale": True, "train": {"accumulation", "activation_checkpointing"}}
     assert config.model_dump(exclude=place) == eight.model_dump(exclude=place)
-    parts = part_shares(plan_of(name, config), config, config.scale.workers)
-    here = part_shares(plan_of(name, eight), eight, 8)
+    parts = divide_step(plan_of(name, config), config, config.scale.workers)
+    here = divide_step(plan_of(name, eight), eight, 8)
     assert len(here) == 1 and {rows for part in parts for rows in part} == set(here[0])
     assert sum(rows for part in parts for rows in part) == config.data.labeled_per_step
     if gpus:
@@ -156,7 +156,7 @@ def test_fewer_gpus_take_the_same_batch_in_parts_of_the_same_size(name: str, gpu
 
 def check_memory(name: str, gpus: str | None) -> None:
     config, limit = config_of(name, gpus=gpus), GPUS[gpus][1]
-    needed = sum(memory(config, plan_of(name, config), ALL[name][0]).values()) / 1e9
+    needed = sum(estimate_memory(config, plan_of(name, config), ALL[name][0]).values()) / 1e9
     print(f"\n{name}, {gpus or 8} GPUs: {needed:.1f} of {limit} GB")
     assert needed + CONTEXT_GB < limit
 

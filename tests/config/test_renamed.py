@@ -15,7 +15,7 @@ from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import Config, all_keys, load_config, parse_config
 from pipeline.config.renamed import REMOVED, RENAMED, with_new_names, with_old_names
 from pipeline.errors import UserError
-from pipeline.run_folder.contents import config_digest, read_metrics, read_run
+from pipeline.run_folder.contents import compute_config_digest, read_metrics, read_run
 from pipeline.search.optuna_storage import SETTING, open_study
 
 RECORDED = Path(__file__).with_name("recorded_run")
@@ -78,7 +78,7 @@ def under_old_names(folder: Path) -> None:
     old["monitors"]["largest_loss"] = 1.5
     (folder / "config.yaml").write_text(yaml.safe_dump(old, sort_keys=False), encoding="utf-8")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    (folder / "facts.json").write_text(json.dumps({**facts, "config_digest": config_digest(folder)}), encoding="utf-8")
+    (folder / "facts.json").write_text(json.dumps({**facts, "config_digest": compute_config_digest(folder)}), encoding="utf-8")
 
 
 def test_a_recorded_run_goes_on_is_reported_on_and_is_not_mixed_up(

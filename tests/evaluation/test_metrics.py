@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import (
+    average_students,
     confusion_matrix,
     mean_and_sd,
-    mean_scores,
     per_class_accuracy,
     predicted_classes,
     summarize,
@@ -86,15 +86,15 @@ def test_a_diverged_student_is_wrong_everywhere() -> None:
 def test_mean_of_students_is_a_distribution_between_them(seed: int, videos: int, num_classes: int) -> None:
     generator = np.random.default_rng(seed)
     first, second = (softmax(generator.normal(size=(videos, num_classes)) * 3) for _ in range(2))
-    mean = mean_scores(first, second)
+    mean = average_students(first, second)
     assert np.allclose(mean.sum(axis=1), 1)
-    assert np.allclose(mean, mean_scores(second, first))
+    assert np.allclose(mean, average_students(second, first))
     assert (mean >= np.minimum(first, second) - 1e-12).all() and (mean <= np.maximum(first, second) + 1e-12).all()
 
 
 def test_the_mean_lets_the_surer_student_decide() -> None:
     primary, auxiliary = np.array([[0.45, 0.55]]), np.array([[0.9, 0.1]])
-    assert predicted_classes(mean_scores(primary, auxiliary)).tolist() == [0]
+    assert predicted_classes(average_students(primary, auxiliary)).tolist() == [0]
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=10))

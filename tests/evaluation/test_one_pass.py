@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from pipeline.clips import decode
 from pipeline.clips.evaluation_views import STUDENTS as CLIP_STUDENTS
-from pipeline.clips.evaluation_views import batch_views, decode_videos, to_tensors, unpack
-from pipeline.clips.source import Columns, Source, open_source
+from pipeline.clips.evaluation_views import batch_views, convert_to_tensors, decode_videos, unpack_videos
+from pipeline.clips.source import Columns, VideoSource, open_source
 from pipeline.config import Config, load_config, parse_config, with_new_names
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
-from pipeline.evaluation.file_predictions import list_files
+from pipeline.evaluation.file_predictions import list_as_manifest
 from pipeline.evaluation.predict import needs_cluster, predict
-from pipeline.evaluation.protocol import WINDOWS, clip_moments, view_grid
+from pipeline.evaluation.protocol import CROP_POSITIONS, compute_clip_moments, view_grid
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.ray_cluster.resources import Resources
@@ -46,17 +46,17 @@ def weights_of(config: Config, classes: int, folder: Path) -> Path:
     return path
 
 
-def source_of_files(tiny: Path, config: Config, files: list[Path]) -> Source:
+def source_of_files(tiny: Path, config: Config, files: list[Path]) -> VideoSource:
     source = open_source(config)[0]
-    return replace(source, manifest=list_files([str(path) for path in files], source.manifest.classes))
+    return replace(source, manifest=list_as_manifest([str(path) for path in files], source.manifest.classes))
 
 
-def view_by_view(source: Source, config: Config, weights: Path, videos: Any, batch: int = 8) -> Columns:
+def view_by_view(source: VideoSource, config: Config, weights: Path, videos: Any, batch: int = 8) -> Columns:
     """What evaluation did before: every view opens the file, ``batch`` of them go through the students at once."""
     rows, moments, windows = view_grid(np.asarray(videos), config.evaluation.clips, config.evaluation.crops)
     score = Scorer(config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
     parts = [slice(start, start + batch) for start in range(0, len(rows), batch)]
-    found = [score(source.views(rows[part], moments[part], windows[part])) for part in parts]
+    found = [score(source.decode_views(rows[part], moments[part], windows[part])) for part in parts]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
@@ -102,7 +102,7 @@ def test_each_file_is_opened_once(tiny: Path, tmp_path: Path, opens: Counter[tup
     config = configured(tiny)
     source = source_of_files(tiny, config, files)
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
-    decoders = {Path(source.manifest.locate(row)).name: source.video(int(row)).decoder for row in videos}
+    decoders = {Path(source.manifest.locate(row)).name: source.describe_video(int(row)).decoder for row in videos}
     opens.clear()
     found = predict(source, config, weights, videos, None)
     assert opens == {(decoder, name): 2 if decoder == "pyav" else 1 for name, decoder in decoders.items()}
@@ -116,7 +116,7 @@ def test_only_frames_that_views_show_are_kept(tiny: Path, tmp_path: Path) -> Non
     path = write_numbers(tmp_path / "long.mp4", frames=3000, size=(64, 48), gop=250)
     config = configured(tiny)
     source = source_of_files(tiny, config, [path])
-    columns = decode_videos(source, source.manifest.usable_rows("test"), clip_moments(4))
+    columns = decode_videos(source, source.manifest.usable_rows("test"), compute_clip_moments(4))
     number, height, width = columns["shape"][0]
     assert 16 < number <= 32 and min(height, width) == 40
     assert columns["pixels"].nbytes == number * height * width * 3
@@ -137,7 +137,7 @@ def test_segments_of_the_whole_video_are_decoded_once_for_ten_clips_and_three_cr
     found = predict(source, config, weights, videos, None)
     assert opens == {("decord", "long.mp4"): 1} and len(found["video"]) == 30
     same(found, view_by_view(source, config, weights, videos))
-    shown = decode_videos(source, videos, clip_moments(10))
+    shown = decode_videos(source, videos, compute_clip_moments(10))
     assert len(np.unique(np.concatenate([shown[name].reshape(-1) for name in STUDENTS]))) == shown["shape"][0, 0] > 80
 
 
@@ -170,7 +170,7 @@ def test_views_of_real_files_are_the_same_bytes_alone_and_together(tiny: Path, t
     fights = sorted((shared_data / "fights").rglob("*.mp4"))[:3]
     source = source_of_files(tiny, config, [*(shared_data / "odd" / name for name in REAL), *fights])
     videos = source.manifest.usable_rows("test")
-    assert len(videos) >= 13 and {source.video(int(row)).decoder for row in videos} == {"decord", "pyav"}
+    assert len(videos) >= 13 and {source.describe_video(int(row)).decoder for row in videos} == {"decord", "pyav"}
     weights = weights_of(config, len(source.manifest.classes), tmp_path)
     found = predict(source, config, weights, videos, None)
     assert (found["reason"] == "").all()
@@ -183,13 +183,13 @@ def test_cut_views_are_the_decoded_clips(tiny: Path, tmp_path: Path) -> None:
     config = configured(tiny)
     source = source_of_files(tiny, config, files)
     videos = source.manifest.usable_rows("test")
-    columns = decode_videos(source, videos, clip_moments(4))
+    columns = decode_videos(source, videos, compute_clip_moments(4))
     for array in columns.values():
         array.setflags(write=False)
-    batches = list(batch_views(unpack(columns, to_tensors(columns), CPU), WINDOWS[3], source.size, 7))
+    batches = list(batch_views(unpack_videos(columns, convert_to_tensors(columns), CPU), CROP_POSITIONS[3], source.size, 7))
     assert [len(batch.videos) for batch in batches] == [7, 7, 7, 7, 7, 1]
     rows, moments, windows = view_grid(videos, 4, 3)
-    expected = source.views(rows, moments, windows)
+    expected = source.decode_views(rows, moments, windows)
     assert np.concatenate([batch.videos for batch in batches]).tolist() == rows.tolist()
     for name in STUDENTS:
         assert np.array_equal(torch.cat([batch.clips[name] for batch in batches]).numpy(), expected[name])

@@ -14,7 +14,7 @@ import pytest
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video, decode_clips
-from pipeline.clips.isolated_decode import guard
+from pipeline.clips.isolated_decode import get_isolated_decoder
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
@@ -211,7 +211,7 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, 
         "data.max_quarantined_share=1",
     ]
     config = load_config(tmp_path / "tiny.yaml", [*remote, "train.steps=6"])
-    guard.cache_clear()  # decoding processes of earlier tests have their environment, which names no store
+    get_isolated_decoder.cache_clear()  # decoding processes of earlier tests have their environment, which names no store
     assert config.labels_path == "s3://clips/run/labels.parquet"
     source, labels = open_source(config)
     assert len(labels.ids) == 2 and source.manifest.locate(0) == "s3://clips/run/videos/a/0.mp4"

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pipeline.clips.views import strong_views, weak_views
+from pipeline.clips.views import make_strong_views, make_weak_views
 from pipeline.config import Config, TrainSection
 from pipeline.hardware import set_switches
 from pipeline.methods import METHODS, STUDENTS, UnlabeledViews, Views, build_method, loss_weights, make_views
@@ -68,7 +68,7 @@ def check_views(device: torch.device, small: bool) -> list[Row]:
     clips = make_batch(config).primary.flatten(0, 1)[:16]
     seeds, size = list(range(len(clips))), config.primary.clip.size
     rows = []
-    for name, make in (("weak", weak_views), ("strong", strong_views)):
+    for name, make in (("weak", make_weak_views), ("strong", make_strong_views)):
         here = make(clips, seeds, config.views, size)
         there = make(clips.to(device), seeds, config.views, size).cpu()
         far = (here - there).abs()
@@ -77,8 +77,8 @@ def check_views(device: torch.device, small: bool) -> list[Row]:
         else:  # equalized and posterized pixels may fall on the other side of a level
             share = float((far > 1e-4).float().mean())
             rows.append(at_most("strong views, share of pixels that differ by over 1e-4", share, 1e-3, correctness=True))
-    alone = strong_views(clips[3:4].to(device), seeds[3:4], config.views, size)
-    together = strong_views(clips.to(device), seeds, config.views, size)[3:4]
+    alone = make_strong_views(clips[3:4].to(device), seeds[3:4], config.views, size)
+    together = make_strong_views(clips.to(device), seeds, config.views, size)[3:4]
     return [*rows, must("a clip has the same bits alone and in a batch", torch.equal(alone, together))]
 
 

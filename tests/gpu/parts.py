@@ -18,7 +18,7 @@ from pipeline.methods import Views, loss_weights, make_views, make_views_of_part
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.precision import autocast
 from pipeline.stream.upload_ahead import UploadAhead
-from pipeline.training.monitoring.profiling import is_of_gpu
+from pipeline.training.monitoring.profiling import is_gpu_event
 from tests.gpu.setting import Setting, make_batch, make_setting, on_host
 from tests.gpu.table import Row, at_most, measured, must
 from tests.gpu.timing import mark, seconds_between, time_steps, wait
@@ -79,7 +79,7 @@ def check_parts(device: torch.device, config: Config, steps: int, warm_up: int) 
 
 
 def _with_views(setting: Setting, views: Any) -> Setting:
-    return replace(setting, place=replace(setting.place, views=views))
+    return replace(setting, context=replace(setting.context, make_views=views))
 
 
 def _profile(device: torch.device, setting: Setting) -> list[Row]:
@@ -97,7 +97,7 @@ def _profile(device: torch.device, setting: Setting) -> list[Row]:
         for _ in range(PROFILED):
             step()
         wait(device)
-    return rows_of_profile([event for event in recorded.events() or [] if is_of_gpu(event)], PROFILED)
+    return rows_of_profile([event for event in recorded.events() or [] if is_gpu_event(event)], PROFILED)
 
 
 def rows_of_profile(events: Sequence[Any], steps: int) -> list[Row]:

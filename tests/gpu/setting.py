@@ -11,9 +11,9 @@ from pipeline.clips.batch import Batch
 from pipeline.config import Config, parse_config
 from pipeline.methods import STUDENTS, build_method
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.model_options import equip
+from pipeline.training.model_options import apply_train_options
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.step import Place, Results, take_step
+from pipeline.training.step import Results, StepContext, take_step
 
 CLASSES = 5
 LABELS_FROM_THE_START = {"supervised_steps": 0, "ramp_steps": 0, "confidence_threshold": 0.0}
@@ -80,11 +80,11 @@ class Setting:
 
     config: Config
     state: checkpoint.TrainState
-    place: Place
+    context: StepContext
 
     def take_step(self, batch: Batch) -> Results:
         """One training step."""
-        results = take_step(self.state.method, self.state, batch, self.config, self.place)
+        results = take_step(self.state.method, self.state, batch, self.config, self.context)
         self.state.step += 1
         return results
 
@@ -92,9 +92,9 @@ class Setting:
 def make_setting(config: Config, device: torch.device) -> Setting:
     """A new method on ``device``, the same at every call."""
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, 4096, 2048), config.train).to(device)
+    method = apply_train_options(build_method(config, CLASSES, 4096, 2048), config.train).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {"config": "check", "manifest": "", "labels": ""})
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(device.type)
-    return Setting(config, state, Place(0, device, 1.0))
+    return Setting(config, state, StepContext(0, device, 1.0))

@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import check_compiler, read_hardware, set_switches
 from pipeline.stream.upload_ahead import UploadAhead
-from pipeline.training.dry_run import memory
+from pipeline.training.dry_run import estimate_memory
 from tests.gpu.parts import check_parts
 from tests.gpu.plain import PlainSteps
 from tests.gpu.setting import CLASSES, full_config, make_batch, make_setting, on_host, small_config
@@ -91,7 +91,7 @@ def estimated_bytes(config: Config) -> int:
     """Of a step's memory, as ``--dry-run`` estimates it for a data set that is as large as the setting's."""
     videos = np.arange(4096)
     plan = Plan(videos[:2048], videos[2048:], config.data.unlabeled_per_labeled, config.data.labeled_per_step, 0)
-    return sum(memory(config, plan, CLASSES).values())
+    return sum(estimate_memory(config, plan, CLASSES).values())
 
 
 def check_against_plain(device: torch.device, config: Config, small: bool, end: float) -> Iterator[Row]:

@@ -93,7 +93,7 @@ def test_words_of_predict_that_are_no_files(
     Path(unicodedata.normalize("NFD", "é")).mkdir()
     stored = unicodedata.normalize("NFD", "é/ü.mp4")
     Path(stored).touch()
-    assert predict.checked_files(["a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", unicodedata.normalize("NFC", stored)]) == [
+    assert predict.check_files(["a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", unicodedata.normalize("NFC", stored)]) == [
         "a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", stored,
     ]  # fmt: skip
     assert "another Unicode form on the disk" in capsys.readouterr().err
@@ -103,4 +103,4 @@ def test_words_of_predict_that_are_no_files(
         ([], "at least one"),
     ):
         with pytest.raises(UserError, match=message):
-            predict.checked_files(words)
+            predict.check_files(words)

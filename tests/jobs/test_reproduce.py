@@ -143,7 +143,7 @@ def test_the_other_rows_up_to_the_training(
     data_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder_for(tmp_path, data_set))
-    monkeypatch.setattr("pipeline.training.dry_run.memory", lambda *_: {"weights": 1})  # test_paper_configs.py has it
+    monkeypatch.setattr("pipeline.training.dry_run.estimate_memory", lambda *_: {"weights": 1})  # test_paper_configs.py has it
     commands = commands_of(section(data_set))
     follow(commands, dry=True)
     said = capsys.readouterr().out

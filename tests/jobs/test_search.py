@@ -25,8 +25,8 @@ from pipeline.run_folder.study_folder import read_trials
 from pipeline.search.optuna_search import SearchPlan
 from pipeline.studies import run_trials
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import prepare_run
 from tests.two_processes import without_ray
 
 WORDS = ["train.steps=8", "train.checkpoint_every=8", "train.log_every=4", "--concurrent", "1"]
@@ -149,12 +149,14 @@ def test_a_population_killed_twice_comes_to_the_same_end(
     assert (lineage[0]["until"], lineage[1]["from"]) == (4, 4)
     parent, again = (read_run(tmp_path / "whole" / part["run"])[0] for part in lineage)
     at = {"storage_path": str(tmp_path / "again")}
-    first, second = (prepare(config.model_copy(update={"run": config.run.model_copy(update=at)})) for config in (parent, again))
-    first.open()
-    fit_here(first.up_to(4))
-    second.open()
-    checkpoint.fork(first.run.folder / "checkpoint_000004", second.run.folder, second.run.prints.as_dict())
-    fit_here(second)
+    first, second = (
+        prepare_run(config.model_copy(update={"run": config.run.model_copy(update=at)})) for config in (parent, again)
+    )
+    first.create_folder()
+    fit_in_process(first.stop_at(4))
+    second.create_folder()
+    checkpoint.fork(first.run.folder / "checkpoint_000004", second.run.folder, second.run.fingerprints.as_dict())
+    fit_in_process(second)
     assert weights(second.run.folder) == weights(child)
     state = json.loads((second.run.folder / "checkpoint_000004" / "state.json").read_text(encoding="utf-8"))
     assert state["forked_from"]["run"] == parent.run.name
@@ -219,16 +221,16 @@ def test_mistakes(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_run_stopped_on_its_way_equals_one_that_was_not(tiny: Path, tmp_path: Path) -> None:
     """To be judged at a step on the way changes no bit of the run, nor the number of its streamed steps."""
     words = [f"run.storage_path={tmp_path}", "train.steps=8", "train.checkpoint_every=8"]
-    whole, cut = (prepare(load_config(tiny / "tiny.yaml", [*words, f"run.name={name}"])) for name in ("whole", "cut"))
-    whole.open()
-    fit_here(whole)
-    cut.open()
+    whole, cut = (prepare_run(load_config(tiny / "tiny.yaml", [*words, f"run.name={name}"])) for name in ("whole", "cut"))
+    whole.create_folder()
+    fit_in_process(whole)
+    cut.create_folder()
     for step in (3, 5):
-        fit_here(cut.up_to(step))
+        fit_in_process(cut.stop_at(step))
         assert cut.step == step
-    fit_here(cut)
+    fit_in_process(cut)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    assert replace(cut.run, until=99).end == 8
+    assert replace(cut.run, stop_step=99).end == 8
 
 
 # ------------------------------------------------------------------------------------------------------- by Ray Tune

@@ -23,7 +23,7 @@ from pipeline.bench.decode import bench_decode
 from pipeline.config import load_config
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.run_folder.contents import config_digest, read_metrics
+from pipeline.run_folder.contents import compute_config_digest, read_metrics
 from pipeline.studies.study_file import read_study
 
 SEGMENTS = ["primary.clip.sampling=segments", "auxiliary.clip.sampling=segments", "auxiliary.clip.frames=6"]
@@ -103,7 +103,7 @@ def test_a_run_recorded_before_there_were_segments_is_continued(tiny: Path, tmp_
         assert tree[student]["clip"].pop("sampling") == "window"
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    (folder / "facts.json").write_text(json.dumps({**facts, "config_digest": config_digest(folder)}), encoding="utf-8")
+    (folder / "facts.json").write_text(json.dumps({**facts, "config_digest": compute_config_digest(folder)}), encoding="utf-8")
     assert run(train.main, fixed) == DONE
     assert [line["step"] for line in read_metrics(folder)] == [2, 4]
     assert run(train.main, [*fixed, "primary.clip.sampling=segments"]) == USER_ERROR

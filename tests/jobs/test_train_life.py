@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,16 @@ from jobs import train
 from jobs.command import run
 from pipeline.clips.plan import Plan
 from pipeline.config import load_config
-from pipeline.lifecycle.overfit import choose, overfit_config
+from pipeline.lifecycle.overfit import choose_videos, make_overfit_config
+from pipeline.manifest.label_subset import read_labels
+from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.methods import METHODS, build_method, make_views
 from pipeline.run_folder.contents import read_metrics, read_run
-from pipeline.training.dry_run import activations, memory
-from pipeline.training.model_options import equip
-from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, profiled_steps, table
-from pipeline.training.prepared_run import open_parts
-from pipeline.training.step import PARTS
+from pipeline.training.dry_run import estimate_memory, measure_activations
+from pipeline.training.model_options import apply_train_options
+from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, choose_profiled_steps, format_profile
+from pipeline.training.prepared_run import open_inputs
+from pipeline.training.step import STEP_PHASES
 from tests.methods.traces import CLASSES, batch_of, small_config
 
 
@@ -80,7 +83,7 @@ def test_a_dry_run_finds_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_every_method_is_counted(method: str) -> None:
-    counted = memory(small_config(method={"name": method}), plan_of(), CLASSES)
+    counted = estimate_memory(small_config(method={"name": method}), plan_of(), CLASSES)
     parameters = sum(p.numel() for p in build_method(small_config(method={"name": method}), CLASSES).students.parameters())
     assert counted["weights"] == counted["gradients"] == counted["optimizer state"] == 4 * parameters  # SGD with momentum
     assert counted["decoded clips of a step, uint8"] == 4 * 3 * 2 * 4 * 20 * 20 * 3
@@ -93,26 +96,26 @@ def test_memory_of_every_method_is_counted(method: str) -> None:
 @pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"activation_checkpointing": True}])
 def test_what_is_counted_without_values_is_what_a_real_pass_keeps(train: dict[str, object]) -> None:
     config = small_config(train=train)
-    method = equip(build_method(config, CLASSES, 48, 24), config.train)
+    method = apply_train_options(build_method(config, CLASSES, 48, 24), config.train)
     views = make_views(batch_of(0), config, 0, "cpu")
-    real = activations(method, views, config)["activations"]
-    assert memory(config, plan_of(), CLASSES)["activations"] == pytest.approx(real, rel=0.02)
+    real = measure_activations(method, views, config)["activations"]
+    assert estimate_memory(config, plan_of(), CLASSES)["activations"] == pytest.approx(real, rel=0.02)
 
 
 def test_memory_follows_the_knobs() -> None:
     config = small_config()
-    plain = memory(config, plan_of(), CLASSES)
+    plain = estimate_memory(config, plan_of(), CLASSES)
     adam = {"optimizer": {"algorithm": "adamw", "lr": 0.001}}
     network = {name: getattr(config, name).model_dump() | adam for name in ("primary", "auxiliary")}
-    assert memory(small_config(**network), plan_of(), CLASSES)["optimizer state"] == pytest.approx(
+    assert estimate_memory(small_config(**network), plan_of(), CLASSES)["optimizer state"] == pytest.approx(
         2 * plain["optimizer state"], rel=0.01
     )
-    averaged = memory(small_config(train={"ema_decay": 0.99}), plan_of(), CLASSES)
+    averaged = estimate_memory(small_config(train={"ema_decay": 0.99}), plan_of(), CLASSES)
     assert averaged["running means, teachers, label statistics"] == plain["weights"]
-    halves = memory(small_config(train={"accumulation": 2}), plan_of(), CLASSES)
+    halves = estimate_memory(small_config(train={"accumulation": 2}), plan_of(), CLASSES)
     assert halves["views of a part, float32"] * 2 == plain["views of a part, float32"]
     assert halves["activations"] < 0.6 * plain["activations"]
-    small = memory(small_config(train={"activation_checkpointing": True}), plan_of(), CLASSES)
+    small = estimate_memory(small_config(train={"activation_checkpointing": True}), plan_of(), CLASSES)
     assert small["activations"] < 0.5 * plain["activations"]
 
 
@@ -140,9 +143,9 @@ def test_another_runs_folder_is_left_alone(tiny: Path, tmp_path: Path, capsys: p
 
 
 def test_the_videos_are_of_different_classes(tiny: Path) -> None:
-    _, source, _ = open_parts(load_config(tiny / "tiny.yaml"))
-    assert set(source.columns["label"][choose(source, 4)]) == {0, 1, 2, 3}
-    assert len(set(choose(source, 7))) == 7
+    _, source, _ = open_inputs(load_config(tiny / "tiny.yaml"))
+    assert set(source.columns["label"][choose_videos(source, 4)]) == {0, 1, 2, 3}
+    assert len(set(choose_videos(source, 7))) == 7
 
 
 @pytest.mark.parametrize("number", ["1", "17"])
@@ -160,7 +163,7 @@ def test_what_keeps_students_from_learning_by_heart_is_off() -> None:
     network = {"dropout": 0.5, "drop_path": 0.2}
     auxiliary = config.auxiliary.model_dump()
     config = small_config(auxiliary={**auxiliary, "network": auxiliary["network"] | network})
-    plain = overfit_config(config, 3)
+    plain = make_overfit_config(config, 3)
     assert (plain.auxiliary.network.dropout, plain.auxiliary.network.drop_path) == (0, 0)  # type: ignore[union-attr]
     assert (plain.method.supervised.mixup, plain.method.supervised.label_smoothing, plain.train.ema_decay) == (0, 0, None)
     assert plain.views.weak.min_scale == 1 and plain.train.schedule == "cosine" and plain.scale.workers == 0
@@ -184,6 +187,24 @@ def test_a_run_cut_at_a_step_goes_on_to_the_same_bits(tiny: Path, tmp_path: Path
     assert losses[0] == losses[1]
 
 
+# ------------------------------------------------------------------------------------------------ its inputs, once
+
+
+def test_a_run_in_this_process_opens_its_inputs_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens them: what checks, trains, validates or evaluates is handed what was opened first."""
+    opened: list[str] = []
+
+    def count(function: Any) -> Any:
+        return lambda *arguments, **options: opened.append(function.__name__) or function(*arguments, **options)
+
+    for function in (open_manifest, read_labels):
+        for module in [module for module in sys.modules.values() if vars(module).get(function.__name__) is function]:
+            monkeypatch.setattr(module, function.__name__, count(function))
+    assert command(tiny, tmp_path, "run.name=once", "train.steps=1", "train.warmup_steps=0") == 0
+    assert (tmp_path / "once" / "evaluation.json").is_file()
+    assert opened == ["open_manifest", "read_labels"]
+
+
 # ---------------------------------------------------------------------------------------------- under the profiler
 
 
@@ -198,8 +219,8 @@ def test_a_profile_is_a_trace_and_a_table_and_changes_nothing(
     assert f"of {PROFILED} steps" in text and f"trace: {tmp_path / 'two' / 'profile.json'}" in text
     events = json.loads((tmp_path / "two" / "profile.json").read_text())["traceEvents"]
     counts = {name: sum(event.get("name") == name and event.get("cat") == "user_annotation" for event in events)
-              for name in ("batch", *PARTS)}  # fmt: skip
-    assert counts == dict.fromkeys(("batch", *PARTS), PROFILED)
+              for name in ("batch", *STEP_PHASES)}  # fmt: skip
+    assert counts == dict.fromkeys(("batch", *STEP_PHASES), PROFILED)
     checkpoints = [tmp_path / name / f"checkpoint_{end:06d}" / "model.safetensors" for name in ("one", "two")]
     assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()
     assert command(tiny, tmp_path, "run.name=two", "--profile") == 2
@@ -238,17 +259,17 @@ def test_the_gpus_time_is_told_once_in_a_profile() -> None:
         _averages("sm90_conv", 0, 6_000, "CUDA"), _averages("relu_kernel", 0, 2_000, "CUDA"),
         _averages("Optimizer.step#SGD.step", 0, 8_000, "CUDA", True), _averages("forward", 0, 8_000, "CUDA", True),
     ]  # fmt: skip
-    text = table(events, 1)
+    text = format_profile(events, 1)
     assert re.search(r"they call, GPU:\n  sm90_conv +6\.00 ms +75\.0%\n  relu_kernel +2\.00 ms +25\.0%$", text), text
-    assert "CPU:\n  aten::conv3d" in table(events[:2], 1)
+    assert "CPU:\n  aten::conv3d" in format_profile(events[:2], 1)
 
 
 def test_steps_that_need_unlabeled_videos_are_profiled() -> None:
     config = small_config(method={"supervised_steps": 40})
-    assert profiled_steps(config.method, 0, 100) == range(40, 40 + PROFILED)
-    assert profiled_steps(config.method, 50, 100) == range(50 + SKIPPED, 50 + SKIPPED + PROFILED)
-    assert profiled_steps(config.method, 0, 20) == range(SKIPPED, SKIPPED + PROFILED)
-    assert profiled_steps(config.method, 0, SKIPPED + PROFILED - 1) is None
+    assert choose_profiled_steps(config.method, 0, 100) == range(40, 40 + PROFILED)
+    assert choose_profiled_steps(config.method, 50, 100) == range(50 + SKIPPED, 50 + SKIPPED + PROFILED)
+    assert choose_profiled_steps(config.method, 0, 20) == range(SKIPPED, SKIPPED + PROFILED)
+    assert choose_profiled_steps(config.method, 0, SKIPPED + PROFILED - 1) is None
 
 
 def test_options_that_are_no_numbers(tiny: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.collectives import set_shares
+from pipeline.collectives import set_worker_rows
 from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
@@ -37,7 +37,7 @@ Parts = dict[tuple[str, int], tuple[dict[str, torch.Tensor], list[float]]]
 def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
     name, labels = CASES[case]
     counts = SHARES[rows] if world > 1 else [rows]
-    set_shares(counts)
+    set_worker_rows(counts)
     weight = counts[rank] * world / rows
     config = config_of(name, labels, supervised_steps=1)
     if rows == 3:

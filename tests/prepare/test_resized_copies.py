@@ -16,7 +16,7 @@ from PIL import Image
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video, decode_clips
-from pipeline.clips.sampling import clip_times, constant_rate, frame_indices
+from pipeline.clips.sampling import compute_clip_times, compute_frame_starts, find_frames
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import read_manifest
 from pipeline.prepare.resized_copies import CopyTask, make_copies, make_copy, name_copies
@@ -48,9 +48,9 @@ def test_clips_from_anywhere_in_a_copy_show_the_frames_that_belong_there(tmp_pat
     windows = [ClipSection(frames=8, fps=8.0), ClipSection(frames=8, fps=16.0)]
     clips = [*windows, ClipSection(sampling="segments", frames=16)]
     for moment in np.linspace(0, 1, 9):
-        placed = clip_times(moment, 0.0, 5.0, clips)
+        placed = compute_clip_times(moment, 0.0, 5.0, clips)
         for images, times in zip(decode_clips(video, moment, 0.5, clips, 160), placed, strict=True):
-            assert [read_number(image) for image in images] == frame_indices(times, constant_rate(150, 30.0)).tolist()
+            assert [read_number(image) for image in images] == find_frames(times, compute_frame_starts(150, 30.0)).tolist()
 
 
 def test_copies_are_encoded_to_be_decoded_fast(shared_data: Path, tmp_path: Path) -> None:

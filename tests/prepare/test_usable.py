@@ -122,14 +122,15 @@ def test_a_run_without_anything_to_evaluate_is_refused_at_its_start(tiny: Path, 
     table = read_manifest(tiny / "manifest.parquet").table
     status = ["ok" if split == "train" else "missing" for split in table["split"].to_pylist()]
     with pytest.raises(UserError, match="has no usable video to evaluate in split 'test'"):
-        prepared_run.prepare(changed(tiny, tmp_path, "status", status))
+        prepared_run.prepare_run(changed(tiny, tmp_path, "status", status))
 
 
 def test_a_run_whose_evaluated_videos_have_no_class_is_refused_at_its_start(tiny: Path, tmp_path: Path) -> None:
     table = read_manifest(tiny / "manifest.parquet").table
     known = zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True)
+    labels = [label if split == "train" else -1 for label, split in known]
     with pytest.raises(UserError, match=r"none of the 8 videos of .* in evaluation.split=test has a known class"):
-        prepared_run.prepare(changed(tiny, tmp_path, "label", [label if split == "train" else -1 for label, split in known]))
+        prepared_run.prepare_run(changed(tiny, tmp_path, "label", labels))
 
 
 def test_a_run_whose_evaluated_files_are_gone_is_refused_at_its_start(tiny: Path, tmp_path: Path) -> None:
@@ -139,9 +140,9 @@ def test_a_run_whose_evaluated_files_are_gone_is_refused_at_its_start(tiny: Path
         for uri, split in zip(table["uri"].to_pylist(), table["split"].to_pylist(), strict=True)
     ]
     with pytest.raises(UserError, match=r"evaluation.split=test: 8 of its 8 files were looked for, and none is there"):
-        prepared_run.prepare(changed(tiny, tmp_path, "uri", uris))
+        prepared_run.prepare_run(changed(tiny, tmp_path, "uri", uris))
     uris[table["split"].to_pylist().index("test")] = table["uri"].to_pylist()[table["split"].to_pylist().index("test")]
-    prepared = prepared_run.prepare(changed(tiny, tmp_path, "uri", uris))  # a few missing ones are named by evaluation, too
+    prepared = prepared_run.prepare_run(changed(tiny, tmp_path, "uri", uris))  # a few missing ones are named by evaluation, too
     assert prepared.step == 0 and len(prepared.notes) == 1
     assert "8 of its 8 files were looked for, 7 are not there and count in no accuracy; the first: " in prepared.notes[0]
 
@@ -166,7 +167,7 @@ def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_th
     assert run(train.main, [*words, "run.name=new", "--dry-run"]) == DONE
     said = capsys.readouterr()
     assert "nothing is trained yet" in said.out and "none is there; a run would be refused: say with data.root" in said.err
-    prepared = prepared_run.prepare(load_config(tiny / "tiny.yaml", [*knobs, "run.name=new", "scale.workers=2"]))
+    prepared = prepared_run.prepare_run(load_config(tiny / "tiny.yaml", [*knobs, "run.name=new", "scale.workers=2"]))
     (note,) = prepared.notes
     assert "none is there, as this process sees it; if workers do not see them either, say with data.root" in note
 
@@ -183,7 +184,7 @@ def test_sixty_four_of_many_files_are_looked_for(tiny: Path, tmp_path: Path) -> 
     many = write_manifest(table, tmp_path / "manifest.parquet", manifest.classes, manifest.root, manifest.source)
     write_labels(draw_labels(many, "2/class", 0), many, tmp_path / "labels.parquet")
     config = load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", f"data.manifest={many.path}"])
-    (note,) = prepared_run.prepare(config).notes
+    (note,) = prepared_run.prepare_run(config).notes
     assert "64 of its 160 files were looked for, 63 are not there" in note
 
 
@@ -194,15 +195,15 @@ def test_a_run_that_cannot_be_tested_names_what_it_can_be_evaluated_on(tiny: Pat
     unknown = [label if split == "train" else -1 for label, split in zip(labels, splits, strict=True)]
     config = changed(tiny, tmp_path, "label", unknown)
     with pytest.raises(UserError, match="correct the labels of these videos and prepare the data again, or evaluate"):
-        prepared_run.prepare(config)
+        prepared_run.prepare_run(config)
     held = tmp_path / "held.parquet"
     words = [config.data.manifest, "--per-class", "4", "--hold-out", "25%", "--out", str(held)]
     assert run(label.main, words) == DONE
     config = config.model_copy(update={"data": config.data.model_copy(update={"labels": str(held)})})
     with pytest.raises(UserError, match=r"evaluate on the 4 labeled validation videos, evaluation.split=validation, or"):
-        prepared_run.prepare(config)
+        prepared_run.prepare_run(config)
     validated = config.evaluation.model_copy(update={"split": "validation"})
-    assert prepared_run.prepare(config.model_copy(update={"evaluation": validated})).notes == ()
+    assert prepared_run.prepare_run(config.model_copy(update={"evaluation": validated})).notes == ()
     absent = ["ok" if split == "train" else "missing" for split in splits]
     with pytest.raises(UserError, match=r"held-out training videos \(keep some with jobs.label .*evaluation.split=validation"):
-        prepared_run.prepare(changed(tiny, tmp_path, "status", absent))
+        prepared_run.prepare_run(changed(tiny, tmp_path, "status", absent))

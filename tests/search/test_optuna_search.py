@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.run_folder.study_folder import write_about, write_trials
+from pipeline.run_folder.study_folder import write_study_facts, write_trials
 from pipeline.search.optuna_search import Search, SearchPlan
 from pipeline.search.optuna_storage import (
     build_sqlite_url,
@@ -117,7 +117,7 @@ def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path
     assert {trial.state for trial in own} == {TrialState.COMPLETE}
     assert sort_best_trials(second.study, own)[0].value == max(trial.value or 0 for trial in own)
     assert "12 of 12 trials: 12 complete" in format_trials(second)[0]
-    write_about(tmp_path, {"name": "s", "kind": "search", "objectives": list_objectives(second.plan)})
+    write_study_facts(tmp_path, {"name": "s", "kind": "search", "objectives": list_objectives(second.plan)})
     write_trials(tmp_path, build_trial_lines(second.study, second.plan))
     report = read_study_record(tmp_path)  # as the page reads it
     assert report.counts == {"complete": 12}

@@ -18,7 +18,7 @@ import ray
 import torch
 
 from pipeline.clips.plan import worker_rows
-from pipeline.clips.source import Source, open_source
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import draw_labels, write_labels
@@ -34,10 +34,10 @@ from pipeline.training.on_ray.prometheus import Gauges
 FRAMES, SIZE = 4, 40
 
 
-class Blank(Source):
+class Blank(VideoSource):
     """Decodes nothing: clips say their row. Only what moves them is under test."""
 
-    def rows(self, rows, pool=None):  # type: ignore[no-untyped-def]
+    def decode_rows(self, rows, pool=None):  # type: ignore[no-untyped-def]
         slots = (len(rows), self.plan.slots)
         clips = np.broadcast_to((rows % 251).astype(np.uint8)[:, None, None, None, None, None], (*slots, FRAMES, SIZE, SIZE, 3))
         return {
@@ -54,12 +54,12 @@ class Blank(Source):
 class Crashing(Blank):
     """Its last block ends the decode task's own process, each time."""
 
-    def rows(self, rows, pool=None):  # type: ignore[no-untyped-def]
+    def decode_rows(self, rows, pool=None):  # type: ignore[no-untyped-def]
         if 15 in rows:
             with Path(self.crashes).open("a") as file:
                 file.write("crashed\n")
             os.kill(os.getpid(), signal.SIGSEGV)
-        return super().rows(rows, pool)
+        return super().decode_rows(rows, pool)
 
 
 def blank(tiny: Path, *words: str):  # type: ignore[no-untyped-def]

@@ -22,11 +22,11 @@ from pipeline.clips.batch import Batch
 from pipeline.config import Config
 from pipeline.methods import METHODS, STUDENTS, build_method, make_views
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.model_options import equip
+from pipeline.training.model_options import apply_train_options
 from pipeline.training.monitoring.metric_log import MetricLog
 from pipeline.training.monitoring.score_log import ScoreLog
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.step import Place, take_step
+from pipeline.training.step import StepContext, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
 
 DEVICE = torch.device("meta")
@@ -75,19 +75,17 @@ def _device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _take(config: Config, steps: int = 1) -> list[str]:
     """Copies to the device in each step, all else of which happens there."""
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train).to(DEVICE)
+    method = apply_train_options(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train).to(DEVICE)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     scores = ScoreLog(1, None, 0, 0)  # type: ignore[arg-type]  # nothing is written
-    log = MetricLog.__new__(MetricLog)
-    log._sums, log._counts, log._steps, log._here, log._rows = {}, {}, 0, 0, 0
-    log._clips, log._decoding, log._bytes, log._new = 0, 0.0, 0, []
+    log = MetricLog(config, None, None, VIDEOS, 0, 1, 0)  # type: ignore[arg-type]  # nothing is written
     copies: list[str] = []
     for step in range(steps):
         batch = batch_of(step)
         there = replace(batch, primary=batch.primary.to(DEVICE), auxiliary=batch.auxiliary.to(DEVICE))
         with Watched() as watched:
-            log.add(scores.take(step, take_step(method, state, there, config, Place(0, DEVICE, 1.0)), there), there)
+            log.add(scores.keep(step, take_step(method, state, there, config, StepContext(0, DEVICE, 1.0)), there), there)
         copies.append(", ".join(watched.up))
         state.step += 1
     return copies

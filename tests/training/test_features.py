@@ -21,14 +21,14 @@ from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.parts.losses import supervised_loss
 from pipeline.methods.parts.make_views import draw_mixup_shares, mix_clips
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.loop import Run, Worker, part_shares, train
-from pipeline.training.model_options import equip
+from pipeline.training.loop import TrainingRun, TrainWorker, divide_step, train
+from pipeline.training.model_options import apply_train_options
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.schedule import lr_factor
-from pipeline.training.step import Place, Results, split, take_step
+from pipeline.training.schedule import compute_lr_factor
+from pipeline.training.step import Results, StepContext, split_batch, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
 
-HERE = Place(rank=0, device=torch.device("cpu"), weight=1.0)
+HERE = StepContext(rank=0, device=torch.device("cpu"), weight=1.0)
 BATCH_NORM = {"network": {"depth": 10, "width": 8}}
 
 
@@ -38,7 +38,7 @@ def config_of(**train: Any) -> Config:
 
 def state_of(config: Config) -> checkpoint.TrainState:
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
+    method = apply_train_options(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     state.scaler = torch.amp.GradScaler("cpu") if config.train.precision == "fp16" else None
@@ -114,7 +114,7 @@ def test_adamw_state_survives_a_checkpoint(tmp_path: Path) -> None:
 
 def test_rates_fall_at_milestones() -> None:
     section = TrainSection(steps=100, warmup_steps=10, schedule="step", milestones=(50, 80))
-    assert [lr_factor(step, section) for step in (4, 10, 49, 50, 79, 80, 99)] == pytest.approx(
+    assert [compute_lr_factor(step, section) for step in (4, 10, 49, 50, 79, 80, 99)] == pytest.approx(
         [0.5, 1, 1, 0.1, 0.1, 0.01, 0.01]
     )
 
@@ -161,7 +161,7 @@ def test_accumulated_parts_equal_the_whole() -> None:
 
 def test_parts_hold_every_row_once() -> None:
     batch = batch_of(0)
-    parts = list(split(batch, [3, 1]))
+    parts = list(split_batch(batch, [3, 1]))
     assert [len(part.rows) for part in parts] == [3, 1]
     assert torch.equal(torch.cat([part.rows for part in parts]), batch.rows)
     assert torch.equal(torch.cat([part.auxiliary for part in parts]), batch.auxiliary)
@@ -172,7 +172,7 @@ def test_parts_of_different_sizes_equal_the_whole() -> None:
     config = small_config(method={"name": "supervised"}, train={"warmup_steps": 0})
     whole, (one,) = steps(config, 1)
     parted = state_of(config)
-    other = take_step(parted.method, parted, batch_of(0), config, replace(HERE, parts=[[3], [1]]))
+    other = take_step(parted.method, parted, batch_of(0), config, replace(HERE, part_rows=[[3], [1]]))
     assert torch.allclose(weights(whole), weights(parted), atol=1e-6)
     assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=1e-4)
 
@@ -185,7 +185,7 @@ def test_parts_must_fit_the_workers() -> None:
 
     def rows(world: int, accumulation: int = 1, workers: int = 2) -> list[list[int]]:
         config = small_config(train={"accumulation": accumulation}, scale={"workers": workers})
-        return part_shares(plan, config, world)
+        return divide_step(plan, config, world)
 
     assert rows(2, accumulation=3) == [[1, 1]] * 3
     assert rows(4, workers=4) == [[2, 2, 1, 1]]
@@ -329,11 +329,11 @@ def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.Monkey
         rows_per_step, sizes = 4, (VIDEOS, VIDEOS // 2)
 
     plan: Any = Plan()
-    worker = Worker(0, 1, torch.device("cpu"), lambda method: method)
+    worker = TrainWorker(0, 1, torch.device("cpu"), lambda method: method)
     from pipeline.run_folder.contents import Fingerprints
 
     for switched in (True, False):
-        run = Run(config_of(deterministic=switched), plan, CLASSES, VIDEOS, Fingerprints("", "", ""), tmp_path)
+        run = TrainingRun(config_of(deterministic=switched), plan, CLASSES, VIDEOS, Fingerprints("", "", ""), tmp_path)
         with pytest.raises(InterruptedError):
             train(run, batches, worker)
     assert seen == [(True, ":4096:8"), (False, None)]

@@ -17,8 +17,8 @@ from pipeline.methods import STUDENTS, build_students
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import held_out, loop
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import prepare_run
 from tests.training.test_loop import comparable, weights
 
 WORDS = ("train.keep_best=1", "train.keep_checkpoints=1", "train.checkpoint_every=3")
@@ -40,10 +40,10 @@ def config_of(tiny: Path, tmp_path: Path, held: Path, *words: str) -> Config:
 def test_the_best_checkpoint_stays(tiny: Path, tmp_path: Path, held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores are made up so that the second of four checkpoints is best."""
     made_up = iter([0.25, 0.75, 0.5, 0.5])
-    monkeypatch.setattr(loop, "accuracies", lambda *_: dict.fromkeys(STUDENTS, next(made_up)))
-    prepared = prepare(config_of(tiny, tmp_path, held))
-    prepared.open()
-    fit_here(prepared)
+    monkeypatch.setattr(loop, "measure_accuracies", lambda *_: dict.fromkeys(STUDENTS, next(made_up)))
+    prepared = prepare_run(config_of(tiny, tmp_path, held))
+    prepared.create_folder()
+    fit_in_process(prepared)
     folder = prepared.run.folder
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000006", "checkpoint_000012"]
     told = {line["step"]: line.get("held_out_accuracy/primary") for line in read_metrics(folder)}
@@ -57,10 +57,10 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
     a run that scores nothing. The scores are what ``predict`` says of the checkpoint's file."""
     noisy = ["auxiliary.network.dropout=0.2", "primary.network.norm=batch", "train.keep_checkpoints=4"]
     for name, best in (("whole", 1), ("unscored", 0)):
-        prepared = prepare(config_of(tiny, tmp_path, held, *noisy, f"run.name={name}", f"train.keep_best={best}"))
-        prepared.open()
-        fit_here(prepared)
-    prepared = prepare(config_of(tiny, tmp_path, held, *noisy, "run.name=cut"))
+        prepared = prepare_run(config_of(tiny, tmp_path, held, *noisy, f"run.name={name}", f"train.keep_best={best}"))
+        prepared.create_folder()
+        fit_in_process(prepared)
+    prepared = prepare_run(config_of(tiny, tmp_path, held, *noisy, "run.name=cut"))
     step, calls = loop.take_step, []
 
     def dying(*arguments: object) -> object:
@@ -70,11 +70,11 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
         return step(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "take_step", dying)
-    prepared.open()
+    prepared.create_folder()
     with pytest.raises(InterruptedError):
-        fit_here(prepared)
+        fit_in_process(prepared)
     monkeypatch.undo()
-    fit_here(prepared)
+    fit_in_process(prepared)
     last = {name: tmp_path / name / "checkpoint_000012" for name in ("whole", "cut", "unscored")}
     assert weights(last["whole"]) == weights(last["cut"]) == weights(last["unscored"])
     scores = {name: checkpoint.read_facts(folder)["scores"] for name, folder in last.items()}
@@ -84,7 +84,7 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
     assert not any("held_out" in name for line in read_metrics(tmp_path / "unscored") for name in line)
 
     config = config_of(tiny, tmp_path, held, *noisy, "evaluation.clips=1")
-    videos = held_out.held_out_videos(prepared.source)
+    videos = held_out.find_held_out_videos(prepared.source)
     assert videos.tolist() == read_labels(str(held), prepared.source.manifest).held_out.tolist() and len(videos) == 4
     said = predict(prepared.source, config, last["cut"] / "model.safetensors", videos, None)
     labels = np.array([prepared.source.columns["label"][video] for video in said["video"].tolist()])
@@ -95,13 +95,13 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
 
 def test_modes_come_back(tiny: Path, tmp_path: Path, held: Path) -> None:
     """What a method keeps in another mode than its students stays in it."""
-    prepared = prepare(config_of(tiny, tmp_path, held))
+    prepared = prepare_run(config_of(tiny, tmp_path, held))
     method = torch.nn.Module()
     method.students = build_students(prepared.run.config, 4)
     method.students["primary"].blocks[0].eval()
     before = [module.training for module in method.students.modules()]
     alive: list[int] = []
-    found = held_out.accuracies(method, prepared.source, prepared.run.config, lambda: alive.append(1))
+    found = held_out.measure_accuracies(method, prepared.source, prepared.run.config, lambda: alive.append(1))
     assert [module.training for module in method.students.modules()] == before
     assert set(found) == set(STUDENTS) and alive == [1]
 

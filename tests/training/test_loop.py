@@ -20,8 +20,8 @@ from pipeline.config import load_config
 from pipeline.errors import RunFailed
 from pipeline.run_folder.contents import read_metrics, read_quarantine
 from pipeline.training import loop
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import prepare_run
 
 
 def command(tiny: Path, tmp_path: Path, *words: str) -> int:
@@ -71,7 +71,7 @@ def test_a_run_leaves_what_was_promised(tiny: Path, tmp_path: Path, capsys: pyte
 def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 steps equal 7 steps, a kill, and the rest: weights bit for bit, and no line of metrics missing or doubled."""
     assert command(tiny, tmp_path, "run.name=whole", "auxiliary.network.dropout=0.2") == 0
-    prepared = prepare(
+    prepared = prepare_run(
         load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", "auxiliary.network.dropout=0.2"])
     )
     step, seen = loop.take_step, []
@@ -83,9 +83,9 @@ def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, mon
         return step(wrapped, state, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "take_step", killed)
-    prepared.open()
+    prepared.create_folder()
     with pytest.raises(KeyboardInterrupt):
-        fit_here(prepared)
+        fit_in_process(prepared)
     monkeypatch.undo()
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [2, 4, 6]
     assert command(tiny, tmp_path, "run.name=cut", "auxiliary.network.dropout=0.2") == 0
@@ -115,7 +115,7 @@ def test_supervised_decodes_no_unlabeled_video(tiny: Path, tmp_path: Path) -> No
     line = read_metrics(tmp_path / "tiny")[-1]
     assert "contrast_loss" not in line
     config = load_config(tiny / "tiny.yaml", ["method.name=supervised", f"run.storage_path={tmp_path}/x"])
-    assert prepare(config).source.plan.slots == 1
+    assert prepare_run(config).source.plan.slots == 1
 
 
 def test_clips_are_counted_that_were_decoded(tiny: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def damaged(tiny: Path, tmp_path: Path) -> Path:
     for name in ("manifest.parquet", "labels.parquet"):
         shutil.copy(tiny / name, copy)
     words = [f"data.manifest={copy}/manifest.parquet", f"data.root={copy}/videos", f"run.storage_path={tmp_path}/none"]
-    prepared = prepare(load_config(tiny / "tiny.yaml", words))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", words))
     victim = Path(prepared.source.manifest.locate(int(prepared.source.plan.unlabeled[0])))
     assert victim.is_relative_to(copy)
     victim.write_bytes(victim.read_bytes()[:500])
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_cause(
 def test_an_infinite_gradient_is_not_saved(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
     """The loss of the checkpoint's step is finite still; a signal's checkpoint, between two lines, is no other."""
     words = [f"run.storage_path={tmp_path}", f"train.steps={8 if stops else 6}", "train.log_every=4"]
-    prepared = prepare(load_config(tiny / "tiny.yaml", words))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", words))
     step = loop.take_step
 
     def exploding(wrapped: Any, state: Any, *rest: Any) -> Any:
@@ -238,18 +238,18 @@ def test_an_infinite_gradient_is_not_saved(tiny: Path, tmp_path: Path, monkeypat
         return step(wrapped, state, *rest)
 
     monkeypatch.setattr(loop, "take_step", exploding)
-    prepared.open()
+    prepared.create_folder()
     with pytest.raises(RunFailed, match=r"gradient_norm/primary is (nan|inf) at step 6 .*lower primary\.optimizer\.lr"):
-        fit_here(prepared)
+        fit_in_process(prepared)
     assert [path.name for path in prepared.run.folder.glob("checkpoint_*")] == ["checkpoint_000004"]
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     """Ray starts workers again that die after the last checkpoint."""
     assert command(tiny, tmp_path, "train.steps=4") == 0
-    prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "train.steps=4"]))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "train.steps=4"]))
     before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes(), weights(tmp_path / "tiny" / "checkpoint_000004")
-    assert fit_here(prepared) == {}
+    assert fit_in_process(prepared) == {}
     assert ((tmp_path / "tiny" / "metrics.jsonl").read_bytes(), weights(tmp_path / "tiny" / "checkpoint_000004")) == before
 
 
@@ -257,11 +257,11 @@ def test_an_exception_in_a_step_keeps_the_checkpoints_before(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(tiny, tmp_path, "run.name=whole") == 0
-    prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut"]))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut"]))
     monkeypatch.setattr(loop, "_check_rows", lambda batch, plan, step, worker: 1 // (step != 10))
-    prepared.open()
+    prepared.create_folder()
     with pytest.raises(ZeroDivisionError):
-        fit_here(prepared)
+        fit_in_process(prepared)
     monkeypatch.undo()
     assert command(tiny, tmp_path, "run.name=cut") == 0
     assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from pipeline.config import OptimizerSection, TrainSection
-from pipeline.training.optimizer import build_optimizer, clip_gradient, set_lr
-from pipeline.training.schedule import lr_factor
+from pipeline.training.optimizer import build_optimizer, clip_gradient, set_learning_rate
+from pipeline.training.schedule import compute_lr_factor
 
 
 def test_warm_up_then_cosine_to_zero() -> None:
     train = TrainSection(steps=110, warmup_steps=10)
-    factors = [lr_factor(step, train) for step in range(111)]
+    factors = [compute_lr_factor(step, train) for step in range(111)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5)
@@ -22,7 +22,7 @@ def test_warm_up_then_cosine_to_zero() -> None:
 
 
 def test_a_warm_up_longer_than_the_run() -> None:
-    assert lr_factor(4, TrainSection(steps=5, warmup_steps=10)) == 0.5
+    assert compute_lr_factor(4, TrainSection(steps=5, warmup_steps=10)) == 0.5
 
 
 def test_norms_biases_and_embeddings_do_not_decay() -> None:
@@ -45,5 +45,5 @@ def test_clipping_reports_the_norm_before() -> None:
 
 def test_set_lr_reaches_all_groups() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSection())
-    set_lr(optimizer, 0.3)
+    set_learning_rate(optimizer, 0.3)
     assert {group["lr"] for group in optimizer.param_groups} == {0.3}

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.clips.batch import Batch
 from pipeline.methods import STUDENTS, build_method
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.model_options import equip
+from pipeline.training.model_options import apply_train_options
 from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.step import Place, take_step
+from pipeline.training.step import StepContext, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
 from tests.two_processes import run_two
 
@@ -47,20 +47,20 @@ def train(case: str, rank: int = 0, world: int = 1) -> tuple[dict[str, torch.Ten
     sections = CASES[case]
     config = small_config(**{**sections, "train": {"warmup_steps": 0, **sections.get("train", {})}})
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
+    method = apply_train_options(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
     wrapped: nn.Module = DistributedDataParallel(method) if world > 1 else method
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     watch = Stopwatch(CPU)
     time_collectives(wrapped, watch)
-    losses, place = [], Place(rank, CPU, 1.0)
+    losses, context = [], StepContext(rank, CPU, 1.0)
     for state.step in range(2):
-        losses.append(float(take_step(wrapped, state, share_of(batch_of(state.step), rank, world), config, place)["loss"]))
+        losses.append(float(take_step(wrapped, state, share_of(batch_of(state.step), rank, world), config, context)["loss"]))
     weights = {name: value.clone() for name, value in method.state_dict().items()}
     watch.read()
     time.sleep(LATE_SECONDS if rank == 1 else 0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        take_step(wrapped, state, share_of(batch_of(2), rank, world), config, place)
+        take_step(wrapped, state, share_of(batch_of(2), rank, world), config, context)
     counts = Counter({event.key: event.count for event in profile.key_averages() if event.key.startswith("gloo:")})
     return weights, losses, counts, watch.read().get("collective", 0.0)
 

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import Stopped
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training.checkpoints.checkpoint import newest
-from pipeline.training.stop_signal import StopSign
+from pipeline.training.checkpoints.checkpoint import find_newest
+from pipeline.training.stop_signal import StopOnSignal
 from pipeline.training.watchdog import FIRST_STEP_FACTOR, Progress, Watchdog
 from tests.training.test_loop import comparable, weights
 
@@ -27,9 +27,9 @@ def hang(phase: str, first: bool, seconds: float) -> list[str]:
     with Watchdog(progress, 0.2, said.append):
         for step in range(1 if first else 3):
             for name in ("data", "step", "checkpoint"):
-                progress.at(step, name)
+                progress.enter(step, name)
                 time.sleep(0.05)
-        progress.at(7, phase)
+        progress.enter(7, phase)
         time.sleep(seconds)
     return said
 
@@ -68,7 +68,7 @@ def test_a_hung_process_ends_with_its_stacks() -> None:
 
 def test_the_first_signal_asks_and_the_second_stops() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with StopSign() as sign:
+    with StopOnSignal() as sign:
         os.kill(os.getpid(), signal.SIGTERM)
         assert sign.number == signal.SIGTERM
         with pytest.raises(Stopped, match="stopped at once") as caught:
@@ -81,7 +81,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def elsewhere() -> None:
-        with StopSign():
+        with StopOnSignal():
             assert signal.getsignal(signal.SIGTERM) is before
 
     thread = threading.Thread(target=elsewhere)
@@ -111,7 +111,7 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_same_bits(
     _, said = cut.communicate(timeout=60)
     assert time.monotonic() - asked < 20
     assert cut.returncode == code, said
-    found, _ = newest(tmp_path / "cut")
+    found, _ = find_newest(tmp_path / "cut")
     assert found is not None and 7 <= int(found.name[-6:]) < 30
     assert f"{number.name}: stopped with a checkpoint at step {int(found.name[-6:])}; the same command continues" in said
     again = start(tiny, tmp_path, "run.name=cut", *words)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.clips.decode import DecodeError, Video, decode_clips
-from pipeline.clips.sampling import clip_times
+from pipeline.clips.sampling import compute_clip_times
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.verify import verify
@@ -100,7 +100,7 @@ def test_decoding(folder: Path) -> None:
     video = Video(str(folder / "img_%05d.jpg"), 30, 12.5, False, 160, 160, 0.0, 2.4, "frames")
     clip = ClipSection(frames=8, fps=8, size=16)
     (frames,) = decode_clips(video, 0.3, 0.5, [clip], 64)
-    wanted = np.floor(clip_times(0.3, 0, 2.4, [clip])[0] * 12.5 + 1e-4).astype(int).tolist()
+    wanted = np.floor(compute_clip_times(0.3, 0, 2.4, [clip])[0] * 12.5 + 1e-4).astype(int).tolist()
     assert frames.shape == (8, 64, 64, 3) and [read_number(frame) for frame in frames] == wanted
     (folder / "img_00030.jpg").unlink()
     list_images.cache_clear()

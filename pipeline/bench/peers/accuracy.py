@@ -18,7 +18,7 @@ from pipeline.bench.timed_step import prepared_alone, ready_here
 from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.training.held_out import accuracies
+from pipeline.training.held_out import measure_accuracies
 
 
 def bench_to_accuracy(config: Config, percent: float, repeats: int) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def bench_to_accuracy(config: Config, percent: float, repeats: int) -> dict[str,
     config = one_worker(config.model_copy(update={"method": config.method.model_copy(update={"name": "supervised"})}))
     source, _ = open_source(config)
     check_same_work(source, config)
-    videos = len(source.evaluated(config.evaluation.split))
+    videos = len(source.evaluation_rows(config.evaluation.split))
     turns = Turns(config)
     for name, repeat in turns.in_turns(repeats):
         seeded = config.model_copy(update={"run": config.run.model_copy(update={"seed": config.run.seed + repeat})})
@@ -72,7 +72,7 @@ def train_until(name: str, tree: str, percent: float) -> dict[str, float]:
     with quiet, tempfile.TemporaryDirectory(prefix="peers-") as folder:
         prepared = prepared_alone(config, folder, steps)
         ready = ready_here(prepared)
-        judged = replace(prepared.source, held_out=prepared.source.evaluated(config.evaluation.split))
+        judged = replace(prepared.source, held_out=prepared.source.evaluation_rows(config.evaluation.split))
         wanted = Wanted(prepared.source, ready.config, steps, ready.device)
         begun, checks, accuracy, step = time.perf_counter(), 0.0, 0.0, 0
         for step, fed in enumerate(first_steps(one, wanted), start=1):
@@ -80,7 +80,7 @@ def train_until(name: str, tree: str, percent: float) -> dict[str, float]:
             if step % every and step < steps:
                 continue
             check = time.perf_counter()
-            right = accuracies(ready.state.method, judged, ready.config, lambda: None)
+            right = measure_accuracies(ready.state.method, judged, ready.config, lambda: None)
             checks += time.perf_counter() - check
             accuracy = 100 * sum(right.values()) / len(right)
             if accuracy >= percent:

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import make_views
 from pipeline.stream.batches import lay_out_blocks
-from pipeline.training.prepared_run import Prepared
+from pipeline.training.prepared_run import PreparedRun
 from pipeline.training.step import take_step
 
 OURS, HERE, SHUFFLED = "ours", "ours_in_one_process", "ray_data"
@@ -155,7 +155,7 @@ def end_own_ray() -> None:
     ray.shutdown()
 
 
-def _block_layout(name: str, prepared: Prepared, config: Config) -> BlockLayout | None:
+def _block_layout(name: str, prepared: PreparedRun, config: Config) -> BlockLayout | None:
     """The blocks in which batches come, if they come in blocks."""
     return lay_out_blocks(prepared.source, prepared.run.config, 0, 1) if name == OURS and config.scale.workers else None
 
@@ -180,10 +180,10 @@ def train_rate(one: Feed, wanted: Wanted, ready: Ready, at_once: bool = False) -
 
 def train_step(ready: Ready, fed: Fed) -> None:
     """The step that this project takes, with the views of another loader."""
-    place, made = ready.place, fed.views
-    if made is not None:
-        place = replace(place, views=lambda *_, **__: iter([made]))
-    take_step(ready.wrapped, ready.state, fed.batch, ready.config, place)
+    context, views = ready.context, fed.views
+    if views is not None:
+        context = replace(context, make_views=lambda *_, **__: iter([views]))
+    take_step(ready.wrapped, ready.state, fed.batch, ready.config, context)
     ready.state.step += 1
 
 

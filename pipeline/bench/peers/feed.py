@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.bench.peers.requests import Columns, MakeViews, RowViews
 from pipeline.clips.batch import Batch
-from pipeline.clips.source import Source
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, UnlabeledViews, Views
 from pipeline.processes.isolation import count_cores
@@ -35,7 +35,7 @@ class Fed:
 class Wanted:
     """Steps from the first on."""
 
-    source: Source
+    source: VideoSource
     config: Config
     steps: int
     """A loader may go on decoding beyond them, as in the middle of a run."""

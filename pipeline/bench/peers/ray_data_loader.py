@@ -19,14 +19,14 @@ from pipeline.bench.peers.requests import Columns, VideoRequest, requests_of_row
 from pipeline.bench.peers.svformer_loader import read_decord
 from pipeline.bench.peers.tensor_views import view_of_frames
 from pipeline.clips.decode import crop_corner, scaled_size
-from pipeline.clips.source import Source
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.stream.ray_tasks import get_shared
 
 Row = dict[str, Any]
 
 
-def shuffled_batches(source: Source, config: Config, rows: range) -> Iterator[Columns]:
+def shuffled_batches(source: VideoSource, config: Config, rows: range) -> Iterator[Columns]:
     """One epoch of these rows, shuffled, in batches of a step."""
     reference = ray.put([(source, config)])  # once, not once a task
 
@@ -43,7 +43,7 @@ def shuffled_batches(source: Source, config: Config, rows: range) -> Iterator[Co
     yield from data.iter_torch_batches(batch_size=config.data.labeled_per_step, drop_last=True)
 
 
-def decode_row(source: Source, config: Config, row: int) -> Row:
+def decode_row(source: VideoSource, config: Config, row: int) -> Row:
     """``row``, and each student's clips of all slots, uint8 [S, T, size, size, 3]."""
     torch.set_num_threads(1)
     clips: dict[str, list[Any]] = {}
@@ -64,7 +64,7 @@ def _decode(asked: VideoRequest) -> dict[str, Any]:
     return {student: square[np.searchsorted(wanted, at)] for student, at in times.items()}
 
 
-def views_of_row(source: Source, config: Config, row: Row) -> Row:
+def views_of_row(source: VideoSource, config: Config, row: Row) -> Row:
     """The row's numbers and views, as ``RowViews`` has them."""
     torch.set_num_threads(1)
     made: dict[str, list[torch.Tensor]] = {}

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.clips.decode import Video
-from pipeline.clips.sampling import clip_times
-from pipeline.clips.source import Source
-from pipeline.clips.views import view_seeds
+from pipeline.clips.sampling import compute_clip_times
+from pipeline.clips.source import VideoSource
+from pipeline.clips.views import derive_view_seeds
 from pipeline.config import ClipSection, Config, TimeSection, ViewsSection
 from pipeline.errors import UserError
 from pipeline.files import storage
@@ -63,18 +63,18 @@ def _each(make: MakeView, asked: VideoRequest) -> Columns:
     return {request.name: make(asked, request) for request in asked.requests}
 
 
-def requests_of_row(source: Source, config: Config, row: int) -> list[VideoRequest]:
+def requests_of_row(source: VideoSource, config: Config, row: int) -> list[VideoRequest]:
     """One for each slot: the same videos at the same times as this project's own loader decodes in this row."""
     (videos,), ((moments,), (windows,)) = source.plan.videos([row]), source.moments(np.array([row]))
     asked = []
     for slot, (number, moment, window) in enumerate(zip(videos.tolist(), moments, windows.tolist(), strict=True)):
-        video = source.video(number)
-        times = clip_times(moment, video.start, video.end, source.clips)
+        video = source.describe_video(number)
+        times = compute_clip_times(moment, video.start, video.end, source.clips)
         requests = []
         for kind in ("labeled",) if slot == 0 else unlabeled_kinds(config):
             for student, clip, at in zip(STUDENTS, source.clips, times, strict=True):
                 name = f"{student}/{kind}"
-                (seed,) = view_seeds(config.run.seed, [row], [slot], name)
+                (seed,) = derive_view_seeds(config.run.seed, [row], [slot], name)
                 requests.append(ViewRequest(name, at, clip, kind == "strong", seed))
         asked.append(VideoRequest(video, tuple(requests), config.views, source.size, window))
     return asked
@@ -88,7 +88,7 @@ def unlabeled_kinds(config: Config) -> tuple[str, ...]:
     return ("weak", "strong") if weights.use_strong else ("weak",)
 
 
-def views_per_step(source: Source, config: Config) -> int:
+def views_per_step(source: VideoSource, config: Config) -> int:
     """Of both students together."""
     return source.plan.rows_per_step * len(STUDENTS) * (1 + source.plan.unlabeled_per_labeled * len(unlabeled_kinds(config)))
 
@@ -96,7 +96,7 @@ def views_per_step(source: Source, config: Config) -> int:
 class RowViews(Dataset[Columns]):
     """Rows of the plan as views: ``row`` [], ``videos`` and ``labels`` [S], and ``student/kind`` [n, C, T, size, size]."""
 
-    def __init__(self, source: Source, config: Config, rows: int, make: MakeViews) -> None:
+    def __init__(self, source: VideoSource, config: Config, rows: int, make: MakeViews) -> None:
         self.source, self.config, self.num_rows, self.make = source, config, rows, make
 
     def __len__(self) -> int:
@@ -112,14 +112,14 @@ class RowViews(Dataset[Columns]):
         }
 
 
-def row_numbers(source: Source, row: int) -> Columns:
+def row_numbers(source: VideoSource, row: int) -> Columns:
     """``row`` [], ``videos`` [S] manifest rows and ``labels`` [S] of a row of the plan."""
     (videos,) = source.plan.videos([row])
     labels = np.asarray(source.columns["label"][videos], dtype=np.int64)
     return {"row": torch.tensor(row), "videos": torch.from_numpy(videos), "labels": torch.from_numpy(labels)}
 
 
-def check_same_work(source: Source, config: Config) -> None:
+def check_same_work(source: VideoSource, config: Config) -> None:
     """Raises UserError for what the peers do not do, and for files that not all of them read."""
     weak, strong, off = config.views.weak, config.views.strong, TimeSection()
     asked = {
@@ -142,5 +142,5 @@ def check_same_work(source: Source, config: Config) -> None:
             f"{unread} of the {len(decoders)} training videos of {source.manifest.path} exactly: make copies of them with "
             "jobs.prepare ... --resize, or leave them out"
         )
-    if storage.is_remote(source.video(int(numbers[0])).location):
+    if storage.is_remote(source.describe_video(int(numbers[0])).location):
         raise UserError("bench peers reads local files only: name a folder of this machine with data.root")

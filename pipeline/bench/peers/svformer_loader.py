@@ -16,7 +16,7 @@ from timm.data.auto_augment import rand_augment_transform
 from pipeline.bench.peers.requests import VideoRequest, ViewRequest, one_by_one
 from pipeline.clips.decode import UInt8s, Video
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.sampling import constant_rate, frame_indices
+from pipeline.clips.sampling import compute_frame_starts, find_frames
 from pipeline.config import WeakSection
 from pipeline.seeds import Floats
 from pipeline.video.decord_check import decord
@@ -27,11 +27,11 @@ def read_decord(video: Video, times: Floats) -> UInt8s:
     # at the file's own size decord fails on widths such as 72 of the synthetic videos, whose rows it pads
     width = -(-video.width // 32) * 32
     reader = decord.VideoReader(video.location, width=width, height=video.height, num_threads=1)
-    starts = constant_rate(len(reader), video.fps)
+    starts = compute_frame_starts(len(reader), video.fps)
     if video.variable_fps:
         told = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
         starts = told - told[0]
-    frames: UInt8s = reader.get_batch(frame_indices(times, starts)).asnumpy()
+    frames: UInt8s = reader.get_batch(find_frames(times, starts)).asnumpy()
     return frames
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from pipeline.collectives import gather_with_gradient, rank, sizes
+from pipeline.collectives import count_on_workers, gather_with_gradient, get_rank
 
 
 def supervised_loss(
@@ -52,7 +52,7 @@ def contrast_loss(
     all_G2D = gather_with_gradient(own_M2D)
     count, total, device = len(own_M2D), len(all_G2D), own_M2D.device
     similarity = _products(own_M2D.transpose(0, 1).flatten(0, 1), all_G2D.transpose(0, 1).flatten(0, 1)) / temperature
-    first = sum(sizes(count)[: rank()])
+    first = sum(count_on_workers(count)[: get_rank()])
     own = torch.arange(first, first + count, device=device)
     partners = torch.cat([own + total, own])
     columns = torch.arange(2 * total, device=device)

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.modalities import derive
-from pipeline.clips.upload import Arrays, Tensors, upload
+from pipeline.clips.modalities import derive_modality
+from pipeline.clips.upload import Arrays, Tensors, upload_arrays
 from pipeline.clips.views import (
     ViewParameters,
+    allocate_views,
     apply_views,
     center_pixels,
+    derive_view_seeds,
     draw_strong,
     draw_weak,
-    empty_views,
     split_clips,
-    view_seeds,
 )
 from pipeline.config import ClipSection, Config, ViewsSection
 from pipeline.methods.parts.inputs import STUDENTS, UnlabeledViews, Views
@@ -70,7 +70,7 @@ def make_views_of_parts(
     if unlabeled:
         kinds += ["weak", "strong"] if strong else ["weak"]
     draws = [_draw(part, config, seed, kinds, device) for part in parts]
-    tensors = iter(upload([arrays for draw in draws for arrays in draw.arrays], device))
+    tensors = iter(upload_arrays([arrays for draw in draws for arrays in draw.arrays], device))
     for part, draw in zip(parts, draws, strict=True):
         numbers = next(tensors)
         of_views: TensorsOfViews = {key: [next(tensors) for _ in parameters] for key, parameters in draw.views.items()}
@@ -89,7 +89,7 @@ def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind], device
     for kind in kinds if slots > 1 else kinds[:1]:
         for student in STUDENTS:
             clip: ClipSection = getattr(config, student).clip
-            seeds = view_seeds(seed, rows, [0] if kind == "labeled" else list(range(1, slots)), f"{student}/{kind}")
+            seeds = derive_view_seeds(seed, rows, [0] if kind == "labeled" else list(range(1, slots)), f"{student}/{kind}")
             parts = split_clips(len(seeds), getattr(batch, student)[:1, 0].numel(), device)
             views[kind, student] = [DRAW[kind](seeds[part], config.views, clip.frames, clip.size) for part in parts]
     return Draw(views, numbers)
@@ -108,14 +108,14 @@ def _apply(batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: 
                 continue
             clips_NTHWC = clips_BSTHWC[:, slots].flatten(0, 1)
             count = len(clips_NTHWC)
-            views = {kind: empty_views(count, clip.frames, clip.size, device, layout) for kind in wanted}
+            views = {kind: allocate_views(count, clip.frames, clip.size, device, layout) for kind in wanted}
             for number, part in enumerate(split_clips(count, clips_NTHWC[:1].numel(), device)):
                 pixels_NTCHW = center_pixels(clips_NTHWC[part])
                 for kind in wanted:
                     drawn, there = draw.views[kind, student][number], tensors[kind, student][number]
                     apply_views(pixels_NTCHW, drawn, there, views[kind][part])
             for kind in wanted:
-                made.setdefault(kind, {})[student] = derive(views[kind], clip.modality)
+                made.setdefault(kind, {})[student] = derive_modality(views[kind], clip.modality)
     shares = numbers.get("mixed_shares")
     labeled = made["labeled"] if shares is None else {name: mix_clips(made["labeled"][name], shares) for name in STUDENTS}
     unlabeled = None

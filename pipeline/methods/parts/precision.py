@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.clips.modalities import derive
-from pipeline.clips.views import center_views
+from pipeline.clips.modalities import derive_modality
+from pipeline.clips.views import make_center_views
 from pipeline.config import ClipSection, TrainSection
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,7 +22,7 @@ def center_logits(student: nn.Module, clips_NTHWC: torch.Tensor, clip: ClipSecti
     # as training lays them out; on a CPU that only changes the rounding
     last = train.channels_last and clips_NTHWC.device.type == "cuda"
     layout = torch.channels_last_3d if last else torch.contiguous_format
-    views = derive(center_views(clips_NTHWC, clip.size, layout), clip.modality)
+    views = derive_modality(make_center_views(clips_NTHWC, clip.size, layout), clip.modality)
     with autocast(clips_NTHWC.device, train.precision):
         logits_NK, _ = student(views)
     found: torch.Tensor = logits_NK.float()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.clips.decode import DecodeError, Video, decode_clips
-from pipeline.clips.source import video_at, video_columns
+from pipeline.clips.source import describe_video, open_video_columns
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.seeded_order import order_by_hash
@@ -51,7 +51,7 @@ def write_contact_sheet(
 
 def decode_contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str, list[Thumbnail]]]:
     """Decodes thumbnails of up to ``per_class`` usable videos of each class, in other processes that may crash or hang."""
-    columns = video_columns(manifest)
+    columns = open_video_columns(manifest)
     usable = np.flatnonzero(np.asarray(manifest.table["status"].to_numpy()) == "ok")
     label = columns["label"][usable]
     ids, splits = manifest.table["id"], manifest.table["split"]
@@ -62,7 +62,8 @@ def decode_contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str,
         sheets.append((name, [int(rows[i]) for i in order[:per_class]]))
     wanted = [row for _, rows in sheets for row in rows]
     results: dict[int, str | ProcessFailure] = {}
-    work = map_in_processes(decode_middle_frame, [video_at(manifest, columns, row) for row in wanted], timeout_seconds=60.0)
+    videos = [describe_video(manifest, columns, row) for row in wanted]
+    work = map_in_processes(decode_middle_frame, videos, timeout_seconds=60.0)
     for index, result in progress(work, len(wanted), "thumbnails"):
         results[wanted[index]] = result
     return [

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.plan import worker_rows
 from pipeline.clips.sampling import describe_clip
-from pipeline.clips.source import Source
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import STUDENTS, Views, loss_weights, make_views
@@ -38,7 +38,7 @@ class Slot:
     """Pairs of a view's name and a data URI of its frames side by side."""
 
 
-def write_step_page(config: Config, source: Source, step: int, path: Path) -> None:
+def write_step_page(config: Config, source: VideoSource, step: int, path: Path) -> None:
     """Writes the page of a step. Raises UserError if the run does not have this step."""
     if not 0 <= step < config.train.steps:
         raise UserError(f"--step {step} must lie between 0 and {config.train.steps - 1}, the run's last")
@@ -50,7 +50,7 @@ def write_step_page(config: Config, source: Source, step: int, path: Path) -> No
     write_page(render_page("step.html.j2", context), path, "--out")
 
 
-def make_step_views(config: Config, source: Source, step: int) -> Iterator[tuple[dict[str, Any], Views]]:
+def make_step_views(config: Config, source: VideoSource, step: int) -> Iterator[tuple[dict[str, Any], Views]]:
     """Yields the decoded columns and the views of every plan row of a step, row by row to save memory, as the training loop
     makes them.
 
@@ -58,12 +58,12 @@ def make_step_views(config: Config, source: Source, step: int) -> Iterator[tuple
     """
     weights = loss_weights(config.method, step)
     for row in worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
-        columns = source.rows(np.array([row]))
+        columns = source.decode_rows(np.array([row]))
         wanted = weights.use_unlabeled, weights.use_strong
         yield columns, make_views(to_batch(columns), config, config.run.seed, "cpu", *wanted)
 
 
-def _build_slots(source: Source, columns: dict[str, Any], views: Views) -> list[Slot]:
+def _build_slots(source: VideoSource, columns: dict[str, Any], views: Views) -> list[Slot]:
     slots = []
     for slot, video in enumerate(columns["video"][0]):
         unlabeled = views.unlabeled

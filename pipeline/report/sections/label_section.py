@@ -22,7 +22,7 @@ from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.line_plots import draw_panel
 from pipeline.report.sections import label_tables
 from pipeline.report.tables import Table
-from pipeline.run_folder.contents import score_parts
+from pipeline.run_folder.contents import list_score_files
 
 MAX_SECTIONS = 4
 """The number of settings on a page at most."""
@@ -63,7 +63,7 @@ class LabelQualitySections:
 
 def build_label_sections(groups: Sequence[Group], baseline: Group | None) -> LabelQualitySections:
     """Builds the sections of the baseline and of the best settings that saved scores; the runs of one setting are joined."""
-    saved = [group for group in groups if any(score_parts(run.folder) for run in group.runs)]
+    saved = [group for group in groups if any(list_score_files(run.folder) for run in group.runs)]
     chosen = select_best_groups(saved, baseline, MAX_SECTIONS)
     note = f"{len(chosen)} of the {len(saved)} settings that saved scores: the baseline, and those with the highest mean."
     sections = [build_label_section(group.label, group.runs, f"labels{index}") for index, group in enumerate(chosen)]

@@ -8,8 +8,8 @@
 
 Learning rates and random numbers are functions of (seed, step), so there is nothing of them to save. A checkpoint is
 written into a folder of another name, synchronized to disk and renamed, so a kill at any instruction leaves either a whole
-checkpoint or a leftover that ``prune`` removes. Ray is not asked to keep them: it commits a reported checkpoint up to 2 s
-late, which loses it in a crash. ``background_writer.py`` does this beside the training.
+checkpoint or a leftover that ``delete_old_checkpoints`` removes. Ray is not asked to keep them: it commits a reported
+checkpoint up to 2 s late, which loses it in a crash. ``background_writer.py`` does this beside the training.
 """
 
 from __future__ import annotations
@@ -31,62 +31,61 @@ from torch import nn
 from pipeline.run_folder import run_store
 
 FILES = ("model.safetensors", "optimizer.safetensors")
-UNSEALED = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten", "optimizers", "sha256", "forked_from"}
-"""What state.json held before it had a checksum of itself: such a checkpoint still loads."""
+KEYS_BEFORE_SEAL = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten", "optimizers", "sha256", "forked_from"}
+"""The keys of state.json before it had a checksum of itself; such a checkpoint still loads."""
 
-
-BROKEN = (
+NOT_FINITE = (
     "that would happen again, so the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr,"
     " set clip_gradient_norm, or train in fp32, under another run.name"
 )
-"""Why and how, of a run whose numbers are none any more."""
+"""What the user is told, beside the name of the number, if a loss, gradient or weight is no longer finite."""
 
 
 @dataclass
 class TrainState:
-    """All that a run is at one step."""
+    """Everything that a run is made of at one step."""
 
     method: nn.Module
-    """What is stored: it holds both students, and what the method remembers."""
+    """What is stored: both students, and the method's own state."""
     students: nn.ModuleDict
     """The same students, by name."""
     optimizers: Mapping[str, torch.optim.Optimizer]
-    """By student."""
+    """The optimizers, by student."""
     fingerprints: Mapping[str, str]
-    """Of config, manifest and label subset: a checkpoint of other ones is refused."""
+    """Those of config, manifest and label subset; a checkpoint of others is refused."""
     step: int = 0
-    """Optimizer steps done."""
+    """How many optimizer steps were taken."""
     next_row: int = 0
-    """First run row that was not trained yet."""
+    """The first run row that was not trained yet."""
     scaler: Any = None
-    """Of fp16's gradients: whatever has ``state_dict`` and ``load_state_dict``, or None."""
+    """The scaler of fp16's gradients, which has ``state_dict`` and ``load_state_dict``; None in other precisions."""
     scores: dict[int, float] = field(default_factory=dict)
-    """Held-out score of each checkpoint's step so far."""
+    """The held-out accuracy at each checkpoint's step so far."""
     unwritten: dict[str, Any] = field(default_factory=dict)
-    """Sums of the steps since the last line of metrics: empty unless the run stops between two lines."""
+    """The sums of the steps since the last line of metrics; empty unless the run stops between two lines."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state on the host, which the training no longer touches."""
+    """A copy of a state on the host, which the training does not change."""
 
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     facts: dict[str, Any]
-    """state.json, less the checksums."""
+    """The content of state.json without the checksums."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"checkpoint_{self.facts['step']:06d}"
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint folder that is not what was written; the text names the file."""
+    """A checkpoint folder does not hold what was written; the message names the file."""
 
 
-def snapshot(state: TrainState) -> Snapshot:
-    """A copy of all of it: after this the training may go on."""
+def take_snapshot(state: TrainState) -> Snapshot:
+    """Copies a state to the host; after this the training may go on."""
     tensors, rest = _pack_optimizers(state.optimizers)
     facts = {
         "step": state.step,
@@ -101,32 +100,33 @@ def snapshot(state: TrainState) -> Snapshot:
 
 
 def save(state: TrainState, run_folder: Path) -> Path:
-    """Write ``checkpoint_<step>`` atomically and return its path."""
-    return write(snapshot(state), run_folder)
+    """Writes ``checkpoint_<step>`` atomically and returns its path."""
+    return write(take_snapshot(state), run_folder)
 
 
 def write(shot: Snapshot, run_folder: Path) -> Path:
-    """Write a snapshot atomically and return its path."""
+    """Writes a snapshot atomically and returns its path."""
     target = run_folder / shot.name
     scratch = run_folder / f".{target.name}.{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
     for name, tensors in zip(FILES, (shot.model, shot.optimizer), strict=True):
         save_file(tensors, scratch / name)
     facts = {**shot.facts, "sha256": {name: _sha256(scratch / name) for name in FILES}}
-    (scratch / run_store.COMMIT).write_text(_sealed(facts), encoding="utf-8")
+    (scratch / run_store.COMMIT_FILE).write_text(_format_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
-        sync(path)
+        sync_to_disk(path)
     if target.exists():  # a resumed run came by again: the same state, or the damaged one that was skipped
         shutil.rmtree(target)
     os.replace(scratch, target)
-    sync(run_folder)
+    sync_to_disk(run_folder)
     return target
 
 
 def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) -> Path:
-    """Start another run from a copy: the same tensors under the new run's fingerprints, with a record of where they are from.
+    """Copies a checkpoint into another run's folder, with that run's fingerprints and a record of where the tensors are from.
 
-    For population-based training, where knobs change in the middle. Whole or absent, as ``save``. Raises DamagedCheckpoint.
+    For population-based training, where knobs change in the middle. It is whole or absent, as by ``save``. Raises
+    DamagedCheckpoint.
     """
     facts = read_facts(checkpoint)
     target = run_folder / checkpoint.name
@@ -138,16 +138,16 @@ def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) ->
             raise DamagedCheckpoint(f"{checkpoint / name} is damaged")
     origin = {"run": checkpoint.parent.name, "step": facts["step"], "fingerprints": facts["fingerprints"]}
     facts = {**facts, "fingerprints": dict(fingerprints), "forked_from": origin}
-    (scratch / run_store.COMMIT).write_text(_sealed(facts), encoding="utf-8")
+    (scratch / run_store.COMMIT_FILE).write_text(_format_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
-        sync(path)
+        sync_to_disk(path)
     os.replace(scratch, target)
-    sync(run_folder)
+    sync_to_disk(run_folder)
     return target
 
 
 def load(state: TrainState, checkpoint: Path) -> None:
-    """Restore ``state`` in place. Raises DamagedCheckpoint; ValueError for a checkpoint of another run."""
+    """Restores ``state`` in place. Raises DamagedCheckpoint, and ValueError for a checkpoint of another run."""
     facts = verify(checkpoint)
     if facts["fingerprints"] != dict(state.fingerprints):
         raise ValueError(f"{checkpoint} belongs to another configuration: {facts['fingerprints']}, not {state.fingerprints}")
@@ -160,14 +160,14 @@ def load(state: TrainState, checkpoint: Path) -> None:
     state.unwritten = facts["unwritten"]
 
 
-def newest(run_folder: Path, store: str | None = None) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what is wrong with newer ones (a line each, naming the file).
+def find_newest(run_folder: Path, store: str | None = None) -> tuple[Path | None, list[str]]:
+    """Finds the newest whole checkpoint, and says what is wrong with newer ones (a line each, naming the file).
 
-    With ``store``, where the run folder lies on object storage, it is the store's, copied into ``run_folder``. Raises OSError
-    when the store does not answer.
+    If the run lies on object storage, ``store`` is its URI, and the checkpoint is copied from there into ``run_folder``. Raises
+    OSError if the store does not answer.
     """
     problems: list[str] = []
-    for checkpoint in _candidates(run_folder, store):
+    for checkpoint in _list_checkpoints(run_folder, store):
         try:
             verify(checkpoint)
             return checkpoint, problems
@@ -177,7 +177,7 @@ def newest(run_folder: Path, store: str | None = None) -> tuple[Path | None, lis
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
-    """The content of state.json, after all checksums were compared. Raises DamagedCheckpoint."""
+    """Compares all checksums and returns the content of state.json. Raises DamagedCheckpoint."""
     facts = read_facts(checkpoint)
     for name, digest in facts["sha256"].items():
         if not (checkpoint / name).is_file() or _sha256(checkpoint / name) != digest:
@@ -186,8 +186,8 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """The content of state.json, after its own checksum was compared. Raises DamagedCheckpoint."""
-    path = checkpoint / run_store.COMMIT
+    """Reads state.json and compares its own checksum. Raises DamagedCheckpoint."""
+    path = checkpoint / run_store.COMMIT_FILE
     try:
         facts: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -195,60 +195,62 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise DamagedCheckpoint(f"{path} is missing or damaged")
     seal = facts.pop("seal", None)
-    if seal != _seal(facts) and (seal is not None or not set(facts) <= UNSEALED):
+    if seal != _compute_seal(facts) and (seal is not None or not set(facts) <= KEYS_BEFORE_SEAL):
         raise DamagedCheckpoint(f"{path} is damaged: its checksum is another")
     if not isinstance(facts.get("sha256"), dict) or set(facts["sha256"]) != set(FILES):
         raise DamagedCheckpoint(f"{path} names no checksums")
-    if facts.get("step") != step_of(checkpoint.name):
+    if facts.get("step") != parse_step(checkpoint.name):
         raise DamagedCheckpoint(f"{path} is damaged: it says step {facts.get('step')}")
     return facts
 
 
-def _sealed(facts: Mapping[str, Any]) -> str:
-    """state.json, with a checksum of its content, however it is laid out."""
-    return json.dumps({**facts, "seal": _seal(facts)}, indent=1)
+def _format_sealed(facts: Mapping[str, Any]) -> str:
+    """Formats state.json with a checksum of its content that does not depend on the layout of the text."""
+    return json.dumps({**facts, "seal": _compute_seal(facts)}, indent=1)
 
 
-def _seal(facts: Mapping[str, Any]) -> str:
+def _compute_seal(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def prune(run_folder: Path, step: int, keep: int, best: Mapping[int, float] = {}, keep_best: int = 0) -> None:
-    """Delete checkpoints that ``kept`` does not name, and leftovers of interrupted writes."""
+def delete_old_checkpoints(run_folder: Path, step: int, keep: int, best: Mapping[int, float] = {}, keep_best: int = 0) -> None:
+    """Deletes the checkpoints that ``choose_kept_steps`` does not keep, and leftovers of interrupted writes."""
     for leftover in run_folder.glob(".checkpoint_*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    found = {step_of(path.name): path for path in run_folder.glob("checkpoint_*")}
-    wanted = kept(found, step, keep, best, keep_best)
-    for number, path in found.items():
-        if number not in wanted:
+    paths = {parse_step(path.name): path for path in run_folder.glob("checkpoint_*")}
+    kept_steps = choose_kept_steps(paths, step, keep, best, keep_best)
+    for number, path in paths.items():
+        if number not in kept_steps:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def kept(steps: Iterable[int], step: int, keep: int, scores: Mapping[int, float] = {}, keep_best: int = 0) -> set[int]:
-    """Which of these steps' checkpoints stay at ``step``: the newest ``keep``, and the ``keep_best`` of the best score (the
-    earlier among equals). Later ones than ``step`` do not: they were found damaged, and come again."""
+def choose_kept_steps(
+    steps: Iterable[int], step: int, keep: int, scores: Mapping[int, float] = {}, keep_best: int = 0
+) -> set[int]:
+    """Chooses which of these steps' checkpoints stay at ``step``: the newest ``keep``, and the ``keep_best`` of the best score
+    (the earlier among equals). Those later than ``step`` do not stay: they were found damaged, and are written again."""
     past = sorted(number for number in steps if number <= step)
     scored = sorted((number for number in past if number in scores), key=lambda number: (-scores[number], number))
     return {*past[-keep:], *scored[:keep_best]}
 
 
-def step_of(name: str) -> int:
-    """checkpoint_000100 -> 100, and -1 for what is no checkpoint's name."""
+def parse_step(name: str) -> int:
+    """Reads the step from a checkpoint's name: checkpoint_000100 -> 100, and -1 for any other name."""
     number = name.rpartition("_")[2]
     return int(number) if number.isdigit() else -1
 
 
-def _candidates(run_folder: Path, store: str | None) -> Iterator[Path]:
-    """Checkpoints, newest first."""
+def _list_checkpoints(run_folder: Path, store: str | None) -> Iterator[Path]:
+    """Yields checkpoints, the newest first."""
     if store is None:
-        yield from sorted(run_folder.glob("checkpoint_*"), key=lambda path: step_of(path.name), reverse=True)
+        yield from sorted(run_folder.glob("checkpoint_*"), key=lambda path: parse_step(path.name), reverse=True)
         return
-    for name in run_store.checkpoints(store):
+    for name in run_store.list_checkpoints(store):
         yield run_store.pull_checkpoint(store, name, run_folder)
 
 
 def _to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies, one for each name: safetensors refuses tensors that share memory."""
+    """Makes contiguous copies, one for each name: safetensors refuses tensors that share memory."""
     copies = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in tensors.items()}
     for name, value in tensors.items():
         copies[name].copy_(value.detach())
@@ -282,8 +284,8 @@ def _unpack_optimizers(
 
 
 def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
-    """Momenta in their parameters' memory format (channels_last_3d), as they were made: files hold contiguous tensors, and an
-    optimizer whose tensors lie in two ways takes them one by one instead of all together."""
+    """Puts momenta into their parameters' memory format (channels_last_3d), as they were. Files hold contiguous tensors, and
+    an optimizer whose tensors are laid out in two ways updates them one by one instead of together."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -295,8 +297,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""Signatures of failure: what goes wrong with this method in known ways, as rules on the lines of metrics.jsonl.
+"""Signatures of failure: rules on the lines of metrics.jsonl that find the known ways in which this method goes wrong.
 
-The first three are the paper's summary's own; the rest is what else was seen to end runs. A rule that holds from line to
-line for ``monitors.patience_steps`` is told once, with the knobs to try, and again if it comes back.
+The first three come from the paper's summary; the others were seen to ruin runs. A rule that holds in every line for
+``monitors.patience_steps`` is reported once, with the knobs to try, and again if it comes back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KNOBS = {
                  "method.supervised_steps",
     "diverged": "lower the student's optimizer.lr, set its optimizer.clip_gradient_norm, or lengthen train.warmup_steps",
 }  # fmt: skip
-"""What to try, by rule. One of them at a time."""
+"""What to try, by rule; try one knob at a time."""
 
 
 # Limits of the rules. Only the first is the paper's; all others are choices that no data set here has asked to change.
@@ -49,89 +49,89 @@ LARGEST_LOSS = 1.5
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that held long enough."""
+    """A rule that held for ``monitors.patience_steps`` or longer."""
 
     rule: str
     subject: str
-    """A direction of labels or a student; empty for both students."""
+    """A direction of pseudo-labels (``primary_to_auxiliary``) or a student; empty for both students."""
     since: int
-    """Step of the first line in which it held."""
+    """The step of the first line in which it held."""
     until: int
-    """Step of the last one."""
-    said: str
-    """What the last line showed."""
+    """The step of the last line in which it held."""
+    evidence: str
+    """What the last line showed, in words."""
 
     @property
     def name(self) -> str:
-        """Rule and subject."""
+        """The rule and its subject, as ``rule/subject``."""
         return f"{self.rule}/{self.subject}" if self.subject else self.rule
 
     def __str__(self) -> str:
-        return f"{self.said}, in every line since step {self.since}; try: {KNOBS[self.rule]}"
+        return f"{self.evidence}, in every line since step {self.since}; try: {KNOBS[self.rule]}"
 
 
-class Watch:
-    """The rules over the lines of a run, one after the other."""
+class SignatureMonitor:
+    """Applies the rules to the lines of a run, one line after the other."""
 
     def __init__(self, limits: MonitorSection, num_classes: int) -> None:
         self.limits, self.num_classes = limits, num_classes
-        self.since: dict[tuple[str, str], int] = {}
-        self.told: set[tuple[str, str]] = set()
+        self._since: dict[tuple[str, str], int] = {}
+        self._reported: set[tuple[str, str]] = set()
         self.present: list[Finding] = []
-        """What holds in the newest line, and has for long enough."""
+        """The rules that hold in the newest line and have held for long enough."""
 
-    def see(self, line: Line) -> list[Finding]:
-        """Take the next line in; returns what is to be told now."""
-        holding = dict(self._holding(line))
+    def update(self, line: Line) -> list[Finding]:
+        """Takes in the next line; returns the findings that are new with it."""
+        holding = dict(self._find_holding(line))
         step = int(line["step"])
-        self.since = {key: self.since.get(key, step) for key in holding}
-        self.told &= set(holding)
+        self._since = {key: self._since.get(key, step) for key in holding}
+        self._reported &= set(holding)
         self.present = [
             Finding(*key, since, step, holding[key])
-            for key, since in self.since.items()
+            for key, since in self._since.items()
             if step - since >= self.limits.patience_steps
         ]
-        new = [finding for finding in self.present if (finding.rule, finding.subject) not in self.told]
-        self.told |= {(finding.rule, finding.subject) for finding in new}
+        new = [finding for finding in self.present if (finding.rule, finding.subject) not in self._reported]
+        self._reported |= {(finding.rule, finding.subject) for finding in new}
         return new
 
-    def _holding(self, line: Line) -> Iterator[tuple[tuple[str, str], str]]:
-        """(rule, subject) and what the line shows, for every rule that holds in it."""
-        for direction, rate in _values(line, "mask_rate"):
+    def _find_holding(self, line: Line) -> Iterator[tuple[tuple[str, str], str]]:
+        """Yields (rule, subject) and what the line shows, for every rule that holds in it."""
+        for direction, rate in _list_values(line, "mask_rate"):
             if rate < LEAST_MASK_RATE:
-                yield ("no_labels", direction), f"{_arrow(direction)}: {rate:.1%} of labels are kept"
-        for direction, accuracy in _values(line, "pseudo_label_accuracy"):
+                yield ("no_labels", direction), f"{_name_direction(direction)}: {rate:.1%} of labels are kept"
+        for direction, accuracy in _list_values(line, "pseudo_label_accuracy"):
             if accuracy < LEAST_LABEL_ACCURACY:
-                yield ("wrong_labels", direction), f"{_arrow(direction)}: {accuracy:.0%} of the kept labels are right"
-        for direction, share in _values(line, "largest_class"):
+                yield ("wrong_labels", direction), f"{_name_direction(direction)}: {accuracy:.0%} of the kept labels are right"
+        for direction, share in _list_values(line, "largest_class"):
             if share > max(LARGEST_CLASS_SHARE, min(1.0, 3 / self.num_classes)):
-                yield ("one_class", direction), f"{_arrow(direction)}: {share:.0%} of the kept labels are of one class"
-        for student, share in _values(line, "gradient_share/contrast"):
+                yield ("one_class", direction), f"{_name_direction(direction)}: {share:.0%} of the kept labels are of one class"
+        for student, share in _list_values(line, "gradient_share/contrast"):
             if share > LARGEST_CONTRAST_SHARE:
                 yield ("contrast_dominates", student), f"{student}: the contrast makes {share:.0%} of the gradient"
-        for student, loss in _values(line, "supervised_loss"):
+        for student, loss in _list_values(line, "supervised_loss"):
             if not loss <= LARGEST_LOSS * math.log(self.num_classes):  # nan too
                 yield ("diverged", student), f"{student}: its supervised loss is {loss:.3g}, more than that of guessing"
-        yield from self._alignment(line)
+        yield from self._find_misalignment(line)
 
-    def _alignment(self, line: Line) -> Iterator[tuple[tuple[str, str], str]]:
+    def _find_misalignment(self, line: Line) -> Iterator[tuple[tuple[str, str], str]]:
         same, different = line.get("alignment/same"), line.get("alignment/different")
         if same is not None and different is not None and same - different < LEAST_ALIGNMENT:
             cosines = f"cosines {same:.2f} and {different:.2f}"
             yield ("not_aligning", ""), f"the students' features of one video are as far apart as those of two ({cosines})"
 
 
-def find(lines: Iterable[Line], limits: MonitorSection, num_classes: int) -> list[Finding]:
-    """All findings of a run, each with the last line in which it held; for reports."""
-    watch, found = Watch(limits, num_classes), dict[tuple[str, str, int], Finding]()
+def find_signatures(lines: Iterable[Line], limits: MonitorSection, num_classes: int) -> list[Finding]:
+    """Finds everything that the rules find in a run's lines, each with the last line in which it held; for reports."""
+    monitor, findings = SignatureMonitor(limits, num_classes), dict[tuple[str, str, int], Finding]()
     for line in lines:
-        watch.see(line)
-        found |= {(finding.rule, finding.subject, finding.since): finding for finding in watch.present}
-    return list(found.values())
+        monitor.update(line)
+        findings |= {(finding.rule, finding.subject, finding.since): finding for finding in monitor.present}
+    return list(findings.values())
 
 
-def _values(line: Line, head: str) -> list[tuple[str, float]]:
-    """(student or direction, value) of the names below ``head``, where there is a value."""
+def _list_values(line: Line, head: str) -> list[tuple[str, float]]:
+    """Lists (student or direction, value) of the metrics ``head/...`` that have a value."""
     return [
         (name[len(head) + 1 :], value)
         for name, value in line.items()
@@ -139,5 +139,5 @@ def _values(line: Line, head: str) -> list[tuple[str, float]]:
     ]
 
 
-def _arrow(direction: str) -> str:
+def _name_direction(direction: str) -> str:
     return "labels of the {} for the {}".format(*direction.split("_to_"))

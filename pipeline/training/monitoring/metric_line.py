@@ -1,4 +1,4 @@
-"""From sums over steps and workers to one line of metrics.jsonl, and to what the terminal shows of it. Pure."""
+"""Computes a line of metrics.jsonl from sums over steps and workers, and what the terminal shows of it. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 Values = list[float]
 
 
-def derived(totals: Mapping[str, Values], counts: Mapping[str, int]) -> dict[str, Any]:
-    """Means over the steps that had a value, and what is a quotient of sums; None where nothing can be said.
+def compute_line(totals: Mapping[str, Values], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Computes means over the steps that had a value, and quotients of sums; None stands for a quotient by 0.
 
     ``pseudo_label_accuracy`` of kept clips, ``kept_classes`` [K] and the ``largest_class``'s share of them, ``confidence``
     [10], ``loss_share`` of each term in the weighted loss, ``gradient_share`` of each term at each student's outputs.
@@ -30,10 +30,10 @@ def derived(totals: Mapping[str, Values], counts: Mapping[str, int]) -> dict[str
     weighted = {name.partition("/")[2]: total[0] for name, total in totals.items() if name.startswith("weighted/")}
     whole = sum(weighted.values())
     line |= {f"loss_share/{term}": value / whole if whole else None for term, value in weighted.items()}
-    return line | _gradient_shares(totals)
+    return line | _compute_gradient_shares(totals)
 
 
-def _gradient_shares(totals: Mapping[str, Values]) -> dict[str, float | None]:
+def _compute_gradient_shares(totals: Mapping[str, Values]) -> dict[str, float | None]:
     norms = {name.split("/", 1)[1]: total[0] for name, total in totals.items() if name.startswith("output_gradient/")}
     shares: dict[str, float | None] = {}
     for key, norm in norms.items():
@@ -43,8 +43,8 @@ def _gradient_shares(totals: Mapping[str, Values]) -> dict[str, float | None]:
     return shares
 
 
-def shown(line: Mapping[str, Any], steps: int) -> str:
-    """One line for the terminal."""
+def format_line(line: Mapping[str, Any], steps: int) -> str:
+    """Formats a line of metrics for the terminal."""
     parts = [f"step {line['step']}/{steps}", f"loss {line['loss']:.3f}"]
     for name in sorted((name for name in line if name.startswith("mask_rate/")), reverse=True):
         direction = name.partition("/")[2]

@@ -1,4 +1,4 @@
-"""The record of what both students said of unlabeled videos: exact after kills, one Parquet file for each checkpoint."""
+"""Records both students' class scores of unlabeled videos, exactly even after kills, in one Parquet file per checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.collectives import gather
 from pipeline.methods.parts.monitors import SCORES
-from pipeline.run_folder.contents import scores_path
+from pipeline.run_folder.contents import make_scores_path
 
 
 class ScoreLog:
-    """Softmax scores of the weak views of every ``every``-th step, on the device until ``write``.
+    """Keeps the softmax scores of the weak views of every ``every``-th step, on the device until ``write``.
 
     Columns: ``step`` (from 1), ``video`` (row of the manifest), ``label`` (hidden; -1 where unknown), and for each student
     K float32. A step without unlabeled views leaves no row. Nothing but ``write`` waits for the device.
@@ -27,8 +27,8 @@ class ScoreLog:
         self.every, self.folder, self.rank, self.first = every, folder, rank, step + 1
         self._kept: list[dict[str, torch.Tensor]] = []
 
-    def take(self, step: int, results: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
-        """Keep the scores among a step's results if it is one to keep; returns the scalars."""
+    def keep(self, step: int, results: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+        """Keeps the scores among a step's results, if the step is one to record; returns the other results."""
         scores = {key.partition("/")[2]: value for key, value in results.items() if key.startswith(f"{SCORES}/")}
         if scores and self.every and step % self.every == 0:
             known = {"video": batch.videos[:, 1:].flatten(), "label": batch.labels[:, 1:].flatten()}
@@ -37,13 +37,13 @@ class ScoreLog:
         return {key: value for key, value in results.items() if not key.startswith(f"{SCORES}/")}
 
     def write(self, step: int) -> None:
-        """Write what was kept since the last call, all workers' together; every worker must call it."""
+        """Writes what all workers kept since the last call into one file; all workers must call it together."""
         if self._kept:
             device = next(value.device for key, value in self._kept[0].items() if key not in ("step", "video", "label"))
             kept = {key: torch.cat([part[key] for part in self._kept]).to(device) for key in self._kept[0]}
             columns = {key: gather(value).cpu() for key, value in kept.items()}
             if self.rank == 0:
-                _write(columns, scores_path(self.folder, self.first, step))
+                _write(columns, make_scores_path(self.folder, self.first, step))
         self._kept, self.first = [], step + 1
 
 

@@ -1,8 +1,8 @@
-"""Where a line of metrics goes: metrics.jsonl, the terminal, TensorBoard's files; MLflow and Weights & Biases if asked for.
+"""Sends lines of metrics to metrics.jsonl, the terminal and TensorBoard's files, and if asked to MLflow and Weights & Biases.
 
-metrics.jsonl is the truth. Only the first worker writes, and what a run that continues finds there decides: TensorBoard's
-files are written anew from it, and the others get every line whose step is later than the last they have. So after whatever
-restart each of them holds every step once.
+metrics.jsonl is the truth; only the first worker writes it. When a run continues, TensorBoard's files are written anew from it,
+and the other trackers get every line later than the last that they have. So each holds every step once, however often the run
+was restarted.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from typing import Any, Protocol, Self
 
 from pipeline.config import Config, TrackingSection
 from pipeline.errors import UserError
-from pipeline.run_folder.contents import append_metrics, flat, read_metrics, write_text
-from pipeline.training.monitoring.failure_signatures import Watch
-from pipeline.training.monitoring.metric_line import shown
+from pipeline.run_folder.contents import append_metrics, flatten, read_metrics, write_text
+from pipeline.training.monitoring.failure_signatures import SignatureMonitor
+from pipeline.training.monitoring.metric_line import format_line
 
 Line = Mapping[str, Any]
-IDENTITIES = "tracking.json"
-"""In the run folder: which runs of which trackers this run is."""
+TRACKER_IDS = "tracking.json"
+"""The file of the run folder that holds the ids of this run at its trackers."""
 
 
 class Tracker(Protocol):
-    """What takes lines, each later than the one before."""
+    """A program that shows metrics; it takes lines in the order of their steps."""
 
     last: int
-    """Step of the last line that it has; 0 without one."""
+    """The step of the last line that it has; 0 without one."""
 
     def log(self, line: Line) -> None:
-        """Take one line."""
+        """Takes one line."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Ends it: no more lines come."""
 
 
-class Outlets:
-    """All that a line of this run goes to; a context, whose end waits until trackers have what they were given."""
+class MetricSinks:
+    """Everything that a line of this run goes to. A context: its end waits until the trackers have what they were given."""
 
     def __init__(
         self, config: Config, folder: Path, num_classes: int, publish: Callable[[Line], None] = lambda line: None
     ) -> None:
-        """Raises UserError if a tracker does not answer."""
+        """Opens the trackers and brings them up to date. Raises UserError if a tracker does not answer."""
         self.config, self.folder, self.publish = config, folder, publish
         lines = read_metrics(folder)
-        self.watch = Watch(config.monitors, num_classes)
+        self.monitor = SignatureMonitor(config.monitors, num_classes)
         for line in lines:
-            self.watch.see(line)
-        self.trackers: list[Tracker] = _tensorboard(folder)
+            self.monitor.update(line)
+        self.trackers: list[Tracker] = _open_tensorboard(folder)
         if config.tracking.mlflow:
             self.trackers.append(MLflow(config, folder))
         if config.tracking.wandb:
@@ -64,12 +64,12 @@ class Outlets:
             self._track(line)
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Write, show and send one line, and tell which signatures of failure it completes."""
-        told = self.watch.see(line)
-        line["signatures"] = [finding.name for finding in self.watch.present]
+        """Writes, shows and sends one line, and warns of the signatures of failure that are new with it."""
+        new = self.monitor.update(line)
+        line["signatures"] = [finding.name for finding in self.monitor.present]
         append_metrics(self.folder, line)
-        print(shown(line, self.config.train.steps), flush=True)
-        for finding in told:
+        print(format_line(line, self.config.train.steps), flush=True)
+        for finding in new:
             print(f"warning: {finding}", flush=True)
         self._track(line)
         self.publish(line)
@@ -95,13 +95,13 @@ def check_tracking(tracking: TrackingSection) -> None:
             raise UserError(f"tracking.{name} needs {name}: pip install 'actnetformer[{name}]', or leave tracking.{name} away")
 
 
-def scalars(line: Line) -> dict[str, float]:
-    """The numbers of a line, without its step; histograms and what has no value are left out."""
+def select_scalars(line: Line) -> dict[str, float]:
+    """Selects the numbers of a line, without its step, histograms and metrics that have no value."""
     return {name: float(value) for name, value in line.items() if isinstance(value, int | float) and name != "step"}
 
 
-def _tensorboard(folder: Path) -> list[Tracker]:
-    """TensorBoard's files, or nothing and a remark where tensorboardX is missing: metrics.jsonl has all that they have."""
+def _open_tensorboard(folder: Path) -> list[Tracker]:
+    """Opens TensorBoard's files, or prints a note if tensorboardX is missing."""
     try:
         return [TensorBoard(folder)]
     except ImportError:
@@ -110,7 +110,8 @@ def _tensorboard(folder: Path) -> list[Tracker]:
 
 
 class TensorBoard:
-    """``tensorboard/`` of the run folder, made anew: its files can only be appended to, and a kill leaves steps too many."""
+    """Writes the folder ``tensorboard/`` of the run, always anew: its files can only be appended to, and may hold steps from
+    after the checkpoint."""
 
     last = 0
 
@@ -121,8 +122,8 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
 
     def log(self, line: Line) -> None:
-        """Every number is a curve, and confidence a histogram of its tenths."""
-        for name, value in scalars(line).items():
+        """Writes every number as a point of a curve, and confidence as a histogram of its tenths."""
+        for name, value in select_scalars(line).items():
             self._writer.add_scalar(name, value, line["step"])
         for name, shares in line.items():
             if name.startswith("confidence/"):
@@ -132,7 +133,7 @@ class TensorBoard:
                 self._writer.add_histogram_raw(name, 0.0, 1.0, *moments, ends, shares, line["step"])
 
     def close(self) -> None:
-        """Flush."""
+        """Flushes and closes the files."""
         self._writer.close()
 
 
@@ -150,7 +151,7 @@ class MLflow:
         self._metric, self._uri = Metric, config.tracking.mlflow
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
         try:
-            self._run = _identity(folder, "mlflow", lambda: self._create(config), self._uri)
+            self._run = _find_or_create_id(folder, "mlflow", lambda: self._create(config), self._uri)
             history = self._client.get_metric_history(self._run, "epoch")  # every line has one
             self._client.update_run(self._run, status="RUNNING")
         except Exception as error:  # whatever the client or the network raises
@@ -161,19 +162,19 @@ class MLflow:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
 
     def log(self, line: Line) -> None:
-        """Returns at once."""
+        """Hands the line to the thread that sends it, and returns at once."""
         self._thread.submit(self._send, line)
 
     def close(self) -> None:
-        """Waits for the thread, and says how the run ended."""
+        """Waits until the thread has sent all lines, and ends the run at the server if it has them."""
         self._thread.submit(self._end)
         self._thread.shutdown(wait=True)
 
     def _create(self, config: Config) -> str:
-        found = self._client.get_experiment_by_name(config.tracking.project)
-        experiment = found.experiment_id if found else self._client.create_experiment(config.tracking.project)
+        known = self._client.get_experiment_by_name(config.tracking.project)
+        experiment = known.experiment_id if known else self._client.create_experiment(config.tracking.project)
         run: str = self._client.create_run(experiment, run_name=config.run.name).info.run_id
-        for name, value in flat(config.model_dump(mode="json")).items():
+        for name, value in flatten(config.model_dump(mode="json")).items():
             self._client.log_param(run, name, value)
         return run
 
@@ -183,7 +184,7 @@ class MLflow:
         try:
             while self._unsent:
                 first = self._unsent[0]
-                metrics = [self._metric(name, value, now, first["step"]) for name, value in scalars(first).items()]
+                metrics = [self._metric(name, value, now, first["step"]) for name, value in select_scalars(first).items()]
                 self._client.log_batch(self._run, metrics=metrics)
                 self._unsent.pop(0)
         except Exception as error:  # an outage is not worth the run
@@ -206,7 +207,7 @@ class WeightsAndBiases:
         import wandb
 
         self._folder = folder
-        run_id = _identity(folder, "wandb", lambda: uuid.uuid4().hex[:8], str(config.tracking.wandb))
+        run_id = _find_or_create_id(folder, "wandb", lambda: uuid.uuid4().hex[:8], str(config.tracking.wandb))
         try:
             self._run = wandb.init(
                 project=config.tracking.project, name=config.run.name, id=run_id, resume="allow", dir=str(folder),
@@ -214,35 +215,35 @@ class WeightsAndBiases:
             )  # fmt: skip
         except Exception as error:
             raise UserError(f"tracking.wandb={config.tracking.wandb}: {_first_line(error)}") from error
-        self.last = int(_identities(folder).get("wandb_step", 0))
+        self.last = int(_read_ids(folder).get("wandb_step", 0))
 
     def log(self, line: Line) -> None:
-        """W&B sends it in a process of its own."""
-        self._run.log(scalars(line), step=line["step"])
-        _remember(self._folder, wandb_step=line["step"])  # offline there is no server to ask
+        """Hands the line to W&B, which sends it from a process of its own."""
+        self._run.log(select_scalars(line), step=line["step"])
+        _store_ids(self._folder, wandb_step=line["step"])  # offline there is no server to ask
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until everything is written."""
         self._run.finish()
 
 
-def _identity(folder: Path, tracker: str, create: Callable[[], str], where: str | None) -> str:
-    """The id of this run at a tracker and place, made at the first time."""
-    known: Any = _identities(folder).get(tracker, {})
+def _find_or_create_id(folder: Path, tracker: str, create: Callable[[], str], where: str | None) -> str:
+    """Returns the id of this run at a tracker and address; the first time it is created."""
+    known: Any = _read_ids(folder).get(tracker, {})
     if known.get("where") != where:
         known = {"where": where, "id": create()}
-        _remember(folder, **{tracker: known})
+        _store_ids(folder, **{tracker: known})
     return str(known["id"])
 
 
-def _identities(folder: Path) -> dict[str, Any]:
-    path = folder / IDENTITIES
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+def _read_ids(folder: Path) -> dict[str, Any]:
+    path = folder / TRACKER_IDS
+    ids: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return ids
 
 
-def _remember(folder: Path, **known: Any) -> None:
-    write_text(folder / IDENTITIES, json.dumps({**_identities(folder), **known}, indent=1))
+def _store_ids(folder: Path, **known: Any) -> None:
+    write_text(folder / TRACKER_IDS, json.dumps({**_read_ids(folder), **known}, indent=1))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Ray's setting up and ending of torch.distributed, with one failure more that its end survives."""
+"""How Ray sets up and ends torch.distributed, mended so that it also survives workers that Ray ended for lack of memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 
-class Backend(_TorchBackend):  # type: ignore[misc]
-    """Ray expects that workers may have died when they are ended, but not that its own memory monitor did it: what was reserved
-    for them then stayed so, and the next workers had no room."""
+class SurvivingBackend(_TorchBackend):  # type: ignore[misc]
+    """Ends a group of workers even if Ray's memory monitor ended one of them.
+
+    Ray itself expects workers that have died, but not for this reason: what was reserved for them then stayed reserved, and
+    the next workers had no room.
+    """
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Called by Ray before it ends the workers."""
+        """Ends the process group; Ray calls it before it ends the workers."""
         with contextlib.suppress(ray.exceptions.OutOfMemoryError):
             super().on_shutdown(worker_group, backend_config)
 
 
-class Torch(TorchConfig):  # type: ignore[misc]
-    """Its configuration."""
+class SurvivingTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's configuration of torch.distributed, with ``SurvivingBackend``."""
 
     @property
-    def backend_cls(self) -> type[Backend]:
-        """Asked by Ray."""
-        return Backend
+    def backend_cls(self) -> type[SurvivingBackend]:
+        """Returns the class that Ray sets the workers up with."""
+        return SurvivingBackend

@@ -1,4 +1,4 @@
-"""In Ray Train's controller: which part of the stream workers get, and what happens before they start and end."""
+"""What runs in Ray Train's controller: it makes the workers' stream, and steps in before workers start and end."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import Fingerprints
 from pipeline.stream.on_ray import ray_stream
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.on_ray.run_control import leave
-from pipeline.training.prepared_run import ends_at, open_again
+from pipeline.training.on_ray.run_control import end_with_reason
+from pipeline.training.prepared_run import limit_steps, reopen_inputs
 
 
-def leave_controller(sign: Any, words: str) -> None:
-    """``leave`` for the controller: what was reserved for the workers is given back first.
+def end_controller(control: Any, reason: str) -> None:
+    """Ends the controller by ``end_with_reason``, after it has given back what was reserved for the workers.
 
-    Ray does that for a controller that dies only with a dashboard; otherwise the next start waits for what the last one holds.
-    Ray hands the group to no callback before the workers run, but this process has no others.
+    Ray does that for a controller that dies only where it has a dashboard; elsewhere the next start would wait for what this
+    one holds. The placement group is searched for among all objects of the process, which has no other, because Ray 2.60
+    hands it to no callback before the workers run.
     """
-    for found in gc.get_objects():
-        if type(found) is PlacementGroup:
+    for candidate in gc.get_objects():
+        if type(candidate) is PlacementGroup:
             with contextlib.suppress(Exception):
-                ray.util.remove_placement_group(found)
-    leave(sign, None, words)
+                ray.util.remove_placement_group(candidate)
+    end_with_reason(control, None, reason)
 
 
-class StartWatch(WorkerGroupCallback):  # type: ignore[misc]
-    """In Ray's controller, which waits without a limit for the processes of workers: ends it when they do not start."""
+class StartTimeout(WorkerGroupCallback):  # type: ignore[misc]
+    """Ends the controller if the workers have not started after ``seconds``; Ray itself waits without a limit."""
 
-    def __init__(self, sign: Any, seconds: float, end: Callable[[Any, str], None] = leave_controller) -> None:
-        self.sign, self.seconds, self.end = sign, seconds, end
+    def __init__(self, control: Any, seconds: float, end: Callable[[Any, str], None] = end_controller) -> None:
+        self.control, self.seconds, self.end = control, seconds, end
         self._timer: threading.Timer | None = None
 
     @contextlib.contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Called by Ray around the start of the processes."""
-        words = (
+        """Starts the timer; Ray calls it around the start of the processes."""
+        reason = (
             f"the workers did not run after {self.seconds:g} s (twice scale.start_timeout_seconds): one stands still, or the "
             "storage does not answer"
         )
-        self._timer = threading.Timer(self.seconds, self.end, (self.sign, words))
+        self._timer = threading.Timer(self.seconds, self.end, (self.control, reason))
         self._timer.daemon = True
         self._timer.start()
         try:
@@ -63,54 +64,61 @@ class StartWatch(WorkerGroupCallback):  # type: ignore[misc]
             raise
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Called by Ray when all of them run the train function."""
+        """Stops the timer; Ray calls it when all workers run the train function."""
         assert self._timer is not None
         self._timer.cancel()
 
 
-class Handover(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
-    """In Ray's controller, which ends all workers at any moment to start more of them: they leave a checkpoint first."""
+class CheckpointBeforeResize(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Has the workers write a checkpoint before Ray ends them, at any moment, to go on with another number of them."""
 
-    def __init__(self, sign: Any, seconds: float) -> None:
-        self.sign, self.seconds = sign, seconds
-        self.running = False
+    def __init__(self, control: Any, seconds: float) -> None:
+        self.control, self.seconds = control, seconds
+        self.is_running = False
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Called by Ray when all of them run the train function."""
-        self.running = True
+        """Notes that there are workers to ask; Ray calls it when all of them run the train function."""
+        self.is_running = True
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Called by Ray before the first start too. Waits ``seconds`` at most: without the checkpoint steps are repeated."""
-        if not self.running:
+        """Asks for the checkpoint and waits for it, ``seconds`` at most: without it the steps since the last are repeated.
+
+        Ray calls it before each change of the number of workers, and before the first start.
+        """
+        if not self.is_running:
             return
-        self.running = False
+        self.is_running = False
         end = time.monotonic() + self.seconds
         with contextlib.suppress(Exception):  # the driver's node does not answer
-            ray.get(self.sign.resize.remote(), timeout=5)
-            while time.monotonic() < end and not ray.get(self.sign.has_left.remote(), timeout=5):
+            ray.get(self.control.request_resize.remote(), timeout=5)
+            while time.monotonic() < end and not ray.get(self.control.has_saved.remote(), timeout=5):
                 time.sleep(0.1)
-            ray.get(self.sign.resized.remote(), timeout=5)
+            ray.get(self.control.finish_resize.remote(), timeout=5)
 
 
-def placeholder() -> ray.data.Dataset:
-    """Ray wants a dataset before it knows how many workers there will be; ``Planned`` makes the real one."""
+def make_placeholder() -> ray.data.Dataset:
+    """Makes a dataset to give to Ray, which wants one before it knows how many workers there will be.
+
+    ``PlannedData`` makes the real one.
+    """
     return ray.data.from_blocks([pa.table({"row": [0]})])
 
 
-class Planned(DataConfig):  # type: ignore[misc]
-    """The rest of the run from the newest checkpoint on, made for the workers there are: anew at every start of them."""
+class PlannedData(DataConfig):  # type: ignore[misc]
+    """Makes the stream of the rest of the run, from the newest checkpoint on, at each start of workers and for their number."""
 
-    def __init__(self, tree: dict[str, Any], prints: Fingerprints, end: int, resources: Resources) -> None:
+    def __init__(self, tree: dict[str, Any], fingerprints: Fingerprints, end: int, resources: Resources) -> None:
         super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
-        self.tree, self.prints, self.end, self.resources = tree, prints, end, resources
+        self.tree, self.fingerprints, self.end, self.resources = tree, fingerprints, end, resources
 
     def configure(
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        run, source = open_again(parse_config(self.tree), self.prints)
-        newest, _ = checkpoint.newest(run.folder, run.store)
+        """Returns each worker's part of the stream; Ray calls it at each start of workers."""
+        run, source = reopen_inputs(parse_config(self.tree), self.fingerprints)
+        newest, _ = checkpoint.find_newest(run.folder, run.store)
         first_step = checkpoint.read_facts(newest)["step"] if newest else 0
-        stream = ray_stream(source, ends_at(run.config, self.end), first_step, replace(self.resources, workers=world_size))
+        stream = ray_stream(source, limit_steps(run.config, self.end), first_step, replace(self.resources, workers=world_size))
         parts: list[dict[str, Any]] = super().configure(
             {"train": stream}, world_size, worker_handles, worker_node_ids, **kwargs
         )

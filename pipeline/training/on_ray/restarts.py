@@ -1,4 +1,4 @@
-"""After a failure: again from the newest checkpoint, or not, because it would only happen again. No Ray in here."""
+"""Decides after a failure whether to start again from the newest checkpoint, or whether it would only happen again. No Ray."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from pipeline.errors import RunFailed, UserError
 
 FAILURES = "failures.jsonl"
-"""What ended a run's workers, a line for each time; of the run folder."""
+"""The file of the run folder that has a line for each time that something ended the workers."""
 MONITOR = "Ray's memory monitor ended it"
 REPEATS = 3
-"""Failures of one and the same step that end the run."""
+"""After so many failures of one and the same step the run ends."""
 COLLATERAL = re.compile(
     r"connection closed by peer|connection reset|broken pipe|connection refused|timed out waiting|socket timeout|"
     r"watchdog caught collective|NCCL communicator was aborted|remote process exited",
     re.IGNORECASE,
 )
-"""What the other workers say when one has died."""
+"""Matches what the other workers raise when one has died."""
 
 
-class Final(RuntimeError):
-    """Ends the run wherever it is raised: what the user must mend, or what would happen again.
+class FinalFailure(RuntimeError):
+    """Ends the run in whatever worker it is raised: the user must mend it, or it would happen again.
 
     Returned values would not do: the other workers would wait for one that has returned until their collectives' limit.
     """
@@ -37,7 +37,7 @@ class Final(RuntimeError):
 
 
 class StepFailed(RuntimeError):
-    """An exception in a worker's step; raised from it."""
+    """Says in which step and worker an exception was raised; raised from that exception."""
 
     def __init__(self, step: int, where: str, cause: str) -> None:
         super().__init__(step, where, cause)
@@ -47,8 +47,8 @@ class StepFailed(RuntimeError):
         return f"step {self.step} in {self.where}: {self.cause}"
 
     @classmethod
-    def at(cls, step: int, worker: int, host: str, error: Exception) -> StepFailed:
-        """With the first line of ``error``, which itself need not survive the way to the driver."""
+    def from_error(cls, step: int, worker: int, host: str, error: Exception) -> StepFailed:
+        """Makes one with the first line of ``error``, which itself may not survive the way to the driver."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return cls(step, f"worker {worker} on {host}", f"{type(error).__name__}: {lines[0] if lines else ''}")
 
@@ -58,30 +58,30 @@ class Failure:
     """How one worker ended."""
 
     worker: int | None
-    """None: before all workers ran."""
+    """Its rank; None: it happened before all workers ran."""
     cause: str
-    """One line."""
+    """What ended it, in one line."""
     step: int | None
-    """Where an exception was raised; None for a process that died."""
+    """The step in which an exception was raised; None for a process that died."""
     final: UserError | RunFailed | None = None
-    """What to raise in the driver, instead of starting again."""
+    """What the driver raises instead of starting again; None: it may start again."""
 
     @property
-    def collateral(self) -> bool:
-        """Whether it only says that another worker is gone."""
+    def is_collateral(self) -> bool:
+        """Whether it only shows that another worker is gone."""
         return COLLATERAL.search(self.cause) is not None
 
     @property
     def where(self) -> str:
-        """As part of a sentence."""
+        """Where it happened, as part of a sentence."""
         return "while the workers started" if self.worker is None else f"in worker {self.worker}"
 
     @classmethod
-    def of(cls, worker: int | None, error: BaseException) -> Failure:
-        """From what Ray says of a worker: the exception of its train function, or one of Ray's own."""
+    def from_error(cls, worker: int | None, error: BaseException) -> Failure:
+        """Makes one from what Ray raises for a worker: the exception of its train function, or one of Ray's own."""
         if isinstance(error, UserError | RunFailed):
-            error = Final(error)
-        if isinstance(error, Final):
+            error = FinalFailure(error)
+        if isinstance(error, FinalFailure):
             return cls(worker, str(error.error), None, error.error)
         if isinstance(error, StepFailed):
             return cls(worker, error.cause, error.step)
@@ -89,9 +89,9 @@ class Failure:
         if limit := re.search(r"WORKER_HEALTH_CHECK_TIMEOUT_S.*?([\d.]+) seconds", text, re.DOTALL):
             return cls(worker, f"stands still: no answer to Ray for {float(limit[1]):g} s (train.step_timeout_seconds)", None)
         if spent := re.search(r"low on memory\. Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text):
-            told = f"{MONITOR}: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
+            cause = f"{MONITOR}: the node {spent[1]} ran low on memory ({spent[2]} of {spent[3]} used)"
             remedy = "lower data.labeled_per_step or data.blocks_ahead, or put fewer workers on a node"
-            return cls(worker, f"{told}; {remedy}", None)
+            return cls(worker, f"{cause}; {remedy}", None)
         if exited := re.search(r"Worker exit detail: (.*)", text):
             return cls(worker, f"the process died: {exited[1].partition(' Some common causes')[0].strip()}", None)
         if silent := re.search(r"is unavailable: (.*?)\. The task may", text, re.DOTALL):
@@ -100,10 +100,11 @@ class Failure:
         return cls(worker, f"{type(error).__name__}: {' | '.join(lines[-3:])}"[:500], None)
 
 
-def root_cause(failures: Sequence[Failure]) -> Failure:
-    """The one that the others follow from: a process that died, else an exception that is not about a lost connection."""
+def find_root_cause(failures: Sequence[Failure]) -> Failure:
+    """Finds the failure that the others follow from: a process that died, else an exception other than a lost connection."""
     return min(
-        failures, key=lambda failure: (failure.final is None, failure.collateral, failure.step is not None, failure.worker or 0)
+        failures,
+        key=lambda failure: (failure.final is None, failure.is_collateral, failure.step is not None, failure.worker or 0),
     )
 
 
@@ -117,15 +118,18 @@ class Restarts:
         self._since = 0
         self._steps: Counter[int] = Counter()
 
-    def verdict(self, newest_step: int, failures: Sequence[Failure]) -> UserError | RunFailed | None:
-        """None: start again. Otherwise why that would be useless. ``newest_step`` is the newest checkpoint's, 0 for none."""
-        cause = root_cause(failures)
+    def decide(self, newest_step: int, failures: Sequence[Failure]) -> UserError | RunFailed | None:
+        """Returns None to start again, or what to raise because that would be useless.
+
+        ``newest_step`` is the step of the newest checkpoint, 0 if there is none.
+        """
+        cause = find_root_cause(failures)
         if cause.final is not None:
             return cause.final
         self.total += 1
         self._since = self._since + 1 if newest_step <= self._newest else 1
         self._newest = max(newest_step, self._newest)
-        if cause.step is not None and not cause.collateral:
+        if cause.step is not None and not cause.is_collateral:
             self._steps[cause.step] += 1
             if self._steps[cause.step] >= REPEATS:
                 return RunFailed(f"step {cause.step} failed {REPEATS} times, the last time {cause.where}: {cause.cause}")
@@ -137,9 +141,9 @@ class Restarts:
         return None
 
 
-def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: Exception | None) -> None:
-    """Add a line to failures.jsonl."""
-    cause = root_cause(failures)
+def record_failures(path: Path, newest_step: int, failures: Sequence[Failure], ending: Exception | None) -> None:
+    """Appends a line to failures.jsonl; ``ending`` is what ends the run, None if it starts again."""
+    cause = find_root_cause(failures)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": newest_step,
@@ -147,7 +151,7 @@ def record(path: Path, newest_step: int, failures: Sequence[Failure], verdict: E
         "worker": cause.worker,
         "cause": cause.cause,
         "workers": [failure.worker for failure in failures if failure.worker is not None],
-        "stopped": None if verdict is None else str(verdict),
+        "stopped": None if ending is None else str(ending),
     }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""What driver, controller and workers tell each other: to stop, to make room, and why a process ended itself."""
+"""What the driver, Ray's controller and the workers tell each other: to stop, to make room, and why a process ended itself."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.training.watchdog import end_process
 
 RESIZE = -1
-"""Where a signal's number would be: other workers are about to take over."""
+"""Takes the place of a signal's number when the number of workers is about to change."""
 
 
 @ray.remote(num_cpus=0)
-class Sign:
-    """On the driver's node: the signal that the driver got, and why processes ended themselves."""
+class RunControl:
+    """An actor on the driver's node. It holds the request to stop, and the reasons why processes ended themselves."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self.saved = False
-        self.words: dict[int | None, str] = {}
+        self.request = 0
+        self.is_saved = False
+        self.reasons: dict[int | None, str] = {}
 
-    def stop(self, number: int) -> None:
-        """The driver got this signal."""
-        self.number = number
+    def request_stop(self, signal_number: int) -> None:
+        """Asks the workers to save and stop; the driver calls it when it got this signal."""
+        self.request = signal_number
 
-    def asked(self) -> int:
-        """What workers look at: a signal's number, ``RESIZE``, or 0."""
-        return self.number
+    def request_resize(self) -> None:
+        """Asks the workers to save and end, so that another number of them can go on. A signal to stop takes precedence."""
+        self.request, self.is_saved = self.request or RESIZE, False
 
-    def resize(self) -> None:
-        """Workers are to save and leave, for others to take over; a signal goes before."""
-        self.number, self.saved = self.number or RESIZE, False
+    def read_request(self) -> int:
+        """Returns the number of the signal that asks to stop, ``RESIZE``, or 0 if nothing is asked."""
+        return self.request
 
-    def left(self) -> None:
-        """The first worker has saved."""
-        self.saved = True
+    def report_saved(self) -> None:
+        """Notes that a checkpoint is written; the first worker calls it before it ends."""
+        self.is_saved = True
 
-    def has_left(self) -> bool:
-        """Whether it has since ``resize``."""
-        return self.saved
+    def has_saved(self) -> bool:
+        """Returns whether a checkpoint was written since ``request_resize``."""
+        return self.is_saved
 
-    def resized(self) -> None:
-        """The others took over."""
-        self.number = 0 if self.number == RESIZE else self.number
+    def finish_resize(self) -> None:
+        """Takes the request to resize back, before the new workers start."""
+        self.request = 0 if self.request == RESIZE else self.request
 
-    def say(self, worker: int | None, words: str) -> None:
-        """Why a worker, or the controller (None), is about to end itself."""
-        self.words[worker] = words
+    def report_end(self, worker: int | None, reason: str) -> None:
+        """Notes why a worker, or the controller (None), is about to end itself."""
+        self.reasons[worker] = reason
 
-    def last_words(self) -> dict[int | None, str]:
-        """Of those that have ended since this was asked last."""
-        words, self.words = self.words, {}
-        return words
+    def take_end_reasons(self) -> dict[int | None, str]:
+        """Returns the reasons that were reported since this was called last, by worker."""
+        reasons, self.reasons = self.reasons, {}
+        return reasons
 
 
-def here() -> NodeAffinitySchedulingStrategy:
-    """For actors that must live as long as this process's node."""
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Returns the strategy that keeps an actor on this process's node, so that it lives as long as the node does."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def leave(sign: Any, worker: int | None, words: str) -> None:
-    """End this process, and let the driver know why. ``worker`` is None for the controller."""
+def end_with_reason(control: Any, worker: int | None, reason: str) -> None:
+    """Ends this process and lets the driver know why. ``worker`` is its rank, or None for the controller."""
     with contextlib.suppress(Exception):  # the driver's node does not answer
-        ray.get(sign.say.remote(worker, words), timeout=5)
-    end_process(words)
+        ray.get(control.report_end.remote(worker, reason), timeout=5)
+    end_process(reason)

@@ -1,4 +1,4 @@
-"""A run as a Ray Train TorchTrainer, from the driver: what Ray is told, and who is restarted after which failure."""
+"""Trains a run with Ray Train's TorchTrainer, from the driver: what Ray is told, and after which failures it starts again."""
 
 from __future__ import annotations
 
@@ -24,42 +24,43 @@ from pipeline.files.store_lock import get_held_token
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.loop import Run
-from pipeline.training.on_ray.backend import Torch
-from pipeline.training.on_ray.controller import Handover, Planned, StartWatch, placeholder
-from pipeline.training.on_ray.restarts import FAILURES, Failure, Restarts, record, root_cause
-from pipeline.training.on_ray.run_control import Sign, here
+from pipeline.training.loop import TrainingRun
+from pipeline.training.on_ray.backend import SurvivingTorchConfig
+from pipeline.training.on_ray.controller import CheckpointBeforeResize, PlannedData, StartTimeout, make_placeholder
+from pipeline.training.on_ray.restarts import FAILURES, Failure, Restarts, find_root_cause, record_failures
+from pipeline.training.on_ray.run_control import RunControl, on_this_node
 from pipeline.training.on_ray.worker import train_worker
-from pipeline.training.prepared_run import Prepared
-from pipeline.training.stop_signal import StopSign
+from pipeline.training.prepared_run import PreparedRun
+from pipeline.training.stop_signal import StopOnSignal
 
 
-def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
-    """TorchTrainer over ``ray_stream``; after a failure the workers start again at the newest checkpoint, see ``recovery``.
+def fit_on_ray(prepared: PreparedRun, resources: Resources) -> dict[str, Any]:
+    """Trains on a cluster, and returns the last line of metrics. After a failure the workers start again at the newest
+    checkpoint (see docs/recovery.md).
 
-    Raises RunFailed with the cause when that is useless, Stopped after SIGTERM or Ctrl-C, UserError.
+    Raises RunFailed with the cause if that is useless, Stopped after SIGTERM or Ctrl-C, and UserError.
     """
     config = prepared.run.config
     _set_limits(config)
     token = config.run_folder / f".seen.{uuid.uuid4().hex}"
     token.touch()
-    sign = Sign.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
-    more = {
+    control = RunControl.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
+    worker_inputs = {
         "token": None if config.run_store else token.name,
-        "sign": sign,
-        "until": prepared.run.until,
-        "profiled": prepared.run.profiled,
-        "prints": prepared.run.prints,
+        "control": control,
+        "stop_step": prepared.run.stop_step,
+        "is_profiled": prepared.run.is_profiled,
+        "fingerprints": prepared.run.fingerprints,
         "lock": get_held_token(config.run_store),
     }
-    trainer = _trainer(prepared.run, resources, more)
+    trainer = _build_trainer(prepared.run, resources, worker_inputs)
     try:
-        with StopSign() as signals:
-            fit = partial(persist, trainer.fit, lambda: ray.get(sign.last_words.remote()), prepared.run)
-            outcome = _listen(fit, signals, sign, config.scale.stop_seconds)
+        with StopOnSignal() as signals:
+            fit = partial(fit_with_restarts, trainer.fit, lambda: ray.get(control.take_end_reasons.remote()), prepared.run)
+            outcome: dict[str, Any] = _fit_while_listening(fit, signals, control, config.scale.stop_seconds)
     finally:
         token.unlink(missing_ok=True)
-        ray.kill(sign)
+        ray.kill(control)
     if config.run_store:  # the worker that wrote it may have been on another machine
         run_store.pull_files(config.run_store, config.run_folder)
     if "stopped" in outcome:
@@ -68,25 +69,25 @@ def fit_on_ray(prepared: Prepared, resources: Resources) -> dict[str, Any]:
 
 
 def _set_limits(config: Config) -> None:
-    """Ray Train reads its limits from the environment, which it hands on to the controller and the workers."""
+    """Sets Ray Train's limits of time in the environment, which Ray hands on to the controller and the workers."""
     limit = config.train.step_timeout_seconds
-    known = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": config.scale.start_timeout_seconds}
+    limits = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": config.scale.start_timeout_seconds}
     if limit is not None:
         # sooner than the collectives' limit: else the first to speak are those who wait for the one that stands still
-        known |= {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": 0.8 * limit, "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": limit}
-    os.environ.update({name: str(value) for name, value in known.items()})
+        limits |= {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": 0.8 * limit, "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": limit}
+    os.environ.update({name: str(value) for name, value in limits.items()})
 
 
-def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrainer:
+def _build_trainer(run: TrainingRun, resources: Resources, worker_inputs: dict[str, Any]) -> TorchTrainer:
     config = run.config
     scale, limit = config.scale, config.train.step_timeout_seconds
     tree = config.model_dump(mode="json")
     return TorchTrainer(
         train_worker,
-        train_loop_config={"config": tree, **more},
-        torch_config=Torch(timeout_s=math.ceil(limit or 10**6)),
-        datasets={"train": placeholder},
-        dataset_config=Planned(tree, run.prints, run.end, resources),
+        train_loop_config={"config": tree, **worker_inputs},
+        torch_config=SurvivingTorchConfig(timeout_s=math.ceil(limit or 10**6)),
+        datasets={"train": make_placeholder},
+        dataset_config=PlannedData(tree, run.fingerprints, run.end, resources),
         scaling_config=ScalingConfig(
             num_workers=resources.workers if scale.min_workers is None else (scale.min_workers, scale.workers),
             use_gpu=resources.gpu,
@@ -98,18 +99,19 @@ def _trainer(run: Run, resources: Resources, more: dict[str, Any]) -> TorchTrain
             name=config.run.name,
             storage_path=str(config.run_folder.parent),  # Ray keeps a marker there, no checkpoints
             logging_config=LoggingConfig(log_level="WARNING"),
-            # how often to start again is decided by persist, which knows whether a failure repeats
+            # how often to start again is decided by fit_with_restarts, which knows whether a failure repeats
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             callbacks=[
-                StartWatch(more["sign"], 2 * scale.start_timeout_seconds),
-                Handover(more["sign"], scale.stop_seconds),
+                StartTimeout(worker_inputs["control"], 2 * scale.start_timeout_seconds),
+                CheckpointBeforeResize(worker_inputs["control"], scale.stop_seconds),
             ],
         ),
     )
 
 
-def _listen(fit: Callable[[], dict[str, Any]], signals: StopSign, sign: Any, seconds: float) -> dict[str, Any]:
-    """``fit()`` in a thread, so that this one can listen to signals, which Ray would answer by an abort."""
+def _fit_while_listening(fit: Callable[[], dict[str, Any]], signals: StopOnSignal, control: Any, seconds: float) -> Any:
+    """Calls ``fit()`` in a thread and returns what it returned. Meanwhile this thread listens to signals, at which Ray would
+    abort the run; the workers get ``seconds`` to save and stop."""
     done: dict[str, Any] = {}
 
     def call() -> None:
@@ -125,7 +127,7 @@ def _listen(fit: Callable[[], dict[str, Any]], signals: StopSign, sign: Any, sec
         thread.join(0.2)
         if signals.number is not None and deadline is None:
             deadline = time.monotonic() + seconds
-            sign.stop.remote(signals.number)
+            control.request_stop.remote(signals.number)
         if deadline is not None and time.monotonic() > deadline:
             assert signals.number is not None
             raise Stopped(
@@ -135,50 +137,54 @@ def _listen(fit: Callable[[], dict[str, Any]], signals: StopSign, sign: Any, sec
             )
     if "error" in done:
         raise done["error"]
-    outcome: dict[str, Any] = done["outcome"]
-    return outcome
+    return done["outcome"]
 
 
-def persist(fit: Callable[[], Any], last_words: Callable[[], Mapping[int | None, str]], run: Run) -> dict[str, Any]:
-    """``fit()``, again after a failure of workers, of their start or of Ray's controller, unless that would be useless."""
+def fit_with_restarts(
+    fit: Callable[[], Any], take_end_reasons: Callable[[], Mapping[int | None, str]], run: TrainingRun
+) -> dict[str, Any]:
+    """Calls ``fit()``, and again after a failure of workers, of their start or of Ray's controller, unless that is useless."""
     restarts = Restarts(run.config.train.max_failures)
     while True:
         try:
             return dict(fit().return_value or {})
         except (TrainingFailedError, ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-            failures = failures_of(error, last_words())
+            failures = list_failures(error, take_end_reasons())
         if failures:
-            _answer(failures, restarts, run)
+            _restart_or_raise(failures, restarts, run)
 
 
-def failures_of(error: BaseException, last_words: Mapping[int | None, str]) -> list[Failure]:
-    """What ended ``fit()``, by worker; nothing if a node was taken away, which was announced and is no failure.
+def list_failures(error: BaseException, end_reasons: Mapping[int | None, str]) -> list[Failure]:
+    """Lists by worker what ended ``fit()``; nothing if a node was taken away, which was announced and is no failure.
 
-    ``last_words`` are those of workers (None: of the controller) that ended themselves: all that Ray knows is that they did.
+    ``end_reasons`` are those of workers (None: of the controller) that ended themselves: Ray knows only that they did.
     """
     workers: dict[int, Exception] = getattr(error, "worker_failures", {})
     if any(getattr(getattr(e, "health_check_failure", e), "preempted", False) for e in workers.values()):
         return []
     if workers:
-        found = [Failure.of(rank, failure) for rank, failure in sorted(workers.items())]
+        failures = [Failure.from_error(rank, failure) for rank, failure in sorted(workers.items())]
     else:  # before all workers were there
-        found = [Failure.of(None, getattr(error, "controller_failure", error))]
-    return [replace(one, cause=last_words[one.worker]) if one.worker in last_words else one for one in found]
+        failures = [Failure.from_error(None, getattr(error, "controller_failure", error))]
+    return [
+        replace(failure, cause=end_reasons[failure.worker]) if failure.worker in end_reasons else failure
+        for failure in failures
+    ]
 
 
-def _answer(failures: Sequence[Failure], restarts: Restarts, run: Run) -> None:
-    """Records the failures; returns if it is worth to start again and raises the reason if it is not."""
-    newest, _ = checkpoint.newest(run.folder, run.store)
+def _restart_or_raise(failures: Sequence[Failure], restarts: Restarts, run: TrainingRun) -> None:
+    """Records the failures; returns if the workers should start again, and raises the reason if that would be useless."""
+    newest, _ = checkpoint.find_newest(run.folder, run.store)
     step = checkpoint.read_facts(newest)["step"] if newest else 0
-    verdict = restarts.verdict(step, failures)
+    ending = restarts.decide(step, failures)
     path = run.folder / FAILURES
-    record(path, step, failures, verdict)
+    record_failures(path, step, failures, ending)
     with contextlib.suppress(OSError):  # the record is not worth the run
         if run.store is not None:
             storage.upload(path, f"{run.store}/{path.name}")
-    if isinstance(verdict, RunFailed):
-        raise RunFailed(f"{run.config.run.name}: {verdict}")
-    if verdict is not None:
-        raise verdict
-    cause = root_cause(failures)
+    if isinstance(ending, RunFailed):
+        raise RunFailed(f"{run.config.run.name}: {ending}")
+    if ending is not None:
+        raise ending
+    cause = find_root_cause(failures)
     print(f"failed {cause.where}: {cause.cause}; starting again from step {step}", flush=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.views import strong_views, view_seeds, weak_views
+from pipeline.clips.views import derive_view_seeds, make_strong_views, make_weak_views
 from pipeline.config import Config, ContrastSection, MethodSection, parse_config
 from pipeline.methods import METHODS, LossWeights, first_unlabeled_step, loss_weights, make_views
 
@@ -103,7 +103,7 @@ def test_no_unlabeled_views_where_none_are_wanted_or_there(slots: int) -> None:
 
 def test_a_steps_views_do_not_depend_on_how_many_clips_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     together = make_views(_batch(), _config(), 9, "cpu")
-    monkeypatch.setattr("pipeline.clips.views.CACHE", 1)
+    monkeypatch.setattr("pipeline.clips.views.CACHE_BYTES", 1)
     alone = make_views(_batch(), _config(), 9, "cpu")
     assert alone.unlabeled is not None and together.unlabeled is not None
     kinds = [(alone.labeled, together.labeled), (alone.unlabeled.weak, together.unlabeled.weak)]
@@ -116,8 +116,8 @@ def test_each_view_is_seeded_by_run_row_slot_student_and_kind() -> None:
     views = make_views(batch, config, 9, "cpu")
     assert views.unlabeled is not None
     clip = batch.auxiliary[1, 2][None]
-    weak = weak_views(clip, view_seeds(9, [41], [2], "auxiliary/weak"), config.views, 16)
-    strong = strong_views(clip, view_seeds(9, [41], [2], "auxiliary/strong"), config.views, 16)
+    weak = make_weak_views(clip, derive_view_seeds(9, [41], [2], "auxiliary/weak"), config.views, 16)
+    strong = make_strong_views(clip, derive_view_seeds(9, [41], [2], "auxiliary/strong"), config.views, 16)
     assert torch.equal(views.unlabeled.weak["auxiliary"][3], weak[0])
     assert torch.equal(views.unlabeled.strong["auxiliary"][3], strong[0])
 

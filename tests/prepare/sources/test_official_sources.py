@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clips.source import video_at, video_columns
+from pipeline.clips.source import describe_video, open_video_columns
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import draw_labels
 from pipeline.manifest.schema import write_manifest
@@ -365,4 +365,4 @@ def test_parts_beyond_the_end_of_a_file_cannot_be_used(tmp_path: Path) -> None:
     assert rows[2.0]["reason"] == "its part from 2 s on has fewer than 2 frames: the file ends at 2 s"
     assert rows[1.2]["reason"] == "its part from 1.2 to 1.25 s has fewer than 2 frames"
     row = manifest.table["start"].to_pylist().index(1.5)
-    assert video_at(manifest, video_columns(manifest), row).end == 2.0
+    assert describe_video(manifest, open_video_columns(manifest), row).end == 2.0

@@ -14,7 +14,7 @@ import torch
 from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
 from pipeline.training.checkpoints import background_writer, checkpoint
-from pipeline.training.checkpoints.background_writer import NotSaved, Writer
+from pipeline.training.checkpoints.background_writer import CheckpointWriter, NotSaved
 from pipeline.training.checkpoints.checkpoint import Snapshot
 from tests.training.checkpoints.test_checkpoint import state, tensors
 
@@ -38,10 +38,10 @@ class SlowDisk:
 def test_saving_does_not_wait_and_what_changes_later_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, one = SlowDisk(monkeypatch), state(steps=3)
     before = [value.clone() for value in tensors(one)]
-    with Writer(tmp_path, None, TRAIN) as saver:
+    with CheckpointWriter(tmp_path, None, TRAIN) as saver:
         saver.save(one)
         assert disk.writing.wait(30)
-        assert checkpoint.newest(tmp_path) == (None, [])
+        assert checkpoint.find_newest(tmp_path) == (None, [])
         with torch.no_grad():  # the next step
             for parameter in one.method.parameters():
                 parameter.add_(1)
@@ -57,7 +57,7 @@ def test_saving_does_not_wait_and_what_changes_later_is_not_saved(tmp_path: Path
 
 def test_a_second_save_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SlowDisk(monkeypatch)
-    with Writer(tmp_path, None, TRAIN) as saver:
+    with CheckpointWriter(tmp_path, None, TRAIN) as saver:
         saver.save(state(steps=2))
         threading.Timer(0.5, disk.may_write.set).start()
         start = time.monotonic()
@@ -69,7 +69,7 @@ def test_a_second_save_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.M
 def test_a_failed_write_is_raised_by_the_next_call_and_names_the_place(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.write_text("no folder")
-    with Writer(folder, None, TRAIN) as saver:
+    with CheckpointWriter(folder, None, TRAIN) as saver:
         saver.save(state(steps=2))
         assert saver._pending is not None
         wait([saver._pending])
@@ -79,7 +79,7 @@ def test_a_failed_write_is_raised_by_the_next_call_and_names_the_place(tmp_path:
 
 def test_a_failed_last_write_is_raised_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("no folder")
-    saver = Writer(tmp_path / "run", None, TRAIN)
+    saver = CheckpointWriter(tmp_path / "run", None, TRAIN)
     saver.save(state(steps=2))
     with pytest.raises(NotSaved):
         saver.__exit__(None, None, None)
@@ -87,7 +87,7 @@ def test_a_failed_last_write_is_raised_at_the_end(tmp_path: Path) -> None:
 
 def test_an_error_of_the_training_is_not_hidden_by_one_of_the_writer(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("no folder")
-    saver = Writer(tmp_path / "run", None, TRAIN)
+    saver = CheckpointWriter(tmp_path / "run", None, TRAIN)
     saver.save(state(steps=2))
     saver.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
 
@@ -97,7 +97,7 @@ def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     one = state(steps=2)
     with torch.no_grad():
         next(one.method.parameters())[0] = float("inf")
-    saver = Writer(tmp_path, None, TRAIN)
+    saver = CheckpointWriter(tmp_path, None, TRAIN)
     saver.save(one)
     with pytest.raises(RunFailed, match=r"0\.weight is no longer finite at step 2; .* clip_gradient_norm"):
         saver.wait()
@@ -112,28 +112,28 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
         (tmp_path / name).write_text("x")
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
-    with Writer(tmp_path, None, TRAIN) as saver:
+    with CheckpointWriter(tmp_path, None, TRAIN) as saver:
         saver.save(state(steps=2))
     places = [synced.index(str(tmp_path / name)) for name in written]
     assert max(places) < min(number for number, path in enumerate(synced) if ".checkpoint_000002" in path)
 
 
 def test_the_last_checkpoint_is_there_when_the_writer_ends(tmp_path: Path) -> None:
-    with Writer(tmp_path, None, TRAIN) as saver:
+    with CheckpointWriter(tmp_path, None, TRAIN) as saver:
         for steps in (1, 2, 3, 4):
             saver.save(state(steps=steps))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000003", "checkpoint_000004"]
 
 
 def test_only_the_first_worker_writes(tmp_path: Path) -> None:
-    with Writer(tmp_path, None, TRAIN, active=False) as saver:
+    with CheckpointWriter(tmp_path, None, TRAIN, active=False) as saver:
         saver.save(state())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
     scores: dict[int, float] = {}
-    with Writer(tmp_path, None, TrainSection(keep_checkpoints=1, keep_best=2)) as saver:
+    with CheckpointWriter(tmp_path, None, TrainSection(keep_checkpoints=1, keep_best=2)) as saver:
         for steps, score in enumerate([0.5, 0.9, 0.2, 0.9, 0.6], start=1):
             one = state(steps=steps)
             scores[steps] = score
@@ -156,7 +156,7 @@ def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
     ],
 )
 def test_which_stay(step: int, keep: int, best: int, stay: set[int]) -> None:
-    assert checkpoint.kept([10, 20, 30, 40], step, keep, {10: 0.5, 20: 0.9, 30: 0.2}, best) == stay
+    assert checkpoint.choose_kept_steps([10, 20, 30, 40], step, keep, {10: 0.5, 20: 0.9, 30: 0.2}, best) == stay
 
 
 class Scaler:

@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path: Path, name: str, da
     else:
         content[len(content) // 2 if name != "state.json" else 0] ^= 0xFF
         file.write_bytes(content)
-    newest, problems = checkpoint.newest(tmp_path)
+    newest, problems = checkpoint.find_newest(tmp_path)
     assert newest == tmp_path / "checkpoint_000002"
     assert len(problems) == 1
     assert "checkpoint_000004" in problems[0]
@@ -119,7 +119,7 @@ def test_a_changed_state_json_is_damage_too(tmp_path: Path, damage: Callable[[st
     changed = damage(file.read_text())
     assert changed != file.read_text()
     file.write_text(changed)
-    newest, problems = checkpoint.newest(tmp_path)
+    newest, problems = checkpoint.find_newest(tmp_path)
     assert newest == tmp_path / "checkpoint_000002"
     assert len(problems) == 1 and "checkpoint_000004/state.json" in problems[0]
 
@@ -129,15 +129,15 @@ def test_a_checkpoint_from_before_state_json_had_a_checksum_loads(tmp_path: Path
     facts = json.loads((path / "state.json").read_text())
     del facts["seal"]
     (path / "state.json").write_text(json.dumps(facts))
-    assert checkpoint.newest(tmp_path) == (path, [])
+    assert checkpoint.find_newest(tmp_path) == (path, [])
     (path / "state.json").write_text(json.dumps({**facts, "step": 9}))  # what can be told without one
-    newest, problems = checkpoint.newest(tmp_path)
+    newest, problems = checkpoint.find_newest(tmp_path)
     assert newest is None and "it says step 9" in problems[0]
 
 
 def test_a_fork_is_sealed_anew(tmp_path: Path) -> None:
     path = checkpoint.fork(checkpoint.save(state(), tmp_path / "one"), tmp_path / "other", {**PRINTS, "config": "d"})
-    assert checkpoint.newest(tmp_path / "other") == (path, [])
+    assert checkpoint.find_newest(tmp_path / "other") == (path, [])
     assert checkpoint.read_facts(path)["forked_from"]["step"] == 3
 
 
@@ -152,15 +152,15 @@ def test_an_interrupted_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path, mo
         checkpoint.save(state(steps=4), tmp_path)
     monkeypatch.undo()
     assert len(list(tmp_path.glob(".checkpoint_*"))) == 1
-    assert checkpoint.newest(tmp_path) == (tmp_path / "checkpoint_000002", [])
-    checkpoint.prune(tmp_path, step=2, keep=2)
+    assert checkpoint.find_newest(tmp_path) == (tmp_path / "checkpoint_000002", [])
+    checkpoint.delete_old_checkpoints(tmp_path, step=2, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_000002"]
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for steps in (1, 2, 3, 4):
         checkpoint.save(state(steps=steps), tmp_path)
-        checkpoint.prune(tmp_path, step=steps, keep=2)
+        checkpoint.delete_old_checkpoints(tmp_path, step=steps, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000003", "checkpoint_000004"]
 
 
@@ -176,7 +176,7 @@ def test_saving_over_a_damaged_one_replaces_it(tmp_path: Path) -> None:
     path = checkpoint.save(state(), tmp_path)
     (path / "model.safetensors").write_bytes(b"")
     checkpoint.save(state(), tmp_path)
-    assert checkpoint.newest(tmp_path) == (path, [])
+    assert checkpoint.find_newest(tmp_path) == (path, [])
 
 
 def test_state_json_says_where_the_plan_goes_on(tmp_path: Path) -> None:

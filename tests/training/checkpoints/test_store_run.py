@@ -22,8 +22,8 @@ from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import loop
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import prepare_run
 from tests.files.test_storage import ENVIRONMENT
 from tests.object_store import ObjectStore
 from tests.training.checkpoints.test_checkpoint import state
@@ -59,11 +59,11 @@ def test_a_checkpoint_is_there_with_its_commit_and_not_before(s3: ObjectStore, t
     # each file is announced, sent and completed
     puts = [path.split("?")[0].rpartition("/")[2] for method, path in s3.requests[requests:] if method in ("PUT", "POST")]
     assert puts[-3:] == ["state.json"] * 3 and "state.json" not in puts[:-3]
-    assert run_store.checkpoints(store) == ["checkpoint_000004", "checkpoint_000002"]
+    assert run_store.list_checkpoints(store) == ["checkpoint_000004", "checkpoint_000002"]
     run_store.delete_checkpoint(store, "checkpoint_000004")
     for name in checkpoint.FILES:  # a kill before the commit
         storage.upload(newer / name, f"{store}/checkpoint_000004/{name}")
-    assert checkpoint.newest(tmp_path / "there", store) == (tmp_path / "there" / "checkpoint_000002", [])
+    assert checkpoint.find_newest(tmp_path / "there", store) == (tmp_path / "there" / "checkpoint_000002", [])
 
 
 def test_a_damaged_one_on_the_store_is_named_and_skipped(s3: ObjectStore, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_damaged_one_on_the_store_is_named_and_skipped(s3: ObjectStore, tmp_pa
     for steps in (2, 4):
         run_store.push_checkpoint(checkpoint.save(state(steps=steps), tmp_path / "here"), store)
     storage.write_bytes(f"{store}/checkpoint_000004/model.safetensors", b"half")
-    newest, problems = checkpoint.newest(tmp_path / "there", store)
+    newest, problems = checkpoint.find_newest(tmp_path / "there", store)
     assert newest == tmp_path / "there" / "checkpoint_000002"
     assert len(problems) == 1 and "checkpoint_000004/model.safetensors" in problems[0]
 
@@ -80,7 +80,7 @@ def test_busy_stores_are_asked_again(s3: ObjectStore, tmp_path: Path) -> None:
     s3.failures["busy"] = 3
     run_store.push_checkpoint(checkpoint.save(state(steps=2), tmp_path / "here"), "s3://runs/busy")
     assert s3.failures["busy"] == 0
-    assert checkpoint.newest(tmp_path / "there", "s3://runs/busy")[0] is not None
+    assert checkpoint.find_newest(tmp_path / "there", "s3://runs/busy")[0] is not None
 
 
 def test_files_are_the_stores(s3: ObjectStore, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     words = ["--config", str(tiny / "tiny.yaml")]
     assert run(train.main, [*words, f"run.storage_path={tmp_path}/local"]) == 0
     remote = ["run.storage_path=s3://runs/these", f"run.staging_path={tmp_path}/first"]
-    prepared = prepare(load_config(tiny / "tiny.yaml", remote))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", remote))
     step, count = loop.take_step, []
 
     def killed(*arguments: object) -> object:
@@ -151,9 +151,9 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
         return step(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "take_step", killed)
-    prepared.open()
+    prepared.create_folder()
     with pytest.raises(KeyboardInterrupt):
-        fit_here(prepared)
+        fit_in_process(prepared)
     monkeypatch.undo()
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3.endpoint}.items():
         monkeypatch.setenv(name, value)
@@ -162,10 +162,10 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     remote[1] = f"run.staging_path={tmp_path}/second"
     assert run(train.main, [*words, *remote]) == 0
     assert "continuing at step 4 of 12, from checkpoint_000004" in capsys.readouterr().out
-    folder = prepare(load_config(tiny / "tiny.yaml", remote)).run.folder
+    folder = prepare_run(load_config(tiny / "tiny.yaml", remote)).run.folder
     assert comparable(folder) == comparable(tmp_path / "local" / "tiny")
     assert weights(folder / "checkpoint_000012") == weights(tmp_path / "local" / "tiny" / "checkpoint_000012")
-    assert run_store.checkpoints("s3://runs/these/tiny") == ["checkpoint_000012", "checkpoint_000008"]
+    assert run_store.list_checkpoints("s3://runs/these/tiny") == ["checkpoint_000012", "checkpoint_000008"]
     names = storage.list_names("s3://runs/these/tiny")
     assert {"config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "evaluation.json"} <= set(names)
     assert json.loads(storage.read_bytes("s3://runs/these/tiny/metrics.jsonl").splitlines()[-1]) == read_metrics(folder)[-1]

@@ -14,22 +14,22 @@ from pipeline.clips.batch import Batch
 from pipeline.config import MonitorSection, all_keys
 from pipeline.methods import STUDENTS, build_method
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.model_options import equip
-from pipeline.training.monitoring.failure_signatures import KNOBS, Finding, Watch, find
-from pipeline.training.monitoring.metric_line import derived
+from pipeline.training.model_options import apply_train_options
+from pipeline.training.monitoring.failure_signatures import KNOBS, Finding, SignatureMonitor, find_signatures
+from pipeline.training.monitoring.metric_line import compute_line
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.step import Place, take_step
+from pipeline.training.step import StepContext, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, clips_of, small_config
 
 LIMITS = MonitorSection(patience_steps=8)
-HERE = Place(0, torch.device("cpu"), 1.0)
+HERE = StepContext(0, torch.device("cpu"), 1.0)
 
 
 def lines_of(steps: int = 24, change: Callable[[Batch], Batch] = lambda batch: batch, **sections: Any) -> list[dict[str, Any]]:
     """The lines of a run, one for every four steps."""
     config = small_config(**{**sections, "train": {"warmup_steps": 0, "steps": 1000, **sections.get("train", {})}})
     torch.manual_seed(0)
-    method = equip(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
+    method = apply_train_options(build_method(config, CLASSES, VIDEOS, VIDEOS // 2), config.train)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, {})
     lines = []
@@ -42,7 +42,7 @@ def lines_of(steps: int = 24, change: Callable[[Batch], Batch] = lambda batch: b
                 if not name.startswith("scores/"):
                     sums[name] = sums.get(name, torch.zeros(())) + value
         totals = {name: value.flatten().tolist() for name, value in sums.items()}
-        lines.append({"step": last, **derived(totals, dict.fromkeys(totals, 4))})
+        lines.append({"step": last, **compute_line(totals, dict.fromkeys(totals, 4))})
     return lines
 
 
@@ -94,7 +94,7 @@ PROVOKED: dict[str, tuple[set[str], dict[str, Any]]] = {
 @pytest.mark.parametrize("rule", PROVOKED)
 def test_a_training_that_fails_in_this_way_says_so(rule: str) -> None:
     wanted, sections = PROVOKED[rule]
-    found = find(lines_of(**sections), LIMITS, CLASSES)
+    found = find_signatures(lines_of(**sections), LIMITS, CLASSES)
     assert wanted <= names(found)
     finding = next(finding for finding in found if finding.name in wanted)
     assert finding.until - finding.since >= LIMITS.patience_steps
@@ -112,9 +112,9 @@ def test_a_sound_training_shows_none_of_them_at_its_end() -> None:
     tree = small_config().model_dump()
     slow = {name: {**tree[name], "optimizer": {"lr": 0.02, "clip_gradient_norm": 1.0}} for name in STUDENTS}
     lines = lines_of(200, _of_labeled_videos, method=method, **slow)
-    watch = Watch(LIMITS, CLASSES)
+    watch = SignatureMonitor(LIMITS, CLASSES)
     for line in lines:
-        watch.see(line)
+        watch.update(line)
     assert names(watch.present) == set()
 
 
@@ -122,15 +122,15 @@ def test_it_is_told_once_and_again_when_it_comes_back() -> None:
     def line(step: int, rate: float) -> dict[str, Any]:
         return {"step": step, "mask_rate/a_to_b": rate}
 
-    watch = Watch(MonitorSection(patience_steps=20), 4)
+    watch = SignatureMonitor(MonitorSection(patience_steps=20), 4)
     rates = {10: 0.0, 20: 0.0, 30: 0.0, 40: 0.0, 50: 0.5, 60: 0.0, 70: 0.0, 80: 0.0}
-    told = {step: [str(finding.since) for finding in watch.see(line(step, rate))] for step, rate in rates.items()}
+    told = {step: [str(finding.since) for finding in watch.update(line(step, rate))] for step, rate in rates.items()}
     assert {step: since for step, since in told.items() if since} == {30: ["10"], 80: ["60"]}
-    found = find([line(step, rate) for step, rate in rates.items()], MonitorSection(patience_steps=20), 4)
+    found = find_signatures([line(step, rate) for step, rate in rates.items()], MonitorSection(patience_steps=20), 4)
     assert [(finding.since, finding.until) for finding in found] == [(10, 40), (60, 80)]
 
 
 def test_losses_that_are_no_number_have_diverged() -> None:
-    watch = Watch(MonitorSection(patience_steps=1), 4)
-    watch.see({"step": 1, "supervised_loss/primary": float("nan")})
-    assert names(watch.see({"step": 2, "supervised_loss/primary": float("nan")})) == {"diverged/primary"}
+    watch = SignatureMonitor(MonitorSection(patience_steps=1), 4)
+    watch.update({"step": 1, "supervised_loss/primary": float("nan")})
+    assert names(watch.update({"step": 2, "supervised_loss/primary": float("nan")})) == {"diverged/primary"}

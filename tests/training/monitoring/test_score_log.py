@@ -12,10 +12,10 @@ import pytest
 from jobs import train
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.run_folder.contents import read_metrics, rewind, score_parts
+from pipeline.run_folder.contents import list_score_files, read_metrics, rewind
 from pipeline.training import loop
-from pipeline.training.in_process import fit_here
-from pipeline.training.prepared_run import prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.prepared_run import prepare_run
 
 WORDS = ("train.save_scores_every=1", "method.supervised_steps=1", "method.confidence_threshold=0.27")
 
@@ -25,14 +25,14 @@ def command(tiny: Path, tmp_path: Path, *words: str) -> int:
 
 
 def scores(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(part) for part in score_parts(folder)])
+    return pa.concat_tables([pq.read_table(part) for part in list_score_files(folder)])
 
 
 def test_scores_say_what_the_monitors_say(tiny: Path, tmp_path: Path) -> None:
     """Coverage and accuracy at the training's threshold, computed from the files, are those of metrics.jsonl."""
     assert command(tiny, tmp_path, "train.log_every=1") == 0
     folder, table = tmp_path / "tiny", scores(tmp_path / "tiny")
-    assert [path.name for path in score_parts(folder)] == [
+    assert [path.name for path in list_score_files(folder)] == [
         "000001-000004.parquet", "000005-000008.parquet", "000009-000012.parquet"]  # fmt: skip
     step, label = (table[key].to_numpy() for key in ("step", "label"))
     assert sorted(set(step)) == list(range(2, 13)) and len(step) == 11 * 4  # the first step has labeled videos only
@@ -54,22 +54,22 @@ def test_a_killed_run_keeps_the_scores_of_an_uninterrupted_one(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(tiny, tmp_path, "run.name=whole") == 0
-    prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", *WORDS]))
-    save = loop.Writer.save
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", *WORDS]))
+    save = loop.CheckpointWriter.save
 
-    def killed(self: loop.Writer, state: loop.checkpoint.TrainState) -> None:
+    def killed(self: loop.CheckpointWriter, state: loop.checkpoint.TrainState) -> None:
         if state.step == 8:  # the file of steps 5 to 8 lies there already, the checkpoint does not
             raise KeyboardInterrupt
         save(self, state)
 
-    monkeypatch.setattr(loop.Writer, "save", killed)
-    prepared.open()
+    monkeypatch.setattr(loop.CheckpointWriter, "save", killed)
+    prepared.create_folder()
     with pytest.raises(KeyboardInterrupt):
-        fit_here(prepared)
+        fit_in_process(prepared)
     monkeypatch.undo()
-    assert len(score_parts(tmp_path / "cut")) == 2
+    assert len(list_score_files(tmp_path / "cut")) == 2
     assert command(tiny, tmp_path, "run.name=cut", "train.checkpoint_every=3") == 0  # not a knob of the result
-    assert [steps for steps in score_parts(tmp_path / "cut").values()] == [(1, 4), (5, 6), (7, 9), (10, 12)]
+    assert [steps for steps in list_score_files(tmp_path / "cut").values()] == [(1, 4), (5, 6), (7, 9), (10, 12)]
     assert scores(tmp_path / "cut").equals(scores(tmp_path / "whole"))
 
 
@@ -86,6 +86,6 @@ def test_what_lies_after_a_checkpoint_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "scores").mkdir()
     for name in ("000001-000004", "000005-000008", "1000001-1000004"):
         (tmp_path / "scores" / f"{name}.parquet").touch()
-    assert list(score_parts(tmp_path).values()) == [(1, 4), (5, 8), (1_000_001, 1_000_004)]
+    assert list(list_score_files(tmp_path).values()) == [(1, 4), (5, 8), (1_000_001, 1_000_004)]
     rewind(tmp_path, 4, 0)
-    assert [path.name for path in score_parts(tmp_path)] == ["000001-000004.parquet"]
+    assert [path.name for path in list_score_files(tmp_path)] == ["000001-000004.parquet"]

@@ -22,9 +22,9 @@ from jobs.command import run
 from pipeline.config import load_config
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import loop
-from pipeline.training.in_process import fit_here
-from pipeline.training.monitoring.tracking import Outlets, TensorBoard, scalars
-from pipeline.training.prepared_run import prepare
+from pipeline.training.in_process import fit_in_process
+from pipeline.training.monitoring.tracking import MetricSinks, TensorBoard, select_scalars
+from pipeline.training.prepared_run import prepare_run
 
 WANDB = importlib.util.find_spec("wandb") is not None
 
@@ -43,11 +43,11 @@ def cut(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str
             raise InterruptedError
         return step(*arguments)
 
-    prepared = prepare(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", *words]))
-    prepared.open()
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", *words]))
+    prepared.create_folder()
     monkeypatch.setattr(loop, "take_step", dying)
     with pytest.raises(InterruptedError):
-        fit_here(prepared)
+        fit_in_process(prepared)
     monkeypatch.undo()
 
 
@@ -160,7 +160,7 @@ def test_an_outage_costs_a_warning_and_no_line(
         return send(self, *arguments, **words)
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
-    with Outlets(config, tmp_path, 4) as outlets:
+    with MetricSinks(config, tmp_path, 4) as outlets:
         outlets({"step": 1, **line})
         outlets({"step": 2, **line})
         outlets.trackers[1]._thread.submit(failing.clear).result()  # type: ignore[attr-defined]
@@ -220,4 +220,4 @@ def test_tensorboard_is_written_anew_from_the_lines(tmp_path: Path) -> None:
     (histogram, _) = tensorboard_values(tmp_path, "confidence/a_to_b")
     assert list(histogram.histo.bucket) == [0.1, 0.9] and list(histogram.histo.bucket_limit) == [0.5, 1.0]
     assert (histogram.histo.num, histogram.histo.sum) == (1.0, pytest.approx(0.1 * 0.25 + 0.9 * 0.75))
-    assert scalars({"step": 1, "loss": 0.5, "kept_classes/a_to_b": [1.0], "signatures": []}) == {"loss": 0.5}
+    assert select_scalars({"step": 1, "loss": 0.5, "kept_classes/a_to_b": [1.0], "signatures": []}) == {"loss": 0.5}

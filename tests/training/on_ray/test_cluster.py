@@ -200,7 +200,7 @@ def test_sigterm_to_workers_on_two_nodes_loses_no_step(cluster: Any, tiny: Path,
         print("ended after", round(time.monotonic() - begun, 1), "s")
     finally:
         end(driver)
-    newest, _ = checkpoint.newest(folder)
+    newest, _ = checkpoint.find_newest(folder)
     assert newest is not None and checkpoint.read_facts(newest)["step"] - last(folder) in (0, 1)  # a line every other step
     again = start(cluster, tiny, *words)
     assert again.wait(300) == 0, log.read_text()[-3000:]

@@ -35,13 +35,13 @@ from pipeline.manifest.schema import read_manifest
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.on_ray import controller, run_control, worker
-from pipeline.training.on_ray.backend import Backend, Torch
-from pipeline.training.on_ray.controller import Handover, StartWatch
-from pipeline.training.on_ray.restarts import Final, StepFailed
+from pipeline.training.on_ray.backend import SurvivingBackend, SurvivingTorchConfig
+from pipeline.training.on_ray.controller import CheckpointBeforeResize, StartTimeout
+from pipeline.training.on_ray.restarts import FinalFailure, StepFailed
 from pipeline.training.on_ray.run_control import RESIZE
-from pipeline.training.on_ray.trainer import _set_limits, persist
-from pipeline.training.on_ray.worker import Preempted, Stop
-from pipeline.training.prepared_run import prepare
+from pipeline.training.on_ray.trainer import _set_limits, fit_with_restarts
+from pipeline.training.on_ray.worker import Preempted, StopPoll
+from pipeline.training.prepared_run import prepare_run
 from pipeline.training.watchdog import Progress
 from tests.methods.traces import small_config
 from tests.training.on_ray.test_trainer import worker_pids
@@ -83,7 +83,7 @@ class Fits:
         config = small_config(run={"storage_path": str(self.folder), "name": "run"}, train=train)
         config.run_folder.mkdir(exist_ok=True)
         run: Any = SimpleNamespace(config=config, folder=config.run_folder, store=None)
-        return persist(self.fit, lambda: self.words, run)
+        return fit_with_restarts(self.fit, lambda: self.words, run)
 
     def lines(self) -> list[dict[str, Any]]:
         path = self.folder / "run" / "failures.jsonl"
@@ -95,7 +95,7 @@ class Fits:
 def test_what_would_happen_again_ends_the_run_at_once_with_its_cause(
     tmp_path: Path, error: UserError | RunFailed, where: str
 ) -> None:
-    fits = Fits(tmp_path, [of_workers(Final(error)) if where == "worker" else travelled(ControllerError(error))])
+    fits = Fits(tmp_path, [of_workers(FinalFailure(error)) if where == "worker" else travelled(ControllerError(error))])
     with pytest.raises(type(error), match=re.escape(str(error))):
         fits.outcome()
     (line,) = fits.lines()
@@ -103,7 +103,7 @@ def test_what_would_happen_again_ends_the_run_at_once_with_its_cause(
 
 
 def test_a_step_that_fails_three_times_is_known_by_its_number(tmp_path: Path) -> None:
-    fits = Fits(tmp_path, [of_workers(StepFailed.at(7, 1, "host", ValueError("bad: shape\nmore")))])
+    fits = Fits(tmp_path, [of_workers(StepFailed.from_error(7, 1, "host", ValueError("bad: shape\nmore")))])
     with pytest.raises(RunFailed, match=r"step 7 failed 3 times, .*: ValueError: bad: shape$"):
         fits.outcome(max_failures=100)
     assert fits.starts == 3 and [line["step"] for line in fits.lines()] == [7, 7, 7]
@@ -129,10 +129,11 @@ def test_workers_that_do_not_start_are_failures_like_others(tmp_path: Path, kind
         fits.outcome(max_failures=2)
 
 
-def test_last_words_are_the_cause_of_a_process_that_ended_itself(tmp_path: Path) -> None:
+def test_its_reason_is_the_cause_of_a_process_that_ended_itself(tmp_path: Path) -> None:
     died = ray.exceptions.RayActorError(error_msg="The actor died. Worker exit detail: exit code 1. Some common causes: ...")
     hung = WorkerHealthCheckFailedError("A worker health check failed.", failure=died)
-    fits = Fits(tmp_path, [of_workers(StepFailed.at(7, 0, "host", RuntimeError("Connection closed by peer")), hung), {}])
+    lost = StepFailed.from_error(7, 0, "host", RuntimeError("Connection closed by peer"))
+    fits = Fits(tmp_path, [of_workers(lost, hung), {}])
     fits.words = {1: "no progress for 30 s"}
     fits.outcome()
     assert [(line["worker"], line["cause"]) for line in fits.lines()] == [(1, "no progress for 30 s")]
@@ -140,7 +141,7 @@ def test_last_words_are_the_cause_of_a_process_that_ended_itself(tmp_path: Path)
 
 def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> None:
     said: list[Any] = []
-    watch = travelled(StartWatch("sign", 0.2))  # as Ray sends it
+    watch = travelled(StartTimeout("control", 0.2))  # as Ray sends it
     watch.end = lambda *words: said.append(words)
     with watch.on_worker_group_start():
         pass
@@ -152,7 +153,7 @@ def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> No
     with watch.on_worker_group_start():
         time.sleep(0.5)
     ((whom, words),) = said
-    assert whom == "sign" and words.startswith("the workers did not run after 0.2 s")
+    assert whom == "control" and words.startswith("the workers did not run after 0.2 s")
 
 
 def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, tmp_path: Path) -> None:
@@ -160,25 +161,26 @@ def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, 
     manifest, labels = read_manifest(tiny / "manifest.parquet"), tmp_path / "labels.parquet"
     words = [f"data.labels={labels}", f"run.storage_path={tmp_path}"]
     write_labels(draw_labels(manifest, "2/class", 0), manifest, labels)
-    prepared = prepare(load_config(tiny / "tiny.yaml", words))
-    prepared.open()
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", words))
+    prepared.create_folder()
     write_labels(draw_labels(manifest, "2/class", 1), manifest, labels)
-    tree, prints = prepared.run.config.model_dump(mode="json"), prepared.run.prints
+    tree, prints = prepared.run.config.model_dump(mode="json"), prepared.run.fingerprints
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
-        controller.Planned(tree, prints, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
+        controller.PlannedData(tree, prints, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
-        worker._train_here(prepared.run.config, {"prints": prints, "lock": None}, None, Progress())
+        worker._train_here(prepared.run.config, {"fingerprints": prints, "lock": None}, None, Progress())
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_parts(config: Any, prints: Any) -> Any:
+    def open_inputs(config: Any, fingerprints: Any) -> Any:
         watched = any(thread.name == "watchdog" for thread in threading.enumerate())
         raise UserError("no manifest") if watched else AssertionError("nobody watches")
 
-    monkeypatch.setattr(worker, "open_again", open_parts)
+    monkeypatch.setattr(worker, "reopen_inputs", open_inputs)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
-    with pytest.raises(Final, match="no manifest"):
-        worker.train_worker({"config": small_config().model_dump(mode="json"), "sign": None, "prints": None, "lock": None})
+    config = small_config().model_dump(mode="json")
+    with pytest.raises(FinalFailure, match="no manifest"):
+        worker.train_worker({"config": config, "control": None, "fingerprints": None, "lock": None})
 
 
 def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,36 +194,38 @@ def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatc
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_last_words_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_of_ends_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr(run_control, "end_process", ended.append)
-    actor = run_control.Sign.remote()  # type: ignore[attr-defined]
-    run_control.leave(actor, 1, "no progress")
-    assert [ray.get(actor.last_words.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
+    actor = run_control.RunControl.remote()  # type: ignore[attr-defined]
+    run_control.end_with_reason(actor, 1, "no progress")
+    assert [ray.get(actor.take_end_reasons.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
     ray.kill(actor)
-    run_control.leave(actor, 1, "nobody hears it")
+    run_control.end_with_reason(actor, 1, "nobody hears it")
     assert ended == ["no progress", "nobody hears it"]
 
 
 def test_workers_that_ray_ended_for_memory_are_ended_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise what was reserved for them stays so."""
-    assert Torch(timeout_s=9).backend_cls is Backend and Torch(timeout_s=9).timeout_s == 9
+    config = SurvivingTorchConfig(timeout_s=9)
+    assert config.backend_cls is SurvivingBackend and config.timeout_s == 9
 
     def get(*_: object, **__: object) -> None:
         raise ray.exceptions.OutOfMemoryError("1 worker was killed")
 
     monkeypatch.setattr(ray, "get", get)
     workers = SimpleNamespace(execute_async=lambda *_, **__: [])
-    Backend().on_shutdown(type("Group", (), {"__len__": lambda self: 2, **vars(workers)})(), Torch())
+    SurvivingBackend().on_shutdown(type("Group", (), {"__len__": lambda self: 2, **vars(workers)})(), SurvivingTorchConfig())
 
 
-def look(stop: Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def look(stop: StopPoll, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps after which all look together."""
     clock = [0.0]
     looks: list[int] = []
     monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
-    said = stop._said_by_first
-    monkeypatch.setattr(stop, "_said_by_first", lambda number, following: looks.append(following) or said(number, following))
+    broadcast = stop._broadcast_from_first
+    noted = lambda request, following: looks.append(following) or broadcast(request, following)  # noqa: E731
+    monkeypatch.setattr(stop, "_broadcast_from_first", noted)
     for step in range(steps):
         clock[0] += seconds
         before = len(looks)
@@ -233,18 +237,18 @@ def look(stop: Stop, steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("seconds", "between"), [(0.01, 10), (0.5, 4), (3.0, 1)])
 def test_slow_steps_are_asked_more_often_whether_to_stop(seconds: float, between: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise ten steps of 3 s would be longer than scale.stop_seconds."""
-    stop = Stop(None, 1, 1, torch.device("cpu"), several_nodes=False)
+    stop = StopPoll(None, 1, 1, torch.device("cpu"), several_nodes=False)
     assert look(stop, 40, seconds, monkeypatch)[:4] == [0, 1, 1 + between, 1 + 2 * between]
 
 
 def test_one_worker_alone_stops_after_the_step_under_way() -> None:
-    stop = Stop(None, 0, 1, torch.device("cpu"), several_nodes=False)
+    stop = StopPoll(None, 0, 1, torch.device("cpu"), several_nodes=False)
     stop(0)
     stop._next = 10
     assert stop(1) is None
-    stop.number = 15
+    stop.request = 15
     assert isinstance(stop(2), Stopped)
-    stop.number = RESIZE
+    stop.request = RESIZE
     assert isinstance(stop(3), Preempted)
 
 
@@ -297,10 +301,11 @@ def test_workers_leave_a_checkpoint_before_their_number_changes(monkeypatch: pyt
             asked.append(self.name)
             return self.answer
 
-    told = SimpleNamespace(**{name: Called(name, name == "has_left") for name in ("resize", "has_left", "resized")})
-    handover = Handover(told, seconds=5.0)
-    handover.before_controller_execute_resize_decision(None)
+    names = ["request_resize", "has_saved", "finish_resize"]
+    control = SimpleNamespace(**{name: Called(name, name == "has_saved") for name in names})
+    callback = CheckpointBeforeResize(control, seconds=5.0)
+    callback.before_controller_execute_resize_decision(None)
     assert asked == []
-    handover.after_worker_group_training_start(None)
-    handover.before_controller_execute_resize_decision(None)
-    assert asked == ["resize", "has_left", "resized"]
+    callback.after_worker_group_training_start(None)
+    callback.before_controller_execute_resize_decision(None)
+    assert asked == names

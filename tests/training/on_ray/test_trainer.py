@@ -22,10 +22,10 @@ from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.ray_cluster.resources import Resources
-from pipeline.run_folder.contents import read_metrics, score_parts
+from pipeline.run_folder.contents import list_score_files, read_metrics
 from pipeline.training.on_ray import trainer as ray_fit
 from pipeline.training.on_ray import worker as ray_worker
-from pipeline.training.prepared_run import prepare
+from pipeline.training.prepared_run import prepare_run
 from tests.two_processes import run_two
 
 
@@ -83,7 +83,7 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
         for name in ("loss", "contrast_loss", "supervised_loss/primary", "supervised_loss/auxiliary"):
             assert other[name] == pytest.approx(one[name], rel=1e-5), (name, one["step"])
     assert (tmp_path / "ray" / "predictions.parquet").is_file()
-    saved = [[pq.read_table(part) for part in score_parts(tmp_path / name)] for name in ("here", "ray")]
+    saved = [[pq.read_table(part) for part in list_score_files(tmp_path / name)] for name in ("here", "ray")]
     one, other = (pa.concat_tables(parts).sort_by([("step", "ascending"), ("video", "ascending")]) for parts in saved)
     assert one.num_rows == 8 and one.select(["step", "video", "label"]) == other.select(["step", "video", "label"])
     assert min(map(int, re.findall(r"continuing at step (\d+) of 24", capfd.readouterr().out))) >= 8
@@ -94,10 +94,10 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
 def _sees(rank: int, meeting: str, folder: str) -> None:
     """Worker 1's node has another disk: it does not see what the driver wrote."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    ray_worker.SEEN_SECONDS = 1.0
+    ray_worker.SHARED_FILE_SECONDS = 1.0
     text = ""
     try:
-        ray_worker.check_shared(Path(folder) / ("token" if rank == 0 else "elsewhere"), 2, "/data/runs")
+        ray_worker.check_shared_folder(Path(folder) / ("token" if rank == 0 else "elsewhere"), 2, "/data/runs")
     except UserError as error:
         text = str(error)
     (Path(folder) / f"{rank}.txt").write_text(text)
@@ -119,8 +119,8 @@ def test_collectives_have_a_limit_of_a_second_at_least(
     """0 would be no time at all."""
     made: list[Any] = []
     monkeypatch.setattr(ray_fit, "TorchTrainer", lambda *_, torch_config, **__: made.append(torch_config))
-    prepared = prepare(load_config(tiny / "tiny.yaml", [f"train.step_timeout_seconds={limit}", "scale.workers=1"]))
-    ray_fit._trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"sign": None})
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"train.step_timeout_seconds={limit}", "scale.workers=1"]))
+    ray_fit._build_trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"control": None})
     assert made[0].timeout_s == seconds
 
 
