@@ -362,6 +362,6 @@ def describe_lost_lock(what: str, holder: LockHolder | None) -> str:
 
 def end_process(reason: str) -> None:
     """Ends this process at once, since anything it still wrote would be mixed with the files of another process."""
-    remedy = "This process ends, so that two do not write; the same command continues when no other process writes there"
+    remedy = "This process ends so that no two processes write there; start the same command again when no other one does"
     print(f"failed: {reason}. {remedy}", file=sys.stderr, flush=True)
     os._exit(1)

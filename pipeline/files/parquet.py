@@ -87,7 +87,7 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     stored = {(table.schema.metadata or {}).get(METADATA_KEY) for table in tables}
     content = stored.pop()
     if stored or content is None:
-        raise UserError(f"{what} {path} is a Parquet file, but none that jobs.prepare wrote; {remedy}")
+        raise UserError(f"{what} {path} is a Parquet file, but not one that jobs.prepare wrote; {remedy}")
     metadata: dict[str, Any] = json.loads(content)
     if metadata["version"] > VERSION:
         raise UserError(f"{what} {path} has version {metadata['version']}; this program reads up to {VERSION}: update it")

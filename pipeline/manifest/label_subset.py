@@ -136,7 +136,7 @@ def draw_held_out(manifest: Manifest, rows: Rows, share: float, seed: int) -> Ro
     drawn = draw_share(_read_texts(manifest, "id", rows), classes, groups, share, seed, "hold out")
     missing = sorted(set(classes) - {classes[index] for index in drawn})
     if missing:
-        what = "--hold-out needs two labeled videos of different groups in every class; label more, or leave it away:"
+        what = "--hold-out needs two labeled videos of different groups in every class; label more, or leave the option out:"
         raise UserError(what, list_first([f"class {name}" for name in missing]))
     return rows[np.asarray(drawn, np.int64)]
 

@@ -131,11 +131,11 @@ def format_summary(manifest: Manifest, summary: Summary) -> str:
     for histogram in summary.histograms:
         lines += ["", histogram.title, *_draw_bars(histogram)]
     if summary.hashed:
-        lines += ["", f"{len(summary.duplicates)} contents lie in several files" + (":" if summary.duplicates else "")]
+        lines += ["", f"sets of files with the same content: {len(summary.duplicates)}"]
         lines += [f"  {', '.join(names)}" for names in summary.duplicates[:MAX_SHOWN]]
         lines += [f"  and {len(summary.duplicates) - MAX_SHOWN} more"] if len(summary.duplicates) > MAX_SHOWN else []
     else:
-        lines += ["", "no hashes are stored, so duplicates and damage cannot be found; jobs.prepare --hash stores them"]
+        lines += ["", "no hashes are stored, so that duplicates and damage cannot be found; jobs.prepare --hash stores them"]
     return "\n".join(lines)
 
 

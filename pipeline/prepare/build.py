@@ -124,7 +124,7 @@ def split_listing(listing: Listing, probes: Sequence[Probe], test_share: float, 
             raise UserError(f"{what}: {remedy}")
         reasons = [f"{listing.uris[index]}: {probes[index].status}, {probes[index].reason}" for index in indices]
         what = f"none of the {len(indices)} videos of split {split} can be used"
-        raise UserError(f"{what}; mend or add their files, or name other videos:", list_first(reasons))
+        raise UserError(f"{what}; repair or add their files, or list other videos:", list_first(reasons))
     return listing
 
 

@@ -148,7 +148,7 @@ def _guess_groups(listing: Listing) -> Listing:
             return _apply_guess(listing, key, groups)
         if convention.is_sure or persons == "perhaps":
             count = f"{sizes.total()} of {len(groups)} names look like {convention.description}"
-            return replace(listing, notes=(*listing.notes, f"{count}; --group {key} would keep each together"))
+            return replace(listing, notes=(*listing.notes, f"{count}; --group {key} would keep each in one split"))
     return listing
 
 

@@ -121,7 +121,7 @@ def make_copies(tasks: Sequence[CopyTask], processes: int | None = None, timeout
     failures: dict[int, str] = {}
     remaining = [index for index, task in enumerate(tasks) if storage.is_remote(task.source) or not _is_done_locally(task)]
     if len(remaining) < len(tasks):
-        print(f"{len(tasks) - len(remaining)} of {len(tasks)} copies are there", file=sys.stderr, flush=True)
+        print(f"{len(tasks) - len(remaining)} of {len(tasks)} copies are there already", file=sys.stderr, flush=True)
     todo = [tasks[index] for index in remaining]
     if not todo:
         return {}
@@ -188,7 +188,7 @@ def _encode(task: CopyTask, path: Path) -> None:
             frame.pts, frame.time_base = last_pts, Fraction(1, CLOCK)
             output.mux(stream.encode(frame))
         if stream is None:
-            raise ValueError("no frame decodes")
+            raise ValueError("no frame can be decoded")
         output.mux(stream.encode())
 
 

@@ -89,7 +89,7 @@ def open_container(source: VideoInput) -> Any:
     name = get_format_name(container)
     if name in NOT_VIDEO_FORMATS or name.endswith("_pipe"):
         container.close()
-        raise UnusableVideoError("not_a_video", f"a picture or a text ({name})")
+        raise UnusableVideoError("not_a_video", f"a still image or a text ({name})")
     return container
 
 

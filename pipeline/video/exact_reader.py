@@ -57,7 +57,7 @@ def read_frames(
     except av.FFmpegError as error:
         raise UnusableVideoError("undecodable", summarize_error(error)) from None
     if lost := [i for i in frame_indices if i not in frames]:
-        raise UnusableVideoError("undecodable", f"frame {lost[0]} of {len(index.times)} does not decode")
+        raise UnusableVideoError("undecodable", f"frame {lost[0]} of {len(index.times)} cannot be decoded")
     return frames
 
 

@@ -223,7 +223,7 @@ def _probe_video(source: VideoInput, probe: Probe, options: ProbeOptions) -> Pro
     index, decoded_sizes, codec, format_name = _index_video(source, options.depth)
     count = len(index.times)
     if count < 2:
-        raise UnusableVideoError("too_short", f"{count} frame{'s' * (count != 1)}, at least 2 are needed to see a motion")
+        raise UnusableVideoError("too_short", f"{count} frame{'s' * (count != 1)}; motion needs at least 2")
     if index.times[-1] <= 0:
         raise UnusableVideoError("undecodable", "all frames have the same time")
     may_use_decord = (
@@ -236,7 +236,7 @@ def _probe_video(source: VideoInput, probe: Probe, options: ProbeOptions) -> Pro
     use_decord = may_use_decord and is_decord_exact(source, index, frames, options.depth == "full")
     if options.decoder == "decord" and not use_decord:
         mismatch = explain_decord_mismatch(source, index, format_name)
-        raise UnusableVideoError("undecodable", f"decord is not exact for it ({mismatch}); pyav is")
+        raise UnusableVideoError("undecodable", f"decord does not read it exactly ({mismatch}); PyAV does")
     fps = float((count - 1) / index.times[-1])
     variable = bool(np.abs(index.times * fps - np.arange(count)).max() > 0.5)
     decoder: Decoder = "decord" if use_decord else "pyav"
@@ -261,7 +261,7 @@ def _index_video(source: VideoInput, depth: ProbeDepth) -> tuple[VideoIndex, set
     if pts != index.pts:
         pairs = enumerate(zip(pts, index.pts, strict=False))
         first_wrong = next((i for i, (decoded, expected) in pairs if decoded != expected), len(pts))
-        raise UnusableVideoError("undecodable", f"frame {first_wrong} of {len(index.pts)} does not decode")
+        raise UnusableVideoError("undecodable", f"frame {first_wrong} of {len(index.pts)} cannot be decoded")
     return index, sizes, codec, format_name
 
 
@@ -278,10 +278,10 @@ def _require_one_size(frames: Iterable[UInt8s], decoded_sizes: set[tuple[int, in
 def _probe_images(pattern: str, probe: Probe, options: ProbeOptions) -> Probe:
     """Fill in the number and the size of numbered images, some or all of which are decoded."""
     if options.frame_rate is None:
-        raise UnusableVideoError("undecodable", "images do not say their frame rate: give --fps")
+        raise UnusableVideoError("undecodable", "images have no frame rate of their own: give --fps")
     images = image_sequence.list_images(pattern)
     if len(images) < 2:
-        raise UnusableVideoError("too_short", "1 frame, at least 2 are needed to see a motion")
+        raise UnusableVideoError("too_short", "1 frame; motion needs at least 2")
     frame_indices = range(len(images)) if options.depth == "full" else sorted({0, len(images) // 2, len(images) - 1})
     height, width = _require_one_size((image_sequence.read_image(images[i]) for i in frame_indices), set())
     codec = images[0].rpartition(".")[2].lower().replace("jpg", "jpeg")

@@ -155,7 +155,7 @@ def test_a_file_that_lost_its_end_keeps_the_views_that_decode(tiny: Path, tmp_pa
     same(found, view_by_view(source, config, weights, videos))
     usable = Counter(Path(source.manifest.locate(row)).name for row in found["video"][found["reason"] == ""].tolist())
     assert usable == {"cut.ts": 6, "whole.ts": 12}
-    assert any("does not decode" in reason for reason in found["reason"])
+    assert any("cannot be decoded" in reason for reason in found["reason"])
 
 
 REAL = (

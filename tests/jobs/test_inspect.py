@@ -56,7 +56,7 @@ def test_counts_histograms_and_duplicates(folder: Path, capsys: pytest.CaptureFi
     assert re.search(r"class +train +test +not a video \(train\)\na +4 +1 +0\nb +3 +1 +1\n2 classes +7 +2 +1\n", out)
     assert re.search(r"frames per second\n +25 +5 +█+\n +30 +4 +█+\n", out)
     assert re.search(r"width x height\n +64 x 48 +9 ", out) and "duration in seconds" in out and "h264" in out
-    assert "1 contents lie in several files:\n  a/0.mp4 (train), a/copy.mp4 (train)" in out
+    assert "sets of files with the same content: 1\n  a/0.mp4 (train), a/copy.mp4 (train)" in out
 
 
 def test_verify_finds_every_changed_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_refuses_missing_foreign_and_broken_files(tmp_path: Path) -> None:
     path.write_text("path,label\n", encoding="utf-8")
     assert "not a readable Parquet file" in refused(path)
     pq.write_table(pa.table({"x": [1]}), path)
-    assert "none that jobs.prepare wrote" in refused(path)
+    assert "not one that jobs.prepare wrote" in refused(path)
 
 
 def test_refuses_newer_version_other_columns_and_edits(tmp_path: Path) -> None:

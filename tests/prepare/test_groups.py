@@ -85,7 +85,7 @@ def test_too_few_names_like_ucf_are_reported_but_not_used() -> None:
     listing = assign_groups(listing_of([*recordings(2, 2), *(f"Run/mine{n}.mp4" for n in range(8))]))
     assert set(listing.groups) == {None}
     assert listing.notes[0].startswith("8 of 16 names look like recordings as UCF-101 names them")
-    assert listing.notes[0].endswith("--group ucf would keep each together")
+    assert listing.notes[0].endswith("--group ucf would keep each in one split")
 
 
 def test_numbers_that_may_be_persons_or_videos_are_only_reported() -> None:
@@ -93,7 +93,7 @@ def test_numbers_that_may_be_persons_or_videos_are_only_reported() -> None:
     listing = assign_groups(listing_of(names))
     assert set(listing.groups) == {None}
     assert listing.notes == (
-        "20 of 20 names look like persons (s01, a1_s1_t1, person01_boxing); --group subject would keep each together",
+        "20 of 20 names look like persons (s01, a1_s1_t1, person01_boxing); --group subject would keep each in one split",
     )
     assert assign_groups(listing_of([name.replace("_s", "_person") for name in names])).groups[3] == "person3"
 

@@ -23,7 +23,7 @@ ODD = {  # name -> status, decoder, frames, frames per second, size, what the re
     "audio_only.m4a": ("no_video_stream", "pyav", 0, 0, (0, 0), "holds only audio"),
     "audio_only.mp4": ("no_video_stream", "pyav", 0, 0, (0, 0), "holds only audio"),
     "av1.mp4": ("ok", "pyav", 60, 30, (320, 180), None),
-    "cover.jpg": ("not_a_video", "pyav", 0, 0, (0, 0), "a picture"),
+    "cover.jpg": ("not_a_video", "pyav", 0, 0, (0, 0), "a still image"),
     "gifanim.gif": ("ok", "pyav", 20, 10, (160, 120), None),
     "h264.flv": ("ok", "pyav", 150, 30, (426, 240), None),
     "h264.ts": ("ok", "pyav", 150, 30, (426, 240), None),
@@ -202,7 +202,7 @@ def test_a_forced_decoder_is_refused_where_it_is_not_exact(shared_data: Path) ->
         assert probes[name].status == ("undecodable" if (status, decoder) == ("ok", "pyav") else status), name
     reasons = {name: probes[name].reason for name in ("h264.ts", "h264_opengop_b3.mp4", "av1.mp4", "xvid_b2.avi")}
     assert "format mpegts" in str(reasons["h264.ts"]) and "open GOP" in str(reasons["h264_opengop_b3.mp4"])
-    assert all("decord is not exact for it" in str(reason) for reason in reasons.values())
+    assert all("decord does not read it exactly" in str(reason) for reason in reasons.values())
 
 
 def test_every_frame_is_decoded_on_request(tmp_path: Path) -> None:
