@@ -27,11 +27,13 @@ class _Lines:
     """A log file to tqdm, which would write all its lines into one, behind carriage returns."""
 
     def __init__(self, out: TextIO) -> None:
-        self.out = out
+        self.out, self.has_begun = out, False
 
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
+        line = text.strip("\r\n ")
+        if line and self.has_begun:  # the first line comes before anything is done, and has neither rate nor time left
             self.out.write(f"{line}\n")
+        self.has_begun = self.has_begun or bool(line)
 
     def flush(self) -> None:
         self.out.flush()
