@@ -59,8 +59,8 @@ def check_files(words: Sequence[str]) -> list[str]:
     if not words:
         raise UserError("name at least one video file")
     files = [find_existing_file(word) for word in words]
-    if other := [file for file, word in zip(files, words, strict=True) if file != word]:
-        print(f"note: {len(other)} names have another Unicode form on the disk, the first: {other[0]}", file=sys.stderr)
+    if renamed := [file for file, word in zip(files, words, strict=True) if file != word]:
+        print(f"note: {len(renamed)} names have another Unicode form on the disk, the first: {renamed[0]}", file=sys.stderr)
     return files
 
 

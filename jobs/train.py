@@ -23,7 +23,7 @@ from pipeline.training.gpu_memory import check_training
 from pipeline.training.prepared_run import PreparedRun, prepare_run
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     add_config(arguments)
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks everything, trains what is missing, evaluates, and prints where the results are."""
-    options = parser().parse_intermixed_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     config = load_config(options.config, options.overrides)
     if (options.dry_run or options.overfit) and (options.profile or options.max_steps):
         raise UserError("--dry-run and --overfit take neither --profile nor --max-steps")

@@ -18,7 +18,7 @@ from pipeline.analysis.run_reader import VIEWS, RunRecord, flatten
 from pipeline.analysis.statistics import Estimate, adjust_by_holm, describe_verdict, estimate_mean, estimate_over_seeds
 from pipeline.config import Config, marked_keys
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import predicted_classes
+from pipeline.evaluation.metrics import find_predicted_classes
 
 BASELINE = "supervised"
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")
@@ -108,7 +108,7 @@ def _mark_correct(run: RunRecord, view: str, ids: Sequence[str]) -> NDArray[np.f
     """Returns 1 for each video that the run classified correctly and 0 for each other one."""
     predictions = run.predictions
     assert predictions is not None
-    right = dict(zip(predictions.ids, predicted_classes(predictions.scores[view]) == predictions.labels, strict=True))
+    right = dict(zip(predictions.ids, find_predicted_classes(predictions.scores[view]) == predictions.labels, strict=True))
     return np.array([right[name] for name in ids], dtype=np.float64)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.analysis.run_reader import VIEWS, read_run_record
 from pipeline.analysis.statistics import Estimate, estimate_mean
 from pipeline.errors import UserError, suggest
-from pipeline.evaluation.metrics import predicted_classes
+from pipeline.evaluation.metrics import find_predicted_classes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_model(words: str) -> Model:
     if predictions is None:
         why = [sentence for sentence in run.missing if "predictions.parquet" in sentence]
         raise UserError(f"{folder} has no scores of test videos; python -m jobs.evaluate {folder} writes them", why)
-    right = predicted_classes(predictions.scores[student]) == predictions.labels
+    right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return Model(
         f"{run.name}:{student}" if colon else run.name,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.evaluation.metrics import mean_and_sd
+from pipeline.evaluation.metrics import compute_mean_and_sd
 
 Matrix = NDArray[np.floating[Any]]
 DRAWS = 1000
@@ -69,7 +69,7 @@ def estimate_mean(values_SN: Matrix) -> Estimate:
     seeds, videos = values_SN.shape
     if videos == 1:
         return estimate_over_seeds(values_SN[:, 0].tolist())
-    mean, sd = float(values_SN.mean()), mean_and_sd(values_SN.mean(axis=1).tolist()).sd
+    mean, sd = float(values_SN.mean()), compute_mean_and_sd(values_SN.mean(axis=1).tolist()).sd
     error = float(np.std(bootstrap_means(values_SN), ddof=1))
     margin = float(stats.t.isf(ALPHA / 2, compute_degrees_of_freedom(values_SN))) * error
     over: Over = "seeds and videos" if seeds > 1 else "videos"
@@ -79,7 +79,7 @@ def estimate_mean(values_SN: Matrix) -> Estimate:
 
 def estimate_over_seeds(values: Sequence[float]) -> Estimate:
     """Estimates the mean of one number per seed by Student's t, for runs whose results on single videos are unknown."""
-    mean, sd, seeds = mean_and_sd(values)
+    mean, sd, seeds = compute_mean_and_sd(values)
     if sd is None:
         return Estimate(mean, None, seeds, None, None, "nothing", None)
     error = sd / math.sqrt(seeds)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bench.figures import ratio
-from pipeline.clips.decode import Video, decode_clips, scaled_size
+from pipeline.clips.decode import Video, compute_scaled_size, decode_clips
 from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.clips.sampling import Moment, compute_clip_times, compute_frame_starts, describe_clip, find_frames, select_moment
 from pipeline.clips.source import VideoSource, open_source
@@ -136,7 +136,7 @@ def _wanted(job: Job, clips: Sequence[ClipSection], moment: Moment) -> list[int]
 
 def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
     """Each clip's frames in its order, each asked for by itself."""
-    width, height = scaled_size(job.video.width, job.video.height, size)
+    width, height = compute_scaled_size(job.video.width, job.video.height, size)
     reader = decord.VideoReader(storage.open_for_decoder(job.video.location), width=width, height=height, num_threads=1)
     for student, clip in enumerate(clips):
         for place in _wanted(job, [clip], select_moment(job.moment, student)):
@@ -151,7 +151,7 @@ def _index(video: Video) -> VideoIndex:
 
 def _read_exact(job: Job, clips: Clips, size: int, index: VideoIndex, seek: bool) -> None:
     """Read by ``read_frames``; without ``seek`` with the first packet as the only random access point."""
-    width, height = scaled_size(job.video.width, job.video.height, size)
+    width, height = compute_scaled_size(job.video.width, job.video.height, size)
     if not seek and index.pts:
         index = replace(index, random_access_points=index.random_access_points[:1])
     location = storage.open_for_decoder(job.video.location)

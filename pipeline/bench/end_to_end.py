@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
 from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
-from pipeline.clips.plan import share_rows, worker_rows
+from pipeline.clips.plan import compute_worker_rows, share_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.hardware import own_device
@@ -171,7 +171,7 @@ def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Re
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         prepared = prepared_alone(config, folder, 1)
         rows = prepared.run.plan.rows_per_step
-        ready = ready_here(prepared, worker_rows([0], rows, rank, workers)[0])
+        ready = ready_here(prepared, compute_worker_rows([0], rows, rank, workers)[0])
     if workers == 1:
         return ready
     backend = "nccl" if ready.device.type == "cuda" else "gloo"

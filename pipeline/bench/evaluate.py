@@ -18,7 +18,7 @@ from pipeline.clips.sampling import Moment, describe_clip
 from pipeline.clips.source import Clips, Columns, VideoSource, open_source
 from pipeline.config import Config
 from pipeline.evaluation.predict import score_in_process
-from pipeline.evaluation.protocol import compute_clip_moments, view_grid
+from pipeline.evaluation.protocol import compute_clip_moments, list_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.processes.isolation import count_cores
@@ -40,10 +40,10 @@ class CountedSource(VideoSource):
         self.passes.append(video)
         super().decode_clips(video, moment, crop_position, out)
 
-    def decode_frames(self, video: int, moments: Any) -> Any:
+    def decode_moments(self, video: int, moments: Any) -> Any:
         """As ever."""
         self.passes.append(video)
-        return super().decode_frames(video, moments)
+        return super().decode_moments(video, moments)
 
 
 def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _scorer(config: Config, classes: int, path: Path) -> Scorer:
 
 
 def _view_by_view(source: VideoSource, config: Config, scorer: Scorer, rows: Ints) -> list[Columns]:
-    videos, moments, windows = view_grid(rows, config.evaluation.clips, config.evaluation.crops)
+    videos, moments, windows = list_views(rows, config.evaluation.clips, config.evaluation.crops)
     blocks = [slice(start, start + scorer.batch) for start in range(0, len(videos), scorer.batch)]
 
     def decode(block: slice) -> Columns:

@@ -12,7 +12,7 @@ import ray.data
 import torch
 
 from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
-from pipeline.clips.plan import BlockLayout, worker_rows
+from pipeline.clips.plan import BlockLayout, compute_worker_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -93,7 +93,7 @@ def floor_rate(source: VideoSource, layout: BlockLayout) -> float:
 
 def _decode_all(source: VideoSource, steps: int, worker: int) -> list[float]:
     times = []
-    for rows in worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
+    for rows in compute_worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
         source.decode_rows(rows)
         times.append(time.time())
     return times

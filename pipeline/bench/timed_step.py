@@ -11,12 +11,13 @@ import torch
 
 from pipeline.bench.figures import for_bench
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import worker_rows
+from pipeline.clips.plan import compute_worker_rows
 from pipeline.config import Config
 from pipeline.hardware import own_device, set_switches
 from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.precision import autocast
+from pipeline.methods.parts.terms import Results
 from pipeline.seeds import Ints
 from pipeline.stream.batches import to_batch
 from pipeline.training.checkpoints import checkpoint
@@ -24,7 +25,7 @@ from pipeline.training.gpu_memory import check_training
 from pipeline.training.model_options import apply_train_options
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.prepared_run import PreparedRun, prepare_run
-from pipeline.training.step import Results, StepContext, take_step
+from pipeline.training.step import StepContext, take_step
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def ready_here(prepared: PreparedRun, rows: Ints | None = None) -> Ready:
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(device.type)
     weights = loss_weights(config.method, 0)
-    rows = worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
+    rows = compute_worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
     batch = to_batch(prepared.source.decode_rows(rows), pin=device.type == "cuda")
     # in training they are sent while the step before is computed, which is no part of a step
     batch = replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in STUDENTS})

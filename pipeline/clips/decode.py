@@ -1,4 +1,4 @@
-"""One open and one pass per video: the union of the frames that all students need, as uint8 at decode size."""
+"""Decodes the frames that all students need in one pass over a video, as uint8 at decode size."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ class Video:
 def decode_clips(
     video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int
 ) -> tuple[UInt8s, ...]:
-    """Decode every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
+    """Decodes every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
     ``moment`` places the clips in time (see ``compute_clip_times``). The frames are cropped to a square, which
     ``crop_position`` places along the longer side: 0 is left or top, 0.5 the center, 1 right or bottom. Raises DecodeError as
-    ``decode_frames`` does.
+    ``decode_moments`` does.
     """
-    frames_NHWC, shown = decode_frames(video, [moment], clips, size)
-    left, top = crop_corner(crop_position, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
+    frames_NHWC, shown = decode_moments(video, [moment], clips, size)
+    left, top = compute_crop_corner(crop_position, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
     square = frames_NHWC[:, top : top + size, left : left + size]
     return tuple(square[shown_KT[0]] for shown_KT in shown)
 
 
-def decode_frames(
+def decode_moments(
     video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int
 ) -> tuple[UInt8s, tuple[Ints, ...]]:
-    """Decode in one pass what the clips at all K ``moments`` show. Only these frames are kept, and each of them once.
+    """Decodes in one pass what the clips at all K ``moments`` show. Only these frames are kept, and each of them once.
 
     Returns [N, H, W, 3] uint8 frames in their order, whose shorter side is scaled to ``size``; and for each student [K, T],
     which of these N frames its clips show. Raises DecodeError for anything wrong with the file, among them, where it is known
     without decoding all, a frame count that is not the manifest's.
     """
-    width, height = scaled_size(video.width, video.height, size)
-    times = [each for moment in moments for each in compute_clip_times(moment, video.start, video.end, clips)]
+    width, height = compute_scaled_size(video.width, video.height, size)
+    times = [clip for moment in moments for clip in compute_clip_times(moment, video.start, video.end, clips)]
     try:
         frames_NHWC, starts, wanted = READERS[video.decoder](video, times, width, height)
     except DecodeError:
@@ -76,16 +76,16 @@ def decode_frames(
         raise DecodeError(f"{type(error).__name__}: {summarize_error(error)}") from None
     if frames_NHWC.shape[1:] != (height, width, 3):
         raise DecodeError(f"frames of {frames_NHWC.shape[2]}x{frames_NHWC.shape[1]} where {width}x{height} were asked for")
-    shown = [np.searchsorted(wanted, find_frames(each, starts)) for each in times]
+    shown = [np.searchsorted(wanted, find_frames(clip, starts)) for clip in times]
     return frames_NHWC, tuple(np.stack(shown[student :: len(clips)]) for student in range(len(clips)))
 
 
-def crop_corner(crop_position: float, width: int, height: int, size: int) -> tuple[int, int]:
+def compute_crop_corner(crop_position: float, width: int, height: int, size: int) -> tuple[int, int]:
     """Computes left and top in pixels of a square of side ``size`` at ``crop_position`` (0..1) along the longer side."""
     return round(crop_position * (width - size)), round(crop_position * (height - size))
 
 
-def scaled_size(width: int, height: int, size: int) -> tuple[int, int]:
+def compute_scaled_size(width: int, height: int, size: int) -> tuple[int, int]:
     """Computes width and height in pixels after the shorter side is scaled to ``size``."""
     scale = size / min(width, height)
     return max(size, round(width * scale)), max(size, round(height * scale))
@@ -95,7 +95,7 @@ Frames = tuple[UInt8s, Floats, Ints]
 """[N, H, W, 3] decoded frames, [n] start times of all frames of the video in seconds, and [N] the decoded frames' indices."""
 
 
-def _union(times: Sequence[Floats], starts: Floats) -> Ints:
+def _find_wanted_frames(times: Sequence[Floats], starts: Floats) -> Ints:
     return np.unique(np.concatenate([find_frames(t, starts) for t in times]))
 
 
@@ -105,8 +105,8 @@ def _check_count(count: int, video: Video) -> None:
 
 
 def _is_misread_by_decord(width: int) -> bool:
-    """Whether decord refuses frames of this width (8, 12, 16, 24, 48 and 72): FFmpeg pads lines to 32 pixels, and where the
-    padded line is a multiple of the width decord takes the quotient for the number of channels."""
+    """Returns whether decord refuses frames of this width (8, 12, 16, 24, 48 and 72): FFmpeg pads lines to 32 pixels, and where
+    the padded line is a multiple of the width decord takes the quotient for the number of channels."""
     line = 3 * 32 * -(-width // 32)
     return line % width == 0 and line // width != 3
 
@@ -122,12 +122,12 @@ def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int)
         starts = starts - starts[0]
     else:
         starts = compute_frame_starts(video.frames, video.fps)
-    wanted = _union(times, starts)
+    wanted = _find_wanted_frames(times, starts)
     return reader.get_batch(wanted).asnumpy(), starts, wanted
 
 
 def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    """By seeking where that is proven exact, else from the first frame on."""
+    """Reads by seeking where that is proven exact, else from the first frame on."""
     source = storage.open_for_decoder(video.location)
     with open_container(source) as container:
         index = index_by_packets(container, find_video_stream(container))
@@ -136,7 +136,7 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
     elif video.variable_fps:
         return _read_by_frame_times(source, video, times, width, height)
     starts = index.times if index and video.variable_fps else compute_frame_starts(video.frames, video.fps)
-    wanted = _union(times, starts)
+    wanted = _find_wanted_frames(times, starts)
     index = index or VideoIndex(starts, ())
     frames = read_frames(source, index, wanted.tolist(), FrameConverter(width, height))
     return np.stack([frames[index_of_frame] for index_of_frame in wanted.tolist()]), starts, wanted
@@ -145,7 +145,7 @@ def _read_pyav(video: Video, times: Sequence[Floats], width: int, height: int) -
 def _read_by_frame_times(
     source: str | io.BufferedIOBase, video: Video, times: Sequence[Floats], width: int, height: int
 ) -> Frames:
-    """Decode from the first frame on, by the times stored with the frames; only the frames that are needed are kept."""
+    """Decodes from the first frame on, by the times stored with the frames; only the frames that are needed are kept."""
     wanted = list(np.unique(np.concatenate(times))[::-1] + SLACK)  # the earliest is last
     kept: dict[int, UInt8s] = {}
     frame_times: list[float] = []
@@ -172,7 +172,7 @@ def _read_images(video: Video, times: Sequence[Floats], width: int, height: int)
     names = image_sequence.list_images(video.location)
     _check_count(len(names), video)
     starts = compute_frame_starts(video.frames, video.fps)
-    wanted = _union(times, starts)
+    wanted = _find_wanted_frames(times, starts)
     return np.stack([image_sequence.read_image(names[image], width, height) for image in wanted.tolist()]), starts, wanted
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.clips.decode import DecodeError, UInt8s, crop_corner
+from pipeline.clips.decode import DecodeError, UInt8s, compute_crop_corner
 from pipeline.clips.source import Columns, VideoSource
 from pipeline.seeds import Floats, Ints
 
@@ -41,7 +41,7 @@ def _decode_video(source: VideoSource, video: int, moments: Floats) -> tuple[UIn
     decoder's limits of time and memory are meant for one clip.
     """
     try:
-        frames_NHWC, shown = source.decode_frames(video, moments.tolist())
+        frames_NHWC, shown = source.decode_moments(video, moments.tolist())
         return frames_NHWC, shown, [""] * len(moments)
     except DecodeError:
         pass
@@ -50,7 +50,7 @@ def _decode_video(source: VideoSource, video: int, moments: Floats) -> tuple[UIn
     reasons = []
     for index, moment in enumerate(moments.tolist()):
         try:
-            frames_NHWC, shown_here = source.decode_frames(video, [moment])
+            frames_NHWC, shown_here = source.decode_moments(video, [moment])
         except DecodeError as error:
             reasons.append(str(error) or "unknown")
             continue
@@ -78,7 +78,7 @@ class VideoFrames:
     def crop(self, student: str, clip: int, crop_position: float, size: int) -> torch.Tensor:
         """Crops one clip to the square at ``crop_position`` (0..1) on the longer side; returns uint8 [T, size, size, 3]."""
         _, height, width, _ = self.frames.shape
-        left, top = crop_corner(crop_position, width, height, size)
+        left, top = compute_crop_corner(crop_position, width, height, size)
         return self.frames[:, top : top + size, left : left + size][self.shown[student][clip]]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_moments
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection
 from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits
@@ -46,15 +46,15 @@ class IsolatedDecoder:
             for array, clip in zip(out, result, strict=True):
                 np.copyto(array, clip)
 
-    def decode_frames(
+    def decode_moments(
         self, video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int
     ) -> tuple[UInt8s, tuple[Ints, ...]]:
-        """Calls ``decode_frames`` in a child. Raises DecodeError as ``decode_clips`` does.
+        """Calls ``decode_moments`` in a child. Raises DecodeError as ``decode_clips`` does.
 
         A video that hangs or crashes is remembered only if there was a single moment: of several ones each alone may decode.
         """
-        with self._call_child(decode_frames, video, moments, clips, size, remember=len(moments) == 1) as (frames, shown):
-            return frames.copy(), tuple(each.copy() for each in shown)
+        with self._call_child(decode_moments, video, moments, clips, size, remember=len(moments) == 1) as (frames, shown):
+            return frames.copy(), tuple(indices.copy() for indices in shown)
 
     @contextmanager
     def _call_child(self, function: Callable[..., Any], video: Video, *arguments: Any, remember: bool = True) -> Iterator[Any]:
@@ -66,7 +66,7 @@ class IsolatedDecoder:
         if video in self._lost:
             raise DecodeError(self._lost[video])
         with self._lock:
-            child = self._idle.pop() if self._idle else ChildProcess(call, self.limits)
+            child = self._idle.pop() if self._idle else ChildProcess(call_in_child, self.limits)
         try:
             result = child.call(function, video, *arguments)
             if isinstance(result, ProcessFailure) and result.is_worth_retrying:
@@ -81,7 +81,7 @@ class IsolatedDecoder:
                 self._idle.append(child)
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls ``function``; this is what a child runs, to which ``function`` is sent by its name."""
     return function(*arguments)
 

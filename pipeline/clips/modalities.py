@@ -52,13 +52,13 @@ def compute_optical_flow(views_NCTHW: torch.Tensor) -> torch.Tensor:
     if views_NCTHW.shape[2] == 1:
         return torch.zeros_like(views_NCTHW)
     gray = (views_NCTHW.detach().cpu() * STD + MEAN).clamp(0, 1).mul(255).mean(dim=1).byte().numpy()
-    flows = np.stack([_clip_flow(frames_THW) for frames_THW in gray]) / (FULL_FLOW * gray.shape[-1])
+    flows = np.stack([_compute_clip_flow(frames_THW) for frames_THW in gray]) / (FULL_FLOW * gray.shape[-1])
     length = np.linalg.norm(flows, axis=-1, keepdims=True)
     channels = torch.from_numpy(np.concatenate([flows, length], axis=-1)).permute(0, 4, 1, 2, 3)
     return channels.to(views_NCTHW.device, views_NCTHW.dtype).contiguous()
 
 
-def _clip_flow(frames_THW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _compute_clip_flow(frames_THW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Computes [T, H, W, 2], the motion in pixels."""
     import cv2  # an optional extra
 

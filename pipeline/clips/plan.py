@@ -111,7 +111,7 @@ class BlockLayout:
     @property
     def share(self) -> int:
         """The number of rows of a step in each worker's block, that of the worker which has most."""
-        return largest_share(self.rows_per_step, self.workers)
+        return compute_largest_share(self.rows_per_step, self.workers)
 
     @property
     def doublings(self) -> int:
@@ -139,13 +139,13 @@ class BlockLayout:
         """Returns the run rows of a block, [steps, share]. Where the rows of a step cannot be divided equally, the workers with
         one row less get -1 in its place, so that all workers' blocks are equally long."""
         turn, worker = divmod(block, self.workers)
-        rows = worker_rows(
+        rows = compute_worker_rows(
             np.arange(self.first_step_of(turn), self.first_step_of(turn + 1)), self.rows_per_step, worker, self.workers
         )
         return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 
 
-def worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
+def compute_worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
     """Maps [N] steps to [N, share] run rows: those that one worker trains on at each step."""
     counts = share_rows(rows_per_step, workers)
     starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
@@ -161,6 +161,6 @@ def share_rows(rows_per_step: int, workers: int) -> list[int]:
     return [rows_per_step // workers + (worker < rows_per_step % workers) for worker in range(workers)]
 
 
-def largest_share(rows_per_step: int, workers: int) -> int:
+def compute_largest_share(rows_per_step: int, workers: int) -> int:
     """Returns how many rows of a step the first worker has; the others have as many, or one less."""
     return share_rows(rows_per_step, workers)[0]

@@ -36,9 +36,10 @@ def compute_clip_times(moment: Moment, start: float, end: float, clips: Sequence
             times.append(start + (np.arange(clip.frames) + np.asarray(student_moment)) * ((end - start) / clip.frames))
         else:
             assert not isinstance(student_moment, tuple), "a window lies at one moment"
-            center = _center(student_moment, start, end, clip.frames / clip.fps if isinstance(moment, tuple) else longest)
+            length = clip.frames / clip.fps if isinstance(moment, tuple) else longest
+            center = _compute_center(student_moment, start, end, length)
             times.append(center + (np.arange(clip.frames) - (clip.frames - 1) / 2) / clip.fps)
-    return [np.asarray(np.clip(each, start, end - 2 * SLACK), dtype=np.float64) for each in times]
+    return [np.asarray(np.clip(seconds, start, end - 2 * SLACK), dtype=np.float64) for seconds in times]
 
 
 def select_moment(moment: Moment, student: int) -> Moment:
@@ -53,7 +54,7 @@ def describe_clip(clip: ClipSection) -> str:
     return f"{clip.frames} frame{'s' * (clip.frames > 1)} at {clip.fps:g} fps ({clip.frames / clip.fps:.3g} s)"
 
 
-def _center(moment: float, start: float, end: float, length: float) -> float:
+def _compute_center(moment: float, start: float, end: float, length: float) -> float:
     slack = end - start - length
     return start + length / 2 + moment * slack if slack > 0 else (start + end) / 2
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_frames
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_moments
 from pipeline.clips.isolated_decode import get_isolated_decoder
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import Moment
@@ -160,11 +160,12 @@ class VideoSource:
             for array, clip in zip(out, decode_clips(*request), strict=True):
                 np.copyto(array, clip)
 
-    def decode_frames(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
-        """Decodes the frames of a video that both students' clips at these moments show; returns what ``decode_frames``
+    def decode_moments(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
+        """Decodes the frames of a video that both students' clips at these moments show; returns what ``decode_moments``
         returns."""
         request = (self.describe_video(video), moments, self.clips, self.size)
-        return get_isolated_decoder(self.limits).decode_frames(*request) if self.limits is not None else decode_frames(*request)
+        decode = decode_moments if self.limits is None else get_isolated_decoder(self.limits).decode_moments
+        return decode(*request)
 
     def evaluation_rows(self, split: str) -> Ints:
         """Returns the manifest rows of ``evaluation.split``. Raises UserError if there are none."""

@@ -90,10 +90,10 @@ def _average_by_row(
     videos: Ints, views: dict[str, Floats], usable: np.ndarray[tuple[int], np.dtype[np.bool_]]
 ) -> dict[int, dict[str, Floats]]:
     averaged = {name: average_views(videos, scores_NK, usable) for name, scores_NK in views.items()}
-    kept = averaged["primary"][0]
+    rows = averaged["primary"][0]
     values = {name: scores_VK for name, (_, scores_VK) in averaged.items()}
     values["mean"] = (values["primary"] + values["auxiliary"]) / 2
-    return {int(row): {name: scores_VK[index] for name, scores_VK in values.items()} for index, row in enumerate(kept)}
+    return {int(row): {name: scores_VK[index] for name, scores_VK in values.items()} for index, row in enumerate(rows)}
 
 
 def write_file_predictions(predictions: Sequence[FilePrediction], classes: Sequence[str], path: Path) -> None:

@@ -25,7 +25,7 @@ class MeanSd(NamedTuple):
     n: int
 
 
-def predicted_classes(scores: Scores) -> Labels:
+def find_predicted_classes(scores: Scores) -> Labels:
     """Finds [N] int64, the class of the highest score (the lowest index among equals), or -1 where a score is not finite.
 
     A student that diverged gives NaN. Their argmax would be class 0, which is sometimes right; -1 never is.
@@ -35,13 +35,13 @@ def predicted_classes(scores: Scores) -> Labels:
     return np.where(finite, np.nan_to_num(scores).argmax(axis=1), -1).astype(np.int64)
 
 
-def top1(labels: Labels, predicted: Labels) -> float | None:
+def compute_top1(labels: Labels, predicted: Labels) -> float | None:
     """Computes the share in 0..1 of the labeled videos whose class was predicted; None if no video is labeled."""
     known = labels >= 0
     return float((labels[known] == predicted[known]).mean()) if known.any() else None
 
 
-def per_class_accuracy(labels: Labels, predicted: Labels, num_classes: int) -> list[float | None]:
+def compute_class_accuracies(labels: Labels, predicted: Labels, num_classes: int) -> list[float | None]:
     """Computes for each of K classes the share in 0..1 of its videos that was predicted (recall); None for a class without
     any."""
     hits = np.bincount(labels[(labels >= 0) & (labels == predicted)], minlength=num_classes)
@@ -49,7 +49,7 @@ def per_class_accuracy(labels: Labels, predicted: Labels, num_classes: int) -> l
     return [float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
-def confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
+def compute_confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
     """Counts [K, K] int64 videos, row = true class, column = predicted class. Videos with a -1 count nowhere."""
     both = (labels >= 0) & (predicted >= 0)
     cells = labels[both] * num_classes + predicted[both]
@@ -81,13 +81,13 @@ def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[st
     summary: dict[str, Any] = {"videos": int((labels >= 0).sum()), "classes": list(classes)}
     for name, values in views.items():
         assert values.shape == (len(labels), len(classes)), f"{name}: {values.shape} for {len(labels)} x {len(classes)}"
-        predicted = predicted_classes(values)
-        shares = per_class_accuracy(labels, predicted, len(classes))
-        summary[name] = {"top1": top1(labels, predicted), "per_class": dict(zip(classes, shares, strict=True))}
+        predicted = find_predicted_classes(values)
+        shares = compute_class_accuracies(labels, predicted, len(classes))
+        summary[name] = {"top1": compute_top1(labels, predicted), "per_class": dict(zip(classes, shares, strict=True))}
     return summary
 
 
-def mean_and_sd(values: Sequence[float]) -> MeanSd:
+def compute_mean_and_sd(values: Sequence[float]) -> MeanSd:
     """Computes the mean and sample standard deviation (n - 1) of at least one value, in the values' unit."""
     assert len(values) > 0, "the mean of nothing is no number"
     array = np.asarray(values, dtype=np.float64)

@@ -83,18 +83,18 @@ def score(
     if not usable.any():
         raise UserError(f"none of the {len(videos)} {split} videos can be decoded; the first: {columns['reason'][0]}")
     scores = {name: average_views(columns["video"], columns[name], usable) for name in STUDENTS}
-    kept = scores["primary"][0]
+    rows = scores["primary"][0]
     values = {name: scores[name][1] for name in STUDENTS}
     values["mean"] = (values["primary"] + values["auxiliary"]) / 2
     failed = {source.manifest.locate(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
-    labels = source.columns["label"][kept].astype(np.int64)
+    labels = source.columns["label"][rows].astype(np.int64)
     protocol = {"clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split}
     summary = summarize(labels, values, list(source.manifest.classes)) | {**protocol, "undecodable": failed}
     known = np.flatnonzero(labels >= 0)
     for name, scores_NK in values.items():  # finer than accuracy, in which small validation sets tie
         of_true_class = np.nan_to_num(scores_NK[known, labels[known]])
         summary[name]["true_probability"] = float(of_true_class.mean()) if len(known) else None
-    return summary, kept, values
+    return summary, rows, values
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ def evaluate(
     They are written to ``files``, by default into the run folder.
     """
     files = files or EvaluationFiles(config.run_folder)
-    summary, kept, values = score(source, config, weights, resources)
+    summary, rows, values = score(source, config, weights, resources)
     manifest = source.manifest
     data = {"manifest": manifest.path, "root": manifest.root, "source": manifest.source, "fingerprint": manifest.fingerprint}
     summary |= {"step": step, "data": data, **files.about}
-    _write_predictions(files, source, kept, values)
+    _write_predictions(files, source, rows, values)
     write_text(files.evaluation, json.dumps(summary, indent=1))
     return summary
 

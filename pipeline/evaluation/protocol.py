@@ -15,7 +15,7 @@ def compute_clip_moments(clips: int) -> Floats:
     return np.asarray((np.arange(clips) + 0.5) / clips)
 
 
-def view_grid(videos: Ints, clips: int, crops: int) -> tuple[Ints, Floats, Floats]:
+def list_views(videos: Ints, clips: int, crops: int) -> tuple[Ints, Floats, Floats]:
     """Computes manifest row, moment and crop position of every view: each video's ``clips * crops`` views in a row."""
     crop_positions = np.array(CROP_POSITIONS[crops])
     grid = np.stack(np.meshgrid(compute_clip_moments(clips), crop_positions, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -25,7 +25,7 @@ def view_grid(videos: Ints, clips: int, crops: int) -> tuple[Ints, Floats, Float
 def average_views(videos: Ints, scores_NK: Floats, usable: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[Ints, Floats]:
     """Averages the scores of each video's usable views; videos without any are left out. Returns (videos [V], scores [V,
     K])."""
-    kept, indices = np.unique(videos[usable], return_inverse=True)
-    sums = np.zeros((len(kept), scores_NK.shape[1]))
+    usable_videos, indices = np.unique(videos[usable], return_inverse=True)
+    sums = np.zeros((len(usable_videos), scores_NK.shape[1]))
     np.add.at(sums, indices, scores_NK[usable])
-    return kept, sums / np.bincount(indices, minlength=len(kept))[:, None]
+    return usable_videos, sums / np.bincount(indices, minlength=len(usable_videos))[:, None]

@@ -45,8 +45,8 @@ class Scorer:
         stored = {key.partition("."): value for key, value in load_file(weights).items()}
         # the running means if there are any; no projection heads, label statistics and teachers, which are for training only
         wanted = "students" if self.config.train.ema_decay is None else "averages"
-        kept = {key: value for (part, _, key), value in stored.items() if part == wanted and ".projection." not in key}
-        self.students.load_state_dict(kept)
+        state = {key: value for (part, _, key), value in stored.items() if part == wanted and ".projection." not in key}
+        self.students.load_state_dict(state)
         self.students.to(self.device).eval()
         if self.device.type == "cuda" and self.config.train.channels_last:
             self.students.to(memory_format=torch.channels_last_3d)
@@ -54,7 +54,7 @@ class Scorer:
     def __call__(self, columns: Columns) -> Columns:
         """Scores the clips of ``VideoSource.decode_views``: returns ``video`` and ``reason`` [n], and both students' float32
         scores [n, K]."""
-        scores = self._scores({name: torch.from_numpy(np.array(columns[name])).to(self.device) for name in STUDENTS})
+        scores = self._score_clips({name: torch.from_numpy(np.array(columns[name])).to(self.device) for name in STUDENTS})
         return {"video": columns["video"], "reason": columns["reason"], **_copy_to_host(scores)}
 
     def score_videos(self, blocks: Iterable[Block]) -> Iterator[Columns]:
@@ -65,7 +65,7 @@ class Scorer:
         """
         crop_positions, before = CROP_POSITIONS[self.config.evaluation.crops], None
         for batch in batch_views(self._unpack(blocks), crop_positions, self.config.data.decode_size, self.batch):
-            scores = self._scores(batch.clips)
+            scores = self._score_clips(batch.clips)
             if before is not None:
                 yield _make_columns(*before)
             before = batch, scores
@@ -80,7 +80,7 @@ class Scorer:
         """Prepares decoded videos to be copied to the device; called by the threads that decode."""
         return columns, convert_to_tensors(columns, pin=self.device.type == "cuda")
 
-    def _scores(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _score_clips(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Computes softmax scores [n, K] by student, on the device, in parts that fit into its memory."""
         number = len(clips[STUDENTS[0]])
         if number <= self.batch:
@@ -94,7 +94,7 @@ class Scorer:
             _log.warning("%d test views do not fit into the GPU's memory: going on with %d at once", number, self.batch)
         # not in the handler: its exception holds the tensors of what failed
         parts = zip(*(values.split(self.batch) for values in clips.values()), strict=True)
-        scores = [self._scores(dict(zip(clips, part, strict=True))) for part in parts]
+        scores = [self._score_clips(dict(zip(clips, part, strict=True))) for part in parts]
         return {name: torch.cat([part[name] for part in scores]) for name in clips}
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.run_reader import Predictions, RunRecord
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import predicted_classes
+from pipeline.evaluation.metrics import find_predicted_classes
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.report.html import encode_image
 
@@ -72,7 +72,7 @@ def choose_clips(predictions: Predictions, count: int) -> list[int]:
     """
     hashes = [hashlib.sha256(name.encode()).digest() for name in predictions.ids]
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
-    right = [predicted_classes(predictions.scores[student]) == predictions.labels for student in STUDENTS]
+    right = [find_predicted_classes(predictions.scores[student]) == predictions.labels for student in STUDENTS]
     queues: dict[tuple[bool, bool], list[int]] = {(a, b): [] for a in (True, False) for b in (True, False)}
     for index in order:
         if predictions.labels[index] >= 0:
@@ -167,6 +167,6 @@ def _read_true_class(predictions: Predictions, index: int) -> str:
 def _list_student_predictions(predictions: Predictions, index: int) -> Iterator[StudentPrediction]:
     for student in STUDENTS:
         scores = predictions.scores[student][index : index + 1]
-        best = int(predicted_classes(scores)[0])
+        best = int(find_predicted_classes(scores)[0])
         name, confidence = (predictions.classes[best], float(scores[0, best])) if best >= 0 else ("nothing (not finite)", 0.0)
         yield StudentPrediction(student, name, confidence, best == int(predictions.labels[index]))

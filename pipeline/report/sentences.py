@@ -14,7 +14,7 @@ from pipeline.analysis.response import Response
 from pipeline.analysis.run_reader import VIEWS, RunRecord
 from pipeline.analysis.statistics import ALPHA, Estimate, format_p
 from pipeline.analysis.study_reader import ReportInput, StudyRecord
-from pipeline.evaluation.metrics import confusion_matrix, mean_and_sd, predicted_classes
+from pipeline.evaluation.metrics import compute_confusion_matrix, compute_mean_and_sd, find_predicted_classes
 from pipeline.report.tables import format_hours, format_signed
 from pipeline.training.monitoring.failure_signatures import KNOBS
 
@@ -96,7 +96,7 @@ def _describe_single_difference(difference: Difference) -> str:
     ahead = sum(value > 0 for value in difference.compute_by_seed("mean").values())
     counted = f", ahead in {ahead} of {points.seeds}" if points.seeds > 1 else ""
     sides = zip(*difference.pairs, strict=True)
-    ours, theirs = (mean_and_sd([run.get_top1("mean") or 0.0 for run in runs]).mean for runs in sides)
+    ours, theirs = (compute_mean_and_sd([run.get_top1("mean") or 0.0 for run in runs]).mean for runs in sides)
     return (
         f"{format_signed(points.mean)}{spread} percentage points of top-1 ({seeds}{counted}){_format_interval(points)}: "
         f"{ours:.1f}{NBSP}% against {theirs:.1f}{NBSP}% for the mean of both students. {_describe_verdict(difference)}"
@@ -260,7 +260,9 @@ def count_confusions(group: Group) -> tuple[NDArray[np.int64], tuple[str, ...]] 
     predictions = [item for item in predictions if item.classes == predictions[0].classes]
     if not predictions:
         return None
-    matrices = [confusion_matrix(p.labels, predicted_classes(p.scores["mean"]), len(p.classes)) for p in predictions]
+    matrices = [
+        compute_confusion_matrix(p.labels, find_predicted_classes(p.scores["mean"]), len(p.classes)) for p in predictions
+    ]
     return np.sum(matrices, axis=0), predictions[0].classes
 
 
@@ -294,7 +296,7 @@ def _count_class_videos(groups: Sequence[Group], classes: Sequence[str]) -> dict
 def _compute_class_accuracy(group: Group, view: str, name: str) -> float | None:
     shares = [(run.evaluation.get(view) or {}).get("per_class", {}).get(name) for run in group.runs]
     known = [100 * share for share in shares if share is not None]
-    return mean_and_sd(known).mean if known else None
+    return compute_mean_and_sd(known).mean if known else None
 
 
 def choose_response_title(shown: Response | None, differences: Sequence[Difference]) -> str:

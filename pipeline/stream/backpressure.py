@@ -117,6 +117,6 @@ class StoreUse:
 
 def read_store_use() -> StoreUse:
     """Asks the object store of the node that this process runs on. Needs a connection to Ray."""
-    node = next(one for one in ray.nodes() if one["NodeID"] == ray.get_runtime_context().get_node_id())
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
     return StoreUse(int(stats.object_store_bytes_used), int(stats.spilled_bytes_total))

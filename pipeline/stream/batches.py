@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import BlockLayout, largest_share
+from pipeline.clips.plan import BlockLayout, compute_largest_share
 from pipeline.clips.source import Columns, VideoSource, read_quarantine_records
 from pipeline.config import Config
 
 
 def lay_out_blocks(source: VideoSource, config: Config, first_step: int, workers: int) -> BlockLayout:
     """Computes the blocks of all steps from ``first_step`` on. Their sizes double up to ``data.clips_per_block`` videos."""
-    clips = largest_share(source.plan.rows_per_step, workers) * source.plan.slots
+    clips = compute_largest_share(source.plan.rows_per_step, workers) * source.plan.slots
     steps_per_block = -(-config.data.clips_per_block // clips)
     return BlockLayout(first_step, config.train.steps, source.plan.rows_per_step, workers, steps_per_block)
 

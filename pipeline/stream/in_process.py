@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import worker_rows
+from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.hardware import own_device
@@ -34,7 +34,7 @@ def local_batches(source: VideoSource, config: Config, first_step: int, ahead: i
     with Decoders(cores) as decoders:
 
         def decode(step: int) -> Batch:
-            rows = worker_rows([step], source.plan.rows_per_step, 0, 1)[0]
+            rows = compute_worker_rows([step], source.plan.rows_per_step, 0, 1)[0]
             return to_batch(source.decode_rows(rows, decoders), pin=on_gpu)
 
         for batch in map_ahead(decode, steps, ahead):

@@ -65,8 +65,8 @@ def ray_videos(source: VideoSource, videos: Ints, moments: Floats, size: int, re
     planned = source.manifest.fingerprint
 
     def decode(shared: tuple[VideoSource, Ints], block: int) -> Columns:
-        here, rows = shared
-        return decode_videos(here.check_fingerprint(planned), rows[block * size : (block + 1) * size], moments)
+        shared_source, rows = shared
+        return decode_videos(shared_source.check_fingerprint(planned), rows[block * size : (block + 1) * size], moments)
 
     return _ray_blocks((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
 
@@ -82,10 +82,10 @@ def _ray_blocks(
         (number,) = ticket["block"]
         return {name: values[None] for name, values in decode(get_shared(reference), int(number)).items()}
 
-    each = max(TICKETS_PER_TASK, -(-blocks // MAX_TICKET_TASKS))
-    spans = [pa.table({"first": [start], "last": [min(start + each, blocks)]}) for start in range(0, blocks, each)]
-    one = ray.data.TaskPoolStrategy(size=1)
-    numbers = ray.data.from_blocks(spans).map_batches(make_tickets, batch_size=None, num_cpus=0, compute=one)
+    per_task = max(TICKETS_PER_TASK, -(-blocks // MAX_TICKET_TASKS))
+    spans = [pa.table({"first": [start], "last": [min(start + per_task, blocks)]}) for start in range(0, blocks, per_task)]
+    one_task = ray.data.TaskPoolStrategy(size=1)
+    numbers = ray.data.from_blocks(spans).map_batches(make_tickets, batch_size=None, num_cpus=0, compute=one_task)
     more = {"label_selector": resources.decode_labels} if resources.decode_labels else {}
     with warnings.catch_warnings():
         # max_retries goes this way until Ray 2.64, which has no other yet
@@ -110,10 +110,10 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
     batches = _cut_blocks(shard, share, device.type == "cuda")
     waiter = ThreadPoolExecutor(1, thread_name_prefix="batch-wait")
     limit = 10 * timeout  # workers import, actors start and the first blocks are decoded
-    coming = waiter.submit(next, batches, None)
+    next_batch = waiter.submit(next, batches, None)
     while True:
         try:
-            batch = coming.result(timeout=limit)
+            batch = next_batch.result(timeout=limit)
         except ray.exceptions.RayError as error:
             raise find_cause(error) or error from None
         except TimeoutError:
@@ -123,7 +123,7 @@ def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device
             ) from None
         if batch is None:
             return
-        coming = waiter.submit(next, batches, None)
+        next_batch = waiter.submit(next, batches, None)
         yield batch
         limit = timeout
 

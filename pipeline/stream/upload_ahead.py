@@ -22,7 +22,7 @@ class UploadAhead:
         self.device = device
         self._batches = batches
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._coming: tuple[Batch, Any] | None = None
+        self._next: tuple[Batch, Any] | None = None
 
     @property
     def is_ahead(self) -> bool:
@@ -31,16 +31,16 @@ class UploadAhead:
 
     def start_next(self) -> None:
         """Starts to copy the next batch, if there is one. Call it once the current batch's step has been launched."""
-        if self.is_ahead and self._coming is None:
+        if self.is_ahead and self._next is None:
             batch = next(self._batches, None)
-            self._coming = None if batch is None else self._send(batch)
+            self._next = None if batch is None else self._send(batch)
 
     def take(self) -> Batch:
         """Returns the next batch, safe to use on the device's current stream. Raises StopIteration after the last one."""
         if self._stream is None:
             return next(self._batches)
-        batch, arrived = self._send(next(self._batches)) if self._coming is None else self._coming
-        self._coming = None
+        batch, arrived = self._send(next(self._batches)) if self._next is None else self._next
+        self._next = None
         current = torch.cuda.current_stream(self.device)
         current.wait_event(arrived)  # on the device; the host goes on
         for clips in (batch.primary, batch.auxiliary):
@@ -49,5 +49,5 @@ class UploadAhead:
 
     def _send(self, batch: Batch) -> tuple[Batch, Any]:
         with torch.cuda.stream(self._stream):
-            there = {name: getattr(batch, name).to(self.device, non_blocking=True) for name in ("primary", "auxiliary")}
-        return replace(batch, **there), self._stream.record_event()
+            clips = {name: getattr(batch, name).to(self.device, non_blocking=True) for name in ("primary", "auxiliary")}
+        return replace(batch, **clips), self._stream.record_event()

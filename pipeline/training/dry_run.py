@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipeline.clips.plan import Plan, largest_share
+from pipeline.clips.plan import Plan, compute_largest_share
 from pipeline.clips.sampling import describe_clip
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, LossWeights, UnlabeledViews, Views, build_method, first_unlabeled_step, loss_weights
@@ -37,7 +37,7 @@ def describe_run(prepared: PreparedRun) -> list[str]:
     frames = config.primary.clip.frames + config.auxiliary.clip.frames
     return [
         f"a step: {plan.rows_per_step} labeled + {unlabeled} unlabeled videos; {workers} worker{'s' * (workers > 1)}, at most "
-        f"{largest_share(plan.rows_per_step, workers)} rows each, {rows} at a time",
+        f"{compute_largest_share(plan.rows_per_step, workers)} rows each, {rows} at a time",
         f"clips: primary {describe_clip(config.primary.clip)}; auxiliary {describe_clip(config.auxiliary.clip)}",
         f"decoding: {plan.rows_per_step * plan.slots} videos of {frames} frames a step, so as many a second for one step a "
         f"second; {decoded:,} in the run",
@@ -61,7 +61,7 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, i
     context (0.3 to 1 GB) come on top.
     """
     workers = max(1, config.scale.workers)
-    rows = largest_share(plan.rows_per_step, workers)
+    rows = compute_largest_share(plan.rows_per_step, workers)
     pixels = 3 * config.data.decode_size**2 * (config.primary.clip.frames + config.auxiliary.clip.frames)
     method = _build_plain_method(config, plan, num_classes)
     with FakeTensorMode():
@@ -69,7 +69,7 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, i
         optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
         trained = _count_bytes(p for p in method.parameters() if p.requires_grad)
         views = _make_empty_views(config, divide_step(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
-        kept = measure_activations(method, views, config)
+        activations = measure_activations(method, views, config)
         for parameter in method.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for optimizer in optimizers:
@@ -83,7 +83,7 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, i
             "running means, teachers, label statistics": _count_bytes(_list_other_state(method)),
             "decoded clips of a step, uint8": rows * plan.slots * pixels,
             "views of a part, float32": _count_bytes(_list_views(views)),
-            **kept,
+            **activations,
         }
 
 

@@ -16,7 +16,7 @@ from pipeline.training.checkpoints.background_writer import NotSaved
 from pipeline.training.loop import TrainWorker, train
 from pipeline.training.prepared_run import PreparedRun, limit_steps
 from pipeline.training.stop_signal import StopOnSignal, make_stop_exception
-from pipeline.training.watchdog import Progress, Watchdog
+from pipeline.training.watchdog import Watchdog, WorkerProgress
 
 
 def fit_in_process(prepared: PreparedRun, batches: Callable[[int], Iterator[Batch]] | None = None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def fit_in_process(prepared: PreparedRun, batches: Callable[[int], Iterator[Batc
     device = own_device(config)
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
-    progress = Progress()
+    progress = WorkerProgress()
     with StopOnSignal() as signals, Watchdog(progress, config.train.step_timeout_seconds):
         worker = TrainWorker(
             rank=0, world=1, device=device, wrap=lambda method: method.to(device),

@@ -16,7 +16,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Plan, share_rows, worker_rows
+from pipeline.clips.plan import Plan, compute_worker_rows, share_rows
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
@@ -37,7 +37,7 @@ from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
 from pipeline.training.monitoring.tracking import MetricSinks
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import StepContext, take_step
-from pipeline.training.watchdog import Progress
+from pipeline.training.watchdog import WorkerProgress
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class TrainWorker:
     find_stop_reason: Callable[[int], Exception | None] = lambda step: None
     """Called by all workers after each step. What it returns is raised, on all workers after the same step, once a checkpoint
     is written; None: the training goes on."""
-    progress: Progress = field(default_factory=Progress)
+    progress: WorkerProgress = field(default_factory=WorkerProgress)
     """Says for the watchdog what this worker is doing."""
     publish: Callable[[Mapping[str, Any]], None] = lambda line: None
     """Called by the first worker with every line of metrics."""
@@ -162,7 +162,7 @@ def _open_loop(
     stopwatch: Stopwatch,
     batches: Iterator[Batch],
     stack: ExitStack,
-) -> Loop:
+) -> TrainingLoop:
     """Opens what the steps from ``state.step`` on write to; ``stack`` closes it."""
     config, rank = run.config, worker.rank
     quarantined = worker.broadcast(read_quarantine(run.folder) if rank == 0 else None)
@@ -173,7 +173,7 @@ def _open_loop(
     )  # fmt: skip
     metrics.restore(state.unwritten, worker.device)
     part_rows = divide_step(run.plan, config, worker.world)
-    return Loop(
+    return TrainingLoop(
         run, worker, state, wrapped,
         context=StepContext(rank, worker.device, compute_worker_weight(run.plan, worker), part_rows=part_rows),
         stopwatch=stopwatch,
@@ -208,7 +208,7 @@ def _open_profile(run: TrainingRun, worker: TrainWorker, step: int) -> StepProfi
 
 
 @dataclass(frozen=True)
-class Loop:
+class TrainingLoop:
     """One worker's loop: what its steps work with, and its phases as methods, which ``train`` calls in their order."""
 
     run: TrainingRun
@@ -273,7 +273,7 @@ class Loop:
         reason = self.worker.find_stop_reason(self.state.step)
         if reason is None:
             return
-        self.state.unwritten = self.metrics.unwritten_sums()
+        self.state.unwritten = self.metrics.sum_unwritten()
         _check_finite(self.state.unwritten.get("sums", {}), self.state.step)
         if not self.is_checkpoint_due:
             self._save_state()
@@ -345,6 +345,6 @@ def compute_worker_weight(plan: Plan, worker: TrainWorker) -> float:
 
 def _check_rows(batch: Batch, plan: Plan, step: int, worker: TrainWorker) -> None:
     """Asserts that the batch holds the rows that are planned for this step, so that every row is trained once."""
-    expected = worker_rows([step], plan.rows_per_step, worker.rank, worker.world)[0]
+    expected = compute_worker_rows([step], plan.rows_per_step, worker.rank, worker.world)[0]
     rows = batch.rows.tolist()
     assert rows == expected.tolist(), f"step {step}: rows {rows} came, {expected.tolist()} are planned"

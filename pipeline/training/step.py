@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
 from pipeline.methods.parts.monitors import SCORES
 from pipeline.methods.parts.precision import autocast
+from pipeline.methods.parts.terms import Results
 from pipeline.seeds import hash64
 from pipeline.training.checkpoints.checkpoint import TrainState
 from pipeline.training.model_options import update_ema
@@ -26,7 +27,6 @@ from pipeline.training.schedule import compute_lr_factor
 
 STEP_PHASES = ("views", "forward", "backward", "update")
 """The phases of a step, which are the names of its ranges in a profile."""
-Results = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

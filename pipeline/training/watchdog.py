@@ -20,7 +20,7 @@ WAITS_FOR = {
 }
 
 
-class Progress:
+class WorkerProgress:
     """Which phase of which step a worker is in; the watchdog reads it."""
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class Watchdog:
     interrupted in a collective or a system call, so the process ends; Ray starts it again from the newest checkpoint.
     """
 
-    def __init__(self, progress: Progress, seconds: float | None, end: Callable[[str], None] | None = None) -> None:
+    def __init__(self, progress: WorkerProgress, seconds: float | None, end: Callable[[str], None] | None = None) -> None:
         self.progress, self.seconds = progress, seconds
-        self._end = end or end_process
+        self._end = end or end_with_stacks
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -74,7 +74,7 @@ class Watchdog:
         )
 
 
-def end_process(message: str) -> None:
+def end_with_stacks(message: str) -> None:
     """Ends the process at once, with the message and the stack of every thread on stderr."""
     print(f"failed: {message}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(all_threads=True)

@@ -11,7 +11,7 @@ from pipeline.clips import decode, isolated_decode
 from pipeline.video import probe
 
 hoard: list[bytes] = []
-decode_clips, decode_frames = decode.decode_clips, decode.decode_frames
+decode_clips, decode_moments = decode.decode_clips, decode.decode_moments
 
 
 def decode_or_misbehave(video: decode.Video, *rest: Any) -> Any:
@@ -21,9 +21,9 @@ def decode_or_misbehave(video: decode.Video, *rest: Any) -> Any:
 
 
 def frames_or_misbehave(video: decode.Video, *rest: Any) -> Any:
-    """In the place of ``decode_frames``."""
+    """In the place of ``decode_moments``."""
     _misbehave(os.path.basename(video.location))
-    return decode_frames(video, *rest)
+    return decode_moments(video, *rest)
 
 
 def probe_or_misbehave(item: probe.ProbeItem) -> probe.Probe:
@@ -47,6 +47,6 @@ def _misbehave(name: str) -> None:
 
 
 def install() -> None:
-    """Make this process's guards use it."""
-    isolated_decode.decode_clips, isolated_decode.decode_frames = decode_or_misbehave, frames_or_misbehave
+    """Make this process's isolated decoders use it."""
+    isolated_decode.decode_clips, isolated_decode.decode_moments = decode_or_misbehave, frames_or_misbehave
     isolated_decode.get_isolated_decoder.cache_clear()

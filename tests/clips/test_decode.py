@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.clips import decode
-from pipeline.clips.decode import DecodeError, Video, decode_clips, scaled_size
+from pipeline.clips.decode import DecodeError, Video, compute_scaled_size, decode_clips
 from pipeline.clips.sampling import Moment, compute_clip_times
 from pipeline.config import ClipSection
 from pipeline.video.exact_reader import FrameConverter
@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     ("width", "height", "expected"), [(160, 96, (80, 48)), (96, 160, (48, 80)), (7, 7, (48, 48)), (101, 100, (48, 48))]
 )
 def test_scaled_size(width: int, height: int, expected: tuple[int, int]) -> None:
-    assert scaled_size(width, height, 48) == expected
+    assert compute_scaled_size(width, height, 48) == expected
 
 
 @pytest.mark.parametrize("size", [(None, None), (36, 36), (48, 64)])

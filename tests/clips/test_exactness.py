@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.clips.decode import Video, decode_clips, scaled_size
+from pipeline.clips.decode import Video, compute_scaled_size, decode_clips
 from pipeline.clips.sampling import compute_clip_times, compute_frame_starts, find_frames
 from pipeline.config import ClipSection
 from pipeline.video.exact_reader import FrameConverter, read_frames
@@ -36,7 +36,7 @@ def truth(path: str) -> tuple[Probe, np.ndarray, np.ndarray]:
     """Probe, every frame at decode size, and when each starts."""
     probe = probe_file(path)
     assert probe.status == "ok", probe
-    frames = np.stack(every_frame(path, *scaled_size(probe.width, probe.height, SIZE)))
+    frames = np.stack(every_frame(path, *compute_scaled_size(probe.width, probe.height, SIZE)))
     assert len(frames) == probe.frames
     starts = read_index(path).times if probe.variable_fps else compute_frame_starts(probe.frames, probe.fps)
     return probe, frames, starts
@@ -47,7 +47,7 @@ def check_clips(path: str, moment: float, window: float, clips: list[ClipSection
     probe, frames, starts = truth(path)
     numbers = (probe.frames, probe.fps, probe.variable_fps, probe.width, probe.height)
     video = Video(path, *numbers, 0.0, probe.duration, probe.decoder)
-    width, height = scaled_size(probe.width, probe.height, SIZE)
+    width, height = compute_scaled_size(probe.width, probe.height, SIZE)
     left, top = round(window * (width - SIZE)), round(window * (height - SIZE))
     square = frames[:, top : top + SIZE, left : left + SIZE].astype(np.int16)
     for clip, times in zip(

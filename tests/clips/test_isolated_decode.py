@@ -13,7 +13,7 @@ import ray
 
 from jobs import prepare, train
 from pipeline.clips import isolated_decode
-from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_frames
+from pipeline.clips.decode import DecodeError, Video, decode_clips, decode_moments
 from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.clips.source import open_source, read_quarantine_records
 from pipeline.config import ClipSection, Config, load_config
@@ -49,7 +49,7 @@ def misbehave() -> Iterator[None]:
     """Decoding in this process's children misbehaves on request."""
     misbehaving.install()
     yield
-    isolated_decode.decode_clips, isolated_decode.decode_frames = decode_clips, decode_frames
+    isolated_decode.decode_clips, isolated_decode.decode_moments = decode_clips, decode_moments
     isolated_decode.get_isolated_decoder.cache_clear()
 
 
@@ -151,10 +151,10 @@ def test_a_pass_over_several_moments_that_hangs_says_nothing_of_a_single_one(tmp
     here = IsolatedDecoder(ProcessLimits(2.0, 256 * 2**20))
     for moments, known in (([0.2, 0.8], False), ([0.2], True), ([0.2, 0.8], True)):
         with pytest.raises(DecodeError, match="no result after 2 s"):
-            here.decode_frames(other, moments, CLIP, 32)
+            here.decode_moments(other, moments, CLIP, 32)
         assert (other in here._lost) == known
-        frames, shown = here.decode_frames(one, [0.2, 0.8], CLIP, 32)
-        expected, (places,) = decode_frames(one, [0.2, 0.8], CLIP, 32)
+        frames, shown = here.decode_moments(one, [0.2, 0.8], CLIP, 32)
+        expected, (places,) = decode_moments(one, [0.2, 0.8], CLIP, 32)
         assert np.array_equal(frames, expected) and np.array_equal(shown[0], places)
 
 

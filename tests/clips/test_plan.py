@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import BlockLayout, Plan, largest_share, share_rows, worker_rows
+from pipeline.clips.plan import BlockLayout, Plan, compute_largest_share, compute_worker_rows, share_rows
 from pipeline.errors import UserError
 
 
@@ -67,12 +67,12 @@ def test_dealt_blocks_give_each_worker_its_rows_in_order(
     rows_per_step = workers + more
     layout = BlockLayout(first, first + steps, rows_per_step, workers, block)
     blocks = [layout.rows(number).reshape(-1) for number in range(layout.blocks)]
-    share = largest_share(rows_per_step, workers)
+    share = compute_largest_share(rows_per_step, workers)
     for turn in range(0, len(blocks), workers):
         assert len({len(block) for block in blocks[turn : turn + workers]}) == 1  # as streaming_split wants them
     for worker in range(workers):
         batches = np.concatenate(blocks[worker::workers]).reshape(steps, share)
-        wanted = worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers)
+        wanted = compute_worker_rows(np.arange(first, first + steps), rows_per_step, worker, workers)
         assert [batch[batch >= 0].tolist() for batch in batches] == wanted.tolist()
     dealt = np.concatenate(blocks)
     assert sorted(dealt[dealt >= 0]) == list(range(first * rows_per_step, (first + steps) * rows_per_step))

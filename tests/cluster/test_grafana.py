@@ -14,7 +14,7 @@ from jobs import train
 from jobs.command import run
 from pipeline.run_folder.contents import read_metrics
 from pipeline.stream import object_store
-from pipeline.training.on_ray.prometheus import find_gauges
+from pipeline.training.on_ray.prometheus import select_gauges
 
 SELECTED = re.compile(r'(\w+)\{run=~"\$run"(?:, of=~"([^"]+)")?\}')
 
@@ -33,7 +33,7 @@ def test_every_panel_shows_what_is_exported(
     monkeypatch.setattr(object_store, "ray", SimpleNamespace(is_initialized=lambda: True))
     monkeypatch.setattr(object_store, "read_store_use", lambda: SimpleNamespace(used=1, spilled=0))
     line = {**read_metrics(tmp_path / "tiny")[-1], **object_store.read_store_figures()}
-    exported = {(f"ray_{name}", of) for name, of in find_gauges(line)}
+    exported = {(f"ray_{name}", of) for name, of in select_gauges(line)}
     shown = set()
     for panel in dashboard["panels"]:
         for target in panel["targets"]:

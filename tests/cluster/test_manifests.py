@@ -144,7 +144,7 @@ def run_config(entrypoint: str, repository: Path) -> Config:
     python, option, module, *words = shlex.split(entrypoint)
     assert (python, option) == ("python", "-m")
     assert module in {f"jobs.{command}" for command in COMMANDS}
-    options = train.parser().parse_args(words)
+    options = train.build_parser().parse_args(words)
     return load_config([repository / file for file in options.config], options.overrides)
 
 

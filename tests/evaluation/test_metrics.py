@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import (
     average_students,
-    confusion_matrix,
-    mean_and_sd,
-    per_class_accuracy,
-    predicted_classes,
+    compute_class_accuracies,
+    compute_confusion_matrix,
+    compute_mean_and_sd,
+    compute_top1,
+    find_predicted_classes,
     summarize,
-    top1,
 )
 
 Case = tuple[NDArray[np.int64], NDArray[np.int64], int]
@@ -43,13 +43,13 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 def test_top1_counts_labeled_videos_only(case: Case) -> None:
     labels, predicted, _ = case
     judged = [int(a) == int(b) for a, b in zip(labels, predicted, strict=True) if a >= 0]
-    assert top1(labels, predicted) == (pytest.approx(sum(judged) / len(judged)) if judged else None)
+    assert compute_top1(labels, predicted) == (pytest.approx(sum(judged) / len(judged)) if judged else None)
 
 
 @given(cases())
 def test_per_class_is_the_share_of_each_true_class(case: Case) -> None:
     labels, predicted, num_classes = case
-    for index, share in enumerate(per_class_accuracy(labels, predicted, num_classes)):
+    for index, share in enumerate(compute_class_accuracies(labels, predicted, num_classes)):
         judged = [bool(b == index) for a, b in zip(labels, predicted, strict=True) if a == index]
         assert share == (pytest.approx(sum(judged) / len(judged)) if judged else None)
 
@@ -61,25 +61,25 @@ def test_confusion_has_true_classes_in_rows(case: Case) -> None:
     for a, b in zip(labels, predicted, strict=True):
         if a >= 0 and b >= 0:
             slow[a][b] += 1
-    assert confusion_matrix(labels, predicted, num_classes).tolist() == slow
+    assert compute_confusion_matrix(labels, predicted, num_classes).tolist() == slow
 
 
 @given(cases())
 def test_the_diagonal_of_the_confusion_gives_top1(case: Case) -> None:
     labels, predicted, num_classes = case
-    found = top1(labels, predicted)
+    found = compute_top1(labels, predicted)
     if found is not None:
-        assert np.trace(confusion_matrix(labels, predicted, num_classes)) / (labels >= 0).sum() == pytest.approx(found)
+        assert np.trace(compute_confusion_matrix(labels, predicted, num_classes)) / (labels >= 0).sum() == pytest.approx(found)
 
 
 def test_predictions_are_the_highest_score_and_lowest_index_among_equals() -> None:
-    assert predicted_classes(np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2]])).tolist() == [1, 0]
+    assert find_predicted_classes(np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2]])).tolist() == [1, 0]
 
 
 def test_a_diverged_student_is_wrong_everywhere() -> None:
     scores = np.array([[np.nan, np.nan], [0.2, 0.8], [np.inf, 0.0]])
-    assert predicted_classes(scores).tolist() == [-1, 1, -1]
-    assert top1(np.array([0, 1, 0]), predicted_classes(scores)) == pytest.approx(1 / 3)
+    assert find_predicted_classes(scores).tolist() == [-1, 1, -1]
+    assert compute_top1(np.array([0, 1, 0]), find_predicted_classes(scores)) == pytest.approx(1 / 3)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 8), st.integers(2, 5))
@@ -94,12 +94,12 @@ def test_mean_of_students_is_a_distribution_between_them(seed: int, videos: int,
 
 def test_the_mean_lets_the_surer_student_decide() -> None:
     primary, auxiliary = np.array([[0.45, 0.55]]), np.array([[0.9, 0.1]])
-    assert predicted_classes(average_students(primary, auxiliary)).tolist() == [0]
+    assert find_predicted_classes(average_students(primary, auxiliary)).tolist() == [0]
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=10))
 def test_mean_and_sd_are_those_of_the_statistics_module(values: list[float]) -> None:
-    mean, sd, n = mean_and_sd(values)
+    mean, sd, n = compute_mean_and_sd(values)
     assert n == len(values)
     assert mean == pytest.approx(statistics.mean(values), abs=1e-9)
     assert sd == (pytest.approx(statistics.stdev(values), abs=1e-6) if n > 1 else None)
@@ -107,7 +107,7 @@ def test_mean_and_sd_are_those_of_the_statistics_module(values: list[float]) -> 
 
 def test_the_mean_of_nothing_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match="nothing"):
-        mean_and_sd([])
+        compute_mean_and_sd([])
 
 
 @settings(max_examples=30)

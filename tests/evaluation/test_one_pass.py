@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
 from pipeline.evaluation.file_predictions import list_as_manifest
 from pipeline.evaluation.predict import needs_cluster, predict
-from pipeline.evaluation.protocol import CROP_POSITIONS, compute_clip_moments, view_grid
+from pipeline.evaluation.protocol import CROP_POSITIONS, compute_clip_moments, list_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.ray_cluster.resources import Resources
@@ -53,7 +53,7 @@ def source_of_files(tiny: Path, config: Config, files: list[Path]) -> VideoSourc
 
 def view_by_view(source: VideoSource, config: Config, weights: Path, videos: Any, batch: int = 8) -> Columns:
     """What evaluation did before: every view opens the file, ``batch`` of them go through the students at once."""
-    rows, moments, windows = view_grid(np.asarray(videos), config.evaluation.clips, config.evaluation.crops)
+    rows, moments, windows = list_views(np.asarray(videos), config.evaluation.clips, config.evaluation.crops)
     score = Scorer(config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
     parts = [slice(start, start + batch) for start in range(0, len(rows), batch)]
     found = [score(source.decode_views(rows[part], moments[part], windows[part])) for part in parts]
@@ -188,7 +188,7 @@ def test_cut_views_are_the_decoded_clips(tiny: Path, tmp_path: Path) -> None:
         array.setflags(write=False)
     batches = list(batch_views(unpack_videos(columns, convert_to_tensors(columns), CPU), CROP_POSITIONS[3], source.size, 7))
     assert [len(batch.videos) for batch in batches] == [7, 7, 7, 7, 7, 1]
-    rows, moments, windows = view_grid(videos, 4, 3)
+    rows, moments, windows = list_views(videos, 4, 3)
     expected = source.decode_views(rows, moments, windows)
     assert np.concatenate([batch.videos for batch in batches]).tolist() == rows.tolist()
     for name in STUDENTS:

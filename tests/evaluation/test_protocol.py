@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.protocol import average_views, view_grid
+from pipeline.evaluation.protocol import average_views, list_views
 
 
 @given(
@@ -13,7 +13,7 @@ from pipeline.evaluation.protocol import average_views, view_grid
     crops=st.sampled_from([1, 3]),
 )
 def test_every_view_of_every_video_once(videos: list[int], clips: int, crops: int) -> None:
-    rows, moments, windows = view_grid(np.array(videos), clips, crops)
+    rows, moments, windows = list_views(np.array(videos), clips, crops)
     views = set(zip(rows.tolist(), moments.tolist(), windows.tolist(), strict=True))
     assert len(rows) == len(views) == len(videos) * clips * crops
     assert set(rows.tolist()) == set(videos)
@@ -22,7 +22,7 @@ def test_every_view_of_every_video_once(videos: list[int], clips: int, crops: in
 
 
 def test_moments_are_evenly_spaced() -> None:
-    _, moments, _ = view_grid(np.array([7]), 4, 1)
+    _, moments, _ = list_views(np.array([7]), 4, 1)
     assert moments.tolist() == [0.125, 0.375, 0.625, 0.875]
 
 

@@ -10,10 +10,11 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.config import Config, parse_config
 from pipeline.methods import STUDENTS, build_method
+from pipeline.methods.parts.terms import Results
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.step import Results, StepContext, take_step
+from pipeline.training.step import StepContext, take_step
 
 CLASSES = 5
 LABELS_FROM_THE_START = {"supervised_steps": 0, "ramp_steps": 0, "confidence_threshold": 0.0}

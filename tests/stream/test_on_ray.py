@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 
-from pipeline.clips.plan import worker_rows
+from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError
@@ -94,7 +94,7 @@ def test_each_worker_gets_its_rows_in_order(tiny: Path, workers: int) -> None:
     shards = ray_stream(source, config, 7, Resources(workers, 0, 0.5, False)).streaming_split(workers, equal=True)
     came = ray.get([consume.remote(shard, layout.share, 1000, 0.0) for shard in shards])
     for worker, batches in enumerate(came):
-        assert batches == worker_rows(np.arange(7, 50), 4, worker, workers).tolist()
+        assert batches == compute_worker_rows(np.arange(7, 50), 4, worker, workers).tolist()
 
 
 @ray.remote(num_cpus=0)
@@ -139,7 +139,7 @@ def test_a_run_of_a_hundred_million_steps_starts_at_once(tiny: Path) -> None:
     assert time.monotonic() - begun < 20
     shards = dataset.streaming_split(2, equal=True)
     came = ray.get([consume.remote(shard, 1, 600, 0.0) for shard in shards])
-    assert came == [worker_rows(np.arange(600), 2, worker, 2).tolist() for worker in (0, 1)]
+    assert came == [compute_worker_rows(np.arange(600), 2, worker, 2).tolist() for worker in (0, 1)]
     assert lay_out_blocks(source, config, 0, 2).blocks > 10**7 and TICKETS < 1000
 
 
@@ -156,7 +156,7 @@ def test_a_slow_trainer_neither_spills_nor_fills_the_store(tiny: Path) -> None:
     most = 0
     while not ray.wait([slow], timeout=0.2)[0]:
         most = max(most, read_store_use().used - before.used)
-    assert ray.get(slow) == worker_rows(np.arange(65), 2, 0, 1).tolist()
+    assert ray.get(slow) == compute_worker_rows(np.arange(65), 2, 0, 1).tolist()
     # two that wait, two of tasks that had begun and two that these hold already, and up to four on the consumer's side
     assert 2 * block < most < 10.5 * block
     assert read_store_use().spilled == before.spilled
@@ -230,10 +230,10 @@ def test_kills_and_other_numbers_of_workers_train_the_plan_once(tiny: Path, tmp_
         for trainer in trainers:
             ray.kill(trainer)
         come = [[int(line) for line in file.read_text().split("\n")[:-1]] for file in files]
-        reached = min(len(rows) // len(worker_rows([0], 6, worker, workers)[0]) for worker, rows in enumerate(come))
+        reached = min(len(rows) // len(compute_worker_rows([0], 6, worker, workers)[0]) for worker, rows in enumerate(come))
         saved = first + reached // every * every if first + reached < steps else steps
         for worker, rows in enumerate(come):
-            planned = worker_rows(np.arange(first, steps), 6, worker, workers).reshape(-1).tolist()
+            planned = compute_worker_rows(np.arange(first, steps), 6, worker, workers).reshape(-1).tolist()
             assert rows == planned[: len(rows)]
             trained += [row for row in rows if row < saved * 6]
         first = saved

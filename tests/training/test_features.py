@@ -20,12 +20,13 @@ from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, build_method
 from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.parts.losses import supervised_loss
 from pipeline.methods.parts.make_views import draw_mixup_shares, mix_clips
+from pipeline.methods.parts.terms import Results
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.loop import TrainingRun, TrainWorker, divide_step, train
 from pipeline.training.model_options import apply_train_options
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.schedule import compute_lr_factor
-from pipeline.training.step import Results, StepContext, split_batch, take_step
+from pipeline.training.step import StepContext, split_batch, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
 
 HERE = StepContext(rank=0, device=torch.device("cpu"), weight=1.0)

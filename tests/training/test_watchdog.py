@@ -16,14 +16,14 @@ from pipeline.errors import Stopped
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoints.checkpoint import find_newest
 from pipeline.training.stop_signal import StopOnSignal
-from pipeline.training.watchdog import FIRST_STEP_FACTOR, Progress, Watchdog
+from pipeline.training.watchdog import FIRST_STEP_FACTOR, Watchdog, WorkerProgress
 from tests.training.test_loop import comparable, weights
 
 
 def hang(phase: str, first: bool, seconds: float) -> list[str]:
     """What a watchdog of 0.2 s says while nothing moves for ``seconds``."""
     said: list[str] = []
-    progress = Progress()
+    progress = WorkerProgress()
     with Watchdog(progress, 0.2, said.append):
         for step in range(1 if first else 3):
             for name in ("data", "step", "checkpoint"):
@@ -42,7 +42,7 @@ def test_a_hang_is_said_with_step_and_what_it_waits_for(phase: str, words: str) 
 
 def test_the_first_step_may_take_longer() -> None:
     said: list[str] = []
-    with Watchdog(Progress(), 0.1, said.append):
+    with Watchdog(WorkerProgress(), 0.1, said.append):
         time.sleep(0.5)
         assert said == []
         time.sleep(0.1 * FIRST_STEP_FACTOR + 0.5)
@@ -51,7 +51,7 @@ def test_the_first_step_may_take_longer() -> None:
 
 def test_without_a_limit_nothing_watches() -> None:
     threads = threading.active_count()
-    with Watchdog(Progress(), None):
+    with Watchdog(WorkerProgress(), None):
         assert threading.active_count() == threads
 
 

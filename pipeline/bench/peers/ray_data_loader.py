@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 from pipeline.bench.peers.requests import Columns, VideoRequest, requests_of_row, row_numbers
 from pipeline.bench.peers.svformer_loader import read_decord
 from pipeline.bench.peers.tensor_views import view_of_frames
-from pipeline.clips.decode import crop_corner, scaled_size
+from pipeline.clips.decode import compute_crop_corner, compute_scaled_size
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.stream.ray_tasks import get_shared
@@ -56,10 +56,10 @@ def decode_row(source: VideoSource, config: Config, row: int) -> Row:
 def _decode(asked: VideoRequest) -> dict[str, Any]:
     times = {request.name.partition("/")[0]: request.times for request in asked.requests}
     wanted = np.unique(np.concatenate(list(times.values())))
-    width, height = scaled_size(asked.video.width, asked.video.height, asked.decode_size)
+    width, height = compute_scaled_size(asked.video.width, asked.video.height, asked.decode_size)
     frames_TCHW = torch.from_numpy(read_decord(asked.video, wanted)).permute(0, 3, 1, 2)
     frames_TCHW = functional.resize(frames_TCHW, [height, width], antialias=False)
-    left, top = crop_corner(asked.window, width, height, asked.decode_size)
+    left, top = compute_crop_corner(asked.window, width, height, asked.decode_size)
     square = functional.crop(frames_TCHW, top, left, asked.decode_size, asked.decode_size).permute(0, 2, 3, 1).numpy()
     return {student: square[np.searchsorted(wanted, at)] for student, at in times.items()}
 

@@ -12,14 +12,14 @@ from torchcodec.transforms import Resize
 
 from pipeline.bench.peers.requests import Columns, VideoRequest
 from pipeline.bench.peers.tensor_views import view_of_frames
-from pipeline.clips.decode import Video, scaled_size
+from pipeline.clips.decode import Video, compute_scaled_size
 from pipeline.clips.sampling import SLACK
 from pipeline.seeds import Floats
 
 
 def read_frames(video: Video, times: Floats, size: int) -> torch.Tensor:
     """uint8 [T, 3, H, W] frames on screen at these times, with the shorter side scaled to ``size``."""
-    width, height = scaled_size(video.width, video.height, size)
+    width, height = compute_scaled_size(video.width, video.height, size)
     decoder = VideoDecoder(video.location, num_ffmpeg_threads=1, transforms=[Resize((height, width))])
     begins, ends = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
     seconds = np.minimum(begins + times + SLACK, ends - SLACK)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.plan import worker_rows
+from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
@@ -57,7 +57,7 @@ def make_step_views(config: Config, source: VideoSource, step: int) -> Iterator[
     A view depends on its row, slot and seed only, so neither the batch nor the number of workers changes it.
     """
     weights = loss_weights(config.method, step)
-    for row in worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
+    for row in compute_worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
         columns = source.decode_rows(np.array([row]))
         wanted = weights.use_unlabeled, weights.use_strong
         yield columns, make_views(to_batch(columns), config, config.run.seed, "cpu", *wanted)

@@ -129,7 +129,7 @@ class MetricLog:
             **(self._read_store_figures() if self.rank == 0 else {}),  # Ray itself has every node's in Prometheus
         }
 
-    def unwritten_sums(self) -> dict[str, Any]:
+    def sum_unwritten(self) -> dict[str, Any]:
         """Computes what the next line would lose if the run stopped here, for its checkpoint; empty right after a line.
 
         All workers must call it together.

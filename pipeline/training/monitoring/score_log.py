@@ -40,8 +40,8 @@ class ScoreLog:
         """Writes what all workers kept since the last call into one file; all workers must call it together."""
         if self._kept:
             device = next(value.device for key, value in self._kept[0].items() if key not in ("step", "video", "label"))
-            kept = {key: torch.cat([part[key] for part in self._kept]).to(device) for key in self._kept[0]}
-            columns = {key: gather(value).cpu() for key, value in kept.items()}
+            scores = {key: torch.cat([part[key] for part in self._kept]).to(device) for key in self._kept[0]}
+            columns = {key: gather(value).cpu() for key, value in scores.items()}
             if self.rank == 0:
                 _write(columns, make_scores_path(self.folder, self.first, step))
         self._kept, self.first = [], step + 1

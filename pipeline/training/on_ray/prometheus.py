@@ -21,13 +21,13 @@ class Gauges:
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Sets all gauges; ``signatures`` becomes the number of signatures of failure that hold."""
-        for (name, of), value in find_gauges(line).items():
+        for (name, of), value in select_gauges(line).items():
             if name not in self._gauges:
                 self._gauges[name] = Gauge(name, description=name.replace("_", " "), tag_keys=("run", "of"))
             self._gauges[name].set(value, tags={"run": self._run, "of": of})
 
 
-def find_gauges(line: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+def select_gauges(line: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """Maps (name, tag) to the number, for every value of a line that is a number."""
     gauges = {}
     for key, value in {**line, "signatures": len(line.get("signatures", ()))}.items():

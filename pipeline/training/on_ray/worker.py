@@ -21,7 +21,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import nn
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import largest_share
+from pipeline.clips.plan import compute_largest_share
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.files.store_lock import adopt_lock
@@ -35,7 +35,7 @@ from pipeline.training.on_ray.restarts import FinalFailure, StepFailed
 from pipeline.training.on_ray.run_control import RESIZE, end_with_reason
 from pipeline.training.prepared_run import reopen_inputs
 from pipeline.training.stop_signal import make_stop_exception
-from pipeline.training.watchdog import Progress, Watchdog
+from pipeline.training.watchdog import Watchdog, WorkerProgress
 
 POLL_SECONDS = 1.0
 """How often the first worker asks whether the driver wants to stop."""
@@ -55,7 +55,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     for name in ("ray.train", *(name for name in logging.root.manager.loggerDict if "/ray/train/" in name)):
         logging.getLogger(name).setLevel(logging.WARNING)  # some are named by their file; each report is a line there
     config, control = parse_config(loop_config["config"]), loop_config["control"]
-    context, progress = ray.train.get_context(), Progress()
+    context, progress = ray.train.get_context(), WorkerProgress()
     rank, limit = context.get_world_rank(), config.train.step_timeout_seconds
     # after the collectives' own limit, whose exception says more
     watchdog = Watchdog(progress, None if limit is None else 1.2 * limit + 5, partial(end_with_reason, control, rank))
@@ -74,7 +74,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         raise StepFailed.from_error(progress.step, rank, platform.node(), error) from error
 
 
-def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: Progress) -> dict[str, Any]:
+def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: WorkerProgress) -> dict[str, Any]:
     adopt_lock(config.run_store, loop_config["lock"])
     run, _ = reopen_inputs(config, loop_config["fingerprints"])
     run = replace(run, stop_step=loop_config["stop_step"], is_profiled=loop_config["is_profiled"])
@@ -83,7 +83,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     if config.scale.gpu and device.type == "cpu":
         own_device(config)  # says why CUDA cannot be used on this node
     torch.set_num_threads(config.scale.torch_threads or max(1, count_cores() // context.get_local_world_size()))
-    share = largest_share(run.plan.rows_per_step, world)
+    share = compute_largest_share(run.plan.rows_per_step, world)
 
     def batches(_first_step: int) -> Iterator[Batch]:
         return shard_batches(ray.train.get_dataset_shard("train"), share, device, config.data.decode_timeout_seconds)

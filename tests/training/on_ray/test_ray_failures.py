@@ -42,7 +42,7 @@ from pipeline.training.on_ray.run_control import RESIZE
 from pipeline.training.on_ray.trainer import _set_limits, fit_with_restarts
 from pipeline.training.on_ray.worker import Preempted, StopPoll
 from pipeline.training.prepared_run import prepare_run
-from pipeline.training.watchdog import Progress
+from pipeline.training.watchdog import WorkerProgress
 from tests.methods.traces import small_config
 from tests.training.on_ray.test_trainer import worker_pids
 
@@ -168,7 +168,7 @@ def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, 
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
         controller.PlannedData(tree, prints, 2, Resources(1, 1.0, 0.5, gpu=False)).configure({}, 1, None, None)
     with pytest.raises(UserError, match="labels of run tiny were written again since it started"):
-        worker._train_here(prepared.run.config, {"fingerprints": prints, "lock": None}, None, Progress())
+        worker._train_here(prepared.run.config, {"fingerprints": prints, "lock": None}, None, WorkerProgress())
 
 
 def test_what_a_worker_opens_is_watched_and_its_mistakes_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatc
 @pytest.mark.usefixtures("ray_cluster")
 def test_reasons_of_ends_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(run_control, "end_process", ended.append)
+    monkeypatch.setattr(run_control, "end_with_stacks", ended.append)
     actor = run_control.RunControl.remote()  # type: ignore[attr-defined]
     run_control.end_with_reason(actor, 1, "no progress")
     assert [ray.get(actor.take_end_reasons.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
