@@ -32,7 +32,7 @@ class SavedRun:
 
     folder: Path
     config: Config
-    """As it was trained, the command's overrides applied; paths are absolute."""
+    """The configuration that it was trained with, with the command's overrides and absolute paths."""
     classes: tuple[str, ...]
     fingerprints: Fingerprints
     """Those of the configuration, manifest and labels that it was trained with."""

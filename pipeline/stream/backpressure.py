@@ -84,7 +84,7 @@ class SlowerLoop(ExecutionCallback):  # type: ignore[misc]
         self._last = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray in each round of its loop."""
+        """Sleeps and deletes old statistics; Ray calls it in each round of its loop."""
         time.sleep(max(0.0, self._last + ROUND_SECONDS - time.monotonic()))
         self._last = time.monotonic()
         for op in executor._topology:

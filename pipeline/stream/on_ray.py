@@ -35,7 +35,8 @@ TICKETS_PER_TASK = 1024
 MAX_TICKET_TASKS = 1000
 """Ray holds what a dataset starts from in memory, and hands it over before anything starts: 20,000 took minutes."""
 DECODE_RETRIES = 3
-"""Of a decode task whose process died. Ray's default is without end: a video that crashes it would be tried for ever."""
+"""How often a decode task is tried again if its process died. Ray's default has no limit: a video that crashes it would be
+tried for ever."""
 
 
 class NoBatch(RuntimeError):

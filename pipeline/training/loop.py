@@ -251,7 +251,7 @@ class TrainingLoop:
         self.metrics.add(self.scores.keep(state.step, results, batch), batch)
 
     def start_next_upload(self) -> None:
-        """On a GPU, which still computes the step, starts to copy the next batch to it."""
+        """Starts to copy the next batch to a GPU, which still computes the step; on a CPU it does nothing."""
         if self.uploads.is_ahead and self.state.step < self.run.end:
             self._time_data(self.uploads.start_next)
 

@@ -41,7 +41,7 @@ class StepProfile:
         self._profile: Any = None
 
     def step(self, done: int) -> None:
-        """To be called after every step; ``done`` is the number of steps that the whole run has taken."""
+        """Starts or ends recording where it is due. To be called after every step; the whole run has taken ``done`` of them."""
         if self.span is None:
             return
         if done == self.span.start:

@@ -37,7 +37,7 @@ class Tracker(Protocol):
     """The step of the last line that it has; 0 without one."""
 
     def log(self, line: Line) -> None:
-        """Takes one line."""
+        """Takes one line, which becomes the last."""
 
     def close(self) -> None:
         """Ends it: no more lines come."""
@@ -78,7 +78,6 @@ class MetricSinks:
         for tracker in self.trackers:
             if line["step"] > tracker.last:
                 tracker.log(line)
-                tracker.last = line["step"]
 
     def __enter__(self) -> Self:
         return self
@@ -123,6 +122,7 @@ class TensorBoard:
 
     def log(self, line: Line) -> None:
         """Writes every number as a point of a curve, and confidence as a histogram of its tenths."""
+        self.last = line["step"]
         for name, value in select_scalars(line).items():
             self._writer.add_scalar(name, value, line["step"])
         for name, shares in line.items():
@@ -163,6 +163,7 @@ class MLflow:
 
     def log(self, line: Line) -> None:
         """Hands the line to the thread that sends it, and returns at once."""
+        self.last = line["step"]
         self._thread.submit(self._send, line)
 
     def close(self) -> None:
@@ -219,6 +220,7 @@ class WeightsAndBiases:
 
     def log(self, line: Line) -> None:
         """Hands the line to W&B, which sends it from a process of its own."""
+        self.last = line["step"]
         self._run.log(select_scalars(line), step=line["step"])
         _store_ids(self._folder, wandb_step=line["step"])  # offline there is no server to ask
 
