@@ -15,7 +15,7 @@ from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import format_summary, summarize
 from pipeline.manifest.verify import verify
-from pipeline.methods import first_unlabeled_step
+from pipeline.methods import find_first_unlabeled_step
 from pipeline.report.pages.contact_sheet import write_contact_sheet
 from pipeline.report.pages.step_views import write_step_page
 
@@ -68,7 +68,7 @@ def _write_step_page(argv: Sequence[str]) -> int:
     for file in options.config or ():
         if note := check_inputs(Path(file), config):
             print(f"note: {note}", file=sys.stderr)
-    write_step_page(config, open_source(config, first_unlabeled_step(config))[0], options.step, out)
+    write_step_page(config, open_source(config, find_first_unlabeled_step(config))[0], options.step, out)
     print(f"page {out}")
     return DONE
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from jobs.command import DONE, run
-from pipeline.config import all_keys, convert_for, explain_unknown
+from pipeline.config import convert_to_type_of, explain_unknown, list_keys
 from pipeline.config.text import parse_word
 from pipeline.errors import UserError
 from pipeline.report.report import FORMATS, write_report
@@ -50,11 +50,11 @@ def _parse_baseline(words: Sequence[str] | None) -> dict[str, Any] | None:
     if words is None:
         return None
     pairs = [word.partition("=") for word in words]
-    wrong = [key if not equals else explain_unknown(key) for key, equals, _ in pairs if not equals or key not in all_keys()]
+    wrong = [key if not equals else explain_unknown(key) for key, equals, _ in pairs if not equals or key not in list_keys()]
     if wrong:
         raise UserError("--baseline wants configuration keys as key=value, for example method.contrast.weight=2:", wrong)
     try:
-        return {key: convert_for(key, parse_word(value)) for key, _, value in pairs}
+        return {key: convert_to_type_of(key, parse_word(value)) for key, _, value in pairs}
     except yaml.YAMLError as error:
         raise UserError(f"--baseline {' '.join(words)}: {str(error).splitlines()[0]}") from None
 

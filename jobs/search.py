@@ -211,7 +211,7 @@ def check_data(request: SearchRequest) -> dict[str, Any]:
         print(f"note: {note}", file=sys.stderr, flush=True)
     prepared.source.evaluation_rows("validation")
     searched = request.space.distributions
-    knobs = {key: value for key, value in flatten(request.base.result_knobs()).items() if key not in searched}
+    knobs = {key: value for key, value in flatten(request.base.collect_result_knobs()).items() if key not in searched}
     protocol = request.base.evaluation
     extra = {"population": request.plan.trials, "interval": request.interval} if request.options.algorithm == "pbt" else {}
     return {

@@ -13,7 +13,7 @@ from jobs.command import DONE, FAILED, add_config, parse_positive, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import FolderNotWritable
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.lifecycle.overfit import overfit
 from pipeline.lifecycle.train_and_evaluate import complete_run, read_evaluation, reserve_resources, train_up_to
 from pipeline.ray_cluster.resources import Resources
@@ -112,13 +112,13 @@ def _show_dry_run(prepared: PreparedRun) -> int:
 def _describe_resources(prepared: PreparedRun) -> tuple[str, Resources | None]:
     """Describes what the run reserves of the cluster, and returns it if there is one. Raises UserError if it does not fit."""
     if prepared.run.config.scale.workers == 0:
-        device = "GPU" if own_device(prepared.run.config).type == "cuda" else "CPU"
+        device = "GPU" if choose_device(prepared.run.config).type == "cuda" else "CPU"
         return f"reserves: nothing, it runs in this process on the {device}", None
     from pipeline.ray_cluster.connect import is_reachable  # scale.workers=0 works where Ray is not installed
 
     if not is_reachable():
         if not os.environ.get("RAY_ADDRESS"):
-            own_device(prepared.run.config)
+            choose_device(prepared.run.config)
         description = "no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
         return f"reserves: {description}", None
     resources = reserve_resources(prepared.run.config)

@@ -1,4 +1,4 @@
-"""What a machine can compute with, whether a configuration asks for something it lacks, and where this process computes."""
+"""What a machine can compute with, whether it has what a configuration needs, and which device this process uses."""
 
 from __future__ import annotations
 
@@ -24,53 +24,53 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hardware:
-    """Of one machine, as a process on it sees it."""
+    """The hardware of one machine, as a process on it sees it."""
 
     gpus: tuple[str, ...] = ()
-    """Names of the GPUs that torch can use."""
+    """The names of the GPUs that torch can use."""
     gpu_memory: int = 0
-    """Bytes of the GPU that has least."""
+    """The memory, in bytes, of the GPU that has the least."""
     bf16: bool = False
     """Whether all of the GPUs compute in bf16."""
     cudnn: int = 0
-    """Version of cuDNN as torch tells it: 91500 is 9.15.0; 0 without one."""
+    """The version of cuDNN as torch reports it: 91500 is 9.15.0; 0 without cuDNN."""
     problem: str = ""
-    """Why torch cannot use CUDA, in its own words; empty where it can."""
+    """The reason why torch cannot use CUDA, in torch's words; empty if it can."""
     unusable_gpu: bool = False
-    """Whether the problem is more than that there is no GPU: its driver does not answer or is too old."""
+    """Whether there is a GPU that cannot be used, because its driver does not answer or is too old."""
     cpp_compiler: bool = True
-    """Whether one is installed that torch.compile finds."""
+    """Whether a C++ compiler that torch.compile finds is installed."""
     gpu_compiler: bool = True
     """Whether Triton, and the C compiler that it calls, are installed."""
 
 
 def read_hardware() -> Hardware:
-    """Ask torch and the search path; the only place that does."""
+    """Reads the hardware from torch and the search path; the only function that does."""
     cpp = bool(os.environ.get("CXX")) or any(map(shutil.which, CPP_COMPILERS))
     gpu_compiler = has_triton_package() and (bool(os.environ.get("CC")) or any(map(shutil.which, C_COMPILERS)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
     if not usable:
-        problem = _problem([str(warning.message) for warning in caught])
+        problem = _describe_problem([str(warning.message) for warning in caught])
         return Hardware((), 0, False, 0, problem, bool(caught), cpp, gpu_compiler)
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    bf16 = torch.version.hip is not None or all(one.major >= 8 for one in found)
-    names = tuple(one.name for one in found)
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    bf16 = torch.version.hip is not None or all(gpu.major >= 8 for gpu in gpus)
+    names = tuple(gpu.name for gpu in gpus)
     cudnn = torch.backends.cudnn.version() or 0 if torch.version.hip is None else 0
-    return Hardware(names, min(one.total_memory for one in found), bf16, cudnn, "", False, cpp, gpu_compiler)
+    return Hardware(names, min(gpu.total_memory for gpu in gpus), bf16, cudnn, "", False, cpp, gpu_compiler)
 
 
-def _problem(warned: list[str]) -> str:
+def _describe_problem(warned: list[str]) -> str:
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA"
     return " ".join(" ".join(warned).split()) or "torch finds no GPU with an NVIDIA driver on this machine"
 
 
 def uses_gpu(config: Config, hardware: Hardware) -> bool:
-    """Whether a process on this machine computes on its GPU: ``scale.gpu``, or by default if there is one.
+    """Returns whether a process on this machine computes on its GPU: as ``scale.gpu`` says, or by default if there is one.
 
-    Raises UserError where ``scale.gpu=true`` cannot be obeyed, and where there is a GPU that cannot be used.
+    Raises UserError if ``scale.gpu=true`` cannot be followed, and if there is a GPU that cannot be used.
     """
     if config.scale.gpu is False:
         return False
@@ -86,7 +86,7 @@ def uses_gpu(config: Config, hardware: Hardware) -> bool:
 
 
 def check_hardware(config: Config, hardware: Hardware, gpu: bool) -> None:
-    """Raises UserError if the GPU lacks the run's precision. Warns of a poor cuDNN."""
+    """Raises UserError if the GPU lacks the run's precision. Warns of a cuDNN version that is wrong or slow."""
     if gpu and config.train.precision != "fp32" and hardware.cudnn in POOR_CUDNN:
         _warn_of_cudnn(hardware.cudnn, config.train.precision)
     if gpu and config.train.precision == "bf16" and not hardware.bf16:
@@ -106,7 +106,7 @@ def _warn_of_cudnn(version: int, precision: str) -> None:
 
 
 def check_compiler(config: Config, hardware: Hardware, gpu: bool) -> None:
-    """Raises UserError if ``train.compile`` needs one that is missing."""
+    """Raises UserError if ``train.compile`` needs a compiler that is missing."""
     if config.train.compile == "inductor" and not (hardware.gpu_compiler if gpu else hardware.cpp_compiler):
         missing = "Triton and a C compiler (gcc)" if gpu else "a C++ compiler (g++)"
         raise UserError(
@@ -114,11 +114,12 @@ def check_compiler(config: Config, hardware: Hardware, gpu: bool) -> None:
         )
 
 
-def set_switches(train: TrainSection) -> None:
-    """Torch's switches, for training, evaluation and prediction alike: fast where ``train.deterministic`` does not forbid it.
+def configure_torch(train: TrainSection) -> None:
+    """Sets torch's global switches, in the same way for training, evaluation and prediction: fast unless
+    ``train.deterministic``.
 
     On a GPU, fp32 products and convolutions run on the tensor cores (TF32: 10 bits of mantissa instead of 23, sums in fp32),
-    and cuDNN tries its algorithms on the first clips of each shape. The CPU's results do not depend on them.
+    and cuDNN tries its algorithms on the first clips of each shape. The CPU's results do not depend on the switches.
     """
     torch.use_deterministic_algorithms(train.deterministic)
     if train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
@@ -132,8 +133,9 @@ def set_switches(train: TrainSection) -> None:
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # of the CPU
 
 
-def own_device(config: Config) -> torch.device:
-    """The GPU if this machine has one and ``scale.gpu`` does not forbid it, else the CPU; the one function that decides.
+def choose_device(config: Config) -> torch.device:
+    """Returns the GPU if this machine has one and ``scale.gpu`` does not forbid it, else the CPU; the only function that
+    decides.
 
     Raises UserError if the GPU that ``scale.gpu=true`` asks for cannot be used, or lacks what the configuration needs.
     """

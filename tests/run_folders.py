@@ -117,7 +117,9 @@ def save_run(
     facts = {
         "created": "2025-01-01T12:00:00+00:00", "host": "nowhere", "cores": 8, "python": "3.11.9", "method": method,
         "versions": {"ray": "2.60.0", "torch": "2.8.0"}, "parameters": {"primary": 31_840_000, "auxiliary": 30_590_000},
-        "fingerprints": {"config": config.fingerprint(), "manifest": manifest.fingerprint, "labels": labels["fingerprint"]},
+        "fingerprints": {
+            "config": config.compute_fingerprint(), "manifest": manifest.fingerprint, "labels": labels["fingerprint"],
+        },
         "manifest": {"path": manifest.path, "fingerprint": manifest.fingerprint, "videos": 1300}, "labels": labels,
         "command": f"python -m jobs.train run.name={method}-{seed} method.name={method} run.seed={seed}",
     }  # fmt: skip

@@ -22,7 +22,15 @@ from jobs.command import run
 from pipeline.clips.plan import Plan
 from pipeline.config import Config, TrainSection, load_config
 from pipeline.errors import UserError
-from pipeline.hardware import Hardware, _warn_of_cudnn, check_compiler, check_hardware, own_device, read_hardware, set_switches
+from pipeline.hardware import (
+    Hardware,
+    _warn_of_cudnn,
+    check_compiler,
+    check_hardware,
+    choose_device,
+    configure_torch,
+    read_hardware,
+)
 from pipeline.training.dry_run import estimate_memory
 from pipeline.training.gpu_memory import check_memory
 
@@ -57,21 +65,21 @@ def test_a_gpu_is_used_where_there_is_one_unless_it_is_forbidden(machine: Fake) 
     for hardware, gpu, device in [(H100, None, "cuda"), (H100, "true", "cuda"), (H100, "false", "cpu"), (NO_GPU, None, "cpu"),
                                   (NO_GPU, "false", "cpu"), (OLD_DRIVER, "false", "cpu")]:  # fmt: skip
         machine(hardware)
-        assert own_device(load_config(overrides=[f"scale.gpu={gpu}"] if gpu else [])).type == device
+        assert choose_device(load_config(overrides=[f"scale.gpu={gpu}"] if gpu else [])).type == device
 
 
 def test_a_driver_that_does_not_answer_is_told_even_where_no_gpu_is_asked_for(machine: Fake) -> None:
     machine(OLD_DRIVER)
     with pytest.raises(UserError, match=r"^CUDA cannot be used: The NVIDIA .*too old.*update the driver.*scale\.gpu=false"):
-        own_device(Config())
+        choose_device(Config())
 
 
 def test_a_gpu_without_bf16_is_refused(machine: Fake) -> None:
     machine(V100)
     with pytest.raises(UserError, match=r"train\.precision=bf16: the GPU \(Tesla V100\).*train\.precision=fp16"):
-        own_device(load_config(overrides=["train.precision=bf16"]))
-    assert own_device(load_config(overrides=["train.precision=fp16"])).type == "cuda"
-    assert own_device(load_config(overrides=["train.precision=bf16", "scale.gpu=false"])).type == "cpu"
+        choose_device(load_config(overrides=["train.precision=bf16"]))
+    assert choose_device(load_config(overrides=["train.precision=fp16"])).type == "cuda"
+    assert choose_device(load_config(overrides=["train.precision=bf16", "scale.gpu=false"])).type == "cpu"
 
 
 @pytest.mark.parametrize(("cudnn", "precision", "warned"), [
@@ -272,7 +280,7 @@ def test_what_is_named_fits_by_the_estimate_of_the_dry_run(monkeypatch: pytest.M
 def test_tensor_cores_are_on_unless_a_run_is_deterministic() -> None:
     try:
         for deterministic, precision in [(False, "tf32"), (True, "ieee"), (False, "tf32")]:
-            set_switches(TrainSection(deterministic=deterministic))
+            configure_torch(TrainSection(deterministic=deterministic))
             assert torch.backends.cudnn.benchmark is not deterministic
             assert torch.backends.cuda.matmul.fp32_precision == precision
             assert torch.backends.cudnn.allow_tf32 is not deterministic  # raises if the layers' kinds differ
@@ -280,7 +288,7 @@ def test_tensor_cores_are_on_unless_a_run_is_deterministic() -> None:
                 assert (kind.fp32_precision == "tf32") is not deterministic
             assert torch.are_deterministic_algorithms_enabled() is deterministic
     finally:
-        set_switches(TrainSection())
+        configure_torch(TrainSection())
 
 
 @pytest.mark.parametrize("what", ["train", "evaluate"])

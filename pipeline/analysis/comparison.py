@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.run_reader import VIEWS, RunRecord, flatten
 from pipeline.analysis.statistics import Estimate, adjust_by_holm, describe_verdict, estimate_mean, estimate_over_seeds
-from pipeline.config import Config, marked_keys
+from pipeline.config import Config, list_marked_keys
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import find_predicted_classes
 
@@ -134,8 +134,8 @@ def _find_excluded_keys() -> frozenset[str]:
 
     The videos' paths are among them, because the manifest's fingerprint stands for the videos.
     """
-    all_knobs, result_knobs = flatten(Config().model_dump(mode="json")), flatten(Config().result_knobs())
-    return frozenset(all_knobs.keys() - result_knobs.keys() - set(marked_keys(Config(), "protocol")))
+    all_knobs, result_knobs = flatten(Config().model_dump(mode="json")), flatten(Config().collect_result_knobs())
+    return frozenset(all_knobs.keys() - result_knobs.keys() - set(list_marked_keys(Config(), "protocol")))
 
 
 def find_varied_keys(groups: Sequence[Group]) -> list[str]:

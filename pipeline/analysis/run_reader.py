@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import MonitorSection, parse_config, with_new_names
+from pipeline.config import MonitorSection, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarize
 from pipeline.training.monitoring.failure_signatures import Finding, find_signatures
@@ -232,7 +232,7 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        tree = with_new_names(tree) if isinstance(tree, dict) else tree
+        tree = translate_old_names(tree) if isinstance(tree, dict) else tree
         flat = flatten(tree if isinstance(tree, dict) else {})
         return flatten(parse_config(tree, source=str(path)).model_dump(mode="json"))
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.run_reader import RUN_FILES, VIEWS, RunRecord, is_run, read_json_lines, read_outcome, read_run_record
-from pipeline.config import with_new_keys
+from pipeline.config import translate_old_keys
 from pipeline.errors import UserError, find_nearest_name
 
 SEARCH = "search"
@@ -153,8 +153,8 @@ def read_study_record(folder: Path) -> StudyRecord:
             question=str(about.get("question") or ""),
             command=str(about.get("command") or ""),
             objectives=_parse_objectives(about) or study.objectives,
-            baseline=with_new_keys(about["baseline"]) if about.get("baseline") else None,
-            space=with_new_keys(about.get("space") or {}),
+            baseline=translate_old_keys(about["baseline"]) if about.get("baseline") else None,
+            space=translate_old_keys(about.get("space") or {}),
             steps=int(about.get("steps") or 0),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -206,7 +206,7 @@ def _parse_trial(line: Mapping[str, Any], folder: Path) -> TrialRecord:
     return TrialRecord(
         number=int(line["number"]),
         state=str(line["state"]),
-        params=with_new_keys(line.get("params") or {}),
+        params=translate_old_keys(line.get("params") or {}),
         values={name: float(value) for name, value in (line.get("values") or {}).items() if value is not None},
         seconds=None if seconds is None else float(seconds),
         folder=run,
@@ -221,7 +221,7 @@ def _read_lineage(run: Path | None) -> tuple[LineagePart, ...]:
     if run is None or not (run / "facts.json").is_file():
         return ()
     parts = read_run_record(run).facts.get("lineage") or ()
-    return tuple(LineagePart(int(part["from"]), part["until"], with_new_keys(part["params"])) for part in parts)
+    return tuple(LineagePart(int(part["from"]), part["until"], translate_old_keys(part["params"])) for part in parts)
 
 
 def _find_unrecorded_trials(study: StudyRecord, known: set[Path | None]) -> list[TrialRecord]:

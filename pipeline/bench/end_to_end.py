@@ -23,7 +23,7 @@ from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_
 from pipeline.clips.plan import compute_worker_rows, share_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
@@ -52,7 +52,7 @@ def bench_end_to_end(config: Config, steps: int, repeats: int, least: int = LEAS
     """
     steps, more = lengths(config, steps, least)
     actual, ideal, alone = [], [], []
-    on_cpu = own_device(config).type == "cpu"
+    on_cpu = choose_device(config).type == "cpu"
     # on a GPU the run and the processes that compute have no room together: those start anew in each repeat
     with Apart(config) if on_cpu else contextlib.nullcontext() as kept:
         for _ in progress(range(repeats), repeats, "repeats end to end"):
@@ -166,7 +166,7 @@ def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Re
     keep_freed_memory()
     torch.set_num_threads(threads)
     config = Config.model_validate_json(tree)
-    if own_device(config).type == "cuda":
+    if choose_device(config).type == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         prepared = prepared_alone(config, folder, 1)

@@ -18,7 +18,7 @@ from pipeline.bench.peers.requests import RowViews, views_per_step
 from pipeline.bench.peers.svformer_loader import make_views as make_views_of_pictures
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.methods import make_views
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.progress import progress
@@ -53,14 +53,14 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "loader_videos_per_second": statistics.median(loaders),
         "views_per_step": views_per_step(source, config),
         "videos_per_repeat": videos * steps,
-        "views_made_on": own_device(config).type,
+        "views_made_on": choose_device(config).type,
     }
 
 
 def stream_views_rate(source: VideoSource, config: Config, cpus: float) -> float:
     """Videos per second of the stream and one consumer that makes their views."""
     (shard,) = ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
-    device = own_device(config).type
+    device = choose_device(config).type
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
     return steady_rate([times], source.plan.rows_per_step * source.plan.slots, lay_out_blocks(source, config, 0, 1))

@@ -13,8 +13,8 @@ from pipeline.bench.figures import for_bench
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import compute_worker_rows
 from pipeline.config import Config
-from pipeline.hardware import own_device, set_switches
-from pipeline.methods import STUDENTS, LossWeights, Views, build_method, loss_weights, make_views, make_views_of_parts
+from pipeline.hardware import choose_device, configure_torch
+from pipeline.methods import STUDENTS, LossWeights, Views, build_method, compute_loss_weights, make_views, make_views_of_parts
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.precision import autocast
 from pipeline.methods.parts.terms import Results
@@ -89,17 +89,17 @@ def prepared_alone(config: Config, folder: str, steps: int, log_every: int | Non
 def ready_here(prepared: PreparedRun, rows: Ints | None = None) -> Ready:
     """On this process's device, with the clips of the first step, or of these ``rows`` of it."""
     run, config = prepared.run, prepared.run.config
-    device = own_device(config)
+    device = choose_device(config)
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
-    set_switches(config.train)
+    configure_torch(config.train)
     torch.manual_seed(config.run.seed)
     method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, run.fingerprints.as_dict())
     if config.train.precision == "fp16":
         state.scaler = torch.amp.GradScaler(device.type)
-    weights = loss_weights(config.method, 0)
+    weights = compute_loss_weights(config.method, 0)
     rows = compute_worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
     batch = to_batch(prepared.source.decode_rows(rows), pin=device.type == "cuda")
     # in training they are sent while the step before is computed, which is no part of a step

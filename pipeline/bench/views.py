@@ -14,7 +14,7 @@ from pipeline.bench.figures import ratio
 from pipeline.clips.modalities import Modality, check_modalities, derive_modality
 from pipeline.clips.views import make_center_views, make_strong_views, make_weak_views
 from pipeline.config import Config, TimeSection
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.progress import progress
 
 VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
@@ -34,7 +34,7 @@ VIEW_CLIPS = 32
 def bench_views(config: Config, repeats: int, at_once: int = VIEW_CLIPS) -> dict[str, Any]:
     """Milliseconds per clip of the primary, median over repeats, on the GPU if there is one; and each as a multiple of the
     floor, which is resizing the clip and nothing else."""
-    device = own_device(config)
+    device = choose_device(config)
     clip, size = config.primary.clip, config.data.decode_size
     clips = torch.randint(0, 256, (at_once, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
     seeds = list(range(at_once))

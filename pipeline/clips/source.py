@@ -226,7 +226,7 @@ class _DecodedSlot:
 def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[VideoSource, LabelSubset]:
     """Opens the manifest and label subset that a configuration names. Raises UserError for whatever is wrong with them.
 
-    Unlabeled videos are decoded from ``first_unlabeled_step`` on (see ``pipeline.methods.first_unlabeled_step``).
+    Unlabeled videos are decoded from ``first_unlabeled_step`` on (see ``pipeline.methods.find_first_unlabeled_step``).
     """
     manifest = open_manifest(config.data.manifest, config.data.root)
     labels = read_labels(config.labels_path, manifest)

@@ -5,7 +5,7 @@ The defaults are the paper's setting as far as it is known; where the paper is s
 """
 
 from pipeline.config.data import DataSection, RunSection
-from pipeline.config.load import all_keys, convert_for, explain_unknown, load_config, override, parse_config
+from pipeline.config.load import convert_to_type_of, explain_unknown, list_keys, load_config, override, parse_config
 from pipeline.config.method import (
     TERMS,
     ContrastSection,
@@ -16,11 +16,11 @@ from pipeline.config.method import (
     SupervisedSection,
     TermSection,
     WeakViewsTerm,
-    short_name,
+    find_short_name,
 )
-from pipeline.config.renamed import with_new_keys, with_new_names
+from pipeline.config.renamed import translate_old_keys, translate_old_names
 from pipeline.config.run import Config
-from pipeline.config.section import Section, marked_keys
+from pipeline.config.section import Section, list_marked_keys
 from pipeline.config.students import (
     ARCHS,
     AuxiliarySection,
@@ -69,13 +69,14 @@ __all__ = [
     "ViewsSection",
     "WeakSection",
     "WeakViewsTerm",
-    "all_keys",
-    "convert_for",
+    "convert_to_type_of",
     "explain_unknown",
+    "find_short_name",
+    "list_keys",
+    "list_marked_keys",
     "load_config",
-    "marked_keys",
     "override",
-    "parse_config", "short_name",
-    "with_new_keys",
-    "with_new_names",
+    "parse_config",
+    "translate_old_keys",
+    "translate_old_names",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""From YAML and ``key=value`` words to a checked configuration, with all mistakes at once."""
+"""Reads YAML files and ``key=value`` words into a checked configuration, and reports all mistakes at once."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.renamed import explain_renamed, with_new_names
+from pipeline.config.renamed import explain_renamed, translate_old_names
 from pipeline.config.run import Config
-from pipeline.config.section import Refused, forget_rate, merge
+from pipeline.config.section import Refused, drop_frame_rate, merge
 from pipeline.config.students import ARCHS
 from pipeline.config.text import convert, parse_word, read_yaml
 from pipeline.errors import UserError, find_nearest_name
 
 
 def load_config(files: str | Path | Sequence[str | Path] | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, then the YAML file or files, then ``dotted.key=value`` words, in this order; the type of a key says what its
-    value means (see ``pipeline.config.text``).
+    """Loads the defaults, then the YAML file or files, then the ``dotted.key=value`` words, each of which overrides what is
+    before.
 
-    Of several files a later one changes only the keys that it has, section by section. Raises UserError with all mistakes at
-    once: unknown keys with the nearest name, values of a wrong type or range.
+    Of several files a later one changes only the keys that it has, section by section. The type of a key decides what its
+    value means (see ``pipeline.config.text``). Raises UserError with all mistakes at once: unknown keys with the nearest name,
+    values of a wrong type or range.
     """
     paths = [files] if isinstance(files, str | Path) else list(files or ())
     # files need not name the architecture, but one that names another replaces the network and does not change it in part
     tree = Config().model_dump(include={student: {"network": {"arch"}} for student in ("primary", "auxiliary")})
     for path in paths:
         read = _read_yaml(Path(path))
-        tree = merge(tree, with_new_names(read) if is_recorded(Path(path)) else read)
+        tree = merge(tree, translate_old_names(read) if is_recorded(Path(path)) else read)
     return override(tree, overrides, source=", ".join(str(path) for path in paths) or "command line")
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a file is the config.yaml that a run recorded, perhaps under earlier names of knobs, and no user wrote."""
+    """Returns whether a file is the config.yaml that a run recorded, possibly with earlier names of knobs, and not a user's
+    file."""
     return path.name == "config.yaml" and (path.parent / "facts.json").is_file()
 
 
 def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> Config:
-    """A nested mapping changed by ``dotted.key=value`` words. Raises UserError with all mistakes at once."""
+    """Changes a nested mapping by ``dotted.key=value`` words. Raises UserError with all mistakes at once."""
     tree: dict[str, Any] = copy.deepcopy(dict(base))
     mistakes: list[str] = []
     changes: list[tuple[str, list[str], Any]] = []
@@ -58,45 +60,49 @@ def override(base: Mapping[str, Any], overrides: Iterable[str], source: str) -> 
                             f"{key}={json.dumps(value)}")  # fmt: skip
     for _, keys, value in changes:  # before any is made, so that their order does not matter
         if keys[1:] == ["clip", "sampling"] and isinstance(student := tree.get(keys[0]), dict):
-            forget_rate(student.get("clip"), value)
+            drop_frame_rate(student.get("clip"), value)
     for word, keys, value in changes:
         try:
-            _set(tree, keys, value)
+            _set_value(tree, keys, value)
         except TypeError as error:
             mistakes.append(f"'{word}': {error}")
     return parse_config(tree, source=source, mistakes=mistakes)
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "config", mistakes: Iterable[str] = ()) -> Config:
-    """Validate a nested mapping. Raises UserError listing all mistakes with the nearest names."""
-    found = list(mistakes)
+    """Validates a nested mapping. Raises UserError with all mistakes and the nearest names."""
+    mistakes_found = list(mistakes)
     config = Config()
     try:
         config = Config.model_validate(tree).with_matched_span()
     except ValidationError as error:
-        found += [line for detail in error.errors() for line in _explain(detail)]
-    if found:
-        raise UserError(f"{len(found)} mistake{'s' * (len(found) > 1)} in the configuration ({source}):", found)
+        mistakes_found += [line for detail in error.errors() for line in _explain_mistake(detail)]
+    if mistakes_found:
+        count = len(mistakes_found)
+        raise UserError(f"{count} mistake{'s' * (count > 1)} in the configuration ({source}):", mistakes_found)
     return config
 
 
-def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key that exists, in order of declaration."""
+def list_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Lists every dotted key that exists, in the order of declaration."""
     keys: list[str] = []
     for name, field in section.model_fields.items():
-        children = sections_of(field.annotation)
+        children = find_sections(field.annotation)
         for child in children:
-            keys += [key for key in all_keys(child, f"{prefix}{name}.") if key not in keys]
+            keys += [key for key in list_keys(child, f"{prefix}{name}.") if key not in keys]
         if not children:
             keys.append(f"{prefix}{name}")
     return keys
 
 
-def convert_for(key: str, value: Any) -> Any:
-    """What is written for a dotted key, as the key's type; unchanged where it is no such value, which validation then says."""
-    wanted = _types(key)
+def convert_to_type_of(key: str, value: Any) -> Any:
+    """Converts what is written for a dotted key to the key's type.
+
+    Returns it unchanged if it is no such value; validation will then say so.
+    """
+    wanted = _find_types(key)
     if isinstance(value, Mapping) and not any(get_origin(kind) is dict for kind in wanted):
-        return {str(name): convert_for(f"{key}.{name}", part) for name, part in value.items()}
+        return {str(name): convert_to_type_of(f"{key}.{name}", part) for name, part in value.items()}
     for kind in wanted:
         try:
             return convert(value, kind)
@@ -105,26 +111,26 @@ def convert_for(key: str, value: Any) -> Any:
     return value
 
 
-def _types(key: str) -> list[Any]:
-    """Annotations of a dotted key, several where it is one of several kinds of sections; none where it does not exist."""
+def _find_types(key: str) -> list[Any]:
+    """Finds the annotations of a dotted key: several if it belongs to several kinds of sections, none if it does not exist."""
     sections: list[type[BaseModel]] = [Config]
-    found: list[Any] = []
+    annotations: list[Any] = []
     for name in key.split("."):
-        found = [section.model_fields[name].annotation for section in sections if name in section.model_fields]
-        sections = [child for annotation in found for child in sections_of(annotation)]
-    return found
+        annotations = [section.model_fields[name].annotation for section in sections if name in section.model_fields]
+        sections = [child for annotation in annotations for child in find_sections(annotation)]
+    return annotations
 
 
-def sections_of(annotation: Any) -> list[type[Any]]:
-    """Kinds of sections that a field may be; none where it is a knob."""
+def find_sections(annotation: Any) -> list[type[Any]]:
+    """Finds the kinds of sections that a field may be; none if it is a knob."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, UnionType):
-        return [section for part in get_args(annotation) for section in sections_of(part)]
+        return [section for part in get_args(annotation) for section in find_sections(part)]
     return []
 
 
-def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+def _set_value(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         child = tree.setdefault(key, {})
         if not isinstance(child, dict):
@@ -144,24 +150,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
-def _explain(detail: Any) -> list[str]:
+def _explain_mistake(detail: Any) -> list[str]:
     # a union adds its tag (the arch) to the location; it is no key
     parts = [str(part) for part in detail["loc"] if part not in ARCHS]
     key = ".".join(parts)
     if detail["type"] == "extra_forbidden":
-        return explain_renamed(key, detail["input"]) or [_unknown(key)]
+        return explain_renamed(key, detail["input"]) or [_suggest_key(key)]
     given = detail["input"]
     message = given.reason if isinstance(given, Refused) else detail["msg"].removeprefix("Value error, ")
     return [f"{key}: {message}, got {given!r}" if key else message]
 
 
 def explain_unknown(key: str) -> str:
-    """A sentence on a dotted key that does not exist, with its name of today, or the nearest one."""
-    return "; ".join(explain_renamed(key)) or _unknown(key)
+    """Says that a dotted key does not exist, and names its current name or the nearest one."""
+    return "; ".join(explain_renamed(key)) or _suggest_key(key)
 
 
-def _unknown(key: str) -> str:
-    keys, last = all_keys(), key.split(".")[-1]
+def _suggest_key(key: str) -> str:
+    keys, last = list_keys(), key.split(".")[-1]
     names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
     nearest = (
         find_nearest_name(key, names, cutoff=0.5)

@@ -153,7 +153,7 @@ TERMS: dict[str, type[TermSection]] = {
 """Sections of the losses, by name. A new one is a field of ``MethodSection``, and nothing else."""
 
 
-def short_name(key: str) -> str:
+def find_short_name(key: str) -> str:
     """The last word of a dotted key, after the name of its loss where it is a loss's: ``contrast.weight``."""
     *sections, last = key.split(".")
     return f"{sections[1]}.{last}" if sections[:1] == ["method"] and len(sections) == 2 and sections[1] in TERMS else last

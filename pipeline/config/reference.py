@@ -1,7 +1,7 @@
-"""``python -m pipeline.config.reference docs/configuration.md``: write the reference of all knobs, from their declarations.
+"""Writes the reference of all knobs from their declarations: ``python -m pipeline.config.reference docs/configuration.md``.
 
-Type, default, unit, range and text are those of the fields; the source is what the text says of it; who reads a knob is found
-in the code. ``tests/config/test_reference.py`` keeps the page current.
+Type, default, unit, range and text are those of the fields. The source is found in the text, and who reads a knob is found in
+the code. ``tests/config/test_reference.py`` keeps the page current.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from pipeline.config.load import all_keys, sections_of
-from pipeline.config.method import short_name
+from pipeline.config.load import find_sections, list_keys
+from pipeline.config.method import find_short_name
 from pipeline.config.run import Config
 from pipeline.config.section import Section, Unit
 
 CODE = Path(__file__).resolve().parents[1]
-"""The package whose rooms read the knobs."""
+"""The package whose code reads the knobs."""
 CITATION = re.compile(r"\(?((?:[A-Z][\w-]+(?: & | et al\.,? |, |: )?)+(?:[A-Z]+ )?\d{4})\)?")
 METHODS = ("TCL", "LTG", "SVFormer", "MvPL", "FixMatch", "FreeMatch", "SoftMatch", "ReMixMatch", "SimCLR", "SlowFast", "ResNet")
 HEAD = """# Configuration
@@ -55,25 +55,26 @@ class Knob:
     marks: frozenset[str]
 
 
-def knobs(section: type[Section] = Config, default: Section | None = None, prefix: str = "", marks: frozenset[str] = frozenset()
-          ) -> Iterator[Knob]:  # fmt: skip
-    """Every key that can be set, in order of declaration; those of each kind of network after another."""
+def list_knobs(
+    section: type[Section] = Config, default: Section | None = None, prefix: str = "", marks: frozenset[str] = frozenset()
+) -> Iterator[Knob]:
+    """Lists every key that can be set, in the order of declaration; those of each kind of network one after the other."""
     for name, field in section.model_fields.items():
         own = marks | frozenset(field.json_schema_extra if isinstance(field.json_schema_extra, dict) else ())
         value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
-        children = sections_of(field.annotation)
+        children = find_sections(field.annotation)
         for child in children:
             given = value if isinstance(value, child) else None
-            yield from knobs(child, given, f"{prefix}{name}.", own)
+            yield from list_knobs(child, given, f"{prefix}{name}.", own)
         if not children:
             yield Knob(f"{prefix}{name}", field, value, section, own)
 
 
-def page() -> str:
-    """The whole page."""
+def build_page() -> str:
+    """Builds the whole page."""
     parts = [HEAD]
     groups: dict[tuple[str, type[Section]], list[Knob]] = {}
-    for knob in knobs():
+    for knob in list_knobs():
         groups.setdefault((knob.key.rpartition(".")[0], knob.section), []).append(knob)
     for (path, section), found in groups.items():
         if path == "auxiliary.network":  # the same kinds as the primary's, with the same defaults
@@ -82,20 +83,20 @@ def page() -> str:
         both = f"`primary.network` and `auxiliary.network`, arch `{kind}`"
         title = both if path == "primary.network" else f"`{path}`"
         parts += [f"## {title}", "", _wrap(" ".join((section.__doc__ or "").split()), ""), ""]
-        parts += [*(_entry(knob) for knob in found if knob.field.description), ""]
+        parts += [*(_format_entry(knob) for knob in found if knob.field.description), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _entry(knob: Knob) -> str:
+def _format_entry(knob: Knob) -> str:
     mark = ("†" if "same_weights" in knob.marks else "") + ("‡" if "mid_run" in knob.marks else "")
-    unit, accepted = unit_of(knob.field), range_of(knob.field)
+    unit, accepted = find_unit(knob.field), describe_range(knob.field)
     text = " ".join((knob.field.description or "").replace("``", "`").split())
     facts = [
-        type_of(knob.field.annotation) + (f" ({unit})" if unit else ""),
-        f"default {_code(knob.default)}",
+        describe_type(knob.field.annotation) + (f" ({unit})" if unit else ""),
+        f"default {_format_code(knob.default)}",
         f"range {accepted}" if accepted else "",
-        f"source: {source}" if (source := source_of(text)) else "",
-        f"read by {', '.join(readers(knob))}",
+        f"source: {source}" if (source := find_source(text)) else "",
+        f"read by {', '.join(find_readers(knob))}",
     ]
     lines = [f"- `{knob.key.rpartition('.')[2]}`{mark}", f"*{'; '.join(fact for fact in facts if fact)}.*", text]
     return "\n".join([lines[0] + "  ", _wrap(lines[1], "  ") + "  ", _wrap(text, "  ")])
@@ -106,37 +107,37 @@ def _wrap(text: str, indent: str) -> str:
     return filled.fill(text)
 
 
-def _code(value: Any) -> str:
+def _format_code(value: Any) -> str:
     if value is None or isinstance(value, bool | dict | tuple):
         return f"`{json.dumps(value)}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def type_of(annotation: Any) -> str:
-    """A type in words: whole number, number, text, true or false, one of ..., list or mapping of these, or null."""
+def describe_type(annotation: Any) -> str:
+    """Describes a type: whole number, number, text, true or false, one of ..., list or mapping of these, or null."""
     kind, parts = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
-        return type_of(parts[0])
+        return describe_type(parts[0])
     if kind in (Union, UnionType):
-        return " or ".join("null" if part is NoneType else type_of(part) for part in parts)
+        return " or ".join("null" if part is NoneType else describe_type(part) for part in parts)
     if kind is Literal:
         return "one of " + ", ".join(f"`{part}`" for part in parts) if len(parts) > 1 else f"`{parts[0]}`"
     if kind is tuple:
-        return f"list of {type_of(parts[0])}"
+        return f"list of {describe_type(parts[0])}"
     if kind is dict:
-        return f"mapping of text to {type_of(parts[1])}"
+        return f"mapping of text to {describe_type(parts[1])}"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]
 
 
-def unit_of(field: FieldInfo) -> str:
-    """Its unit; empty for a number without one and what is no number."""
-    return next((part.name for part in _metadata(field) if isinstance(part, Unit)), "")
+def find_unit(field: FieldInfo) -> str:
+    """Finds the unit of a number; empty if it has none or the field is no number."""
+    return next((part.name for part in _list_metadata(field) if isinstance(part, Unit)), "")
 
 
-def range_of(field: FieldInfo) -> str:
-    """The values that are accepted, as an interval; empty where all are."""
+def describe_range(field: FieldInfo) -> str:
+    """Describes the accepted values as an interval; empty if all values are accepted."""
     low = high = ""
-    for part in _metadata(field):
+    for part in _list_metadata(field):
         low = f"[{part.ge}" if isinstance(part, annotated_types.Ge) else low
         low = f"({part.gt}" if isinstance(part, annotated_types.Gt) else low
         high = f"{part.le}]" if isinstance(part, annotated_types.Le) else high
@@ -144,7 +145,7 @@ def range_of(field: FieldInfo) -> str:
     return f"{low or '(-∞'}, {high or '∞)'}" if low or high else ""
 
 
-def _metadata(field: FieldInfo) -> list[Any]:
+def _list_metadata(field: FieldInfo) -> list[Any]:
     def within(annotation: Any) -> list[Any]:
         extra: list[Any] = []
         for part in getattr(annotation, "__metadata__", ()):
@@ -154,8 +155,8 @@ def _metadata(field: FieldInfo) -> list[Any]:
     return [*field.metadata, *within(field.annotation)]
 
 
-def source_of(text: str) -> str:
-    """What a knob's text says of where its default is from."""
+def find_source(text: str) -> str:
+    """Finds in a knob's text where its default comes from."""
     found = [m.group(1) for m in CITATION.finditer(text)]
     found += [name for name in METHODS if re.search(rf"\b{name}\b", text) and not any(name in other for other in found)]
     paper = ["paper"] if re.search(r"\bpaper('s)?\b", text) and "paper is silent" not in text else []
@@ -164,17 +165,17 @@ def source_of(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Reads:
-    """What a file of the package reads."""
+class FileReads:
+    """The attributes that a file of the package reads."""
 
     room: str
     text: str
     owners: Mapping[str, set[str]]
-    """By attribute that is read, the names before the dot."""
+    """For each attribute that is read, the names before the dot."""
 
 
 @cache
-def _files() -> list[Reads]:
+def _read_files() -> list[FileReads]:
     found = []
     for path in sorted(CODE.rglob("*.py")):
         first, *others = path.relative_to(CODE).parts
@@ -185,18 +186,21 @@ def _files() -> list[Reads]:
             if isinstance(node, ast.Attribute):
                 before = getattr(node.value, "attr", None) or getattr(node.value, "id", "")
                 owners.setdefault(node.attr, set()).add(str(before))
-        found.append(Reads(first.removesuffix(".py"), text, owners))
+        found.append(FileReads(first.removesuffix(".py"), text, owners))
     return found
 
 
-def readers(knob: Knob) -> list[str]:
-    """Rooms in which code reads the knob: as an attribute of its section, named as in the configuration; of anything, where no
-    other knob has such a name of several words; or of anything in a file that names the section or its class."""
+def find_readers(knob: Knob) -> list[str]:
+    """Finds the packages whose code reads the knob.
+
+    An attribute counts if it is read from something with the name of the knob's section; from anything, if the name has
+    several words and no other knob has it; or from anything in a file that names the section or its class.
+    """
     *sections, last = knob.key.split(".")
-    alone = "_" in last and len({short_name(key) for key in _keys() if key.endswith(f".{last}")}) == 1
+    alone = "_" in last and len({find_short_name(key) for key in _list_all_keys() if key.endswith(f".{last}")}) == 1
     classes = [kind.__name__ for kind in knob.section.__mro__ if issubclass(kind, Section) and kind is not Section]
     rooms: dict[str, None] = {}
-    for file in _files():
+    for file in _read_files():
         owners = file.owners.get(last, set())
         named = sections[-1] in file.owners or any(name in file.text for name in classes)
         if sections[-1] in owners or (owners - {"self"} and (alone or named)):
@@ -205,16 +209,16 @@ def readers(knob: Knob) -> list[str]:
 
 
 @cache
-def _keys() -> list[str]:
-    return all_keys()
+def _list_all_keys() -> list[str]:
+    return list_keys()
 
 
 def main(words: list[str]) -> int:
-    """The command."""
+    """Writes the page to the path on the command line."""
     if len(words) != 1:
         print("usage: python -m pipeline.config.reference docs/configuration.md", file=sys.stderr)
         return 2
-    Path(words[0]).write_text(page(), encoding="utf-8")
+    Path(words[0]).write_text(build_page(), encoding="utf-8")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Names that knobs had before version 1.0, and knobs that are gone: refused in what users write, read in what runs recorded.
+"""Names that knobs had before version 1.0, and knobs that were removed: refused in users' files, understood in recorded ones.
 
-The fingerprint of a run is a hash of its knobs under the names of November 2026, so that runs that were recorded then go on.
-This file, and what calls it, goes away with 1.0.
+The fingerprint of a run is a hash of its knobs under the names of November 2026, so that runs which were recorded then can be
+continued. This file, and what calls it, will be removed in 1.0.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ RENAMED: dict[str, str] = {
     "method.mixup": "method.supervised.mixup",
     "evaluation.batch_videos": "evaluation.batch_views",
 }
-"""Earlier dotted key -> today's."""
+"""The current dotted key, by the earlier one."""
 _LIMITS = ("least_label_accuracy", "least_mask_rate", "largest_contrast_share", "least_alignment", "largest_class_share",
            "largest_loss")  # fmt: skip
 REMOVED: dict[str, str] = dict.fromkeys(
     (f"monitors.{limit}" for limit in _LIMITS),
     "is no knob any more, because no result depends on it and nobody changed it: leave it out",
 )
-"""Earlier dotted key -> what has become of it. None of them is in a fingerprint."""
+"""What became of a knob, by its dotted key. None of these is in a fingerprint."""
 
 
-def with_new_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping of knobs that a run recorded, under today's names."""
+def translate_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates a nested mapping of knobs that a run recorded to the current names."""
     kept = _move(tree, RENAMED)
     for key in REMOVED:
         _pop(kept, key.split("."))
     return kept
 
 
-def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping of all knobs under the names of November 2026."""
+def translate_to_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates a nested mapping of all knobs to the names of November 2026."""
     return _move(tree, {new: old for old, new in RENAMED.items()})
 
 
-def with_new_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with dotted keys that a study recorded, under today's names."""
+def translate_old_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates the dotted keys that a study recorded to the current names."""
     return {RENAMED.get(key, key): value for key, value in dict(flat).items()}
 
 
 def explain_renamed(key: str, value: Any = None) -> list[str]:
-    """Sentences that name today's keys, where ``key`` is an earlier one, or a section whose keys in ``value`` are."""
+    """Returns sentences that name the current keys if ``key`` is an earlier one, or a section whose keys in ``value`` are."""
     if key in RENAMED:
         return [f"{key} is now {RENAMED[key]}"]
     if key in REMOVED:
@@ -61,7 +61,7 @@ def explain_renamed(key: str, value: Any = None) -> list[str]:
 
 
 def _move(tree: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """``tree`` with the values of some dotted keys under others; sections that are left empty are removed."""
+    """Moves the values of some dotted keys of ``tree`` to other keys, and removes sections that are then empty."""
     moved: dict[str, Any] = copy.deepcopy(dict(tree))
     taken = [(key.split("."), value) for source, key in names.items() for value in _pop(moved, source.split("."))]
     for (*sections, last), value in taken:
@@ -75,13 +75,13 @@ def _move(tree: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _pop(tree: dict[str, Any], path: list[str]) -> list[Any]:
-    """The value at a path, removed, in a list; an empty list where there is none."""
+    """Removes the value at a path and returns it in a list, which is empty if there is none."""
     section = tree.get(path[0])
     if len(path) == 1:
         return [tree.pop(path[0])] if path[0] in tree else []
     if not isinstance(section, dict):
         return []
-    found = _pop(section, path[1:])
-    if found and not section:
+    popped = _pop(section, path[1:])
+    if popped and not section:
         del tree[path[0]]
-    return found
+    return popped

@@ -1,4 +1,4 @@
-"""All knobs of a run together, and what follows from them."""
+"""The whole configuration of a run, and what follows from it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.data import DataSection, RunSection
 from pipeline.config.method import MethodSection
-from pipeline.config.renamed import with_old_names
-from pipeline.config.section import SAME_WEIGHTS, Section, marked
+from pipeline.config.renamed import translate_to_old_names
+from pipeline.config.section import SAME_WEIGHTS, Section, select_marked
 from pipeline.config.students import AuxiliarySection, PrimarySection, TimeSformerSection
 from pipeline.config.training import EvaluationSection, MonitorSection, ScaleSection, TrackingSection, TrainSection
 from pipeline.config.views import ViewsSection
@@ -92,42 +92,46 @@ class Config(Section):
 
     @property
     def unlabeled_per_labeled(self) -> int:
-        """mu as the method uses it: 0 for methods that learn from labels only."""
+        """The ratio mu as the method uses it: 0 for methods that learn from labels only."""
         return 0 if self.method.name == "supervised" else self.data.unlabeled_per_labeled
 
     @property
     def labels_path(self) -> str:
-        """Path of the label subset."""
+        """The path of the label subset."""
         return self.data.labels or posixpath.join(posixpath.dirname(self.data.manifest), "labels.parquet")
 
     @property
     def run_folder(self) -> Path:
-        """``storage_path/name``; for a URI the local folder that is copied there (see ``pipeline.run_folder.run_store``)."""
+        """The local run folder, ``storage_path/name``; for a URI the folder that ``pipeline.run_folder.run_store`` copies
+        there."""
         if not storage.is_remote(self.run.storage_path):
             return Path(storage.to_local_path(self.run.storage_path)).expanduser().resolve() / self.run.name
         staging = self.run.staging_path or os.path.join(tempfile.gettempdir(), f"actnetformer-{os.getuid()}")
-        place = hashlib.sha256(self.run.storage_path.rstrip("/").encode()).hexdigest()[:16]
-        return Path(staging).expanduser().resolve() / place / self.run.name
+        folder = hashlib.sha256(self.run.storage_path.rstrip("/").encode()).hexdigest()[:16]
+        return Path(staging).expanduser().resolve() / folder / self.run.name
 
     @property
     def run_store(self) -> str | None:
-        """URI of the run folder where it lies on object storage, else None."""
-        place = self.run.storage_path.rstrip("/")
-        return f"{place}/{self.run.name}" if storage.is_remote(place) else None
+        """The URI of the run folder if it is on object storage, else None."""
+        store = self.run.storage_path.rstrip("/")
+        return f"{store}/{self.run.name}" if storage.is_remote(store) else None
 
-    def result_knobs(self) -> dict[str, Any]:
-        """The knobs that determine the trained weights: all but those marked ``SAME_WEIGHTS``."""
-        return self.model_dump(mode="json", exclude=marked(self, "same_weights"))
+    def collect_result_knobs(self) -> dict[str, Any]:
+        """Collects the knobs that determine the trained weights: all but those marked ``SAME_WEIGHTS``."""
+        return self.model_dump(mode="json", exclude=select_marked(self, "same_weights"))
 
-    def fingerprint(self) -> str:
-        """Hash of ``result_knobs``, under the names of ``pipeline.config.renamed``, so that recorded runs keep theirs; for the
-        same reason without knobs marked ``LATER`` that have their default."""
-        knobs = self.result_knobs()
-        _leave_out_defaults(knobs, self, marked(self, "later"))
-        return hashlib.sha256(json.dumps(with_old_names(knobs), sort_keys=True).encode()).hexdigest()[:16]
+    def compute_fingerprint(self) -> str:
+        """Computes a hash of the knobs that determine the trained weights.
+
+        They have their old names (``pipeline.config.renamed``), and those marked ``LATER`` are left out at their defaults, so
+        that recorded runs keep their fingerprints.
+        """
+        knobs = self.collect_result_knobs()
+        _leave_out_defaults(knobs, self, select_marked(self, "later"))
+        return hashlib.sha256(json.dumps(translate_to_old_names(knobs), sort_keys=True).encode()).hexdigest()[:16]
 
     def with_matched_span(self) -> Config:
-        """The same; with ``data.match=span`` its auxiliary's clip has as many frames as make it as long as the primary's."""
+        """Returns the configuration in which, with ``data.match=span``, the auxiliary's clip is as long as the primary's."""
         frames = self._frames_of_the_same_span()
         if frames is None:
             return self
@@ -135,24 +139,24 @@ class Config(Section):
         return self.model_copy(update={"auxiliary": self.auxiliary.model_copy(update={"clip": clip})})
 
     def _frames_of_the_same_span(self) -> float | None:
-        """Frames of the auxiliary's clip that last as long as the primary's; None if they need not."""
+        """Computes how many frames of the auxiliary's clip last as long as the primary's clip; None if they need not."""
         slow, fast = self.primary.clip, self.auxiliary.clip
         return slow.frames / slow.fps * fast.fps if self.data.match == "span" and slow.fps and fast.fps else None
 
     def with_absolute_paths(self) -> Config:
-        """The same with local paths made absolute, for processes that run in other folders."""
-        data = {"manifest": _absolute(self.data.manifest), "labels": _absolute(self.labels_path)}
-        root = {"root": _absolute(self.data.root)} if self.data.root else {}
-        staging = {"staging_path": _absolute(self.run.staging_path)} if self.run.staging_path else {}
+        """Returns the configuration with absolute local paths, for processes that run in other folders."""
+        data = {"manifest": _make_absolute(self.data.manifest), "labels": _make_absolute(self.labels_path)}
+        root = {"root": _make_absolute(self.data.root)} if self.data.root else {}
+        staging = {"staging_path": _make_absolute(self.run.staging_path)} if self.run.staging_path else {}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update={**data, **root}),
-                "run": self.run.model_copy(update={"storage_path": _absolute(self.run.storage_path), **staging}),
+                "run": self.run.model_copy(update={"storage_path": _make_absolute(self.run.storage_path), **staging}),
             }
         )
 
 
-def _absolute(path: str) -> str:
+def _make_absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
 

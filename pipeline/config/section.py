@@ -1,4 +1,4 @@
-"""What all sections of the configuration are."""
+"""The base class of all sections of the configuration, the units of numbers, and the marks of knobs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pipeline.config.text import convert
 
 SELECTOR = "arch"
-"""The key that says which kind of section this is, where there are several (``primary.network``)."""
+"""The key that selects the kind of a section if there are several kinds (``primary.network``)."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a number is in; part of a field's type."""
+    """The unit of a number, as part of a field's type."""
 
     name: str
 
@@ -30,20 +30,20 @@ Videos = Annotated[int, Unit("videos")]
 Mebibytes = Annotated[float, Unit("MiB")]
 Share = Annotated[float, Unit("share of 1")]
 
-# Marks of a field or of a whole section: ``Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)``. ``marked`` reads them.
+# Marks of a field or of a whole section: ``Field(10, ge=1, json_schema_extra=SAME_WEIGHTS)``. ``select_marked`` reads them.
 SAME_WEIGHTS: Any = {"same_weights": True}
-"""The trained weights do not depend on it: a run may go on with another value, and is the same setting with it."""
+"""The trained weights do not depend on the knob: a run may continue with another value and remains the same setting."""
 PROTOCOL: Any = {"same_weights": True, "protocol": True}
-"""The trained weights do not depend on it, and the scores do: runs that differ in it cannot be compared."""
+"""The trained weights do not depend on the knob, but the scores do: runs with different values cannot be compared."""
 MID_RUN: Any = {"mid_run": True}
-"""May change in the middle of a run, as population-based training does: it decides no shapes, videos or schedules."""
+"""The knob may change in the middle of a run, as in population-based training: no shape, video or schedule depends on it."""
 LATER: Any = {"later": True}
-"""Runs were recorded without it: its default is what was before, and is left out of the fingerprint."""
+"""The knob did not exist when earlier runs were recorded: its default is what they used, and is not in the fingerprint."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """In the place of a text that is no value of its field: pydantic takes it for none either, and lists it with all else."""
+    """Stands in for a text that is no value of its field; pydantic refuses it as well, and lists it with all other mistakes."""
 
     value: Any
     reason: str
@@ -62,7 +62,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _convert_text(cls, tree: Any) -> Any:
-        """A text means what its field's type makes of it (see ``pipeline.config.text``)."""
+        """Converts texts to the types of their fields (see ``pipeline.config.text``)."""
         if not isinstance(tree, Mapping):
             return tree
         converted = dict(tree)
@@ -76,10 +76,10 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _keep_own_defaults(cls, tree: Any) -> Any:
-        """A section within this one that is given in part keeps, for the rest, the defaults that it has *here*.
+        """Lets a section that is given in part keep, for the rest, the defaults that it has as a field of this section.
 
         ``auxiliary.optimizer`` has another learning rate than ``primary.optimizer``, though both are an ``OptimizerSection``:
-        pydantic alone would fill what is not given with the class's defaults.
+        pydantic alone would fill in the class's defaults.
         """
         if not isinstance(tree, Mapping):
             return tree
@@ -88,21 +88,24 @@ class Section(BaseModel):
         return {**tree, **{name: merge(defaults[name].model_dump(exclude_unset=True), part) for name, part in given.items()}}
 
 
-def marked(section: Section, mark: str) -> dict[str, Any]:
-    """What carries a mark: ``{name: True}``, of a section within another ``{name: {...}}``, as ``model_dump`` includes and
-    excludes."""
+def select_marked(section: Section, mark: str) -> dict[str, Any]:
+    """Selects the fields that carry a mark: ``{name: True}``, and ``{name: {...}}`` for a section with marked fields.
+
+    This is the form in which ``model_dump`` includes and excludes fields.
+    """
     found: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(field.json_schema_extra, dict) and mark in field.json_schema_extra:
             found[name] = True
-        elif isinstance(value, Section) and (below := marked(value, mark)):
+        elif isinstance(value, Section) and (below := select_marked(value, mark)):
             found[name] = below
     return found
 
 
-def marked_keys(section: Section, mark: str) -> list[str]:
-    """Dotted keys that carry a mark, of sections that carry it as a whole their own, followed by a dot."""
+def list_marked_keys(section: Section, mark: str) -> list[str]:
+    """Lists the dotted keys that carry a mark; for a section that carries it as a whole, the section's key followed by a
+    dot."""
 
     def keys(tree: dict[str, Any], part: Section, prefix: str) -> list[str]:
         found = []
@@ -114,25 +117,25 @@ def marked_keys(section: Section, mark: str) -> list[str]:
                 found += keys(below, value, f"{prefix}{name}.")
         return found
 
-    return keys(marked(section, mark), section, "")
+    return keys(select_marked(section, mark), section, "")
 
 
-def forget_rate(clip: Any, sampling: Any) -> None:
-    """Remove ``fps`` from a clip's keys if ``sampling``, which is about to be written there, is another than the clip's."""
+def drop_frame_rate(clip: Any, sampling: Any) -> None:
+    """Removes ``fps`` from a clip's keys if ``sampling``, which is about to replace the clip's, is another one."""
     if isinstance(clip, dict) and sampling is not None and sampling != clip.get("sampling", "window"):
         clip.pop("fps", None)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings as one, key by key; where both have a value, that of ``changes``.
+    """Merges two nested mappings key by key; if both have a value, that of ``changes`` is taken.
 
-    A section of another kind (``arch``) takes nothing from the one that it replaces, and a clip of another ``sampling`` does
+    A section of another kind (``arch``) takes nothing from the one that it replaces, and a clip with another ``sampling`` does
     not take its ``fps``.
     """
     if SELECTOR in base and changes.get(SELECTOR, base[SELECTOR]) != base[SELECTOR]:
         return dict(changes)
     merged = dict(base)
-    forget_rate(merged, changes.get("sampling"))
+    drop_frame_rate(merged, changes.get("sampling"))
     for key, value in changes.items():
         before = merged.get(key)
         merged[key] = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value

@@ -1,8 +1,8 @@
-"""What is written for a key, in YAML or as a word on the command line: the key's own type decides what it means.
+"""Converts what is written for a key, in YAML or as a word on the command line: the type of the key decides what it means.
 
-YAML 1.1 decides by looks: ``010`` is 8, ``on`` is true, ``1e-3`` is a text, ``12:30`` is 750 and ``2026-11-28`` is a date. So
-here every unquoted word is read as the text that it is, and becomes a number, a truth value or nothing only where the key that
-it is written for wants one.
+In YAML 1.1 the form decides: ``010`` is 8, ``on`` is true, ``1e-3`` is a text, ``12:30`` is 750 and ``2026-11-28`` is a date.
+Here every unquoted word is read as text, and becomes a number, a truth value or null only if the key that it is written for
+has such a type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import yaml
 from pipeline.errors import UserError
 
 NOTHING = ("", "null", "none", "~")
-"""Words for no value, in any case, unquoted, where a key may have none."""
+"""Words for null, in any case and unquoted, if a key may be null."""
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+)")
 DECIMAL = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -27,18 +27,21 @@ LEADING_ZERO = re.compile(r"[+-]?0[0-9_]+(?:\.[0-9]*)?")
 
 
 class Unquoted(str):
-    """A word without quotes, which may stand for a number, a truth value or nothing."""
+    """A word without quotes, which may stand for a number, a truth value or null."""
 
     __slots__ = ()
 
 
 def parse_yaml(text: str) -> Any:
-    """Mappings, lists and texts, those without quotes as ``Unquoted``. Raises yaml.YAMLError, also for a key given twice."""
+    """Parses YAML into mappings, lists and texts; texts without quotes are ``Unquoted``.
+
+    Raises yaml.YAMLError, also for a key that is given twice.
+    """
     return yaml.load(text, _Loader)
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """``parse_yaml`` of a file, ``what`` in words. Raises UserError where it is no readable YAML."""
+    """Parses a YAML file, which messages call ``what``. Raises UserError if it is no readable YAML."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -46,7 +49,8 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def parse_word(text: str) -> Any:
-    """The value of a ``key=value`` word: the text as it is; YAML where it begins with a quote, ``[`` or ``{``.
+    """Parses the value of a ``key=value`` word: as YAML if it begins with a quote, ``[`` or ``{``, else as the text that it
+    is.
 
     Raises yaml.YAMLError.
     """
@@ -60,16 +64,16 @@ def parse_word(text: str) -> Any:
 
 
 def format_word(value: Any) -> str:
-    """The text that ``parse_word`` and a key's type read back as ``value``."""
+    """Formats a value as the text from which ``parse_word`` and the key's type read it back."""
     if isinstance(value, str) and value == value.strip() and value.lower() not in NOTHING and value[:1] not in "\"'[{":
         return value
     return json.dumps(value)
 
 
 def convert(value: Any, wanted: Any) -> Any:
-    """What is written, as the type ``wanted`` (of a field of ``pipeline.config``); what is no text stays as it is.
+    """Converts what is written to the type ``wanted`` (of a field of ``pipeline.config``); returns what is no text unchanged.
 
-    Raises ValueError where a text is no such value, and for a truth value where a number is wanted.
+    Raises ValueError for a text that is no such value, and for a truth value if a number is wanted.
     """
     kind, parts = get_origin(wanted), get_args(wanted)
     if kind is Annotated:
@@ -84,7 +88,7 @@ def convert(value: Any, wanted: Any) -> Any:
     if kind is dict and isinstance(value, Mapping):
         return {str(key): convert(part, parts[1]) for key, part in value.items()}
     if kind is Literal:
-        return _choice(value, parts)
+        return _find_choice(value, parts)
     if wanted in (int, float) and isinstance(value, bool):
         raise ValueError("write a number, not a truth value")
     if not isinstance(value, str):
@@ -95,7 +99,7 @@ def convert(value: Any, wanted: Any) -> Any:
 
 
 def guess(value: Any) -> Any:
-    """What is written where no key gives a type: numbers, true, false and null as in YAML 1.2, else text."""
+    """Converts what is written for no typed key: numbers, true, false and null as in YAML 1.2, else text."""
     if isinstance(value, Mapping):
         return {str(key): guess(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -105,12 +109,12 @@ def guess(value: Any) -> Any:
     if value.lower() in ("true", "false"):
         return TRUTH[value.lower()]
     if INTEGER.fullmatch(value) or DECIMAL.fullmatch(value):
-        return number(value)
+        return parse_number(value)
     return None if value in ("", "null", "~") else str(value)
 
 
-def number(text: str) -> int | float:
-    """A whole number as int, any other as float. Raises ValueError."""
+def parse_number(text: str) -> int | float:
+    """Parses a whole number as int and any other number as float. Raises ValueError."""
     if INTEGER.fullmatch(text):
         return int(text)
     if DECIMAL.fullmatch(text) and abs(float(text)) != float("inf"):
@@ -120,32 +124,32 @@ def number(text: str) -> int | float:
     raise ValueError("write a number in decimal digits, for example 100, 0.5 or 1e-3")
 
 
-def _whole(text: str) -> int:
-    found = number(text)
-    if found != int(found):
+def _parse_whole(text: str) -> int:
+    value = parse_number(text)
+    if value != int(value):
         raise ValueError("write a whole number")
-    return int(found)
+    return int(value)
 
 
-def _truth(text: str) -> bool:
+def _parse_truth(text: str) -> bool:
     if text.lower() not in TRUTH:
         raise ValueError("write true or false")
     return TRUTH[text.lower()]
 
 
-READ: dict[Any, Any] = {bool: _truth, int: _whole, float: number}
-"""How a text is read as a value of these types."""
+READ: dict[Any, Any] = {bool: _parse_truth, int: _parse_whole, float: parse_number}
+"""The functions that parse a text as a value of these types."""
 
 
-def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
-    """The choice that the text names; else the value, which the choices are then named against."""
+def _find_choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    """Returns the choice that the text names; else the value, against which validation then lists the choices."""
     if isinstance(value, bool):
         return str(value).lower()
     return next((choice for choice in choices if str(choice) == value), str(value) if isinstance(value, str) else value)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose unquoted words are texts, and whose mappings have each key once."""
+    """A loader whose unquoted words are texts, and whose mappings have each key once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()

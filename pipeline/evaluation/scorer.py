@@ -15,7 +15,7 @@ from pipeline.clips.source import Columns
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import CROP_POSITIONS
-from pipeline.hardware import own_device, set_switches
+from pipeline.hardware import choose_device, configure_torch
 from pipeline.methods import STUDENTS, build_students
 from pipeline.methods.parts.precision import center_logits
 
@@ -36,8 +36,8 @@ class Scorer:
 
     def __init__(self, tree: dict[str, Any], num_classes: int, weights: str, threads: int | None = None) -> None:
         self.config = parse_config(tree)
-        self.device = own_device(self.config)
-        set_switches(self.config.train)
+        self.device = choose_device(self.config)
+        configure_torch(self.config.train)
         if threads:
             torch.set_num_threads(threads)
         self.batch = choose_batch_views(self.config, self.device.type == "cuda")

@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.scorer import Scorer
 from pipeline.files.folder_lock import is_lock_file
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.methods import STUDENTS
 from pipeline.run_folder.contents import lock_run, read_metrics, read_run
 from pipeline.seeds import Ints
@@ -76,7 +76,7 @@ def overfit(config: Config, videos: int) -> OverfitResult:
     dropout or label smoothing. The run folder is NAME-overfit-N, which is replaced if it is there. Raises UserError.
     """
     config = make_overfit_config(config, videos)
-    own_device(config)  # raises before anything is replaced
+    choose_device(config)  # raises before anything is replaced
     with lock_run(config):
         return _overfit(config, videos)
 

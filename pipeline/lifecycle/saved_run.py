@@ -56,10 +56,10 @@ def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequenc
         raise UserError(f"only {', '.join(keys)} can be overridden here:", foreign)
     trained, facts = read_run(folder)
     classes, fingerprints, videos = _read_known(facts, folder)
-    if facts.get("config_digest", "") != compute_config_digest(folder) and trained.fingerprint() != fingerprints.config:
+    if facts.get("config_digest", "") != compute_config_digest(folder) and trained.compute_fingerprint() != fingerprints.config:
         raise UserError(
             f"{folder / 'config.yaml'} was changed after the run was made: its knobs are no longer those that were trained "
-            f"(fingerprint {trained.fingerprint()}, the run's is {fingerprints.config}); put the earlier file back"
+            f"(fingerprint {trained.compute_fingerprint()}, the run's is {fingerprints.config}); put the earlier file back"
         )
     own_place = [f"run.storage_path={folder.parent}", f"run.name={folder.name}"]
     config = override(trained.model_dump(mode="json"), overrides, source=f"{folder / 'config.yaml'} and the command line")

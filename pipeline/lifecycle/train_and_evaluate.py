@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, needs_cluster, score
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import lock_run, read_metrics, write_text
@@ -116,7 +116,7 @@ def reserve_resources(config: Config, concurrent: int = 1) -> Resources | None:
     Raises UserError if it does not fit, and for a GPU or a compiler that is wanted and cannot be used.
     """
     if config.scale.workers == 0:
-        own_device(config)
+        choose_device(config)
         return None
     from pipeline.ray_cluster.connect import check_cluster, connect
 

@@ -1,4 +1,4 @@
-"""Methods: from the views of a step to the loss and what is watched beside it, one screen per method."""
+"""Methods: from the views of a step to the loss and the monitored quantities, one short file per method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.ltg import LTG
 from pipeline.methods.mvpl import MvPL
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, UnlabeledViews, Views, term_weights
+from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, UnlabeledViews, Views, compute_term_weights
 from pipeline.methods.parts.make_views import make_views, make_views_of_parts
 from pipeline.methods.parts.method import Method
 from pipeline.methods.supervised import Supervised
@@ -24,8 +24,18 @@ from pipeline.methods.tcl import TCL
 from pipeline.students import Student, build_student, load_weights
 
 __all__ = [
-    "METHODS", "STUDENTS", "LossWeights", "Method", "Setup", "UnlabeledViews", "Views",
-    "build_method", "build_students", "first_unlabeled_step", "loss_weights", "make_views",
+    "METHODS",
+    "STUDENTS",
+    "LossWeights",
+    "Method",
+    "Setup",
+    "UnlabeledViews",
+    "Views",
+    "build_method",
+    "build_students",
+    "compute_loss_weights",
+    "find_first_unlabeled_step",
+    "make_views",
     "make_views_of_parts",
 ]  # fmt: skip
 
@@ -39,23 +49,24 @@ METHODS: dict[str, Callable[[nn.ModuleDict, Setup], Method]] = {
     "svformer": SVFormer,
     "actnetformer": ActNetFormer,
 }
-"""By ``method.name``."""
+"""The methods by ``method.name``."""
 
 
 def build_students(config: Config, num_classes: int) -> nn.ModuleDict:
-    """Both students at random weights, from torch's seed; ``primary`` first."""
+    """Builds both students with random weights from torch's seed, ``primary`` first."""
     sections = {name: getattr(config, name) for name in STUDENTS}
     return nn.ModuleDict({name: build_student(part.network, part.clip, num_classes) for name, part in sections.items()})
 
 
 def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0) -> Method:
-    """The method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
+    """Builds the method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
 
-    ``num_videos`` (manifest rows up to the last that is trained) and ``num_unlabeled`` size what label policies remember.
-    The method is what DDP wraps and what a checkpoint stores: students, their projection heads if any, label statistics,
-    EMA teachers. Raises UserError for an unknown name, weights that cannot be loaded, and features that cannot be compared.
+    ``num_videos`` (manifest rows up to the last that is trained) and ``num_unlabeled`` determine the size of what label
+    policies store. The method is the module that DDP wraps and a checkpoint stores: students, their projection heads if any,
+    label statistics and EMA teachers. Raises UserError for an unknown name, weights that cannot be loaded, and features that
+    cannot be compared.
     """
-    kind = _method(config.method.name)
+    kind = _find_method(config.method.name)
     seen = [getattr(config, name).clip.modality for name in STUDENTS]
     check_modalities([*seen, *(config.method.modalities if kind is MvPL else ())])
     students = build_students(config, num_classes)
@@ -65,19 +76,19 @@ def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unla
     return kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
 
 
-def loss_weights(section: MethodSection, step: int) -> LossWeights:
-    """Weights of the method's own terms at a step; all others are 0."""
-    return term_weights(section, step, getattr(_method(section.name), "TERMS", ()))
+def compute_loss_weights(section: MethodSection, step: int) -> LossWeights:
+    """Computes the weights of the method's own loss terms at a step; all others are 0."""
+    return compute_term_weights(section, step, getattr(_find_method(section.name), "TERMS", ()))
 
 
-def first_unlabeled_step(config: Config) -> int:
-    """The first step whose ``loss_weights`` use unlabeled videos; ``train.steps`` if none does."""
-    section, terms = config.method, getattr(_method(config.method.name), "TERMS", ())
+def find_first_unlabeled_step(config: Config) -> int:
+    """Finds the first step whose losses use unlabeled videos; ``train.steps`` if there is none."""
+    section, terms = config.method, getattr(_find_method(config.method.name), "TERMS", ())
     starts: list[int] = [getattr(section, term).start for term in terms if getattr(section, term).weight > 0]
     return min([config.train.steps, *(section.supervised_steps + start for start in starts)])
 
 
-def _method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:
+def _find_method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:
     if name not in METHODS:
         raise UserError(f"method.name: there is no {name}, only {', '.join(METHODS)}{suggest(name, METHODS)}")
     return METHODS[name]

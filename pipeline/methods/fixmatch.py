@@ -1,6 +1,7 @@
-"""FixMatch (Sohn et al., NeurIPS 2020): a student learns on its strong views what it is sure of on the weak ones.
+"""FixMatch (Sohn et al., NeurIPS 2020): a student is trained on its strong views with the confident predictions for its weak
+views.
 
-It is about one network: here each student is one, for itself, so that a run gives FixMatch for both.
+The paper is about one network. Here each student is such a network on its own, so that a run gives FixMatch for both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import nn
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import label_monitors
-from pipeline.methods.parts.pseudo_labels import PseudoLabels, Source
+from pipeline.methods.parts.pseudo_labels import LabelSource, PseudoLabels
 from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
 
@@ -20,15 +21,15 @@ class FixMatch(Method):
     """L = Ls + gamma Lu for each student."""
 
     TERMS = ("pseudo_label",)
-    SOURCE: ClassVar[Source] = "self"
+    SOURCE: ClassVar[LabelSource] = "self"
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__(students, setup)
         self.labels = PseudoLabels(students, setup, self.SOURCE)
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """What a student is sure of on its weak views it learns on its strong ones."""
-        given = self.labels.give(step)
+        """Trains each student's strong views with its confident predictions for the weak views."""
+        given = self.labels.assign_labels(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         watched = label_monitors(given, self.labels.labelers, step.unlabeled.hidden_labels)

@@ -1,8 +1,9 @@
-"""LTG (Xiao et al., CVPR 2022): an RGB and a temporal-gradient network share labels, and the first follows the second.
+"""LTG (Xiao et al., CVPR 2022): an RGB and a temporal-gradient network share labels, and the first is aligned with the second.
 
-The paper's are two 3-D ResNet-18: set both networks to ``r3d_18`` and ``auxiliary.clip.modality`` to ``temporal_gradient``.
-Labels come from the mean of both. What is aligned are the contrast's features (choice: the paper's block features need two
-equal networks); set ``contrast: {features: projection, negatives: cross}``, ``confidence_threshold: 0.3``.
+The paper's students are two 3-D ResNet-18: set both networks to ``r3d_18`` and ``auxiliary.clip.modality`` to
+``temporal_gradient``. Labels come from the mean of both. The contrast's features are what is aligned (choice: the paper's
+block features need two equal networks); set ``contrast: {features: projection, negatives: cross}``, ``confidence_threshold:
+0.3``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class LTG(Method):
         self.labels = PseudoLabels(students, setup, source="mean")
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """One label for both students from the mean of their logits; contrast and alignment of their weak views."""
+        """Labels both students by the mean of their logits, and contrasts and aligns their weak views."""
         hidden = step.unlabeled.hidden_labels
-        given = self.labels.give(step)
+        given = self.labels.assign_labels(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
         features = self.features(self.students, step.weak)
         contrast = contrast_loss(features, self.section.contrast, videos=len(hidden))

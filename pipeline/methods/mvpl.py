@@ -1,7 +1,8 @@
-"""MvPL (Xiong et al., ICCV 2021): one network sees RGB, temporal gradient and flow; their mean labels every one of them.
+"""MvPL (Xiong et al., ICCV 2021): one network sees RGB, temporal gradient and flow; the mean of its predictions labels all of
+them.
 
-It is about one network: here each student is one, for itself. RGB alone is tested, so only RGB moves BatchNorm's running
-statistics (choice: with a mixture of modalities in them the network would be normalized for none).
+The paper is about one network. Here each student is such a network on its own. Only RGB is tested, so only RGB updates
+BatchNorm's running statistics (choice: with a mixture of modalities in them the network would be normalized for none).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import nn
 
 from pipeline.clips.modalities import Modality, derive_modality
 from pipeline.errors import UserError
-from pipeline.methods.parts.forward import frozen_statistics
+from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Setup, Step, Views
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import label_monitors
@@ -32,7 +33,8 @@ class MvPL(Method):
         self.labels = PseudoLabels(students, setup, source="self")
 
     def run_students(self, views: Views, weights: LossWeights) -> tuple[Outputs, Outputs, Outputs]:
-        """Outputs by ``student`` for RGB, by ``student/modality`` for what is derived of it; weak views without gradient."""
+        """Returns outputs by ``student`` for RGB and by ``student/modality`` for modalities derived from it; weak views have
+        no gradient."""
         labeled = self._see_modalities(views.labeled)
         if views.unlabeled is None or not self.counts_unlabeled(views, weights):
             return labeled, {}, {}
@@ -41,22 +43,26 @@ class MvPL(Method):
         return labeled, weak, self._see_modalities(views.unlabeled.strong, strong=True)
 
     def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
-        """The means over modalities, and ``supervised_loss/{student}/{modality}``."""
-        each = {kind: super(MvPL, self).supervised_losses(_of(labeled, kind), views) for kind in self.section.modalities}
-        return _mean(each) | {f"{key}/{kind}": value for kind, terms in each.items() for key, value in terms.items()}
+        """Computes the means over modalities, and ``supervised_loss/{student}/{modality}``."""
+        each: dict[Modality, Losses] = {}
+        for kind in self.section.modalities:
+            each[kind] = super().supervised_losses(_select_modality(labeled, kind), views)
+        named = {f"{key}/{kind}": value for kind, terms in each.items() for key, value in terms.items()}
+        return _average_over_modalities(each) | named
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """The mean of what a student predicts of all modalities labels its strong view in each of them."""
+        """Labels a student's strong view in each modality by the mean of its predictions for all modalities."""
         unlabeled, modalities = step.unlabeled, self.section.modalities
         with torch.no_grad():
             predicted = []
             for kind in modalities:
                 seen = {name: derive_modality(unlabeled.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
-                predicted.append(self.labels.predict_probabilities(_of(step.weak, kind), seen))
+                predicted.append(self.labels.predict_probabilities(_select_modality(step.weak, kind), seen))
             probabilities = {name: torch.stack([p[name] for p in predicted]).mean(dim=0) for name in STUDENTS}
             labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
         given = {learner: labels[labeler] for learner, labeler in self.labels.labelers.items()}
-        pseudo_label = _mean({kind: pseudo_label_losses(_of(step.strong, kind), given) for kind in modalities})
+        each = {kind: pseudo_label_losses(_select_modality(step.strong, kind), given) for kind in modalities}
+        pseudo_label = _average_over_modalities(each)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
         return results(loss, step.supervised, pseudo_label, watched)
@@ -67,20 +73,20 @@ class MvPL(Method):
             for name in STUDENTS:
                 student = self.students[name]
                 if strong or kind != "rgb":
-                    with frozen_statistics(student):
-                        outputs[_key(name, kind)] = Output(*student(derive_modality(clips[name], kind)))
+                    with freeze_statistics(student):
+                        outputs[_name_output(name, kind)] = Output(*student(derive_modality(clips[name], kind)))
                 else:
                     outputs[name] = Output(*student(clips[name]))
         return outputs
 
 
-def _key(name: str, kind: Modality) -> str:
+def _name_output(name: str, kind: Modality) -> str:
     return name if kind == "rgb" else f"{name}/{kind}"
 
 
-def _of(outputs: Outputs, kind: Modality) -> Outputs:
-    return {name: outputs[_key(name, kind)] for name in STUDENTS}
+def _select_modality(outputs: Outputs, kind: Modality) -> Outputs:
+    return {name: outputs[_name_output(name, kind)] for name in STUDENTS}
 
 
-def _mean(terms: dict[Modality, Losses]) -> Losses:
+def _average_over_modalities(terms: dict[Modality, Losses]) -> Losses:
     return {key: torch.stack([part[key] for part in terms.values()]).mean() for key in next(iter(terms.values()))}

@@ -1,4 +1,4 @@
-"""The baseline: both students learn from the labeled clips alone, each for itself."""
+"""The baseline: both students are trained on the labeled clips alone, each on its own."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pipeline.methods.parts.method import Method
 
 
 class Supervised(Method):
-    """L = Ls_Z + Ls_A: what ``Method`` does in every step, and no losses of unlabeled videos."""
+    """L = Ls_Z + Ls_A, which ``Method`` computes in every step; there are no losses of unlabeled videos."""

@@ -1,7 +1,8 @@
-"""SVFormer (Xing et al., CVPR 2023): an EMA teacher labels strong views, and clips mixed in tubes of patches.
+"""SVFormer (Xing et al., CVPR 2023): an EMA teacher labels strong views, and clips that are mixed in tubes of patches.
 
-It is about one network: here each student is one, for itself. A tube is a patch at one place in all frames; mixing pixels on
-the patch grid mixes the transformer's tokens. The temporal warp is a strong view: ``views.strong.time.warp: [2, 4, 8]``.
+The paper is about one network. Here each student is such a network on its own. A tube is a patch at the same position in all
+frames; mixing pixels on the patch grid mixes the transformer's tokens. The temporal warp is a strong view:
+``views.strong.time.warp: [2, 4, 8]``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.methods.parts.forward import frozen_statistics
+from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
 from pipeline.methods.parts.losses import consistency_loss
 from pipeline.methods.parts.method import Method
@@ -28,7 +29,8 @@ class SVFormer(Method):
         self.labels = PseudoLabels(students, setup, source="ema")
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """A student's strong views learn its teacher's labels; mixed ones learn its probabilities, mixed likewise."""
+        """Trains a student's strong views with its teacher's labels, and mixed clips with the teacher's probabilities mixed
+        likewise."""
         unlabeled = step.unlabeled
         with torch.no_grad():
             probabilities = self.labels.predict_probabilities(step.weak, unlabeled.weak)
@@ -40,7 +42,7 @@ class SVFormer(Method):
             clips, shares = mix_tubes(unlabeled.strong[name], self.section.mix.patch, self.section.mix.concentration)
             own = probabilities[name]
             targets = shares[:, None] * own + (1 - shares[:, None]) * own.roll(1, dims=0)
-            with torch.set_grad_enabled(weights.mix > 0), frozen_statistics(self.students[name]):
+            with torch.set_grad_enabled(weights.mix > 0), freeze_statistics(self.students[name]):
                 logits = self.students[name](clips)[0]
             mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix.consistency)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
@@ -50,9 +52,10 @@ class SVFormer(Method):
 
 
 def mix_tubes(clips_NCTHW: torch.Tensor, patch: int, concentration: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each clip with some tubes of the clip before it, and the share [N] of its own tubes; drawn by torch's seed.
+    """Replaces some tubes of each clip by those of the clip before it, and returns the share [N] of its own tubes; drawn from
+    torch's seed.
 
-    The share is drawn from Beta(concentration, concentration) and rounded to whole tubes; which ones, uniformly.
+    The share is drawn from Beta(concentration, concentration) and rounded to whole tubes, which are chosen uniformly.
     """
     number, (height, width), device = len(clips_NCTHW), clips_NCTHW.shape[3:], clips_NCTHW.device
     rows, columns = -(-height // patch), -(-width // patch)

@@ -1,8 +1,9 @@
-"""TCL (Singh et al., CVPR 2021): one network sees a video fast and slow, and says the same.
+"""TCL (Singh et al., CVPR 2021): one network sees a video at two speeds and is trained to predict the same.
 
-It is about one network: here each student is one, for itself; the slow clip is every second frame of its own weak view (the
-paper's pathways have 8 and 4 segments). Its stages are starts: ``supervised_steps``, then both contrasts, then, from
-``pseudo_label.start`` on, pseudo-labels. The paper fine-tunes on them without strong views; here they are FixMatch's (choice).
+The paper is about one network. Here each student is such a network on its own, and the slow clip is every second frame of its
+weak view (the paper's pathways have 8 and 4 segments). The stages of training are starts of terms: ``supervised_steps``, then
+both contrasts, then, from ``pseudo_label.start`` on, pseudo-labels. The paper fine-tunes on these without strong views; here
+they are FixMatch's (choice).
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class TCL(Method):
         self.labels = PseudoLabels(students, setup, source="self")
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """FixMatch's pseudo-labels; contrast of each weak view with every second frame of itself, of clips and of classes."""
+        """Computes FixMatch's pseudo-label loss, and contrasts each weak view with every second frame of itself, by clips and
+        by classes."""
         unlabeled = step.unlabeled
-        given = self.labels.give(step)
+        given = self.labels.assign_labels(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
         knobs, contrast, groups = self.section.contrast, {}, {}
         for name in STUDENTS:

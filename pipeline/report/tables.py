@@ -14,7 +14,7 @@ from pipeline.analysis.run_description import describe_labels, describe_steps
 from pipeline.analysis.run_reader import VIEWS, RunRecord
 from pipeline.analysis.statistics import Estimate, format_p
 from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
-from pipeline.config import short_name
+from pipeline.config import find_short_name
 
 DASH = "–"
 MINUS = "−"
@@ -188,7 +188,7 @@ def _rank_trial(trial: TrialRecord) -> int:
 def shorten_key(key: str, keys: Sequence[str]) -> str:
     """Shortens a dotted key to its last parts: as many as distinguish it from the other keys and say what it belongs to."""
     parts = key.split(".")
-    for count in range(short_name(key).count(".") + 1, len(parts) + 1):
+    for count in range(find_short_name(key).count(".") + 1, len(parts) + 1):
         short = ".".join(parts[-count:])
         if sum(other == short or other.endswith(f".{short}") for other in keys) <= 1:
             return short

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import Config, parse_config, with_new_names
+from pipeline.config import Config, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.store_lock import StoreNotResponding, lock_store
@@ -125,7 +125,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {error}") from None
-    recorded = with_new_names(tree) if isinstance(tree, dict) else tree
+    recorded = translate_old_names(tree) if isinstance(tree, dict) else tree
     return parse_config(recorded, source=str(folder / "config.yaml")), facts
 
 
@@ -138,7 +138,7 @@ def _check_same_run(folder: Path, config: Config, fingerprints: Fingerprints) ->
     if old.get("labels") != fingerprints.labels:
         differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {fingerprints.labels}")
     if old.get("config") != fingerprints.config:
-        before, now = flatten(old_config.result_knobs()), flatten(config.result_knobs())
+        before, now = flatten(old_config.collect_result_knobs()), flatten(config.collect_result_knobs())
         differing += [
             f"{key}: the run has {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted({*before, *now})

@@ -12,7 +12,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
-from pipeline.config import with_new_keys
+from pipeline.config import translate_old_keys
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_file
 from pipeline.run_folder.study_folder import read_study_facts
@@ -71,7 +71,7 @@ def open_study(
     if before is None:
         study.set_user_attr(SETTING, json.dumps(setting, sort_keys=True))
         before = study.user_attrs[SETTING]
-    old, now = with_new_keys(json.loads(before)), json.loads(json.dumps(setting))
+    old, now = translate_old_keys(json.loads(before)), json.loads(json.dumps(setting))
     keys = [key for key in sorted({*old, *now}) if old.get(key) != now.get(key)]
     differing = [f"{key}: the study has {old.get(key)!r}, now {now.get(key)!r}" for key in keys]
     if differing:

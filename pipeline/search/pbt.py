@@ -23,7 +23,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from pipeline.config import Config, marked_keys, override
+from pipeline.config import Config, list_marked_keys, override
 from pipeline.errors import UserError
 from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import lock_run, write_text
@@ -72,7 +72,7 @@ class Member:
 
 def check_space(space: Space) -> None:
     """Raises UserError that names the keys which cannot change in the middle of a run."""
-    allowed = marked_keys(Config(), "mid_run")
+    allowed = list_marked_keys(Config(), "mid_run")
     fixed = [key for key in space.distributions if not key.startswith(tuple(allowed))]
     if fixed:
         what = f"--algorithm pbt changes knobs in the middle of a run, which {', '.join(fixed)} cannot; it can search"

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from pipeline.analysis.run_reader import flatten
-from pipeline.config import Config, convert_for, override
+from pipeline.config import Config, convert_to_type_of, override
 from pipeline.config.text import convert, read_yaml
 from pipeline.errors import UserError
 
@@ -78,7 +78,7 @@ def read_space(path: Path, base: Config) -> Space:
 def _convert_types(key: str, written: Any) -> Any:
     """Converts choices to the key's type, low, high and step to numbers and log to a truth value, as far as possible."""
     if isinstance(written, list):
-        return [convert_for(key, choice) for choice in written]
+        return [convert_to_type_of(key, choice) for choice in written]
     if not isinstance(written, Mapping):
         return written
     kinds: dict[str, Any] = {"log": bool, "low": float, "high": float, "step": float}

@@ -14,7 +14,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
 from pipeline.ray_cluster.resources import worker_cpus
 from pipeline.stream.batches import to_batch
@@ -29,7 +29,7 @@ def local_batches(source: VideoSource, config: Config, first_step: int, ahead: i
     While training waits for a batch, the threads use all cores. While it computes, they use the cores that torch's threads,
     or the thread that feeds the GPU, leave free, but at least one.
     """
-    steps, cores, on_gpu = range(first_step, config.train.steps), count_cores(), own_device(config).type == "cuda"
+    steps, cores, on_gpu = range(first_step, config.train.steps), count_cores(), choose_device(config).type == "cuda"
     busy = int(worker_cpus(cores, gpu=True)) if on_gpu else torch.get_num_threads()
     with Decoders(cores) as decoders:
 

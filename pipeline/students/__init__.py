@@ -1,4 +1,4 @@
-"""The students: networks from clips [N, C, T, H, W] to logits [N, K] and features [N, D]."""
+"""The students: networks that compute logits [N, K] and features [N, D] from clips [N, C, T, H, W]."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["PlainConv3d", "SlowResNet", "Student", "TimeSformer", "VideoResNet",
 
 
 def build_student(network: Network, clip: ClipSection, num_classes: int) -> Student:
-    """A new student with weights from torch's seed, which the caller sets; ``load_weights`` replaces them.
+    """Builds a new student with weights from torch's seed, which the caller sets; ``load_weights`` replaces them.
 
-    ``forward(clips_NCTHW)`` takes float clips of ``clip``'s shape, normalized as ``pipeline.clips.views`` does, and
-    returns ``(logits_NK, features_ND)``. ``num_features`` is its D, ``head`` its classifier; ``per_frame`` makes it return
-    features [N, L, D] of L moments, evenly spaced over the clip.
+    ``forward(clips_NCTHW)`` takes float clips of ``clip``'s shape, normalized as in ``pipeline.clips.views``, and returns
+    ``(logits_NK, features_ND)``. ``num_features`` is its D and ``head`` its classifier. With ``per_frame`` it returns features
+    [N, L, D] of L moments, evenly spaced over the clip.
     """
     if isinstance(network, SlowResNetSection):
         return SlowResNet(network, num_classes)

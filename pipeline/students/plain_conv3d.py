@@ -1,4 +1,4 @@
-"""Strided 3-D convolutions one after the other: a small student for small videos, after C3D (Tran et al., ICCV 2015)."""
+"""A sequence of strided 3-D convolutions: a small student for small videos, after C3D (Tran et al., ICCV 2015)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ class PlainConv3d(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized clips -> logits [N, K] and features [N, D], the mean over time and space before dropout and head; with
-        ``per_frame`` features [N, L, D], the mean over space of each of the L moments that time's strides leave."""
+        """Computes logits [N, K] and features [N, D] from normalized clips; features are the mean over time and space before
+        dropout.
+
+        With ``per_frame`` the features are [N, L, D], the mean over space of each of the L moments that the strides in time
+        leave.
+        """
         maps = self.layers(clips_NCTHW)
         features_ND = maps.mean(dim=(2, 3, 4))
         logits_NK = self.head(self.dropout(features_ND))

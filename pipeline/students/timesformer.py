@@ -20,7 +20,7 @@ from pipeline.config import ClipSection, TimeSformerSection
 
 
 class TimeSformer(nn.Module):
-    """Auxiliary student of the paper at width 384, depth 12, 6 heads, patch 16: 30.55 M parameters without its head."""
+    """The paper's auxiliary student at width 384, depth 12, 6 heads and patch 16: 30.55 M parameters without its head."""
 
     def __init__(self, section: TimeSformerSection, clip: ClipSection, num_classes: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class TimeSformer(nn.Module):
         if self.has_time:
             self.time_embedding = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
         rates = [section.drop_path * number / max(1, section.depth - 1) for number in range(section.depth)]
-        block = DividedBlock if section.attention == "divided" else _vit_block
+        block = DividedBlock if section.attention == "divided" else _build_vit_block
         self.blocks = nn.ModuleList(block(width, section.heads, rate) for rate in rates)
         self.norm = LayerNorm(width)
         self.dropout = nn.Dropout(section.dropout)
@@ -43,9 +43,12 @@ class TimeSformer(nn.Module):
         self._initialize()
 
     def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized clips -> logits [N, K] and features [N, D], the normalized cls token before dropout and head; with
-        ``per_frame`` features [N, L, D], the mean of each frame's normalized patches. Clips of another length or size than
-        the student was made for get interpolated embeddings."""
+        """Computes logits [N, K] and features [N, D] from normalized clips; features are the normalized cls token before
+        dropout.
+
+        With ``per_frame`` the features are [N, L, D], the mean of each frame's normalized patches. For clips of another length
+        or size than the student was built for, the embeddings are interpolated.
+        """
         maps_NDLHW = self.patches(clips_NCTHW)
         patches_NLPD = maps_NDLHW.flatten(3).permute(0, 2, 3, 1)
         position = resize_position(self.position_embedding, maps_NDLHW.shape[3], maps_NDLHW.shape[4])
@@ -71,7 +74,7 @@ class TimeSformer(nn.Module):
         return tokens[:, 0], tokens[:, 1:].unflatten(1, patches_NLPD.shape[1:3])
 
     def _space(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = _frames_with_cls(cls_N1D, patches_NLPD)
+        tokens = _prepend_cls(cls_N1D, patches_NLPD)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = torch.unflatten(tokens, 0, patches_NLPD.shape[:2])
@@ -112,9 +115,9 @@ def _convolutions(section: TimeSformerSection) -> nn.Sequential:
 
 
 class DividedBlock(nn.Module):
-    """Attention over time at each place, then over space in each frame with a copy of the cls token, then the MLP.
+    """Attention over time at each position, then over space in each frame with a copy of the cls token, then the MLP.
 
-    The patches are [N, L, P, D] in memory all the way; only attention over space copies them, behind the cls tokens.
+    The patches stay [N, L, P, D] in memory; only attention over space copies them, behind the cls tokens.
     """
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
@@ -123,13 +126,13 @@ class DividedBlock(nn.Module):
         self.temporal_attention = Attention(width, heads, qkv_bias=True)
         self.temporal_fc = nn.Linear(width, width)
         self.drop_path = DropPath(drop_path)
-        self.space = _vit_block(width, heads, drop_path)
+        self.space = _build_vit_block(width, heads, drop_path)
 
     def forward(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         space = self.space
         moments = attend_over_time(self.temporal_attention, self.temporal_norm(patches_NLPD))
         patches_NLPD = patches_NLPD + self.temporal_fc(self.drop_path(moments))
-        frames = _frames_with_cls(space.norm1(cls_N1D), space.norm1(patches_NLPD))
+        frames = _prepend_cls(space.norm1(cls_N1D), space.norm1(patches_NLPD))
         seen = space.drop_path1(space.attn(frames)).unflatten(0, patches_NLPD.shape[:2])
         # the paper's cls token is one for the clip: it takes the mean of what its copies saw in the frames
         cls_N1D = cls_N1D + seen[:, :, :1].mean(dim=1)
@@ -142,10 +145,11 @@ class DividedBlock(nn.Module):
 
 
 def attend_over_time(attention: Attention, tokens_NLPD: torch.Tensor) -> torch.Tensor:
-    """Attention of each patch to the same patch of other frames, by timm's weights: [N, L, P, D] to the same.
+    """Computes the attention of each patch to the same patch of other frames with timm's weights; [N, L, P, D] to the same
+    shape.
 
-    A place's heads count as heads of the clip, so that nothing is copied into another order and no batch has clips times
-    patches rows, of which attention kernels of some versions take no more than 65,535.
+    The heads of all positions count as heads of the clip, so that nothing is copied into another order and no batch has clips
+    times patches rows: attention kernels of some versions take no more than 65,535.
     """
     heads = attention.num_heads
     biases = attention.qkv.bias.chunk(3)
@@ -158,7 +162,8 @@ def attend_over_time(attention: Attention, tokens_NLPD: torch.Tensor) -> torch.T
 
 
 def resize_position(embedding: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[1, 1 + P, D] of a square grid -> [1, 1 + height * width, D], bicubic (DeiT); the cls token's is kept."""
+    """Interpolates a square grid [1, 1 + P, D] to [1, 1 + height * width, D], bicubically (DeiT); the cls token's embedding is
+    kept."""
     side = math.isqrt(embedding.shape[1] - 1)
     if (height, width) == (side, side):
         return embedding
@@ -168,19 +173,20 @@ def resize_position(embedding: torch.Tensor, height: int, width: int) -> torch.T
 
 
 def resize_time(embedding: torch.Tensor, length: int) -> torch.Tensor:
-    """[1, L, D] -> [1, length, D], linear; the authors take the nearest, which gives neighboring frames one embedding."""
+    """Interpolates [1, L, D] to [1, length, D] linearly; the authors take the nearest, which gives neighboring frames one
+    embedding."""
     if length == embedding.shape[1]:
         return embedding
     return F.interpolate(embedding.transpose(1, 2), size=length, mode="linear", align_corners=False).transpose(1, 2)
 
 
-def _frames_with_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
-    """[N * L, 1 + P, D]: each frame's patches behind a copy of the clip's cls token."""
+def _prepend_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Tensor:
+    """Returns each frame's patches behind a copy of the clip's cls token, [N * L, 1 + P, D]."""
     copies = cls_N1D[:, None].expand(-1, patches_NLPD.shape[1], -1, -1)
     return torch.cat([copies, patches_NLPD], dim=2).flatten(0, 1)
 
 
-def _vit_block(width: int, heads: int, drop_path: float) -> Block:
+def _build_vit_block(width: int, heads: int, drop_path: float) -> Block:
     return Block(width, heads, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
 
 

@@ -1,4 +1,4 @@
-"""3-D ResNet-18 and R(2+1)D-18 (Tran et al., CVPR 2018), torchvision's, as the relatives of the paper use them."""
+"""3-D ResNet-18 and R(2+1)D-18 (Tran et al., CVPR 2018) of torchvision, which related methods use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class VideoResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, clips_NCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized clips -> logits [N, K] and features [N, 512]; with ``per_frame`` features [N, T / 8, 512]."""
+        """Computes logits [N, K] and features [N, 512] from normalized clips; with ``per_frame`` the features are [N, T / 8,
+        512]."""
         net = self.network
         maps = net.layer4(net.layer3(net.layer2(net.layer1(net.stem(clips_NCTHW)))))
         features_ND = maps.mean(dim=(2, 3, 4))

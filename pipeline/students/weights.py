@@ -1,8 +1,4 @@
-"""Weights that others published, into the students: other key orders, inflated kernels, interpolated embeddings.
-
-What a file holds is recognized by its keys. Every tensor of the student but the head must be found in it, and every tensor of
-it must be used: a network of another depth or width is an error and never loads in part.
-"""
+"""Loads published weights into the students: renames keys, inflates kernels and interpolates embeddings."""
 
 from __future__ import annotations
 
@@ -31,12 +27,13 @@ Names = Iterator[tuple[str, str]]
 
 
 def load_weights(student: SlowResNet | TimeSformer | VideoResNet | PlainConv3d, where: str, field: str) -> None:
-    """Replace the student's weights by those at ``where`` (see ``SlowResNetSection.weights``); the head only if it fits.
+    """Replaces the student's weights by those at ``where`` (see ``SlowResNetSection.weights``); the head only if it fits.
 
-    ``field`` is the configuration key, for messages. Raises UserError for what cannot be had, read, or does not fit.
+    ``field`` is the configuration key, for messages. Raises UserError for weights that cannot be downloaded or read, or do not
+    fit.
     """
     try:
-        theirs = _prefix_stripped(_read(where, student), student)
+        theirs = _strip_prefixes(_read(where, student), student)
         found = _translate(theirs, student)
         _load(student, found, theirs)
     except UserError as error:
@@ -70,11 +67,11 @@ def _read(where: str, student: nn.Module) -> Tensors:
     try:
         if kind == "timm":
             network: Any = timm.create_model(name, pretrained=True)
-            return _for_our_pixels(network.state_dict(), network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+            return _adapt_to_our_pixels(network.state_dict(), network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
         if kind == "torchvision":
             arch = str(getattr(student, "arch", "r3d_18"))
             views = get_model_weights(arch)[name].transforms()
-            return _for_our_pixels(get_model(arch, weights=name).state_dict(), views.mean, views.std)
+            return _adapt_to_our_pixels(get_model(arch, weights=name).state_dict(), views.mean, views.std)
     except Exception as error:  # unknown names, no network, no disk: many types, all the user's or the network's
         text = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"cannot be had: {text[0]}; download the weights and give the file") from None
@@ -89,9 +86,12 @@ FIRST = {
 """First kernels of timm's ResNets, torchvision's video networks and timm's ViTs, and what takes up a constant behind them."""
 
 
-def _for_our_pixels(theirs: Mapping[str, torch.Tensor], means: Sequence[float], stds: Sequence[float]) -> Tensors:
-    """The same network for pixels less MEAN over STD instead of each color's own: the first kernel scaled by color, what the
-    means change put into its bias or the running mean of the norm behind it. Exact but where a kernel meets padding."""
+def _adapt_to_our_pixels(theirs: Mapping[str, torch.Tensor], means: Sequence[float], stds: Sequence[float]) -> Tensors:
+    """Adapts the network to pixels normalized by MEAN and STD instead of each color's own mean and deviation.
+
+    The first kernel is scaled by color, and what the means change is added to its bias or to the running mean of the norm
+    behind it. This is exact, except where a kernel meets padding.
+    """
     scale_C, shift_C = STD / torch.tensor(stds), (MEAN - torch.tensor(means)) / torch.tensor(stds)
     tensors = dict(theirs)
     for name, constant in FIRST.items():
@@ -121,8 +121,8 @@ def _read_file(path: Path) -> Tensors:
     return dict(tree)
 
 
-def _prefix_stripped(theirs: Tensors, student: nn.Module) -> Tensors:
-    """Without ``module.`` and ``model.``; of a checkpoint of this project, the student whose shapes fit."""
+def _strip_prefixes(theirs: Tensors, student: nn.Module) -> Tensors:
+    """Removes ``module.`` and ``model.``; of a checkpoint of this project, takes the student whose shapes fit."""
     for prefix in ("module.", "model."):
         if theirs and all(name.startswith(prefix) for name in theirs):
             theirs = {name.removeprefix(prefix): value for name, value in theirs.items()}
@@ -135,30 +135,31 @@ def _prefix_stripped(theirs: Tensors, student: nn.Module) -> Tensors:
 
 
 def _translate(theirs: Tensors, student: SlowResNet | TimeSformer | VideoResNet | PlainConv3d) -> Tensors:
-    """The tensors by this project's names, kernels inflated and embeddings interpolated; unknown names stay as they are."""
+    """Translates the tensors' names to this project's, inflates kernels and interpolates embeddings; unknown names stay as
+    they are."""
     own = student.state_dict()
     if set(theirs) >= {name for name in own if not name.startswith(("head.", "projection."))}:
         return dict(theirs)
     names = list(TRANSLATIONS[type(student)](student, theirs))
-    found = _kept_of_an_image_network(own, theirs)
+    found = _list_time_weights(own, theirs)
     for ours, other in names:
         for suffix in ("", ".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked"):
             if other + suffix in theirs:
-                found[ours + suffix] = _fit(ours, theirs[other + suffix], own.get(ours + suffix))
+                found[ours + suffix] = _fit_shape(ours, theirs[other + suffix], own.get(ours + suffix))
     used = {other + suffix for _, other in names for suffix in ("", *(f".{key.rpartition('.')[2]}" for key in theirs))}
     return {**found, **{name: value for name, value in theirs.items() if name not in used}}
 
 
-def _kept_of_an_image_network(own: Tensors, theirs: Tensors) -> Tensors:
-    """What images cannot teach a TimeSformer: its time embedding, and the layers that let time in."""
+def _list_time_weights(own: Tensors, theirs: Tensors) -> Tensors:
+    """Returns what images cannot teach a TimeSformer: its time embedding, and the layers that let time in."""
     if "blocks.0.temporal_attn.qkv.weight" in theirs or "time_embed" in theirs:
         return {}
     return {name: value for name, value in own.items() if name == "time_embedding" or ".temporal_fc." in name}
 
 
-def _fit(name: str, value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
-    """Kernels [O, I, H, W] inflated to [O, I, T, H, W], whose sum over T is the image's (Carreira & Zisserman, 2017);
-    embeddings interpolated."""
+def _fit_shape(name: str, value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """Inflates kernels [O, I, H, W] to [O, I, T, H, W], whose sum over T is the image's (Carreira & Zisserman, 2017), and
+    interpolates embeddings."""
     if own is None or value.shape == own.shape:
         return value
     if value.ndim == 4 and own.ndim == 5:
@@ -171,8 +172,8 @@ def _fit(name: str, value: torch.Tensor, own: torch.Tensor | None) -> torch.Tens
     return value
 
 
-def _slow_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
-    """Keys of timm's (and torchvision's) ResNets, of SlowFast's SlowOnly, or of PyTorchVideo's ``slow_r50``."""
+def _translate_slow_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
+    """Maps keys of timm's (and torchvision's) ResNets, of SlowFast's SlowOnly, or of PyTorchVideo's ``slow_r50``."""
     assert isinstance(student, SlowResNet)
     if "s1.pathway0_stem.conv.weight" in theirs:
         stem, head, place = ("s1.pathway0_stem.conv", "s1.pathway0_stem.bn"), "head.projection", "s{s2}.pathway0_res{n}."
@@ -197,8 +198,9 @@ def _slow_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
             yield f"blocks.{index}.shortcut.{i}", where + shortcut[i]
 
 
-def _timesformer_names(student: nn.Module, theirs: Tensors) -> Names:
-    """Keys of timm's ViTs, whose attention then starts the temporal one too (the authors' code), or of the authors."""
+def _translate_timesformer_names(student: nn.Module, theirs: Tensors) -> Names:
+    """Maps keys of timm's ViTs, whose attention then initializes the temporal one, too (the authors' code), or of the
+    authors."""
     assert isinstance(student, TimeSformer)
     yield "patches", "patch_embed.proj"
     yield "cls_token", "cls_token"
@@ -220,13 +222,14 @@ def _timesformer_names(student: nn.Module, theirs: Tensors) -> Names:
             yield block + "temporal_fc", block + "temporal_fc"
 
 
-def _video_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
-    """torchvision's keys."""
+def _translate_video_resnet_names(student: nn.Module, theirs: Tensors) -> Names:
+    """Maps torchvision's keys."""
     for name in {key.rpartition(".")[0] for key in theirs}:
         yield ("head", "fc") if name == "fc" else (f"network.{name}", name)
 
 
 TRANSLATIONS: dict[type, Callable[[nn.Module, Tensors], Names]] = {
-    SlowResNet: _slow_resnet_names, TimeSformer: _timesformer_names, VideoResNet: _video_resnet_names,
+    SlowResNet: _translate_slow_resnet_names, TimeSformer: _translate_timesformer_names,
+    VideoResNet: _translate_video_resnet_names,
     PlainConv3d: lambda student, theirs: iter(()),
 }  # fmt: skip

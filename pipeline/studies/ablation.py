@@ -209,10 +209,10 @@ def _find_baseline(trials: Sequence[Trial], base: Config) -> dict[str, Any] | No
 
     It is also None for a comparison of methods, whose baseline is the supervised one.
     """
-    plain = base.fingerprint()
+    plain = base.compute_fingerprint()
     for trial in trials:
         values = {key: value for key, value in trial.values.items() if key != LABELS}
-        same = trial.config.model_copy(update={"run": base.run}).fingerprint() == plain
+        same = trial.config.model_copy(update={"run": base.run}).compute_fingerprint() == plain
         if same and values and "method.name" not in values:
             return values
     return None

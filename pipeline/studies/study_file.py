@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.run_reader import flatten
-from pipeline.config import Config, convert_for, short_name
+from pipeline.config import Config, convert_to_type_of, find_short_name
 from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
 
@@ -68,13 +68,13 @@ def _convert_value(key: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping) and set(value) == {"times"}:
         return {"times": guess(value["times"])}
-    return convert_for(key, value)
+    return convert_to_type_of(key, value)
 
 
 def _shorten_keys(keys: Sequence[str]) -> dict[str, str]:
     """Shortens the keys to their last words or, if these are the same (as of both students' ``clip.fps``), to their first
     words."""
-    last = [short_name(key).replace(".", "_") for key in keys]
+    last = [find_short_name(key).replace(".", "_") for key in keys]
     if len(set(last)) == len(last):
         return dict(zip(keys, last, strict=True))
     first = [key.partition(".")[0] for key in keys]

@@ -13,7 +13,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.clips.plan import Plan, compute_largest_share
 from pipeline.clips.sampling import describe_clip
 from pipeline.config import Config
-from pipeline.methods import STUDENTS, LossWeights, UnlabeledViews, Views, build_method, first_unlabeled_step, loss_weights
+from pipeline.methods import (
+    STUDENTS,
+    LossWeights,
+    UnlabeledViews,
+    Views,
+    build_method,
+    compute_loss_weights,
+    find_first_unlabeled_step,
+)
 from pipeline.methods.parts.precision import autocast
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.loop import divide_step
@@ -31,7 +39,7 @@ def describe_run(prepared: PreparedRun) -> list[str]:
     workers = max(1, config.scale.workers)
     block_layout = lay_out_blocks(prepared.source, config, prepared.step, workers)
     unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
-    first = first_unlabeled_step(config)
+    first = find_first_unlabeled_step(config)
     decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled
     rows = divide_step(plan, config, workers)[0][0]
     frames = config.primary.clip.frames + config.auxiliary.clip.frames
@@ -148,7 +156,7 @@ def measure_activations(method: Any, views: Views, config: Config) -> dict[str, 
         for student in method.students.values():
             for block in list_blocks(student):
                 block.register_forward_pre_hook(keep_inputs)
-    weights: LossWeights = loss_weights(config.method, config.train.steps - 1)
+    weights: LossWeights = compute_loss_weights(config.method, config.train.steps - 1)
     cast = autocast(torch.device("cpu"), config.train.precision)
     with saved_tensors_hooks(keep, lambda tensor: tensor), cast:
         method(views, weights)

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.clips.batch import Batch
 from pipeline.errors import RunFailed
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.stream.in_process import local_batches
 from pipeline.training.checkpoints.background_writer import NotSaved
 from pipeline.training.loop import TrainWorker, train
@@ -25,7 +25,7 @@ def fit_in_process(prepared: PreparedRun, batches: Callable[[int], Iterator[Batc
     ``batches(step)``, if given, yields other batches than those of the run's source. Raises Stopped after a signal.
     """
     config = prepared.run.config
-    device = own_device(config)
+    device = choose_device(config)
     if config.scale.torch_threads:
         torch.set_num_threads(config.scale.torch_threads)
     progress = WorkerProgress()

@@ -20,7 +20,7 @@ from pipeline.clips.plan import Plan, compute_worker_rows, share_rows
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
-from pipeline.hardware import set_switches
+from pipeline.hardware import configure_torch
 from pipeline.methods import STUDENTS, build_method
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.run_folder import run_store
@@ -124,7 +124,7 @@ def _build(run: TrainingRun, worker: TrainWorker, stopwatch: Stopwatch) -> tuple
     config = run.config
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
-    set_switches(config.train)
+    configure_torch(config.train)
     divide_step(run.plan, config, worker.world)  # raises before anything is built
     method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train)
     wrapped = worker.wrap(method)

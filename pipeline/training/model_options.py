@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.config import TrainSection
 from pipeline.methods import Method
 from pipeline.methods.parts.ema import move_towards
-from pipeline.methods.parts.forward import frozen_statistics
+from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.training.sync_batch_norm import synchronize_norms
 
 
@@ -63,5 +63,5 @@ def _run_checkpointed(block: nn.Module, forward: Any, *inputs: torch.Tensor) -> 
     """Calls ``forward``, which the backward pass calls again; that must not update BatchNorm's statistics a second time."""
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    contexts = lambda: (contextlib.nullcontext(), frozen_statistics(block))  # noqa: E731
+    contexts = lambda: (contextlib.nullcontext(), freeze_statistics(block))  # noqa: E731
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)

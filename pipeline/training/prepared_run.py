@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import get_command_line
 from pipeline.manifest.label_subset import LabelSubset
-from pipeline.methods import build_method, first_unlabeled_step
+from pipeline.methods import build_method, find_first_unlabeled_step
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import Fingerprints, check_run_folder, create_run_folder
 from pipeline.training.checkpoints import checkpoint
@@ -107,8 +107,8 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
 def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
     """Opens the manifest and labels of a configuration. Returns what is trained, its videos, and the labels. Raises UserError.
     """
-    source, labels = open_source(config, first_unlabeled_step(config))
-    fingerprints = Fingerprints(config.fingerprint(), source.manifest.fingerprint, labels.fingerprint)
+    source, labels = open_source(config, find_first_unlabeled_step(config))
+    fingerprints = Fingerprints(config.compute_fingerprint(), source.manifest.fingerprint, labels.fingerprint)
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)
     folder, store = config.run_folder, config.run_store
     run = TrainingRun(config, source.plan, len(source.manifest.classes), usable, fingerprints, folder, store, source=source)

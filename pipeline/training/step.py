@@ -15,7 +15,7 @@ from pipeline.clips.batch import Batch
 from pipeline.clips.plan import share_rows
 from pipeline.collectives import set_worker_rows
 from pipeline.config import Config
-from pipeline.methods import LossWeights, Views, loss_weights, make_views_of_parts
+from pipeline.methods import LossWeights, Views, compute_loss_weights, make_views_of_parts
 from pipeline.methods.parts.monitors import SCORES
 from pipeline.methods.parts.precision import autocast
 from pipeline.methods.parts.terms import Results
@@ -51,7 +51,7 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, con
     here waits for the device, and workers meet only in DDP's buckets and where a loss needs all workers' features.
     """
     torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, context.rank) >> 1))
-    weights = loss_weights(config.method, state.step)
+    weights = compute_loss_weights(config.method, state.step)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     part_rows = context.part_rows or [[rows] for rows in share_rows(len(batch.rows), config.train.accumulation)]

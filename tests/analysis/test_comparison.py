@@ -154,7 +154,7 @@ def test_settings_that_differ_beside_the_method_are_named(tmp_path: Path) -> Non
 
 
 def test_who_where_and_how_fast_is_no_setting(tmp_path: Path) -> None:
-    """Whatever is not in ``Config.result_knobs``, so that a new knob needs no list here."""
+    """Whatever is not in ``Config.collect_result_knobs``, so that a new knob needs no list here."""
     keys = "data: {clips_per_block: 7}\ntrain: {log_every: 5, checkpoint_every: 9}\nscale: {workers: 3}"
     folders = [write_light_run(tmp_path, "cmpl", seed, 0.5, keys=keys if seed else "") for seed in (0, 1)]
     assert len(group_runs(read_runs(folders))) == 1

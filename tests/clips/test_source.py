@@ -11,7 +11,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.methods import first_unlabeled_step
+from pipeline.methods import find_first_unlabeled_step
 from pipeline.stream.batches import lay_out_blocks, to_batch
 from pipeline.stream.in_process import local_batches
 
@@ -23,7 +23,7 @@ def config_words(tiny):  # type: ignore[no-untyped-def]
 
 def source(path: object, *words: str) -> VideoSource:
     config = load_config(path, words)  # type: ignore[arg-type]
-    return open_source(config, first_unlabeled_step(config))[0]
+    return open_source(config, find_first_unlabeled_step(config))[0]
 
 
 def test_rows_are_the_same_bytes_alone_and_together(config_words: object) -> None:

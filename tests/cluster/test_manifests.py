@@ -205,7 +205,7 @@ def test_nightly_searches_are_one_command_that_fits_the_cluster(repository: Path
     python, option, module, *words = shlex.split(job["entrypoint"])
     assert (python, option, module, sent.command) == ("python", "-m", "jobs.search", "search")
     orders = [order_of(words, repository), order_of(sent.arguments, repository)]
-    assert orders[0].base.fingerprint() == orders[1].base.fingerprint()
+    assert orders[0].base.compute_fingerprint() == orders[1].base.compute_fingerprint()
     assert orders[0].name == orders[1].name
     limits = [cron["jobTemplate"]["spec"]["activeDeadlineSeconds"], job["activeDeadlineSeconds"]]
     for order, limit in zip(orders, limits, strict=True):

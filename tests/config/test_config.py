@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, Section, all_keys, load_config, override, parse_config
+from pipeline.config import Config, Section, list_keys, load_config, override, parse_config
 from pipeline.errors import UserError
 
 
@@ -155,27 +155,27 @@ def test_fingerprint_follows_what_determines_the_result() -> None:
     same = load_config(
         overrides=["scale.workers=4", "run.name=other", "evaluation.clips=2", "train.log_every=3", "data.root=/x"]
     )
-    assert base.fingerprint() == same.fingerprint()
+    assert base.compute_fingerprint() == same.compute_fingerprint()
     for word in ("run.seed=1", "train.steps=3", "method.contrast.weight=1", "data.labeled_per_step=4", "primary.clip.fps=9"):
-        assert load_config(overrides=[word]).fingerprint() != base.fingerprint(), word
+        assert load_config(overrides=[word]).compute_fingerprint() != base.compute_fingerprint(), word
 
 
 def test_recorded_runs_keep_their_fingerprint() -> None:
     """A run that was recorded goes on only under its own: a new knob must not change it where it is as if it were not there."""
     config = load_config()
-    assert config.fingerprint() == "e86939e207fb080d"  # of the defaults, as of November 2026
-    assert load_config(overrides=["method.name=fixmatch"]).fingerprint() == "070d67609bd1344f"
+    assert config.compute_fingerprint() == "e86939e207fb080d"  # of the defaults, as of November 2026
+    assert load_config(overrides=["method.name=fixmatch"]).compute_fingerprint() == "070d67609bd1344f"
     tree = config.model_dump(mode="json")
     del tree["primary"]["clip"]["sampling"], tree["auxiliary"]["clip"]["sampling"], tree["auxiliary"]["network"]["stem"]
     assert parse_config(tree) == config
     changes = ("primary.clip.sampling=segments", "auxiliary.clip.sampling=segments", "auxiliary.network.stem=convolutions")
-    assert len({load_config(overrides=[word]).fingerprint() for word in changes} | {config.fingerprint()}) == 4
+    assert len({load_config(overrides=[word]).compute_fingerprint() for word in changes} | {config.compute_fingerprint()}) == 4
 
 
 def test_round_trip_and_every_key_is_documented() -> None:
     config = load_config(overrides=["primary.network.width=12"])
     assert parse_config(config.model_dump(mode="json")) == config
-    assert {"train.steps", "primary.network.depth", "auxiliary.network.tubelet", "primary.clip.fps"} <= set(all_keys())
+    assert {"train.steps", "primary.network.depth", "auxiliary.network.tubelet", "primary.clip.fps"} <= set(list_keys())
 
     def undocumented(section: type, prefix: str = "") -> list[str]:
         from pydantic import BaseModel

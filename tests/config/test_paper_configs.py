@@ -20,7 +20,7 @@ from pipeline.clips.plan import Plan
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware
-from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, first_unlabeled_step, make_views
+from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, find_first_unlabeled_step, make_views
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study
 from pipeline.training.dry_run import estimate_memory
@@ -106,7 +106,7 @@ def test_every_method_builds_with_its_own_papers_settings(name: str, monkeypatch
         with torch.device("meta"):
             built = build_method(trial.config, classes, videos, videos - labeled)
         found[trial.cell] = sum(p.numel() for p in built.students.parameters()) / 1e6
-        assert first_unlabeled_step(trial.config) < trial.config.train.steps or trial.cell == "supervised"
+        assert find_first_unlabeled_step(trial.config) < trial.config.train.steps or trial.cell == "supervised"
         assert trial.config.method.supervised_steps + trial.config.method.pseudo_label.start < trial.config.train.steps
     print(f"\n{name}, M parameters: " + ", ".join(f"{cell} {millions:.2f}" for cell, millions in found.items()))
     assert {cell.split("-")[0] for cell in found} == set(METHODS)

@@ -7,8 +7,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config import Config, all_keys
-from pipeline.config.reference import knobs, main, page, range_of, readers, source_of, type_of, unit_of
+from pipeline.config import Config, list_keys
+from pipeline.config.reference import (
+    build_page,
+    describe_range,
+    describe_type,
+    find_readers,
+    find_source,
+    find_unit,
+    list_knobs,
+    main,
+)
 from pipeline.config.section import Section, Share, Steps
 
 
@@ -16,21 +25,21 @@ def test_the_page_is_current(repository: Path, tmp_path: Path) -> None:
     """Where it is not: python -m pipeline.config.reference docs/configuration.md"""
     assert main([str(tmp_path / "configuration.md")]) == 0
     written = (tmp_path / "configuration.md").read_text(encoding="utf-8")
-    assert (repository / "docs" / "configuration.md").read_text(encoding="utf-8") == written == page()
+    assert (repository / "docs" / "configuration.md").read_text(encoding="utf-8") == written == build_page()
     assert main([]) == 2
 
 
 def test_it_has_every_knob_once_for_each_section() -> None:
-    assert set(all_keys()) == {knob.key for knob in knobs()}
-    text = page()
-    for knob in knobs():
+    assert set(list_keys()) == {knob.key for knob in list_knobs()}
+    text = build_page()
+    for knob in list_knobs():
         if not knob.key.endswith(".arch") and not knob.key.startswith("auxiliary.network."):
             assert f"- `{knob.key.rpartition('.')[2]}`" in text
 
 
 def test_every_knob_is_read_somewhere() -> None:
     """A knob that nobody reads does nothing, and is removed."""
-    assert [knob.key for knob in knobs() if not knob.key.endswith(".arch") and not readers(knob)] == []
+    assert [knob.key for knob in list_knobs() if not knob.key.endswith(".arch") and not find_readers(knob)] == []
 
 
 def test_facts_of_a_field_are_told_in_words() -> None:
@@ -41,23 +50,23 @@ def test_facts_of_a_field_are_told_in_words() -> None:
         names: dict[str, str] = Field(default_factory=dict)
 
     fields = Shown.model_fields
-    assert [type_of(field.annotation) for field in fields.values()] == [
+    assert [describe_type(field.annotation) for field in fields.values()] == [
         "number", "whole number or null", "list of one of `a`, `b`", "mapping of text to text"]  # fmt: skip
-    assert [unit_of(field) for field in fields.values()] == ["share of 1", "optimizer steps", "", ""]
-    assert [range_of(field) for field in fields.values()] == ["(0, 1]", "[1, ∞)", "", ""]
+    assert [find_unit(field) for field in fields.values()] == ["share of 1", "optimizer steps", "", ""]
+    assert [describe_range(field) for field in fields.values()] == ["(0, 1]", "[1, ∞)", "", ""]
 
 
 def test_sources_are_those_of_the_text() -> None:
-    assert source_of("beta (paper: 2).") == "paper"
-    assert source_of("Off (Szegedy et al., 2016). Choice.") == "Szegedy et al., 2016, choice"
-    assert source_of("The paper is silent: choice. TCL has 0.5.") == "TCL, choice"
-    assert source_of("Folder of the run.") == ""
+    assert find_source("beta (paper: 2).") == "paper"
+    assert find_source("Off (Szegedy et al., 2016). Choice.") == "Szegedy et al., 2016, choice"
+    assert find_source("The paper is silent: choice. TCL has 0.5.") == "TCL, choice"
+    assert find_source("Folder of the run.") == ""
 
 
 def test_marks_reach_the_keys_below_a_marked_section() -> None:
-    marks = {knob.key: knob.marks for knob in knobs()}
+    marks = {knob.key: knob.marks for knob in list_knobs()}
     assert "same_weights" in marks["scale.workers"] and "same_weights" in marks["train.log_every"]
     assert "mid_run" in marks["primary.optimizer.lr"] and "same_weights" not in marks["train.steps"]
     aside = {key for key, found in marks.items() if "same_weights" in found}
-    kept = Config().result_knobs()
+    kept = Config().collect_result_knobs()
     assert not {key for key in aside if key.split(".")[0] in kept and key.split(".")[1] in kept[key.split(".")[0]]}

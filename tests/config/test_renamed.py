@@ -12,8 +12,8 @@ import yaml
 from jobs import report, train
 from jobs.command import run
 from pipeline.analysis.study_reader import read_study_record
-from pipeline.config import Config, all_keys, load_config, parse_config
-from pipeline.config.renamed import REMOVED, RENAMED, with_new_names, with_old_names
+from pipeline.config import Config, list_keys, load_config, parse_config
+from pipeline.config.renamed import REMOVED, RENAMED, translate_old_names, translate_to_old_names
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import compute_config_digest, read_metrics, read_run
 from pipeline.search.optuna_storage import SETTING, open_study
@@ -30,7 +30,7 @@ def nested(key: str, value: Any = 1) -> dict[str, Any]:
 
 
 def test_the_table_leads_from_names_that_are_gone_to_ones_that_exist() -> None:
-    known = set(all_keys())
+    known = set(list_keys())
     assert not known & (RENAMED.keys() | REMOVED.keys())
     assert set(RENAMED.values()) <= known and len(set(RENAMED.values())) == len(RENAMED)
 
@@ -52,29 +52,30 @@ def test_an_earlier_name_is_refused_with_todays(key: str, tmp_path: Path) -> Non
 def test_a_knob_that_is_gone_is_refused_with_the_reason() -> None:
     with pytest.raises(UserError, match=r"monitors.largest_loss is no knob any more, because no result depends on it"):
         load_config(None, ["monitors.largest_loss=2"])
-    assert parse_config(with_new_names({"monitors": {"largest_loss": 2, "patience_steps": 7}})).monitors.patience_steps == 7
+    recorded = translate_old_names({"monitors": {"largest_loss": 2, "patience_steps": 7}})
+    assert parse_config(recorded).monitors.patience_steps == 7
 
 
 def test_names_change_and_nothing_else() -> None:
     tree = Config().model_dump(mode="json")
-    old = with_old_names(tree)
+    old = translate_to_old_names(tree)
     assert old["method"]["contrast_weight"] == 2 and old["method"]["start"]["mix"] == 0 and "contrast" not in old["method"]
-    assert with_new_names(old) == tree == with_new_names(tree)
+    assert translate_old_names(old) == tree == translate_old_names(tree)
 
 
 def test_a_recorded_run_is_read_and_has_its_fingerprint() -> None:
     recorded = yaml.safe_load((RECORDED / "config.yaml").read_text(encoding="utf-8"))
     words = (RECORDED / "words").read_text(encoding="utf-8").splitlines()
-    config = parse_config(with_new_names(recorded))
+    config = parse_config(translate_old_names(recorded))
     assert config == load_config(None, words)
-    assert config.fingerprint() == (RECORDED / "fingerprint").read_text(encoding="utf-8").strip()
-    assert len({config.fingerprint(), load_config(None, words[:-1]).fingerprint()}) == 2
+    assert config.compute_fingerprint() == (RECORDED / "fingerprint").read_text(encoding="utf-8").strip()
+    assert len({config.compute_fingerprint(), load_config(None, words[:-1]).compute_fingerprint()}) == 2
 
 
 def under_old_names(folder: Path) -> None:
     """Make a run folder one that was recorded before names changed."""
     tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    old = with_old_names(tree)
+    old = translate_to_old_names(tree)
     old["monitors"]["largest_loss"] = 1.5
     (folder / "config.yaml").write_text(yaml.safe_dump(old, sort_keys=False), encoding="utf-8")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from pipeline.clips import decode
 from pipeline.clips.evaluation_views import STUDENTS as CLIP_STUDENTS
 from pipeline.clips.evaluation_views import batch_views, convert_to_tensors, decode_videos, unpack_videos
 from pipeline.clips.source import Columns, VideoSource, open_source
-from pipeline.config import Config, load_config, parse_config, with_new_names
+from pipeline.config import Config, load_config, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
 from pipeline.evaluation.file_predictions import list_as_manifest
@@ -272,4 +272,4 @@ def test_run_folders_of_before_are_read(tiny: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation.batch_videos is now evaluation.batch_views"):
         configured(tiny, "evaluation.batch_videos=4")
     recorded = {"evaluation": {"batch_videos": 4}}
-    assert parse_config(with_new_names(recorded)).evaluation.batch_views == 4
+    assert parse_config(translate_old_names(recorded)).evaluation.batch_views == 4

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.clips.views import make_strong_views, make_weak_views
 from pipeline.config import Config, TrainSection
-from pipeline.hardware import set_switches
-from pipeline.methods import METHODS, STUDENTS, UnlabeledViews, Views, build_method, loss_weights, make_views
+from pipeline.hardware import configure_torch
+from pipeline.methods import METHODS, STUDENTS, UnlabeledViews, Views, build_method, compute_loss_weights, make_views
 from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.students.slow_resnet import FramePool
 from pipeline.training.checkpoints import checkpoint
@@ -51,7 +51,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 def check_correctness(device: torch.device, small: bool, end: float) -> Iterator[Row]:
     """All of it, with the switches that the program sets; what finds most first."""
-    set_switches(TrainSection())
+    configure_torch(TrainSection())
     methods = ("actnetformer",) if small else tuple(METHODS)
     yield from guarded("views of the device", lambda: check_views(device, small))
     yield from guarded("a step against float64", lambda: check_step(device, small))
@@ -102,7 +102,7 @@ def check_options(device: torch.device, of: Sequence[str]) -> Iterator[Row]:
 def check_resume(device: torch.device) -> list[Row]:
     """Six steps at once, and three, a checkpoint, and three more, with ``train.deterministic``."""
     config = small_config(train={"deterministic": True, "precision": "bf16" if device.type == "cuda" else "fp32"})
-    set_switches(config.train)
+    configure_torch(config.train)
     try:
         whole = make_setting(config, device)
         for step in range(6):
@@ -115,7 +115,7 @@ def check_resume(device: torch.device) -> list[Row]:
         for step in range(3, 6):
             second.take_step(make_batch(config, step, device))
     finally:
-        set_switches(TrainSection())
+        configure_torch(TrainSection())
     one, other = whole.state.method.state_dict(), second.state.method.state_dict()
     differ = [name for name in one if not torch.equal(one[name], other[name])]
     return [must("a resumed run has the same bits as an uninterrupted one", not differ, ", ".join(differ[:3]))]
@@ -264,7 +264,7 @@ def _losses_and_gradients(
         there(unlabeled.weak), there(unlabeled.strong), unlabeled.hidden_labels.to(device), unlabeled.videos.to(device)
     ))  # fmt: skip
     with WithoutKinks(), torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
-        results = method(moved, loss_weights(config.method, 10**6))
+        results = method(moved, compute_loss_weights(config.method, 10**6))
     results["loss"].backward()
     found = {name: results[name] for name in ("loss", "contrast_loss")}
     for name in STUDENTS:

@@ -13,8 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config import Config
-from pipeline.hardware import set_switches
-from pipeline.methods import Views, loss_weights, make_views, make_views_of_parts
+from pipeline.hardware import configure_torch
+from pipeline.methods import Views, compute_loss_weights, make_views, make_views_of_parts
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.precision import autocast
 from pipeline.stream.upload_ahead import UploadAhead
@@ -49,7 +49,7 @@ class TimedViews:
 
 def check_parts(device: torch.device, config: Config, steps: int, warm_up: int) -> Iterator[Row]:
     """Shares of a step, the step against the bare networks, and how busy the device is."""
-    set_switches(config.train)
+    configure_torch(config.train)
     setting, batch = make_setting(config, device), make_batch(config, device=device)
     timed = TimedViews(device)
     whole = time_steps(lambda: _with_views(setting, timed).take_step(batch), device, steps, warm_up)
@@ -59,7 +59,7 @@ def check_parts(device: torch.device, config: Config, steps: int, warm_up: int) 
     yield measured("views within a step, drawn and launched by the host", [1000 * value for value in timed.host[-steps:]], "ms")
     yield at_most("views, share of a step", middle(on_device) / middle(whole), 0.05)
 
-    weights = loss_weights(config.method, 0)
+    weights = compute_loss_weights(config.method, 0)
     views = make_views(batch, config, 0, device, weights.use_unlabeled, weights.use_strong)
     made = _with_views(setting, lambda *_, **__: iter([views]))
     without_views = time_steps(lambda: made.take_step(batch), device, steps, warm_up)

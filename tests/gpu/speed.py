@@ -13,7 +13,7 @@ import torch
 from pipeline.clips.plan import Plan
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.hardware import check_compiler, read_hardware, set_switches
+from pipeline.hardware import check_compiler, configure_torch, read_hardware
 from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.training.dry_run import estimate_memory
 from tests.gpu.parts import check_parts
@@ -64,7 +64,7 @@ def check_speed(device: torch.device, small: bool, end: float) -> Iterator[Row]:
 
 
 def _time_kind(device: torch.device, config: Config, name: str, steps: int, warm_up: int) -> Iterator[Row]:
-    set_switches(config.train)
+    configure_torch(config.train)
     if name == "fp32 without TF32":  # the program has it with train.deterministic only, which also picks slower kernels
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -96,7 +96,7 @@ def estimated_bytes(config: Config) -> int:
 
 def check_against_plain(device: torch.device, config: Config, small: bool, end: float) -> Iterator[Row]:
     """A plain restatement with its data loader, and our step with its views, from decoded clips both."""
-    set_switches(config.train)
+    configure_torch(config.train)
     steps, warm_up = (SMALL_STEPS, SMALL_WARM_UP) if small else (STEPS, WARM_UP)
     contiguous = config.model_copy(update={"train": config.train.model_copy(update={"channels_last": False})})
     plain = PlainSteps(contiguous, make_setting(contiguous, device).state.students, device, 0 if small else None)
@@ -136,7 +136,7 @@ def check_compiled(device: torch.device, small: bool, end: float) -> Iterator[Ro
 
 
 def _compiled(device: torch.device, config: Config, what: str, small: bool) -> Iterable[Row]:
-    set_switches(config.train)
+    configure_torch(config.train)
     begun = time.perf_counter()
     setting, batch = make_setting(config, device), make_batch(config, device=device)
     setting.take_step(batch)

@@ -19,7 +19,7 @@ from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import Config, load_config
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.methods import STUDENTS, first_unlabeled_step
+from pipeline.methods import STUDENTS, find_first_unlabeled_step
 from pipeline.students import build_student
 from tests import official_layouts as layouts
 
@@ -237,7 +237,7 @@ def test_the_hours_follow_from_the_steps_and_the_expected_time_of_one() -> None:
     assert sorted(rows) == ROWS
     for name, (_, steps, decoded, *given) in rows.items():
         config = load_config(CONFIGS / f"{name}.yaml")
-        labeled, alone = config.data.labeled_per_step, first_unlabeled_step(config)
+        labeled, alone = config.data.labeled_per_step, find_first_unlabeled_step(config)
         unlabeled = labeled * config.data.unlabeled_per_labeled
         assert steps == f"{config.train.steps:,}"
         assert decoded == f"{config.train.steps * labeled + (config.train.steps - alone) * unlabeled:,}"

@@ -60,11 +60,11 @@ def numbers(steps: int) -> dict[str, Any]:
         earlier = {"confidence_threshold": 0.3, "mix_patch": 8, **sections["method"]}
         tree["method"] = {"name": earlier["name"]} if "name" in earlier else {}
         try:
-            from pipeline.config.renamed import with_new_names
+            from pipeline.config.renamed import translate_old_names
         except ImportError:
             tree["method"] = earlier
         else:
-            tree["method"] = with_new_names({"method": earlier})["method"]
+            tree["method"] = translate_old_names({"method": earlier})["method"]
         tree |= {name: {**tree[name], **section} for name, section in sections.items() if name != "method"}
         method, lines = trained(parse_config(tree), steps)
         digest = hashlib.sha256()

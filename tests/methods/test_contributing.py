@@ -55,5 +55,5 @@ def test_the_example_trains_and_is_evaluated(copy: Path, tiny: Path) -> None:
     assert line["step"] == 4
     assert line["consistency_loss/primary"] > 0 and 0 < line["loss_share/consistency"] < 1
     assert json.loads((copy / "tiny" / "evaluation.json").read_text())["videos"] == 8
-    recorded = call("-c", "from pipeline.config import Config; print(Config().fingerprint())")
-    assert recorded.stdout.strip() == Config().fingerprint()
+    recorded = call("-c", "from pipeline.config import Config; print(Config().compute_fingerprint())")
+    assert recorded.stdout.strip() == Config().compute_fingerprint()

@@ -13,8 +13,8 @@ import torch
 
 from pipeline.config import ClipSection, Config, parse_config
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, loss_weights, make_views
-from pipeline.methods.parts.contrast_features import paired_moments
+from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, compute_loss_weights, make_views
+from pipeline.methods.parts.contrast_features import pair_moments
 from pipeline.methods.svformer import mix_tubes
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.optimizer import build_optimizer
@@ -83,7 +83,7 @@ def test_the_terms_that_a_method_names_are_the_ones_it_has(name: str) -> None:
         losses = [built(name)(views_of(config), weights)["loss"].detach() for weights in each]
         results[term] = bool(losses[0] != losses[1])
     assert {term for term, counts in results.items() if counts} == set(METHODS[name].TERMS)
-    for term, weight in loss_weights(config.method, 0).items():
+    for term, weight in compute_loss_weights(config.method, 0).items():
         assert (weight > 0) == (term in (*METHODS[name].TERMS, "supervised"))
 
 
@@ -325,21 +325,21 @@ def test_moments_are_paired_where_both_clips_are() -> None:
     """8 frames at 8 fps last 1 s, 8 at 16 fps half: the middle four of the first lie within the second."""
     slow, fast = (Config().primary.clip.model_copy(update={"frames": 8, "fps": fps}) for fps in (8.0, 16.0))
     for one, other in ((slow, fast), (fast, slow)):
-        pairs = paired_moments(one, other, 8, 8)
+        pairs = pair_moments(one, other, 8, 8)
         coarse, fine = pairs if one is slow else pairs[::-1]
         assert coarse.tolist() == [2, 3, 4, 5]
         times = (coarse - 3.5) / 8, (fine - 3.5) / 16
         assert abs(times[0] - times[1]).max() <= 0.5 / 16 + 1e-9
-    assert [pair.tolist() for pair in paired_moments(slow, slow, 8, 8)] == [list(range(8))] * 2
-    assert [len(pair) for pair in paired_moments(slow, slow, 8, 1)] == [1, 1]
+    assert [pair.tolist() for pair in pair_moments(slow, slow, 8, 8)] == [list(range(8))] * 2
+    assert [len(pair) for pair in pair_moments(slow, slow, 8, 1)] == [1, 1]
 
 
 def test_moments_of_segments_are_paired_by_their_parts_of_the_video() -> None:
     """The middles of 4 parts of a video lie between those of 8: each has one of them, of its own half."""
     few, many = (ClipSection(sampling="segments", frames=frames) for frames in (4, 8))
-    coarse, fine = paired_moments(few, many, 4, 8)
+    coarse, fine = pair_moments(few, many, 4, 8)
     assert coarse.tolist() == [0, 1, 2, 3] and (fine // 2).tolist() == [0, 1, 2, 3]
-    assert [pair.tolist() for pair in paired_moments(many, many, 8, 8)] == [list(range(8))] * 2
+    assert [pair.tolist() for pair in pair_moments(many, many, 8, 8)] == [list(range(8))] * 2
 
 
 def test_a_teacher_follows_the_formula_and_is_saved(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, 
         {name: Output(*method.students[name](clips[name])) for name in method.students}
         for clips in (unlabeled.weak, unlabeled.strong)
     )
-    given = method.labels.give(Step(views.labels, unlabeled, {}, weak, strong))
+    given = method.labels.assign_labels(Step(views.labels, unlabeled, {}, weak, strong))
     loss = pseudo_label_losses(strong, given)[f"pseudo_label_loss/{learner}"]
     assert _gradient(loss, method.students[learner]) > 0
     assert _gradient(loss, method.students[teacher]) == 0

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.collectives import set_worker_rows
-from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
+from pipeline.methods import STUDENTS, build_method, compute_loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
@@ -54,7 +54,7 @@ def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[st
         whole, share = batch_of(step), slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         names = ("rows", "videos", "labels", "primary", "auxiliary")
         batch = replace(whole, **{part: getattr(whole, part)[share] for part in names})
-        weights = loss_weights(config.method, step)
+        weights = compute_loss_weights(config.method, step)
         results = wrapped(make_views(batch, config, 0, "cpu", unlabeled=weights.use_unlabeled), weights)
         for optimizer in optimizers.values():
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.clips.batch import Batch
 from pipeline.config import Config, parse_config
-from pipeline.methods import STUDENTS, build_method, loss_weights, make_views
+from pipeline.methods import STUDENTS, build_method, compute_loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 
 CLASSES = 4
@@ -72,7 +72,7 @@ def trained(config: Config, steps: int = 30) -> tuple[nn.Module, list[dict[str, 
 def one_step(method: nn.Module, optimizers: dict[str, torch.optim.Optimizer], config: Config, step: int) -> dict[str, float]:
     """What ``training.loop`` does, at a constant rate."""
     torch.manual_seed(step)
-    weights = loss_weights(config.method, step)
+    weights = compute_loss_weights(config.method, step)
     results = method(make_views(batch_of(step), config, 0, "cpu", unlabeled=weights.use_unlabeled), weights)
     for optimizer in optimizers.values():
         optimizer.zero_grad()

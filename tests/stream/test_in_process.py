@@ -43,7 +43,7 @@ def test_decoding_leaves_cores_to_the_training_while_it_computes(
     device: str, cores: int, left: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To torch's threads on a CPU; to the process that keeps a GPU at work as many as a worker with a GPU reserves."""
-    monkeypatch.setattr("pipeline.stream.in_process.own_device", lambda _: torch.device(device))
+    monkeypatch.setattr("pipeline.stream.in_process.choose_device", lambda _: torch.device(device))
     monkeypatch.setattr("pipeline.stream.in_process.count_cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     pinned: list[bool] = []

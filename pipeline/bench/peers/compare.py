@@ -23,7 +23,7 @@ from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
 
@@ -69,7 +69,7 @@ def bench_peers(config: Config, steps: int, repeats: int) -> Figures:
         "videos_per_step": source.plan.rows_per_step * source.plan.slots,
         "steps": steps,
         "clips": " and ".join(map(describe_clip, source.clips)),
-        "device": own_device(config).type,
+        "device": choose_device(config).type,
         "cores": count_cores(),
     }
 

@@ -17,7 +17,7 @@ from pipeline.clips.views import derive_view_seeds
 from pipeline.config import ClipSection, Config, TimeSection, ViewsSection
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.methods import STUDENTS, loss_weights
+from pipeline.methods import STUDENTS, compute_loss_weights
 from pipeline.seeds import Floats
 
 Columns = dict[str, torch.Tensor]
@@ -82,7 +82,7 @@ def requests_of_row(source: VideoSource, config: Config, row: int) -> list[Video
 
 def unlabeled_kinds(config: Config) -> tuple[str, ...]:
     """Kinds of views that the method's first step makes of unlabeled videos."""
-    weights = loss_weights(config.method, 0)
+    weights = compute_loss_weights(config.method, 0)
     if not (config.unlabeled_per_labeled and weights.use_unlabeled):
         return ()
     return ("weak", "strong") if weights.use_strong else ("weak",)

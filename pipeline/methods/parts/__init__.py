@@ -1,1 +1,1 @@
-"""What methods share: views of a step, losses, pseudo-labels and thresholds, contrast features, what is watched."""
+"""What methods share: views of a step, losses, pseudo-labels and thresholds, contrast features, monitored quantities."""

@@ -1,4 +1,4 @@
-"""Running means of weights: one call for all tensors of a module, where one for each would cost a GPU hundreds of launches."""
+"""Running means of weights, with one call for all tensors of a module: one per tensor would cost a GPU hundreds of launches."""
 
 from __future__ import annotations
 

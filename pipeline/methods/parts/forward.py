@@ -1,4 +1,4 @@
-"""Passes of views through the students, with care for gradients and for BatchNorm's statistics."""
+"""Passes views through the students, with or without gradients and updates of BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs
 def pass_views(
     students: nn.ModuleDict, views: Views, weights: LossWeights, batch_norm: Literal["separate", "joint"]
 ) -> tuple[Outputs, Outputs, Outputs]:
-    """Outputs of both students for labeled, weak and strong views; nothing for those that no loss that counts uses."""
+    """Returns the outputs of both students for labeled, weak and strong views.
+
+    Views that no loss with a weight uses are not passed, and their outputs are empty.
+    """
     kinds = [views.labeled]
     if weights.use_unlabeled and views.unlabeled is not None:
         kinds.append(views.unlabeled.weak)
@@ -35,22 +38,25 @@ def _joint(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) 
 
 
 def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeights) -> list[Output]:
-    """A pass each. Weak views need a gradient for what compares features only. Strong views do not look like test clips,
-    so they leave BatchNorm's running statistics alone."""
+    """Passes each kind of views separately.
+
+    Weak views need a gradient only for losses that compare features or outputs of weak views. Strong views do not look like
+    test clips, so they do not update BatchNorm's running statistics.
+    """
     labeled, *unlabeled = views
     outputs = [Output(*student(labeled))]
     for weak in unlabeled[:1]:
         with torch.set_grad_enabled(weights.weak_gradient):
             outputs.append(Output(*student(weak)))
     for strong in unlabeled[1:]:
-        with torch.set_grad_enabled(weights.pseudo_label > 0), frozen_statistics(student):
+        with torch.set_grad_enabled(weights.pseudo_label > 0), freeze_statistics(student):
             outputs.append(Output(*student(strong)))
     return outputs
 
 
 @contextmanager
-def frozen_statistics(student: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes by the batch as ever but does not update its running statistics."""
+def freeze_statistics(student: nn.Module) -> Iterator[None]:
+    """Lets BatchNorm normalize by the batch, as always in training, without updating its running statistics."""
     norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     try:

@@ -1,4 +1,4 @@
-"""What a method learns from in one step: views of a batch, the students' outputs for them, and the weights of its losses."""
+"""The inputs of a method in one step: views of a batch, the students' outputs for them, and the weights of its losses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ STUDENTS = ("primary", "auxiliary")
 
 
 class Output(NamedTuple):
-    """What a student makes of N clips."""
+    """The output of a student for N clips."""
 
     logits: torch.Tensor
     """[N, K]."""
     features: torch.Tensor
-    """[N, D], what the logits are made of; [N, moments, D] where a feature stands for a moment (``ContrastFeatures``)."""
+    """[N, D] features from which the logits are computed; [N, moments, D] if there is one feature per moment
+    (``ContrastFeatures``)."""
 
 
 Outputs = dict[str, Output]
-"""By student."""
+"""The outputs by student."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class UnlabeledViews:
     weak: dict[str, torch.Tensor]
     """Weak views."""
     strong: dict[str, torch.Tensor]
-    """Strong views of the same videos in the same order; empty when no loss of the step uses them."""
+    """Strong views of the same videos in the same order; empty if no loss of the step uses them."""
     hidden_labels: torch.Tensor
-    """[U] int64, -1 where unknown: for monitors, never for a loss."""
+    """[U] int64 true classes, -1 if unknown: for monitors, never for a loss."""
     videos: torch.Tensor
-    """[U] int64, manifest rows of the videos: what FlexMatch's table is indexed by."""
+    """[U] int64 manifest rows of the videos, which index FlexMatch's table."""
 
 
 @dataclass(frozen=True)
@@ -49,49 +50,50 @@ class Views:
     labels: torch.Tensor
     """[B] int64 in 0..K-1."""
     unlabeled: UnlabeledViews | None = None
-    """Views of the unlabeled videos, or None when no loss of the step uses them."""
+    """Views of the unlabeled videos, or None if no loss of the step uses them."""
     mixed_shares: torch.Tensor | None = None
-    """[B] share of its own that each labeled clip has, if it was mixed with the one before it (``supervised.mixup``)."""
+    """[B] the share of itself that each labeled clip kept when it was mixed with the one before it (``supervised.mixup``)."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step in which unlabeled videos count: its views, what the students make of them, and the supervised losses."""
+    """A step whose losses use unlabeled videos: its views, the students' outputs for them, and the supervised losses."""
 
     labels: torch.Tensor
     """[B] int64 in 0..K-1, of the labeled videos."""
     unlabeled: UnlabeledViews
     labeled: Outputs
     weak: Outputs
-    """With gradient if a loss that counts compares what is said of weak views, or if all views pass jointly."""
+    """With gradient if a loss with a weight compares outputs for weak views, or if all views pass jointly."""
     strong: Outputs
-    """Empty when no loss that counts uses strong views."""
+    """Empty if no loss with a weight uses strong views."""
     supervised: dict[str, torch.Tensor] = field(default_factory=dict)
     """``supervised_loss/{student}``, with gradient."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What methods are built from, beside the students."""
+    """What a method is built from, besides the students."""
 
     config: Config
     num_classes: int
-    """K."""
+    """The number of classes, K."""
     num_videos: int = 0
-    """Rows of the manifest, or one more than the largest row that is trained."""
+    """The number of rows of the manifest, or one more than the largest row that is trained."""
     num_unlabeled: int = 0
-    """Unlabeled videos of the plan."""
+    """The number of unlabeled videos that the run samples from."""
 
     @property
     def method(self) -> MethodSection:
-        """The method's knobs."""
+        """The method's section of the configuration."""
         return self.config.method
 
 
 class LossWeights(Mapping[str, float]):
-    """Weights of one step's losses by their names, ``config.method.TERMS``: ``weights.contrast`` is ``weights["contrast"]``.
+    """The weights of one step's losses by their names (``config.method.TERMS``): ``weights.contrast`` is
+    ``weights["contrast"]``.
 
-    Where those of unlabeled videos are all 0, these need no views.
+    If the weights of all losses of unlabeled videos are 0, no views of these videos are needed.
     """
 
     def __init__(self, *, supervised: float = 1.0, **terms: float) -> None:
@@ -119,24 +121,26 @@ class LossWeights(Mapping[str, float]):
 
     @property
     def use_unlabeled(self) -> bool:
-        """Whether any loss of unlabeled videos counts."""
+        """Whether any loss of unlabeled videos has a weight above 0."""
         return any(weight > 0 for term, weight in self.items() if term != "supervised")
 
     @property
     def use_strong(self) -> bool:
-        """Whether a loss that counts looks at strong views."""
+        """Whether any loss with a weight above 0 uses strong views."""
         return any(weight > 0 for term, weight in self.items() if issubclass(TERMS[term], StrongViewsTerm))
 
     @property
     def weak_gradient(self) -> bool:
-        """Whether a loss that counts compares outputs for weak views: pseudo-labels need no gradient there."""
+        """Whether any loss with a weight above 0 compares outputs for weak views; pseudo-labels need no gradient there."""
         return any(weight > 0 for term, weight in self.items() if issubclass(TERMS[term], WeakViewsTerm))
 
 
-def term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
-    """Weights of a method's terms at a step (from 0), all others 0: zero for ``supervised_steps`` and the term's ``start``
-    more, then rising linearly over its ``ramp``, or ``ramp_steps``. The supervised term, which every method has, does not wait
-    for ``supervised_steps`` nor follow ``ramp_steps``."""
+def compute_term_weights(section: MethodSection, step: int, terms: Sequence[str]) -> LossWeights:
+    """Computes the weights of a method's terms at a step (from 0 on); all other weights are 0.
+
+    A weight is 0 for ``supervised_steps`` and for the term's ``start`` steps after them, and then rises linearly over its
+    ``ramp``, or ``ramp_steps``. The supervised term, which every method has, ignores ``supervised_steps`` and ``ramp_steps``.
+    """
 
     def weight(name: str) -> float:
         term: TermSection = getattr(section, name)

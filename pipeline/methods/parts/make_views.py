@@ -1,4 +1,4 @@
-"""The views that a step learns from: what is random is drawn on the host and copied at once; the device does the rest."""
+"""Makes the views of a step: random parameters are drawn on the host and copied in one go; the device does the rest."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from pipeline.seeds import Floats, Ints, hash64
 
 Kind = Literal["labeled", "weak", "strong"]
 TensorsOfViews = dict[tuple[Kind, str], list[Tensors]]
-"""On the device, the arrays of ``Draw.views``."""
+"""The arrays of ``DrawnViews.views`` on the device."""
 DRAW: dict[Kind, Callable[[Sequence[int], ViewsSection, int, int], ViewParameters]] = {
     "labeled": draw_weak, "weak": draw_weak, "strong": draw_strong,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What is random in the views of a batch, and the numbers of its videos, on the host."""
+class DrawnViews:
+    """The random parameters of a batch's views, and the labels and rows of its videos, on the host."""
 
     views: dict[tuple[Kind, str], list[ViewParameters]]
-    """By kind and student, in the parts that ``split_clips`` makes; only the kinds that are wanted."""
+    """Parameters by kind and student, for the kinds that are wanted, in the parts that ``split_clips`` makes."""
     numbers: Arrays
-    """``labels`` [B]; of unlabeled videos ``hidden_labels`` and ``videos`` [U]; ``mixed_shares`` [B] with mixup."""
+    """``labels`` [B]; ``hidden_labels`` and ``videos`` [U] of unlabeled videos; ``mixed_shares`` [B] with mixup."""
 
     @property
     def arrays(self) -> list[Arrays]:
-        """All that the device needs."""
+        """All arrays that the device needs."""
         return [self.numbers, *(parameters.arrays for parts in self.views.values() for parameters in parts)]
 
 
 def make_views(
     batch: Batch, config: Config, seed: int, device: torch.device | str, unlabeled: bool = True, strong: bool = True
 ) -> Views:
-    """Views of a batch on ``device``: slot 0 labeled; slots 1.. weak and strong, unless ``unlabeled`` or ``strong`` is off
-    (pass the step's ``LossWeights.use_unlabeled`` and ``use_strong``: views that no loss uses cost time).
+    """Makes the views of a batch on ``device``: of slot 0 labeled ones, of the other slots weak and strong ones.
 
-    Each view's seed is a hash of (seed, run row, slot, "student/kind"), so the students' views are independent and any
-    view of any run can be made again.
+    Pass the step's ``LossWeights.use_unlabeled`` and ``use_strong`` as ``unlabeled`` and ``strong``, because views that no
+    loss uses cost time. The seed of each view is a hash of (seed, run row, slot, "student/kind"), so the students' views are
+    independent, and any view of any run can be made again.
     """
     return next(make_views_of_parts([batch], config, seed, torch.device(device), unlabeled, strong))
 
@@ -64,20 +64,22 @@ def make_views(
 def make_views_of_parts(
     parts: Sequence[Batch], config: Config, seed: int, device: torch.device, unlabeled: bool, strong: bool
 ) -> Iterator[Views]:
-    """``make_views`` of every part of a step, each made when it is asked for; all of them together need one small copy to the
-    device, beside that of clips that are not there yet."""
+    """Yields ``make_views`` of every part of a step, each when it is asked for.
+
+    All parts together need one small copy to the device, apart from the clips that are not there yet.
+    """
     kinds: list[Kind] = ["labeled"]
     if unlabeled:
         kinds += ["weak", "strong"] if strong else ["weak"]
-    draws = [_draw(part, config, seed, kinds, device) for part in parts]
+    draws = [_draw_views(part, config, seed, kinds, device) for part in parts]
     tensors = iter(upload_arrays([arrays for draw in draws for arrays in draw.arrays], device))
     for part, draw in zip(parts, draws, strict=True):
         numbers = next(tensors)
         of_views: TensorsOfViews = {key: [next(tensors) for _ in parameters] for key, parameters in draw.views.items()}
-        yield _apply(part, config, draw, numbers, of_views, device)
+        yield _apply_draws(part, config, draw, numbers, of_views, device)
 
 
-def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind], device: torch.device) -> Draw:
+def _draw_views(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind], device: torch.device) -> DrawnViews:
     rows, slots = batch.rows.numpy(), batch.labels.shape[1]
     numbers: Arrays = {"labels": batch.labels[:, 0].numpy()}
     if slots > 1 and "weak" in kinds:
@@ -92,11 +94,13 @@ def _draw(batch: Batch, config: Config, seed: int, kinds: Sequence[Kind], device
             seeds = derive_view_seeds(seed, rows, [0] if kind == "labeled" else list(range(1, slots)), f"{student}/{kind}")
             parts = split_clips(len(seeds), getattr(batch, student)[:1, 0].numel(), device)
             views[kind, student] = [DRAW[kind](seeds[part], config.views, clip.frames, clip.size) for part in parts]
-    return Draw(views, numbers)
+    return DrawnViews(views, numbers)
 
 
-def _apply(batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: TensorsOfViews, device: torch.device) -> Views:
-    made: dict[Kind, dict[str, torch.Tensor]] = {}
+def _apply_draws(
+    batch: Batch, config: Config, draw: DrawnViews, numbers: Tensors, tensors: TensorsOfViews, device: torch.device
+) -> Views:
+    views_of_kind: dict[Kind, dict[str, torch.Tensor]] = {}
     # convolutions with weights in this layout would copy clips of another one twice, forward and backward
     layout = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
     for student in STUDENTS:
@@ -112,24 +116,27 @@ def _apply(batch: Batch, config: Config, draw: Draw, numbers: Tensors, tensors: 
             for number, part in enumerate(split_clips(count, clips_NTHWC[:1].numel(), device)):
                 pixels_NTCHW = center_pixels(clips_NTHWC[part])
                 for kind in wanted:
-                    drawn, there = draw.views[kind, student][number], tensors[kind, student][number]
-                    apply_views(pixels_NTCHW, drawn, there, views[kind][part])
+                    drawn, tensors_of_part = draw.views[kind, student][number], tensors[kind, student][number]
+                    apply_views(pixels_NTCHW, drawn, tensors_of_part, views[kind][part])
             for kind in wanted:
-                made.setdefault(kind, {})[student] = derive_modality(views[kind], clip.modality)
+                views_of_kind.setdefault(kind, {})[student] = derive_modality(views[kind], clip.modality)
     shares = numbers.get("mixed_shares")
-    labeled = made["labeled"] if shares is None else {name: mix_clips(made["labeled"][name], shares) for name in STUDENTS}
+    labeled = views_of_kind["labeled"]
+    if shares is not None:
+        labeled = {name: mix_clips(labeled[name], shares) for name in STUDENTS}
     unlabeled = None
-    if "weak" in made:
-        unlabeled = UnlabeledViews(made["weak"], made.get("strong", {}), numbers["hidden_labels"], numbers["videos"])
+    if "weak" in views_of_kind:
+        weak, strong = views_of_kind["weak"], views_of_kind.get("strong", {})
+        unlabeled = UnlabeledViews(weak, strong, numbers["hidden_labels"], numbers["videos"])
     return Views(labeled, numbers["labels"], unlabeled, shares)
 
 
 def draw_mixup_shares(seed: int, rows_B: Ints, alpha: float) -> Floats:
-    """[B] from Beta(alpha, alpha), each by (seed, row)."""
+    """Draws [B] shares from Beta(alpha, alpha), each by (seed, row)."""
     seeds = [int(number) for number in hash64(seed, rows_B, "mixup")]
     return np.array([np.random.Generator(np.random.Philox(key=number)).beta(alpha, alpha) for number in seeds])
 
 
 def mix_clips(clips_NCTHW: torch.Tensor, shares_N: torch.Tensor) -> torch.Tensor:
-    """Each clip's share of itself, the rest of the one before it in the batch, the last one before the first."""
+    """Mixes each clip by its share with the one before it in the batch, and the first clip with the last one."""
     return clips_NCTHW.roll(1, dims=0).lerp(clips_NCTHW, shares_N[:, None, None, None, None])

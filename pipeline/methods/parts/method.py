@@ -1,4 +1,4 @@
-"""The base of all methods: what each of them does in every step, so that its own file shows only what is its own."""
+"""The base class of all methods: what each of them does in every step, so that its file shows only what is its own."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.methods.parts.terms import Losses, Results, results, supervised_lo
 
 
 class Method(nn.Module):
-    """Both students with a loss. A method names its ``TERMS`` and writes ``forward_unlabeled``; this class does the rest.
+    """Both students with a loss. A method names its ``TERMS`` and implements ``forward_unlabeled``; this class does the rest.
 
-    ``forward`` moves EMA teachers, passes the views through the students, and takes the supervised losses. A step in which no
-    unlabeled video counts ends there; otherwise ``forward_unlabeled`` continues. Projection heads always get a gradient, if
-    only one of zeros, because DDP waits for that of every parameter.
+    ``forward`` updates EMA teachers, passes the views through the students and computes the supervised losses. A step without
+    losses of unlabeled videos ends there; otherwise ``forward_unlabeled`` continues. Projection heads always get a gradient,
+    if only of zeros, because DDP waits for the gradient of every parameter.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
-    """Losses of unlabeled videos that the method has, by the names of their weights; none: it learns from labels alone."""
+    """The losses of unlabeled videos that the method has, by the names of their weights; none if it uses labels only."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
 
@@ -33,41 +33,45 @@ class Method(nn.Module):
         self.section = setup.method
 
     def forward(self, views: Views, weights: LossWeights) -> Results:
-        """``loss``, with gradient; everything that metrics.jsonl shows, without, losses unweighted; and of steps in which
-        unlabeled videos count ``scores/{student}`` [U, K], what the students predict of weak views."""
+        """Returns ``loss`` with gradient, and without gradient everything that metrics.jsonl shows, with unweighted losses.
+
+        If the step has losses of unlabeled videos, ``scores/{student}`` [U, K] are the students' predictions for weak views.
+        """
         for part in self.children():
             if isinstance(part, PseudoLabels):
                 part.update_ema(self.students)
         labeled, weak, strong = self.run_students(views, weights)
         supervised = self.supervised_losses(labeled, views)
         if views.unlabeled is None or not weak:
-            found = results(weights.supervised * total(supervised), supervised)
+            outcome = results(weights.supervised * total(supervised), supervised)
         else:
             step = Step(views.labels, views.unlabeled, labeled, weak, strong, supervised)
             own = {name: weak[name] for name in STUDENTS}
-            found = self.forward_unlabeled(step, weights) | student_monitors(own, views.unlabeled.hidden_labels)
-        return {**found, "loss": self._reach_heads(found["loss"])}
+            outcome = self.forward_unlabeled(step, weights) | student_monitors(own, views.unlabeled.hidden_labels)
+        return {**outcome, "loss": self._reach_heads(outcome["loss"])}
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """The whole loss of a step in which unlabeled videos count, and what is watched: see ``results``."""
+        """Returns the whole loss of a step with losses of unlabeled videos, and the monitored quantities, as ``results``
+        does."""
         raise NotImplementedError(f"{type(self).__name__} has the terms {self.TERMS} and no forward_unlabeled")
 
     def counts_unlabeled(self, views: Views, weights: LossWeights) -> bool:
-        """Whether the method has losses of unlabeled videos, one of them counts in this step, and the step has views."""
+        """Whether the method has losses of unlabeled videos, one of them has a weight in this step, and the step has their
+        views."""
         return bool(self.TERMS) and weights.use_unlabeled and views.unlabeled is not None
 
     def run_students(self, views: Views, weights: LossWeights) -> tuple[Outputs, Outputs, Outputs]:
-        """What the students make of labeled, weak and strong views; nothing of those that no loss that counts uses."""
+        """Returns the students' outputs for labeled, weak and strong views; empty for views that no loss with a weight uses."""
         if not self.counts_unlabeled(views, weights):
             views = Views(views.labeled, views.labels)
         return pass_views(self.students, views, weights, self.section.batch_norm)
 
     def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
-        """Ls: ``supervised_loss/{student}``, with gradient."""
+        """Computes Ls: ``supervised_loss/{student}``, with gradient."""
         return supervised_losses(labeled, views, self.section.supervised.label_smoothing)
 
     def _reach_heads(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, with a gradient of zeros to projection heads, which only contrast terms use."""
+        """Adds a gradient of zeros to projection heads, which only contrast terms use."""
         heads: list[Any] = [student.projection for student in self.students.values() if hasattr(student, "projection")]
         zero = sum((0 * parameter.sum() for head in heads for parameter in head.parameters()), start=0.0)
         return loss + zero if heads else loss

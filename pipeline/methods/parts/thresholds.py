@@ -1,7 +1,8 @@
-"""Which pseudo-labels count, and how much: threshold policies and distribution alignment, as statistics and pure functions.
+"""Decides which pseudo-labels count, and how much: threshold policies and distribution alignment, as statistics and pure
+functions.
 
-p is a softmax vector, c its largest value, k its class. What a policy remembers is a few buffers, the same on all workers,
-because each is computed from all workers' predictions, and part of every checkpoint.
+p is a softmax vector, c its largest value and k its class. The state of a policy is a few buffers, which are part of every
+checkpoint and the same on all workers, because each is computed from all workers' predictions.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pipeline.config import LabelSection
 
 
 class LabelPolicy(nn.Module):
-    """Probabilities of one labeler's weak views -> the same after alignment, and the weight 0..1 of each clip's label."""
+    """Aligns the probabilities of one labeler's weak views, and computes the weight (0..1) of each clip's label."""
 
     predicted: torch.Tensor
-    """[K] running mean of p, for alignment."""
+    """[K] running mean of p, for distribution alignment."""
     target: torch.Tensor
-    """[K] what it should be."""
+    """[K] distribution with which ``predicted`` is aligned."""
     last_label: torch.Tensor
     """[V] int32, FlexMatch: each video's last confident class or -1, by manifest row."""
     class_confidence: torch.Tensor
@@ -49,14 +50,14 @@ class LabelPolicy(nn.Module):
     def forward(
         self, weak_UK: torch.Tensor, videos_U: torch.Tensor, labels_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(p [U, K], weights [U], thresholds [U] that c was measured against), after this step's statistics."""
+        """Returns p [U, K], weights [U] and the thresholds [U] with which c was compared, after updating the statistics."""
         p_UK = weak_UK
         if self.section.distribution_alignment != "off":
-            self._follow("predicted", gather(p_UK).mean(dim=0))
+            self._update_mean("predicted", gather(p_UK).mean(dim=0))
             if self.section.distribution_alignment == "labeled":
                 counts = count_classes(gather(labels_B), p_UK.shape[1])
-                self._follow("target", counts / counts.sum())
-            p_UK = align(p_UK, self.predicted, self.target)
+                self._update_mean("target", counts / counts.sum())
+            p_UK = align_probabilities(p_UK, self.predicted, self.target)
         confidence_U, classes_U = p_UK.max(dim=1)
         policies = {
             "fixed": self._fixed, "flexmatch": self._flexmatch, "freematch": self._freematch, "softmatch": self._softmatch,
@@ -72,15 +73,15 @@ class LabelPolicy(nn.Module):
     def _flexmatch(
         self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        thresholds = self.threshold * flexmatch_share(self.last_label, p.shape[1], self.num_unlabeled)[k]
+        thresholds = self.threshold * compute_flexmatch_share(self.last_label, p.shape[1], self.num_unlabeled)[k]
         remember_labels(self.last_label, gather(videos), gather(k), gather(c) >= self.threshold)
         return (c >= thresholds).float(), thresholds
 
     def _freematch(
         self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._follow("confidence", gather(c).mean())
-        self._follow("class_confidence", gather(p).mean(dim=0))
+        self._update_mean("confidence", gather(c).mean())
+        self._update_mean("class_confidence", gather(p).mean(dim=0))
         thresholds = (self.confidence * self.class_confidence / self.class_confidence.max())[k]
         return (c >= thresholds).float(), thresholds
 
@@ -88,32 +89,37 @@ class LabelPolicy(nn.Module):
         self, p: torch.Tensor, c: torch.Tensor, k: torch.Tensor, videos: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         c_G = gather(c)
-        self._follow("confidence", c_G.mean())
-        self._follow("variance", c_G.var() if len(c_G) > 1 else torch.zeros_like(self.variance))
-        return softmatch_weights(c, self.confidence, self.variance), self.confidence.repeat(len(c))
+        self._update_mean("confidence", c_G.mean())
+        self._update_mean("variance", c_G.var() if len(c_G) > 1 else torch.zeros_like(self.variance))
+        return compute_softmatch_weights(c, self.confidence, self.variance), self.confidence.repeat(len(c))
 
-    def _follow(self, name: str, value: torch.Tensor) -> None:
+    def _update_mean(self, name: str, value: torch.Tensor) -> None:
         buffer = getattr(self, name)
         buffer.mul_(self.section.momentum).add_(value, alpha=1 - self.section.momentum)
 
 
-def align(p_UK: torch.Tensor, predicted_K: torch.Tensor, target_K: torch.Tensor) -> torch.Tensor:
-    """p * target / predicted, normalized (ReMixMatch, Berthelot et al. 2020). The label comes from it too, as there;
-    SoftMatch's code aligns for the weights only (choice)."""
+def align_probabilities(p_UK: torch.Tensor, predicted_K: torch.Tensor, target_K: torch.Tensor) -> torch.Tensor:
+    """Computes p * target / predicted, normalized (ReMixMatch, Berthelot et al. 2020).
+
+    The label is taken from it as well, as there; SoftMatch's code aligns for the weights only (choice).
+    """
     raw = p_UK * (target_K / predicted_K.clamp(min=1e-6))
     return raw / raw.sum(dim=1, keepdim=True)
 
 
 def count_classes(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """[K] int64: how often each class is among labels of -1 (counted nowhere) to K - 1; ``bincount`` waits for the device."""
+    """Counts how often each class occurs [K] int64 among labels of -1 (not counted) to K - 1; ``bincount`` would wait for the
+    device."""
     counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
     return counts.scatter_add_(0, labels.long() + 1, counts.new_ones(1).expand(len(labels)))[1:]
 
 
 def remember_labels(last_label_V: torch.Tensor, videos_G: torch.Tensor, classes_G: torch.Tensor, sure_G: torch.Tensor) -> None:
-    """Note, in place, the class of each sure clip as its video's last label; of several clips of a video the last sure one's.
+    """Stores, in place, the class of each confident clip as its video's last label; of several clips of a video the last
+    confident one's.
 
-    All clips write: those that are not sure what is there already, because choosing them would wait for the device.
+    All clips write: those that are not confident write what is there already, because selecting clips would wait for the
+    device.
     """
     turns_G = torch.arange(1, len(videos_G) + 1, device=videos_G.device)
     last_sure_G = ((videos_G[:, None] == videos_G) * (turns_G * sure_G)).amax(dim=1)  # counted from 1; 0 if there is none
@@ -121,11 +127,11 @@ def remember_labels(last_label_V: torch.Tensor, videos_G: torch.Tensor, classes_
     last_label_V[videos_G] = torch.where(last_sure_G > 0, classes_G[(last_sure_G - 1).clamp(min=0)].to(torch.int32), earlier_G)
 
 
-def flexmatch_share(last_label_V: torch.Tensor, num_classes: int, num_unlabeled: int) -> torch.Tensor:
-    """[K] share b / (2 - b) of the threshold (FlexMatch, Zhang et al. 2021, eqs. 6, 7, 10, 11).
+def compute_flexmatch_share(last_label_V: torch.Tensor, num_classes: int, num_unlabeled: int) -> torch.Tensor:
+    """Computes the share [K] b / (2 - b) of the threshold (FlexMatch, Zhang et al. 2021, eqs. 6, 7, 10, 11).
 
-    b is a class's number of confident videos over the largest such number, or over the number of videos never confident
-    while that is larger (threshold warm-up). ``last_label`` [V] holds each video's last confident label or -1.
+    b is a class's number of confident videos over the largest such number, or over the number of videos never confident while
+    that is larger (threshold warm-up). ``last_label_V`` [V] holds each video's last confident label or -1.
     """
     counts = count_classes(last_label_V, num_classes)
     unused = num_unlabeled - counts.sum()
@@ -133,7 +139,8 @@ def flexmatch_share(last_label_V: torch.Tensor, num_classes: int, num_unlabeled:
     return b / (2 - b)
 
 
-def softmatch_weights(c_U: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """1 from the mean on, below it exp(-(c - mean)^2 / (2 variance / 4)) (SoftMatch, Chen et al. 2023, n = 2 deviations)."""
+def compute_softmatch_weights(c_U: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Computes weights of 1 from the mean on, and exp(-(c - mean)^2 / (2 variance / 4)) below it (SoftMatch, Chen et al. 2023,
+    n = 2 deviations)."""
     below = (c_U - mean).clamp(max=0)
     return torch.exp(-below.square() / (2 * variance.clamp(min=1e-12) / 4))

@@ -18,7 +18,7 @@ from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.methods import STUDENTS, Views, loss_weights, make_views
+from pipeline.methods import STUDENTS, Views, compute_loss_weights, make_views
 from pipeline.report.html import encode_image, render_page, write_page
 from pipeline.stream.batches import to_batch
 
@@ -42,7 +42,7 @@ def write_step_page(config: Config, source: VideoSource, step: int, path: Path) 
     """Writes the page of a step. Raises UserError if the run does not have this step."""
     if not 0 <= step < config.train.steps:
         raise UserError(f"--step {step} must lie between 0 and {config.train.steps - 1}, the run's last")
-    weights = loss_weights(config.method, step)
+    weights = compute_loss_weights(config.method, step)
     views_of_rows = make_step_views(config, source, step)
     rows = [(int(columns["row"][0]), _build_slots(source, columns, views)) for columns, views in views_of_rows]
     covers = {name: describe_clip(getattr(config, name).clip) for name in STUDENTS}
@@ -56,7 +56,7 @@ def make_step_views(config: Config, source: VideoSource, step: int) -> Iterator[
 
     A view depends on its row, slot and seed only, so neither the batch nor the number of workers changes it.
     """
-    weights = loss_weights(config.method, step)
+    weights = compute_loss_weights(config.method, step)
     for row in compute_worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
         columns = source.decode_rows(np.array([row]))
         wanted = weights.use_unlabeled, weights.use_strong

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config import MethodSection
-from pipeline.methods import loss_weights
+from pipeline.methods import compute_loss_weights
 from pipeline.training.step import STEP_PHASES
 
 SKIPPED, PROFILED = 5, 5
@@ -29,7 +29,7 @@ def choose_profiled_steps(section: MethodSection, step: int, end: int) -> range 
     starts = range(step + SKIPPED, end - PROFILED + 1)
     if not starts:
         return None
-    start = next((start for start in starts if loss_weights(section, start).use_unlabeled), starts[0])
+    start = next((start for start in starts if compute_loss_weights(section, start).use_unlabeled), starts[0])
     return range(start, start + PROFILED)
 
 

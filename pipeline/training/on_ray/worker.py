@@ -25,7 +25,7 @@ from pipeline.clips.plan import compute_largest_share
 from pipeline.config import Config, parse_config
 from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.files.store_lock import adopt_lock
-from pipeline.hardware import own_device
+from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
 from pipeline.stream.object_store import read_store_figures
 from pipeline.stream.on_ray import shard_batches
@@ -81,7 +81,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
     if config.scale.gpu and device.type == "cpu":
-        own_device(config)  # says why CUDA cannot be used on this node
+        choose_device(config)  # says why CUDA cannot be used on this node
     torch.set_num_threads(config.scale.torch_threads or max(1, count_cores() // context.get_local_world_size()))
     share = compute_largest_share(run.plan.rows_per_step, world)
 

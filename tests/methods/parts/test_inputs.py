@@ -8,7 +8,7 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.clips.views import derive_view_seeds, make_strong_views, make_weak_views
 from pipeline.config import Config, ContrastSection, MethodSection, parse_config
-from pipeline.methods import METHODS, LossWeights, first_unlabeled_step, loss_weights, make_views
+from pipeline.methods import METHODS, LossWeights, compute_loss_weights, find_first_unlabeled_step, make_views
 
 
 def _config() -> Config:
@@ -29,29 +29,29 @@ def _batch(rows: int = 2, slots: int = 3) -> Batch:
 
 def test_weights_wait_for_the_supervised_steps_and_then_rise() -> None:
     section = MethodSection(supervised_steps=3, ramp_steps=3, contrast=ContrastSection(weight=4.0))
-    gammas = [loss_weights(section, step).pseudo_label for step in range(8)]
+    gammas = [compute_loss_weights(section, step).pseudo_label for step in range(8)]
     assert gammas == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
-    assert [loss_weights(section, step).contrast for step in range(8)] == [2 * gamma for gamma in gammas]
+    assert [compute_loss_weights(section, step).contrast for step in range(8)] == [2 * gamma for gamma in gammas]
 
 
 def test_weights_without_warm_up_are_the_papers_from_the_first_step() -> None:
-    assert loss_weights(MethodSection(), 0) == LossWeights(pseudo_label=2.0, contrast=2.0)
+    assert compute_loss_weights(MethodSection(), 0) == LossWeights(pseudo_label=2.0, contrast=2.0)
 
 
 def test_the_supervised_term_has_them_too_and_does_not_wait() -> None:
     section = MethodSection.model_validate({
         "supervised_steps": 5, "ramp_steps": 5, "supervised": {"weight": 3.0, "start": 2, "ramp": 2},
     })  # fmt: skip
-    assert [loss_weights(section, step).supervised for step in range(6)] == pytest.approx([0, 0, 1, 2, 3, 3])
-    assert {loss_weights(MethodSection(supervised_steps=5), step).supervised for step in range(6)} == {1.0}
-    assert not loss_weights(MethodSection(name="supervised"), 0).use_unlabeled
+    assert [compute_loss_weights(section, step).supervised for step in range(6)] == pytest.approx([0, 0, 1, 2, 3, 3])
+    assert {compute_loss_weights(MethodSection(supervised_steps=5), step).supervised for step in range(6)} == {1.0}
+    assert not compute_loss_weights(MethodSection(name="supervised"), 0).use_unlabeled
 
 
 def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
     section = MethodSection.model_validate({
         "name": "tcl", "supervised_steps": 2, "ramp_steps": 1,
         "contrast": {"weight": 4.0, "ramp": 3}, "pseudo_label": {"weight": 3.0, "start": 3}})  # fmt: skip
-    weights = [loss_weights(section, step) for step in range(8)]
+    weights = [compute_loss_weights(section, step) for step in range(8)]
     assert [weight.contrast for weight in weights] == [0, 0, 1, 2, 3, 4, 4, 4]
     assert [weight.group_contrast for weight in weights] == [0, 0, 0.5, 1, 1, 1, 1, 1]
     assert [weight.pseudo_label for weight in weights] == [0, 0, 0, 0, 0, 1.5, 3, 3]
@@ -67,15 +67,15 @@ def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
 ])  # fmt: skip
 def test_the_first_unlabeled_step_is_the_first_whose_weights_use_them(name: str, section: dict[str, Any]) -> None:
     config = parse_config({"train": {"steps": 8}, "method": {"name": name, **section}})
-    used = [loss_weights(config.method, step).use_unlabeled for step in range(8)]
-    assert first_unlabeled_step(config) == ([*used, True].index(True))
+    used = [compute_loss_weights(config.method, step).use_unlabeled for step in range(8)]
+    assert find_first_unlabeled_step(config) == ([*used, True].index(True))
 
 
 def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> None:
-    assert not loss_weights(MethodSection(name="supervised"), 100).use_unlabeled
+    assert not compute_loss_weights(MethodSection(name="supervised"), 100).use_unlabeled
     none = MethodSection.model_validate({"pseudo_label": {"weight": 0}, "contrast": {"weight": 0}})
-    assert not loss_weights(none, 100).use_unlabeled
-    assert loss_weights(MethodSection.model_validate({"pseudo_label": {"weight": 0}}), 100).use_unlabeled
+    assert not compute_loss_weights(none, 100).use_unlabeled
+    assert compute_loss_weights(MethodSection.model_validate({"pseudo_label": {"weight": 0}}), 100).use_unlabeled
 
 
 def test_views_have_each_students_shape() -> None:

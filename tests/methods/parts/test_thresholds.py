@@ -12,7 +12,12 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import LabelSection
-from pipeline.methods.parts.thresholds import LabelPolicy, align, flexmatch_share, softmatch_weights
+from pipeline.methods.parts.thresholds import (
+    LabelPolicy,
+    align_probabilities,
+    compute_flexmatch_share,
+    compute_softmatch_weights,
+)
 from tests.two_processes import run_two
 
 VIDEOS, CLASSES = 40, 4
@@ -67,7 +72,7 @@ def test_flexmatch_is_its_paper_written_out() -> None:
 def test_flexmatch_with_equal_classes_is_fixed() -> None:
     """Every class has as many confident videos, and none is left: all thresholds are tau."""
     uniform = torch.arange(VIDEOS) % CLASSES
-    assert torch.equal(flexmatch_share(uniform, CLASSES, VIDEOS), torch.ones(CLASSES))
+    assert torch.equal(compute_flexmatch_share(uniform, CLASSES, VIDEOS), torch.ones(CLASSES))
     flex, fixed = policy(thresholds="flexmatch"), policy()
     flex.last_label.copy_(uniform)
     p, videos, labels = step(0)
@@ -76,9 +81,9 @@ def test_flexmatch_with_equal_classes_is_fixed() -> None:
 
 
 def test_flexmatch_starts_at_zero_and_the_rare_class_stays_low() -> None:
-    assert torch.equal(flexmatch_share(torch.full((VIDEOS,), -1), CLASSES, VIDEOS), torch.zeros(CLASSES))
+    assert torch.equal(compute_flexmatch_share(torch.full((VIDEOS,), -1), CLASSES, VIDEOS), torch.zeros(CLASSES))
     table = torch.tensor([0] * 20 + [1] * 10 + [-1] * 10)
-    assert flexmatch_share(table, CLASSES, VIDEOS).tolist() == pytest.approx([1, 1 / 3, 0, 0])
+    assert compute_flexmatch_share(table, CLASSES, VIDEOS).tolist() == pytest.approx([1, 1 / 3, 0, 0])
 
 
 def test_freematch_is_its_paper_written_out() -> None:
@@ -106,13 +111,13 @@ def test_softmatch_is_its_paper_written_out() -> None:
         variance = 0.8 * variance + 0.2 * sum((value - now) ** 2 for value in c) / (len(c) - 1)
         wanted = [1.0 if value >= mean else math.exp(-((value - mean) ** 2) / (2 * variance / 4)) for value in c]
         assert tested(p, videos, labels)[1].tolist() == pytest.approx(wanted, rel=1e-4)
-    assert softmatch_weights(torch.tensor([0.5]), torch.tensor(0.5), torch.tensor(0.0)).tolist() == [1]
+    assert compute_softmatch_weights(torch.tensor([0.5]), torch.tensor(0.5), torch.tensor(0.0)).tolist() == [1]
 
 
 def test_alignment_turns_the_mean_into_the_target() -> None:
     p = step(0, clips=400)[0]
     target = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    aligned = align(p, p.mean(0), target)
+    aligned = align_probabilities(p, p.mean(0), target)
     assert torch.allclose(aligned.sum(1), torch.ones(400))
     assert (aligned.mean(0) - target).abs().max() < (p.mean(0) - target).abs().max() / 2
     by_hand = p[0] * target / p.mean(0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.config import MonitorSection, all_keys
+from pipeline.config import MonitorSection, list_keys
 from pipeline.methods import STUDENTS, build_method
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options
@@ -47,7 +47,7 @@ def lines_of(steps: int = 24, change: Callable[[Batch], Batch] = lambda batch: b
 
 
 def test_the_knobs_to_try_exist() -> None:
-    known = all_keys()
+    known = list_keys()
     for text in KNOBS.values():
         for name in re.findall(r"\b[a-z_]+(?:\.[a-z_]+)+", text):
             assert any(key == name or key.endswith(f".{name}") for key in known), name
