@@ -75,7 +75,7 @@ def test_a_missing_or_changed_part_is_detected(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="was changed after it was written"):
         read_manifest(path)
     pq.write_table(pa.table({"x": [1]}), path / "part-00001.parquet")
-    with pytest.raises(UserError, match="none that jobs"):
+    with pytest.raises(UserError, match="not one that jobs"):
         read_manifest(path)
 
 
