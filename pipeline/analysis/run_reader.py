@@ -54,7 +54,7 @@ class Predictions:
 class RunRecord:
     """What one run folder says. For an absent file the field is empty, and ``missing`` has a sentence.
 
-    A run that is being trained is ``pipeline.training.loop.Run``.
+    A run that is being trained is ``pipeline.training.loop.TrainingRun``.
     """
 
     folder: Path

@@ -313,9 +313,9 @@ def test_a_wrong_or_missing_token_is_told(submitted: Submit, more: Environment) 
 def test_ctrl_c_leaves_the_job_running(head: tuple[str, Environment], repository: Path) -> None:
     address, environment = head
     script = (
-        "import sys; from jobs.submit import connect, follow\n"
-        "client = connect(sys.argv[1]); job = client.submit_job(entrypoint='echo started; sleep 600')\n"
-        "code = follow(client, sys.argv[1], job); print(client.get_job_status(job)); client.stop_job(job); sys.exit(code)"
+        "import sys; from jobs.submit import connect_client, follow_job\n"
+        "client = connect_client(sys.argv[1]); job = client.submit_job(entrypoint='echo started; sleep 600')\n"
+        "code = follow_job(client, sys.argv[1], job); print(client.get_job_status(job)); client.stop_job(job); sys.exit(code)"
     )
     command = [sys.executable, "-c", script, address]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -57,9 +57,9 @@ def test_without_a_limit_nothing_watches() -> None:
 
 def test_a_hung_process_ends_with_its_stacks() -> None:
     code = (
-        "import time\nfrom pipeline.training.watchdog import Progress, Watchdog\n"
+        "import time\nfrom pipeline.training.watchdog import Watchdog, WorkerProgress\n"
         "def stuck(): time.sleep(60)\n"
-        "with Watchdog(Progress(), 0.1): stuck()\n"
+        "with Watchdog(WorkerProgress(), 0.1): stuck()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
