@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import VIEWS, read_run_record
+from pipeline.analysis.run_reader import VIEWS
 from pipeline.analysis.statistics import Estimate, estimate_mean
+from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
 
@@ -76,7 +77,10 @@ def read_model(words: str) -> Model:
         folder, student = words, "mean"
     if student not in VIEWS:
         raise UserError(f"{words}: {student!r} is no student of a run: {', '.join(VIEWS)}{suggest(student, VIEWS)}")
-    run = read_run_record(Path(folder))
+    runs = read_report_input([folder]).runs
+    if len(runs) != 1:
+        raise UserError(f"{folder} holds {len(runs)} runs, and a comparison is of two: name one of them")
+    run = runs[0]
     predictions = run.predictions
     if predictions is None:
         why = [sentence for sentence in run.missing if "predictions.parquet" in sentence]
@@ -84,7 +88,7 @@ def read_model(words: str) -> Model:
     right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return Model(
-        f"{run.name}:{student}" if colon else run.name,
+        f"{run.name}:{student}" if folder != words else run.name,
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
     )

@@ -1,10 +1,11 @@
-"""Copies of finished runs that are small enough to be kept with the code: all that a report reads, and no weights.
+"""Copies of runs that are small enough to be kept with the code: all that a report reads, and no weights.
 
 ``python -m jobs.report COPY`` makes the page of the runs again. A copy cannot be trained further, evaluated or used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,8 @@ def copy_runs(folders: Sequence[str | Path], out: Path) -> list[Path]:
     """Writes into ``out`` a folder for each run, and for each study one that holds its runs. Returns the folders.
 
     Scores are kept to three decimals (where that leaves every video's first class the first), metrics to six digits, and of
-    absolute paths the last two names. Folders of an earlier copy with the same names are replaced. Raises UserError for what is
-    no run or study, for two of one name, and where ``out`` holds the runs themselves.
+    absolute paths the last two names. An earlier copy of the same name is replaced. Raises UserError for what is no run or
+    study, for two of one name, and where anything but an earlier copy has the name already.
     """
     given = read_report_input(folders)
     alone = [run.folder for run in given.runs if given.find_study(run) is None]
@@ -42,22 +43,44 @@ def copy_runs(folders: Sequence[str | Path], out: Path) -> list[Path]:
     names = [folder.name for folder in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"copies go by their folders' names, and several are called {', '.join(twice)}: copy them one by one")
-    if inside := [str(source) for source in sources if (out / source.name).resolve() == source.resolve()]:
-        raise UserError(f"{out} is where {inside[0]} lies: give another folder for the copy")
+    if taken := [out / name for name in names if not _is_copy_or_absent(out / name)]:
+        raise UserError(f"{taken[0]} is there, and is no earlier copy without weights: give another folder for the copy")
     with lock_folder(out, remedy="wait until it has ended"):
         for source in sources:
             target = out / source.name
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(target)
             if source in alone:
                 _copy_run(source, target)
                 continue
             target.mkdir(parents=True)
             for name in STUDY_FILES:
                 if (source / name).is_file():
-                    shutil.copyfile(source / name, target / name)
+                    _copy_json_lines(source / name, target / name)
             for run in (child for child in sorted(source.iterdir()) if child.is_dir() and is_run(child)):
                 _copy_run(run, target / run.name)
     return [out / name for name in names]
+
+
+def _is_copy_or_absent(folder: Path) -> bool:
+    """Whether a folder may be replaced: it has files of runs or of a study, and no weights that would be lost."""
+    if not folder.exists():
+        return True
+    runs = [folder, *(child for child in folder.iterdir() if child.is_dir())] if folder.is_dir() else []
+    return any(map(is_run, runs)) and not any(path for run in runs for path in run.glob("checkpoint_*"))
+
+
+def _copy_json_lines(source: Path, target: Path) -> None:
+    """Copies a file of one JSON object, or of one in each line, with shortened paths. A line that cannot be read stays out."""
+    text = source.read_text(encoding="utf-8")
+    if source.suffix == ".json":
+        write_text(target, json.dumps(_shorten_paths(json.loads(text)), indent=1))
+        return
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):  # a study under way has half written its last line
+            lines.append(json.dumps(_shorten_paths(json.loads(line))) + "\n")
+    write_text(target, "".join(lines))
 
 
 def _copy_run(source: Path, target: Path) -> None:
@@ -75,22 +98,29 @@ def _copy_run(source: Path, target: Path) -> None:
             lines = [json.dumps(_round_numbers(line)) + "\n" for line in read_json_lines(source / name)]
             write_text(target / name, "".join(lines))
     if (source / "quarantine.parquet").is_file():
-        shutil.copyfile(source / "quarantine.parquet", target / "quarantine.parquet")
+        pq.write_table(_shorten_uris(pq.read_table(source / "quarantine.parquet")), target / "quarantine.parquet")
     if (source / "predictions.parquet").is_file():
         table = _round_scores(pq.read_table(source / "predictions.parquet"))
         pq.write_table(table, target / "predictions.parquet", compression="zstd", compression_level=19)
 
 
 def _round_scores(table: pa.Table) -> pa.Table:
-    """Rounds scores to 16 bits if each video keeps its first class, and shortens the paths."""
+    """Rounds scores to three decimals, as numbers of 16 bits, if each video keeps its first class."""
     for name in VIEWS:
         scores = np.array(table[name].to_pylist(), dtype=np.float32)
         half = scores.round(3).astype(np.float16)
         if np.array_equal(half.argmax(axis=1), scores.argmax(axis=1)):
             column = pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), half.shape[1])
             table = table.set_column(table.column_names.index(name), name, column)
-    uris = [_shorten_paths(uri) for uri in table["uri"].to_pylist()] if "uri" in table.column_names else None
-    return table if uris is None else table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+    return _shorten_uris(table)
+
+
+def _shorten_uris(table: pa.Table) -> pa.Table:
+    """Shortens the paths in the column ``uri``, if there is one."""
+    if "uri" not in table.column_names:
+        return table
+    uris = [_shorten_paths(uri) for uri in table["uri"].to_pylist()]
+    return table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
 
 
 def _round_numbers(line: Mapping[str, Any]) -> dict[str, Any]:

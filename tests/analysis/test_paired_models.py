@@ -64,6 +64,11 @@ def test_students_of_runs_are_read(make_run: SaveRun, manifest: Manifest) -> Non
     assert set(mean.labels.values()) <= set(manifest.classes)
     with pytest.raises(UserError, match="did you mean primary"):
         read_model(f"{run}:primry")
+    with pytest.raises(UserError, match="does not exist"):
+        read_model(f"{run}-1")
+    make_run(seed=1)
+    with pytest.raises(UserError, match="holds 2 runs"):
+        read_model(str(run.parent))
     (run / "predictions.parquet").unlink()
     with pytest.raises(UserError, match=r"jobs\.evaluate"):
         read_model(str(run))

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -69,9 +70,30 @@ def test_two_of_one_name_and_the_runs_own_place_are_refused(study: Path, tmp_pat
     shutil.copytree(study, tmp_path / "other" / study.name)
     with pytest.raises(UserError, match=f"several are called {study.name}"):
         copy_runs([study, tmp_path / "other" / study.name], tmp_path / "kept")
-    with pytest.raises(UserError, match="give another folder"):
+    with pytest.raises(UserError, match="is no earlier copy without weights: give another folder"):
         copy_runs([study], study.parent)
-    assert (study / "trials.jsonl").is_file()
+    assert list(study.rglob("model.safetensors"))
+
+
+def test_a_folder_that_is_no_copy_is_not_replaced(study: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "kept" / study.name / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(UserError, match="is no earlier copy"):
+        copy_runs([study], tmp_path / "kept")
+    assert notes.read_text() == "mine"
+
+
+def test_paths_of_failed_videos_and_of_trials_are_shortened(study: Path, tmp_path: Path) -> None:
+    run = tmp_path / "study" / next(path for path in sorted(study.iterdir()) if path.is_dir()).name
+    shutil.copytree(study / run.name, run)
+    failed = pq.read_table(run / "quarantine.parquet").to_pylist()[0] | {"uri": "/disk/somebody/videos/a.mp4"}
+    pq.write_table(pa.Table.from_pylist([failed]), run / "quarantine.parquet")
+    line = {"number": 0, "state": "complete", "params": {"data.manifest": "/disk/somebody/m.parquet"}, "run_folder": run.name}
+    (run.parent / "trials.jsonl").write_text(json.dumps(line) + '\n{"number": 1, "sta')
+    (copy,) = copy_runs([run.parent], tmp_path / "kept")
+    assert pq.read_table(copy / run.name / "quarantine.parquet")["uri"].to_pylist() == ["videos/a.mp4"]
+    assert json.loads((copy / "trials.jsonl").read_text())["params"] == {"data.manifest": "somebody/m.parquet"}
 
 
 def test_the_command_says_where_the_copies_are(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
