@@ -136,7 +136,7 @@ class MethodSection(Section):
     batch_norm: Literal["separate", "joint"] = "separate"
     """Whether labeled, weak and strong clips go through a student as three batches, each with BatchNorm statistics of its
     own, or concatenated as one, which is a tenth faster. Choice: in a prototype one joint batch took the primary from 47 to
-    19 % at equal supervised signal; with today's students it costs nothing that can be seen (docs/results.md)."""
+    19 % at equal supervised signal; with today's students it costs nothing that can be seen (docs/results_synthetic.md)."""
 
     @model_validator(mode="after")
     def _rgb_first(self) -> MethodSection:
