@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, run
-from pipeline.analysis.paired_models import compare_models, read_model
+from pipeline.analysis.paired_models import compare_models, read_results
 from pipeline.report import formats
 from pipeline.report.pages.comparison_page import build_class_gaps_table, build_summary_table, write_comparison_page
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(name, metavar="RUN[:STUDENT]", help="folder of an evaluated run, and which student's scores")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page with a drawing of the gaps, too")
     words = parser.parse_args(argv)
-    pair = compare_models(read_model(words.first), read_model(words.second))
+    pair = compare_models(read_results(words.first), read_results(words.second))
     summary, classes = build_summary_table(pair), build_class_gaps_table(pair)
     tables = [formats.format_text(summary), summary.caption, *pair.notes, formats.format_text(classes), classes.caption]
     print("\n\n".join(tables))

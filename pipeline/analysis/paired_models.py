@@ -1,7 +1,6 @@
 """Compares two trained models on the same videos: how much better one is, on which videos and for which classes.
 
-The result is about these two models. Whether the settings that they were trained with differ is a question for several seeds
-(``comparison``).
+The result is about these two models. Whether one *setting* is better than the other needs several seeds: see ``comparison``.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from pipeline.evaluation.metrics import find_predicted_classes
 
 
 @dataclass(frozen=True)
-class Model:
-    """One student of a run, or the mean of both, and whether it classified each test video correctly."""
+class ModelResults:
+    """Which test videos one student of a run, or the mean of both, classified correctly."""
 
     name: str
     """``RUN``, or ``RUN:STUDENT``."""
-    right: Mapping[str, bool]
-    """Whether the predicted class is right, by video id; videos of unknown class are left out."""
+    is_correct: Mapping[str, bool]
+    """Whether the predicted class is the true one, by video id; videos of unknown class are left out."""
     labels: Mapping[str, str]
     """The name of the true class, by video id."""
 
@@ -52,8 +51,8 @@ class ClassGap:
 class PairedModels:
     """The comparison of two models on the videos that both were tested on."""
 
-    first: Model
-    second: Model
+    first: ModelResults
+    second: ModelResults
     ids: tuple[str, ...]
     estimates: tuple[Estimate, Estimate]
     """The top-1 accuracy of each in percent, with an interval over videos."""
@@ -70,16 +69,19 @@ class PairedModels:
     """What a reader should know, for example that only one model was tested on some videos."""
 
 
-def read_model(words: str) -> Model:
-    """Reads ``RUN`` (the mean of both students) or ``RUN:primary``, ``RUN:auxiliary``, ``RUN:mean``. Raises UserError."""
-    folder, colon, student = words.rpartition(":")
-    if not colon or (student not in VIEWS and Path(words).exists()):
-        folder, student = words, "mean"
+def read_results(spec: str) -> ModelResults:
+    """Reads the results of a run folder: ``RUN`` (the mean of both students), ``RUN:primary``, ``RUN:auxiliary``, ``RUN:mean``.
+
+    Raises UserError if the folder is not one evaluated run.
+    """
+    folder, colon, student = spec.rpartition(":")
+    if not colon or (student not in VIEWS and Path(spec).exists()):
+        folder, student = spec, "mean"
     if student not in VIEWS:
-        raise UserError(f"{words}: {student!r} is no student of a run: {', '.join(VIEWS)}{suggest(student, VIEWS)}")
+        raise UserError(f"{spec}: {student!r} is not one of {', '.join(VIEWS)}{suggest(student, VIEWS)}")
     runs = read_report_input([folder]).runs
     if len(runs) != 1:
-        raise UserError(f"{folder} holds {len(runs)} runs, and a comparison is of two: name one of them")
+        raise UserError(f"{folder} contains {len(runs)} runs; give the folder of a single run")
     run = runs[0]
     predictions = run.predictions
     if predictions is None:
@@ -87,32 +89,31 @@ def read_model(words: str) -> Model:
         raise UserError(f"{folder} has no scores of test videos; python -m jobs.evaluate {folder} writes them", why)
     right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
-    return Model(
-        f"{run.name}:{student}" if folder != words else run.name,
+    return ModelResults(
+        f"{run.name}:{student}" if folder != spec else run.name,
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
     )
 
 
-def compare_models(first: Model, second: Model) -> PairedModels:
+def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
     """Compares two models video by video.
 
     Raises UserError if they share no video, or disagree on the true class of a video.
     """
     ids = [video for video in first.labels if video in second.labels]
     if not ids:
-        raise UserError(f"{first.name} and {second.name} were tested on different videos: none of the ids is in both")
+        raise UserError(f"{first.name} and {second.name} have no labeled test video in common")
     if other := [video for video in ids if first.labels[video] != second.labels[video]]:
         example = f"{other[0]}: {first.labels[other[0]]} and {second.labels[other[0]]}"
-        raise UserError(
-            f"{len(other)} of {len(ids)} videos have another class in {second.name} than in {first.name}", [example]
-        )
-    hits = np.array([[first.right[video], second.right[video]] for video in ids], dtype=np.float64).T
+        results = f"the results of {first.name} and {second.name}"
+        raise UserError(f"{len(other)} of {len(ids)} videos have different true classes in {results}", [example])
+    hits = np.array([[first.is_correct[video], second.is_correct[video]] for video in ids], dtype=np.float64).T
     counts = [int(((hits[0] == a) & (hits[1] == b)).sum()) for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))]
     notes = []
     for one, both in ((first, second), (second, first)):
         if alone := len(one.labels.keys() - both.labels.keys()):
-            notes.append(f"{alone:,} videos were tested with {one.name} only, and count nowhere here.")
+            notes.append(f"{alone:,} videos were tested only with {one.name} and are ignored here.")
     return PairedModels(
         first=first,
         second=second,
@@ -132,7 +133,7 @@ def _estimate_percent(values_N: NDArray[np.float64]) -> Estimate:
     return estimate_mean(values_N[None]).scale(100)
 
 
-def _compute_class_gaps(model: Model, ids: list[str], hits: NDArray[np.float64]) -> tuple[ClassGap, ...]:
+def _compute_class_gaps(model: ModelResults, ids: list[str], hits: NDArray[np.float64]) -> tuple[ClassGap, ...]:
     names = np.array([model.labels[video] for video in ids])
     gaps = [
         ClassGap(str(name), int(inside.sum()), *(float(100 * row[inside].mean()) for row in hits))

@@ -1,15 +1,17 @@
 """A lock that gives a folder one writer among several processes and machines: a run's folder, a study's, a data set's.
 
+``LockFile`` alone also serves as a claim, of a search on one of its trials for example.
+
 The writer holds a lock file, ``.lock``, that names it, and refreshes the file every HEARTBEAT_SECONDS. The library
 ``filelock`` does this on every file system on which one process can create a file that others then find, NFS included. It
 needs no locks of the kernel, which some network file systems only keep within one machine. ``store_lock`` locks folders on
 object storage.
 
 A process that died on this machine is recognized at once by its process id and start time. One that died on another machine
-is recognized because it no longer refreshes its lock: a process that wants the lock watches it on its own clock, gives up when
-the lock is refreshed, and takes it over when it was not for DEAD_SECONDS. A writer whose lock was taken over or deleted ends at
-once, since otherwise two processes would write. A writer that cannot reach its lock, because a server does not respond, tries
-again until it can.
+is recognized because it no longer refreshes its lock: a process that wants the lock watches the file and times it by its own
+clock. It gives up as soon as the lock is refreshed, and takes the lock over if it is not refreshed for DEAD_SECONDS. A writer
+whose lock was taken over or deleted ends at once, since otherwise two processes would write. A writer that cannot reach its
+lock, because a server does not respond, keeps trying.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ LOCK = ".lock"
 HEARTBEAT_SECONDS = 10.0
 """Time between two refreshes of a lock."""
 DEAD_SECONDS = 60.0
-"""Time without a refresh after which a holder on another machine counts as dead; five refreshes may thus be late."""
+"""Time without a refresh after which a holder on another machine counts as dead; so five refreshes in a row may be missed."""
 POLL_SECONDS = 0.2
 """Time between two checks of a lock that another process holds."""
 FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -75,7 +77,7 @@ class LockHolder:
     token: str = ""
     """Random text that is unique to each acquisition."""
     place: str = ""
-    """For a lock on an object store: the local folder with the same content, by the kernel's boot, the disk and the path."""
+    """For a lock on an object store: the folder's local copy, as the kernel's boot id, the disk, the inode and the path."""
     beat: int = 0
     """For a lock on an object store: how often it was refreshed."""
 
@@ -108,9 +110,9 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0, remedy: str = "", elsew
     """Makes this process the folder's only writer within the ``with`` block.
 
     The folder is made if it does not exist, and removed afterward if it is still empty. Within the block, the same folder can
-    be locked again at no cost. Raises FolderInUse, with ``remedy``, if another process holds the lock for longer than
-    ``wait_seconds``. Raises FolderNotWritable if the folder cannot be made or written into, with ``elsewhere``, which says
-    where to write instead.
+    be locked again without effect. Raises FolderInUse, with ``remedy``, if another process holds the lock for longer than
+    ``wait_seconds``. Raises FolderNotWritable, with ``elsewhere``, if the folder cannot be made or written into. Both
+    end the message: they tell the user what to do.
     """
     try:
         folder = folder.resolve()
@@ -184,11 +186,11 @@ class LockFile:
         self._details = path.with_name(f"{path.name}.json")
         self._last_seen: tuple[tuple[int, ...] | None, float] | None = None
 
-    def acquire(self, seconds: float = 0.0, patient: bool = True) -> bool:
+    def acquire(self, seconds: float = 0.0, until_certain: bool = True) -> bool:
         """Tries to acquire the lock for ``seconds``; returns whether this process has it.
 
-        If ``patient``, it waits beyond ``seconds`` until a holder on another machine is known to be alive or dead, which takes
-        DEAD_SECONDS at most; otherwise such a holder counts as alive. Raises FolderNotWritable.
+        If ``until_certain``, it waits beyond ``seconds`` until a holder on another machine is known to be alive or dead, for at
+        most DEAD_SECONDS + HEARTBEAT_SECONDS; otherwise such a holder counts as alive. Raises FolderNotWritable.
         """
         self._released = threading.Event()
         lease = SoftFileLease(
@@ -203,7 +205,7 @@ class LockFile:
                 signatures.add(signature)
             was_refreshed = len(signatures) > 1
             is_certain = _is_running_here(lease.owner) or was_refreshed or unchanged > DEAD_SECONDS + HEARTBEAT_SECONDS
-            if waited >= seconds and (is_certain or not patient):
+            if waited >= seconds and (is_certain or not until_certain):
                 return False
             time.sleep(POLL_SECONDS)
         self._lease = lease
@@ -235,8 +237,8 @@ class LockFile:
     def _try_once(self, lease: SoftFileLease) -> bool:
         """Try to acquire the lock, after removing that of a dead process.
 
-        The library is only used to make the file. It would look here for the process id of a pod that has this machine's
-        name, and on NFS, which cannot exchange two names, it never takes over the lock of a dead process.
+        The library is only used to create the file. It would mistake a replaced pod with this machine's name for this machine,
+        and look for its process id here; and on NFS, which cannot exchange two names, it takes over no dead process's lock.
         """
         watched = self._read_signature()
         if watched is not None:
@@ -362,6 +364,6 @@ def describe_lost_lock(what: str, holder: LockHolder | None) -> str:
 
 def end_process(reason: str) -> None:
     """Ends this process at once, since anything it still wrote would be mixed with the files of another process."""
-    remedy = "This process ends so that no two processes write there; start the same command again when no other one does"
+    remedy = "This process ends so that no two processes write there; run the same command again when no other one writes there"
     print(f"failed: {reason}. {remedy}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Tables as Parquet, in one file or in a folder of parts, with the project's metadata; replaced completely or not at all.
+"""Reads and atomically writes manifests and label subsets as Parquet, in one file or in a folder of parts, with metadata.
 
 A folder of parts is a symbolic link to ``.NAME.<tag>/part-00000.parquet ...`` beside it, so that one rename replaces all
 parts at once; pyarrow, DuckDB and pandas follow the link.
@@ -25,7 +25,7 @@ VERSION = 2
 METADATA_KEY = b"actnetformer"
 """Key of the project's metadata among those of a Parquet file."""
 ROWS_PER_PART = 2**17
-"""Rows in a row group, and in a part."""
+"""Rows in a row group; each part is one row group."""
 MAX_ROWS_IN_FILE = 2**20
 """Rows up to which a table becomes one file; longer ones become folders of parts."""
 
@@ -33,8 +33,9 @@ MAX_ROWS_IN_FILE = 2**20
 def write_table(table: pa.Table, path: str | Path, metadata: dict[str, Any], parts: bool | None = None) -> None:
     """Writes ``table`` with ``metadata`` as JSON under the key ``actnetformer``.
 
-    ``parts`` makes it a folder of files of one row group each; None: only if it is longer than MAX_ROWS_IN_FILE. If the
-    process is stopped at any moment, the old table or the new one is there. Raises UserError if ``path`` is another folder.
+    If ``parts`` is true, the table becomes a folder of parts; if it is None, only if the table has more than MAX_ROWS_IN_FILE
+    rows. If the process is killed at any moment, either the old table or the new one is complete. Raises UserError if ``path``
+    is a folder that this program did not write.
     """
     target = Path(path)
     with_metadata = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
@@ -55,7 +56,8 @@ def write_table(table: pa.Table, path: str | Path, metadata: dict[str, Any], par
 
 
 def move_table(old: str | Path, new: str | Path) -> None:
-    """Moves a table that ``write_table`` wrote to a new path, where it replaces another one in a single step."""
+    """Moves a table that ``write_table`` wrote. A table at ``new`` is replaced at once; of ``old``, a killed move may leave a
+    dangling link."""
     old, new = Path(old), Path(new)
     if old.is_symlink():
         folder = new.with_name(f".{new.name}.{uuid.uuid4().hex[:12]}")
@@ -87,12 +89,18 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     stored = {(table.schema.metadata or {}).get(METADATA_KEY) for table in tables}
     content = stored.pop()
     if stored or content is None:
-        raise UserError(f"{what} {path} is a Parquet file, but not one that jobs.prepare wrote; {remedy}")
+        raise UserError(f"{what} {path} is a Parquet file, but not one that jobs.prepare or jobs.label wrote; {remedy}")
     metadata: dict[str, Any] = json.loads(content)
-    if metadata["version"] > VERSION:
-        raise UserError(f"{what} {path} has version {metadata['version']}; this program reads up to {VERSION}: update it")
-    if metadata["version"] < VERSION:
-        raise UserError(f"{what} {path} has version {metadata['version']}; this program reads {VERSION}; {remedy}")
+    version = metadata.get("version")
+    if not isinstance(version, int):
+        raise UserError(f"{what} {path} holds something else, such as predictions; {remedy}")
+    if version > VERSION:
+        raise UserError(
+            f"{what} {path} was written by a newer version of this program (format {version}, this one reads {VERSION}); "
+            "update the program"
+        )
+    if version < VERSION:
+        raise UserError(f"{what} {path} has format {version}; this program reads {VERSION}; {remedy}")
     return pa.concat_tables(tables).replace_schema_metadata(None), metadata
 
 
@@ -117,7 +125,7 @@ def _link_parts(folder: Path, target: Path) -> None:
     os.symlink(folder.name, link)
     if target.is_dir() and not target.is_symlink():
         link.unlink()
-        raise UserError(f"{target} is a folder that this program did not write; move it away")
+        raise UserError(f"{target} is a folder that this program did not write; move or rename it")
     os.replace(link, target)
 
 
@@ -126,7 +134,7 @@ def _is_linked(target: Path, folder: Path) -> bool:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove the files that stopped writers left beside a table."""
+    """Remove what interrupted writers left next to a table."""
     for path in target.parent.glob(f".{target.name}.????????????*"):
         if not _is_linked(target, path):
             _remove(path)

@@ -1,12 +1,11 @@
-"""A lock that gives a folder on object storage one writer: an object ``.lock``, beside the lock of the local folder.
+"""A lock that gives a folder on object storage one writer: an object ``.lock``, in addition to the lock of its local copy.
 
 The object names its holder, which refreshes it as ``folder_lock`` refreshes a file, and other processes watch it in the same
-way. Not all stores can create an object only if it does not exist. So a lock is written and, SETTLE_SECONDS later, read again:
-it belongs to the process whose lock it is then.
+way. Not all stores can create an object only if it does not exist. So the lock is written and, SETTLE_SECONDS later, read back:
+the process that it names then holds it.
 
-If the store does not respond, the holder does not end but tries again until it does. Its lock is lost if the store says that
-it is another's by now, or twice in a row that there is none; then the process ends. ``require_lock`` checks the lock before
-results are copied.
+If the store does not respond, the holder does not end but keeps trying. It has lost the lock if the object names another
+holder, or if two reads in a row find no object; then the process ends. ``require_lock`` checks the lock before every upload.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from pipeline.files import folder_lock, storage
 from pipeline.files.folder_lock import LOCK, UNREACHABLE, LockHolder, describe_lost_lock, make_in_use_error, read_boot_id
 
 SETTLE_SECONDS = 2.0
-"""Time between writing a lock and reading it: of two processes that write within this time, the later one gets the lock."""
+"""Time between writing a lock and reading it: of processes that write within this time, the last one holds it."""
 _log = logging.getLogger(__name__)
 _held: dict[str, str] = {}
-"""The tokens of the locks that this process, or the driver of this worker, holds, by the URIs of their folders."""
+"""The tokens of the locks that this process or, in a worker, its Ray driver holds, by the URIs of their folders."""
 
 
 class StoreNotResponding(OSError):
@@ -40,8 +39,9 @@ class StoreNotResponding(OSError):
 def lock_store(store: str, folder: Path, remedy: str = "") -> Iterator[None]:
     """Makes this process the only writer of the folder at the URI ``store`` within the ``with`` block.
 
-    ``folder``, its local copy, must be locked already. Within the block, the same folder can be locked again at no cost. Raises
-    FolderInUse after HEARTBEAT_SECONDS or a little more, and StoreNotResponding if the store does not respond.
+    ``folder``, its local copy, must be locked already. Within the block, the same folder can be locked again without effect.
+    Raises FolderInUse once another holder is seen to refresh the lock, usually within HEARTBEAT_SECONDS, and
+    StoreNotResponding if the store does not respond.
     """
     if store in _held:
         yield
@@ -68,7 +68,7 @@ def lock_store(store: str, folder: Path, remedy: str = "") -> Iterator[None]:
 
 
 def get_held_token(store: str | None) -> str | None:
-    """Returns the token of the lock that this process holds, to be sent to its workers; None if it holds none."""
+    """Returns the token of the lock, which the driver passes to its workers; None if no lock is held."""
     return _held.get(store or "")
 
 
@@ -86,7 +86,7 @@ def require_lock(store: str) -> None:
     token = _held.get(store)
     if token is None:
         return
-    holder, is_ours = _check(store, token, threading.Event())
+    holder, is_ours = _check_holder(store, token, threading.Event())
     if not is_ours:
         raise RunFailed(f"{describe_lost_lock(store, holder)}; nothing was copied there")
 
@@ -107,25 +107,25 @@ def _acquire(store: str, me: LockHolder, remedy: str) -> None:
 
 
 def _refresh(store: str, me: LockHolder, released: threading.Event) -> None:
-    """Refresh the lock until it is ``released``; end the process if another one has it."""
+    """Refresh the lock until it is ``released``; end the process if the lock is lost."""
     was_unreachable = False
     while not released.wait(folder_lock.HEARTBEAT_SECONDS):
         try:
-            holder, is_ours = _check(store, me.token, released)
+            holder, is_ours = _check_holder(store, me.token, released)
             if not is_ours:
                 return folder_lock.end_process(describe_lost_lock(store, holder))
             me = replace(me, beat=me.beat + 1)
             _write(store, me)
             was_unreachable = False
-        except Exception as error:  # whatever it is: without this thread another process would take the lock over
+        except Exception as error:  # catch everything: without this thread the lock would expire
             if not was_unreachable:
                 _log.warning(UNREACHABLE, f"{store}/{LOCK}", error, folder_lock.HEARTBEAT_SECONDS)
             was_unreachable = True
     return None
 
 
-def _check(store: str, token: str, released: threading.Event) -> tuple[LockHolder | None, bool]:
-    """The holder of the lock, and whether it is this process. A missing lock is looked for again after HEARTBEAT_SECONDS."""
+def _check_holder(store: str, token: str, released: threading.Event) -> tuple[LockHolder | None, bool]:
+    """The holder of the lock, and whether it is this process. If there is no lock, it is read again after HEARTBEAT_SECONDS."""
     holder = _read(store)
     if holder is None and not released.wait(folder_lock.HEARTBEAT_SECONDS):
         holder = _read(store)

@@ -31,9 +31,10 @@ from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import PreparedRun, prepare_run
 
 STEPS = 200
-"""How many steps are trained at most; ``train.steps`` may ask for fewer."""
-LEAST_ACCURACY, LARGEST_LOSS = 0.9, 0.5
-"""What counts as learned: this accuracy on the videos, and a loss below this share of that of guessing, ln K."""
+"""The maximum number of training steps; ``train.steps`` may ask for fewer."""
+MIN_ACCURACY, MAX_LOSS_SHARE = 0.9, 0.5
+"""A student has learned the videos if its accuracy is at least MIN_ACCURACY and its loss at most MAX_LOSS_SHARE times ln K, the
+loss of guessing."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class OverfitResult:
     last: dict[str, float]
     """The supervised loss of the last line of metrics."""
     accuracy: dict[str, float]
-    """The accuracy on the very clips that were trained, 0..1."""
+    """The accuracy, 0..1, on the same clips that were trained on."""
 
     @property
     def has_learned(self) -> bool:
@@ -57,23 +58,24 @@ class OverfitResult:
         return all(self._has_learned(name) for name in STUDENTS)
 
     def _has_learned(self, name: str) -> bool:
-        return self.accuracy[name] >= LEAST_ACCURACY and self.last[name] <= LARGEST_LOSS * self.guessing
+        return self.accuracy[name] >= MIN_ACCURACY and self.last[name] <= MAX_LOSS_SHARE * self.guessing
 
     def format_lines(self) -> list[str]:
         """Formats the result for the terminal, a line for each student."""
         return [
             f"{name}: loss {self.first[name]:.3f} -> {self.last[name]:.3f} (guessing: {self.guessing:.3f}), "
-            f"{self.accuracy[name]:.0%} of {self.videos} videos right after {self.steps} steps: "
+            f"{self.accuracy[name]:.0%} of {self.videos} videos classified correctly after {self.steps} steps: "
             + ("learned" if self._has_learned(name) else "NOT learned")
             for name in STUDENTS
         ]
 
 
 def overfit(config: Config, videos: int) -> OverfitResult:
-    """Trains on ``videos`` labeled videos alone, in this process, from the start; of each only the clip in its middle.
+    """Trains from scratch, in this process, on one clip of each of ``videos`` labeled videos: the middle in time and space.
 
-    Labels, students, optimizers and precision are the configuration's; there are no unlabeled videos, and no augmentation,
-    dropout or label smoothing. The run folder is NAME-overfit-N, which is replaced if it is there. Raises UserError.
+    Labels, students, optimizers and precision come from the configuration; there are no unlabeled videos, and no augmentation,
+    dropout or label smoothing. The run folder is NAME-overfit-N; an earlier check there is replaced. Raises UserError if there
+    are fewer labeled videos, if one of them cannot be decoded, or if the folder belongs to another run.
     """
     config = make_overfit_config(config, videos)
     choose_device(config)  # raises before anything is replaced
@@ -87,7 +89,7 @@ def _overfit(config: Config, videos: int) -> OverfitResult:
     chosen = choose_videos(prepared.source, videos)
     plan = replace(prepared.run.plan, labeled=chosen)
     prepared = replace(prepared, run=replace(prepared.run, plan=plan), facts={**prepared.facts, "overfit": videos})
-    columns = _decode_middles(prepared.source, chosen)
+    columns = _decode_middle_clips(prepared.source, chosen)
     check_training(prepared.run, None)
     prepared.create_folder()
     fit_in_process(prepared, partial(_yield_batches, plan, columns, prepared.run.config.train.steps))
@@ -128,14 +130,15 @@ def choose_videos(source: VideoSource, videos: int) -> Ints:
     if not 2 <= videos <= len(labeled):
         raise UserError(f"--overfit {videos}: give 2 to {len(labeled)}, the labeled training videos")
     labels = source.columns["label"][labeled]
-    nth = np.array([np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)])
-    return labeled[np.lexsort((labels, nth))[:videos]]
+    rank_in_class = np.array([np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)])
+    return labeled[np.lexsort((labels, rank_in_class))[:videos]]
 
 
-def _decode_middles(source: VideoSource, rows: Ints) -> Columns:
+def _decode_middle_clips(source: VideoSource, rows: Ints) -> Columns:
     middle = np.full(len(rows), 0.5)
     columns = source.decode_views(rows, middle, middle)
-    failed = [f"{source.manifest.locate(int(row))}: {why}" for row, why in zip(rows, columns["reason"], strict=True) if why]
+    reasons = zip(rows, columns["reason"], strict=True)
+    failed = [f"{source.manifest.locate(int(row))}: {reason}" for row, reason in reasons if reason]
     if failed:
         raise UserError("--overfit needs videos that can be decoded:", failed)
     return {**columns, "label": source.columns["label"][rows].astype(np.int64)}

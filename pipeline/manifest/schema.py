@@ -1,4 +1,4 @@
-"""The manifest: one Parquet table with a row for every video, usable or not, sorted by id. Row numbers identify videos."""
+"""The manifest: one Parquet table with a row for every video, usable or not, sorted by id. The code names videos by row."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("id", pa.string()),  # unique; by default the path relative to the root, so it survives a move
-    pa.field("uri", pa.string()),  # relative to the root with forward slashes, or absolute, or a URI
+    pa.field("uri", pa.string()),  # path relative to the root (with forward slashes), absolute path, or URI
     pa.field("split", pa.string()),  # train, test, val, or unlabeled: trained on, but labels are never drawn from it
     pa.field("class", pa.string()),  # null where unknown
     pa.field("label", pa.int32()),  # index of the class among the classes, -1 where unknown
-    pa.field("group", pa.string()),  # recording or person; its videos are on one side of train and test; null: none
-    pa.field("start", pa.float64()),  # second of the file at which the video begins; null: the file's first
-    pa.field("end", pa.float64()),  # second of the file at which the video ends; null: the file's last
-    pa.field("frames", pa.int32()),  # as an exact decoder returns them; 0 where unusable, as all numbers below
+    pa.field("group", pa.string()),  # recording or person: all its videos are in the same split; null if ungrouped
+    pa.field("start", pa.float64()),  # seconds from the file's start to the video's; null: the whole file from its start
+    pa.field("end", pa.float64()),  # seconds from the file's start to the video's end; null: up to its end
+    pa.field("frames", pa.int32()),  # that an exact decoder returns; like fps to height, 0 if the video is unusable
     pa.field("fps", pa.float64()),  # average
     pa.field("variable_fps", pa.bool_()),
     pa.field("duration", pa.float64()),  # seconds
@@ -42,13 +42,13 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("bytes", pa.int64()),
     pa.field("hash", pa.string()),  # SHA-256 of the file, null unless --hash was given
     pa.field("decoder", pa.string()),  # the decoder that returns this file's frames exactly
-    pa.field("status", pa.string()),  # ok, or why the file cannot be used, in a word of ``Status``
+    pa.field("status", pa.string()),  # ok, or why the file cannot be used: one of ``pipeline.video.status.Status``
     pa.field("reason", pa.string()),  # the same in a sentence
-    pa.field("stamp", pa.string()),  # time of the file's last change and how it was probed; see ``make_stamp``
+    pa.field("stamp", pa.string()),  # modification time and probe options, to notice a change; null: probe again
 ]
 SCHEMA = pa.schema(_FIELDS)
 NOT_IN_FINGERPRINT = ("uri", "reason", "stamp")
-"""A location, a message and a time: the same data at another location has the same fingerprint."""
+"""Left out, so that moving or probing the data again keeps its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Manifest:
     root: str
     """Folder or URI that relative ``uri``s start from."""
     source: str
-    """Name of the source: ``ucf101 split 1``, folder, list, synthetic."""
+    """Where the list of videos came from, for example ``ucf101 split 1``, folder, list, files or synthetic."""
     fingerprint: str
-    """16 hexadecimal digits that depend on the properties and splits of the videos, but not on their locations."""
+    """A hash of the classes and of all columns but uri, reason and stamp, as 16 hexadecimal digits."""
     path: str
-    """Path or URI of the Parquet file, or of the folder of its parts."""
+    """Path or URI of the Parquet file or the folder of its parts; a description if the manifest is only in memory."""
 
     def usable_rows(self, *splits: str) -> NDArray[np.int64]:
         """Returns the rows of usable videos in the given splits, ascending."""

@@ -114,11 +114,11 @@ class Search:
 
     def next_job(self) -> Job | None:
         """Returns a trial that nobody runs any more, else a new one, else None."""
-        if job := self._adopt_abandoned(patient=False):
+        if job := self._adopt_abandoned(until_certain=False):
             return job
         for _ in range(MAX_REPEATS):
             if self._count_begun() >= self.plan.trials:
-                return self._adopt_abandoned(patient=True)  # nothing else is left to do: see who on other machines is alive
+                return self._adopt_abandoned(until_certain=True)  # nothing else is left: see who is alive
             job, repeated = self._ask_for_trial()
             if job or not repeated:
                 return job
@@ -128,15 +128,15 @@ class Search:
     def _count_begun(self) -> int:
         return sum(trial.state != TrialState.WAITING for trial in list_run_trials(self.study))
 
-    def _adopt_abandoned(self, patient: bool) -> Job | None:
+    def _adopt_abandoned(self, until_certain: bool) -> Job | None:
         unfinished = [frozen for frozen in list_run_trials(self.study) if frozen.state == TrialState.RUNNING]
-        return next((job for frozen in unfinished if (job := self._adopt(frozen, patient))), None)
+        return next((job for frozen in unfinished if (job := self._adopt(frozen, until_certain))), None)
 
-    def _adopt(self, frozen: FrozenTrial, patient: bool) -> Job | None:
-        """Continues a trial whose search is gone; ``patient`` is explained in ``Claim.take``."""
+    def _adopt(self, frozen: FrozenTrial, until_certain: bool) -> Job | None:
+        """Continues a trial whose search is gone; ``until_certain`` is explained in ``LockFile.acquire``."""
         claim = self._make_claim(frozen.number)
         name = name_run(frozen.number)
-        if name in self._claimed or not claim.acquire(patient=patient):
+        if name in self._claimed or not claim.acquire(until_certain=until_certain):
             return None
         current = self._read_trial(frozen.number)
         if current.state != TrialState.RUNNING:

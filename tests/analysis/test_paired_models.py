@@ -8,16 +8,16 @@ import pytest
 from scipy import stats
 
 from jobs import compare as command
-from pipeline.analysis.paired_models import Model, compare_models, read_model
+from pipeline.analysis.paired_models import ModelResults, compare_models, read_results
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from tests.study_folders import SaveRun
 
 
-def model(name: str, right: str, classes: str = "aabb", start: int = 0) -> Model:
+def model(name: str, right: str, classes: str = "aabb", start: int = 0) -> ModelResults:
     """``right`` has a + for each recognized video."""
     ids = [f"v{start + index}" for index in range(len(right))]
-    return Model(
+    return ModelResults(
         name, {video: sign == "+" for video, sign in zip(ids, right, strict=True)}, dict(zip(ids, classes, strict=True))
     )
 
@@ -43,35 +43,35 @@ def test_p_is_that_of_the_exact_test_and_the_interval_holds_the_difference() -> 
 def test_videos_of_one_model_only_are_said_and_do_not_count() -> None:
     pair = compare_models(model("A", "++++"), model("B", "++--", start=2, classes="bbaa"))
     assert pair.ids == ("v2", "v3")
-    assert [note.partition(" were tested with ")[2] for note in pair.notes] == [
-        f"{name} only, and count nowhere here." for name in "AB"
+    assert [note.partition(" were tested only with ")[2] for note in pair.notes] == [
+        f"{name} and are ignored here." for name in "AB"
     ]
     assert all(note.startswith("2 videos") for note in pair.notes)
 
 
 def test_other_videos_and_other_classes_are_refused() -> None:
-    with pytest.raises(UserError, match="none of the ids is in both"):
+    with pytest.raises(UserError, match="no labeled test video in common"):
         compare_models(model("A", "++++"), model("B", "++++", start=9))
-    with pytest.raises(UserError, match="2 of 4 videos have another class in B") as error:
+    with pytest.raises(UserError, match="2 of 4 videos have different true classes") as error:
         compare_models(model("A", "++++"), model("B", "++++", classes="aaaa"))
     assert "v2: b and a" in str(error.value)
 
 
 def test_students_of_runs_are_read(make_run: SaveRun, manifest: Manifest) -> None:
     run = make_run()
-    mean, primary = read_model(str(run)), read_model(f"{run}:primary")
+    mean, primary = read_results(str(run)), read_results(f"{run}:primary")
     assert (mean.name, primary.name) == ("actnetformer-0", "actnetformer-0:primary")
     assert set(mean.labels.values()) <= set(manifest.classes)
     with pytest.raises(UserError, match="did you mean primary"):
-        read_model(f"{run}:primry")
+        read_results(f"{run}:primry")
     with pytest.raises(UserError, match="does not exist"):
-        read_model(f"{run}-1")
+        read_results(f"{run}-1")
     make_run(seed=1)
-    with pytest.raises(UserError, match="holds 2 runs"):
-        read_model(str(run.parent))
+    with pytest.raises(UserError, match="contains 2 runs"):
+        read_results(str(run.parent))
     (run / "predictions.parquet").unlink()
     with pytest.raises(UserError, match=r"jobs\.evaluate"):
-        read_model(str(run))
+        read_results(str(run))
 
 
 def test_the_command_prints_both_tables_and_writes_the_page(

@@ -171,7 +171,7 @@ def test_without_patience_another_machine_counts_as_alive(tmp_path: Path) -> Non
         first.kill()
         first.wait()
         lock = LockFile(tmp_path / LOCK)
-        assert not lock.acquire(patient=False)
+        assert not lock.acquire(until_certain=False)
         assert lock.acquire()
         lock.release()
 

@@ -81,7 +81,7 @@ def test_a_missing_or_changed_part_is_detected(tmp_path: Path, monkeypatch: pyte
 
 def test_a_table_of_an_older_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(TABLE.replace_schema_metadata({METADATA_KEY: b'{"version": 1}'}), tmp_path / "m.parquet")
-    with pytest.raises(UserError, match=r"has version 1; this program reads 2; write one"):
+    with pytest.raises(UserError, match=r"has format 1; this program reads 2; write one"):
         read_manifest(tmp_path / "m.parquet")
 
 

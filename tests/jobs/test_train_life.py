@@ -126,7 +126,7 @@ def test_two_videos_are_learned_by_heart(tiny: Path, tmp_path: Path, capsys: pyt
     words = ["--overfit", "2", "train.steps=60", "primary.optimizer.lr=0.03"]
     assert command(tiny, tmp_path, *words) == 0
     said = capsys.readouterr().out.splitlines()[-2:]
-    assert all(line.endswith("100% of 2 videos right after 60 steps: learned") for line in said)
+    assert all(line.endswith("100% of 2 videos classified correctly after 60 steps: learned") for line in said)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-overfit-2"]
     config, facts = read_run(tmp_path / "tiny-overfit-2")
     assert (config.method.name, config.views.weak.flip, facts["overfit"]) == ("supervised", 0.0, 2)

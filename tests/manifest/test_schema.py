@@ -116,14 +116,16 @@ def test_refuses_missing_foreign_and_broken_files(tmp_path: Path) -> None:
     path.write_text("path,label\n", encoding="utf-8")
     assert "not a readable Parquet file" in refused(path)
     pq.write_table(pa.table({"x": [1]}), path)
-    assert "not one that jobs.prepare wrote" in refused(path)
+    assert "not one that jobs.prepare or jobs.label wrote" in refused(path)
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({METADATA_KEY: b"{}"}), path)
+    assert "holds something else, such as predictions" in refused(path)
 
 
 def test_refuses_newer_version_other_columns_and_edits(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     manifest: Manifest = write_manifest(TABLE, path, CLASSES, "/videos", "folder")
     rewrite(path, manifest.table, version=VERSION + 1)
-    assert f"has version {VERSION + 1}" in refused(path)
+    assert f"was written by a newer version of this program (format {VERSION + 1}" in refused(path)
     rewrite(path, manifest.table.drop_columns(["fps"]), version=VERSION)
     assert "its columns are id, uri" in refused(path)
     rewrite(path, change(manifest.table, "label", 0, 1))
