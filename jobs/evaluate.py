@@ -1,21 +1,28 @@
-"""``python -m jobs.evaluate RUN_FOLDER [key=value ...]``: accuracy and predictions of a run's newest checkpoint."""
+"""``python -m jobs.evaluate RUN_FOLDER [key=value ...]``: accuracy, calibration and predictions of a trained run."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.command import DONE, run
+from pipeline.analysis.run_reader import read_run_record
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
+from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes
+from pipeline.evaluation.calibration import apply_temperature, compute_calibration, fits_evaluation
+from pipeline.evaluation.evaluation_summary import format_figures
 from pipeline.evaluation.predict import EvaluationFiles, evaluate
+from pipeline.evaluation.protocol import describe_protocol
+from pipeline.evaluation.video_scores import VIEWS as STUDENTS
 from pipeline.files.folder_lock import lock_folder
 from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_other_data, open_run_source, open_saved_run
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
 from pipeline.run_folder.contents import read_run
+from pipeline.training.held_out import find_held_out_videos
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
 """The keys that may be overridden: how the run is evaluated, where that is computed, and where its data lies now."""
@@ -26,11 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     arguments.add_argument("run_folder", type=Path)
     arguments.add_argument("--other-data", metavar="MANIFEST", help="evaluate on another data set, classes matched by name")
+    about = "find temperatures on the held-out videos, which make probabilities believable; writes calibration.json"
+    arguments.add_argument("--calibrate", action="store_true", help=about)
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="write there; the run folder stays as it is")
     about = "evaluation.*, scale.*; data.manifest, data.labels, data.root of data that moved"
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
     options = arguments.parse_intermixed_args(argv)
     folder, words = options.run_folder.expanduser().resolve(), list(options.overrides)
+    if options.calibrate:
+        words = _choose_held_out(words, options.other_data)
     if options.other_data is not None:
         if any(word.startswith("data.manifest=") for word in words):
             raise UserError("--other-data and data.manifest= both name a manifest: the second is for the run's own that moved")
@@ -43,7 +54,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     remedy = "wait until it has ended, stop it, or write elsewhere with --out FOLDER"
     elsewhere = f"write the results {'elsewhere' if options.out is None else 'into another folder'} with --out FOLDER"
     with lock_folder(out, remedy=remedy, elsewhere=elsewhere):
-        return _evaluate(open_saved_run(folder, words, ALLOWED), options.other_data is not None, out)
+        saved = open_saved_run(folder, words, ALLOWED)
+        return _calibrate(saved, out) if options.calibrate else _evaluate(saved, options.other_data is not None, out)
+
+
+def _choose_held_out(words: Sequence[str], other_data: str | None) -> list[str]:
+    """Returns the overrides with which held-out videos are scored. Raises UserError if others are asked for."""
+    if other_data is not None:
+        raise UserError("--calibrate needs the run's own held-out videos: leave --other-data out")
+    if split := next((word for word in words if word.startswith("evaluation.split=")), None):
+        raise UserError(f"--calibrate takes the held-out videos, never test videos: leave {split} out")
+    return [*words, "evaluation.split=validation"]
+
+
+def _calibrate(saved: SavedRun, out: Path) -> int:
+    if saved.note:
+        print(f"note: {saved.note}", flush=True)
+    source = open_run_source(saved)
+    try:
+        videos = find_held_out_videos(source)
+    except UserError as error:
+        remedy = "they must be kept from training, so this run cannot be calibrated: keep some, and train again"
+        raise UserError(f"--calibrate needs held-out videos with labels, and there are none; {remedy} ({error})") from None
+    resources = reserve_to_score(saved.config, len(videos))
+    content = calibrate(source, saved.config, saved.weights, saved.step, resources, out)
+    print(f"on {content['videos']} held-out videos, of which the temperatures were found:")
+    print("\n".join(_format_calibration({name: content[name] for name in STUDENTS})))
+    print("\n".join(_compare_on_test_videos(out, content)))
+    for note in list_calibration_notes(content):
+        print(f"note: {note}")
+    print(f"temperatures of step {saved.step}, {describe_protocol(content)}: {out / CALIBRATION_FILE}")
+    return DONE
+
+
+def _format_calibration(students: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Formats a line for each student: its temperature, and likelihood and calibration error before and after."""
+    lines = []
+    for name, one in students.items():
+        temperature = "none" if one["temperature"] is None else f"{one['temperature']:.3f}"
+        changes = []
+        for key, style in (("nll", "{:.3f}"), ("ece", "{:.1%}")):
+            values = [None if figures is None else figures[key] for figures in (one["before"], one["after"])]
+            before, after = ("–" if value is None else style.format(value) for value in values)
+            changes.append(f"{key.upper()} {before} -> {after}")
+        lines.append(f"{name:10} temperature {temperature}  " + "  ".join(changes))
+    return lines
+
+
+def _compare_on_test_videos(out: Path, calibration: Mapping[str, Any]) -> list[str]:
+    """Says what the temperatures change on the test videos, if the folder has their scores by the same weights and protocol.
+    These videos had no part in finding them."""
+    record = read_run_record(out)
+    if record.predictions is None or record.split != "test" or not fits_evaluation(calibration, record.evaluation):
+        return ["on test videos: evaluate them by this protocol (jobs.evaluate without --calibrate), then the report shows it"]
+    labels = record.predictions.labels
+    changed = {}
+    for name in STUDENTS:
+        scores, temperature = record.predictions.scores[name], calibration[name]["temperature"]
+        after = None if temperature is None else compute_calibration(labels, apply_temperature(scores, temperature))
+        changed[name] = {"temperature": temperature, "before": compute_calibration(labels, scores), "after": after}
+    return [f"on {int((labels >= 0).sum())} test videos, which had no part in that:", *_format_calibration(changed)]
 
 
 def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
@@ -54,15 +124,17 @@ def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
     files = _choose_files(saved, source, other_data, out)
     _check_owner(files, saved)
     resources = reserve_to_score(saved.config, len(source.evaluation_rows(saved.config.evaluation.split)))
-    summary = evaluate(source, saved.config, saved.weights, saved.step, resources, files)
-    for name in ("primary", "auxiliary", "mean"):
-        top1 = summary[name]["top1"]
-        print(f"{name:10} " + ("unknown: no video has a label" if top1 is None else f"{top1:.1%}"))
+    summary = evaluate(source, saved.config, saved.weights, saved.step, resources, files, saved.trained_steps)
+    if summary["videos"]:
+        print("\n".join(format_figures(summary)))
+    else:
+        print("accuracies are unknown: no video has a label")
     for note in _list_notes(summary, other_data):
         print(f"note: {note}")
     where = f"of {source.manifest.path}, " if other_data else ""
     split = saved.config.evaluation.split
     print(f"{summary['videos']} {split} videos, {where}step {saved.step}; predictions: {files.predictions}")
+    print(f"protocol: {describe_protocol(summary)}")
     return DONE
 
 
@@ -91,6 +163,15 @@ def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[s
     if summary["undecodable"]:
         paths = [f"{path}: {reason}" for path, reason in summary["undecodable"].items()]
         notes.append(f"{len(paths)} videos could not be decoded and count nowhere, the first: {paths[0]}")
+    if summary["partly_decoded"]:
+        paths = [f"{path}: {reason}" for path, reason in summary["partly_decoded"].items()]
+        notes.append(f"of {len(paths)} videos only some clips could be decoded, the first: {paths[0]}")
+    if summary["unusable"]:
+        paths = [f"{path}: {reason}" for path, reason in summary["unusable"].items()]
+        notes.append(f"{len(paths)} videos of this split were found unusable by jobs.prepare, the first: {paths[0]}")
+    if (count := summary["labeled_without_scores"]) and summary["videos"]:
+        shares = ", ".join(f"{name} {summary[name]['top1_with_undecodable']:.1%}" for name in STUDENTS)
+        notes.append(f"with these {count} labeled videos counted as wrong, top-1 is: {shares}")
     if other_data is not None:
         notes.append("this is not the run's own data; whether the run learned from any of these videos is not checked")
         if other_data.unknown:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from jobs.command import DONE, FAILED, add_config, parse_positive, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import FolderNotWritable
 from pipeline.hardware import choose_device
 from pipeline.lifecycle.overfit import overfit
@@ -69,7 +70,8 @@ def _train(prepared: PreparedRun, options: argparse.Namespace) -> int:
         print(f"{config.run.name} is done: {config.train.steps} steps are trained", flush=True)
     summary = complete_run(prepared)
     accuracies = "  ".join(f"{name} {summary[name]['top1']:.1%}" for name in ("primary", "auxiliary", "mean"))
-    print(f"test top-1 after step {summary['step']} on {summary['videos']} videos: {accuracies}")
+    split, videos = summary.get("split", "test"), summary["videos"]
+    print(f"{split} top-1 after step {summary['step']} on {videos} videos: {accuracies} ({describe_protocol(summary)})")
     print(f"run folder: {prepared.run.folder}")
     return DONE
 

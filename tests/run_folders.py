@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from pipeline.config import load_config
-from pipeline.evaluation.metrics import Labels, average_students, summarize
+from pipeline.evaluation.evaluation_summary import summarize
+from pipeline.evaluation.metrics import Labels, average_students
 from pipeline.manifest.schema import SCHEMA, Manifest, write_manifest
 
 CLASSES = ("down", "left", "right", "up")

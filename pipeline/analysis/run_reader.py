@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +22,15 @@ import yaml
 
 from pipeline.config import MonitorSection, parse_config, translate_old_names
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import summarize
+from pipeline.evaluation.evaluation_summary import summarize
+from pipeline.evaluation.protocol import describe_protocol
 from pipeline.training.monitoring.failure_signatures import Finding, find_signatures
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
 OTHER_DATA = "evaluation_on_*.json"
 """The files with evaluations on other data than the run's own, named after that data's fingerprint."""
+CALIBRATION = "calibration.json"
+"""The file of temperatures, by student."""
 VIEWS = ("primary", "auxiliary", "mean")
 """Whose scores are evaluated: each student's, and the mean of both."""
 ABSENT = {
@@ -70,6 +73,8 @@ class RunRecord:
     missing: tuple[str, ...]
     other_data: tuple[Mapping[str, Any], ...] = ()
     """The contents of evaluation_on_*.json, which jobs.evaluate --other-data wrote, sorted by the name of the data."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """The content of calibration.json, which jobs.evaluate --calibrate wrote; empty if there is none."""
 
     @property
     def name(self) -> str:
@@ -128,6 +133,16 @@ class RunRecord:
     def split(self) -> str:
         """The split that the run is evaluated on: ``test`` or ``validation``."""
         return str(self.evaluation.get("split") or self.config.get("evaluation.split") or "test")
+
+    def describe_protocol(self, with_step: bool = True) -> str:
+        """Describes in a phrase how the run was evaluated; "" if it was not. What its evaluation.json does not tell is taken
+        from its configuration."""
+        if not self.evaluation:
+            return ""
+        names = ("clips", "crops", "average", "checkpoint")
+        configured = {name: self.config[f"evaluation.{name}"] for name in names if f"evaluation.{name}" in self.config}
+        step = {} if with_step else {"step": None}
+        return describe_protocol({**configured, **self.evaluation, "split": self.split, **step})
 
     @property
     def is_unfinished(self) -> bool:
@@ -188,6 +203,7 @@ def read_run_record(folder: Path) -> RunRecord:
         quarantine=_read_quarantine(folder / "quarantine.parquet", missing),
         missing=(),
         other_data=_read_other_data(folder, missing),
+        calibration=_read_json(folder / CALIBRATION, missing) if (folder / CALIBRATION).is_file() else {},
     )
     missing += _explain_other_data(run)
     if run.is_unfinished and run.lines:
@@ -226,7 +242,7 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
     """Reads evaluation.json if the run has come to its end, else returns nothing; no other large file is read."""
     evaluation = _read_json(folder / "evaluation.json", [])
     steps = _read_config(folder / "config.yaml", []).get("train.steps") if evaluation else None
-    return evaluation if steps and evaluation.get("step") == steps else {}
+    return evaluation if steps and evaluation.get("trained_steps", evaluation.get("step")) == steps else {}
 
 
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def bench_evaluate(config: Config, repeats: int, most: int = EVALUATED) -> dict[
     moments = compute_clip_moments(config.evaluation.clips)
     work: dict[str, Callable[[Ints], list[Columns]]] = {
         "a decode a view": lambda rows: _view_by_view(source, config, scorer, rows),
-        "a decode a video": lambda rows: score_in_process(source, scorer, rows, moments),
+        "a decode a video": lambda rows: list(score_in_process(source, scorer, rows, moments)),
     }
     found, decodes = {}, {}
     seconds: dict[str, list[float]] = {name: [] for name in work}

@@ -70,6 +70,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _best_checkpoint_is_known(self) -> Config:
+        if self.evaluation.checkpoint == "best" and not self.train.keep_best:
+            raise ValueError(
+                "evaluation.checkpoint=best evaluates what train.keep_best keeps, which is 0: set train.keep_best=1 before "
+                "training, with held-out videos (jobs.label --hold-out 10%), or evaluate the last checkpoint"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
         for name in STUDENTS:
             student = getattr(self, name)

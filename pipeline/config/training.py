@@ -111,6 +111,13 @@ class EvaluationSection(Section):
     """Clips per video, evenly spaced in time."""
     crops: Literal[1, 3] = Field(3, json_schema_extra=PROTOCOL)
     """1: the center square; 3: both ends and the center of the longer side."""
+    average: Literal["probabilities", "logits"] = Field("probabilities", json_schema_extra=PROTOCOL)
+    """What a student's score of a video is the mean of, over its clips and crops: ``probabilities`` (softmax first), or
+    ``logits`` (softmax of their mean, in which a very sure view counts more). The mean of both students is one of
+    probabilities in either case. Choice: probabilities."""
+    checkpoint: Literal["last", "best"] = Field("last", json_schema_extra=PROTOCOL)
+    """Which weights are evaluated: those of the last step, or of the kept checkpoint that is best on held-out videos, which
+    needs ``train.keep_best`` of 1 or more. Test videos never choose."""
     batch_views: int | None = Field(None, ge=1)
     """Views that go through the students at once; by default 64 on a GPU and 8 on a CPU. Where a GPU's memory does not hold as
     many, half of them, as often as it takes. The scores are the same but for rounding."""

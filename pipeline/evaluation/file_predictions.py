@@ -15,7 +15,7 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.evaluation.predict import predict
-from pipeline.evaluation.protocol import average_views
+from pipeline.evaluation.protocol import combine_views
 from pipeline.manifest.schema import Manifest, Split, compute_fingerprint, sort_by_id
 from pipeline.methods import STUDENTS
 from pipeline.prepare.build import build_table
@@ -67,7 +67,8 @@ def predict_files(
         usable = columns["reason"] == ""
         for row, reason in zip(columns["video"].tolist(), columns["reason"].tolist(), strict=True):
             reasons[manifest.locate(row)] = reason
-        scores = _average_by_row(columns["video"], {name: columns[name] for name in STUDENTS}, usable)
+        views = {name: columns[name] for name in STUDENTS}
+        scores = _average_by_row(columns["video"], views, usable, config.evaluation.average)
     if not scores:
         raise UserError(f"none of the {len(files)} files can be used:", list_first([f"{k}: {v}" for k, v in reasons.items()]))
     by_uri = {manifest.locate(row): values for row, values in scores.items()}
@@ -87,9 +88,9 @@ def _columns(manifest: Manifest, *names: str) -> list[list[object]]:
 
 
 def _average_by_row(
-    videos: Ints, views: dict[str, Floats], usable: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    videos: Ints, views: dict[str, Floats], usable: np.ndarray[tuple[int], np.dtype[np.bool_]], average: str
 ) -> dict[int, dict[str, Floats]]:
-    averaged = {name: average_views(videos, scores_NK, usable) for name, scores_NK in views.items()}
+    averaged = {name: combine_views(videos, scores_NK, usable, average) for name, scores_NK in views.items()}
     rows = averaged["primary"][0]
     values = {name: scores_VK for name, (_, scores_VK) in averaged.items()}
     values["mean"] = (values["primary"] + values["auxiliary"]) / 2

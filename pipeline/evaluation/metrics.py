@@ -1,4 +1,4 @@
-"""Computes accuracies from scores: top-1, per class, confusion, the students' mean; and mean and standard deviation.
+"""Computes accuracies from scores: top-1, top-k, per class, confusion, the students' mean; and mean and standard deviation.
 
 Everything here is numpy on N videos and K classes: ``labels`` is [N] int with -1 where the class is unknown,
 ``scores`` is [N, K] float (softmax probabilities in 0..1, averaged over the clips and crops of a video).
@@ -6,7 +6,7 @@ Everything here is numpy on N videos and K classes: ``labels`` is [N] int with -
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,22 @@ def compute_class_accuracies(labels: Labels, predicted: Labels, num_classes: int
     return [float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
+def find_top_k_hits(labels: Labels, scores: Scores, k: int) -> NDArray[np.bool_]:
+    """Finds [N] whether the true class is among the ``k`` classes of the highest scores; the lower index goes first among
+    equals. False where the class is unknown or a score is not finite."""
+    known = (labels >= 0) & np.isfinite(scores).all(axis=1)
+    own = scores[np.arange(len(labels)), np.maximum(labels, 0)][:, None]
+    earlier = np.arange(scores.shape[1])[None] < labels[:, None]
+    ranks = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return np.asarray(known & (ranks < k))
+
+
+def compute_mean_class_accuracy(class_accuracies: Sequence[float | None]) -> float | None:
+    """Computes the mean of the classes' accuracies, in which every class with videos counts the same; None without any."""
+    known = [share for share in class_accuracies if share is not None]
+    return float(np.mean(known)) if known else None
+
+
 def compute_confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
     """Counts [K, K] int64 videos, row = true class, column = predicted class. Videos with a -1 count nowhere."""
     both = (labels >= 0) & (predicted >= 0)
@@ -61,30 +77,6 @@ def average_students(*scores: Scores) -> Scores:
     assert scores and len({s.shape for s in scores}) == 1, f"shapes differ: {[s.shape for s in scores]}"
     mean: Scores = np.mean(np.stack(scores), axis=0)
     return mean
-
-
-def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[str]) -> dict[str, Any]:
-    """Computes the content of evaluation.json without the protocol (step, clips, crops), ready for ``json.dump``.
-
-    Args:
-        labels: [N] class indices; -1 (unknown) counts nowhere.
-        scores: [N, K] for each student. With both students and no ``mean``, their mean is added.
-        classes: K names.
-
-    Returns:
-        ``{"videos": n, "classes": [...], name: {"top1": share | None, "per_class": {class: share | None}}, ...}``,
-        ``videos`` being the number of labeled ones.
-    """
-    views = dict(scores)
-    if "mean" not in views and {"primary", "auxiliary"} <= views.keys():
-        views["mean"] = average_students(views["primary"], views["auxiliary"])
-    summary: dict[str, Any] = {"videos": int((labels >= 0).sum()), "classes": list(classes)}
-    for name, values in views.items():
-        assert values.shape == (len(labels), len(classes)), f"{name}: {values.shape} for {len(labels)} x {len(classes)}"
-        predicted = find_predicted_classes(values)
-        shares = compute_class_accuracies(labels, predicted, len(classes))
-        summary[name] = {"top1": compute_top1(labels, predicted), "per_class": dict(zip(classes, shares, strict=True))}
-    return summary
 
 
 def compute_mean_and_sd(values: Sequence[float]) -> MeanSd:

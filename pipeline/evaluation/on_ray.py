@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ class BlockScorer(Scorer):
 
 def score_on_ray(
     source: VideoSource, resources: Resources, scorer: tuple[Any, ...], videos: Ints, moments: Floats, size: int
-) -> list[Columns]:
-    """Scores the videos' test views in their order, ``size`` videos a part; ``scorer`` are the arguments of ``Scorer``.
+) -> Iterator[Columns]:
+    """Yields the scores of the videos' test views in their order, ``size`` videos a part, while later ones are computed.
 
-    Raises UserError where a decode task ended with one.
+    ``scorer`` are the arguments of ``Scorer``. Raises UserError where a decode task ended with one.
     """
     scores = ray_videos(source, videos, moments, size, resources).map_batches(
         BlockScorer,
@@ -42,6 +43,7 @@ def score_on_ray(
     )
     parts = scores.iter_batches(batch_size=None, batch_format="numpy")  # in order: sums of scores are the same bits every time
     try:
-        return [{name: values[0] for name, values in part.items()} for part in parts]
+        for part in parts:
+            yield {name: values[0] for name, values in part.items()}
     except ray.exceptions.RayError as error:
         raise find_cause(error) or error from None

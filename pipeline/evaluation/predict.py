@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -19,10 +21,11 @@ from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import summarize
-from pipeline.evaluation.protocol import average_views, compute_clip_moments
+from pipeline.evaluation.evaluation_summary import summarize
+from pipeline.evaluation.parts import choose_parts_folder, choose_unit, delete_parts, keep_parts, read_parts
+from pipeline.evaluation.protocol import collect_protocol, compute_clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
-from pipeline.methods import STUDENTS
+from pipeline.evaluation.video_scores import VIEWS, VideoScores, gather_videos, join_video_scores
 from pipeline.processes.isolation import count_cores
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import write_text
@@ -34,21 +37,31 @@ FEW_VIEWS = 256
 
 
 def predict(source: VideoSource, config: Config, weights: Path, videos: Ints, resources: Resources | None) -> Columns:
-    """Scores every view of the given manifest rows: returns ``video`` and ``reason`` [n], and both students' scores [n, K].
+    """Scores every view of the given manifest rows, and returns together what ``score_views`` yields.
 
-    A video's file is opened once for all of its views. With ``resources`` it is done on the cluster, unless there are few
-    views; otherwise in this process.
+    With ``resources`` it is done on the cluster, unless there are few views.
+    """
+    where = resources if _is_for_cluster(config, len(videos), resources) else None
+    parts = list(score_views(source, config, weights, videos, where))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def score_views(
+    source: VideoSource, config: Config, weights: Path, videos: Ints, resources: Resources | None
+) -> Iterator[Columns]:
+    """Scores every view of the given manifest rows in their order, and yields batches of views while later ones are computed:
+    ``video`` and ``reason`` [n], and both students' scores [n, K].
+
+    A video's file is opened once for all of its views. With ``resources`` it is done on the cluster, else in this process.
     """
     rows, moments = np.asarray(videos, dtype=np.int64), compute_clip_moments(config.evaluation.clips)
     scorer = config.model_dump(mode="json"), len(source.manifest.classes), str(weights)
-    if resources is None or (not resources.gpu and _count_views(config, len(rows)) <= FEW_VIEWS):
-        parts = score_in_process(source, Scorer(*scorer), rows, moments)
-    else:
-        from pipeline.evaluation.on_ray import score_on_ray  # only where scale.workers asks for Ray
+    if resources is None:
+        yield from score_in_process(source, Scorer(*scorer), rows, moments)
+        return
+    from pipeline.evaluation.on_ray import score_on_ray  # only where scale.workers asks for Ray
 
-        size = max(1, choose_batch_views(config, resources.gpu) // _count_views(config, 1))
-        parts = score_on_ray(source, resources, scorer, rows, moments, size)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    yield from score_on_ray(source, resources, scorer, rows, moments, _count_block_videos(config, resources))
 
 
 def needs_cluster(config: Config, videos: int) -> bool:
@@ -58,43 +71,117 @@ def needs_cluster(config: Config, videos: int) -> bool:
     return config.scale.workers > 0 and not few
 
 
+def _is_for_cluster(config: Config, videos: int, resources: Resources | None) -> bool:
+    return resources is not None and (resources.gpu or _count_views(config, videos) > FEW_VIEWS)
+
+
 def _count_views(config: Config, videos: int) -> int:
     return videos * config.evaluation.clips * config.evaluation.crops
 
 
-def score_in_process(source: VideoSource, scorer: Scorer, videos: Ints, moments: Floats) -> list[Columns]:
-    """Scores the videos' test views in their order; threads on all cores decode, a video each."""
+def _count_block_videos(config: Config, resources: Resources) -> int:
+    """Counts the videos that a decode task of a cluster decodes."""
+    return max(1, choose_batch_views(config, resources.gpu) // _count_views(config, 1))
+
+
+def score_in_process(source: VideoSource, scorer: Scorer, videos: Ints, moments: Floats) -> Iterator[Columns]:
+    """Yields the scores of the videos' test views in their order; threads on all cores decode, a video each."""
 
     def decode(video: int) -> Block:
         return scorer.prepare_block(decode_videos(source, np.array([video]), moments))
 
-    return list(scorer.score_videos(map_ahead(decode, videos.tolist(), ahead=count_cores())))
+    yield from scorer.score_videos(map_ahead(decode, videos.tolist(), ahead=count_cores()))
+
+
+def score_videos(
+    source: VideoSource, config: Config, weights: Path, resources: Resources | None, parts_folder: Path | None = None
+) -> VideoScores:
+    """Scores all videos of the configured split; memory holds their averaged scores, and few views at a time.
+
+    Scores of the first videos are kept in ``parts_folder`` meanwhile, if it is given: a killed evaluation continues there, to
+    the same scores. Raises UserError if no video can be decoded.
+    """
+    videos = source.evaluation_rows(config.evaluation.split)
+    parts = read_parts(parts_folder, videos) if parts_folder else []
+    done = sum(map(len, parts))
+    if done:
+        print(f"note: {done} of {len(videos)} videos were scored before the evaluation was interrupted", file=sys.stderr)
+    if done < len(videos):
+        # as the whole evaluation would be computed, though fewer videos are left: the same bits
+        where = resources if _is_for_cluster(config, len(videos), resources) else None
+        scored = gather_videos(score_views(source, config, weights, videos[done:], where), config)
+        if parts_folder:
+            block = _count_block_videos(config, where) if where else 1
+            gpu = where.gpu if where else torch.cuda.is_available()
+            unit = choose_unit(choose_batch_views(config, gpu), _count_views(config, 1), block)
+            parts += keep_parts(scored, parts_folder, done, unit)
+        else:
+            parts += scored
+    scores = join_video_scores(parts)
+    if not scores.decoded.any():
+        if parts_folder:
+            delete_parts(parts_folder)
+        split = config.evaluation.split
+        raise UserError(f"none of the {len(videos)} {split} videos can be decoded; the first: {scores.reasons[0]}")
+    return scores
 
 
 def score(
-    source: VideoSource, config: Config, weights: Path, resources: Resources | None
-) -> tuple[dict[str, Any], Ints, dict[str, Floats]]:
-    """Computes accuracies on the configured split. Also returns the manifest rows of the n videos that could be decoded, and
-    their scores [n, K] by each student and the mean."""
-    split = config.evaluation.split
-    videos = source.evaluation_rows(split)
-    columns = predict(source, config, weights, videos, resources)
-    usable = columns["reason"] == ""
-    if not usable.any():
-        raise UserError(f"none of the {len(videos)} {split} videos can be decoded; the first: {columns['reason'][0]}")
-    scores = {name: average_views(columns["video"], columns[name], usable) for name in STUDENTS}
-    rows = scores["primary"][0]
-    values = {name: scores[name][1] for name in STUDENTS}
-    values["mean"] = (values["primary"] + values["auxiliary"]) / 2
-    failed = {source.manifest.locate(int(v)): str(r) for v, r in zip(columns["video"], columns["reason"], strict=True) if r}
-    labels = source.columns["label"][rows].astype(np.int64)
-    protocol = {"clips": config.evaluation.clips, "crops": config.evaluation.crops, "split": split}
-    summary = summarize(labels, values, list(source.manifest.classes)) | {**protocol, "undecodable": failed}
-    known = np.flatnonzero(labels >= 0)
-    for name, scores_NK in values.items():  # finer than accuracy, in which small validation sets tie
-        of_true_class = np.nan_to_num(scores_NK[known, labels[known]])
-        summary[name]["true_probability"] = float(of_true_class.mean()) if len(known) else None
-    return summary, rows, values
+    source: VideoSource, config: Config, weights: Path, resources: Resources | None, parts_folder: Path | None = None
+) -> tuple[dict[str, Any], VideoScores]:
+    """Computes the figures of the configured split. Also returns the scores of the videos that could be decoded."""
+    scores = score_videos(source, config, weights, resources, parts_folder)
+    usable = scores.decoded > 0
+    shown = scores.select(usable)
+    labels = source.columns["label"][shown.videos].astype(np.int64)
+    lost = scores.videos[~usable]
+    unusable, labeled = _list_unusable(source, config.evaluation.split)
+    labeled += int((source.columns["label"][lost] >= 0).sum()) if len(lost) else 0
+    summary = summarize(labels, shown.scores, list(source.manifest.classes), labeled) | {
+        "clips": config.evaluation.clips,
+        "crops": config.evaluation.crops,
+        "split": config.evaluation.split,
+        "protocol": collect_protocol(config),
+        **_list_failures(source, config, scores),
+        "unusable": unusable,
+        "labeled_without_scores": labeled,
+    }
+    return summary, shown
+
+
+def _list_failures(source: VideoSource, config: Config, scores: VideoScores) -> dict[str, dict[str, str]]:
+    """Lists the videos of which no clip, and those of which only some clips were decoded, with the first reason."""
+    failures: dict[str, dict[str, str]] = {"undecodable": {}, "partly_decoded": {}}
+    for row, reason, decoded in zip(scores.videos.tolist(), scores.reasons, scores.decoded.tolist(), strict=True):
+        if reason and decoded:
+            failures["partly_decoded"][_name_video(source, row)] = f"{decoded} of {config.evaluation.clips} clips: {reason}"
+        elif reason:
+            failures["undecodable"][_name_video(source, row)] = reason
+    return failures
+
+
+def _list_unusable(source: VideoSource, split: str) -> tuple[dict[str, str], int]:
+    """Lists the videos of a split that jobs.prepare found unusable, with the reason, and counts how many have a label."""
+    if split == "validation" and len(source.held_out):
+        return {}, 0  # these were taken from usable ones
+    table = source.manifest.table
+    of_split = pc.equal(table["split"], "test" if split == "test" else "val")
+    rows = np.flatnonzero(pc.and_(of_split, pc.not_equal(table["status"], "ok")).to_numpy())
+    columns = table.select(["status", "reason", "label"]).take(pa.array(rows)).to_pylist()
+    reasons = {
+        _name_video(source, int(row)): ": ".join(filter(None, (one["status"], one["reason"])))
+        for row, one in zip(rows, columns, strict=True)
+    }
+    return reasons, sum(one["label"] is not None and one["label"] >= 0 for one in columns)
+
+
+def _name_video(source: VideoSource, row: int) -> str:
+    """Returns the path of a video and, if it is a part of a file, the part: a file may hold several videos."""
+    path, table = source.manifest.locate(row), source.manifest.table
+    start, end = table["start"][row].as_py(), table["end"][row].as_py()
+    if start is None and end is None:
+        return path
+    return f"{path} ({start or 0:g} s to {'its end' if end is None else f'{end:g} s'})"
 
 
 @dataclass(frozen=True)
@@ -125,28 +212,34 @@ def evaluate(
     step: int,
     resources: Resources | None,
     files: EvaluationFiles | None = None,
+    trained_steps: int | None = None,
 ) -> dict[str, Any]:
     """Scores the configured split, writes predictions.parquet and evaluation.json, and returns the latter's content.
 
-    They are written to ``files``, by default into the run folder.
+    They are written to ``files``, by default into the run folder. ``step`` is that of the weights, and ``trained_steps`` that
+    of the newest checkpoint, by default the same. Killed and called again, it continues where it was.
     """
     files = files or EvaluationFiles(config.run_folder)
-    summary, rows, values = score(source, config, weights, resources)
+    parts = choose_parts_folder(source, config, weights, source.evaluation_rows(config.evaluation.split), files.folder)
+    summary, scores = score(source, config, weights, resources, parts)
     manifest = source.manifest
     data = {"manifest": manifest.path, "root": manifest.root, "source": manifest.source, "fingerprint": manifest.fingerprint}
-    summary |= {"step": step, "data": data, **files.about}
-    _write_predictions(files, source, rows, values)
+    summary |= {"step": step, "trained_steps": trained_steps or step, "data": data, **files.about}
+    _write_predictions(files, source, scores, {"step": step, "protocol": summary["protocol"]})
     write_text(files.evaluation, json.dumps(summary, indent=1))
+    delete_parts(parts)
     return summary
 
 
-def _write_predictions(
-    files: EvaluationFiles, source: VideoSource, rows: np.ndarray[Any, Any], values: dict[str, np.ndarray[Any, Any]]
-) -> None:
-    table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(rows))
-    for name, scores in values.items():
-        table = table.append_column(name, pa.array(list(scores.astype(np.float32)), pa.list_(pa.float32())))
-    facts = {"classes": list(source.manifest.classes), "manifest": source.manifest.fingerprint, **files.about}
+def _write_predictions(files: EvaluationFiles, source: VideoSource, scores: VideoScores, how: Mapping[str, Any]) -> None:
+    table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(scores.videos))
+    for name in VIEWS:
+        table = table.append_column(name, pa.array(list(scores.scores[name].astype(np.float32)), pa.list_(pa.float32())))
+    for name in VIEWS:
+        spread = scores.spreads[name]
+        table = table.append_column(f"{name}_spread", pa.array(spread.astype(np.float32), mask=np.isnan(spread)))
+    table = table.append_column("clips", pa.array(scores.decoded, pa.int32()))
+    facts = {"classes": list(source.manifest.classes), "manifest": source.manifest.fingerprint, **how, **files.about}
     about = json.dumps(facts)
     scratch = files.folder / f".predictions.{uuid.uuid4().hex}"
     pq.write_table(table.replace_schema_metadata({b"actnetformer": about.encode()}), scratch)

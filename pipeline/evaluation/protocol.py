@@ -1,9 +1,13 @@
-"""The test protocol: K clips evenly spaced in time x C crops, with averaged scores. Pure index arithmetic."""
+"""The test protocol: K clips evenly spaced in time x C crops, with averaged scores; and what it is called beside a figure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from pipeline.config import Config
 from pipeline.seeds import Floats, Ints
 
 CROP_POSITIONS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
@@ -29,3 +33,62 @@ def average_views(videos: Ints, scores_NK: Floats, usable: np.ndarray[tuple[int]
     sums = np.zeros((len(usable_videos), scores_NK.shape[1]))
     np.add.at(sums, indices, scores_NK[usable])
     return usable_videos, sums / np.bincount(indices, minlength=len(usable_videos))[:, None]
+
+
+def compute_softmax(logits: Floats) -> Floats:
+    """Computes the softmax over the last axis, of logits or of log-probabilities."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def combine_views(
+    videos: Ints, scores_NK: Floats, usable: np.ndarray[tuple[int], np.dtype[np.bool_]], average: str
+) -> tuple[Ints, Floats]:
+    """Computes each video's probabilities from the scores of its usable views by ``evaluation.average``.
+
+    The scores are probabilities, or their logarithms for ``logits``: these differ from a view's logits by a number that is the
+    same for all classes, which the softmax of the mean does not see. Returns (videos [V], probabilities [V, K]).
+    """
+    rows, means = average_views(videos, scores_NK, usable)
+    return rows, compute_softmax(means) if average == "logits" else means
+
+
+def collect_protocol(config: Config) -> dict[str, Any]:
+    """Collects what the scores of given weights and videos depend on, for evaluation.json."""
+    knobs = config.evaluation
+    clips = {name: getattr(config, name).clip.model_dump(mode="json") for name in ("primary", "auxiliary")}
+    return {
+        "clips": knobs.clips, "crops": knobs.crops, "average": knobs.average, "checkpoint": knobs.checkpoint,
+        "split": knobs.split, "decode_size": config.data.decode_size, "precision": config.train.precision, **clips,
+    }  # fmt: skip
+
+
+def describe_protocol(evaluation: Mapping[str, Any]) -> str:
+    """Describes the protocol of an evaluation.json in one phrase, as far as the file tells; earlier versions wrote less.
+
+    For example ``10 clips x 3 crops, mean of probabilities, last checkpoint (step 1000), 8 and 16 fps, 224 px, test split``.
+    """
+    knobs = evaluation.get("protocol") or evaluation
+    if "clips" not in knobs:
+        return ""
+    views = [f"{knobs[name]} {name if knobs[name] != 1 else name[:-1]}" for name in ("clips", "crops")]
+    average, checkpoint, step = knobs.get("average", "probabilities"), knobs.get("checkpoint", "last"), evaluation.get("step")
+    weights = "last checkpoint" if checkpoint == "last" else "checkpoint best on held-out videos"
+    parts = [" x ".join(views), f"mean of {average}", weights + ("" if step is None else f" (step {step})")]
+    clips = [knobs[name] for name in ("primary", "auxiliary") if name in knobs and knobs is not evaluation]
+    if clips:
+        rates = dict.fromkeys("whole video" if clip["fps"] is None else f"{clip['fps']:g} fps" for clip in clips)
+        sizes = dict.fromkeys(f"{clip['size']} px" for clip in clips)
+        parts += [" and ".join(rates), " and ".join(sizes)]
+    return ", ".join([*parts, f"{knobs.get('split', 'test')} split"])
+
+
+def is_of_finished_run(evaluation: Mapping[str, Any], config: Config) -> bool:
+    """Returns whether an evaluation.json is of a run that was trained to its end, by the protocol of the configuration."""
+    knobs, wanted = evaluation.get("protocol") or evaluation, config.evaluation
+    earlier = {"average": "probabilities", "checkpoint": "last"}
+    is_same = all(
+        knobs.get(name, earlier.get(name)) == getattr(wanted, name)
+        for name in ("clips", "crops", "split", "average", "checkpoint")
+    )
+    return is_same and evaluation.get("trained_steps", evaluation.get("step")) == config.train.steps

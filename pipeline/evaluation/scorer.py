@@ -53,7 +53,7 @@ class Scorer:
 
     def __call__(self, columns: Columns) -> Columns:
         """Scores the clips of ``VideoSource.decode_views``: returns ``video`` and ``reason`` [n], and both students' float32
-        scores [n, K]."""
+        scores [n, K]: probabilities, or their logarithms with ``evaluation.average=logits``."""
         scores = self._score_clips({name: torch.from_numpy(np.array(columns[name])).to(self.device) for name in STUDENTS})
         return {"video": columns["video"], "reason": columns["reason"], **_copy_to_host(scores)}
 
@@ -81,7 +81,7 @@ class Scorer:
         return columns, convert_to_tensors(columns, pin=self.device.type == "cuda")
 
     def _score_clips(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Computes softmax scores [n, K] by student, on the device, in parts that fit into its memory."""
+        """Computes scores [n, K] by student, on the device, in parts that fit into its memory."""
         number = len(clips[STUDENTS[0]])
         if number <= self.batch:
             try:
@@ -100,8 +100,9 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         config = self.config
+        normalize = torch.log_softmax if config.evaluation.average == "logits" else torch.softmax
         return {
-            name: center_logits(self.students[name], clips[name], getattr(config, name).clip, config.train).softmax(dim=1)
+            name: normalize(center_logits(self.students[name], clips[name], getattr(config, name).clip, config.train), dim=1)
             for name in STUDENTS
         }
 

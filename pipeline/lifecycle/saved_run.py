@@ -17,6 +17,7 @@ from pipeline.clips.source import VideoSource, open_view_source
 from pipeline.config import Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.files import storage
+from pipeline.lifecycle.train_and_evaluate import find_best_weights
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
@@ -28,7 +29,7 @@ from pipeline.training.checkpoints import checkpoint
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run and its newest whole checkpoint."""
+    """A run and one of its checkpoints, the newest whole one unless ``evaluation.checkpoint=best`` asks for another."""
 
     folder: Path
     config: Config
@@ -39,9 +40,11 @@ class SavedRun:
     videos: int
     """The number of videos of the manifest that it was trained with."""
     weights: Path
-    """The checkpoint's file of weights."""
+    """The checkpoint's file of weights; ``evaluation.checkpoint`` says which checkpoint."""
     step: int
     """The checkpoint's step."""
+    trained_steps: int
+    """The step of the newest whole checkpoint."""
     moved: bool = False
     """Whether the command names another path of the manifest or of the videos than the run recorded."""
     note: str = ""
@@ -70,8 +73,11 @@ def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequenc
     state = checkpoint.read_facts(newest)
     if state["fingerprints"] != fingerprints.as_dict():
         raise UserError(f"{newest} is a checkpoint of another run (its fingerprints are not those of facts.json): remove it")
-    weights, moved, note = newest / checkpoint.FILES[0], _has_moved(trained, config), _note_kept_root(trained, config)
-    return SavedRun(folder, config, classes, fingerprints, videos, weights, int(state["step"]), moved, note)
+    weights, step = newest / checkpoint.FILES[0], int(state["step"])
+    if config.evaluation.checkpoint == "best":
+        weights, step = find_best_weights(folder)
+    moved, note = _has_moved(trained, config), _note_kept_root(trained, config)
+    return SavedRun(folder, config, classes, fingerprints, videos, weights, step, int(state["step"]), moved, note)
 
 
 def _has_moved(trained: Config, now: Config) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import evaluate, needs_cluster, score
+from pipeline.evaluation.protocol import is_of_finished_run
 from pipeline.hardware import choose_device
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
@@ -34,8 +35,10 @@ def complete_run(prepared: PreparedRun, concurrent: int = 1) -> dict[str, Any]:
         return summary
     resources = reserve_to_train(prepared, concurrent)
     with lock_run(prepared.run.config):
-        weights, step = _train(prepared, resources)
-        summary = evaluate(prepared.source, prepared.run.config, weights, step, resources)
+        weights, step = newest = _train(prepared, resources)
+        if prepared.run.config.evaluation.checkpoint == "best":
+            weights, step = find_best_weights(prepared.run.folder, prepared.run.store)
+        summary = evaluate(prepared.source, prepared.run.config, weights, step, resources, trained_steps=newest[1])
         if prepared.run.store is not None:
             run_store.push_files(prepared.run.folder, prepared.run.store)
     return summary
@@ -101,6 +104,14 @@ def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, in
     return newest / "model.safetensors", checkpoint.read_facts(newest)["step"]
 
 
+def find_best_weights(folder: Path, store: str | None = None) -> tuple[Path, int]:
+    """Finds the weights and the step of the checkpoint that ``evaluation.checkpoint=best`` means. Raises UserError."""
+    best, problems = checkpoint.find_best(folder, store)
+    if best is None:
+        raise UserError(f"evaluation.checkpoint=best: {folder} has no such checkpoint; evaluation.checkpoint=last:", problems)
+    return best / checkpoint.FILES[0], int(checkpoint.read_facts(best)["step"])
+
+
 def _fit(prepared: PreparedRun, resources: Resources | None) -> None:
     if resources is None:
         fit_in_process(prepared)
@@ -148,11 +159,9 @@ def read_evaluation(prepared: PreparedRun) -> dict[str, Any] | None:
     if not prepared.is_finished or not path.is_file():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    protocol = config.evaluation
-    wanted = {"step": config.train.steps, "clips": protocol.clips, "crops": protocol.crops, "split": protocol.split}
     manifest = prepared.run.fingerprints.manifest
     is_own = summary.get("data", {}).get("fingerprint", manifest) == manifest
-    return summary if is_own and all(summary.get(key) == value for key, value in wanted.items()) else None
+    return summary if is_own and is_of_finished_run(summary, config) else None
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ storage_path/name/
     scores/*.parquet       weak-view scores of unlabeled videos, a file for each checkpoint
     quarantine.parquet     videos that failed to decode, where, why, and what replaced them
     checkpoint_*/          see checkpoint.py
-    predictions.parquet    class scores of every test video    evaluation.json    accuracies
+    predictions.parquet    class scores of every test video    evaluation.json    accuracies and calibration
+    calibration.json       temperatures, written by jobs.evaluate --calibrate
     report.*               written by jobs.report        label_quality.*   by jobs.label_quality
 """
 

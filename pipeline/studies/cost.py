@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.evaluation.protocol import is_of_finished_run
 from pipeline.run_folder.contents import read_metrics
 
 ASSUMED_SECONDS = 1.0
@@ -34,12 +35,10 @@ def read_progress(config: Config) -> RunProgress:
     """Reads the progress from the run's folder, without opening checkpoints."""
     folder = config.run_folder
     steps = config.train.steps
-    protocol = config.evaluation
-    wanted = {"step": steps, "clips": protocol.clips, "crops": protocol.crops, "split": protocol.split}
     path = folder / "evaluation.json"
     if path.is_file():
         summary = json.loads(path.read_text(encoding="utf-8"))
-        if all(summary.get(key) == value for key, value in wanted.items()):
+        if is_of_finished_run(summary, config):
             return RunProgress(steps, steps, True)
     reached = max((int(path.name.rpartition("_")[2]) for path in folder.glob("checkpoint_*")), default=0)
     return RunProgress(min(reached, steps), steps, False)

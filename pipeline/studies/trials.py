@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.config import Config
+from pipeline.evaluation.protocol import collect_protocol, describe_protocol
 
 ORPHAN_SECONDS = 20.0
 """How many seconds a trial waits until the trial of a killed driver has left its run folder."""
@@ -66,4 +67,6 @@ class Budget:
 def print_scores(job: Job, step: int, scores: Mapping[str, float]) -> None:
     """Prints how good a trial is at one of its stops."""
     accuracies = "  ".join(f"{view} {scores[view]:.1%}" for view in ("primary", "auxiliary", "mean"))
-    print(f"{job.name} at step {step}/{job.config.train.steps}: {job.config.evaluation.split} top-1 {accuracies}", flush=True)
+    protocol = describe_protocol({"protocol": collect_protocol(job.config)})
+    where = f"{job.name} at step {step}/{job.config.train.steps}"
+    print(f"{where}: {job.config.evaluation.split} top-1 {accuracies} ({protocol})", flush=True)

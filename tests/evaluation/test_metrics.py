@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.evaluation.evaluation_summary import summarize
 from pipeline.evaluation.metrics import (
     average_students,
     compute_class_accuracies,
@@ -19,7 +20,6 @@ from pipeline.evaluation.metrics import (
     compute_mean_and_sd,
     compute_top1,
     find_predicted_classes,
-    summarize,
 )
 
 Case = tuple[NDArray[np.int64], NDArray[np.int64], int]

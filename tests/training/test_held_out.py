@@ -11,7 +11,9 @@ import torch
 from jobs import label, train
 from jobs.command import run
 from pipeline.config import Config, load_config
+from pipeline.errors import UserError
 from pipeline.evaluation.predict import predict
+from pipeline.lifecycle.saved_run import open_saved_run
 from pipeline.manifest.label_subset import read_labels
 from pipeline.methods import STUDENTS, build_students
 from pipeline.run_folder.contents import read_metrics
@@ -48,6 +50,14 @@ def test_the_best_checkpoint_stays(tiny: Path, tmp_path: Path, held: Path, monke
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000006", "checkpoint_000012"]
     told = {line["step"]: line.get("held_out_accuracy/primary") for line in read_metrics(folder)}
     assert {step: score for step, score in told.items() if score is not None} == {3: 0.25, 6: 0.75, 9: 0.5, 12: 0.5}
+    by = {word: open_saved_run(folder, [f"evaluation.checkpoint={word}"], ("evaluation.",)) for word in ("last", "best")}
+    assert {word: (saved.step, saved.trained_steps) for word, saved in by.items()} == {"last": (12, 12), "best": (6, 12)}
+    assert by["best"].weights.parent.name == "checkpoint_000006"
+    by["best"].weights.write_bytes(b"damaged")  # the second best does not take its place
+    with pytest.raises(UserError, match=r"checkpoint_000006/model\.safetensors is missing or damaged"):
+        open_saved_run(folder, ["evaluation.checkpoint=best"], ("evaluation.",))
+    with pytest.raises(UserError, match=r"set train\.keep_best=1 before training"):
+        load_config(tiny / "tiny.yaml", ["evaluation.checkpoint=best"])
 
 
 def test_scores_are_those_of_evaluation_and_change_nothing(

@@ -176,6 +176,28 @@ def find_newest(run_folder: Path, store: str | None = None) -> tuple[Path | None
     return None, problems
 
 
+def find_best(run_folder: Path, store: str | None = None) -> tuple[Path | None, list[str]]:
+    """Finds the kept checkpoint of the best held-out score (the earlier among equals), and says what is wrong if there is none.
+
+    The scores are those that the newest whole checkpoint knows. ``store`` is as in ``find_newest``.
+    """
+    newest, problems = find_newest(run_folder, store)
+    if newest is None:
+        return None, problems
+    scores = {int(step): score for step, score in read_facts(newest)["scores"].items()}
+    names = run_store.list_checkpoints(store) if store else [path.name for path in run_folder.glob("checkpoint_*")]
+    kept = {step: name for name in names if (step := parse_step(name)) in scores}
+    if not kept:
+        return None, [*problems, "no kept checkpoint has a held-out score"]
+    name = kept[min(kept, key=lambda step: (-scores[step], step))]
+    best = run_store.pull_checkpoint(store, name, run_folder) if store else run_folder / name
+    try:
+        verify(best)
+    except DamagedCheckpoint as error:
+        return None, [str(error)]
+    return best, problems
+
+
 def verify(checkpoint: Path) -> dict[str, Any]:
     """Compares all checksums and returns the content of state.json. Raises DamagedCheckpoint."""
     facts = read_facts(checkpoint)
