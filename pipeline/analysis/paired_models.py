@@ -29,6 +29,8 @@ class ModelResults:
     """Whether the predicted class is the true one, by video id; videos of unknown class are left out."""
     labels: Mapping[str, str]
     """The name of the true class, by video id."""
+    protocol: str = ""
+    """How the videos were scored, in one phrase; "" if the run does not tell."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def read_results(spec: str) -> ModelResults:
         f"{run.name}:{student}" if folder != spec else run.name,
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
+        run.describe_protocol(),
     )
 
 
@@ -114,6 +117,10 @@ def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
     for one, both in ((first, second), (second, first)):
         if alone := len(one.labels.keys() - both.labels.keys()):
             notes.append(f"{alone:,} videos were tested only with {one.name} and are ignored here.")
+    if first.protocol or second.protocol:
+        protocols = [model.protocol or "unknown" for model in (first, second)]
+        differ = protocols[0] != protocols[1]
+        notes.append(f"Protocols differ: {'; '.join(protocols)}." if differ else f"Protocol of both: {protocols[0]}.")
     return PairedModels(
         first=first,
         second=second,

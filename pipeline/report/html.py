@@ -19,7 +19,9 @@ from PIL import Image
 from pipeline.errors import UserError
 
 SORTING = (Path(__file__).parent / "templates" / "sorting.js").read_text(encoding="utf-8")
-"""The only script of a page, which makes tables sortable by mouse and keyboard."""
+"""The script of a page, which makes tables sortable by mouse and keyboard."""
+REPORT_SCRIPT = SORTING + (Path(__file__).parent / "templates" / "confusion.js").read_text(encoding="utf-8")
+"""The only script of a report: ``SORTING``, and what names the cells of large confusion matrices."""
 
 
 def hash_script(script: str) -> str:

@@ -30,11 +30,13 @@ from pipeline.analysis.run_reader import VIEWS, RunRecord
 from pipeline.analysis.study_reader import ReportInput, StudyRecord, TrialRecord, read_report_input
 from pipeline.errors import UserError
 from pipeline.report import formats, sentences
-from pipeline.report.html import SORTING, hash_script, render_page, write_file, write_page
+from pipeline.report.html import REPORT_SCRIPT, hash_script, render_page, write_file, write_page
+from pipeline.report.plots.confusion_order import list_cells, order_by_confusion
 from pipeline.report.plots.drawing import NUM_COLORS, Drawing
 from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_confusion, draw_panel
 from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
 from pipeline.report.sample_clips import build_samples
+from pipeline.report.sections.evaluation_section import build_evaluation_section
 from pipeline.report.sections.label_section import build_label_sections
 from pipeline.report.sections.search_section import build_search_sections, group_trials
 from pipeline.report.tables import (
@@ -43,12 +45,15 @@ from pipeline.report.tables import (
     build_runs_table,
     build_settings_table,
     build_trials_table,
+    describe_protocols,
 )
 
 Format = Literal["html", "md", "csv", "tex"]
 FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")
 MAX_CONFUSIONS = 4
 """The number of confusion matrices on a page at most, one per setting."""
+MAX_ERRORS = 30
+"""The number of most frequent errors that are listed if a confusion matrix cannot name its classes."""
 MAX_OVERLAID = NUM_COLORS
 """The number of settings whose training curves share a plot at most: as many as there are colors."""
 MAX_WHOLE_CONFIGURATIONS = 40
@@ -214,6 +219,7 @@ def _format_for_terminal(content: Content) -> str:
     if (others := build_other_data_table(content.runs)) is not None:
         parts += [formats.format_text(others), others.caption]
     line = sentences.build_headline(content.given, content.groups, content.differences)
+    parts += [protocols] if (protocols := describe_protocols(content.runs).strip()) else []
     return "\n\n".join([*parts, line.answer.replace(sentences.NBSP, " ")])
 
 
@@ -278,12 +284,13 @@ def _build_context(content: Content, folder: Path) -> dict[str, Any]:
         "largest_open": LARGEST_LABELED,
         "confusions": _draw_confusions(judged),
         "shown": shown,
+        "evaluation": build_evaluation_section(shown),
         "samples": build_samples(shown) if shown else [],
         "signatures": sentences.list_signatures(content.runs),
         "quarantined": sentences.count_quarantined(content.runs),
         "commands": _describe_commands(content, folder),
-        "script": SORTING,
-        "script_hash": hash_script(SORTING),
+        "script": REPORT_SCRIPT,
+        "script_hash": hash_script(REPORT_SCRIPT),
     }
 
 
@@ -331,13 +338,22 @@ def _draw_curves(groups: Sequence[Group]) -> list[Drawing]:
     ]
 
 
-def _draw_confusions(groups: Sequence[Group]) -> list[tuple[Drawing, list[tuple[str, str, int, int]]]]:
+Confusion = tuple[Drawing, list[tuple[str, str, int, int]], dict[str, str] | None]
+"""A drawn confusion matrix, its most frequent errors and, if its classes are not named, what names the cells."""
+
+
+def _draw_confusions(groups: Sequence[Group]) -> list[Confusion]:
     counted = [(group, result) for group in groups if (result := sentences.count_confusions(group))]
-    return [
-        (Drawing(group.label, draw_confusion(*result, f"Confusion matrix of {group.label}", f"confusion{index}")),
-         sentences.find_largest_errors(*result))
-        for index, (group, result) in enumerate(counted[:MAX_CONFUSIONS])
-    ]  # fmt: skip
+    return [_draw_confusion(group.label, *result, index) for index, (group, result) in enumerate(counted[:MAX_CONFUSIONS])]
+
+
+def _draw_confusion(label: str, counts: Any, classes: Sequence[str], index: int) -> Confusion:
+    cells, worst = None, sentences.find_largest_errors(counts, classes)
+    if len(classes) > LARGEST_LABELED:
+        order = order_by_confusion(counts)
+        counts, classes = counts[order][:, order], [classes[place] for place in order]
+        cells, worst = list_cells(counts, classes), sentences.find_largest_errors(counts, classes, MAX_ERRORS)
+    return Drawing(label, draw_confusion(counts, classes, f"Confusion matrix of {label}", f"confusion{index}")), worst, cells
 
 
 @dataclass(frozen=True)

@@ -48,16 +48,22 @@ class Sample:
     """``data:image/jpeg`` URIs in the order of time; empty if the video cannot be shown."""
     problem: str = ""
     """The reason why there are no frames."""
+    note: str = ""
+    """Why this video is shown; "" if it was chosen by a hash."""
 
 
 def build_samples(run: RunRecord) -> list[Sample]:
     """Builds up to 8 samples of the run's test videos with both students' predictions; none if it has no predictions."""
-    if run.predictions is None:
-        return []
+    return [] if run.predictions is None else show_videos(run, choose_clips(run.predictions, NUM_CLIPS))
+
+
+def show_videos(run: RunRecord, indices: Sequence[int]) -> list[Sample]:
+    """Decodes frames of the videos of these indices into the run's predictions, which all have a label."""
+    assert run.predictions is not None
     manifest, problem = _find_manifest(run)
     rows = {} if manifest is None else {str(name): row for row, name in enumerate(manifest.table["id"].to_pylist())}
     samples = []
-    for index in choose_clips(run.predictions, NUM_CLIPS):
+    for index in indices:
         name = run.predictions.ids[index]
         frames, why = ((), problem) if manifest is None else _read_frames(manifest, rows.get(name))
         students = tuple(_list_student_predictions(run.predictions, index))

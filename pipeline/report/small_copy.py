@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.analysis.run_reader import OTHER_DATA, VIEWS, is_run, read_json_lines
+from pipeline.analysis.run_reader import CALIBRATION, OTHER_DATA, VIEWS, is_run, read_json_lines
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
@@ -88,7 +88,7 @@ def _copy_run(source: Path, target: Path) -> None:
     if (config := source / "config.yaml").is_file():
         tree = _shorten_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
         write_text(target / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
-    for path in [source / "facts.json", source / "evaluation.json", *sorted(source.glob(OTHER_DATA))]:
+    for path in [source / "facts.json", source / "evaluation.json", source / CALIBRATION, *sorted(source.glob(OTHER_DATA))]:
         if path.is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
             kept = {key: value for key, value in facts.items() if key not in OF_ONE_MACHINE}

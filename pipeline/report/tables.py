@@ -15,6 +15,7 @@ from pipeline.analysis.run_reader import VIEWS, RunRecord
 from pipeline.analysis.statistics import Estimate, format_p
 from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
 from pipeline.config import find_short_name
+from pipeline.evaluation.protocol import describe_protocol
 
 DASH = "–"
 MINUS = "−"
@@ -81,8 +82,9 @@ def describe_settings_table(groups: Sequence[Group], differences: Sequence[Diffe
     """Describes the numbers of ``build_settings_table``."""
     videos = sorted({run.evaluation["videos"] for group in groups for run in group.runs if run.evaluation.get("videos")})
     count = f" on {videos[0]:,} videos" if len(videos) == 1 else ""
+    protocols = describe_protocols([run for group in groups for run in group.runs])
     over = _join_sorted({value.over for group in groups if (value := group.get_top1("mean"))})
-    text = f"Top-1{count}: mean ± sd (n) over seeds; “mean” scores a video by the mean of both students’ softmax."
+    text = f"Top-1{count}: mean ± sd (n) over seeds; “mean” scores a video by the mean of both students’ softmax.{protocols}"
     if over and over != "nothing":
         text += f" Interval of the mean column, over {over}."
     if differences:
@@ -111,6 +113,7 @@ def build_differences_table(differences: Sequence[Difference]) -> Table:
 
 def build_runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
     """Builds a table of runs. ``link`` returns a run's folder relative to the page."""
+    groups = list(groups)
     columns = ("run", "setting", "labels", "steps", "seed", *(f"{view} %" for view in VIEWS), "hours", "clips")
     rows = [
         (Cell(run.name, run.name, link(run)), Cell(group.label, group.label), Cell(describe_labels(run), describe_labels(run)),
@@ -120,13 +123,16 @@ def build_runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Tab
          Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
         for group in groups for run in (*group.runs, *group.repeats)
     ]  # fmt: skip
-    text = "Top-1 in percent. Hours and clips of the logged training steps; starts, evaluation, repeated steps come on top."
+    protocols = describe_protocols([run for group in groups for run in group.runs])
+    text = f"Top-1 in percent.{protocols} Hours and clips of the logged training steps; starts, evaluation, repeated steps "
+    text += "come on top."
     return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)
 
 
 def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
     """Builds a table of the evaluations of runs on other data than their own; None if there is none."""
-    columns = ("run", "other data", "fingerprint", "split", "videos", *(f"{view} %" for view in VIEWS), "not counted")
+    shares_columns = [f"{view} %" for view in VIEWS]
+    columns = ("run", "other data", "fingerprint", "split", "videos", *shares_columns, "not counted", "protocol")
     rows = []
     for run in runs:
         for evaluation in run.other_data:
@@ -138,12 +144,18 @@ def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
                 _build_text_cell(evaluation.get("split")),
                 Cell(f"{evaluation.get('videos', 0):,}", evaluation.get("videos", 0)),
                 *(build_percent_cell(None if share is None else 100 * share) for share in shares),
-                Cell(left_out, sum(unknown.values())),
+                Cell(left_out, sum(unknown.values())), _build_text_cell(describe_protocol(evaluation) or None),
             ))  # fmt: skip
     text = "Evaluated on other data: top-1 in percent, classes matched by name. Not counted: videos of classes that the run "
     text += "does not know. Whether the run learned from any of these videos is not checked."
-    numeric = (False, False, False, False, True, *(True for _ in VIEWS), False)
+    numeric = (False, False, False, False, True, *(True for _ in VIEWS), False, False)
     return Table(columns, numeric, tuple(rows), text) if rows else None
+
+
+def describe_protocols(runs: Iterable[RunRecord]) -> str:
+    """Returns `` Protocol: ....``, with every protocol by which one of the runs was evaluated, or ""."""
+    known = [phrase for phrase in dict.fromkeys(run.describe_protocol(with_step=False) for run in runs) if phrase]
+    return f" Protocol{'s' * (len(known) > 1)}: {'; '.join(known)}." if known else ""
 
 
 def _build_text_cell(value: Any) -> Cell:

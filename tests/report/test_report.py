@@ -20,7 +20,7 @@ from pipeline.analysis.run_reader import flatten, read_run_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
-from pipeline.report.html import SORTING, hash_script
+from pipeline.report.html import REPORT_SCRIPT, hash_script
 from pipeline.report.pages.label_report import write_label_report
 from pipeline.report.report import Report, write_report
 from tests.study_folders import line, write_population, write_rates, write_scores, write_search, write_study, write_weights
@@ -28,8 +28,11 @@ from tests.study_folders import line, write_population, write_rates, write_score
 MAX_BYTES = 5_000_000
 WIDTHS = (1280, 390)
 PAGES = ("single", "several", "contrast_weight", "frame_rate", "rates")
-PLOTS = {"single": 12 + 1, "several": 12 + 3 + 2, "contrast_weight": 12 + 3 + 4, "frame_rate": 12 + 3 + 4, "rates": 12 + 4 + 1}
-"""Training curves, responses or pictures of a search, and confusion matrices."""
+PLOTS = {
+    "single": 12 + 3 + 1, "several": 12 + 3 + 3 + 2, "contrast_weight": 12 + 3 + 3 + 4, "frame_rate": 12 + 3 + 3 + 4,
+    "rates": 12 + 4 + 3 + 1,
+}  # fmt: skip
+"""Training curves, responses or pictures of a search, three reliability curves, and confusion matrices."""
 ESCAPES = """() => [...document.querySelectorAll('figure svg')].map(svg => {
   const box = svg.getBoundingClientRect(), around = svg.closest('figure').getBoundingClientRect();
   const inside = box.left >= around.left - 1 && box.bottom <= around.bottom + 1 &&
@@ -192,8 +195,8 @@ def test_the_page_is_one_small_file_with_one_known_script_and_links_to_run_folde
 ) -> None:
     html, folder = reports[name].path.read_text(encoding="utf-8"), reports[name].path.parent
     assert len(html.encode()) < MAX_BYTES
-    assert re.findall(r"<script.*?</script>", html, flags=re.DOTALL) == [f"<script>{SORTING}</script>"]
-    assert f"script-src '{hash_script(SORTING)}'" in html and "default-src 'none'" in html
+    assert re.findall(r"<script.*?</script>", html, flags=re.DOTALL) == [f"<script>{REPORT_SCRIPT}</script>"]
+    assert f"script-src '{hash_script(REPORT_SCRIPT)}'" in html and "default-src 'none'" in html
     links = set(re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', html))
     assert links and all((folder / link / "config.yaml").is_file() for link in links)
     assert not re.findall(r"#0[0-3]0[0-3]0[0-3]\b|#0000[0-9a-f]{2}\b", html)
@@ -408,14 +411,15 @@ def test_scores_without_a_summary_are_summarized(make_run: Any) -> None:
 
 
 def test_lost_videos_are_told_not_fatal(make_run: Any, tmp_path: Path, manifest: Manifest) -> None:
+    """Eight samples, and eight videos that are hardest or most confused."""
     moved = tmp_path / "moved.parquet"
     shutil.copy(manifest.path, moved)
     folder = make_run(overrides=(f"data.manifest={moved}", f"data.root={tmp_path / 'elsewhere'}"))
     html = write_report([folder]).path.read_text(encoding="utf-8")
-    assert html.count("No frames: the video file is gone.") == 8 and "<img" not in html
+    assert html.count("No frames: the video file is gone.") == 8 + 8 and "<img" not in html
     moved.unlink()
     html = write_report([folder]).path.read_text(encoding="utf-8")
-    assert html.count("No frames: the manifest cannot be read: manifest not found") == 8
+    assert html.count("No frames: the manifest cannot be read: manifest not found") == 8 + 8
 
 
 def test_many_classes_fold_and_stay_small(tmp_path: Path, make_run: Any, browser: Any, write_predictions: Any) -> None:
@@ -428,6 +432,14 @@ def test_many_classes_fold_and_stay_small(tmp_path: Path, make_run: Any, browser
     page.goto(report.path.as_uri())
     assert page.locator("summary", has_text="each of the 400 classes").count() == 1
     assert page.evaluate(ESCAPES)[-1]["height"] > 200
+    image, output = (page.locator(f"figure[data-cells] {name}") for name in ("image", "output"))
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    page.mouse.move(box["x"] + (200.5 / 400) * box["width"], box["y"] + (200.5 / 400) * box["height"])
+    assert re.fullmatch(r"Class(\d+), recognized: \d+ of 10", output.text_content())
+    page.mouse.move(box["x"] + box["width"] + 9, box["y"])
+    assert output.text_content().startswith("Point at a cell")
+    assert page.locator("summary", has_text="The 30 most frequent errors").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     page.close()
 
