@@ -1,4 +1,4 @@
-"""``python -m jobs.bench NAME``: speed against a floor measured in the same run, or growth with size.
+"""``python -m jobs.bench NAME`` measures a speed and a floor in the same run, or how time and memory grow with size.
 
 Each benchmark is imported when it is asked for: some need Ray or decord, which the others do without.
 """
@@ -13,52 +13,53 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.command import DONE, add_config, parse_positive, run
-from pipeline.bench.figures import LEAST_BLOCKS, small
+from pipeline.bench.figures import MIN_BLOCKS, configure_quick
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 
 Options = argparse.Namespace
 Figures = dict[str, Any]
-QUICK_STEPS = LEAST_BLOCKS
-"""With --quick each is a block."""
+QUICK_STEPS = MIN_BLOCKS
+"""The number of steps with --quick, each of which is a block."""
 QUICK_VIDEOS = 6
+"""The number of videos or clips in one repeat with --quick."""
 
 
-def _config(options: Options) -> Config:
+def _load_config(options: Options) -> Config:
     config = load_config(options.config, options.overrides).with_absolute_paths()
-    return small(config) if options.quick else config
+    return configure_quick(config) if options.quick else config
 
 
 def _stream(options: Options) -> Figures:
     from pipeline.bench.stream import bench_stream
 
-    return bench_stream(_config(options), options.steps, options.repeats)
+    return bench_stream(_load_config(options), options.steps, options.repeats)
 
 
 def _decode(options: Options) -> Figures:
-    from pipeline.bench.decode import VIDEOS, bench_decode
+    from pipeline.bench.decode import VIDEOS_PER_REPEAT, bench_decode
 
-    return bench_decode(_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
+    return bench_decode(_load_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIDEOS_PER_REPEAT)
 
 
 def _copies(options: Options) -> Figures:
     from pipeline.bench.copies import bench_copies
-    from pipeline.bench.decode import VIDEOS
+    from pipeline.bench.decode import VIDEOS_PER_REPEAT
 
-    sides = _numbers(options.sides, "--sides", "256,128")
-    return bench_copies(_config(options), sides, options.repeats, QUICK_VIDEOS if options.quick else VIDEOS)
+    sides = _parse_numbers(options.sides, "--sides", "256,128")
+    return bench_copies(_load_config(options), sides, options.repeats, QUICK_VIDEOS if options.quick else VIDEOS_PER_REPEAT)
 
 
 def _evaluate(options: Options) -> Figures:
-    from pipeline.bench.evaluate import EVALUATED, bench_evaluate
+    from pipeline.bench.evaluate import MAX_VIDEOS, bench_evaluate
 
-    return bench_evaluate(_config(options), options.repeats, QUICK_VIDEOS if options.quick else EVALUATED)
+    return bench_evaluate(_load_config(options), options.repeats, QUICK_VIDEOS if options.quick else MAX_VIDEOS)
 
 
 def _loader(options: Options) -> Figures:
     from pipeline.bench.loader import bench_loader
 
-    return bench_loader(_config(options), options.steps, options.repeats)
+    return bench_loader(_load_config(options), options.steps, options.repeats)
 
 
 def _peers(options: Options) -> Figures:
@@ -66,27 +67,27 @@ def _peers(options: Options) -> Figures:
     from pipeline.bench.peers.compare import bench_peers
 
     if options.to_accuracy is not None:
-        return bench_to_accuracy(_config(options), options.to_accuracy, options.repeats)
-    return bench_peers(_config(options), options.steps, options.repeats)
+        return bench_to_accuracy(_load_config(options), options.to_accuracy, options.repeats)
+    return bench_peers(_load_config(options), options.steps, options.repeats)
 
 
 def _views(options: Options) -> Figures:
-    from pipeline.bench.views import VIEW_CLIPS, bench_views
+    from pipeline.bench.views import CLIPS_AT_ONCE, bench_views
 
-    return bench_views(_config(options), options.repeats, QUICK_VIDEOS if options.quick else VIEW_CLIPS)
+    return bench_views(_load_config(options), options.repeats, QUICK_VIDEOS if options.quick else CLIPS_AT_ONCE)
 
 
 def _step(options: Options) -> Figures:
-    from pipeline.bench.end_to_end import LEAST_STEPS
+    from pipeline.bench.end_to_end import MIN_STEPS
     from pipeline.bench.step import bench_step
 
-    return bench_step(_config(options), options.steps, options.repeats, QUICK_STEPS // 2 if options.quick else LEAST_STEPS)
+    return bench_step(_load_config(options), options.steps, options.repeats, QUICK_STEPS // 2 if options.quick else MIN_STEPS)
 
 
 def _scale(options: Options) -> Figures:
     from pipeline.bench.scale import bench_scale
 
-    return bench_scale(_config(options), _sizes(options.rows), options.steps, options.repeats)
+    return bench_scale(_load_config(options), _parse_sizes(options.rows), options.steps, options.repeats)
 
 
 def _simulate(options: Options) -> Figures:
@@ -98,23 +99,24 @@ def _simulate(options: Options) -> Figures:
 def _manifest(options: Options) -> Figures:
     from pipeline.bench.manifest_sizes import measure_sizes
 
-    return {"sizes": measure_sizes(_sizes(options.rows))}
+    return {"sizes": measure_sizes(_parse_sizes(options.rows))}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of ``BENCHMARKS``."""
+    """A benchmark that this command offers, under its name in ``BENCHMARKS``."""
 
     measure: Callable[[Options], Figures]
     about: str
+    """What it measures, in a few words."""
     minutes: float
-    """By default, with jobs/configs/demo.yaml, on two cores: once measured, rounded up."""
+    """How long it takes by default with jobs/configs/demo.yaml on two cores, as measured once and rounded up."""
     defaults: dict[str, Any]
-    """The options that it takes, and their values where they are not given."""
+    """The options that it takes, with the values that they have if they are not given."""
     quick: dict[str, Any]
-    """The same with --quick."""
-    reads: bool = True
-    """Whether it takes --config, and key=value words of it."""
+    """The values of the same options with --quick."""
+    reads_config: bool = True
+    """Whether it takes --config, and key=value words."""
 
 
 BENCHMARKS = {
@@ -157,29 +159,29 @@ BENCHMARKS = {
     ),
     "simulate": Benchmark(
         _simulate, "a run on paper: name=value of pipeline.bench.simulate.Site",
-        1, {"steps": 1000}, {"steps": 100}, reads=False,
+        1, {"steps": 1000}, {"steps": 100}, reads_config=False,
     ),
     "manifest": Benchmark(
         _manifest, "time and memory of a manifest by --rows",
-        2, {"rows": "10000,100000,1000000"}, {"rows": "4000,40000"}, reads=False,
+        2, {"rows": "10000,100000,1000000"}, {"rows": "4000,40000"}, reads_config=False,
     ),
 }  # fmt: skip
 OPTIONS = ("steps", "repeats", "rows", "sides", "to_accuracy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark and print its figures; with ``--json`` one JSON object comes last on standard output."""
-    options = _parser().parse_intermixed_args(argv)
+    """Runs one benchmark and prints its figures; with ``--json``, the last line of standard output is one JSON object."""
+    options = _build_parser().parse_intermixed_args(argv)
     benchmark = BENCHMARKS[options.what]
     given = {name for name in (*OPTIONS, "config") if getattr(options, name) is not None}
-    if unknown := given - set(benchmark.defaults) - ({"config"} if benchmark.reads else set()):
+    if unknown := given - set(benchmark.defaults) - ({"config"} if benchmark.reads_config else set()):
         raise UserError(f"bench {options.what} takes no --{min(unknown).replace('_', '-')}")
     if {"steps", "to_accuracy"} <= given:
         raise UserError("--to-accuracy trains for train.steps at most: leave --steps out, or write train.steps=N")
     for name, value in (benchmark.quick if options.quick else benchmark.defaults).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    print(announcement(options, benchmark), file=sys.stderr, flush=True)
+    print(build_announcement(options, benchmark), file=sys.stderr, flush=True)
     figures = benchmark.measure(options)
     if options.json:
         print(json.dumps(figures))
@@ -188,23 +190,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def announcement(options: Options, benchmark: Benchmark) -> str:
-    """What is about to be measured and how long that takes."""
+def build_announcement(options: Options, benchmark: Benchmark) -> str:
+    """Builds the sentence that says what is about to be measured and how long that takes."""
     given = {name: getattr(options, name) for name in benchmark.defaults if getattr(options, name) is not None}
     sizes = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
     if "to_accuracy" in given:
         sizes = sizes.replace(f"--steps {options.steps}, ", "")
         return f"bench {options.what} ({sizes}): trains train.steps steps at most, with every loader and in each repeat"
-    where = "on two cores" + (" with the demo's configuration" if benchmark.reads else "")
+    where = "on two cores" + (" with the demo's configuration" if benchmark.reads_config else "")
     if options.quick:
         wide = "; look at their spread before you believe a difference" if "repeats" in benchmark.defaults else ""
         return f"bench {options.what} --quick ({sizes}): less than a minute {where}. The same figures from less work{wide}"
     minutes = f"about {benchmark.minutes:g} min" if benchmark.minutes > 1 else "a minute or less"
-    longer = ", longer with larger clips and students" if benchmark.reads else ""
+    longer = ", longer with larger clips and students" if benchmark.reads_config else ""
     return f"bench {options.what} ({sizes}): by default {minutes} {where}{longer}; --quick takes less than one"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     def defaults(name: str) -> str:
         each = {what: one.defaults[name] for what, one in BENCHMARKS.items() if one.defaults.get(name) is not None}
         return "default: " + "; ".join(f"{what} {value}" for what, value in each.items())
@@ -230,18 +232,18 @@ def _parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def _sizes(rows: str) -> list[int]:
-    return _numbers(rows, "--rows", "10000,100000")
+def _parse_sizes(rows: str) -> list[int]:
+    return _parse_numbers(rows, "--rows", "10000,100000")
 
 
-def _numbers(text: str, option: str, example: str) -> list[int]:
+def _parse_numbers(text: str, option: str, example: str) -> list[int]:
     if not all(word.isdecimal() for word in text.split(",")):
         raise UserError(f"{option} {text}: write sizes with commas between, for example {example}")
     return [int(word) for word in text.split(",")]
 
 
 def _print(figures: Figures) -> None:
-    """One line a figure; a list of measured sizes as a table with a column for each."""
+    """Prints one line for each figure; a list of measured sizes becomes a table with a column for each size."""
     for name, value in figures.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             for row in value[0]:

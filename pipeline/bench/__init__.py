@@ -1,1 +1,1 @@
-"""Speed against a floor that is measured in the same command, one file for each benchmark. Only jobs.bench imports it."""
+"""Benchmarks, one file each, which compare a speed with a floor measured in the same command. Only jobs.bench imports them."""

@@ -1,4 +1,4 @@
-"""What training copies (``jobs.prepare --resize``) save: CPU time to decode originals and copies of the same videos."""
+"""Measures what training copies (``jobs.prepare --resize``) save, by the CPU time to decode originals and their copies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bench.decode import VIDEOS, Job, planned_jobs
-from pipeline.bench.figures import ratio
+from pipeline.bench.decode import VIDEOS_PER_REPEAT, PlannedVideo, plan_videos
+from pipeline.bench.figures import compute_ratio
 from pipeline.clips.decode import Video, decode_clips
 from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import VideoSource, open_source
@@ -24,80 +24,91 @@ from pipeline.video.probe import probe_file
 from pipeline.video.video_file import get_file_info
 
 GPU_VIDEOS_PER_SECOND = 120
-"""What one GPU of 80 GB is expected to train in the paper's setting."""
-LEAST_SIDE = 16
-"""Of ``data.decode_size``."""
+"""The speed that one GPU of 80 GB is expected to reach in the paper's setting."""
+MIN_SIDE = 16
+"""The smallest short side of a copy in pixels, the lower bound of ``data.decode_size``."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Originals, or copies of one size."""
+class FileSet:
+    """The files of the measured videos: the originals, or copies of one size."""
 
-    jobs: Sequence[Job]
+    videos: Sequence[PlannedVideo]
     decode_size: int
     copying_seconds: float = 0.0
-    """CPU seconds in which a copy was made."""
+    """CPU seconds to make one copy, on average; 0 for originals."""
 
 
-def bench_copies(config: Config, sides: Sequence[int], repeats: int, videos: int = VIDEOS) -> dict[str, Any]:
-    """CPU milliseconds of this process for the clips of unlabeled videos of the plan, from originals and from copies, in turns.
+def bench_copies(config: Config, sides: Sequence[int], repeats: int, max_videos: int = VIDEOS_PER_REPEAT) -> dict[str, Any]:
+    """Measures CPU milliseconds to decode the clips of planned unlabeled videos from originals and from copies, in turns.
 
-    Originals are decoded at ``data.decode_size``, copies at their own size where that is smaller, as training from them
-    would. CPU time, and not time by the clock: other programs on the machine matter little. Raises UserError.
+    Originals are decoded at ``data.decode_size``, copies at their own size where that is smaller, as training from them would.
+    CPU time of this process is measured instead of wall time, because other programs on the machine affect it little.
+
+    Args:
+        config: The data and clips.
+        sides: Short sides of the copies in pixels.
+        repeats: How often each set of files is measured.
+        max_videos: The number of videos in one repeat at most.
+
+    Raises:
+        UserError: a side is too short, there is no unlabeled video, or a video cannot be copied.
     """
-    if wrong := [side for side in sides if side < LEAST_SIDE]:
-        raise UserError(f"--sides {wrong[0]}: at least {LEAST_SIDE} pixels")
+    if wrong := [side for side in sides if side < MIN_SIDE]:
+        raise UserError(f"--sides {wrong[0]}: at least {MIN_SIDE} pixels")
     source, _ = open_source(config)
-    jobs = planned_jobs(source, "bench copies", videos=videos)
+    planned = plan_videos(source, "bench copies", max_videos=max_videos)
     with tempfile.TemporaryDirectory(prefix="copies-") as folder:
-        kinds = {"originals": Kind(jobs, source.size)}
+        file_sets = {"originals": FileSet(planned, source.size)}
         for side in sides:
-            kinds[f"copies of {side}"] = _copied(jobs, side, min(side, source.size), Path(folder) / str(side))
-        times: dict[str, list[float]] = {name: [] for name in kinds}
+            file_sets[f"copies of {side}"] = _make_copies(planned, side, min(side, source.size), Path(folder) / str(side))
+        times: dict[str, list[float]] = {name: [] for name in file_sets}
         for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
-            for name, kind in kinds.items():
-                seconds = _decode(kind, source)
+            for name, files in file_sets.items():
+                seconds = _measure_decoding(files, source)
                 if repeat:
-                    times[name].append(1000 * seconds / len(kind.jobs))
+                    times[name].append(1000 * seconds / len(files.videos))
         ratios = {
-            f"copies_{side}": ratio(f"copies_{side}_ratio", times["originals"], times[f"copies of {side}"]) for side in sides
+            f"copies_{side}": compute_ratio(f"copies_{side}_ratio", times["originals"], times[f"copies of {side}"])
+            for side in sides
         }
         return {
             **ratios,
-            **{name: _figures(kind, times[name]) for name, kind in kinds.items()},
-            "videos": len(jobs),
+            **{name: _describe(files, times[name]) for name, files in file_sets.items()},
+            "videos": len(planned),
             "clips": " and ".join(map(describe_clip, source.clips)),
         }
 
 
-def _copied(jobs: Sequence[Job], side: int, decode_size: int, folder: Path) -> Kind:
-    """The same moments of copies of this short side. Raises UserError if one cannot be made."""
+def _make_copies(planned: Sequence[PlannedVideo], side: int, decode_size: int, folder: Path) -> FileSet:
+    """Makes copies with this short side in pixels, to be decoded at the same moments. Raises UserError if that fails."""
     copies: dict[Video, Video] = {}
     begun = time.process_time()
-    for number, video in enumerate(dict.fromkeys(job.video for job in jobs)):
+    for number, video in enumerate(dict.fromkeys(one.video for one in planned)):
         copy = CopyTask(video.location, str(folder / f"{number}.mp4"), side, video.fps, video.variable_fps)
         if reason := make_copy(copy):
             raise UserError(f"{video.location} cannot be copied: {reason}")
         copies[video] = replace(video, location=copy.target)
     seconds = (time.process_time() - begun) / len(copies)
     for video, copied in copies.items():
-        found = probe_file(copied.location)
+        probe = probe_file(copied.location)
         copies[video] = replace(
-            copied, frames=found.frames, fps=found.fps, variable_fps=found.variable_fps, width=found.width,
-            height=found.height, decoder=found.decoder,
+            copied, frames=probe.frames, fps=probe.fps, variable_fps=probe.variable_fps, width=probe.width,
+            height=probe.height, decoder=probe.decoder,
         )  # fmt: skip
-    return Kind([replace(job, video=copies[job.video]) for job in jobs], decode_size, seconds)
+    return FileSet([replace(one, video=copies[one.video]) for one in planned], decode_size, seconds)
 
 
-def _decode(kind: Kind, source: VideoSource) -> float:
+def _measure_decoding(files: FileSet, source: VideoSource) -> float:
+    """Decodes all clips and returns the CPU seconds."""
     begun = time.process_time()
-    for job in kind.jobs:
-        decode_clips(job.video, job.moment, job.window, source.clips, kind.decode_size)
+    for one in files.videos:
+        decode_clips(one.video, one.moment, one.crop_position, source.clips, files.decode_size)
     return time.process_time() - begun
 
 
-def _figures(kind: Kind, times: Sequence[float]) -> dict[str, Any]:
-    videos = {job.video.location: job.video for job in kind.jobs}
+def _describe(files: FileSet, times: Sequence[float]) -> dict[str, Any]:
+    videos = {one.video.location: one.video for one in files.videos}
     sizes = Counter(f"{video.width}x{video.height}" for video in videos.values())
     middle = statistics.median(times)
     return {
@@ -108,7 +119,7 @@ def _figures(kind: Kind, times: Sequence[float]) -> dict[str, Any]:
         f"cores_for_{GPU_VIDEOS_PER_SECOND}_videos_per_second": round(GPU_VIDEOS_PER_SECOND * middle / 1000, 1),
         "kilobytes_per_video": round(sum(get_file_info(location).bytes for location in videos) / len(videos) / 1000),
         "frames": ", ".join(f"{size} ({number})" for size, number in sizes.most_common(3)),
-        "decode_size": kind.decode_size,
+        "decode_size": files.decode_size,
         "decoders": dict(Counter(video.decoder for video in videos.values())),
-        **({"copying_cpu_seconds_per_video": round(kind.copying_seconds, 2)} if kind.copying_seconds else {}),
+        **({"copying_cpu_seconds_per_video": round(files.copying_seconds, 2)} if files.copying_seconds else {}),
     }

@@ -1,4 +1,4 @@
-"""What decoding a video once for all views saves, and what each way to make decoding cheaper gives. One process, no Ray."""
+"""Measures what decoding a video once for all views saves, and what other savings give, in one process and without Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench.figures import ratio
+from pipeline.bench.figures import compute_ratio
 from pipeline.clips.decode import Video, compute_scaled_size, decode_clips
 from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.clips.sampling import Moment, compute_clip_times, compute_frame_starts, describe_clip, find_frames, select_moment
@@ -24,35 +24,37 @@ from pipeline.video.container import VideoIndex, find_video_stream, index_by_pac
 from pipeline.video.decord_check import decord
 from pipeline.video.exact_reader import FrameConverter, read_frames
 
-VIDEOS = 24
-"""In one repeat."""
-Clips = tuple[ClipSection, ClipSection]
+VIDEOS_PER_REPEAT = 24
+"""The number of videos in one repeat, unless fewer are asked for."""
+ClipSections = tuple[ClipSection, ClipSection]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One unlabeled video of the plan."""
+class PlannedVideo:
+    """An unlabeled video of the plan, with the moment and the crop position (0..1) of its clips."""
 
     video: Video
     moment: Moment
-    window: float
+    crop_position: float
 
 
-def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str, Any]:
-    """Wall time for the same videos, moments and windows, in turns; ratios are over repeats, with milliseconds per video.
+def bench_decode(config: Config, repeats: int, max_videos: int = VIDEOS_PER_REPEAT) -> dict[str, Any]:
+    """Measures the wall time of each way to decode the same clips, in turns, at most ``max_videos`` videos in a repeat.
 
-    ``decode_once_ratio``: an open for each view of an unlabeled video (weak and strong of each student) over one for all.
+    ``decode_once_ratio`` is the time of opening an unlabeled video for each of its views (weak and strong of each student)
+    over that of opening it once for all of them. The result also has the ratio that belongs to each other saving, and
+    milliseconds per video. Raises UserError if decord decodes none of the planned unlabeled videos.
     """
     source, _ = open_source(config)
-    jobs = planned_jobs(source, "bench decode", "decord", videos)
-    guard = IsolatedDecoder(ProcessLimits())
-    work = _work(source.clips, source.size, guard)
-    times: dict[str, list[float]] = {name: [] for name in work}
+    planned = plan_videos(source, "bench decode", "decord", max_videos)
+    child = IsolatedDecoder(ProcessLimits())
+    ways = _list_ways(source.clips, source.size, child)
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
-        for name, do in work.items():
+        for name, decode in ways.items():
             begun = time.perf_counter()
-            for job in jobs:
-                do(job)
+            for one in planned:
+                decode(one)
             if repeat:
                 times[name].append(time.perf_counter() - begun)
     compared = {
@@ -64,95 +66,111 @@ def bench_decode(config: Config, repeats: int, videos: int = VIDEOS) -> dict[str
         "with its index made over with a kept one": ("index_ratio", "exact, seeking", "exact, seeking, index kept"),
     }
     return {
-        **ratio("decode_once_ratio", times["an open per view"], times["once"]),
-        "measures": {what: ratio(name, times[one], times[two]) for what, (name, one, two) in compared.items()},
+        **compute_ratio("decode_once_ratio", times["an open per view"], times["once"]),
+        "measures": {what: compute_ratio(name, times[slow], times[fast]) for what, (name, slow, fast) in compared.items()},
         "milliseconds_per_video": {
-            name: round(1000 * float(np.median(values)) / len(jobs), 2) for name, values in times.items()
+            name: round(1000 * float(np.median(values)) / len(planned), 2) for name, values in times.items()
         },
-        "videos": len(jobs),
+        "videos": len(planned),
         "decode_size": source.size,
         "clips": " and ".join(map(describe_clip, source.clips)),
     }
 
 
-def planned_jobs(source: VideoSource, name: str, decoder: str | None = None, videos: int = VIDEOS) -> list[Job]:
-    """Unlabeled videos of the first rows of the plan, for the benchmark of this name; only those that ``decoder`` decodes
-    (to what decord decodes all ways of decoding are open). Raises UserError if there are none."""
+def plan_videos(
+    source: VideoSource, command: str, decoder: str | None = None, max_videos: int = VIDEOS_PER_REPEAT
+) -> list[PlannedVideo]:
+    """Returns unlabeled videos of the first rows of the plan.
+
+    Args:
+        source: The plan and the files.
+        command: The command that is named in errors.
+        decoder: If given, only videos that the manifest assigns to this decoder. What decord decodes can be decoded in every
+            other way, too.
+        max_videos: The number of videos at most.
+
+    Raises:
+        UserError: there is no such video.
+    """
     pool = source.plan
     if pool.unlabeled_per_labeled == 0:
-        raise UserError(f"{name} measures unlabeled videos: leave method.name=supervised and mu = 0 away")
-    jobs: list[Job] = []
-    for row in range(VIDEOS):
-        (moments,), windows = source.moments(np.array([row]))
+        raise UserError(f"{command} measures unlabeled videos: leave method.name=supervised and mu = 0 away")
+    planned: list[PlannedVideo] = []
+    for row in range(VIDEOS_PER_REPEAT):
+        (moments,), crop_positions = source.moments(np.array([row]))
         for slot in range(1, pool.slots):
             video = source.describe_video(int(pool.videos([row])[0, slot]))
-            if decoder in (None, video.decoder) and len(jobs) < videos:
-                jobs.append(Job(video, moments[slot], float(windows[0, slot])))
-    if not jobs:
+            if decoder in (None, video.decoder) and len(planned) < max_videos:
+                planned.append(PlannedVideo(video, moments[slot], float(crop_positions[0, slot])))
+    if not planned:
         which = f" that {decoder} decodes" if decoder else ""
         raise UserError(f"{source.manifest.path} has no unlabeled training video{which}")
-    return jobs
+    return planned
 
 
-def _work(clips: Clips, size: int, guard: IsolatedDecoder) -> dict[str, Callable[[Job], Any]]:
+def _list_ways(clips: ClipSections, size: int, child: IsolatedDecoder) -> dict[str, Callable[[PlannedVideo], Any]]:
+    """Returns functions that decode one planned video, by the name of the way to decode."""
     out = [np.zeros((clip.frames, size, size, 3), np.uint8) for clip in clips]
     indices: dict[Video, VideoIndex] = {}
 
-    def once(job: Job, side: int = size) -> Any:
-        return decode_clips(job.video, job.moment, job.window, clips, side)
+    def decode_once(planned: PlannedVideo, side: int = size) -> Any:
+        return decode_clips(planned.video, planned.moment, planned.crop_position, clips, side)
 
-    def students(job: Job, opens: int) -> None:
+    def open_for_each_student(planned: PlannedVideo, opens: int) -> None:
         for student, clip in enumerate(clips):
             for _ in range(opens):
-                decode_clips(job.video, select_moment(job.moment, student), job.window, [clip], size)
+                decode_clips(planned.video, select_moment(planned.moment, student), planned.crop_position, [clip], size)
 
-    def native(job: Job) -> None:
-        once(job, side=min(job.video.width, job.video.height))
+    def decode_in_child(planned: PlannedVideo) -> None:
+        child.decode_clips(planned.video, planned.moment, planned.crop_position, clips, size, out)
 
-    def exact(job: Job, seek: bool, kept: bool) -> None:
-        if not kept or job.video not in indices:
-            indices[job.video] = _index(job.video)
-        _read_exact(job, clips, size, indices[job.video], seek)
+    def decode_at_native_size(planned: PlannedVideo) -> None:
+        decode_once(planned, side=min(planned.video.width, planned.video.height))
+
+    def decode_exactly(planned: PlannedVideo, seek: bool, keep_index: bool) -> None:
+        if not keep_index or planned.video not in indices:
+            indices[planned.video] = _build_index(planned.video)
+        _read_exact(planned, clips, size, indices[planned.video], seek)
 
     return {
-        "once": once,
-        "an open per view": partial(students, opens=2),  # weak and strong
-        "an open per student": partial(students, opens=1),
-        "once, isolated": lambda job: guard.decode_clips(job.video, job.moment, job.window, clips, size, out),
-        "once, native size": native,
-        "once, frame by frame": partial(_frame_by_frame, clips=clips, size=size),
-        "open alone": lambda job: decord.VideoReader(storage.open_for_decoder(job.video.location), num_threads=1),
-        "exact, seeking": partial(exact, seek=True, kept=False),
-        "exact, seeking, index kept": partial(exact, seek=True, kept=True),
-        "exact, from the first frame": partial(exact, seek=False, kept=False),
+        "once": decode_once,
+        "an open per view": partial(open_for_each_student, opens=2),  # weak and strong
+        "an open per student": partial(open_for_each_student, opens=1),
+        "once, isolated": decode_in_child,
+        "once, native size": decode_at_native_size,
+        "once, frame by frame": partial(_decode_frame_by_frame, clips=clips, size=size),
+        "open alone": lambda planned: decord.VideoReader(storage.open_for_decoder(planned.video.location), num_threads=1),
+        "exact, seeking": partial(decode_exactly, seek=True, keep_index=False),
+        "exact, seeking, index kept": partial(decode_exactly, seek=True, keep_index=True),
+        "exact, from the first frame": partial(decode_exactly, seek=False, keep_index=False),
     }
 
 
-def _wanted(job: Job, clips: Sequence[ClipSection], moment: Moment) -> list[int]:
-    starts = compute_frame_starts(job.video.frames, job.video.fps)
-    times = compute_clip_times(moment, job.video.start, job.video.end, clips)
-    return [int(place) for place in np.unique(np.concatenate([find_frames(t, starts) for t in times]))]
+def _find_frame_indices(planned: PlannedVideo, clips: Sequence[ClipSection], moment: Moment) -> list[int]:
+    starts = compute_frame_starts(planned.video.frames, planned.video.fps)
+    times = compute_clip_times(moment, planned.video.start, planned.video.end, clips)
+    return [int(index) for index in np.unique(np.concatenate([find_frames(t, starts) for t in times]))]
 
 
-def _frame_by_frame(job: Job, clips: Clips, size: int) -> None:
-    """Each clip's frames in its order, each asked for by itself."""
-    width, height = compute_scaled_size(job.video.width, job.video.height, size)
-    reader = decord.VideoReader(storage.open_for_decoder(job.video.location), width=width, height=height, num_threads=1)
+def _decode_frame_by_frame(planned: PlannedVideo, clips: ClipSections, size: int) -> None:
+    """Decodes the frames of each clip one at a time, in the order of the clip."""
+    width, height = compute_scaled_size(planned.video.width, planned.video.height, size)
+    reader = decord.VideoReader(storage.open_for_decoder(planned.video.location), width=width, height=height, num_threads=1)
     for student, clip in enumerate(clips):
-        for place in _wanted(job, [clip], select_moment(job.moment, student)):
-            reader[place].asnumpy()
+        for index in _find_frame_indices(planned, [clip], select_moment(planned.moment, student)):
+            reader[index].asnumpy()
 
 
-def _index(video: Video) -> VideoIndex:
+def _build_index(video: Video) -> VideoIndex:
     with open_container(storage.open_for_decoder(video.location)) as container:
         index = index_by_packets(container, find_video_stream(container))
     return index or VideoIndex(compute_frame_starts(video.frames, video.fps), ())
 
 
-def _read_exact(job: Job, clips: Clips, size: int, index: VideoIndex, seek: bool) -> None:
-    """Read by ``read_frames``; without ``seek`` with the first packet as the only random access point."""
-    width, height = compute_scaled_size(job.video.width, job.video.height, size)
+def _read_exact(planned: PlannedVideo, clips: ClipSections, size: int, index: VideoIndex, seek: bool) -> None:
+    """Reads with ``read_frames``; without ``seek``, the first packet is the only random access point."""
+    width, height = compute_scaled_size(planned.video.width, planned.video.height, size)
     if not seek and index.pts:
         index = replace(index, random_access_points=index.random_access_points[:1])
-    location = storage.open_for_decoder(job.video.location)
-    read_frames(location, index, _wanted(job, clips, job.moment), FrameConverter(width, height))
+    location = storage.open_for_decoder(planned.video.location)
+    read_frames(location, index, _find_frame_indices(planned, clips, planned.moment), FrameConverter(width, height))

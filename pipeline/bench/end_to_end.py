@@ -1,4 +1,4 @@
-"""A run with decoding over the same decoding and the same computing side by side, with nothing handed from one to the other."""
+"""Compares a run with the same decoding and the same computing side by side, where neither hands anything to the other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.bench.figures import LEAST_BLOCKS, for_bench, ratio
-from pipeline.bench.timed_step import Ready, free_memory, prepared_alone, ready_here
+from pipeline.bench.figures import MIN_BLOCKS, compute_ratio, configure_bench
+from pipeline.bench.timed_step import TimedStep, build_timed_step, free_memory, prepare_bench_run
 from pipeline.clips.plan import compute_worker_rows, share_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
@@ -33,61 +33,65 @@ from pipeline.stream.batches import lay_out_blocks
 from pipeline.training.gpu_memory import check_training
 from pipeline.training.in_process import fit_in_process
 
-LINES = 16
-"""Of metrics in the steps that are timed: the first quarter is start-up."""
-LEAST_STEPS = 16
-"""In this process, unless fewer are asked for (``least``)."""
-AHEAD = 4
-"""Steps that are decoded in advance in this process."""
+NUM_LINES = 16
+"""The number of lines of metrics in the steps that are timed; the first quarter of them is start-up."""
+MIN_STEPS = 16
+"""The number of steps that are timed at least in a run in this process, unless fewer are asked for."""
+STEPS_AHEAD = 4
+"""The number of steps that a run in this process decodes in advance."""
 
 
-def bench_end_to_end(config: Config, steps: int, repeats: int, least: int = LEAST_STEPS) -> dict[str, Any]:
-    """``end_to_end_over_ideal_ratio``: steps per second of the run on ``scale.workers`` workers (0: in this process), over
-    those of as many processes that only compute beside processes that only decode the same videos.
+def bench_end_to_end(config: Config, steps: int, repeats: int, min_steps: int = MIN_STEPS) -> dict[str, Any]:
+    """Measures the steps per second of the run on ``scale.workers`` workers (0: in this process), and two floors.
 
-    Of the latter there is one for each core, or one for each core that computing leaves, or one works after the other:
-    whichever is fastest.
-    ``end_to_end_over_alone_ratio``: over what would be if neither slowed the other down, which cores that share a memory or
-    their units do; decoding and computing are measured one after the other for it.
+    Returns:
+        ``end_to_end_over_ideal_ratio``: the run over as many processes that only compute, beside processes that only decode
+        the same videos. Of these there is one for each core, or one for each core that computing leaves, or they work before
+        the others do: whichever is fastest.
+        ``end_to_end_over_alone_ratio``: the run over what it would reach if decoding and computing did not slow each other
+        down, as they do on cores that share memory or units. For it both are measured one after the other.
     """
-    steps, more = lengths(config, steps, least)
+    steps, steps_after = choose_num_steps(config, steps, min_steps)
     actual, ideal, alone = [], [], []
     on_cpu = choose_device(config).type == "cpu"
     # on a GPU the run and the processes that compute have no room together: those start anew in each repeat
-    with Apart(config) if on_cpu else contextlib.nullcontext() as kept:
+    with SeparateProcesses(config) if on_cpu else contextlib.nullcontext() as shared:
         for _ in progress(range(repeats), repeats, "repeats end to end"):
-            actual.append(1 / run_seconds(config, steps, more))
+            actual.append(1 / measure_run(config, steps, steps_after))
             free_memory()
-            with contextlib.nullcontext(kept) if kept else Apart(config) as apart:
-                decode, compute = apart.seconds(0, apart.cores, steps), apart.seconds(apart.workers, 0, steps)
-                beside = {apart.cores, max(1, apart.cores - apart.workers * apart.threads)}
-                together = [apart.seconds(apart.workers, decoders, steps) for decoders in beside]
+            with contextlib.nullcontext(shared) if shared else SeparateProcesses(config) as processes:
+                decode, compute = processes.measure(0, processes.cores, steps), processes.measure(processes.workers, 0, steps)
+                beside = {processes.cores, max(1, processes.cores - processes.workers * processes.threads)}
+                together = [processes.measure(processes.workers, decoders, steps) for decoders in beside]
             ideal.append(1 / min(*together, decode + compute))
-            busy = min(1.0, apart.workers * apart.threads / apart.cores) if on_cpu else 0.0
+            busy = min(1.0, processes.workers * processes.threads / processes.cores) if on_cpu else 0.0
             alone.append(1 / max(compute, decode + busy * compute))
     return {
-        "end_to_end_over_ideal": ratio("end_to_end_over_ideal_ratio", actual, ideal),
-        "end_to_end_over_alone": ratio("end_to_end_over_alone_ratio", actual, alone),
+        "end_to_end_over_ideal": compute_ratio("end_to_end_over_ideal_ratio", actual, ideal),
+        "end_to_end_over_alone": compute_ratio("end_to_end_over_alone_ratio", actual, alone),
     }
 
 
-def lengths(config: Config, steps: int, least: int = LEAST_STEPS) -> tuple[int, int]:
-    """(steps that are timed, those after them, so that the last ones share the cores with decoding too)."""
+def choose_num_steps(config: Config, steps: int, min_steps: int = MIN_STEPS) -> tuple[int, int]:
+    """Chooses how many steps are timed, and how many follow so that the last timed ones still share the cores with decoding."""
     if config.scale.workers == 0:
-        return max(steps, least), AHEAD
+        return max(steps, min_steps), STEPS_AHEAD
     check_rows_per_worker(config)
     layout = lay_out_blocks(open_source(config)[0], config, 0, config.scale.workers)
     decoding = 2 * (os.cpu_count() or 1)  # blocks at once: Ray counts the machine's cores, not those that may be used
-    timed = max(2 * LEAST_BLOCKS, 4 * decoding // config.scale.workers)
-    after = config.data.blocks_ahead + decoding + 2  # that wait, are being decoded, or have come
-    return max(steps, timed * layout.steps_per_block), after * layout.steps_per_block
+    timed_blocks = max(2 * MIN_BLOCKS, 4 * decoding // config.scale.workers)
+    blocks_after = config.data.blocks_ahead + decoding + 2  # that wait, are being decoded, or have arrived
+    return max(steps, timed_blocks * layout.steps_per_block), blocks_after * layout.steps_per_block
 
 
-def run_seconds(config: Config, steps: int, more: int) -> float:
-    """Of a step of the run itself, by its own metrics, after the first quarter of ``steps``."""
-    every = max(1, steps // LINES)
+def measure_run(config: Config, steps: int, steps_after: int) -> float:
+    """Trains the run and returns the seconds of a step by its own metrics, without the first quarter of ``steps``.
+
+    ``steps_after`` further steps are trained and not counted.
+    """
+    every = max(1, steps // NUM_LINES)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        prepared = prepared_alone(config, folder, steps + more, every, config.scale.workers)
+        prepared = prepare_bench_run(config, folder, steps + steps_after, every, config.scale.workers)
         if config.scale.workers == 0:
             fit_in_process(prepared)
         else:
@@ -103,10 +107,10 @@ def run_seconds(config: Config, steps: int, more: int) -> float:
     return float(sum(line["seconds/step"] for line in lines) / len(lines))
 
 
-class Apart:
+class SeparateProcesses:
     """Processes that only compute, one for each worker, and processes that only decode, one for each core.
 
-    Those of several workers average their gradients, as no training of theirs can do without.
+    Several computing processes average their gradients, which training on several workers cannot do without.
     """
 
     def __init__(self, config: Config) -> None:
@@ -118,7 +122,7 @@ class Apart:
         self._tree = config.model_dump_json()
         self._folder = tempfile.TemporaryDirectory()
         self._warm = (0, 0)
-        """Processes that have computed, and that have decoded."""
+        """The numbers of processes that have computed and that have decoded before."""
         spawn = multiprocessing.get_context("spawn")
         self._computing, self._decoding = (
             [ProcessPoolExecutor(1, spawn) for _ in range(number)] for number in (self.workers, self.cores)
@@ -132,8 +136,8 @@ class Apart:
             process.shutdown()
         self._folder.cleanup()
 
-    def seconds(self, computing: int, decoding: int, steps: int) -> float:
-        """Of a step, where so many processes of each kind do ``steps`` steps together."""
+    def measure(self, computing: int, decoding: int, steps: int) -> float:
+        """Measures the seconds of a step if so many processes of each kind do ``steps`` steps together."""
         is_warm = computing <= self._warm[0] and decoding <= self._warm[1]
         self._warm = (max(computing, self._warm[0]), max(decoding, self._warm[1]))
         for number in (steps,) if is_warm else (max(2, decoding), steps):  # with its first call a process builds its part
@@ -154,40 +158,42 @@ class Apart:
 
 
 def _compute(tree: str, rank: int, workers: int, threads: int, folder: str, steps: int) -> None:
-    ready = _ready(tree, rank, workers, threads, folder)
+    """Computes the steps of one worker."""
+    timed = _build_step(tree, rank, workers, threads, folder)
     for _ in range(steps):
-        ready.step()
-    if ready.device.type == "cuda":
+        timed.take()
+    if timed.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 @cache
-def _ready(tree: str, rank: int, workers: int, threads: int, meeting: str) -> Ready:
+def _build_step(tree: str, rank: int, workers: int, threads: int, meeting: str) -> TimedStep:
+    """Builds the step of worker ``rank`` once in this process; the workers find each other by a file in ``meeting``."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     config = Config.model_validate_json(tree)
     if choose_device(config).type == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        prepared = prepared_alone(config, folder, 1)
+        prepared = prepare_bench_run(config, folder, 1)
         rows = prepared.run.plan.rows_per_step
-        ready = ready_here(prepared, compute_worker_rows([0], rows, rank, workers)[0])
+        timed = build_timed_step(prepared, compute_worker_rows([0], rows, rank, workers)[0])
     if workers == 1:
-        return ready
-    backend = "nccl" if ready.device.type == "cuda" else "gloo"
+        return timed
+    backend = "nccl" if timed.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}/meeting", rank=rank, world_size=workers)
-    context = replace(ready.context, rank=rank, part_rows=[list(share_rows(rows, workers))])
-    return replace(ready, context=context, wrapped=DistributedDataParallel(ready.state.method))
+    context = replace(timed.context, rank=rank, part_rows=[list(share_rows(rows, workers))])
+    return replace(timed, context=context, wrapped=DistributedDataParallel(timed.state.method))
 
 
 def _decode(tree: str, steps: int, part: int, parts: int) -> None:
-    """Every ``parts``-th row of the steps."""
-    source = _source(tree)
+    """Decodes every ``parts``-th row of the steps, from row ``part`` on."""
+    source = _open_source(tree)
     rows = np.arange(part, steps * source.plan.rows_per_step, parts)
     for start in range(0, len(rows), source.plan.rows_per_step):
         source.decode_rows(rows[start : start + source.plan.rows_per_step])
 
 
 @cache
-def _source(tree: str) -> VideoSource:
-    return open_source(for_bench(Config.model_validate_json(tree), 1))[0]
+def _open_source(tree: str) -> VideoSource:
+    return open_source(configure_bench(Config.model_validate_json(tree), 1))[0]

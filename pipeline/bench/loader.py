@@ -1,6 +1,6 @@
-"""The stream against the usual loader: a torch ``DataLoader`` that does what SVFormer's data set does, same views out.
+"""Compares the stream with a usual loader that gives the same views: a torch ``DataLoader`` that does what SVFormer's does.
 
-What that is lies in ``peers.svformer_loader``; ``python -m jobs.bench peers`` compares more loaders, and the step with them.
+``peers.svformer_loader`` says what that is; ``python -m jobs.bench peers`` compares more loaders, and training with them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import ray
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
-from pipeline.bench.peers.requests import RowViews, views_per_step
-from pipeline.bench.peers.svformer_loader import make_views as make_views_of_pictures
+from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
+from pipeline.bench.peers.requests import RowViews, count_views_per_step
+from pipeline.bench.peers.svformer_loader import make_svformer_views
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.hardware import choose_device
@@ -29,14 +29,18 @@ from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
 
 PROCESSES = 2
-"""Of the DataLoader, and decode tasks at once of the stream."""
+"""The number of processes of the DataLoader, and of the stream's decode tasks at once."""
 
 
 def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
-    """Videos per second, in turns. One consumer gets the same rows' views from both: weak ones of labeled videos, weak and
-    strong ones of unlabeled videos, for each student, as normalized float tensors. The stream's are made by the consumer,
-    where training makes them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time."""
-    config = for_bench(config, steps)
+    """Measures videos per second of the stream and of the DataLoader, in turns.
+
+    One consumer gets the views of the same rows from both: weak views of labeled videos, and weak and strong views of unlabeled
+    videos, for each student, as normalized float tensors. Those of the stream are made by the consumer, where training makes
+    them: on the GPU if there is one, else on this machine's CPU, which decodes at the same time. Raises UserError if ``steps``
+    are too few.
+    """
+    config = configure_bench(config, steps)
     source, _ = open_source(config)
     check_steps(steps, lay_out_blocks(source, config, 0, 1).steps_per_block)
     connect_to_one_node("bench loader")
@@ -44,30 +48,31 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
     for _ in progress(range(repeats), repeats, "repeats"):
-        loaders.append(loader_rate(source, config, steps))
-        streams.append(stream_views_rate(source, config, cpus))
+        loaders.append(measure_data_loader_rate(source, config, steps))
+        streams.append(measure_stream_views_rate(source, config, cpus))
     videos = source.plan.rows_per_step * source.plan.slots
     return {
-        **ratio("loader_ratio", streams, loaders),
+        **compute_ratio("loader_ratio", streams, loaders),
         "stream_videos_per_second": statistics.median(streams),
         "loader_videos_per_second": statistics.median(loaders),
-        "views_per_step": views_per_step(source, config),
+        "views_per_step": count_views_per_step(source, config),
         "videos_per_repeat": videos * steps,
         "views_made_on": choose_device(config).type,
     }
 
 
-def stream_views_rate(source: VideoSource, config: Config, cpus: float) -> float:
-    """Videos per second of the stream and one consumer that makes their views."""
+def measure_stream_views_rate(source: VideoSource, config: Config, cpus: float) -> float:
+    """Measures videos per second of the stream with one consumer that makes their views; Ray decodes on ``cpus`` CPUs."""
     (shard,) = ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     device = choose_device(config).type
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
-    return steady_rate([times], source.plan.rows_per_step * source.plan.slots, lay_out_blocks(source, config, 0, 1))
+    return compute_steady_rate([times], source.plan.rows_per_step * source.plan.slots, lay_out_blocks(source, config, 0, 1))
 
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) -> list[float]:
+    """Makes the views of every batch and returns the times in seconds at which they were there."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as in training
     config = Config.model_validate(tree)
@@ -80,12 +85,12 @@ def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) ->
     return times
 
 
-def loader_rate(source: VideoSource, config: Config, steps: int) -> float:
-    """Videos per second of the DataLoader."""
-    data = RowViews(source, config, steps * source.plan.rows_per_step, make_views_of_pictures)
+def measure_data_loader_rate(source: VideoSource, config: Config, steps: int) -> float:
+    """Measures videos per second of the DataLoader."""
+    data = RowViews(source, config, steps * source.plan.rows_per_step, make_svformer_views)
     loader: Any = DataLoader(
         data, batch_size=source.plan.rows_per_step, num_workers=PROCESSES, multiprocessing_context="spawn"
     )  # fmt: skip
     with shorten_temporary_folder_of_children():
         times = [time.time() for _ in loader]
-    return steady_rate([times], source.plan.rows_per_step * source.plan.slots)
+    return compute_steady_rate([times], source.plan.rows_per_step * source.plan.slots)

@@ -1,4 +1,4 @@
-"""How time and memory of a manifest grow with its rows: each size in a process of its own, from listing to label subset."""
+"""Measures how time and memory grow with a manifest's rows, from listing to label subset, each size in a new process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ from pipeline.prepare.sources import Listing, draw_missing_splits
 from pipeline.video.probe import Probe
 
 CLASSES, VIDEOS_PER_GROUP = 400, 4
-"""As of Kinetics-400; recordings of generated videos."""
+"""The numbers of classes, as in Kinetics-400, and of videos cut from one recording."""
 
 
 def measure_sizes(sizes: Sequence[int]) -> list[dict[str, float]]:
-    """For every size: ``rows``, seconds of each stage, their ``seconds`` in all, and the ``peak_mb`` of resident memory."""
+    """Measures a manifest of every size (in rows).
+
+    Returns:
+        For every size its ``rows``, the seconds of each stage by its name, their sum ``seconds``, and ``peak_mb``, the peak of
+        resident memory in MB.
+
+    Raises:
+        UserError: a size is too small for the number of classes.
+    """
     if wrong := [size for size in sizes if size < 2 * CLASSES * VIDEOS_PER_GROUP]:
         raise UserError(f"--rows {wrong[0]}: at least {2 * CLASSES * VIDEOS_PER_GROUP} are needed, for {CLASSES} classes")
     # not multiprocessing: its children import what the parent's main module does, and Ray and torch are 700 MB of it
@@ -32,8 +40,11 @@ def measure_sizes(sizes: Sequence[int]) -> list[dict[str, float]]:
     return [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for command in commands]
 
 
-def measure(rows: int, folder: str) -> dict[str, float]:
-    """Generate, split, write, fingerprint, open, label and summarize a manifest of that many rows."""
+def measure_manifest(rows: int, folder: str) -> dict[str, float]:
+    """Generates, splits, writes, fingerprints, labels, opens and summarizes a manifest of so many rows in ``folder``.
+
+    Returns what ``measure_sizes`` does for one size.
+    """
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -44,8 +55,8 @@ def measure(rows: int, folder: str) -> dict[str, float]:
 
     path, labels = Path(folder) / "manifest.parquet", Path(folder) / "labels.parquet"
     with timed("generate"):
-        listing = generated_listing(rows)
-        probes = generated_probes(rows)
+        listing = generate_listing(rows)
+        probes = generate_probes(rows)
     with timed("split"):
         listing = draw_missing_splits(listing, 0.1, 0)
     with timed("table"):
@@ -64,11 +75,11 @@ def measure(rows: int, folder: str) -> dict[str, float]:
         read_labels(labels, manifest)
     with timed("summarize"):
         summarize(manifest)
-    return {"rows": rows, **seconds, "seconds": round(sum(seconds.values()), 3), "peak_mb": peak_mb()}
+    return {"rows": rows, **seconds, "seconds": round(sum(seconds.values()), 3), "peak_mb": read_peak_memory()}
 
 
-def generated_listing(rows: int) -> Listing:
-    """Videos of 400 classes in recordings of four, without a split."""
+def generate_listing(rows: int) -> Listing:
+    """Returns a listing of ``rows`` videos of 400 classes, cut from recordings of four, without a split."""
     names = [f"class {number:03d}" for number in range(CLASSES)]
     labels = tuple(names[row % CLASSES] for row in range(rows))
     uris = tuple(f"{labels[row].replace(' ', '_')}/{row:011d}_000010_000020.mp4" for row in range(rows))
@@ -76,13 +87,16 @@ def generated_listing(rows: int) -> Listing:
     return Listing("/videos", "generated", uris, labels, groups, None)
 
 
-def generated_probes(rows: int) -> list[Probe]:
-    """All usable, each with a hash of its own."""
+def generate_probes(rows: int) -> list[Probe]:
+    """Returns the probe results of ``rows`` usable videos, each with a hash of its own."""
     return [Probe(300, 29.97, False, 10.01, 340, 256, "h264", 10**6 + row, f"{row:064x}", "decord") for row in range(rows)]
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process in MB; not getrusage's, which a new process inherits from the one that began it."""
+def read_peak_memory() -> float:
+    """Reads the peak resident memory of this process in MB.
+
+    getrusage is of no use: its peak is inherited from the process that started this one.
+    """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return round(int(line.split()[1]) / 1024, 1)
@@ -91,4 +105,4 @@ def peak_mb() -> float:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(measure(int(sys.argv[1]), scratch)))
+        print(json.dumps(measure_manifest(int(sys.argv[1]), scratch)))

@@ -1,6 +1,7 @@
-"""A run of any size on paper: the plan's arithmetic, and rates of storage, decoding, network and training, block by block.
+"""Simulates a run of any size block by block, from the plan and the rates of storage, decoding, network and training.
 
-It answers what saturates first, and which knob moves it. The plan is the real one; workers, decoders and links are numbers.
+The result says what saturates first and which knob changes that. The plan is the real one; workers, decoders and network links
+are numbers.
 """
 
 from __future__ import annotations
@@ -19,39 +20,46 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Site:
-    """The machines of a run and what their parts can do. Defaults: Kinetics-like clips, eight-GPU nodes."""
+    """The data and the machines of a simulated run. The defaults are clips like those of Kinetics on nodes of eight GPUs."""
 
     videos: int = 100_000_000
+    """The number of training videos."""
     labeled: int = 1_000_000
+    """The number of those that have a label."""
     workers: int = 256
-    """GPUs."""
+    """The number of train workers, each of which has one GPU."""
     decoders: int = 8192
-    """Decode tasks at once: CPU cores given to decoding."""
+    """The number of decode tasks at once, which is that of CPU cores for decoding."""
     rows_per_step: int = 512
+    """The number of labeled videos in a step."""
     unlabeled_per_labeled: int = 5
+    """The number of unlabeled videos for each labeled one."""
     frames: int = 16
-    """Of both students' clips together."""
+    """The number of frames of both students' clips together."""
     decode_size: int = 256
+    """The side of decoded frames in pixels."""
     clips_per_block: int = 24
+    """The number of videos in a block at least."""
     blocks_ahead: int = 4
+    """The number of blocks that may wait for each worker."""
     decode_seconds: float = 0.13
-    """CPU seconds per video: see docs/decoding.md."""
+    """CPU seconds to decode a video; docs/decoding.md has measurements."""
     decode_spread: float = 0.8
-    """Standard deviation of the logarithm of a video's decoding time; a block's is that of a sum."""
+    """The standard deviation of the logarithm of a video's decoding time; that of a block follows from it."""
     train_seconds: float = 0.30
-    """Seconds per step of one worker's share."""
+    """Seconds that one worker needs for its share of a step."""
     video_megabytes: float = 1.0
-    """Read from storage per video."""
+    """Megabytes that are read from storage for a video."""
     storage_gigabytes: float = 40.0
-    """Per second, all readers together."""
+    """Gigabytes per second that storage gives all readers together."""
     nodes: int = 32
-    """Machines with GPUs; decoded clips come to them over their networks."""
+    """The number of machines with GPUs, which get decoded clips over their network."""
     node_gigabytes: float = 10.0
-    """Per second into one such machine."""
+    """Gigabytes per second that one such machine can receive."""
 
     @classmethod
     def parse(cls, words: list[str]) -> Site:
-        """``name=value`` words over the defaults. Raises UserError."""
+        """Parses ``name=value`` words; fields that are not named have their defaults. Raises UserError."""
         kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
         values: dict[str, Any] = {}
         for word in words:
@@ -71,16 +79,16 @@ class Site:
 
     @property
     def slots(self) -> int:
-        """Videos of a row."""
+        """The number of videos in a row of the plan."""
         return 1 + self.unlabeled_per_labeled
 
     @property
     def clip_bytes(self) -> int:
-        """Of both students' clips of one video."""
+        """The bytes of both students' clips of one video."""
         return self.frames * self.decode_size**2 * 3
 
-    def ceilings(self) -> dict[str, float]:
-        """Videos per second that each part could do alone."""
+    def compute_ceilings(self) -> dict[str, float]:
+        """Computes how many videos per second each part could do alone."""
         return {
             "training": self.rows_per_step * self.slots / self.train_seconds,
             "decoding": self.decoders / self.decode_seconds,
@@ -90,11 +98,14 @@ class Site:
 
 
 def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Play ``steps`` steps of a run: blocks start in order when a decoder is free and no more than ``blocks_ahead`` per worker
-    wait, take a random time, arrive in order, and are trained by all workers together."""
-    ceilings = site.ceilings()
+    """Simulates ``steps`` steps of a run.
+
+    Blocks are started in order, each when a decoder is free and no more than ``blocks_ahead`` per worker wait. They take a
+    random time, arrive in order, and are trained by all workers together. The keys of the result name their units.
+    """
+    ceilings = site.compute_ceilings()
     slowest = min(ceilings, key=lambda name: ceilings[name])
-    rate, waited, held = _play(site, steps, seed)
+    rate, waited, held = _simulate_blocks(site, steps, seed)
     return {
         "site": asdict(site),
         "ceilings_videos_per_second": {name: round(value, 1) for name, value in ceilings.items()},
@@ -107,13 +118,17 @@ def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
         "store_gigabytes_usually": round(float(np.median(held[len(held) // 4 :])) * site.clip_bytes / 1e9, 1),
         "gigabytes_per_second_into_a_node": round(rate * site.clip_bytes / 1e9 / site.nodes, 3),
         "hours_per_epoch": round((site.videos - site.labeled) / (rate * (1 - 1 / site.slots)) / 3600, 2),
-        **_plan_costs(site),
+        **_measure_plan(site),
     }
 
 
-def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
-    """Videos per second and share of time in which training waited, both after the first quarter, and how many videos are in
-    stores when a block begins: those of blocks that are under way, have come, or are being trained."""
+def _simulate_blocks(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
+    """Simulates all blocks.
+
+    Returns:
+        Videos per second and the share of time in which training waited, both without the first quarter, and for every block
+        how many videos are in object stores when it begins: those of blocks that are being decoded, wait, or are being trained.
+    """
     clips_per_step = site.rows_per_step // site.workers * site.slots
     layout = BlockLayout(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
     rounds = layout.blocks // site.workers
@@ -122,7 +137,7 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
     random = np.random.default_rng(seed)
     spread = np.sqrt(np.log1p(np.expm1(site.decode_spread**2) / clips))  # of the sum of a block's, taken as lognormal
     taken = random.lognormal(-(spread**2) / 2, spread, layout.blocks) * site.decode_seconds * clips
-    ceilings = site.ceilings()
+    ceilings = site.compute_ceilings()
     link = clips / min(ceilings["storage"], ceilings["network"])  # seconds that each occupies the slower of the two
     limit = site.blocks_ahead * site.workers
     free = [0.0] * min(site.decoders, layout.blocks)
@@ -134,7 +149,7 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
     for block in range(layout.blocks):
         if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
             while trained <= behind:
-                now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])
+                now, waits[trained] = _train_round(site, ready, trained, now, steps_of[trained])
                 ends[trained] = now
                 trained += 1
         start = starts[block] = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
@@ -142,7 +157,7 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
         sent = max(sent + link[block], start + taken[block])
         last = ready[block] = max(last, sent)
     while trained < rounds:
-        now, waits[trained] = _train(site, ready, trained, now, steps_of[trained])
+        now, waits[trained] = _train_round(site, ready, trained, now, steps_of[trained])
         ends[trained] = now
         trained += 1
     gone = np.concatenate([[0], np.cumsum(clips)[site.workers - 1 :: site.workers]])  # after so many rounds
@@ -152,14 +167,14 @@ def _play(site: Site, steps: int, seed: int) -> tuple[float, float, list[int]]:
     return rate, float(waits[skip + 1 :].sum() / (ends[-1] - ends[skip])), held.tolist()
 
 
-def _train(site: Site, ready: Any, number: int, now: float, steps: int) -> tuple[float, float]:
-    """When all workers have trained their blocks of a round, and how long they waited for the last of these."""
+def _train_round(site: Site, ready: Any, number: int, now: float, steps: int) -> tuple[float, float]:
+    """Returns when all workers have trained their blocks of a round, and how many seconds they waited for the last of these."""
     start = max(now, float(ready[(number + 1) * site.workers - 1]))
     return start + steps * site.train_seconds, start - now
 
 
-def _plan_costs(site: Site) -> dict[str, float]:
-    """What the real plan costs at this size: microseconds per video, and megabytes of its list of unlabeled videos."""
+def _measure_plan(site: Site) -> dict[str, float]:
+    """Measures the real plan at this size: microseconds per video, and megabytes of its list of unlabeled videos."""
     pool = np.arange(site.labeled, site.videos)
     plan = Plan(np.arange(site.labeled), pool, site.unlabeled_per_labeled, site.rows_per_step, 0)
     rows = np.random.default_rng(0).integers(0, 10**9, 20_000)

@@ -1,4 +1,4 @@
-"""The Ray Data stream over its floor: plain processes that only decode the same run rows."""
+"""Compares the Ray Data stream with its floor: plain processes that only decode the same rows of the plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray
 import ray.data
 import torch
 
-from pipeline.bench.figures import check_steps, for_bench, ratio, steady_rate
+from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
 from pipeline.clips.plan import BlockLayout, compute_worker_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
@@ -23,17 +23,20 @@ from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import ray_stream, shard_batches
 
 PROCESSES = 2
-"""Of the floor, and consumers of the stream. It decodes in as many tasks at once as the floor has processes, but on two CPUs as
-in training: in two tasks for each."""
+"""The number of processes of the floor, and of consumers of the stream.
+
+The stream decodes in as many tasks at once as the floor has processes; only on two CPUs, as in training, in two tasks for each.
+"""
 
 
 def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
-    """Videos per second of the stream and of its floor, in turns so that a drifting machine hits both alike.
+    """Measures videos per second of the stream and of its floor, in turns so that a machine that slows down affects both.
 
-    Both decode the same run rows. The first quarter of each is start-up and left out of the rates, which are of the steady
-    state; the time to the first batch is reported beside them.
+    Both decode the same rows of the plan. The first quarter of each is start-up and is left out of the rates, which are those
+    of the steady state; the seconds to the first batch are reported beside them. Raises UserError if ``steps`` are too few, or
+    cannot be shared out equally.
     """
-    config = for_bench(config, steps)
+    config = configure_bench(config, steps)
     source, _ = open_source(config)
     layout = lay_out_blocks(source, config, 0, PROCESSES)
     check_steps(steps, layout.steps_per_block)
@@ -47,12 +50,12 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in progress(range(repeats), repeats, "repeats"):
-        floors.append(floor_rate(source, layout))
-        rate, first = stream_rate(source, config, resources)
+        floors.append(measure_floor_rate(source, layout))
+        rate, first = measure_stream_rate(source, config, resources)
         streams.append(rate)
         firsts.append(first)
     return {
-        **ratio("stream_ratio", streams, floors),
+        **compute_ratio("stream_ratio", streams, floors),
         "clips_per_second": statistics.median(streams),
         "floor_clips_per_second": statistics.median(floors),
         "first_batch_seconds": statistics.median(firsts),
@@ -62,36 +65,42 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def stream_rate(source: VideoSource, config: Config, resources: Resources) -> tuple[float, float]:
-    """(videos per second in the steady state, seconds to the first batch) of consumers that discard what they get.
+def measure_stream_rate(source: VideoSource, config: Config, resources: Resources) -> tuple[float, float]:
+    """Measures the stream with consumers that discard its batches.
 
-    They run before the stream does, as train workers, which import torch and build networks before they ask for a batch.
+    The consumers run before the stream starts, like train workers, which import torch and build networks before they ask for
+    a batch.
+
+    Returns:
+        Videos per second in the steady state, and seconds to the first batch.
     """
     consumers = [_Consumer.remote() for _ in range(resources.workers)]  # type: ignore[attr-defined]
     ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
     begun = time.time()
     shards = ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
     layout = lay_out_blocks(source, config, 0, resources.workers)
-    arrivals = ray.get([one.arrivals.remote(shard, layout.share) for one, shard in zip(consumers, shards, strict=True)])
-    return steady_rate(arrivals, layout.share * source.plan.slots, layout), min(times[0] for times in arrivals) - begun
+    pairs = zip(consumers, shards, strict=True)
+    arrivals = ray.get([consumer.record_arrivals.remote(shard, layout.share) for consumer, shard in pairs])
+    return compute_steady_rate(arrivals, layout.share * source.plan.slots, layout), min(times[0] for times in arrivals) - begun
 
 
 @ray.remote(num_cpus=0)
 class _Consumer:
-    def arrivals(self, shard: ray.data.DataIterator, share: int) -> list[float]:
-        """When the batches came: tensors, as a train worker gets them."""
+    def record_arrivals(self, shard: ray.data.DataIterator, share: int) -> list[float]:
+        """Returns the times in seconds at which the batches arrived, as tensors like those of a train worker."""
         return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
-def floor_rate(source: VideoSource, layout: BlockLayout) -> float:
-    """Videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
+def measure_floor_rate(source: VideoSource, layout: BlockLayout) -> float:
+    """Measures videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        jobs = [(source, layout.last_step, worker) for worker in range(PROCESSES)]
-        times = pool.starmap(_decode_all, jobs, chunksize=1)
-    return steady_rate(times, layout.share * source.plan.slots, layout)
+        arguments = [(source, layout.last_step, worker) for worker in range(PROCESSES)]
+        times = pool.starmap(_decode_all, arguments, chunksize=1)
+    return compute_steady_rate(times, layout.share * source.plan.slots, layout)
 
 
 def _decode_all(source: VideoSource, steps: int, worker: int) -> list[float]:
+    """Decodes the rows of one of the floor's processes and returns the time in seconds at which each step was decoded."""
     times = []
     for rows in compute_worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
         source.decode_rows(rows)

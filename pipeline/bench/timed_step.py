@@ -1,4 +1,4 @@
-"""The state of a run and the clips of a step, to be timed in this process."""
+"""Prepares a run and one training step of it, so that the step and its parts can be timed in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.bench.figures import for_bench
+from pipeline.bench.figures import configure_bench
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import compute_worker_rows
 from pipeline.config import Config
@@ -29,8 +29,8 @@ from pipeline.training.step import StepContext, take_step
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A run's state on its device, with the first step's clips and views there."""
+class TimedStep:
+    """A training step that can be repeated: the run's state, and the clips and views of its first step, on its device."""
 
     prepared: PreparedRun
     state: checkpoint.TrainState
@@ -39,41 +39,53 @@ class Ready:
     weights: LossWeights
     context: StepContext
     wrapped: Any
-    """The method, or what makes it distributed."""
+    """The method, or the wrapper that averages its gradients over processes."""
 
     @property
     def device(self) -> torch.device:
-        """Where the step is computed."""
+        """The device on which the step is computed."""
         return self.context.device
 
     @property
     def config(self) -> Config:
-        """Of the run."""
+        """The configuration of the run."""
         return self.prepared.run.config
 
-    def step(self, made: bool = False) -> Results:
-        """A whole training step; with ``made`` its views were made beforehand."""
-        views: Callable[..., Iterator[Views]] = (lambda *_, **__: iter([self.views])) if made else make_views_of_parts
+    def take(self, reuse_views: bool = False) -> Results:
+        """Takes a whole training step; with ``reuse_views``, the step does not make its views but uses ``self.views``."""
+        views: Callable[..., Iterator[Views]] = (lambda *_, **__: iter([self.views])) if reuse_views else make_views_of_parts
         return take_step(self.wrapped, self.state, self.batch, self.config, replace(self.context, make_views=views))
 
-    def bare(self, batch_norm: Any) -> None:
-        """Forward and backward passes of the two networks on the step's views, which end in means instead of losses."""
+    def pass_networks(self, batch_norm: Any) -> None:
+        """Does the forward and backward passes of both networks on the step's views; they end in means instead of losses.
+
+        ``batch_norm`` is the value of ``method.batch_norm`` to be used.
+        """
         self.state.method.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.train.precision):
-            passed = pass_views(self.state.students, self.views, self.weights, batch_norm)
-        logits = [one.logits.float() for outputs in passed for one in outputs.values() if one.logits.requires_grad]
+            outputs = pass_views(self.state.students, self.views, self.weights, batch_norm)
+        logits = [one.logits.float() for of_student in outputs for one in of_student.values() if one.logits.requires_grad]
         torch.stack([values.mean() for values in logits]).sum().backward()
 
-    def views_alone(self) -> None:
-        """What is made of the step's clips."""
+    def make_views(self) -> None:
+        """Makes the views of the step's clips, and discards them."""
         wanted = self.weights.use_unlabeled, self.weights.use_strong
         make_views(self.batch, self.config, self.config.run.seed, self.device, *wanted)
 
 
-def prepared_alone(config: Config, folder: str, steps: int, log_every: int | None = None, workers: int = 0) -> PreparedRun:
-    """A run of its own in ``folder``, of as many ``workers`` (0: in this process), without trackers or clocks that would stop
-    it; its unlabeled videos are trained from the first step on."""
-    tree: dict[str, Any] = for_bench(config, steps).model_dump()
+def prepare_bench_run(config: Config, folder: str, steps: int, log_every: int | None = None, workers: int = 0) -> PreparedRun:
+    """Prepares a run of ``steps`` steps in ``folder``, to be timed.
+
+    Its unlabeled videos are used from the first step on, and it has neither trackers nor time limits.
+
+    Args:
+        config: The configuration, of which the rest stays.
+        folder: Where the run folder is made.
+        steps: The number of steps.
+        log_every: The number of steps between two lines of metrics; None leaves ``train.log_every``.
+        workers: The number of train workers; with 0 the run trains in this process.
+    """
+    tree: dict[str, Any] = configure_bench(config, steps).model_dump()
     tree["run"] |= {"storage_path": folder, "name": "bench"}
     tree["train"] |= {"accumulation": 1, "checkpoint_every": steps, "step_timeout_seconds": None, "keep_best": 0}
     tree["train"] |= {} if log_every is None else {"log_every": log_every}
@@ -86,8 +98,8 @@ def prepared_alone(config: Config, folder: str, steps: int, log_every: int | Non
     return prepared
 
 
-def ready_here(prepared: PreparedRun, rows: Ints | None = None) -> Ready:
-    """On this process's device, with the clips of the first step, or of these ``rows`` of it."""
+def build_timed_step(prepared: PreparedRun, rows: Ints | None = None) -> TimedStep:
+    """Builds the networks on this process's device, and decodes the clips of the first step (or of these ``rows``)."""
     run, config = prepared.run, prepared.run.config
     device = choose_device(config)
     if config.scale.torch_threads:
@@ -105,11 +117,11 @@ def ready_here(prepared: PreparedRun, rows: Ints | None = None) -> Ready:
     # in training they are sent while the step before is computed, which is no part of a step
     batch = replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in STUDENTS})
     views = make_views(batch, config, config.run.seed, device, weights.use_unlabeled, weights.use_strong)
-    return Ready(prepared, state, batch, views, weights, StepContext(0, device, 1.0), method)
+    return TimedStep(prepared, state, batch, views, weights, StepContext(0, device, 1.0), method)
 
 
 def free_memory() -> None:
-    """Give back to the GPU what this process has no use for any more, so that another process finds it."""
+    """Gives the GPU memory that this process no longer uses back, so that another process can have it."""
     gc.collect()  # activation checkpointing leaves cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Each kind of view on random clips, as a multiple of resizing them and nothing else."""
+"""Measures the time to make each kind of view of random clips, as a multiple of the time to resize them and do nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from pipeline.bench.figures import ratio
+from pipeline.bench.figures import compute_ratio
 from pipeline.clips.modalities import Modality, check_modalities, derive_modality
 from pipeline.clips.views import make_center_views, make_strong_views, make_weak_views
 from pipeline.config import Config, TimeSection
 from pipeline.hardware import choose_device
 from pipeline.progress import progress
 
-VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
+VIEW_KINDS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "weak": ("weak", {}, "rgb"),
     "strong": ("strong", {}, "rgb"),
     "strong, geometry alone": ("strong", {"appearance": False, "cutout": 0.0}, "rgb"),
@@ -27,26 +27,30 @@ VIEWS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "weak and temporal gradient": ("weak", {}, "temporal_gradient"),
     "weak and optical flow": ("weak", {}, "optical_flow"),
 }
-"""Kind of view, what of ``views.strong`` is changed, and the modality made of it."""
-VIEW_CLIPS = 32
+"""For each measured name: the kind of view, the changes of ``views.strong``, and the modality that is derived from the view."""
+CLIPS_AT_ONCE = 32
+"""The number of clips whose views are made together."""
 
 
-def bench_views(config: Config, repeats: int, at_once: int = VIEW_CLIPS) -> dict[str, Any]:
-    """Milliseconds per clip of the primary, median over repeats, on the GPU if there is one; and each as a multiple of the
-    floor, which is resizing the clip and nothing else."""
+def bench_views(config: Config, repeats: int, at_once: int = CLIPS_AT_ONCE) -> dict[str, Any]:
+    """Measures milliseconds per clip of the primary for each kind of view, on the GPU if there is one.
+
+    Reports the median over ``repeats``, and each kind as a multiple of the floor, which resizes the clip and does nothing
+    else. ``at_once`` clips are made together. Raises UserError if a modality needs a package that is missing.
+    """
     device = choose_device(config)
     clip, size = config.primary.clip, config.data.decode_size
     clips = torch.randint(0, 256, (at_once, clip.frames, size, size, 3), dtype=torch.uint8, device=device)
     seeds = list(range(at_once))
     makers = {"weak": make_weak_views, "strong": make_strong_views}
 
-    def view(kind: str, strong: dict[str, Any], modality: Modality) -> torch.Tensor:
+    def make_view(kind: str, strong: dict[str, Any], modality: Modality) -> torch.Tensor:
         section = config.views.model_copy(update={"strong": config.views.strong.model_copy(update=strong)})
         return derive_modality(makers[kind](clips, seeds, section, clip.size), modality)
 
-    check_modalities([modality for _, _, modality in VIEWS.values()])
+    check_modalities([modality for _, _, modality in VIEW_KINDS.values()])
     work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: make_center_views(clips, clip.size)}
-    work |= {name: partial(view, *parts) for name, parts in VIEWS.items()}
+    work |= {name: partial(make_view, *parts) for name, parts in VIEW_KINDS.items()}
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first one warms up
         for name, make in work.items():
@@ -59,7 +63,7 @@ def bench_views(config: Config, repeats: int, at_once: int = VIEW_CLIPS) -> dict
     floors = times["floor, resize alone"]
     return {
         "views": {
-            name: {"milliseconds_per_clip": round(statistics.median(values), 3), **ratio("floor_ratio", values, floors)}
+            name: {"milliseconds_per_clip": round(statistics.median(values), 3), **compute_ratio("floor_ratio", values, floors)}
             for name, values in times.items()
         },
         "clip": f"{clip.frames} frames of {size} to {clip.size} pixels, {at_once} at once",

@@ -10,9 +10,9 @@ import pytest
 
 from jobs import bench, prepare
 from jobs.command import run
-from pipeline.bench.figures import steady_rate
+from pipeline.bench.figures import compute_steady_rate
 from pipeline.bench.manifest_sizes import measure_sizes
-from pipeline.bench.views import VIEWS
+from pipeline.bench.views import VIEW_KINDS
 from pipeline.clips.plan import BlockLayout
 from tests.videos import write_numbers
 
@@ -202,7 +202,7 @@ def test_views_are_measured_in_the_units_of_the_floor(tiny: Path, capsys: pytest
     assert run(bench.main, ["views", "--json", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     views = figures["views"]
-    assert set(views) == {"floor, resize alone", *VIEWS}
+    assert set(views) == {"floor, resize alone", *VIEW_KINDS}
     assert views["floor, resize alone"]["floor_ratio"] == 1
     assert all(view["milliseconds_per_clip"] > 0 for view in views.values())
     floor = views["floor, resize alone"]["milliseconds_per_clip"]
@@ -239,5 +239,5 @@ def test_the_rate_is_that_of_whole_waves(blocks: int, together: int) -> None:
     times = [
         10.0 + turn // together for turn, start in enumerate(layout.first_batches(2 * blocks)) for _ in range(2 if turn else 1)
     ]
-    rate = steady_rate([times[: 2 * blocks], times[: 2 * blocks]], 12, layout)
+    rate = compute_steady_rate([times[: 2 * blocks], times[: 2 * blocks]], 12, layout)
     assert rate == pytest.approx(2 * 12 * 2 * together, rel=0.15)

@@ -17,14 +17,14 @@ from torch.utils.data import default_collate
 import pipeline.bench.peers
 from jobs import bench, prepare
 from jobs.command import run
-from pipeline.bench.figures import for_bench
+from pipeline.bench.figures import configure_bench
 from pipeline.bench.peers import pyslowfast_loader, ray_data_loader, svformer_loader
 from pipeline.bench.peers.accuracy import train_until
-from pipeline.bench.peers.candidates import LeftOut, load, measure, names_for
-from pipeline.bench.peers.compare import Turns, apart
-from pipeline.bench.peers.feed import Fed, fed_by
+from pipeline.bench.peers.compare import LoaderComparison, run_in_new_process
+from pipeline.bench.peers.compared_loaders import LeftOut, import_loader, list_loaders, measure_loader
 from pipeline.bench.peers.process_tree import PeakMemory
-from pipeline.bench.peers.requests import Columns, RowViews
+from pipeline.bench.peers.requests import RowViews, TensorColumns
+from pipeline.bench.peers.step_inputs import StepInput, build_step_input
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config, load_config
@@ -33,36 +33,36 @@ from pipeline.methods import STUDENTS, Views, make_views
 from pipeline.stream.batches import to_batch
 from tests.videos import read_number, write_numbers
 
-Columnwise = Callable[[VideoSource, Config, int], Columns]
+Columnwise = Callable[[VideoSource, Config, int], TensorColumns]
 
 
-def _data_set(make: Callable[..., Columns]) -> Columnwise:
+def _data_set(make: Callable[..., TensorColumns]) -> Columnwise:
     return lambda source, config, row: RowViews(source, config, 100, make)[row]
 
 
-def _torchcodec(source: VideoSource, config: Config, row: int) -> Columns:
+def _torchcodec(source: VideoSource, config: Config, row: int) -> TensorColumns:
     pytest.importorskip("torchcodec")
     from pipeline.bench.peers import torchcodec_loader
 
-    return _data_set(torchcodec_loader.make_views)(source, config, row)
+    return _data_set(torchcodec_loader.make_torchcodec_views)(source, config, row)
 
 
-def _ray_data(source: VideoSource, config: Config, row: int) -> Columns:
+def _ray_data(source: VideoSource, config: Config, row: int) -> TensorColumns:
     """What its two maps do, without Ray."""
     made = ray_data_loader.views_of_row(source, config, ray_data_loader.decode_row(source, config, row))
     return {name: torch.as_tensor(value) for name, value in made.items()}
 
 
 PEERS = {
-    "svformer": _data_set(svformer_loader.make_views),
-    "pyslowfast": _data_set(pyslowfast_loader.make_views),
+    "svformer": _data_set(svformer_loader.make_svformer_views),
+    "pyslowfast": _data_set(pyslowfast_loader.make_pyslowfast_views),
     "ray_data": _ray_data,
     "torchcodec": _torchcodec,
 }
 
 
-def _feed(name: str, source: VideoSource, config: Config, rows: list[int]) -> Fed:
-    return fed_by(default_collate([PEERS[name](source, config, row) for row in rows]), torch.device("cpu"))
+def _load(name: str, source: VideoSource, config: Config, rows: list[int]) -> StepInput:
+    return build_step_input(default_collate([PEERS[name](source, config, row) for row in rows]), torch.device("cpu"))
 
 
 def _kinds(views: Views) -> dict[str, torch.Tensor]:
@@ -74,11 +74,11 @@ def _kinds(views: Views) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_delivers_the_views_of_our_own_loader(name: str, tiny: Path) -> None:
     """Of the same rows: numbers of videos and labels, kinds, shapes, types and normalization."""
-    config = for_bench(load_config(tiny / "tiny.yaml"), 8)
+    config = configure_bench(load_config(tiny / "tiny.yaml"), 8)
     source, _ = open_source(config)
     batch = to_batch(source.decode_rows(np.array([2, 3])))
     ours = make_views(batch, config, config.run.seed, "cpu")
-    fed = _feed(name, source, config, [2, 3])
+    fed = _load(name, source, config, [2, 3])
     assert fed.views is not None
     for column in ("rows", "videos", "labels"):
         assert torch.equal(getattr(fed.batch, column), getattr(batch, column))
@@ -93,7 +93,7 @@ def test_a_peer_delivers_the_views_of_our_own_loader(name: str, tiny: Path) -> N
         assert abs(float(theirs[view].mean() - values.mean())) < 0.5
         assert float(theirs[view].amin()) > -MEAN / STD - 0.01 and float(theirs[view].amax()) < (1 - MEAN) / STD + 0.01
         assert float(theirs[view].std()) > 0.2
-    again = _feed(name, source, config, [2, 3]).views
+    again = _load(name, source, config, [2, 3]).views
     assert again is not None and all(torch.equal(theirs[view], values) for view, values in _kinds(again).items())
 
 
@@ -115,11 +115,11 @@ def test_a_peer_shows_the_same_frames(name: str, sampling: str, numbered: Path, 
     words = [f"{student}.clip.sampling={sampling}" for student in STUDENTS]
     still = ["views.weak.min_scale=1", "views.weak.flip=0", "views.strong.ops=0", "views.strong.cutout=0"]
     sizes = ["data.decode_size=64", "primary.clip.size=64", "auxiliary.clip.size=64"]
-    config = for_bench(load_config(tiny / "tiny.yaml", [f"data.manifest={numbered}", *words, *still, *sizes]), 8)
+    config = configure_bench(load_config(tiny / "tiny.yaml", [f"data.manifest={numbered}", *words, *still, *sizes]), 8)
     source, _ = open_source(config)
     rows = [0, 1, 5]
     ours = make_views(to_batch(source.decode_rows(np.array(rows))), config, config.run.seed, "cpu")
-    theirs = _feed(name, source, config, rows).views
+    theirs = _load(name, source, config, rows).views
     assert theirs is not None
     shown = [{view: _numbers(values) for view, values in _kinds(views).items()} for views in (theirs, ours)]
     assert shown[0] == shown[1]
@@ -135,7 +135,7 @@ def _numbers(views_NCTHW: torch.Tensor) -> list[int]:
 def test_a_loader_is_measured_in_a_process_of_its_own(name: str, tiny: Path) -> None:
     """Alone, and with training; with the memory of its processes."""
     config = load_config(tiny / "tiny.yaml")
-    found = apart(measure, name, config.model_dump_json(), 4, 1)
+    found = run_in_new_process(measure_loader, name, config.model_dump_json(), 4, 1)
     assert found["steps_alone"] > 0 and found["steps"] > 0 and found["first"] > 0
     assert found["resident"] > found["proportional"] > 100e6
     assert found["processes"] >= (2 if name == "svformer" else 1)
@@ -165,8 +165,8 @@ def test_a_quick_comparison(tiny: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_our_stream_is_measured_as_it_trains(tiny: Path) -> None:
     """With a Ray of its own."""
     config = load_config(tiny / "tiny.yaml", ["scale.workers=1", "data.clips_per_block=6"])
-    assert names_for(config)[:2] == ["ours", "ours_in_one_process"]
-    found = apart(measure, "ours", config.model_dump_json(), 16, 16)
+    assert list_loaders(config)[:2] == ["ours", "ours_in_one_process"]
+    found = run_in_new_process(measure_loader, "ours", config.model_dump_json(), 16, 16)
     assert found["steps_alone"] > 0 and found["steps"] > 0 and found["processes"] > 5
 
 
@@ -181,7 +181,7 @@ def test_a_missing_torchcodec_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatc
     _forget_torchcodec(monkeypatch)
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(LeftOut, match=r"torchcodec is not installed: pip install -e .\[torchcodec\]"):
-        load("torchcodec", load_config(tiny / "tiny.yaml"))
+        import_loader("torchcodec", load_config(tiny / "tiny.yaml"))
 
 
 def test_a_torchcodec_without_ffmpeg_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,24 +192,25 @@ def test_a_torchcodec_without_ffmpeg_is_said(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     _forget_torchcodec(monkeypatch)
     with pytest.raises(LeftOut, match=r"does not load: Could not load libtorchcodec. It needs FFmpeg's shared") as caught:
-        load("torchcodec", load_config(tiny / "tiny.yaml"))
+        import_loader("torchcodec", load_config(tiny / "tiny.yaml"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_peer_that_fails_is_left_out_and_said_but_ours_ends_the_comparison(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    turns = Turns(load_config(tiny / "tiny.yaml"))
-    assert turns.names() == ["ours", "svformer", "pyslowfast", "ray_data", "torchcodec"]
-    turns.take("svformer", os._exit, 3)
-    turns.take("pyslowfast", int, "no number")  # type: ignore[arg-type]
-    assert turns.names() == ["ours", "ray_data", "torchcodec"]
-    assert list(turns.in_turns(2)) == [(name, repeat) for repeat in (0, 1) for name in ("ours", "ray_data", "torchcodec")]
-    assert turns.left_out["svformer"] == "it failed: its process ended with exit code 3 and said nothing"
-    assert "ValueError: invalid literal" in turns.left_out["pyslowfast"]
+    comparison = LoaderComparison(load_config(tiny / "tiny.yaml"))
+    assert comparison.list_names() == ["ours", "svformer", "pyslowfast", "ray_data", "torchcodec"]
+    comparison.measure("svformer", os._exit, 3)
+    comparison.measure("pyslowfast", int, "no number")  # type: ignore[arg-type]
+    assert comparison.list_names() == ["ours", "ray_data", "torchcodec"]
+    turns = [(name, repeat) for repeat in (0, 1) for name in ("ours", "ray_data", "torchcodec")]
+    assert list(comparison.iterate_turns(2)) == turns
+    assert comparison.left_out["svformer"] == "it failed: its process ended with exit code 3 and said nothing"
+    assert "ValueError: invalid literal" in comparison.left_out["pyslowfast"]
     assert capsys.readouterr().err.count(" is left out: ") == 2
     with pytest.raises(RunFailed, match="exit code 4"):
-        turns.take("ours", os._exit, 4)
+        comparison.measure("ours", os._exit, 4)
 
 
 def test_memory_is_that_of_the_process_and_its_children() -> None:
@@ -221,11 +222,11 @@ def test_memory_is_that_of_the_process_and_its_children() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "there\n"
         peak = PeakMemory()
-        peak.look(process.pid, closely=True)
+        peak.update(process.pid, closely=True)
         process.communicate("\n")
     assert peak.processes == 2
     assert 150e6 < peak.proportional <= peak.resident < 250e6
-    peak.look(process.pid, closely=True)  # they have ended: what was seen stays
+    peak.update(process.pid, closely=True)  # they have ended: what was seen stays
     assert peak.processes == 2 and peak.resident > 150e6
 
 
@@ -233,7 +234,7 @@ def test_memory_is_that_of_the_process_and_its_children() -> None:
 def test_training_stops_at_the_accuracy_or_at_the_last_step(name: str, tiny: Path) -> None:
     words = ["method.name=supervised", "train.checkpoint_every=2", "train.steps=4"]
     tree = load_config(tiny / "tiny.yaml", words).model_dump_json()
-    soon, never = (apart(train_until, name, tree, percent) for percent in (0.001, 101))
+    soon, never = (run_in_new_process(train_until, name, tree, percent) for percent in (0.001, 101))
     assert never["steps"] == 4 and never["reached"] == 0
     assert 0 <= never["accuracy"] <= 100 and never["seconds"] > never["checks"] > 0
     assert soon["steps"] in (2, 4) and soon["reached"] == (soon["accuracy"] > 0)

@@ -1,4 +1,5 @@
-"""This project's loader and step against how others feed video networks: the same views for the same two students.
+"""Compares this project's loader, and training with it, with the loaders of other projects, which are called peers here.
 
-Each peer restates in a few lines how a known code base loads clips. Its own code is not needed and none of it is copied.
+All give the same views to the same two students. Each peer restates in a few lines how a known code base loads clips. The code
+of that project is not needed, and none of it is copied.
 """

@@ -1,4 +1,4 @@
-"""The comparison: every loader in a process of its own, in turns, on the same rows of the plan."""
+"""Compares the loaders in turns on the same rows of the plan, each time in a new process."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.bench.end_to_end import lengths
-from pipeline.bench.figures import for_bench, ratio
-from pipeline.bench.peers.candidates import CANDIDATES, OURS, LeftOut, measure, names_for
+from pipeline.bench.end_to_end import choose_num_steps
+from pipeline.bench.figures import compute_ratio, configure_bench
+from pipeline.bench.peers.compared_loaders import LOADERS, OURS, LeftOut, list_loaders, measure_loader
 from pipeline.bench.peers.process_tree import PeakMemory
-from pipeline.bench.peers.requests import check_same_work, views_per_step
+from pipeline.bench.peers.requests import check_same_work, count_views_per_step
 from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import open_source
 from pipeline.config import Config
@@ -27,44 +26,37 @@ from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
 
-LOOK_SECONDS, CLOSE_LOOKS = 0.25, 4
-"""Between two looks at a process tree's memory, and how many of them there are to a close one."""
-SHORT = 64
-"""Bytes of a path that leave room for a socket's name."""
+LOOK_SECONDS, CLOSE_LOOK_EVERY = 0.25, 4
+"""Seconds between two measurements of a process tree's memory, and how often one of them is a close one."""
+MAX_FOLDER_BYTES = 64
+"""The length of a temporary folder's path at most, so that the paths of sockets below it are not too long."""
 Figures = dict[str, Any]
-
-
-@dataclass
-class Measured:
-    """Of one loader, a value from every repeat."""
-
-    values: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, found: dict[str, float]) -> None:
-        """What one repeat found."""
-        for name, value in found.items():
-            self.values.setdefault(name, []).append(value)
+Values = dict[str, list[float]]
+"""What was measured of one loader: for each quantity a value from every repeat."""
 
 
 def bench_peers(config: Config, steps: int, repeats: int) -> Figures:
-    """Views per second of each loader alone, training steps per second with it, and the peak memory of its processes.
+    """Measures views per second of each loader alone, training steps per second with it, and the peak memory of its processes.
 
     All have one training process, the same videos, moments, views and step, and are measured in turns. A peer that needs what
-    this machine lacks, or that fails, is left out, and ``left_out`` says why. Raises UserError.
+    this machine lacks, or that fails, is left out, and ``left_out`` says why. Raises UserError if the peers cannot do the same
+    work.
     """
-    config = one_worker(config)
-    source, _ = open_source(for_bench(config, steps))
-    check_same_work(source, for_bench(config, steps))
-    steps, more = lengths(config, steps, least=steps)
-    turns = Turns(config)
-    arguments = (config.model_dump_json(), steps, more)
-    for name, _ in turns.in_turns(repeats):
-        turns.take(name, measure, name, *arguments)
-    views = views_per_step(source, for_bench(config, steps))
+    config = limit_to_one_worker(config)
+    source, _ = open_source(configure_bench(config, steps))
+    check_same_work(source, configure_bench(config, steps))
+    steps, steps_after = choose_num_steps(config, steps, min_steps=steps)
+    comparison = LoaderComparison(config)
+    arguments = (config.model_dump_json(), steps, steps_after)
+    for name, _ in comparison.iterate_turns(repeats):
+        comparison.measure(name, measure_loader, name, *arguments)
+    views = count_views_per_step(source, configure_bench(config, steps))
     return {
-        "ours_over": {name: _over(turns.found[OURS], found) for name, found in turns.found.items() if name != OURS},
-        "loaders": {name: _figures(name, found, views) for name, found in turns.found.items()},
-        "left_out": turns.left_out,
+        "ours_over": {
+            name: _compare(comparison.figures[OURS], values) for name, values in comparison.figures.items() if name != OURS
+        },
+        "loaders": {name: _summarize(name, values, views) for name, values in comparison.figures.items()},
+        "left_out": comparison.left_out,
         "views_per_step": views,
         "videos_per_step": source.plan.rows_per_step * source.plan.slots,
         "steps": steps,
@@ -74,36 +66,38 @@ def bench_peers(config: Config, steps: int, repeats: int) -> Figures:
     }
 
 
-def one_worker(config: Config) -> Config:
-    """The same with one training process: on Ray if the configuration has workers, else without."""
+def limit_to_one_worker(config: Config) -> Config:
+    """Returns the configuration with one training process: on Ray if the configuration has workers, else without."""
     scale = config.scale.model_copy(update={"workers": min(1, config.scale.workers), "min_workers": None})
     return config.model_copy(update={"scale": scale})
 
 
-class Turns:
-    """Loaders that are measured one after the other, each time in a new process."""
+class LoaderComparison:
+    """The loaders that take turns to be measured, and what was measured so far."""
 
     def __init__(self, config: Config) -> None:
         self.left_out: dict[str, str] = {}
-        self.found: dict[str, Measured] = {}
-        self._all = names_for(config)
+        self.figures: dict[str, Values] = {}
+        self._all = list_loaders(config)
 
-    def names(self) -> list[str]:
-        """Of the loaders that are not left out."""
+    def list_names(self) -> list[str]:
+        """Lists the names of the loaders that are not left out."""
         return [name for name in self._all if name not in self.left_out]
 
-    def in_turns(self, repeats: int) -> Iterator[tuple[str, int]]:
-        """Loaders and the repeat, from 0, that it is their turn in; how far they are is said."""
-        every = [(name, repeat) for repeat in range(repeats) for name in self.names()]
+    def iterate_turns(self, repeats: int) -> Iterator[tuple[str, int]]:
+        """Yields the name of the loader whose turn it is and the number of the repeat, from 0, and shows the progress."""
+        every = [(name, repeat) for repeat in range(repeats) for name in self.list_names()]
         for name, repeat in progress(every, len(every), "loaders measured"):
             if name not in self.left_out:
                 yield name, repeat
 
-    def take(self, name: str, work: Callable[..., dict[str, float]], *arguments: Any) -> None:
-        """Do ``work`` in a process of its own. What keeps a peer from being measured is noted and said; of this project's own
-        loader it is raised."""
+    def measure(self, name: str, work: Callable[..., dict[str, float]], *arguments: Any) -> None:
+        """Does ``work`` for the loader of this name in a new process and keeps the result.
+
+        A peer that cannot be measured is left out, with a message. Raises RunFailed if this project's own loader fails.
+        """
         try:
-            found = apart(work, *arguments)
+            result = run_in_new_process(work, *arguments)
         except LeftOut as reason:
             self._leave_out(name, str(reason))
         except RunFailed as error:
@@ -111,39 +105,40 @@ class Turns:
                 raise
             self._leave_out(name, f"it failed: {error}")
         else:
-            self.found.setdefault(name, Measured()).add(found)
+            for quantity, value in result.items():
+                self.figures.setdefault(name, {}).setdefault(quantity, []).append(value)
 
     def _leave_out(self, name: str, reason: str) -> None:
         self.left_out[name] = " ".join(reason.split())
-        self.found.pop(name, None)
+        self.figures.pop(name, None)
         print(f"{name} is left out: {self.left_out[name]}", file=sys.stderr, flush=True)
 
 
-def apart(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Its figures from a new process, and the peak memory of that process and all that it starts.
+def run_in_new_process(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """Calls ``work`` in a new process and returns its result with the peak memory of that process and of all that it starts.
 
-    It is forked from a process that has imported torch and this package, and has done nothing yet.
-    Raises LeftOut and UserError as ``work`` does, and RunFailed for whatever else ends it.
+    The new process is forked from one that has imported torch and this package, and has done nothing yet. Raises LeftOut and
+    UserError if ``work`` does, and RunFailed if anything else ends the process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([measure.__module__])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, work, arguments))
+    context.set_forkserver_preload([measure_loader.__module__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, work, arguments))
     with _short_temporary_folder():
         process.start()
-    theirs.close()
+    sender.close()
     assert process.pid is not None
     peak, looks = PeakMemory(), 0
     try:
-        while not ours.poll(LOOK_SECONDS):
-            peak.look(process.pid, closely=looks % CLOSE_LOOKS == 0)
+        while not receiver.poll(LOOK_SECONDS):
+            peak.update(process.pid, closely=looks % CLOSE_LOOK_EVERY == 0)
             looks += 1
-        kind, answer = ours.recv()
+        kind, answer = receiver.recv()
     except EOFError:
         process.join()
         raise RunFailed(f"its process ended with exit code {process.exitcode} and said nothing") from None
     finally:
-        ours.close()
+        receiver.close()
         if process.is_alive():
             process.join(timeout=30)  # Ray ends
             process.terminate()
@@ -156,19 +151,20 @@ def apart(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, f
 
 @contextlib.contextmanager
 def _short_temporary_folder() -> Iterator[None]:
-    """Sockets of processes lie in the temporary folder, and their paths must be short: where its own is long, another name."""
-    if len(os.fsencode(tempfile.gettempdir())) < SHORT:
+    """Gives children a temporary folder with a short path if the own one is long, because sockets in it need short paths."""
+    if len(os.fsencode(tempfile.gettempdir())) < MAX_FOLDER_BYTES:
         yield
         return
     from pipeline.ray_cluster.sockets import shorten_temporary_folder_of_children
 
     with shorten_temporary_folder_of_children():
-        tempfile.tempdir = None  # read again
+        tempfile.tempdir = None  # so that it is looked up again
         yield
     tempfile.tempdir = None
 
 
-def _answer(connection: Connection, work: Callable[..., dict[str, float]], arguments: Sequence[Any]) -> None:
+def _send_result(connection: Connection, work: Callable[..., dict[str, float]], arguments: Sequence[Any]) -> None:
+    """Does the work and sends its result, or what kept it from one."""
     answer: tuple[str, Any]
     try:
         answer = "figures", work(*arguments)
@@ -183,28 +179,28 @@ def _answer(connection: Connection, work: Callable[..., dict[str, float]], argum
     connection.close()
 
 
-def _over(ours: Measured, theirs: Measured) -> Figures:
-    """This project's figures over a peer's, repeat by repeat."""
+def _compare(ours: Values, theirs: Values) -> Figures:
+    """Divides this project's figures by those of a peer, repeat by repeat."""
     names = {"views_per_second": "steps_alone", "steps_per_second": "steps", "peak_memory": "proportional"}
-    return {what: ratio(f"{what}_ratio", ours.values[name], theirs.values[name]) for what, name in names.items()}
+    return {what: compute_ratio(f"{what}_ratio", ours[name], theirs[name]) for what, name in names.items()}
 
 
-def _figures(name: str, found: Measured, views: int) -> Figures:
-    values = found.values
+def _summarize(name: str, values: Values, views: int) -> Figures:
+    """Summarizes the figures of one loader, of which a step has so many views."""
     return {
-        "about": CANDIDATES[name].about,
-        "views_per_second": spread_of([views * rate for rate in values["steps_alone"]], 1),
-        "steps_per_second": spread_of(values["steps"], 3),
-        "views_per_second_with_training": spread_of([views * rate for rate in values["steps"]], 1),
-        "seconds_to_first_views": spread_of(values["first"], 2),
-        "peak_memory_mb": spread_of([value / 1e6 for value in values["proportional"]], 0),
-        "peak_rss_mb": spread_of([value / 1e6 for value in values["resident"]], 0),
+        "about": LOADERS[name].about,
+        "views_per_second": summarize_values([views * rate for rate in values["steps_alone"]], 1),
+        "steps_per_second": summarize_values(values["steps"], 3),
+        "views_per_second_with_training": summarize_values([views * rate for rate in values["steps"]], 1),
+        "seconds_to_first_views": summarize_values(values["first"], 2),
+        "peak_memory_mb": summarize_values([value / 1e6 for value in values["proportional"]], 0),
+        "peak_rss_mb": summarize_values([value / 1e6 for value in values["resident"]], 0),
         "processes": int(max(values["processes"])),
     }
 
 
-def spread_of(values: Sequence[float], digits: int) -> Figures:
-    """Median, smallest and largest, and their number."""
+def summarize_values(values: Sequence[float], digits: int) -> Figures:
+    """Returns the median of the values, the smallest and the largest, and how many there are."""
     return {
         "median": round(statistics.median(values), digits),
         "spread": [round(min(values), digits), round(max(values), digits)],

@@ -1,4 +1,4 @@
-"""The memory of a process and all that it started, from Linux's /proc."""
+"""Reads the memory of a process and of all that it started, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+"""The number of bytes in a page of memory."""
 
 
 @dataclass
 class PeakMemory:
-    """The most that was seen at one moment."""
+    """The largest values that were measured at one moment."""
 
     resident: int = 0
-    """Bytes, summed over the processes: what several of them share counts in each."""
+    """Bytes of RAM, summed over the processes: what several of them share counts in each (RSS)."""
     proportional: int = 0
-    """Bytes: what n processes share counts 1/n in each, so once in all (PSS)."""
+    """Bytes of RAM, where what n processes share counts 1/n in each, so once in all (PSS)."""
     processes: int = 0
+    """The number of processes."""
 
-    def look(self, pid: int, closely: bool) -> None:
-        """Look at the tree once; ``closely``, which takes longer, at what is shared too."""
-        tree = list(descendants(pid))
-        self.resident = max(self.resident, sum(map(resident, tree)))
+    def update(self, pid: int, closely: bool) -> None:
+        """Measures the process and all that it started once; ``closely``, which takes longer, includes ``proportional``."""
+        tree = list(list_processes(pid))
+        self.resident = max(self.resident, sum(map(read_resident_bytes, tree)))
         self.processes = max(self.processes, len(tree))
         if closely:
-            self.proportional = max(self.proportional, sum(map(proportional, tree)))
+            self.proportional = max(self.proportional, sum(map(read_proportional_bytes, tree)))
 
 
-def descendants(pid: int) -> Iterator[int]:
-    """The process and all that it started, directly or not, and that run."""
+def list_processes(pid: int) -> Iterator[int]:
+    """Yields the process and the running ones that it started, directly or not."""
     children = defaultdict(list)
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
@@ -46,16 +48,16 @@ def descendants(pid: int) -> Iterator[int]:
         waiting += children[one]
 
 
-def resident(pid: int) -> int:
-    """Bytes of RAM that the process has mapped (RSS); 0 if it has ended."""
+def read_resident_bytes(pid: int) -> int:
+    """Reads the bytes of RAM that the process has mapped (RSS); 0 if it has ended."""
     try:
-        return PAGE * int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+        return PAGE_BYTES * int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     except (OSError, IndexError):
         return 0
 
 
-def proportional(pid: int) -> int:
-    """Its share of them (PSS); 0 if it has ended."""
+def read_proportional_bytes(pid: int) -> int:
+    """Reads the process's share of the bytes that it has mapped (PSS); 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -10,19 +10,19 @@ import av
 import numpy as np
 import torch
 
-from pipeline.bench.peers.requests import VideoRequest, ViewRequest, one_by_one
-from pipeline.bench.peers.tensor_views import view_of_frames
+from pipeline.bench.peers.requests import VideoRequest, ViewRequest, build_view_maker
+from pipeline.bench.peers.tensor_views import make_view_of_frames
 from pipeline.clips.decode import UInt8s
 from pipeline.clips.sampling import SLACK
 from pipeline.seeds import Floats
 
 MARGIN = 1024
-"""Ticks of the stream's clock by which the seek aims earlier."""
+"""The number of ticks of the stream's time base by which the seek aims earlier."""
 
 
 def read_span(location: str, times: Floats) -> UInt8s:
-    """[T, H, W, 3] frames on screen at these times, of all frames between the first and the last of them."""
-    told: list[float] = []
+    """Reads the frames on screen at these times in seconds, uint8 [T, H, W, 3], by decoding everything between them."""
+    frame_times: list[float] = []
     frames: list[UInt8s] = []
     with av.open(location) as container:
         (stream,) = container.streams.video[:1]
@@ -40,22 +40,22 @@ def read_span(location: str, times: Floats) -> UInt8s:
                 break
             if frames:
                 frames.append(_pixels(frame))
-                told.append(at)
+                frame_times.append(at)
             else:
-                before, told = frame, [at]
+                before, frame_times = frame, [at]
     if not frames and before is not None:
         frames.append(_pixels(before))
-    shown = np.searchsorted(np.asarray(told), times + SLACK, side="right") - 1
-    return np.stack([frames[place] for place in np.clip(shown, 0, len(frames) - 1)])
+    shown = np.searchsorted(np.asarray(frame_times), times + SLACK, side="right") - 1
+    return np.stack([frames[index] for index in np.clip(shown, 0, len(frames) - 1)])
 
 
 def _pixels(frame: av.VideoFrame) -> UInt8s:
     return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 
-def _view(asked: VideoRequest, request: ViewRequest) -> torch.Tensor:
-    frames_THWC = torch.from_numpy(read_span(asked.video.location, request.times)).float() / 255
-    return view_of_frames(frames_THWC.permute(0, 3, 1, 2), asked, request)
+def _make_view(video_request: VideoRequest, request: ViewRequest) -> torch.Tensor:
+    frames_THWC = torch.from_numpy(read_span(video_request.video.location, request.times)).float() / 255
+    return make_view_of_frames(frames_THWC.permute(0, 3, 1, 2), video_request, request)
 
 
-make_views = one_by_one(_view)
+make_pyslowfast_views = build_view_maker(_make_view)

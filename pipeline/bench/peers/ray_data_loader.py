@@ -15,9 +15,9 @@ import ray.data
 import torch
 from torchvision.transforms.v2 import functional
 
-from pipeline.bench.peers.requests import Columns, VideoRequest, requests_of_row, row_numbers
-from pipeline.bench.peers.svformer_loader import read_decord
-from pipeline.bench.peers.tensor_views import view_of_frames
+from pipeline.bench.peers.requests import TensorColumns, VideoRequest, list_row_requests, read_row_numbers
+from pipeline.bench.peers.svformer_loader import read_decord_frames
+from pipeline.bench.peers.tensor_views import make_view_of_frames
 from pipeline.clips.decode import compute_crop_corner, compute_scaled_size
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
@@ -26,17 +26,17 @@ from pipeline.stream.ray_tasks import get_shared
 Row = dict[str, Any]
 
 
-def shuffled_batches(source: VideoSource, config: Config, rows: range) -> Iterator[Columns]:
-    """One epoch of these rows, shuffled, in batches of a step."""
+def load_shuffled_batches(source: VideoSource, config: Config, rows: range) -> Iterator[TensorColumns]:
+    """Yields one epoch of these rows of the plan, shuffled, in batches of a step."""
     reference = ray.put([(source, config)])  # once, not once a task
 
     def decode(item: Row) -> Row:
-        here, of = get_shared(reference)
-        return decode_row(here, of, int(item["row"]))
+        shared_source, shared_config = get_shared(reference)
+        return decode_row(shared_source, shared_config, int(item["row"]))
 
     def augment(row: Row) -> Row:
-        here, of = get_shared(reference)
-        return views_of_row(here, of, row)
+        shared_source, shared_config = get_shared(reference)
+        return make_views_of_row(shared_source, shared_config, row)
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     data = ray.data.from_items([{"row": row} for row in rows]).map(decode).random_shuffle(seed=rows.start).map(augment)
@@ -44,35 +44,36 @@ def shuffled_batches(source: VideoSource, config: Config, rows: range) -> Iterat
 
 
 def decode_row(source: VideoSource, config: Config, row: int) -> Row:
-    """``row``, and each student's clips of all slots, uint8 [S, T, size, size, 3]."""
+    """Decodes a row of the plan: ``row``, and each student's clips of all slots, uint8 [S, T, size, size, 3]."""
     torch.set_num_threads(1)
     clips: dict[str, list[Any]] = {}
-    for asked in requests_of_row(source, config, row):
-        for student, clip in _decode(asked).items():
+    for video_request in list_row_requests(source, config, row):
+        for student, clip in _decode_video(video_request).items():
             clips.setdefault(student, []).append(clip)
     return {"row": row, **{student: np.stack(parts) for student, parts in clips.items()}}
 
 
-def _decode(asked: VideoRequest) -> dict[str, Any]:
-    times = {request.name.partition("/")[0]: request.times for request in asked.requests}
-    wanted = np.unique(np.concatenate(list(times.values())))
-    width, height = compute_scaled_size(asked.video.width, asked.video.height, asked.decode_size)
-    frames_TCHW = torch.from_numpy(read_decord(asked.video, wanted)).permute(0, 3, 1, 2)
+def _decode_video(video_request: VideoRequest) -> dict[str, Any]:
+    times = {request.name.partition("/")[0]: request.times for request in video_request.requests}
+    all_times = np.unique(np.concatenate(list(times.values())))
+    width, height = compute_scaled_size(video_request.video.width, video_request.video.height, video_request.decode_size)
+    frames_TCHW = torch.from_numpy(read_decord_frames(video_request.video, all_times)).permute(0, 3, 1, 2)
     frames_TCHW = functional.resize(frames_TCHW, [height, width], antialias=False)
-    left, top = compute_crop_corner(asked.window, width, height, asked.decode_size)
-    square = functional.crop(frames_TCHW, top, left, asked.decode_size, asked.decode_size).permute(0, 2, 3, 1).numpy()
-    return {student: square[np.searchsorted(wanted, at)] for student, at in times.items()}
+    left, top = compute_crop_corner(video_request.crop_position, width, height, video_request.decode_size)
+    side = video_request.decode_size
+    square = functional.crop(frames_TCHW, top, left, side, side).permute(0, 2, 3, 1).numpy()
+    return {student: square[np.searchsorted(all_times, at)] for student, at in times.items()}
 
 
-def views_of_row(source: VideoSource, config: Config, row: Row) -> Row:
-    """The row's numbers and views, as ``RowViews`` has them."""
+def make_views_of_row(source: VideoSource, config: Config, row: Row) -> Row:
+    """Makes the views of a decoded row, and returns them with the row's numbers, as ``RowViews`` does."""
     torch.set_num_threads(1)
     made: dict[str, list[torch.Tensor]] = {}
-    for slot, asked in enumerate(requests_of_row(source, config, int(row["row"]))):
-        for request in asked.requests:
-            frames_THWC = torch.from_numpy(np.array(row[request.name.partition("/")[0]][slot]))
-            made.setdefault(request.name, []).append(view_of_frames(frames_THWC.permute(0, 3, 1, 2), asked, request))
-    numbers = row_numbers(source, int(row["row"]))
+    for slot, video_request in enumerate(list_row_requests(source, config, int(row["row"]))):
+        for request in video_request.requests:
+            frames_TCHW = torch.from_numpy(np.array(row[request.name.partition("/")[0]][slot])).permute(0, 3, 1, 2)
+            made.setdefault(request.name, []).append(make_view_of_frames(frames_TCHW, video_request, request))
+    numbers = read_row_numbers(source, int(row["row"]))
     return {
         **{name: value.numpy() for name, value in numbers.items()},
         **{name: torch.stack(views).numpy() for name, views in made.items()},

@@ -1,4 +1,4 @@
-"""What every peer is asked for: the views of the plan's rows, as files, times in seconds, sizes and seeds."""
+"""Describes what every peer is asked for: the views of the plan's rows, as files, times in seconds, sizes and seeds."""
 
 from __future__ import annotations
 
@@ -20,81 +20,83 @@ from pipeline.files import storage
 from pipeline.methods import STUDENTS, compute_loss_weights
 from pipeline.seeds import Floats
 
-Columns = dict[str, torch.Tensor]
+TensorColumns = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """One view of one student."""
+    """A request for one view for one student."""
 
     name: str
-    """``student/kind``: kinds are labeled, weak and strong."""
+    """``student/kind``, where the kind is labeled, weak or strong."""
     times: Floats
     """[T] seconds after the video's first frame, ascending."""
     clip: ClipSection
     strong: bool
+    """Whether the view is a strong one."""
     seed: int
-    """Of everything random in the view, 64 bits."""
+    """The seed, of 64 bits, of everything random in the view."""
 
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """All views of one video in one row of the plan."""
+    """A request for all views of one video in one row of the plan."""
 
     video: Video
     requests: tuple[ViewRequest, ...]
     views: ViewsSection
     decode_size: int
-    window: float
-    """Where this project cuts its square, 0..1 along the longer side."""
+    crop_position: float
+    """Where this project cuts its square along the longer side, from 0 to 1."""
 
 
-MakeViews = Callable[[VideoRequest], Columns]
-"""Views float32 [C, T, size, size], normalized, by the name of the request."""
+MakeViews = Callable[[VideoRequest], TensorColumns]
+"""A function that makes normalized float32 views [C, T, size, size], by the names of their requests."""
 MakeView = Callable[[VideoRequest, ViewRequest], torch.Tensor]
 
 
-def one_by_one(make: MakeView) -> MakeViews:
-    """A peer that makes every view by itself, from an open of its own."""
-    return partial(_each, make)
+def build_view_maker(make: MakeView) -> MakeViews:
+    """Returns a function that makes every view of a video separately with ``make``, which opens the file each time."""
+    return partial(_make_each, make)
 
 
-def _each(make: MakeView, asked: VideoRequest) -> Columns:
-    return {request.name: make(asked, request) for request in asked.requests}
+def _make_each(make: MakeView, video_request: VideoRequest) -> TensorColumns:
+    return {request.name: make(video_request, request) for request in video_request.requests}
 
 
-def requests_of_row(source: VideoSource, config: Config, row: int) -> list[VideoRequest]:
-    """One for each slot: the same videos at the same times as this project's own loader decodes in this row."""
-    (videos,), ((moments,), (windows,)) = source.plan.videos([row]), source.moments(np.array([row]))
-    asked = []
-    for slot, (number, moment, window) in enumerate(zip(videos.tolist(), moments, windows.tolist(), strict=True)):
+def list_row_requests(source: VideoSource, config: Config, row: int) -> list[VideoRequest]:
+    """Lists a request for each slot: the videos and times that this project's own loader decodes for this row of the plan."""
+    (videos,), ((moments,), (crop_positions,)) = source.plan.videos([row]), source.moments(np.array([row]))
+    video_requests = []
+    for slot, (number, moment, crop_position) in enumerate(zip(videos.tolist(), moments, crop_positions.tolist(), strict=True)):
         video = source.describe_video(number)
         times = compute_clip_times(moment, video.start, video.end, source.clips)
         requests = []
-        for kind in ("labeled",) if slot == 0 else unlabeled_kinds(config):
+        for kind in ("labeled",) if slot == 0 else list_unlabeled_kinds(config):
             for student, clip, at in zip(STUDENTS, source.clips, times, strict=True):
                 name = f"{student}/{kind}"
                 (seed,) = derive_view_seeds(config.run.seed, [row], [slot], name)
                 requests.append(ViewRequest(name, at, clip, kind == "strong", seed))
-        asked.append(VideoRequest(video, tuple(requests), config.views, source.size, window))
-    return asked
+        video_requests.append(VideoRequest(video, tuple(requests), config.views, source.size, crop_position))
+    return video_requests
 
 
-def unlabeled_kinds(config: Config) -> tuple[str, ...]:
-    """Kinds of views that the method's first step makes of unlabeled videos."""
+def list_unlabeled_kinds(config: Config) -> tuple[str, ...]:
+    """Lists the kinds of views that the method's first step makes of unlabeled videos."""
     weights = compute_loss_weights(config.method, 0)
     if not (config.unlabeled_per_labeled and weights.use_unlabeled):
         return ()
     return ("weak", "strong") if weights.use_strong else ("weak",)
 
 
-def views_per_step(source: VideoSource, config: Config) -> int:
-    """Of both students together."""
-    return source.plan.rows_per_step * len(STUDENTS) * (1 + source.plan.unlabeled_per_labeled * len(unlabeled_kinds(config)))
+def count_views_per_step(source: VideoSource, config: Config) -> int:
+    """Counts the views of a step, those of both students together."""
+    views_of_unlabeled = source.plan.unlabeled_per_labeled * len(list_unlabeled_kinds(config))
+    return source.plan.rows_per_step * len(STUDENTS) * (1 + views_of_unlabeled)
 
 
-class RowViews(Dataset[Columns]):
-    """Rows of the plan as views: ``row`` [], ``videos`` and ``labels`` [S], and ``student/kind`` [n, C, T, size, size]."""
+class RowViews(Dataset[TensorColumns]):
+    """A data set of the plan's rows: ``row`` [], ``videos`` and ``labels`` [S], and ``student/kind`` [n, C, T, size, size]."""
 
     def __init__(self, source: VideoSource, config: Config, rows: int, make: MakeViews) -> None:
         self.source, self.config, self.num_rows, self.make = source, config, rows, make
@@ -102,27 +104,27 @@ class RowViews(Dataset[Columns]):
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, row: int) -> Columns:
+    def __getitem__(self, row: int) -> TensorColumns:
         torch.set_num_threads(1)
-        made = [self.make(asked) for asked in requests_of_row(self.source, self.config, row)]
+        made = [self.make(request) for request in list_row_requests(self.source, self.config, row)]
         names = [name for views in (made[0], *made[1:2]) for name in views]
         return {
-            **row_numbers(self.source, row),
+            **read_row_numbers(self.source, row),
             **{name: torch.stack([views[name] for views in made if name in views]) for name in names},
         }
 
 
-def row_numbers(source: VideoSource, row: int) -> Columns:
-    """``row`` [], ``videos`` [S] manifest rows and ``labels`` [S] of a row of the plan."""
+def read_row_numbers(source: VideoSource, row: int) -> TensorColumns:
+    """Reads ``row`` [], ``videos`` [S] (manifest rows) and ``labels`` [S] of a row of the plan."""
     (videos,) = source.plan.videos([row])
     labels = np.asarray(source.columns["label"][videos], dtype=np.int64)
     return {"row": torch.tensor(row), "videos": torch.from_numpy(videos), "labels": torch.from_numpy(labels)}
 
 
 def check_same_work(source: VideoSource, config: Config) -> None:
-    """Raises UserError for what the peers do not do, and for files that not all of them read."""
+    """Raises UserError if the configuration asks for what the peers do not do, or if not all of them can read the files."""
     weak, strong, off = config.views.weak, config.views.strong, TimeSection()
-    asked = {
+    unusual = {
         "views.weak.time": weak.time != off,
         "views.strong.time": strong.time != off,
         "views.weak.max_aspect": weak.max_aspect != 1,
@@ -132,8 +134,9 @@ def check_same_work(source: VideoSource, config: Config) -> None:
         "method.supervised.mixup": bool(config.method.supervised.mixup),
         **{f"{student}.clip.modality": getattr(config, student).clip.modality != "rgb" for student in STUDENTS},
     }
-    if unlike := [name for name, unusual in asked.items() if unusual]:
-        raise UserError(f"bench peers does the same work in every loader, and the peers know no {', '.join(unlike)}: leave out")
+    if unknown := [name for name, is_unusual in unusual.items() if is_unusual]:
+        names = ", ".join(unknown)
+        raise UserError(f"bench peers does the same work in every loader, and the peers know no {names}: leave out")
     numbers = np.concatenate([source.plan.labeled, source.plan.unlabeled if config.unlabeled_per_labeled else []])
     decoders = source.manifest.table["decoder"].take(numbers.astype(np.int64)).to_pylist()
     if unread := sum(decoder != "decord" for decoder in decoders):

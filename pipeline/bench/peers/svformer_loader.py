@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
-from pipeline.bench.peers.requests import VideoRequest, ViewRequest, one_by_one
+from pipeline.bench.peers.requests import VideoRequest, ViewRequest, build_view_maker
 from pipeline.clips.decode import UInt8s, Video
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.sampling import compute_frame_starts, find_frames
@@ -22,24 +22,24 @@ from pipeline.seeds import Floats
 from pipeline.video.decord_check import decord
 
 
-def read_decord(video: Video, times: Floats) -> UInt8s:
-    """[T, H, W, 3] frames on screen at these times, at about the file's size."""
+def read_decord_frames(video: Video, times: Floats) -> UInt8s:
+    """Reads the frames on screen at these times in seconds, uint8 [T, H, W, 3], at about the file's size."""
     # at the file's own size decord fails on widths such as 72 of the synthetic videos, whose rows it pads
     width = -(-video.width // 32) * 32
     reader = decord.VideoReader(video.location, width=width, height=video.height, num_threads=1)
     starts = compute_frame_starts(len(reader), video.fps)
     if video.variable_fps:
-        told = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
-        starts = told - told[0]
+        timestamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
+        starts = timestamps - timestamps[0]
     frames: UInt8s = reader.get_batch(find_frames(times, starts)).asnumpy()
     return frames
 
 
-def _view(asked: VideoRequest, request: ViewRequest) -> torch.Tensor:
+def _make_view(video_request: VideoRequest, request: ViewRequest) -> torch.Tensor:
     generator = np.random.default_rng(request.seed)
-    size, section = request.clip.size, asked.views.strong
-    frames = [Image.fromarray(frame) for frame in read_decord(asked.video, request.times)]
-    frames = _crop_and_flip(frames, size, asked.views.weak, generator)
+    size, section = request.clip.size, video_request.views.strong
+    frames = [Image.fromarray(frame) for frame in read_decord_frames(video_request.video, request.times)]
+    frames = _crop_and_flip(frames, size, video_request.views.weak, generator)
     if request.strong and section.ops:
         augment = rand_augment_transform(f"rand-m{round(10 * section.magnitude)}-n{section.ops}-mstd0.5-inc1", {})
         frames = [_augment(augment, frame, request.seed) for frame in frames]
@@ -53,7 +53,7 @@ def _view(asked: VideoRequest, request: ViewRequest) -> torch.Tensor:
 
 
 def _augment(augment: object, frame: Image.Image, seed: int) -> Image.Image:
-    """Alike for all frames of a clip: timm draws from the generators of the process."""
+    """Augments a frame like all others of its clip: timm draws from the generators of the process, which are seeded here."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     changed: Image.Image = augment(frame)  # type: ignore[operator]
@@ -63,7 +63,7 @@ def _augment(augment: object, frame: Image.Image, seed: int) -> Image.Image:
 def _crop_and_flip(
     frames: list[Image.Image], size: int, section: WeakSection, generator: np.random.Generator
 ) -> list[Image.Image]:
-    """Short-side scale jitter, a random square, a mirror."""
+    """Scales the shorter side at random, cuts a random square and mirrors it at random."""
     short = round(size / generator.uniform(section.min_scale, 1))
     width, height = frames[0].size
     scaled = (max(size, round(width * short / min(width, height))), max(size, round(height * short / min(width, height))))
@@ -74,4 +74,4 @@ def _crop_and_flip(
     return [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in cut]
 
 
-make_views = one_by_one(_view)
+make_svformer_views = build_view_maker(_make_view)

@@ -1,4 +1,4 @@
-"""Views by torchvision's operations on tensors, a clip at a time on the CPU, as data sets of today make them."""
+"""Makes views with torchvision's operations on tensors, a clip at a time on the CPU, as data sets of today do."""
 
 from __future__ import annotations
 
@@ -11,23 +11,32 @@ from pipeline.bench.peers.requests import VideoRequest, ViewRequest
 from pipeline.clips.normalization import MEAN, STD
 
 LEVELS = 31
-"""Of torchvision's RandAugment."""
+"""The number of levels of magnitude of torchvision's RandAugment."""
 
 
-def view_of_frames(frames_TCHW: torch.Tensor, asked: VideoRequest, request: ViewRequest) -> torch.Tensor:
-    """Short-side scale jitter, a random square, a mirror; RandAugment and cutout if strong. Normalized float32 [C, T, S, S].
+def make_view_of_frames(frames_TCHW: torch.Tensor, video_request: VideoRequest, request: ViewRequest) -> torch.Tensor:
+    """Makes a view of a clip's frames.
 
-    Frames are uint8, or float32 from 0 to 1, and stay what they are until they are normalized.
+    The shorter side is scaled at random, a random square is cut and mirrored at random; strong views are then augmented by
+    RandAugment and cutout.
+
+    Args:
+        frames_TCHW: The frames, uint8, or float32 from 0 to 1. They keep their type until they are normalized.
+        video_request: The video, with the settings of its views.
+        request: The view.
+
+    Returns:
+        The normalized view, float32 [C, T, size, size].
     """
     generator = np.random.default_rng(request.seed)
-    size, strong = request.clip.size, asked.views.strong
-    short = round(size / generator.uniform(asked.views.weak.min_scale, 1))
+    size, strong = request.clip.size, video_request.views.strong
+    short = round(size / generator.uniform(video_request.views.weak.min_scale, 1))
     height, width = frames_TCHW.shape[2:]
     scaled = [max(size, round(edge * short / min(height, width))) for edge in (height, width)]
     top, left = (int(generator.integers(0, edge - size + 1)) for edge in scaled)
     clip = functional.resize(frames_TCHW, scaled, antialias=False)
     clip = functional.crop(clip, top, left, size, size)
-    if generator.random() < asked.views.weak.flip:
+    if generator.random() < video_request.views.weak.flip:
         clip = functional.horizontal_flip(clip)
     if request.strong and strong.ops:
         torch.manual_seed(request.seed >> 1)
@@ -35,7 +44,7 @@ def view_of_frames(frames_TCHW: torch.Tensor, asked: VideoRequest, request: View
     clip = functional.normalize(functional.to_dtype(clip, torch.float32, scale=True), [MEAN] * 3, [STD] * 3)
     if request.strong and strong.cutout:
         side = round(size * strong.cutout / 2)
-        top, left = (int(place) for place in generator.integers(0, size - side + 1, 2))
+        top, left = (int(edge) for edge in generator.integers(0, size - side + 1, 2))
         clip[:, :, top : top + side, left : left + side] = 0
     view: torch.Tensor = clip.transpose(0, 1).contiguous()
     return view

@@ -10,15 +10,15 @@ import torch
 from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 
-from pipeline.bench.peers.requests import Columns, VideoRequest
-from pipeline.bench.peers.tensor_views import view_of_frames
+from pipeline.bench.peers.requests import TensorColumns, VideoRequest
+from pipeline.bench.peers.tensor_views import make_view_of_frames
 from pipeline.clips.decode import Video, compute_scaled_size
 from pipeline.clips.sampling import SLACK
 from pipeline.seeds import Floats
 
 
-def read_frames(video: Video, times: Floats, size: int) -> torch.Tensor:
-    """uint8 [T, 3, H, W] frames on screen at these times, with the shorter side scaled to ``size``."""
+def read_torchcodec_frames(video: Video, times: Floats, size: int) -> torch.Tensor:
+    """Reads the frames on screen at these times in seconds, uint8 [T, 3, H, W], with a shorter side of ``size`` pixels."""
     width, height = compute_scaled_size(video.width, video.height, size)
     decoder = VideoDecoder(video.location, num_ffmpeg_threads=1, transforms=[Resize((height, width))])
     begins, ends = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
@@ -27,11 +27,11 @@ def read_frames(video: Video, times: Floats, size: int) -> torch.Tensor:
     return frames
 
 
-def make_views(asked: VideoRequest) -> Columns:
-    """By the request's name."""
-    times = np.unique(np.concatenate([request.times for request in asked.requests]))
-    frames_TCHW = read_frames(asked.video, times, asked.decode_size)
+def make_torchcodec_views(video_request: VideoRequest) -> TensorColumns:
+    """Makes all views of one video, by the names of their requests."""
+    times = np.unique(np.concatenate([request.times for request in video_request.requests]))
+    frames_TCHW = read_torchcodec_frames(video_request.video, times, video_request.decode_size)
     return {
-        request.name: view_of_frames(frames_TCHW[np.searchsorted(times, request.times)], asked, request)
-        for request in asked.requests
+        request.name: make_view_of_frames(frames_TCHW[np.searchsorted(times, request.times)], video_request, request)
+        for request in video_request.requests
     }
