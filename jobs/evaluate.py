@@ -17,11 +17,10 @@ from pipeline.evaluation.calibration import apply_temperature, compute_calibrati
 from pipeline.evaluation.evaluation_summary import format_figures
 from pipeline.evaluation.predict import EvaluationFiles, evaluate
 from pipeline.evaluation.protocol import describe_protocol
-from pipeline.evaluation.video_scores import VIEWS as STUDENTS
 from pipeline.files.folder_lock import lock_folder
 from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_other_data, open_run_source, open_saved_run
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
-from pipeline.run_folder.contents import read_run
+from pipeline.run_folder.contents import PREDICTORS, read_run
 from pipeline.training.held_out import find_held_out_videos
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
@@ -79,7 +78,7 @@ def _calibrate(saved: SavedRun, out: Path) -> int:
     resources = reserve_to_score(saved.config, len(videos))
     content = calibrate(source, saved.config, saved.weights, saved.step, resources, out)
     print(f"on {content['videos']} held-out videos, of which the temperatures were found:")
-    print("\n".join(_format_calibration({name: content[name] for name in STUDENTS})))
+    print("\n".join(_format_calibration({name: content[name] for name in PREDICTORS})))
     print("\n".join(_compare_on_test_videos(out, content)))
     for note in list_calibration_notes(content):
         print(f"note: {note}")
@@ -109,7 +108,7 @@ def _compare_on_test_videos(out: Path, calibration: Mapping[str, Any]) -> list[s
         return ["on test videos: evaluate them by this protocol (jobs.evaluate without --calibrate), then the report shows it"]
     labels = record.predictions.labels
     changed = {}
-    for name in STUDENTS:
+    for name in PREDICTORS:
         scores, temperature = record.predictions.scores[name], calibration[name]["temperature"]
         after = None if temperature is None else compute_calibration(labels, apply_temperature(scores, temperature))
         changed[name] = {"temperature": temperature, "before": compute_calibration(labels, scores), "after": after}
@@ -170,7 +169,7 @@ def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[s
         paths = [f"{path}: {reason}" for path, reason in summary["unusable"].items()]
         notes.append(f"{len(paths)} videos of this split were found unusable by jobs.prepare, the first: {paths[0]}")
     if (count := summary["labeled_without_scores"]) and summary["videos"]:
-        shares = ", ".join(f"{name} {summary[name]['top1_with_undecodable']:.1%}" for name in STUDENTS)
+        shares = ", ".join(f"{name} {summary[name]['top1_with_undecodable']:.1%}" for name in PREDICTORS)
         notes.append(f"with these {count} labeled videos counted as wrong, top-1 is: {shares}")
     if other_data is not None:
         notes.append("this is not the run's own data; whether the run learned from any of these videos is not checked")

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import VIEWS, RunRecord, flatten
+from pipeline.analysis.run_reader import RunRecord, flatten
 from pipeline.analysis.statistics import Estimate, adjust_by_holm, describe_verdict, estimate_mean, estimate_over_seeds
 from pipeline.config import Config, list_marked_keys
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import find_predicted_classes
+from pipeline.run_folder.contents import PREDICTORS
 
 BASELINE = "supervised"
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")
@@ -45,13 +46,13 @@ class Group:
 
     @cached_property
     def estimates(self) -> Mapping[str, Estimate]:
-        """The top-1 accuracy in percent over the evaluated runs, by view (``VIEWS``); empty if no run is evaluated."""
+        """The top-1 accuracy in percent over the evaluated runs, by predictor; empty if no run is evaluated."""
         runs = [run for run in self.runs if run.get_top1("mean") is not None]
-        return {view: _estimate_top1([(run, None) for run in runs], view) for view in VIEWS} if runs else {}
+        return {predictor: _estimate_top1([(run, None) for run in runs], predictor) for predictor in PREDICTORS} if runs else {}
 
-    def get_top1(self, view: str) -> Estimate | None:
-        """Returns the estimated top-1 accuracy of one view in percent, or None if no run is evaluated."""
-        return self.estimates.get(view)
+    def get_top1(self, predictor: str) -> Estimate | None:
+        """Returns the estimated top-1 accuracy of one predictor in percent, or None if no run is evaluated."""
+        return self.estimates.get(predictor)
 
 
 @dataclass(frozen=True)
@@ -66,29 +67,35 @@ class Difference:
     """The keys in which the two settings differ apart from the method's own, which is a caveat if the baseline is the
     supervised one."""
     estimates: Mapping[str, Estimate]
-    """The estimated difference in percentage points, by view."""
+    """The estimated difference in percentage points, by predictor."""
     adjusted: Mapping[str, float | None]
-    """The p-value by view, after Holm's correction for all differences of a report."""
+    """The p-value by predictor, after Holm's correction for all differences of a report."""
 
-    def compute_by_seed(self, view: str) -> Mapping[int, float]:
+    def compute_by_seed(self, predictor: str) -> Mapping[int, float]:
         """Computes the difference in percentage points for each seed."""
-        return {ours.seed or 0: (ours.get_top1(view) or 0.0) - (theirs.get_top1(view) or 0.0) for ours, theirs in self.pairs}
+        return {
+            ours.seed or 0: (ours.get_top1(predictor) or 0.0) - (theirs.get_top1(predictor) or 0.0)
+            for ours, theirs in self.pairs
+        }
 
-    def describe_verdict(self, view: str) -> str:
+    def describe_verdict(self, predictor: str) -> str:
         """Says in words whether the difference is more than chance."""
-        return describe_verdict(self.estimates[view], self.adjusted[view])
+        return describe_verdict(self.estimates[predictor], self.adjusted[predictor])
 
 
-def _estimate_top1(pairs: Sequence[tuple[RunRecord, RunRecord | None]], view: str) -> Estimate:
+def _estimate_top1(pairs: Sequence[tuple[RunRecord, RunRecord | None]], predictor: str) -> Estimate:
     """Estimates top-1 in percent, over seeds and videos if all runs have scores of the same videos, else over the seeds."""
     ids = _find_shared_ids([run for pair in pairs for run in pair if run is not None])
     if ids:
-        ours = [_mark_correct(run, view, ids) for run, _ in pairs]
-        theirs = [0.0 if other is None else _mark_correct(other, view, ids) for _, other in pairs]
+        ours = [_mark_correct(run, predictor, ids) for run, _ in pairs]
+        theirs = [0.0 if other is None else _mark_correct(other, predictor, ids) for _, other in pairs]
         rows = [own - other for own, other in zip(ours, theirs, strict=True)]
         return estimate_mean(np.stack(rows)).scale(100)
     return estimate_over_seeds(
-        [(run.get_top1(view) or 0.0) - (0.0 if other is None else other.get_top1(view) or 0.0) for run, other in pairs]
+        [
+            (run.get_top1(predictor) or 0.0) - (0.0 if other is None else other.get_top1(predictor) or 0.0)
+            for run, other in pairs
+        ]
     )
 
 
@@ -104,11 +111,11 @@ def _find_shared_ids(runs: Sequence[RunRecord]) -> list[str]:
     return [name for name in first.ids if name in common] if first and len(common) > 1 else []
 
 
-def _mark_correct(run: RunRecord, view: str, ids: Sequence[str]) -> NDArray[np.float64]:
+def _mark_correct(run: RunRecord, predictor: str, ids: Sequence[str]) -> NDArray[np.float64]:
     """Returns 1 for each video that the run classified correctly and 0 for each other one."""
     predictions = run.predictions
     assert predictions is not None
-    right = dict(zip(predictions.ids, find_predicted_classes(predictions.scores[view]) == predictions.labels, strict=True))
+    right = dict(zip(predictions.ids, find_predicted_classes(predictions.scores[predictor]) == predictions.labels, strict=True))
     return np.array([right[name] for name in ids], dtype=np.float64)
 
 
@@ -273,9 +280,13 @@ def compare_groups(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | 
         ]  # fmt: skip
         if candidates:
             differing, baseline, pairs = min(candidates, key=lambda candidate: len(candidate[0]))
-            compared.append((group, baseline, pairs, differing, {view: _estimate_top1(pairs, view) for view in VIEWS}))
-    adjusted = {view: adjust_by_holm([estimates[view].p for *_, estimates in compared]) for view in VIEWS}
-    return [Difference(*parts, {view: adjusted[view][index] for view in VIEWS}) for index, parts in enumerate(compared)]
+            estimates = {predictor: _estimate_top1(pairs, predictor) for predictor in PREDICTORS}
+            compared.append((group, baseline, pairs, differing, estimates))
+    adjusted = {predictor: adjust_by_holm([estimates[predictor].p for *_, estimates in compared]) for predictor in PREDICTORS}
+    return [
+        Difference(*parts, {predictor: adjusted[predictor][index] for predictor in PREDICTORS})
+        for index, parts in enumerate(compared)
+    ]
 
 
 def describe_differences(first: RunRecord, second: RunRecord) -> Iterable[str]:

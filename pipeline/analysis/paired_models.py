@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import VIEWS
 from pipeline.analysis.statistics import Estimate, estimate_mean
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
+from pipeline.run_folder.contents import PREDICTORS
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def read_results(spec: str) -> ModelResults:
     Raises UserError if the folder is not one evaluated run.
     """
     folder, colon, student = spec.rpartition(":")
-    if not colon or (student not in VIEWS and Path(spec).exists()):
+    if not colon or (student not in PREDICTORS and Path(spec).exists()):
         folder, student = spec, "mean"
-    if student not in VIEWS:
-        raise UserError(f"{spec}: {student!r} is not one of {', '.join(VIEWS)}{suggest(student, VIEWS)}")
+    if student not in PREDICTORS:
+        raise UserError(f"{spec}: {student!r} is not one of {', '.join(PREDICTORS)}{suggest(student, PREDICTORS)}")
     runs = read_report_input([folder]).runs
     if len(runs) != 1:
         raise UserError(f"{folder} contains {len(runs)} runs; give the folder of a single run")

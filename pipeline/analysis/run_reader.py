@@ -24,6 +24,7 @@ from pipeline.config import MonitorSection, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import summarize
 from pipeline.evaluation.protocol import describe_protocol
+from pipeline.run_folder.contents import PREDICTORS
 from pipeline.training.monitoring.failure_signatures import Finding, find_signatures
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
@@ -31,8 +32,6 @@ OTHER_DATA = "evaluation_on_*.json"
 """The files with evaluations on other data than the run's own, named after that data's fingerprint."""
 CALIBRATION = "calibration.json"
 """The file of temperatures, by student."""
-VIEWS = ("primary", "auxiliary", "mean")
-"""Whose scores are evaluated: each student's, and the mean of both."""
 ABSENT = {
     "facts.json": "facts.json: versions and label subset are unknown.",
     "evaluation.json": "evaluation.json: not evaluated yet; python -m jobs.evaluate writes it.",
@@ -47,7 +46,7 @@ class Predictions:
     labels: np.ndarray[Any, np.dtype[np.int64]]
     """[N] int64 true classes, -1 if unknown."""
     scores: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
-    """Softmax scores [N, K] by view (``VIEWS``)."""
+    """Softmax scores [N, K] by predictor (``PREDICTORS``)."""
     classes: tuple[str, ...]
     manifest: str = ""
     """The fingerprint of the manifest that lists the videos; "" if the file does not tell."""
@@ -170,9 +169,9 @@ class RunRecord:
         spans = [after - before for before, after in pairwise(steps)]
         return [span * float(line.get("seconds/step") or 0.0) for span, line in zip(spans, self.lines, strict=True)]
 
-    def get_top1(self, view: str) -> float | None:
-        """Returns the top-1 accuracy of one of ``VIEWS`` in percent; None before the evaluation."""
-        share = (self.evaluation.get(view) or {}).get("top1")
+    def get_top1(self, predictor: str) -> float | None:
+        """Returns the top-1 accuracy of one of ``PREDICTORS`` in percent; None before the evaluation."""
+        share = (self.evaluation.get(predictor) or {}).get("top1")
         return None if share is None or not math.isfinite(share) else 100 * share
 
 
@@ -307,7 +306,7 @@ def _read_predictions(path: Path, missing: list[str]) -> Predictions | None:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {})[b"actnetformer"])
         classes = about["classes"]
-        scores = {view: np.array(table[view].to_pylist(), dtype=np.float64) for view in VIEWS}
+        scores = {predictor: np.array(table[predictor].to_pylist(), dtype=np.float64) for predictor in PREDICTORS}
         if not table.num_rows or any(values.shape != (table.num_rows, len(classes)) for values in scores.values()):
             raise ValueError(f"{table.num_rows} rows do not hold {len(classes)} scores each")
         labels = table["label"].to_numpy().astype(np.int64)

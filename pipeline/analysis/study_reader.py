@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import RUN_FILES, VIEWS, RunRecord, is_run, read_json_lines, read_outcome, read_run_record
+from pipeline.analysis.run_reader import RUN_FILES, RunRecord, is_run, read_json_lines, read_outcome, read_run_record
 from pipeline.config import translate_old_keys
 from pipeline.errors import UserError, find_nearest_name
+from pipeline.run_folder.contents import PREDICTORS
 
 SEARCH = "search"
 
@@ -26,17 +27,17 @@ class Objective:
     """A quantity that a search optimizes."""
 
     name: str
-    """A key of a trial's values: one of ``VIEWS``, whose top-1 is a share in 0..1, ``seconds``, or another name."""
+    """A key of a trial's values: one of ``PREDICTORS``, whose top-1 is a share in 0..1, ``seconds``, or another name."""
     maximize: bool = True
 
     @property
     def label(self) -> str:
         """The name with the unit in which readers see the value."""
-        return f"{self.name} top-1, %" if self.name in VIEWS else {"seconds": "training, s"}.get(self.name, self.name)
+        return f"{self.name} top-1, %" if self.name in PREDICTORS else {"seconds": "training, s"}.get(self.name, self.name)
 
     def convert_to_shown_unit(self, value: float) -> float:
         """Converts a value to the unit of ``label``."""
-        return 100 * value if self.name in VIEWS else value
+        return 100 * value if self.name in PREDICTORS else value
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,8 @@ def _update_from_run_folder(trial: TrialRecord, objectives: Sequence[Objective])
     outcome, last = read_outcome(trial.folder), (read_json_lines(trial.folder / "scores.jsonl") or ({},))[-1]
     if not outcome:
         return replace(trial, state="running")
-    known: dict[str, Any] = {view: (outcome.get(view) or {}).get("top1") for view in VIEWS} | {"seconds": last.get("seconds")}
+    known: dict[str, Any] = {predictor: (outcome.get(predictor) or {}).get("top1") for predictor in PREDICTORS}
+    known["seconds"] = last.get("seconds")
     values = {name: float(known[name]) for name in (objective.name for objective in objectives) if known.get(name) is not None}
     return replace(trial, state="complete", values=values, seconds=last.get("seconds", trial.seconds))
 

@@ -14,9 +14,8 @@ from pipeline.config import Config
 from pipeline.evaluation.calibration import TEMPERATURES, apply_temperature, compute_calibration, fit_temperature
 from pipeline.evaluation.parts import choose_parts_folder, delete_parts
 from pipeline.evaluation.predict import score
-from pipeline.evaluation.video_scores import VIEWS
 from pipeline.ray_cluster.resources import Resources
-from pipeline.run_folder.contents import write_text
+from pipeline.run_folder.contents import PREDICTORS, write_text
 
 CALIBRATION_FILE = "calibration.json"
 FEW_VIDEOS = 100
@@ -44,7 +43,7 @@ def calibrate(
         "videos": summary["videos"],
         "data": source.manifest.fingerprint,
     }
-    for name in VIEWS:
+    for name in PREDICTORS:
         own = scores.scores[name]
         temperature = fit_temperature(labels, own)
         after = None if temperature is None else compute_calibration(labels, apply_temperature(own, temperature))
@@ -59,7 +58,7 @@ def list_calibration_notes(calibration: Mapping[str, Any]) -> list[str]:
     notes = []
     if calibration["videos"] < FEW_VIDEOS:
         notes.append(f"a temperature of {calibration['videos']} held-out videos is rough; hold more out with jobs.label")
-    if none := [name for name in VIEWS if calibration[name]["temperature"] is None]:
+    if none := [name for name in PREDICTORS if calibration[name]["temperature"] is None]:
         low, high = TEMPERATURES
         notes.append(
             f"no temperature for {', '.join(none)}: between {low:g} and {high:g} none makes the held-out videos most likely, "

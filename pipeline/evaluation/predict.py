@@ -25,10 +25,10 @@ from pipeline.evaluation.evaluation_summary import summarize
 from pipeline.evaluation.parts import choose_parts_folder, choose_unit, delete_parts, keep_parts, read_parts
 from pipeline.evaluation.protocol import collect_protocol, compute_clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
-from pipeline.evaluation.video_scores import VIEWS, VideoScores, gather_videos, join_video_scores
+from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores
 from pipeline.processes.isolation import count_cores
 from pipeline.ray_cluster.resources import Resources
-from pipeline.run_folder.contents import write_text
+from pipeline.run_folder.contents import PREDICTORS, write_text
 from pipeline.seeds import Floats, Ints
 from pipeline.stream.in_process import map_ahead
 
@@ -233,9 +233,9 @@ def evaluate(
 
 def _write_predictions(files: EvaluationFiles, source: VideoSource, scores: VideoScores, how: Mapping[str, Any]) -> None:
     table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(scores.videos))
-    for name in VIEWS:
+    for name in PREDICTORS:
         table = table.append_column(name, pa.array(list(scores.scores[name].astype(np.float32)), pa.list_(pa.float32())))
-    for name in VIEWS:
+    for name in PREDICTORS:
         spread = scores.spreads[name]
         table = table.append_column(f"{name}_spread", pa.array(spread.astype(np.float32), mask=np.isnan(spread)))
     table = table.append_column("clips", pa.array(scores.decoded, pa.int32()))

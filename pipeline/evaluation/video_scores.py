@@ -13,10 +13,8 @@ from pipeline.clips.source import Columns
 from pipeline.config import Config
 from pipeline.evaluation.protocol import compute_softmax
 from pipeline.methods import STUDENTS
+from pipeline.run_folder.contents import PREDICTORS
 from pipeline.seeds import Floats, Ints
-
-VIEWS = (*STUDENTS, "mean")
-"""Whose scores there are: each student's, and the mean of both students' probabilities."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,10 @@ class VideoScores:
     videos: Ints
     """[V] manifest rows."""
     scores: dict[str, Floats]
-    """[V, K] probabilities by ``VIEWS``, averaged over clips and crops; NaN for a video of which no clip was decoded."""
+    """[V, K] probabilities by ``PREDICTORS``, averaged over clips and crops; NaN for a video of which no clip was decoded."""
     spreads: dict[str, Floats]
-    """[V] by ``VIEWS``: the standard deviation over a video's clips of the probability of its predicted class. Crops of a clip
-    are averaged first. NaN for fewer than two decoded clips."""
+    """[V] by ``PREDICTORS``: the standard deviation over a video's clips of the probability of its predicted class. Crops of a
+    clip are averaged first. NaN for fewer than two decoded clips."""
     decoded: Ints
     """[V] how many clips were decoded."""
     reasons: tuple[str, ...]
@@ -52,8 +50,8 @@ class VideoScores:
         """Makes a table of it, with all bits of the numbers."""
         columns = {"video": pa.array(self.videos), "decoded": pa.array(self.decoded)}
         columns["reason"] = pa.array(self.reasons, pa.string())
-        columns |= {name: pa.array(list(self.scores[name]), pa.list_(pa.float64())) for name in VIEWS}
-        columns |= {f"{name}_spread": pa.array(self.spreads[name]) for name in VIEWS}
+        columns |= {name: pa.array(list(self.scores[name]), pa.list_(pa.float64())) for name in PREDICTORS}
+        columns |= {f"{name}_spread": pa.array(self.spreads[name]) for name in PREDICTORS}
         return pa.table(columns)
 
 
@@ -61,8 +59,8 @@ def read_video_scores(table: pa.Table) -> VideoScores:
     """Reads what ``VideoScores.to_table`` made. Raises KeyError, ValueError or ArrowException if it is something else."""
     return VideoScores(
         table["video"].to_numpy(),
-        {name: np.array(table[name].to_pylist(), dtype=np.float64) for name in VIEWS},
-        {name: table[f"{name}_spread"].to_numpy() for name in VIEWS},
+        {name: np.array(table[name].to_pylist(), dtype=np.float64) for name in PREDICTORS},
+        {name: table[f"{name}_spread"].to_numpy() for name in PREDICTORS},
         table["decoded"].to_numpy(),
         tuple(table["reason"].to_pylist()),
     )
@@ -72,8 +70,8 @@ def join_video_scores(parts: Sequence[VideoScores]) -> VideoScores:
     """Joins the scores of several groups of videos, in their order."""
     return VideoScores(
         np.concatenate([part.videos for part in parts]),
-        {name: np.concatenate([part.scores[name] for part in parts]) for name in VIEWS},
-        {name: np.concatenate([part.spreads[name] for part in parts]) for name in VIEWS},
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in PREDICTORS},
+        {name: np.concatenate([part.spreads[name] for part in parts]) for name in PREDICTORS},
         np.concatenate([part.decoded for part in parts]),
         tuple(reason for part in parts for reason in part.reasons),
     )
@@ -111,7 +109,7 @@ def average_videos(columns: Columns, config: Config) -> VideoScores:
         scores[name], by_clip[name] = _average_student(views_VCXK, usable_VC, config.evaluation.average)
     for both in (scores, by_clip):
         both["mean"] = (both["primary"] + both["auxiliary"]) / 2
-    spreads = {name: _compute_spread(scores[name], by_clip[name], usable_VC) for name in VIEWS}
+    spreads = {name: _compute_spread(scores[name], by_clip[name], usable_VC) for name in PREDICTORS}
     firsts = [next((str(reason) for reason in reasons.ravel() if reason), "") for reasons in reasons_VCX]
     return VideoScores(videos, scores, spreads, decoded, tuple(firsts))
 

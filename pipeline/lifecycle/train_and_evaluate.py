@@ -13,13 +13,12 @@ from pipeline.evaluation.protocol import is_of_finished_run
 from pipeline.hardware import choose_device
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
-from pipeline.run_folder.contents import lock_run, read_metrics, write_text
+from pipeline.run_folder.contents import PREDICTORS, lock_run, read_metrics, write_text
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.gpu_memory import check_training
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import PreparedRun
 
-VIEWS = ("primary", "auxiliary", "mean")
 SCORES = "scores.jsonl"
 """The file of a run folder that has a line for each step at which ``advance`` stopped."""
 
@@ -60,8 +59,8 @@ def train_up_to(prepared: PreparedRun, step: int) -> int:
 
 
 def advance(prepared: PreparedRun, step: int, concurrent: int = 1) -> dict[str, float]:
-    """Trains up to ``step`` and scores the configured split there: for each of ``VIEWS`` its top-1 accuracy in 0..1 and, as
-    ``probability/VIEW``, the mean probability of the true class; and ``seconds`` of training so far.
+    """Trains up to ``step`` and scores the configured split there: for each of ``PREDICTORS`` its top-1 accuracy in 0..1
+    and, as ``probability/PREDICTOR``, the mean probability of the true class; and ``seconds`` of training so far.
 
     The run goes on from there as if it had not stopped. At the last step it is completed by ``complete_run``. What was scored
     before is read from the run folder's scores.jsonl. Raises UserError.
@@ -76,8 +75,8 @@ def _advance(prepared: PreparedRun, step: int, concurrent: int) -> dict[str, flo
     known = next((line for line in read_scores(folder) if line["step"] == step), None)
     if last or known is None:
         summary = complete_run(prepared, concurrent) if last else _score_at(prepared.stop_at(step), concurrent)
-        known = {"step": step, **{view: summary[view]["top1"] for view in VIEWS}}
-        known |= {f"probability/{view}": summary[view].get("true_probability") or 0.0 for view in VIEWS}
+        known = {"step": step, **{predictor: summary[predictor]["top1"] for predictor in PREDICTORS}}
+        known |= {f"probability/{predictor}": summary[predictor].get("true_probability") or 0.0 for predictor in PREDICTORS}
         known["seconds"] = sum_training_seconds(folder, step)
         lines = [line for line in read_scores(folder) if line["step"] != step]
         write_text(folder / SCORES, "".join(json.dumps(line) + "\n" for line in [*lines, known]))

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.analysis.comparison import Difference, Group
-from pipeline.analysis.run_reader import VIEWS
 from pipeline.report.tables import Table, sum_hours
+from pipeline.run_folder.contents import PREDICTORS
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -76,13 +76,13 @@ def format_csv(
         clips = [run.clips for run in group.runs if run.clips is not None]
         cost = (sum_hours(group), sum(clips) if clips else None, " ".join(str(run.folder) for run in group.runs))
         params = [searched_params.get(group.runs[0].folder, {}).get(key) for key in keys]
-        for view in VIEWS:
-            value = group.get_top1(view)
+        for predictor in PREDICTORS:
+            value = group.get_top1(predictor)
             own = (value.seeds, value.mean, value.sd, value.low, value.high, value.over) if value else (0, *[None] * 5)
             against: tuple[object, ...] = (None,) * 10
             if difference is not None:
-                d, p = difference.estimates[view], difference.adjusted[view]
+                d, p = difference.estimates[predictor], difference.adjusted[predictor]
                 against = (difference.baseline.label, d.seeds, d.mean, d.sd, d.low, d.high, d.over, d.p, p)
-                against = (*against, difference.describe_verdict(view))
-            writer.writerow("" if cell is None else cell for cell in (group.label, view, *own, *against, *cost, *params))
+                against = (*against, difference.describe_verdict(predictor))
+            writer.writerow("" if cell is None else cell for cell in (group.label, predictor, *own, *against, *cost, *params))
     return text.getvalue()

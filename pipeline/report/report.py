@@ -21,6 +21,7 @@ from pipeline.report.tables import (
     build_runs_table,
     build_settings_table,
     build_trials_table,
+    describe_protocols,
 )
 
 Format = Literal["html", "md", "csv", "tex"]

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.comparison import BASELINE, Difference, Group
 from pipeline.analysis.response import Response
-from pipeline.analysis.run_reader import VIEWS, RunRecord
+from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.statistics import ALPHA, Estimate, format_p
 from pipeline.analysis.study_reader import ReportInput, StudyRecord
 from pipeline.evaluation.metrics import compute_confusion_matrix, compute_mean_and_sd, find_predicted_classes
 from pipeline.report.tables import format_hours, format_signed
+from pipeline.run_folder.contents import PREDICTORS
 from pipeline.training.monitoring.failure_signatures import KNOBS
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -166,9 +167,9 @@ def _format_interval(points: Estimate) -> str:
     return f" [95{NBSP}%{over}: {low}{NBSP}to{NBSP}{high}]"
 
 
-def _format_percent(group: Group, view: str) -> str:
+def _format_percent(group: Group, predictor: str) -> str:
     """Returns ``71.2 ± 1.1 % (3 seeds)`` with spaces at which no line breaks."""
-    value = group.get_top1(view)
+    value = group.get_top1(predictor)
     if value is None:
         return "unknown"
     spread = "" if value.sd is None else f"{NBSP}±{NBSP}{value.sd:.1f}"
@@ -189,7 +190,7 @@ def describe_best_trial(study: StudyRecord) -> str:
         if key != "run.seed"
     )
     value = best.values[lead.name]
-    text = f"{100 * value:.1f}{NBSP}%" if lead.name in VIEWS else f"{value:.4g}"
+    text = f"{100 * value:.1f}{NBSP}%" if lead.name in PREDICTORS else f"{value:.4g}"
     return (
         f"Best of {len(study.trials)} trials ({counts}): number {best.number}, {lead.name} {text}, with {chosen}. "
         "The best of many is partly luck: train it again with other seeds before it is believed."
@@ -242,12 +243,12 @@ def build_class_table(groups: Sequence[Group]) -> tuple[list[str], list[tuple[st
     evaluated = [group for group in groups if group.get_top1("mean")]
     if not evaluated:
         return [], []
-    columns = [(view, evaluated[0], view) for view in VIEWS]
+    columns = [(predictor, evaluated[0], predictor) for predictor in PREDICTORS]
     if len(evaluated) > 1:
         columns = [(group.label, group, "mean") for group in evaluated]
     classes = next(run for run in evaluated[0].runs if run.evaluation).evaluation["classes"]
     totals = _count_class_videos(evaluated, classes)
-    values = {name: [_compute_class_accuracy(group, view, name) for _, group, view in columns] for name in classes}
+    values = {name: [_compute_class_accuracy(group, predictor, name) for _, group, predictor in columns] for name in classes}
     return [name for name, _, _ in columns], [(name, totals.get(name, ""), values[name]) for name in classes]
 
 
@@ -293,8 +294,8 @@ def _count_class_videos(groups: Sequence[Group], classes: Sequence[str]) -> dict
     return {name: f"{count:,}" for name, count in zip(classes, counts, strict=True)}
 
 
-def _compute_class_accuracy(group: Group, view: str, name: str) -> float | None:
-    shares = [(run.evaluation.get(view) or {}).get("per_class", {}).get(name) for run in group.runs]
+def _compute_class_accuracy(group: Group, predictor: str, name: str) -> float | None:
+    shares = [(run.evaluation.get(predictor) or {}).get("per_class", {}).get(name) for run in group.runs]
     known = [100 * share for share in shares if share is not None]
     return compute_mean_and_sd(known).mean if known else None
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.analysis.run_reader import CALIBRATION, OTHER_DATA, VIEWS, is_run, read_json_lines
+from pipeline.analysis.run_reader import CALIBRATION, OTHER_DATA, is_run, read_json_lines
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
-from pipeline.run_folder.contents import write_text
+from pipeline.run_folder.contents import PREDICTORS, write_text
 
 OF_ONE_MACHINE = ("host", "command")
 """Entries of facts.json that mean nothing on another machine."""
@@ -106,7 +106,7 @@ def _copy_run(source: Path, target: Path) -> None:
 
 def _round_scores(table: pa.Table) -> pa.Table:
     """Rounds scores to three decimals, as numbers of 16 bits, if each video keeps its first class."""
-    for name in VIEWS:
+    for name in PREDICTORS:
         scores = np.array(table[name].to_pylist(), dtype=np.float32)
         half = scores.round(3).astype(np.float16)
         if np.array_equal(half.argmax(axis=1), scores.argmax(axis=1)):

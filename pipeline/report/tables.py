@@ -11,11 +11,12 @@ from typing import Any
 
 from pipeline.analysis.comparison import Difference, Group
 from pipeline.analysis.run_description import describe_labels, describe_steps
-from pipeline.analysis.run_reader import VIEWS, RunRecord
+from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.statistics import Estimate, format_p
 from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
 from pipeline.config import find_short_name
 from pipeline.evaluation.protocol import describe_protocol
+from pipeline.run_folder.contents import PREDICTORS
 
 DASH = "–"
 MINUS = "−"
@@ -47,17 +48,19 @@ class Table:
 
 
 def build_settings_table(groups: Sequence[Group], differences: Sequence[Difference]) -> Table:
-    """Builds a table of settings: the number of seeds, mean and standard deviation of each view, the interval of the mean, and
+    """Builds a table of settings: the number of seeds, mean and standard deviation of each predictor, the interval of the mean,
     the verdict."""
-    columns = ["setting", "n", *(f"{view} %" for view in VIEWS), "95 % interval", "difference", "p (Holm)", "verdict", "hours"]
-    numeric = [False, True, *(True for _ in VIEWS), True, True, True, False, True]
+    accuracies = [f"{predictor} %" for predictor in PREDICTORS]
+    columns = ["setting", "n", *accuracies, "95 % interval", "difference", "p (Holm)", "verdict", "hours"]
+    numeric = [False, True, *(True for _ in PREDICTORS), True, True, True, False, True]
     rows = []
     for group in groups:
         difference = next((one for one in differences if one.group is group), None)
         hours = sum_hours(group)
         rows.append((
             Cell(group.label, group.label), Cell(str(_count_evaluated(group)), _count_evaluated(group)),
-            *(build_mean_cell(group.get_top1(view)) for view in VIEWS), build_interval_cell(group.get_top1("mean")),
+            *(build_mean_cell(group.get_top1(predictor)) for predictor in PREDICTORS),
+            build_interval_cell(group.get_top1("mean")),
             *_build_difference_cells(group, difference, differences),
             Cell(DASH if hours is None else format_hours(hours), hours),
         ))  # fmt: skip
@@ -95,16 +98,16 @@ def describe_settings_table(groups: Sequence[Group], differences: Sequence[Diffe
 
 
 def build_differences_table(differences: Sequence[Difference]) -> Table:
-    """Builds a table of each setting and view: the difference from the baseline with its interval, and p before and after
+    """Builds a table of each setting and predictor: the difference from the baseline with its interval, and p before and after
     correction."""
     columns = ("setting", "scored by", "n", "difference", "sd", "95 % interval", "over", "p", "p (Holm)", "verdict")
     rows = [
-        (_build_text_cell(difference.group.label), _build_text_cell(view), Cell(str(value.seeds), value.seeds),
+        (_build_text_cell(difference.group.label), _build_text_cell(predictor), Cell(str(value.seeds), value.seeds),
          Cell(format_signed(value.mean), value.mean), Cell(DASH if value.sd is None else f"{value.sd:.1f}", value.sd),
          build_interval_cell(value, difference=True), _build_text_cell(value.over), Cell(format_p_cell(value.p), value.p),
-         Cell(format_p_cell(difference.adjusted[view]), difference.adjusted[view]),
-         _build_text_cell(difference.describe_verdict(view)))
-        for difference in differences for view in VIEWS for value in [difference.estimates[view]]
+         Cell(format_p_cell(difference.adjusted[predictor]), difference.adjusted[predictor]),
+         _build_text_cell(difference.describe_verdict(predictor)))
+        for difference in differences for predictor in PREDICTORS for value in [difference.estimates[predictor]]
     ]  # fmt: skip
     base = _join_sorted({difference.baseline.label for difference in differences})
     text = f"Points of top-1 over {base}, paired by seed and by video. Each of the three ways to score is corrected for itself."
@@ -114,11 +117,11 @@ def build_differences_table(differences: Sequence[Difference]) -> Table:
 def build_runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Table:
     """Builds a table of runs. ``link`` returns a run's folder relative to the page."""
     groups = list(groups)
-    columns = ("run", "setting", "labels", "steps", "seed", *(f"{view} %" for view in VIEWS), "hours", "clips")
+    columns = ("run", "setting", "labels", "steps", "seed", *(f"{predictor} %" for predictor in PREDICTORS), "hours", "clips")
     rows = [
         (Cell(run.name, run.name, link(run)), Cell(group.label, group.label), Cell(describe_labels(run), describe_labels(run)),
          Cell(describe_steps(run), run.last_step), Cell("?" if run.seed is None else str(run.seed), run.seed),
-         *(build_percent_cell(run.get_top1(view)) for view in VIEWS),
+         *(build_percent_cell(run.get_top1(predictor)) for predictor in PREDICTORS),
          Cell(DASH if run.seconds is None else format_hours(run.seconds / 3600), run.seconds),
          Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
         for group in groups for run in (*group.runs, *group.repeats)
@@ -126,19 +129,19 @@ def build_runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Tab
     protocols = describe_protocols([run for group in groups for run in group.runs])
     text = f"Top-1 in percent.{protocols} Hours and clips of the logged training steps; starts, evaluation, repeated steps "
     text += "come on top."
-    return Table(columns, (False, False, False, True, True, *(True for _ in VIEWS), True, True), tuple(rows), text)
+    return Table(columns, (False, False, False, True, True, *(True for _ in PREDICTORS), True, True), tuple(rows), text)
 
 
 def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
     """Builds a table of the evaluations of runs on other data than their own; None if there is none."""
-    shares_columns = [f"{view} %" for view in VIEWS]
+    shares_columns = [f"{predictor} %" for predictor in PREDICTORS]
     columns = ("run", "other data", "fingerprint", "split", "videos", *shares_columns, "not counted", "protocol")
     rows = []
     for run in runs:
         for evaluation in run.other_data:
             data, unknown = evaluation.get("data") or {}, (evaluation.get("other_data") or {}).get("unknown_classes") or {}
             left_out = ", ".join(f"{name} ({count})" for name, count in unknown.items()) or DASH
-            shares = [(evaluation.get(view) or {}).get("top1") for view in VIEWS]
+            shares = [(evaluation.get(predictor) or {}).get("top1") for predictor in PREDICTORS]
             rows.append((
                 Cell(run.name, run.name), *(_build_text_cell(data.get(key)) for key in ("manifest", "fingerprint")),
                 _build_text_cell(evaluation.get("split")),
@@ -148,7 +151,7 @@ def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
             ))  # fmt: skip
     text = "Evaluated on other data: top-1 in percent, classes matched by name. Not counted: videos of classes that the run "
     text += "does not know. Whether the run learned from any of these videos is not checked."
-    numeric = (False, False, False, False, True, *(True for _ in VIEWS), False, False)
+    numeric = (False, False, False, False, True, *(True for _ in PREDICTORS), False, False)
     return Table(columns, numeric, tuple(rows), text) if rows else None
 
 

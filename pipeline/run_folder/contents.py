@@ -37,6 +37,8 @@ from pipeline.files.folder_lock import lock_folder
 from pipeline.files.store_lock import StoreNotResponding, lock_store
 
 PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
+PREDICTORS = ("primary", "auxiliary", "mean")
+"""Whose scores and accuracies a run folder has: each student's, and those of the mean of both."""
 QUARANTINE = pa.schema(
     [
         ("row", pa.int64()),  # of the plan

@@ -21,7 +21,7 @@ STATES = {
 
 
 def list_objectives(plan: SearchPlan) -> list[dict[str, str]]:
-    """Lists the objectives for study.json: accuracy under the name of the evaluated view, and time as ``seconds``."""
+    """Lists the objectives for study.json: accuracy under the name of the predictor, and time as ``seconds``."""
     ways = zip(plan.objectives, plan.directions, strict=True)
     return [{"name": plan.metric if name == "accuracy" else "seconds", "direction": way} for name, way in ways]
 

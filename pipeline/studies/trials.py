@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pipeline.config import Config
 from pipeline.evaluation.protocol import collect_protocol, describe_protocol
+from pipeline.run_folder.contents import PREDICTORS
 
 ORPHAN_SECONDS = 20.0
 """How many seconds a trial waits until the trial of a killed driver has left its run folder."""
@@ -66,7 +67,7 @@ class Budget:
 
 def print_scores(job: Job, step: int, scores: Mapping[str, float]) -> None:
     """Prints how good a trial is at one of its stops."""
-    accuracies = "  ".join(f"{view} {scores[view]:.1%}" for view in ("primary", "auxiliary", "mean"))
+    accuracies = "  ".join(f"{predictor} {scores[predictor]:.1%}" for predictor in PREDICTORS)
     protocol = describe_protocol({"protocol": collect_protocol(job.config)})
     where = f"{job.name} at step {step}/{job.config.train.steps}"
     print(f"{where}: {job.config.evaluation.split} top-1 {accuracies} ({protocol})", flush=True)

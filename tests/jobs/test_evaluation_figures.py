@@ -31,7 +31,7 @@ from pipeline.lifecycle.saved_run import SavedRun, open_other_data, open_run_sou
 from pipeline.manifest.schema import SCHEMA, read_manifest, resolve_uri, write_manifest
 from pipeline.methods import STUDENTS, build_students
 
-VIEWS = (*STUDENTS, "mean")
+PREDICTORS = (*STUDENTS, "mean")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_scores_are_those_of_a_plain_loop_and_figures_those_of_scikit_learn(
     saved = open_saved_run(one, words, ("evaluation.",))
     plain = score_by_plain_loop(saved, open_run_source(saved))
     labels = np.array([row["label"] for row in rows])
-    for name in VIEWS:
+    for name in PREDICTORS:
         scores = np.array([row[name] for row in rows])
         np.testing.assert_allclose(scores, [own[name] for own in plain], atol=1e-5)
         figures = summary[name]
@@ -141,7 +141,7 @@ def test_videos_without_scores_are_listed_and_counted_both_ways(
     summary, rows = read_results(out)
     assert list(summary["undecodable"]) == [str(lost)] and summary["partly_decoded"] == {} == summary["unusable"]
     assert (summary["videos"], summary["labeled_without_scores"], len(rows)) == (7, 1, 7)
-    for name in VIEWS:
+    for name in PREDICTORS:
         assert summary[name]["top1_with_undecodable"] == pytest.approx(summary[name]["top1"] * 7 / 8)
         assert before[name]["top1_with_undecodable"] == before[name]["top1"]
     said = capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_videos_that_were_unusable_when_prepared_are_counted_as_wrong_too(
     gone = resolve_uri(old.root, "gone.mp4")
     assert list(summary["undecodable"]) == [f"{gone} (0 s to 0.25 s)", f"{gone} (0.25 s to 0.5 s)"]
     assert (summary["videos"], summary["labeled_without_scores"]) == (5, 3)
-    for name in VIEWS:
+    for name in PREDICTORS:
         assert summary[name]["top1_with_undecodable"] == pytest.approx(summary[name]["top1"] * 5 / 8)
     assert "1 videos of this split were found unusable by jobs.prepare" in capsys.readouterr().out
 
@@ -178,7 +178,7 @@ def test_temperatures_are_found_on_held_out_videos_and_shown_on_test_videos(
     said = capsys.readouterr().out
     content = json.loads((one / "calibration.json").read_text(encoding="utf-8"))
     assert (content["videos"], content["step"], content["protocol"]["split"]) == (4, 1, "validation")
-    for name in VIEWS:
+    for name in PREDICTORS:
         temperature = content[name]["temperature"]
         assert content[name]["before"]["nll"] > 0
         if temperature is not None:

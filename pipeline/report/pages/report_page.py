@@ -16,7 +16,7 @@ from pipeline.analysis import run_description
 from pipeline.analysis.comparison import BASELINE, Group
 from pipeline.analysis.curves import PANELS, build_curves
 from pipeline.analysis.response import choose_response
-from pipeline.analysis.run_reader import VIEWS, RunRecord
+from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import TrialRecord
 from pipeline.report import sentences
 from pipeline.report.html import REPORT_SCRIPT, hash_script, render_page
@@ -35,6 +35,7 @@ from pipeline.report.tables import (
     build_runs_table,
     build_settings_table,
 )
+from pipeline.run_folder.contents import PREDICTORS
 
 MAX_CONFUSIONS = 4
 """The number of confusion matrices on a page at most, one per setting."""
@@ -132,15 +133,15 @@ def _draw_responses(content: Content) -> list[Drawing]:
     if response is None:
         return []
     drawings = []
-    for view in VIEWS:
-        prefix = f"response-{view}"
+    for predictor in PREDICTORS:
+        prefix = f"response-{predictor}"
         if response.kind == "curve":
-            svg = draw_response_curve(response, groups, view, content.baseline, prefix)
+            svg = draw_response_curve(response, groups, predictor, content.baseline, prefix)
         elif response.kind == "map":
-            svg = draw_response_map(response, groups, view, prefix)
+            svg = draw_response_map(response, groups, predictor, prefix)
         else:
-            svg = draw_response_rows(groups, content.differences, view, prefix)
-        drawings.append(Drawing(view, svg))
+            svg = draw_response_rows(groups, content.differences, predictor, prefix)
+        drawings.append(Drawing(predictor, svg))
     return drawings
 
 

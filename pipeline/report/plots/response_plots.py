@@ -14,10 +14,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from pipeline.analysis.comparison import Difference, Group
 from pipeline.analysis.response import Response
-from pipeline.analysis.run_reader import VIEWS
 from pipeline.analysis.statistics import Estimate
 from pipeline.report.plots.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, render_svg, style_axes
 from pipeline.report.tables import format_number, shorten_key
+from pipeline.run_folder.contents import PREDICTORS
 
 LOGARITHMIC = 16
 """A positive axis is logarithmic if its largest value is at least so many times its smallest."""
@@ -28,21 +28,23 @@ ROW = 0.44
 MAX_ROWS = 40
 
 
-def draw_response_curve(response: Response, groups: Sequence[Group], view: str, baseline: Group | None, prefix: str) -> str:
+def draw_response_curve(
+    response: Response, groups: Sequence[Group], predictor: str, baseline: Group | None, prefix: str
+) -> str:
     """Draws accuracy over one key: means joined by a line, their 95 % intervals, single seeds as small rings, the baseline
     hollow."""
     order = sorted(response.coordinates, key=lambda index: response.coordinates[index][0])
-    color = SERIES[VIEWS.index(view)]
+    color = SERIES[PREDICTORS.index(predictor)]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, facecolor="none")
         axes = figure.add_axes((0.11, 0.185, 0.855, 0.71), facecolor="none")
         style_axes(axes, response.keys[0], "top-1, %")
         xs = [float(response.coordinates[index][0]) for index in order]
-        estimates = [_get_estimate(groups[index], view) for index in order]
+        estimates = [_get_estimate(groups[index], predictor) for index in order]
         axes.plot(xs, [value.mean for value in estimates], color=color, linewidth=1.4, zorder=2)
         for index, x, value in zip(order, xs, estimates, strict=True):
             _draw_interval(axes, x, value, color)
-            rings = [top1 for run in groups[index].runs if (top1 := run.get_top1(view)) is not None]
+            rings = [top1 for run in groups[index].runs if (top1 := run.get_top1(predictor)) is not None]
             if len(rings) > 1:
                 axes.plot(
                     [x] * len(rings), rings, "o", markersize=3.5, markerfacecolor="none", markeredgecolor=color, alpha=0.55
@@ -53,7 +55,7 @@ def draw_response_curve(response: Response, groups: Sequence[Group], view: str, 
             )
         _set_ticks(axes, xs)
         _set_limits(axes, [end for value in estimates for end in (value.low, value.high, value.mean) if end is not None])
-        return render_svg(figure, f"Top-1 of the {view} over {response.keys[0]}", prefix)
+        return render_svg(figure, f"Top-1 of the {predictor} over {response.keys[0]}", prefix)
 
 
 def _draw_interval(axes: Axes, x: float, value: Estimate, color: str) -> None:
@@ -82,11 +84,11 @@ def _set_limits(axes: Axes, values: Sequence[float]) -> None:
     axes.set_ylim(max(low - missing - 1, -1), min(high + missing + 1, 101))
 
 
-def draw_response_map(response: Response, groups: Sequence[Group], view: str, prefix: str) -> str:
+def draw_response_map(response: Response, groups: Sequence[Group], predictor: str, prefix: str) -> str:
     """Draws a cell for each pair of values, with mean and standard deviation; the higher the mean in this map, the stronger
     the color."""
     xs, ys = response.list_values(1), response.list_values(0)
-    means = {index: _get_estimate(groups[index], view) for index in response.coordinates}
+    means = {index: _get_estimate(groups[index], predictor) for index in response.coordinates}
     low, high = (pick(value.mean for value in means.values()) for pick in (min, max))
     left, top = 0.35 + GLYPH_WIDTH * max(len(format_number(y)) for y in ys) / 72, 0.5
     size = (left + CELL[0] * len(xs) + 0.03, top + CELL[1] * len(ys) + 0.03)
@@ -103,7 +105,7 @@ def draw_response_map(response: Response, groups: Sequence[Group], view: str, pr
         axes.tick_params(length=0)
         axes.set_xlabel(shorten_key(response.keys[1], response.keys), loc="left")
         axes.set_ylabel(shorten_key(response.keys[0], response.keys), loc="top")
-        return render_svg(figure, f"Top-1 of the {view} over {' and '.join(response.keys)}", prefix)
+        return render_svg(figure, f"Top-1 of the {predictor} over {' and '.join(response.keys)}", prefix)
 
 
 def _draw_cell(axes: Axes, column: int, row: int, value: Estimate, share: float) -> None:
@@ -115,14 +117,14 @@ def _draw_cell(axes: Axes, column: int, row: int, value: Estimate, share: float)
     axes.text(column + 0.5, row + 0.73, spread, ha="center", va="center", fontsize=8.5)
 
 
-def draw_response_rows(groups: Sequence[Group], differences: Sequence[Difference], view: str, prefix: str) -> str:
+def draw_response_rows(groups: Sequence[Group], differences: Sequence[Difference], predictor: str, prefix: str) -> str:
     """Draws a row for each setting: its difference from the baseline with its interval or, if nothing is compared, its
     accuracy."""
     rows: list[tuple[str, Estimate, list[float]]] = [
-        (one.group.label, one.estimates[view], list(one.compute_by_seed(view).values())) for one in differences
+        (one.group.label, one.estimates[predictor], list(one.compute_by_seed(predictor).values())) for one in differences
     ] or [
-        (group.label, value, [top1 for run in group.runs if (top1 := run.get_top1(view)) is not None])
-        for group in groups if (value := group.get_top1(view))
+        (group.label, value, [top1 for run in group.runs if (top1 := run.get_top1(predictor)) is not None])
+        for group in groups if (value := group.get_top1(predictor))
     ]  # fmt: skip
     rows = rows[:MAX_ROWS]
     bases = list(dict.fromkeys(one.baseline.label for one in differences))
@@ -147,7 +149,7 @@ def draw_response_rows(groups: Sequence[Group], differences: Sequence[Difference
         ends = [*zero, *known]
         span = max(max(ends) - min(ends), 4.0)
         axes.set_xlim(min(ends) - 0.06 * span, max(ends) + 0.06 * span)
-        return render_svg(figure, f"{'Differences' if differences else 'Accuracy'} of the {view}", prefix)
+        return render_svg(figure, f"{'Differences' if differences else 'Accuracy'} of the {predictor}", prefix)
 
 
 def _draw_row(axes: Axes, row: int, label: str, value: Estimate, seeds: Sequence[float]) -> None:
@@ -165,7 +167,7 @@ def _draw_row(axes: Axes, row: int, label: str, value: Estimate, seeds: Sequence
     axes.text(0.0, row - 0.16, short, **style)
 
 
-def _get_estimate(group: Group, view: str) -> Estimate:
-    estimate = group.get_top1(view)
+def _get_estimate(group: Group, predictor: str) -> Estimate:
+    estimate = group.get_top1(predictor)
     assert estimate is not None, f"{group.label} is not evaluated"
     return estimate

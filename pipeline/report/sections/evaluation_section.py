@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.run_reader import VIEWS, Predictions, RunRecord
+from pipeline.analysis.run_reader import Predictions, RunRecord
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, fits_evaluation
 from pipeline.evaluation.evaluation_summary import compute_figures
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.reliability_plots import draw_reliability
 from pipeline.report.sample_clips import Sample, show_videos
 from pipeline.report.tables import DASH, Cell, Table, build_percent_cell
+from pipeline.run_folder.contents import PREDICTORS
 
 NUM_VIDEOS = 4
 """Videos of each kind that are shown."""
@@ -48,16 +49,17 @@ def build_evaluation_section(run: RunRecord | None) -> EvaluationSection | None:
     predictions = run.predictions if run is not None else None
     if run is None or predictions is None or not (predictions.labels >= 0).any():
         return None
-    figures = {view: _read_figures(run, predictions, view) for view in VIEWS}
+    figures = {predictor: _read_figures(run, predictions, predictor) for predictor in PREDICTORS}
     temperatures = _read_temperatures(run)
     curves, calibrated = [], {}
-    for view in VIEWS:
+    for predictor in PREDICTORS:
         after = None
-        if temperature := temperatures.get(view):
-            after = compute_calibration(predictions.labels, apply_temperature(predictions.scores[view], temperature))
-            calibrated[view] = after
-        svg = draw_reliability(figures[view]["reliability"], after["reliability"] if after else [], view, f"reliability-{view}")
-        curves.append(Drawing(view, svg))
+        if temperature := temperatures.get(predictor):
+            after = compute_calibration(predictions.labels, apply_temperature(predictions.scores[predictor], temperature))
+            calibrated[predictor] = after
+        calibrated_bins = after["reliability"] if after else []
+        svg = draw_reliability(figures[predictor]["reliability"], calibrated_bins, predictor, f"reliability-{predictor}")
+        curves.append(Drawing(predictor, svg))
     hardest, confused = choose_hardest(predictions), choose_most_confused(predictions)
     confused = [index for index in confused if index not in hardest][:NUM_VIDEOS]
     samples = show_videos(run, [*hardest, *confused])
@@ -97,20 +99,20 @@ def choose_most_confused(predictions: Predictions) -> list[int]:
     return [int(known[place]) for place in np.argsort(two[:, 0] - two[:, 1], kind="stable")[: 2 * NUM_VIDEOS]]
 
 
-def _read_figures(run: RunRecord, predictions: Predictions, view: str) -> dict[str, Any]:
+def _read_figures(run: RunRecord, predictions: Predictions, predictor: str) -> dict[str, Any]:
     """Reads the figures of evaluation.json, or computes them for a run that an earlier version evaluated."""
-    own = run.evaluation.get(view) or {}
+    own = run.evaluation.get(predictor) or {}
     if "reliability" in own and run.evaluation.get("videos") == int((predictions.labels >= 0).sum()):
         return dict(own)
-    return compute_figures(predictions.labels, predictions.scores[view], predictions.classes)
+    return compute_figures(predictions.labels, predictions.scores[predictor], predictions.classes)
 
 
 def _read_temperatures(run: RunRecord) -> dict[str, float]:
     """Returns the temperature of each student that has one, if calibration.json is of the evaluated weights and protocol."""
     if not fits_evaluation(run.calibration, run.evaluation) or run.split != "test":
         return {}
-    known = {view: (run.calibration.get(view) or {}).get("temperature") for view in VIEWS}
-    return {view: float(value) for view, value in known.items() if isinstance(value, int | float) and value > 0}
+    known = {predictor: (run.calibration.get(predictor) or {}).get("temperature") for predictor in PREDICTORS}
+    return {predictor: float(value) for predictor, value in known.items() if isinstance(value, int | float) and value > 0}
 
 
 def _explain_temperatures(run: RunRecord, temperatures: dict[str, float]) -> str:
@@ -132,11 +134,11 @@ def build_figures_table(run: RunRecord, figures: dict[str, dict[str, Any]]) -> T
     """Builds a table of all figures, a row for each student."""
     columns = ("scored by", "top-1 %", "95 % interval", "top-5 %", "class mean %", "NLL", "ECE %", "with undecodable %")
     rows = []
-    for view, one in figures.items():
+    for predictor, one in figures.items():
         low, high = one["interval"].get("top1", (None, None))
         interval = Cell(DASH) if low is None else Cell(f"{100 * low:.1f} to {100 * high:.1f}", one["top1"])
         rows.append((
-            Cell(view, view), _build_share_cell(one["top1"]), interval, _build_share_cell(one["top5"]),
+            Cell(predictor, predictor), _build_share_cell(one["top1"]), interval, _build_share_cell(one["top5"]),
             _build_share_cell(one["mean_class_accuracy"]), _build_number_cell(one["nll"]), _build_share_cell(one["ece"]),
             _build_share_cell(one["top1_with_undecodable"]),
         ))  # fmt: skip
@@ -155,10 +157,10 @@ def build_calibration_table(
     """Builds a table of likelihood and calibration error before and after temperature scaling, on test videos."""
     columns = ("scored by", "temperature", "NLL before", "NLL after", "ECE before %", "ECE after %")
     rows = [
-        (Cell(view, view), _build_number_cell(run.calibration[view]["temperature"]),
-         _build_number_cell(figures[view]["nll"]), _build_number_cell(after["nll"]),
-         _build_share_cell(figures[view]["ece"]), _build_share_cell(after["ece"]))
-        for view, after in calibrated.items()
+        (Cell(predictor, predictor), _build_number_cell(run.calibration[predictor]["temperature"]),
+         _build_number_cell(figures[predictor]["nll"]), _build_number_cell(after["nll"]),
+         _build_share_cell(figures[predictor]["ece"]), _build_share_cell(after["ece"]))
+        for predictor, after in calibrated.items()
     ]  # fmt: skip
     text = "On the test videos. A temperature above 1 makes confident predictions less so, one below 1 makes them more so."
     return Table(columns, (False, *(True for _ in columns[1:])), tuple(rows), text)
