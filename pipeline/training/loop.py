@@ -97,11 +97,19 @@ def train(run: TrainingRun, batches: Callable[[int], Iterator[Batch]], worker: T
     ``batches(step)`` yields this worker's batches from that step on. The random numbers that torch draws in a step (dropout)
     are seeded by (seed, step, worker), so a resumed run equals an uninterrupted one.
     """
+    part_rows = divide_step(run.plan, run.config, worker.world)  # raises before anything is built
+    context = StepContext(worker.rank, worker.device, compute_worker_weight(run.plan, worker), part_rows=part_rows)
     stopwatch = Stopwatch(worker.device)
     state, wrapped = _build(run, worker, stopwatch)
     _resume(state, run, worker)
     with ExitStack() as stack:
-        loop = _open_loop(run, worker, state, wrapped, stopwatch, batches(state.step), stack)
+        loop = TrainingLoop(
+            run, worker, state, wrapped, context, stopwatch,
+            uploads=UploadAhead(batches(state.step), worker.device),
+            metrics=_open_metrics(run, worker, state, stopwatch, stack),
+            scores=ScoreLog(run.config.train.save_scores_every, run.folder, worker.rank, state.step),
+            writer=stack.enter_context(CheckpointWriter(run.folder, run.store, run.config.train, active=worker.rank == 0)),
+        )  # fmt: skip
         profile = stack.enter_context(_open_profile(run, worker, state.step))
         while state.step < run.end:
             batch = loop.wait_for_batch()
@@ -125,7 +133,6 @@ def _build(run: TrainingRun, worker: TrainWorker, stopwatch: Stopwatch) -> tuple
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
     configure_torch(config.train)
-    divide_step(run.plan, config, worker.world)  # raises before anything is built
     method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train)
     wrapped = worker.wrap(method)
     time_collectives(wrapped, stopwatch)
@@ -154,34 +161,18 @@ def _resume(state: checkpoint.TrainState, run: TrainingRun, worker: TrainWorker)
             print(f"continuing at step {state.step} of {run.config.train.steps}, from {newest.name}, {workers}", flush=True)
 
 
-def _open_loop(
-    run: TrainingRun,
-    worker: TrainWorker,
-    state: checkpoint.TrainState,
-    wrapped: nn.Module,
-    stopwatch: Stopwatch,
-    batches: Iterator[Batch],
-    stack: ExitStack,
-) -> TrainingLoop:
-    """Opens what the steps from ``state.step`` on write to; ``stack`` closes it."""
-    config, rank = run.config, worker.rank
-    quarantined = worker.broadcast(read_quarantine(run.folder) if rank == 0 else None)
+def _open_metrics(
+    run: TrainingRun, worker: TrainWorker, state: checkpoint.TrainState, stopwatch: Stopwatch, stack: ExitStack
+) -> MetricLog:
+    """Opens the log of metrics and its sinks, which ``stack`` closes, to be continued from ``state.step`` on."""
+    quarantined = worker.broadcast(read_quarantine(run.folder) if worker.rank == 0 else None)
     sinks = [stack.enter_context(sink) for sink in _open_sinks(run, worker)]
     metrics = MetricLog(
-        config, run.folder, run.plan, run.usable_videos, rank, worker.world, state.step,
+        run.config, run.folder, run.plan, run.usable_videos, worker.rank, worker.world, state.step,
         quarantined=quarantined, sinks=sinks, read_stopwatch=stopwatch.read, read_store_figures=worker.read_store_figures,
     )  # fmt: skip
     metrics.restore(state.unwritten, worker.device)
-    part_rows = divide_step(run.plan, config, worker.world)
-    return TrainingLoop(
-        run, worker, state, wrapped,
-        context=StepContext(rank, worker.device, compute_worker_weight(run.plan, worker), part_rows=part_rows),
-        stopwatch=stopwatch,
-        uploads=UploadAhead(batches, worker.device),
-        metrics=metrics,
-        scores=ScoreLog(config.train.save_scores_every, run.folder, rank, state.step),
-        writer=stack.enter_context(CheckpointWriter(run.folder, run.store, config.train, active=rank == 0)),
-    )  # fmt: skip
+    return metrics
 
 
 def _open_sinks(run: TrainingRun, worker: TrainWorker) -> list[MetricSinks]:
