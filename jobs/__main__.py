@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from jobs.command import USER_ERROR, run
 from pipeline.errors import suggest
@@ -27,15 +28,18 @@ COMMANDS = {
 
 def main() -> int:
     """Runs ``jobs.COMMAND``."""
+    command, argv = "".join(sys.argv[1:2]), sys.argv[2:]
+    return run(importlib.import_module(f"jobs.{command}").main if command in COMMANDS else _show_usage, argv)
+
+
+def _show_usage(_: Sequence[str] | None) -> int:
     usage = "usage: actnetformer COMMAND [...]\n\n" + "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(usage)
         return 0 if len(sys.argv) > 1 else USER_ERROR
-    command, argv = sys.argv[1], sys.argv[2:]
-    if command not in COMMANDS:
-        print(f"error: unknown command {command}{suggest(command, COMMANDS)}\n\n{usage}", file=sys.stderr)
-        return USER_ERROR
-    return run(importlib.import_module(f"jobs.{command}").main, argv)
+    command = sys.argv[1]
+    print(f"error: unknown command {command}{suggest(command, COMMANDS)}\n\n{usage}", file=sys.stderr)
+    return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import io
 import math
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import RunFailed, Stopped, UserError
 
-DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USER_ERROR, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -20,17 +21,31 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
 
     UserError and RunFailed become a message on stderr and exit code 2 or 1; Stopped becomes one and exit code 130 or 143.
     Characters that standard output cannot encode are written as escapes: a name must not end a command whose work is done.
+    A command whose output nobody reads any more, as behind ``| head``, ends without a message and with exit code 141, as if
+    by SIGPIPE.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # tests and notebooks put others in their place
             stream.reconfigure(errors="backslashreplace")
-    words = mark_files(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _call_main(main, mark_files(sys.argv[1:] if argv is None else argv))
+        print(end="", flush=True)  # here, and not when the interpreter ends, which would complain
+        return code
+    except BrokenPipeError:
+        if not _discard_unread_output():
+            raise  # it was another pipe
+        return UNREAD
+
+
+def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]) -> int:
+    """Calls ``main`` and turns the exceptions that are meant for the user into messages and exit codes."""
     try:
         return main(words)
     except SystemExit as end:  # argparse has said what is wrong; with such a word it may be wrong about it
         odd = [word for word in words if word[:1] == "-" and not OPTION.fullmatch(word)]
         if end.code == USER_ERROR and odd:
             print(f"if {odd[0]} is a file: write a name that begins with - as ./-name", file=sys.stderr)
+        print(end="", flush=True)
         raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,6 +64,23 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _discard_unread_output() -> bool:
+    """Redirects standard output and standard error to nowhere if they are pipes whose reader has gone. Returns whether one was.
+    """
+    unread = [number for number in (1, 2) if _has_no_reader(number)]
+    with open(os.devnull, "wb") as nowhere:
+        for number in unread:
+            os.dup2(nowhere.fileno(), number)
+    return bool(unread)
+
+
+def _has_no_reader(number: int) -> bool:
+    """Whether the file descriptor is a pipe or socket whose other end was closed."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 OPTION = re.compile(r"--[A-Za-z][A-Za-z-]*(=.*)?|--|-h|-[0-9.]+", re.DOTALL)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +34,73 @@ def test_a_time_limit_that_is_none_is_refused(
 def test_a_study_has_one_seed_and_one_trial_at_once_at_least(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ablate.main, ["threshold", "--config", "none.yaml", option, "0"]) == USER_ERROR
     assert "--seeds and --concurrent must be at least 1" in capsys.readouterr().err
+
+
+COMMAND = """
+import argparse, os, sys
+from jobs.command import run
+from pipeline.errors import UserError
+def main(argv):
+    what = argv[0]
+    if what == "many lines":
+        for number in range(100_000):
+            print(number)
+    elif what == "few lines":
+        print("first")
+        print("second")
+    elif what == "help":
+        argparse.ArgumentParser().parse_args(["--help"])
+    elif what == "mistake":
+        raise UserError("it is not there")
+    elif what == "another pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.write(writer, b"text")
+    return 0
+raise SystemExit(run(main))
+"""
+
+
+def _run_unread(what: str, unread: str) -> tuple[int, str]:
+    """Runs a command that ``what`` describes with its output, ``stdout`` or ``stderr``, in a pipe that nobody reads.
+
+    Returns the exit code and what it wrote into the other one.
+    """
+    other = {"stdout": "stderr", "stderr": "stdout"}[unread]
+    streams = {unread: subprocess.PIPE, other: subprocess.PIPE}
+    command = [sys.executable, "-c", f"import sys; sys.stdin.readline()\n{COMMAND}", what]  # until the reader has gone
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=buffered, **streams) as process:  # type: ignore[call-overload]
+        getattr(process, unread).close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        text = getattr(process, other).read()
+        return process.wait(30), text
+
+
+@pytest.mark.parametrize(
+    ("what", "unread"), [("many lines", "stdout"), ("few lines", "stdout"), ("help", "stdout"), ("mistake", "stderr")]
+)
+def test_a_command_whose_output_is_not_read_ends_quietly(what: str, unread: str) -> None:
+    """Whether it finds that out on its way or at its end."""
+    assert _run_unread(what, unread) == (141, "")
+
+
+def test_a_mistake_is_shown_although_standard_output_is_not_read() -> None:
+    assert _run_unread("mistake", "stdout") == (USER_ERROR, "error: it is not there\n")
+
+
+def test_what_breaks_inside_a_command_is_no_quiet_end() -> None:
+    code, text = _run_unread("another pipe", "stderr")
+    assert (code, text) == (141, "")  # its traceback has no reader either
+    done = subprocess.run([sys.executable, "-c", COMMAND, "another pipe"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
+def test_inspect_and_head(tiny: Path) -> None:
+    """As users do it, by the real commands in a shell."""
+    for command in (f"-m jobs.inspect {tiny}/manifest.parquet", "-m jobs --help"):
+        script = f"{sys.executable} {command} | true; echo ${{PIPESTATUS[0]}}"
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=100, env=buffered)
+        assert (done.stdout, done.stderr) == ("141\n", "")
