@@ -38,8 +38,8 @@ from pipeline.prepare.sources import (
 )
 from pipeline.prepare.sources.file_search import is_video_name
 from pipeline.prepare.sources.folder import FolderLayout
+from pipeline.prepare.sources.list_rows import DELIMITERS, ListOptions, parse_columns
 from pipeline.prepare.sources.synonyms import UNLABELED
-from pipeline.prepare.sources.video_list import DELIMITERS, ListOptions, parse_columns
 from pipeline.video.probe import ProbeFiles, ProbeOptions, probe_files
 from pipeline.video.synthetic import MARKER_FILE, Difficulty, is_rendered, render_folder
 from pipeline.video.synthetic_motions import MOTIONS

@@ -14,7 +14,7 @@ from pipeline.prepare.published_labels import import_labels
 from pipeline.prepare.resized_copies import name_copies
 from pipeline.prepare.sources import list_files, list_kinetics
 from pipeline.prepare.sources.file_search import find_files
-from pipeline.prepare.sources.video_list import ListOptions
+from pipeline.prepare.sources.list_rows import ListOptions
 from tests.manifest.tables import GOOD, make_listing
 
 CLIP = "abcdefghijk_000001_000011"

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.prepare.sources import Listing, list_files
-from pipeline.prepare.sources.video_list import ListOptions, parse_columns
+from pipeline.prepare.sources.list_rows import ListOptions, parse_columns
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.prepare.sources import Listing, draw_missing_splits, list_files, list_folder
 from pipeline.prepare.sources.folder import FolderLayout
-from pipeline.prepare.sources.video_list import ListOptions
+from pipeline.prepare.sources.list_rows import ListOptions
 
 
 def list_csv(file: Path, root: Path, columns: dict[str, str] | None = None) -> Listing:

@@ -13,7 +13,7 @@ from jobs.command import run
 from pipeline.errors import UserError
 from pipeline.prepare.sources import Listing, list_files, list_folder, list_frames, list_kinetics
 from pipeline.prepare.sources.folder import FolderLayout
-from pipeline.prepare.sources.video_list import ListOptions
+from pipeline.prepare.sources.list_rows import ListOptions
 
 
 def touch(root: Path, *names: str) -> Path:
