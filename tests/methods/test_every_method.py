@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,43 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import ClipSection, Config, parse_config
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, compute_loss_weights, make_views
-from pipeline.methods.parts.contrast_features import pair_moments
-from pipeline.methods.svformer import mix_tubes
+from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, compute_loss_weights
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.optimizer import build_optimizer
-from tests.methods.parts.test_losses import slow_contrast
-from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config, trained
+from tests.methods.built_methods import FULL, POLICIES, built, config_of, views_of
+from tests.methods.traces import CLASSES, VIDEOS, trained
 
-FULL = LossWeights(pseudo_label=2.0, contrast=2.0, group_contrast=1.0, alignment=1.0, mix=2.0)
 EACH = pytest.mark.parametrize("name", METHODS)
 UNLABELED = [name for name in METHODS if name != "supervised"]
-POLICIES = ("fixed", "flexmatch", "freematch", "softmatch")
 SOURCES = ("other", "self", "mean", "ema")
-
-
-def config_of(name: str, labels: dict[str, Any] | None = None, **method: Any) -> Config:
-    own: dict[str, Any] = {"ltg": {"contrast": {"features": "projection", "negatives": "cross"}}}.get(name, {})
-    sections: dict[str, Any] = {"method": {"name": name, "confidence_threshold": 0.3, "mix": {"patch": 8}, **own, **method}}
-    if labels:
-        sections["method"]["labels"] = labels
-    return small_config(**sections)
-
-
-def built(name: str, labels: dict[str, Any] | None = None, **method: Any) -> Any:
-    torch.manual_seed(0)
-    made = build_method(config_of(name, labels, **method), CLASSES, VIDEOS, VIDEOS // 2)
-    torch.manual_seed(1)
-    for key, parameter in made.named_parameters():  # what starts at 0 or near hides paths and keeps confidence at chance
-        if "temporal_fc.weight" in key or key.endswith("head.weight"):
-            torch.nn.init.normal_(parameter, std=1.0)
-    return made
-
-
-def views_of(config: Config, step: int = 0) -> Any:
-    return make_views(batch_of(step), config, 0, "cpu")
 
 
 # ------------------------------------------------------------------------------------------------------ every method
@@ -198,213 +170,6 @@ def test_thirty_steps_have_the_pinned_losses(case: str) -> None:
     losses = [line["loss"] for line in trained(config)[1]]
     assert losses[:10] == pytest.approx(TRACES[case][:10], rel=1e-3)
     assert losses == pytest.approx(TRACES[case], rel=0.05)
-
-
-# ------------------------------------------------------------------------------------------------------ degenerations
-
-SAME = ("loss", "supervised_loss/primary", "supervised_loss/auxiliary")
-
-
-def same_training(one: Config, other: Config, keys: tuple[str, ...], steps: int = 12) -> None:
-    traces = [trained(config, steps)[1] for config in (one, other)]
-    for number, (mine, its) in enumerate(zip(*traces, strict=True)):
-        for key in keys:
-            assert mine[key] == pytest.approx(its[key], rel=1e-5, abs=1e-7), (number, key)
-
-
-def test_actnetformer_without_contrast_is_cmpl() -> None:
-    """With the same students at equal frame rates."""
-    pseudo = ("pseudo_label_loss/primary", "mask_rate/primary_to_auxiliary")
-    same_training(config_of("actnetformer", contrast={"weight": 0}), config_of("cmpl"), (*SAME, *pseudo))
-
-
-def test_fixmatch_without_gamma_is_supervised() -> None:
-    """Nearly without: at 0 a step makes no views of unlabeled videos and ends before its terms."""
-    almost = config_of("fixmatch", pseudo_label={"weight": 1e-9}, confidence_threshold=0.0)
-    assert trained(almost, 1)[1][0]["pseudo_label_loss/primary"] > 0
-    same_training(almost, config_of("supervised"), SAME)
-
-
-def test_cmpl_with_own_labels_is_fixmatch() -> None:
-    keys = (*SAME, "pseudo_label_loss/primary", "mask_rate/primary_to_primary")
-    same_training(config_of("cmpl", labels={"source": "self"}), config_of("fixmatch"), keys)
-
-
-def test_svformer_without_mix_and_memory_is_fixmatch() -> None:
-    """A teacher of decay 0 is the student, in evaluation mode, which changes nothing here: no BatchNorm, no dropout."""
-    teacher = config_of("svformer", labels={"ema_decay": 0.0}, mix={"weight": 0, "patch": 8})
-    same_training(teacher, config_of("fixmatch"), (*SAME, "pseudo_label_loss/primary", "pseudo_label_loss/auxiliary"))
-
-
-def test_mvpl_with_rgb_alone_is_fixmatch() -> None:
-    same_training(config_of("mvpl", modalities=["rgb"]), config_of("fixmatch"), (*SAME, "mask_rate/primary_to_primary"))
-
-
-def test_tcl_without_contrast_is_fixmatch() -> None:
-    same_training(config_of("tcl", contrast={"weight": 0}, group_contrast={"weight": 0}), config_of("fixmatch"), SAME)
-
-
-def test_ltg_without_alignment_is_actnetformer_with_mean_labels() -> None:
-    other = config_of("actnetformer", labels={"source": "mean"}, contrast={"negatives": "cross", "features": "projection"})
-    same_training(config_of("ltg", alignment={"weight": 0}), other, (*SAME, "contrast_loss", "mask_rate/mean_to_primary"))
-
-
-# ---------------------------------------------------------------------------------------------- single methods' own
-
-
-def test_frame_level_contrast_with_one_moment_is_video_level() -> None:
-    """One frame: the mean over moments is the moment (of a Slow-ResNet; a TimeSformer's cls token is not its patches)."""
-    sections: dict[str, Any] = {name: {"clip": {"frames": 1, "fps": 8, "size": 16}} for name in STUDENTS}
-    small = {"arch": "slow_resnet", "depth": 10, "width": 8, "norm": "group"}
-    found = []
-    for level in ("video", "frame"):
-        config = small_config(
-            primary={**sections["primary"], "network": small}, auxiliary={**sections["auxiliary"], "network": small},
-            method={"contrast": {"level": level}},
-        )  # fmt: skip
-        torch.manual_seed(0)
-        method, batch = build_method(config, CLASSES, VIDEOS, VIDEOS), batch_of(0)
-        short = replace(batch, primary=batch.primary[:, :, :1], auxiliary=batch.auxiliary[:, :, :1])
-        found.append(method(make_views(short, config, 0, "cpu"), FULL)["contrast_loss"])
-    assert torch.allclose(*found, atol=1e-6)
-
-
-@pytest.mark.parametrize("features", ["probabilities", "projection"])
-def test_frame_level_contrast_trains(features: str) -> None:
-    _, trace = trained(config_of("actnetformer", contrast={"level": "frame", "features": features}), 3)
-    assert trace[-1]["contrast_loss"] > 0
-
-
-@pytest.mark.parametrize("kind", ["probabilities", "projection"])
-def test_frame_level_contrast_equals_the_one_of_hand_picked_frames(kind: str) -> None:
-    """4 frames at 8 fps lie at -3/16, -1/16, 1/16, 3/16 s, 4 at 24 fps at a third of it: its ends meet the middle two."""
-    clip = {"frames": 4, "size": 16}
-    primary = {"network": {"depth": 10, "width": 8, "norm": "group"}, "clip": {**clip, "fps": 8}}
-    auxiliary = {"network": {"width": 32, "depth": 2, "heads": 2, "patch": 8}, "clip": {**clip, "fps": 24}}
-    section = {"name": "actnetformer", "contrast": {"level": "frame", "features": kind}}
-    config = small_config(primary=primary, auxiliary=auxiliary, method=section)
-    torch.manual_seed(0)
-    method, views, picked = build_method(config, CLASSES, VIDEOS, VIDEOS), views_of(config), {}
-    for student in method.students.values():
-        torch.nn.init.normal_(student.head.weight)
-    for name, frames in {"primary": (1, 2), "auxiliary": (0, 3)}.items():
-        student = method.students[name]
-        with torch.no_grad():
-            seen = student(views.unlabeled.weak[name])[1]
-            seen = torch.stack([seen[video, frame] for video in range(8) for frame in frames])
-            picked[name] = student.projection(seen) if kind == "projection" else student.head(seen).softmax(dim=1)
-    wanted = slow_contrast(picked["primary"], picked["auxiliary"], 0.5, moments=2)
-    results = method(views, LossWeights(contrast=1.0))
-    assert float(results["contrast_loss"]) == pytest.approx(wanted, rel=1e-5)
-    cosines = torch.cosine_similarity(picked["primary"][:, None], picked["auxiliary"][None], dim=2)
-    others = [cosines[one, other] for one in range(16) for other in range(16) if one // 2 != other // 2]
-    assert float(results["alignment/different"]) == pytest.approx(float(torch.stack(others).mean()), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"data": {"moments": "own"}}, "set data.moments=shared"),
-        ({"primary": {"clip": {"sampling": "segments", "frames": 4, "size": 16}}}, "auxiliary.clip the same sampling"),
-        *(({"views": {"weak": {"time": time}}}, "leave out views.weak.time") for time in
-          ({"reverse": 0.5}, {"warp": [2]}, {"slowest": 0.5})),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("name", ["actnetformer", "ltg"])
-def test_frames_are_not_paired_where_their_time_is_not_known(name: str, sections: dict[str, Any], message: str) -> None:
-    for level in ("video", "frame"):
-        config = small_config(**sections, method={"name": name, "contrast": {"level": level}})
-        if level == "video":
-            build_method(config, CLASSES, VIDEOS, VIDEOS)
-        else:
-            with pytest.raises(UserError, match=message):
-                build_method(config, CLASSES, VIDEOS, VIDEOS)
-
-
-def test_moments_are_paired_where_both_clips_are() -> None:
-    """8 frames at 8 fps last 1 s, 8 at 16 fps half: the middle four of the first lie within the second."""
-    slow, fast = (Config().primary.clip.model_copy(update={"frames": 8, "fps": fps}) for fps in (8.0, 16.0))
-    for one, other in ((slow, fast), (fast, slow)):
-        pairs = pair_moments(one, other, 8, 8)
-        coarse, fine = pairs if one is slow else pairs[::-1]
-        assert coarse.tolist() == [2, 3, 4, 5]
-        times = (coarse - 3.5) / 8, (fine - 3.5) / 16
-        assert abs(times[0] - times[1]).max() <= 0.5 / 16 + 1e-9
-    assert [pair.tolist() for pair in pair_moments(slow, slow, 8, 8)] == [list(range(8))] * 2
-    assert [len(pair) for pair in pair_moments(slow, slow, 8, 1)] == [1, 1]
-
-
-def test_moments_of_segments_are_paired_by_their_parts_of_the_video() -> None:
-    """The middles of 4 parts of a video lie between those of 8: each has one of them, of its own half."""
-    few, many = (ClipSection(sampling="segments", frames=frames) for frames in (4, 8))
-    coarse, fine = pair_moments(few, many, 4, 8)
-    assert coarse.tolist() == [0, 1, 2, 3] and (fine // 2).tolist() == [0, 1, 2, 3]
-    assert [pair.tolist() for pair in pair_moments(many, many, 8, 8)] == [list(range(8))] * 2
-
-
-def test_a_teacher_follows_the_formula_and_is_saved(tmp_path: Path) -> None:
-    config = config_of("svformer", labels={"ema_decay": 0.75})
-    method = build_method(config, CLASSES, VIDEOS, VIDEOS)
-    before = copy.deepcopy(method.labels.teachers.state_dict())
-    with torch.no_grad():
-        for parameter in method.students.parameters():
-            parameter.add_(1)
-    method(views_of(config), FULL)
-    after, students = method.labels.teachers.state_dict(), method.students.state_dict()
-    for key, value in before.items():
-        assert torch.allclose(after[key], 0.75 * value + 0.25 * students[key], atol=1e-6), key
-    assert not any(parameter.requires_grad for parameter in method.labels.teachers.parameters())
-
-
-def test_tubes_are_whole_patches_through_all_frames() -> None:
-    clips = torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 2, 5, 24, 20).contiguous()
-    torch.manual_seed(0)
-    mixed, shares = mix_tubes(clips, 8, 1.0)
-    own = mixed == clips
-    assert torch.equal(mixed[~own], clips.roll(1, 0)[~own])
-    assert torch.equal(own, own[:, :1, :1].expand_as(own))
-    for row in range(0, 24, 8):
-        for column in range(0, 20, 8):
-            patch = own[:, 0, 0, row : row + 8, column : column + 8].flatten(1)
-            assert torch.equal(patch.all(1), patch.any(1))
-    assert torch.allclose(shares, own[:, 0, 0].flatten(1).float().mean(1))
-    assert len(set(shares.tolist())) > 1
-
-
-@pytest.mark.parametrize("name", STUDENTS)
-@pytest.mark.parametrize("modality", ["temporal_gradient", "optical_flow"])
-def test_mvpl_makes_its_modalities_of_rgb(modality: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.methods.check_modalities", lambda _: None)  # as if OpenCV were there
-    words = config_of("mvpl").model_dump(mode="json")
-    words[name]["clip"]["modality"] = modality
-    with pytest.raises(UserError, match=f"{name}.clip.modality={modality}: .* set rgb, and method.modalities"):
-        build_method(parse_config(words), CLASSES, VIDEOS, VIDEOS)
-
-
-def test_a_slow_clip_has_at_least_a_tubelet() -> None:
-    words = config_of("tcl").model_dump(mode="json")
-    for tubelet in (2, 4):
-        words["auxiliary"]["network"]["tubelet"] = tubelet
-        config = parse_config(words)
-        if tubelet == 2:
-            build_method(config, CLASSES, VIDEOS, VIDEOS)(views_of(config), FULL)
-        else:
-            with pytest.raises(UserError, match=r"auxiliary.network.tubelet=4: tcl's slow clip has 2 of 4 frames"):
-                build_method(config, CLASSES, VIDEOS, VIDEOS)
-
-
-def test_mvpls_statistics_are_those_of_rgb() -> None:
-    sections: dict[str, Any] = {"primary": {"network": {"depth": 10, "width": 8, "norm": "batch"}}}
-    means = []
-    for name, modalities in (("mvpl", ["rgb", "temporal_gradient"]), ("mvpl", ["rgb"])):
-        clip = {"clip": {"frames": 4, "fps": 8, "size": 16}}
-        config = small_config(primary={**sections["primary"], **clip}, method={"name": name, "modalities": modalities})
-        torch.manual_seed(0)
-        method = build_method(config, CLASSES, VIDEOS, VIDEOS)
-        with torch.no_grad():
-            method(views_of(config), FULL)
-        means.append(method.students["primary"].stem[1].running_mean)
-    assert torch.equal(*means)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
