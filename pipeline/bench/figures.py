@@ -69,7 +69,7 @@ def compute_steady_rate(consumers: Sequence[Sequence[float]], size: int, layout:
     """
     rate = 0.0
     for times in consumers:
-        firsts = list(range(len(times))) if layout is None else layout.first_batches(len(times))
+        firsts = list(range(len(times))) if layout is None else layout.find_first_batches(len(times))
         steady = [index for index in firsts if index >= len(times) // 4]
         rate += size * float(np.polyfit(np.asarray(times)[steady] - times[0], steady, 1)[0])
     return rate

@@ -26,7 +26,7 @@ from pipeline.ray_cluster.connect import connect_to_one_node
 from pipeline.ray_cluster.resources import Resources
 from pipeline.ray_cluster.sockets import shorten_temporary_folder_of_children
 from pipeline.stream.batches import lay_out_blocks
-from pipeline.stream.on_ray import ray_stream, shard_batches
+from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 
 PROCESSES = 2
 """The number of processes of the DataLoader, and of the stream's decode tasks at once."""
@@ -63,7 +63,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 
 def measure_stream_views_rate(source: VideoSource, config: Config, cpus: float) -> float:
     """Measures videos per second of the stream with one consumer that makes their views; Ray decodes on ``cpus`` CPUs."""
-    (shard,) = ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
+    (shard,) = build_ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     device = choose_device(config).type
     remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
     times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
@@ -77,7 +77,7 @@ def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) ->
     keep_freed_memory()  # as in training
     config = Config.model_validate(tree)
     times = []
-    for batch in shard_batches(shard, config.data.labeled_per_step, torch.device(device), timeout=60.0):
+    for batch in read_shard_batches(shard, config.data.labeled_per_step, torch.device(device), timeout=60.0):
         make_views(batch, config, config.run.seed, device)
         if device == "cuda":
             torch.cuda.synchronize()

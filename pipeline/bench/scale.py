@@ -31,9 +31,9 @@ from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_label
 from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.progress import progress
 from pipeline.ray_cluster.connect import connect
-from pipeline.ray_cluster.resources import Resources, decoder_cpus
+from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
-from pipeline.stream.on_ray import ray_stream, shard_batches
+from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 
 LABELED = "4/class"
 """The videos that keep their label, in the words of ``jobs.label``."""
@@ -109,12 +109,12 @@ def measure_run_start(config: Config, size: int, folder: Path, steps: int) -> di
     again = time.perf_counter()
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = decoder_cpus(ray.cluster_resources()["CPU"])
+    cpus = compute_decoder_cpus(ray.cluster_resources()["CPU"])
     started = time.perf_counter()
     layout = lay_out_blocks(source, here, 0, 1)
-    (shard,) = ray_stream(source, here, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
+    (shard,) = build_ray_stream(source, here, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     times = []
-    for batch in shard_batches(shard, here.data.labeled_per_step, torch.device("cpu"), timeout=60.0):
+    for batch in read_shard_batches(shard, here.data.labeled_per_step, torch.device("cpu"), timeout=60.0):
         times.append((time.perf_counter(), batch.decode_seconds))
         if len(times) == steps:
             break

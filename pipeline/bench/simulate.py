@@ -132,7 +132,7 @@ def _simulate_blocks(site: Site, steps: int, seed: int) -> tuple[float, float, l
     clips_per_step = site.rows_per_step // site.workers * site.slots
     layout = BlockLayout(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
     rounds = layout.blocks // site.workers
-    steps_of = np.diff([layout.first_step_of(turn) for turn in range(rounds + 1)])
+    steps_of = np.diff([layout.find_first_step(turn) for turn in range(rounds + 1)])
     clips = np.repeat(steps_of * layout.share * site.slots, site.workers)  # of each block
     random = np.random.default_rng(seed)
     spread = np.sqrt(np.log1p(np.expm1(site.decode_spread**2) / clips))  # of the sum of a block's, taken as lognormal

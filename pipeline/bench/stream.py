@@ -18,9 +18,9 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.ray_cluster.connect import connect_to_one_node
-from pipeline.ray_cluster.resources import Resources, decoder_cpus
+from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
-from pipeline.stream.on_ray import ray_stream, shard_batches
+from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 
 PROCESSES = 2
 """The number of processes of the floor, and of consumers of the stream.
@@ -46,7 +46,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         )
     connect_to_one_node("bench stream")
     cpus = ray.cluster_resources().get("CPU", 1.0)
-    resources = Resources(PROCESSES, 0.0, decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
+    resources = Resources(PROCESSES, 0.0, compute_decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in progress(range(repeats), repeats, "repeats"):
@@ -77,7 +77,7 @@ def measure_stream_rate(source: VideoSource, config: Config, resources: Resource
     consumers = [_Consumer.remote() for _ in range(resources.workers)]  # type: ignore[attr-defined]
     ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
     begun = time.time()
-    shards = ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
+    shards = build_ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
     layout = lay_out_blocks(source, config, 0, resources.workers)
     pairs = zip(consumers, shards, strict=True)
     arrivals = ray.get([consumer.record_arrivals.remote(shard, layout.share) for consumer, shard in pairs])
@@ -88,7 +88,7 @@ def measure_stream_rate(source: VideoSource, config: Config, resources: Resource
 class _Consumer:
     def record_arrivals(self, shard: ray.data.DataIterator, share: int) -> list[float]:
         """Returns the times in seconds at which the batches arrived, as tensors like those of a train worker."""
-        return [time.time() for _ in shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
+        return [time.time() for _ in read_shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
 
 
 def measure_floor_rate(source: VideoSource, layout: BlockLayout) -> float:

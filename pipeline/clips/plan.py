@@ -69,7 +69,7 @@ class Plan:
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
         return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
 
-    def segment_moments(self, rows: npt.ArrayLike, student: int, frames: int) -> Floats:
+    def draw_segment_moments(self, rows: npt.ArrayLike, student: int, frames: int) -> Floats:
         """Maps [B] run rows to [B, S, T] numbers in [0, 1), for a student (0 primary, 1 auxiliary) whose clips are segments:
         where each of the T frames lies within its part of the video. The numbers are independent of each other."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
@@ -125,22 +125,22 @@ class BlockLayout:
         rounds = steps.bit_length() if steps <= few else self.doublings - (few - steps) // self.steps_per_block
         return self.workers * rounds
 
-    def first_step_of(self, turn: int) -> int:
+    def find_first_step(self, turn: int) -> int:
         """Returns the first step in each worker's block number ``turn``, counted from 0."""
         doubled = min(turn, self.doublings)
         return min(self.first_step + (1 << doubled) - 1 + (turn - doubled) * self.steps_per_block, self.last_step)
 
-    def first_batches(self, steps: int) -> list[int]:
+    def find_first_batches(self, steps: int) -> list[int]:
         """Returns which of each worker's first ``steps`` batches, counted from 0, are the first of a block."""
-        turns = takewhile(lambda turn: self.first_step_of(turn) < self.first_step + steps, range(self.blocks // self.workers))
-        return [self.first_step_of(turn) - self.first_step for turn in turns]
+        turns = takewhile(lambda turn: self.find_first_step(turn) < self.first_step + steps, range(self.blocks // self.workers))
+        return [self.find_first_step(turn) - self.first_step for turn in turns]
 
     def rows(self, block: int) -> Ints:
         """Returns the run rows of a block, [steps, share]. Where the rows of a step cannot be divided equally, the workers with
         one row less get -1 in its place, so that all workers' blocks are equally long."""
         turn, worker = divmod(block, self.workers)
         rows = compute_worker_rows(
-            np.arange(self.first_step_of(turn), self.first_step_of(turn + 1)), self.rows_per_step, worker, self.workers
+            np.arange(self.find_first_step(turn), self.find_first_step(turn + 1)), self.rows_per_step, worker, self.workers
         )
         return np.pad(rows, ((0, 0), (0, self.share - rows.shape[1])), constant_values=-1)
 

@@ -120,7 +120,7 @@ class VideoSource:
         if not self.own_moments and all(clip.sampling == "window" for clip in self.clips):
             return drawn[:, :, 0].tolist(), drawn[:, :, 1]
         by_student: list[list[list[Any]]] = [
-            self.plan.segment_moments(rows, student, clip.frames).tolist()
+            self.plan.draw_segment_moments(rows, student, clip.frames).tolist()
             if clip.sampling == "segments"
             else drawn[:, :, 2 if student and self.own_moments else 0].tolist()
             for student, clip in enumerate(self.clips)

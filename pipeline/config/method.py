@@ -154,6 +154,6 @@ TERMS: dict[str, type[TermSection]] = {
 
 
 def find_short_name(key: str) -> str:
-    """The last word of a dotted key, after the name of its loss where it is a loss's: ``contrast.weight``."""
+    """Returns the last word of a dotted key, after the name of its loss if it is a knob of one: ``contrast.weight``."""
     *sections, last = key.split(".")
     return f"{sections[1]}.{last}" if sections[:1] == ["method"] and len(sections) == 2 and sections[1] in TERMS else last

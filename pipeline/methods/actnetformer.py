@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.methods.parts.contrast_features import ContrastFeatures
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.monitors import alignment_monitors, label_monitors
+from pipeline.methods.parts.monitors import compute_alignment_monitors, compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_losses, results, total
 
@@ -28,7 +28,7 @@ class ActNetFormer(Method):
         self.labels = PseudoLabels(students, setup, source="other")
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """The paper's figure, arrow by arrow. ``step`` holds both students' outputs for all views, and Ls."""
+        """Follows the paper's figure, arrow by arrow. ``step`` holds both students' outputs for all views, and Ls."""
         unlabeled, hidden = step.unlabeled, step.unlabeled.hidden_labels
 
         # What each student predicts of its weak view: softmax, behind a stop-gradient.
@@ -51,6 +51,6 @@ class ActNetFormer(Method):
         loss = weights.supervised * total(step.supervised)
         loss = loss + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast
 
-        watched = label_monitors(given, exchange, hidden) | alignment_monitors(features, len(hidden))
+        watched = compute_label_monitors(given, exchange, hidden) | compute_alignment_monitors(features, len(hidden))
         watched |= self.features.gradients(step.labeled, step.weak, step.strong)
         return results(loss, step.supervised, pseudo_label, {"contrast_loss": contrast}, watched)

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import LabelSource, PseudoLabels
 from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
@@ -32,5 +32,5 @@ class FixMatch(Method):
         given = self.labels.assign_labels(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
-        watched = label_monitors(given, self.labels.labelers, step.unlabeled.hidden_labels)
+        watched = compute_label_monitors(given, self.labels.labelers, step.unlabeled.hidden_labels)
         return results(loss, step.supervised, pseudo_label, watched)

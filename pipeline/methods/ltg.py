@@ -14,7 +14,7 @@ from pipeline.methods.parts.contrast_features import ContrastFeatures
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.losses import alignment_loss
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.monitors import alignment_monitors, label_monitors
+from pipeline.methods.parts.monitors import compute_alignment_monitors, compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_losses, results, total
 
@@ -40,5 +40,6 @@ class LTG(Method):
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned
         parts = {"contrast_loss": contrast, "alignment_loss": aligned}
-        watched = label_monitors(given, self.labels.labelers, hidden) | alignment_monitors(features, len(hidden))
+        watched = compute_label_monitors(given, self.labels.labelers, hidden)
+        watched |= compute_alignment_monitors(features, len(hidden))
         return results(loss, step.supervised, pseudo_label, parts, watched)

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Setup, Step, Views
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.methods.parts.terms import Losses, Results, pseudo_label_losses, results, total
 
@@ -64,7 +64,7 @@ class MvPL(Method):
         each = {kind: pseudo_label_losses(_select_modality(step.strong, kind), given) for kind in modalities}
         pseudo_label = _average_over_modalities(each)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
-        watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
+        watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
         return results(loss, step.supervised, pseudo_label, watched)
 
     def _see_modalities(self, clips: dict[str, torch.Tensor], strong: bool = False) -> Outputs:

@@ -14,7 +14,7 @@ from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
 from pipeline.methods.parts.losses import consistency_loss
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
@@ -47,7 +47,7 @@ class SVFormer(Method):
             mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix.consistency)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.mix * total(mixed)
-        watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
+        watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
         return results(loss, step.supervised, pseudo_label, mixed, watched)
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
 from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss
 from pipeline.methods.parts.method import Method
-from pipeline.methods.parts.monitors import label_monitors
+from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
 
@@ -52,5 +52,5 @@ class TCL(Method):
             groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, knobs.temperature)
         loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
         loss = loss + weights.contrast * total(contrast) + weights.group_contrast * total(groups)
-        watched = label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
+        watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
         return results(loss, step.supervised, pseudo_label, contrast, groups, watched)

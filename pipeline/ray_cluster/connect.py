@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.hardware import Hardware, check_hardware, read_hardware, uses_gpu
 from pipeline.ray_cluster import address as addresses
 from pipeline.ray_cluster.address import VARIABLE, Refusal
-from pipeline.ray_cluster.output import harmless_lines_in_a_file
+from pipeline.ray_cluster.output import divert_harmless_lines
 from pipeline.ray_cluster.resources import Node, Resources, plan_resources_on_nodes
 from pipeline.ray_cluster.sockets import make_short_temporary_folder, shorten_temporary_folder_of_children
 
@@ -51,7 +51,7 @@ def connect() -> None:
     folder = make_short_temporary_folder() if starts else None
     try:
         # the dashboard's processes speak through sockets in TMPDIR, not in Ray's folder
-        with harmless_lines_in_a_file(), shorten_temporary_folder_of_children() if starts else contextlib.nullcontext():
+        with divert_harmless_lines(), shorten_temporary_folder_of_children() if starts else contextlib.nullcontext():
             ray.init(address, logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, _temp_dir=folder)
     except ConnectionError as error:
         raise UserError(f"the Ray cluster cannot be joined ({error.__cause__ or error}): {ELSEWHERE}") from None

@@ -82,9 +82,11 @@ _lines = HarmlessLines()
 
 
 @contextlib.contextmanager
-def harmless_lines_in_a_file() -> Iterator[None]:
-    """Context in which Ray is started or joined. From then on harmless lines of this process and of Ray's go to a file
-    beside Ray's logs, whose path is printed."""
+def divert_harmless_lines() -> Iterator[None]:
+    """Sends harmless lines of this process and of Ray's to a file beside Ray's logs, whose path is printed.
+
+    Ray is started or joined within the ``with`` block; the lines are diverted from then on.
+    """
     for handler in logging.getLogger("ray").handlers:
         if not any(isinstance(one, WithoutHarmless) for one in handler.filters):
             handler.addFilter(WithoutHarmless())

@@ -104,9 +104,9 @@ def plan_resources(
 ) -> Resources:
     """Computes what a run reserves in a cluster with these numbers of CPUs and GPUs in total.
 
-    Decode tasks share the CPUs that the workers leave (see ``worker_cpus``), or the ``decode_cpus`` of machines that only
-    decode. ``beside_gpu`` is the number of CPUs per GPU on the machine that has fewest. Raises UserError that names what is
-    missing and the remedy.
+    Decode tasks share the CPUs that the workers leave (see ``compute_worker_cpus``), or the ``decode_cpus`` of machines that
+    only decode. ``beside_gpu`` is the number of CPUs per GPU on the machine that has fewest. Raises UserError that names what
+    is missing and the remedy.
     """
     scale, workers = config.scale, config.scale.workers
     least = scale.min_workers or workers
@@ -125,13 +125,13 @@ def plan_resources(
     gpu = gpus >= wanted if scale.gpu is None else scale.gpu
     if scale.min_workers is not None:
         workers = _count_fitting_workers(config, cpus, gpus / scale.gpus_per_worker if gpu else None)
-    own = worker_cpus(cpus / workers, gpu, alone=decode_cpus is not None)
+    own = compute_worker_cpus(cpus / workers, gpu, alone=decode_cpus is not None)
     if gpu and beside_gpu is not None:
         own = min(own, beside_gpu * scale.gpus_per_worker)
     per_worker = scale.cpus_per_worker or _round_down(own)
     left = cpus - workers * per_worker
     rest = left if decode_cpus is None else decode_cpus
-    per_decoder = scale.cpus_per_decoder or decoder_cpus(rest)
+    per_decoder = scale.cpus_per_decoder or compute_decoder_cpus(rest)
     if min(per_worker, per_decoder) < LEAST_CPUS or left < -1e-6 or rest + 1e-6 < per_decoder:
         needed = workers * (scale.cpus_per_worker or LEAST_CPUS) + (scale.cpus_per_decoder or LEAST_CPUS)
         apart = "" if decode_cpus is None else f" that may train and {decode_cpus:g} that may decode"
@@ -144,7 +144,7 @@ def plan_resources(
     return Resources(workers, per_worker, per_decoder, gpu, *labels, scale.gpus_per_worker)
 
 
-def worker_cpus(cpus: float, gpu: bool, alone: bool = False) -> float:
+def compute_worker_cpus(cpus: float, gpu: bool, alone: bool = False) -> float:
     """Returns how many CPUs a train worker reserves if there are ``cpus`` for each worker.
 
     That is 1, but at most half of them, because the other half decodes for it. With a GPU it is up to ``GPU_CPUS``, as far as
@@ -156,7 +156,7 @@ def worker_cpus(cpus: float, gpu: bool, alone: bool = False) -> float:
     return max(least, min(GPU_CPUS, cpus / 4)) if gpu else least
 
 
-def decoder_cpus(cpus: float) -> float:
+def compute_decoder_cpus(cpus: float) -> float:
     """Returns how many CPUs a decode task reserves if ``cpus`` are left for all of them.
 
     That is half a CPU, so that one task decodes while another waits for its file or passes on its block; and less if

@@ -56,7 +56,7 @@ def make_short_temporary_folder() -> str | None:
 
 @contextlib.contextmanager
 def shorten_temporary_folder_of_children() -> Iterator[None]:
-    """Context in which the processes that are started get a TMPDIR with a short path.
+    """Gives the processes that are started within the ``with`` block a TMPDIR with a short path.
 
     A DataLoader's workers pass tensors through sockets in it and would otherwise wait forever; Ray's dashboard would not start.
     Raises UserError if no folder can hold the link.

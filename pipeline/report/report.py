@@ -43,7 +43,7 @@ def write_report(
     wanted: Sequence[Format] = FORMATS,
     baseline: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Read the runs, write each file whole or not at all, return the paths and the tables.
+    """Reads the runs, writes each file whole or not at all, and returns the paths and the tables.
 
     Args:
         folders: Run folders, and folders of studies; what they lack is said on the page.

@@ -16,21 +16,21 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
-from pipeline.ray_cluster.resources import worker_cpus
+from pipeline.ray_cluster.resources import compute_worker_cpus
 from pipeline.stream.batches import to_batch
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def local_batches(source: VideoSource, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
+def load_batches(source: VideoSource, config: Config, first_step: int, ahead: int = 2) -> Iterator[Batch]:
     """Yields all batches from ``first_step`` on, decoded by threads of this process, ``ahead`` steps in advance.
 
     While training waits for a batch, the threads use all cores. While it computes, they use the cores that torch's threads,
     or the thread that feeds the GPU, leave free, but at least one.
     """
     steps, cores, on_gpu = range(first_step, config.train.steps), count_cores(), choose_device(config).type == "cuda"
-    busy = int(worker_cpus(cores, gpu=True)) if on_gpu else torch.get_num_threads()
+    busy = int(compute_worker_cpus(cores, gpu=True)) if on_gpu else torch.get_num_threads()
     with Decoders(cores) as decoders:
 
         def decode(step: int) -> Batch:

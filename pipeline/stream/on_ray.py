@@ -43,7 +43,7 @@ class NoBatch(RuntimeError):
     """No batch arrives any more; the text gives the likely cause and the remedy."""
 
 
-def ray_stream(source: VideoSource, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
+def build_ray_stream(source: VideoSource, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:
     """Builds the dataset of decoded blocks of all steps from ``first_step`` on, in the order that ``streaming_split`` needs.
 
     It has two maps. In the first, one task at a time yields *tickets*, the numbers of blocks to decode. In the second, each
@@ -103,8 +103,8 @@ def _ray_blocks(
     return dataset
 
 
-def shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:
-    """Yields this worker's batches of ``share`` rows from its shard of ``ray_stream``; a thread prepares the next one.
+def read_shard_batches(shard: ray.data.DataIterator, share: int, device: torch.device, timeout: float) -> Iterator[Batch]:
+    """Yields this worker's batches of ``share`` rows from its shard of ``build_ray_stream``; a thread prepares the next one.
 
     Raises NoBatch if none arrives within ``timeout`` seconds, or if decode tasks crash.
     """

@@ -11,7 +11,7 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.errors import RunFailed
 from pipeline.hardware import choose_device
-from pipeline.stream.in_process import local_batches
+from pipeline.stream.in_process import load_batches
 from pipeline.training.checkpoints.background_writer import NotSaved
 from pipeline.training.loop import TrainWorker, train
 from pipeline.training.prepared_run import PreparedRun, limit_steps
@@ -35,7 +35,7 @@ def fit_in_process(prepared: PreparedRun, batches: Callable[[int], Iterator[Batc
             find_stop_reason=lambda step: make_stop_exception(signals.number, step), progress=progress,
         )  # fmt: skip
         try:
-            own_batches = partial(local_batches, prepared.source, limit_steps(config, prepared.run.end))
+            own_batches = partial(load_batches, prepared.source, limit_steps(config, prepared.run.end))
             return train(prepared.run, batches or own_batches, worker)
         except NotSaved as error:
             raise RunFailed(str(error)) from error

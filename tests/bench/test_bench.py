@@ -237,7 +237,9 @@ def test_the_rate_is_that_of_whole_waves(blocks: int, together: int) -> None:
     """Blocks of 2 steps that come ``together`` at a time, a second between: one after the other in no time."""
     layout = BlockLayout(0, 2 * blocks, 4, 1, 2)
     times = [
-        10.0 + turn // together for turn, start in enumerate(layout.first_batches(2 * blocks)) for _ in range(2 if turn else 1)
+        10.0 + turn // together
+        for turn, start in enumerate(layout.find_first_batches(2 * blocks))
+        for _ in range(2 if turn else 1)
     ]
     rate = compute_steady_rate([times[: 2 * blocks], times[: 2 * blocks]], 12, layout)
     assert rate == pytest.approx(2 * 12 * 2 * together, rel=0.15)

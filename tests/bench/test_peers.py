@@ -49,7 +49,7 @@ def _torchcodec(source: VideoSource, config: Config, row: int) -> TensorColumns:
 
 def _ray_data(source: VideoSource, config: Config, row: int) -> TensorColumns:
     """What its two maps do, without Ray."""
-    made = ray_data_loader.views_of_row(source, config, ray_data_loader.decode_row(source, config, row))
+    made = ray_data_loader.make_views_of_row(source, config, ray_data_loader.decode_row(source, config, row))
     return {name: torch.as_tensor(value) for name, value in made.items()}
 
 

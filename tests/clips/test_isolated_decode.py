@@ -19,8 +19,8 @@ from pipeline.clips.source import open_source, read_quarantine_records
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.processes.isolation import ProcessLimits
 from pipeline.ray_cluster.resources import Resources
-from pipeline.stream.in_process import local_batches
-from pipeline.stream.on_ray import ray_stream
+from pipeline.stream.in_process import load_batches
+from pipeline.stream.on_ray import build_ray_stream
 from tests.clips import misbehaving
 from tests.conftest import TINY
 from tests.videos import write_numbers
@@ -161,7 +161,7 @@ def test_a_pass_over_several_moments_that_hangs_says_nothing_of_a_single_one(tmp
 @pytest.mark.usefixtures("misbehave")
 def test_threads_of_one_process_go_on(folder: Path) -> None:
     config = config_of(folder)
-    batches = list(local_batches(open_source(config)[0], config, 0))
+    batches = list(load_batches(open_source(config)[0], config, 0))
     rows = [int(row) for batch in batches for row in batch.rows]
     videos = np.concatenate([batch.videos.numpy() for batch in batches])
     check(rows, videos, [record for batch in batches for record in batch.quarantined], config)
@@ -180,7 +180,7 @@ def test_the_ray_stream_goes_on(folder: Path) -> None:
             misbehaving.install()
             return super().decode_rows(*words)
 
-    dataset = ray_stream(Misbehaving(**vars(source)), config, 0, Resources(1, 0.5, 0.5, gpu=False))
+    dataset = build_ray_stream(Misbehaving(**vars(source)), config, 0, Resources(1, 0.5, 0.5, gpu=False))
     dataset.context.execution_options.preserve_order = True
     blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
     parts = [{name: values[0] for name, values in block.items()} for block in blocks]

@@ -100,8 +100,8 @@ def test_the_first_block_is_one_step_and_the_next_ones_double(steps: int, size: 
     sizes = [len(layout.rows(block)) for block in range(0, layout.blocks, workers)]
     assert sum(sizes) == steps and all(sizes)
     assert all(got == min(2**turn, size) for turn, got in enumerate(sizes[:-1]))
-    assert layout.first_batches(steps) == [sum(sizes[:turn]) for turn in range(len(sizes))]
-    assert layout.first_batches(min(steps, 1)) == [0][:steps]
+    assert layout.find_first_batches(steps) == [sum(sizes[:turn]) for turn in range(len(sizes))]
+    assert layout.find_first_batches(min(steps, 1)) == [0][:steps]
 
 
 def test_a_deal_of_millions_of_blocks_takes_no_memory() -> None:

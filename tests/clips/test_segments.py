@@ -97,19 +97,21 @@ def plan(seed: int = SEED) -> Plan:
 
 @given(rows=st.lists(st.integers(0, 10**9), min_size=1, max_size=9), frames=st.integers(1, 32), student=st.integers(0, 1))
 def test_a_number_depends_on_seed_row_slot_student_and_frame_alone(rows: list[int], frames: int, student: int) -> None:
-    together = plan().segment_moments(rows, student, frames)
+    together = plan().draw_segment_moments(rows, student, frames)
     assert together.shape == (len(rows), 3, frames) and together.min() >= 0 and together.max() < 1
     for place, row in enumerate(rows):
-        assert np.array_equal(plan().segment_moments([row], student, frames)[0], together[place])
-    assert np.array_equal(plan().segment_moments(rows, student, frames + 1)[..., :frames], together)  # of more parts: the same
-    for other in (plan().segment_moments(rows, 1 - student, frames), plan(SEED + 1).segment_moments(rows, student, frames)):
+        assert np.array_equal(plan().draw_segment_moments([row], student, frames)[0], together[place])
+    of_more_parts = plan().draw_segment_moments(rows, student, frames + 1)
+    assert np.array_equal(of_more_parts[..., :frames], together)
+    for other_plan, other_student in ((plan(), 1 - student), (plan(SEED + 1), student)):
+        other = other_plan.draw_segment_moments(rows, other_student, frames)
         assert not (other == together).any()
     assert len(np.unique(together)) == len(set(rows)) * 3 * frames
 
 
 def test_the_numbers_do_not_change_between_versions() -> None:
     """Runs are continued by later versions."""
-    drawn = plan().segment_moments([5], 1, 2)[0].tolist()
+    drawn = plan().draw_segment_moments([5], 1, 2)[0].tolist()
     assert drawn == [
         [0.35957715838343574, 0.990021070503096],
         [0.5958738041030929, 0.5823500890778749],

@@ -13,7 +13,7 @@ from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_label
 from pipeline.manifest.schema import read_manifest
 from pipeline.methods import find_first_unlabeled_step
 from pipeline.stream.batches import lay_out_blocks, to_batch
-from pipeline.stream.in_process import local_batches
+from pipeline.stream.in_process import load_batches
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_unlabeled_only_and_supervised_only_are_the_same_stream(config_words: ob
     plain, config = source(config_words), load_config(config_words, ["train.steps=2"])  # type: ignore[arg-type]
     unlabeled = replace(plain, plan=replace(plain.plan, labeled=np.array([], dtype=np.int64)))
     supervised = replace(plain, plan=replace(plain.plan, unlabeled_per_labeled=0))
-    whole = list(local_batches(plain, config, 0))
-    for batch, one, other in zip(whole, local_batches(unlabeled, config, 0), local_batches(supervised, config, 0), strict=True):
+    whole = list(load_batches(plain, config, 0))
+    for batch, one, other in zip(whole, load_batches(unlabeled, config, 0), load_batches(supervised, config, 0), strict=True):
         assert (one.videos[:, 0] == -1).all() and not one.primary[:, 0].any()
         assert one.primary[:, 1:].equal(batch.primary[:, 1:]) and one.labels[:, 1:].equal(batch.labels[:, 1:])
         assert other.primary.equal(batch.primary[:, :1]) and other.videos.equal(batch.videos[:, :1])
@@ -80,7 +80,7 @@ def test_unlabeled_only_and_supervised_only_are_the_same_stream(config_words: ob
 def test_local_batches_walk_the_plan_from_any_step(config_words: object) -> None:
     config = load_config(config_words, ["train.steps=6"])  # type: ignore[arg-type]
     one = open_source(config)[0]
-    batches = list(local_batches(one, config, 2))
+    batches = list(load_batches(one, config, 2))
     assert [batch.rows.tolist() for batch in batches] == [[4, 5], [6, 7], [8, 9], [10, 11]]
     whole = to_batch(one.decode_rows(np.array([4, 5])))
     assert batches[0].primary.equal(whole.primary)

@@ -20,7 +20,7 @@ from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.manifest.schema import read_manifest
-from pipeline.stream.in_process import local_batches
+from pipeline.stream.in_process import load_batches
 from pipeline.video.probe import probe_file, probe_files
 from tests.conftest import TINY
 from tests.object_store import ObjectStore
@@ -217,7 +217,7 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, 
     assert len(labels.ids) == 2 and source.manifest.locate(0) == "s3://clips/run/videos/a/0.mp4"
     lost = source.manifest.locate(int(source.plan.unlabeled[0]))
     s3.failures[lost.rpartition("videos/")[2]] = 10_000
-    batches = list(local_batches(source, config, 0))
+    batches = list(load_batches(source, config, 0))
     records = [record for batch in batches for record in batch.quarantined]
     assert len(batches) == 6 and {record["uri"] for record in records} == {lost}
     assert {"tried 5 times: " in str(record["reason"]) for record in records} == {True}, records[0]

@@ -18,7 +18,7 @@ from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.methods import make_views
 from pipeline.report.pages.step_views import arrange_frames, make_step_views
-from pipeline.stream.in_process import local_batches
+from pipeline.stream.in_process import load_batches
 from tests.videos import write_numbers
 
 
@@ -116,7 +116,7 @@ def test_mistakes(folder: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_views_of_a_step_are_those_of_training(tiny: Path) -> None:
     config = load_config(tiny / "tiny.yaml")
     source = open_source(config)[0]
-    batch, *_ = local_batches(source, config, 5)  # the loop's first batch when it goes on at step 5
+    batch, *_ = load_batches(source, config, 5)  # the loop's first batch when it goes on at step 5
     trained = make_views(batch, config, config.run.seed, "cpu")
     shown = list(make_step_views(config, source, 5))
     assert [int(columns["row"][0]) for columns, _ in shown] == batch.rows.tolist() == [10, 11]

@@ -135,6 +135,6 @@ def test_a_study_or_search_of_rates_that_segments_do_not_have_is_refused(
 
 def test_decoding_of_segments_is_measured(tiny: Path) -> None:
     """Every way of the benchmark takes one student's segments beside the other's window."""
-    found = bench_decode(load_config(tiny / "tiny.yaml", SEGMENTS[:1]), repeats=1, videos=2)
+    found = bench_decode(load_config(tiny / "tiny.yaml", SEGMENTS[:1]), repeats=1, max_videos=2)
     assert found["clips"] == f"{IN_WORDS.format(4)} and 4 frames at 16 fps (0.25 s)"
     assert found["videos"] == 2 and all(value > 0 for value in found["milliseconds_per_video"].values())

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.methods import LossWeights, UnlabeledViews, Views, build_method
 from pipeline.methods.parts.inputs import Output, Step
 from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss, pseudo_label_loss, supervised_loss
-from pipeline.methods.parts.monitors import direction_monitors, student_monitors
+from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabel
 from pipeline.methods.parts.terms import pseudo_label_losses
 from pipeline.methods.svformer import mix_tubes
@@ -274,7 +274,8 @@ def test_embeddings_of_one_width_are_contrasted() -> None:
 def test_mask_counts_leave_unknown_labels_out() -> None:
     classes, keep = torch.tensor([1, 2, 3, 0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
     labels = PseudoLabel(classes, classes, keep, torch.tensor([[0.5, 0.3, 0.2, 0.0]] * 3 + [[1.0, 0.0, 0.0, 0.0]]))
-    counts = {name: value.tolist() for name, value in direction_monitors("x", labels, torch.tensor([1, 0, -1, 0])).items()}
+    monitors = compute_direction_monitors("x", labels, torch.tensor([1, 0, -1, 0]))
+    counts = {name: value.tolist() for name, value in monitors.items()}
     assert counts.pop("confidence/x") == [0, 0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]
     assert counts.pop("kept_classes/x") == [0, 1, 1, 1]
     assert counts == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
@@ -284,7 +285,7 @@ def test_weighted_labels_count_by_their_weight() -> None:
     classes = torch.tensor([1, 2])
     scores = torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
     labels = PseudoLabel(classes, classes, torch.tensor([0.5, 0.25]), scores, torch.tensor([0.9, 0.7]))
-    counts = direction_monitors("x", labels, torch.tensor([1, 0]))
+    counts = compute_direction_monitors("x", labels, torch.tensor([1, 0]))
     assert counts["kept_classes/x"].tolist() == [0.0, 0.5, 0.25]
     assert {name: round(float(value), 6) for name, value in counts.items() if value.ndim == 0} == {
         "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "threshold/x": 0.8}  # fmt: skip
@@ -293,8 +294,8 @@ def test_weighted_labels_count_by_their_weight() -> None:
 def test_student_monitors_count_known_labels() -> None:
     logits = {"primary": torch.eye(4), "auxiliary": torch.eye(4).roll(1, 0)}
     weak = {name: Output(value, value) for name, value in logits.items()}
-    found = student_monitors(weak, torch.tensor([0, 1, 0, -1]))
+    found = compute_student_monitors(weak, torch.tensor([0, 1, 0, -1]))
     assert torch.equal(found["scores/primary"], torch.eye(4).softmax(dim=1))
     assert float(found["weak_accuracy/primary"]) == pytest.approx(2 / 3)
     assert float(found["agreement"]) == 0
-    assert torch.isnan(student_monitors(weak, torch.full((4,), -1))["weak_accuracy/primary"])
+    assert torch.isnan(compute_student_monitors(weak, torch.full((4,), -1))["weak_accuracy/primary"])

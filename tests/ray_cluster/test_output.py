@@ -87,7 +87,7 @@ def test_rays_own_log_in_this_process_is_treated_alike(
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: seen.append(record.getMessage()))
     monkeypatch.setattr(logging.getLogger("ray"), "handlers", [handler])
-    with output.harmless_lines_in_a_file():
+    with output.divert_harmless_lines():
         log = logging.getLogger("ray._private.authentication")
         log.warning("Token authentication is enabled for this Ray cluster. Set RAY_AUTH_MODE=disabled to opt out.")
         log.warning(CONCERNS[-2])

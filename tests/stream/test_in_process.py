@@ -12,7 +12,7 @@ import torch
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.stream.batches import to_batch
-from pipeline.stream.in_process import Decoders, local_batches
+from pipeline.stream.in_process import Decoders, load_batches
 
 
 def test_as_many_threads_decode_as_are_allowed() -> None:
@@ -53,7 +53,7 @@ def test_decoding_leaves_cores_to_the_training_while_it_computes(
     allowed: list[int] = []
     monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
     config = load_config(tiny / "tiny.yaml", ["train.steps=2"])
-    for _ in local_batches(open_source(config)[0], config, 0):
+    for _ in load_batches(open_source(config)[0], config, 0):
         allowed.append(0)
     assert allowed == [left, 0, cores, left, 0, cores]
     assert pinned == [device == "cuda"] * 2  # copies from other memory would be waited for

@@ -65,7 +65,7 @@ def _import_ray_data() -> Loader:
         import pipeline.bench.peers.ray_data_loader  # noqa: F401
     except ModuleNotFoundError as error:
         raise LeftOut(f"{error.name} is not installed: pip install -e .") from None
-    return step_inputs.shuffled_by_ray
+    return step_inputs.load_shuffled_by_ray
 
 
 def _import_torchcodec() -> Loader:

@@ -16,7 +16,7 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.methods import STUDENTS, UnlabeledViews, Views
 from pipeline.processes.isolation import count_cores
-from pipeline.stream.in_process import local_batches
+from pipeline.stream.in_process import load_batches
 
 TIMEOUT_SECONDS = 120.0
 """How long a batch may take to arrive from processes that run already."""
@@ -87,7 +87,7 @@ def build_step_input(columns: TensorColumns, device: torch.device) -> StepInput:
 
 def load_in_process(request: StepsRequest) -> Iterator[StepInput]:
     """Loads with this project's loader for ``scale.workers=0``: threads of the training process."""
-    for batch in local_batches(request.source, set_steps(request.config, request.steps + STEPS_AHEAD), 0):
+    for batch in load_batches(request.source, set_steps(request.config, request.steps + STEPS_AHEAD), 0):
         yield StepInput(batch)
 
 
@@ -96,17 +96,17 @@ def load_on_ray(request: StepsRequest) -> Iterator[StepInput]:
     import ray.data
 
     from pipeline.ray_cluster.connect import check_cluster
-    from pipeline.stream.on_ray import ray_stream, shard_batches
+    from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    config = set_steps(request.config, request.steps + STEPS_AHEAD * steps_per_block(request))
+    config = set_steps(request.config, request.steps + STEPS_AHEAD * compute_steps_per_block(request))
     on_one = config.model_copy(update={"scale": config.scale.model_copy(update={"workers": 1})})
-    (shard,) = ray_stream(request.source, config, 0, check_cluster(on_one)).streaming_split(1, equal=True)
-    for batch in shard_batches(shard, config.data.labeled_per_step, request.device, TIMEOUT_SECONDS):
+    (shard,) = build_ray_stream(request.source, config, 0, check_cluster(on_one)).streaming_split(1, equal=True)
+    for batch in read_shard_batches(shard, config.data.labeled_per_step, request.device, TIMEOUT_SECONDS):
         yield StepInput(batch)
 
 
-def steps_per_block(request: StepsRequest) -> int:
+def compute_steps_per_block(request: StepsRequest) -> int:
     """Computes the number of steps in a block of the stream for one train worker."""
     clips = request.source.plan.rows_per_step * request.source.plan.slots
     return -(-request.config.data.clips_per_block // clips)

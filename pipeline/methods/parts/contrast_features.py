@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.config import ClipSection, Config, TimeSection
 from pipeline.errors import UserError
 from pipeline.methods.parts.inputs import STUDENTS, Outputs, Setup
-from pipeline.methods.parts.monitors import Monitors, gradient_monitors
+from pipeline.methods.parts.monitors import Monitors, compute_gradient_monitors
 from pipeline.seeds import Ints
 
 
@@ -58,11 +58,11 @@ class ContrastFeatures(nn.Module):
         return features
 
     def gradients(self, labeled: Outputs, weak: Outputs, strong: Outputs) -> Monitors:
-        """Returns the ``gradient_monitors`` at the tensors where the contrast enters the students.
+        """Returns the ``compute_gradient_monitors`` at the tensors where the contrast enters the students.
 
         There are none for frames, whose features are not the ones that logits are computed from.
         """
-        return {} if self.frames else gradient_monitors(labeled, weak, strong, features=self.kind != "probabilities")
+        return {} if self.frames else compute_gradient_monitors(labeled, weak, strong, features=self.kind != "probabilities")
 
 
 def _check_times(config: Config) -> None:

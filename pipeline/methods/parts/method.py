@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Outputs, Setup, Step, Views
-from pipeline.methods.parts.monitors import student_monitors
+from pipeline.methods.parts.monitors import compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
 from pipeline.methods.parts.terms import Losses, Results, results, supervised_losses, total
 
@@ -47,7 +47,7 @@ class Method(nn.Module):
         else:
             step = Step(views.labels, views.unlabeled, labeled, weak, strong, supervised)
             own = {name: weak[name] for name in STUDENTS}
-            outcome = self.forward_unlabeled(step, weights) | student_monitors(own, views.unlabeled.hidden_labels)
+            outcome = self.forward_unlabeled(step, weights) | compute_student_monitors(own, views.unlabeled.hidden_labels)
         return {**outcome, "loss": self._reach_heads(outcome["loss"])}
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:

@@ -24,16 +24,15 @@ SCORES = "scores"
 """The first part of the keys of the saved scores, which are no scalars: each student's softmax [U, K] on the weak views."""
 
 
-def label_monitors(labels: Mapping[str, PseudoLabel], labelers: Mapping[str, str], hidden_U: torch.Tensor) -> Monitors:
-    """Computes the ``direction_monitors`` of the ``labels`` that each learner is given; ``labelers`` names the labeler by
-    learner."""
+def compute_label_monitors(labels: Mapping[str, PseudoLabel], labelers: Mapping[str, str], hidden_U: torch.Tensor) -> Monitors:
+    """Computes the monitors of the ``labels`` that each learner is given; ``labelers`` names the labeler by learner."""
     monitors: Monitors = {}
     for learner, label in labels.items():
-        monitors |= direction_monitors(f"{labelers[learner]}_to_{learner}", label, hidden_U)
+        monitors |= compute_direction_monitors(f"{labelers[learner]}_to_{learner}", label, hidden_U)
     return monitors
 
 
-def direction_monitors(direction: str, label: PseudoLabel, hidden_U: torch.Tensor) -> Monitors:
+def compute_direction_monitors(direction: str, label: PseudoLabel, hidden_U: torch.Tensor) -> Monitors:
     """Computes the monitors of the labels that one labeler gives to one learner.
 
     ``mask_rate`` is the mean weight. ``kept`` is the sum of the weights of clips whose hidden label is known, and
@@ -56,7 +55,7 @@ def direction_monitors(direction: str, label: PseudoLabel, hidden_U: torch.Tenso
     return {**monitors, f"threshold/{direction}": label.thresholds.mean()}
 
 
-def student_monitors(weak: Outputs, hidden_U: torch.Tensor) -> Monitors:
+def compute_student_monitors(weak: Outputs, hidden_U: torch.Tensor) -> Monitors:
     """Computes the monitors of the students' predictions for weak views.
 
     ``weak_accuracy`` is that of each student (nan if no hidden label is known), ``agreement`` that of their classes, and
@@ -69,7 +68,7 @@ def student_monitors(weak: Outputs, hidden_U: torch.Tensor) -> Monitors:
     return {**accuracies, **scores, "agreement": (classes["primary"] == classes["auxiliary"]).float().mean()}
 
 
-def alignment_monitors(features: dict[str, torch.Tensor], videos: int) -> Monitors:
+def compute_alignment_monitors(features: dict[str, torch.Tensor], videos: int) -> Monitors:
     """Computes the mean cosine of the students' contrast features [videos * moments, D], for the same and for different
     videos."""
     primary, auxiliary = features["primary"], features["auxiliary"]
@@ -77,7 +76,7 @@ def alignment_monitors(features: dict[str, torch.Tensor], videos: int) -> Monito
     return {"alignment/same": same, "alignment/different": different}
 
 
-def gradient_monitors(labeled: Outputs, weak: Outputs, strong: Outputs, features: bool) -> Monitors:
+def compute_gradient_monitors(labeled: Outputs, weak: Outputs, strong: Outputs, features: bool) -> Monitors:
     """Returns ``output_gradient/{term}/{student}``: norms of the loss's gradient at each student's outputs.
 
     They are taken at the outputs for labeled, weak and strong views, where the supervised, contrast and pseudo-label terms

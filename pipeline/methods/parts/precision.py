@@ -13,12 +13,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Forward passes in ``train.precision``."""
+    """Returns the context in which forward passes are computed in ``train.precision``."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
 def center_logits(student: nn.Module, clips_NTHWC: torch.Tensor, clip: ClipSection, train: TrainSection) -> torch.Tensor:
-    """Logits [N, K] float32 of uint8 test clips: their center squares, in the run's precision. ``student`` is in eval mode."""
+    """Computes the logits [N, K] float32 of the center squares of uint8 test clips, in the run's precision.
+
+    ``student`` is in eval mode.
+    """
     # as training lays them out; on a CPU that only changes the rounding
     last = train.channels_last and clips_NTHWC.device.type == "cuda"
     layout = torch.channels_last_3d if last else torch.contiguous_format

@@ -20,7 +20,7 @@ from ray.util.placement_group import PlacementGroup
 from pipeline.config import parse_config
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import Fingerprints
-from pipeline.stream.on_ray import ray_stream
+from pipeline.stream.on_ray import build_ray_stream
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.on_ray.run_control import end_with_reason
 from pipeline.training.prepared_run import limit_steps, reopen_inputs
@@ -118,7 +118,8 @@ class PlannedData(DataConfig):  # type: ignore[misc]
         run, source = reopen_inputs(parse_config(self.tree), self.fingerprints)
         newest, _ = checkpoint.find_newest(run.folder, run.store)
         first_step = checkpoint.read_facts(newest)["step"] if newest else 0
-        stream = ray_stream(source, limit_steps(run.config, self.end), first_step, replace(self.resources, workers=world_size))
+        resources = replace(self.resources, workers=world_size)
+        stream = build_ray_stream(source, limit_steps(run.config, self.end), first_step, resources)
         parts: list[dict[str, Any]] = super().configure(
             {"train": stream}, world_size, worker_handles, worker_node_ids, **kwargs
         )

@@ -28,7 +28,7 @@ from pipeline.files.store_lock import adopt_lock
 from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
 from pipeline.stream.object_store import read_store_figures
-from pipeline.stream.on_ray import shard_batches
+from pipeline.stream.on_ray import read_shard_batches
 from pipeline.training.loop import TrainWorker, train
 from pipeline.training.on_ray.prometheus import Gauges
 from pipeline.training.on_ray.restarts import FinalFailure, StepFailed
@@ -86,7 +86,7 @@ def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progr
     share = compute_largest_share(run.plan.rows_per_step, world)
 
     def batches(_first_step: int) -> Iterator[Batch]:
-        return shard_batches(ray.train.get_dataset_shard("train"), share, device, config.data.decode_timeout_seconds)
+        return read_shard_batches(ray.train.get_dataset_shard("train"), share, device, config.data.decode_timeout_seconds)
 
     def wrap(method: nn.Module) -> nn.Module:
         wrapped: nn.Module = prepare_model(method)
