@@ -53,6 +53,8 @@ FIRST_PID_NAMESPACE = 0xEFFFFFFC
 UNREACHABLE = "the lock %s cannot be refreshed (%s): this is tried again every %g s, and the command goes on"
 """Message for the log, with the lock, the error and HEARTBEAT_SECONDS."""
 _log = logging.getLogger(__name__)
+_users_command: str | None = None
+"""Set in processes that do the work of another one's command."""
 _held: ContextVar[frozenset[Path]] = ContextVar("held folders", default=frozenset())
 
 
@@ -98,8 +100,18 @@ class LockHolder:
 
 
 def get_command_line() -> str:
-    """Returns the command that started this process, quoted for a shell."""
-    return shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
+    """Returns the command that the user gave, quoted for a shell.
+
+    It is the one that started this process or, in a process that Ray started, the one handed to ``set_command_line``.
+    """
+    own = shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
+    return _users_command or own
+
+
+def set_command_line(command: str) -> None:
+    """Makes ``get_command_line`` return ``command`` in this process, which works for the process that the command started."""
+    global _users_command
+    _users_command = command
 
 
 # ---------------------------------------------------------------------------------------------------------- folders

@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
+from pipeline.files.folder_lock import get_command_line, set_command_line
 from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
 from pipeline.run_folder.contents import lock_run
@@ -71,7 +72,7 @@ def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
     bridge = _TuneBridge(source)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(_run_trial, _plan_trial_resources(template, budget.concurrent)),
-        param_space={"concurrent": budget.concurrent},
+        param_space={"concurrent": budget.concurrent, "command": get_command_line()},
         tune_config=ray.tune.TuneConfig(
             search_alg=_SourceSearcher(bridge),
             scheduler=_SourceScheduler(bridge),
@@ -110,6 +111,7 @@ def _name_trial(trial: Any) -> str:
 
 def _run_trial(space: dict[str, Any]) -> None:
     """Runs one trial in a process that Tune started."""
+    set_command_line(space["command"])  # of the study: facts.json and the lock name it, not Ray's own for this process
     config = parse_config(space["config"])
     if config.scale.workers == 0:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)

@@ -17,7 +17,7 @@ from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import LOCK, LockFile
+from pipeline.files.folder_lock import LOCK, LockFile, get_command_line
 from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials
@@ -185,6 +185,8 @@ def test_small_trials_run_side_by_side(tiny: Path, tmp_path: Path, three: Path, 
     blocked.release()
     assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 0
     assert "3 of 3 trials" in capfd.readouterr().out
+    commands = [json.loads(facts.read_text(encoding="utf-8"))["command"] for facts in (tmp_path / "three").glob("*/facts.json")]
+    assert commands == 3 * [get_command_line()]  # this process's, and none of Ray's
 
 
 @pytest.mark.ray
