@@ -14,6 +14,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation.predict import predict
 from pipeline.lifecycle.saved_run import open_saved_run
+from pipeline.lifecycle.train_and_evaluate import complete_run, read_evaluation
 from pipeline.manifest.label_subset import read_labels
 from pipeline.methods import STUDENTS, build_students
 from pipeline.run_folder.contents import read_metrics
@@ -53,6 +54,10 @@ def test_the_best_checkpoint_stays(tiny: Path, tmp_path: Path, held: Path, monke
     by = {word: open_saved_run(folder, [f"evaluation.checkpoint={word}"], ("evaluation.",)) for word in ("last", "best")}
     assert {word: (saved.step, saved.trained_steps) for word, saved in by.items()} == {"last": (12, 12), "best": (6, 12)}
     assert by["best"].weights.parent.name == "checkpoint_000006"
+    again = prepare_run(config_of(tiny, tmp_path, held, "evaluation.checkpoint=best"))
+    summary = complete_run(again)
+    assert (summary["step"], summary["trained_steps"]) == (6, 12)
+    assert (read_evaluation(again) or {})["mean"]["top1"] == summary["mean"]["top1"] and read_evaluation(prepared) is None
     by["best"].weights.write_bytes(b"damaged")  # the second best does not take its place
     with pytest.raises(UserError, match=r"checkpoint_000006/model\.safetensors is missing or damaged"):
         open_saved_run(folder, ["evaluation.checkpoint=best"], ("evaluation.",))
