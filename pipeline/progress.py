@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -13,14 +13,29 @@ LOG_SECONDS = 10.0
 """Between two lines of a log file."""
 
 
-def progress(items: Iterable[T], total: int, what: str, stream: TextIO | None = None) -> Iterator[T]:
-    """Passes ``items`` on and shows how far they are, as ``what`` (a past participle: "probed"), on ``stream`` or stderr."""
+def progress(
+    items: Iterable[T],
+    total: int,
+    what: str,
+    stream: TextIO | None = None,
+    done: int = 0,
+    count: Callable[[T], int] = lambda item: 1,
+) -> Iterator[T]:
+    """Passes ``items`` on and shows how far they are, as ``what`` (a past participle: "probed"), on ``stream`` or stderr.
+
+    ``done`` of the ``total`` were done before, and an item counts as ``count(item)`` of them.
+    """
     out = stream or sys.stderr
+    words: dict[str, Any] = {"total": total, "desc": what, "initial": done}
     if out.isatty() or "ipykernel" in sys.modules:
-        yield from tqdm(items, total=total, desc=what, file=out if out.isatty() else None, dynamic_ncols=True)
-        return
-    line = "{desc} {n_fmt}/{total_fmt}  {rate_fmt}  {elapsed} so far, {remaining} left"
-    yield from tqdm(items, total=total, desc=what, file=_Lines(out), mininterval=LOG_SECONDS, miniters=1, bar_format=line)
+        words |= {"file": out if out.isatty() else None, "dynamic_ncols": True}
+    else:
+        line = "{desc} {n_fmt}/{total_fmt}  {rate_fmt}  {elapsed} so far, {remaining} left"
+        words |= {"file": _Lines(out), "mininterval": LOG_SECONDS, "miniters": 1, "bar_format": line}
+    with tqdm(**words) as bar:
+        for item in items:
+            yield item
+            bar.update(count(item))
 
 
 class _Lines:

@@ -55,3 +55,9 @@ def test_nothing_to_do() -> None:
     out = io.StringIO()
     assert list(progress((), 0, "probed", out)) == []
     assert out.getvalue().splitlines()[-1].startswith("probed 0/0")
+
+
+def test_items_count_for_several_and_begin_where_earlier_work_ended() -> None:
+    out = io.StringIO()
+    assert list(progress([3, 4], 10, "evaluated", out, done=3, count=int)) == [3, 4]
+    assert out.getvalue().splitlines()[-1].startswith("evaluated 10/10")

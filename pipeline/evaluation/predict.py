@@ -27,6 +27,7 @@ from pipeline.evaluation.protocol import collect_protocol, compute_clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
 from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores
 from pipeline.processes.isolation import count_cores
+from pipeline.progress import progress
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import PREDICTORS, write_text
 from pipeline.seeds import Floats, Ints
@@ -110,6 +111,8 @@ def score_videos(
         # as the whole evaluation would be computed, though fewer videos are left: the same bits
         where = resources if _is_for_cluster(config, len(videos), resources) else None
         scored = gather_videos(score_views(source, config, weights, videos[done:], where), config)
+        if _count_views(config, len(videos)) > FEW_VIEWS:
+            scored = progress(scored, len(videos), "evaluated", done=done, count=len)
         if parts_folder:
             block = _count_block_videos(config, where) if where else 1
             gpu = where.gpu if where else torch.cuda.is_available()
