@@ -12,7 +12,8 @@ import pytest
 from pipeline.clips.source import Columns
 from pipeline.config import Config, load_config
 from pipeline.evaluation import parts
-from pipeline.evaluation.video_scores import VIEWS, VideoScores, gather_videos, join_video_scores, read_video_scores
+from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores, read_video_scores
+from pipeline.run_folder.contents import PREDICTORS
 
 CLIPS, CROPS, CLASSES = 4, 3, 5
 FAILED = {11: (1, 3), 12: (0, 1, 2, 3)}
@@ -54,9 +55,9 @@ def test_scores_and_spreads_are_those_of_a_loop_over_clips(config: Config) -> No
         good = [clip for clip in range(CLIPS) if clip not in FAILED.get(row, ())]
         assert (found.videos[index], found.decoded[index]) == (row, len(good))
         assert found.reasons[index] == ("lost" if row in FAILED else "")
-        by_clip = {name: columns[name].reshape(9, CLIPS, CROPS, CLASSES)[index, good].mean(axis=1) for name in VIEWS[:2]}
+        by_clip = {name: columns[name].reshape(9, CLIPS, CROPS, CLASSES)[index, good].mean(axis=1) for name in PREDICTORS[:2]}
         by_clip["mean"] = (by_clip["primary"] + by_clip["auxiliary"]) / 2
-        for name in VIEWS:
+        for name in PREDICTORS:
             if not good:
                 assert np.isnan(found.scores[name][index]).all() and np.isnan(found.spreads[name][index])
                 continue
