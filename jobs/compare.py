@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints both tables, and writes the page if ``--out`` names it."""
     parser = argparse.ArgumentParser(prog="python -m jobs.compare", description=__doc__)
     for name in ("first", "second"):
-        parser.add_argument(name, metavar="RUN[:STUDENT]", help="folder of an evaluated run, and which student's scores")
+        about = "folder of an evaluated run or model, or a file of its scores; and which student's scores"
+        parser.add_argument(name, metavar="RUN[:STUDENT]", help=about)
     parser.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page with a drawing of the gaps, too")
     words = parser.parse_args(argv)
     pair = compare_models(read_results(words.first), read_results(words.second))

@@ -1,4 +1,4 @@
-"""``python -m jobs.evaluate RUN_FOLDER [key=value ...]``: accuracy, calibration and predictions of a trained run."""
+"""``python -m jobs.evaluate FOLDER [key=value ...]``: accuracy, calibration and predictions of a trained run, or of a model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from pipeline.evaluation.evaluation_summary import format_figures
 from pipeline.evaluation.predict import EvaluationFiles, evaluate
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import lock_folder
-from pipeline.lifecycle.saved_run import OtherData, SavedRun, open_other_data, open_run_source, open_saved_run
+from pipeline.lifecycle.saved_model import check_folder, open_model
+from pipeline.lifecycle.saved_run import OtherData, SavedRun, has_own_data, open_other_data, open_run_source, open_saved_run
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
-from pipeline.run_folder.contents import PREDICTORS, read_run
+from pipeline.model_folder.read_folder import is_model_folder
+from pipeline.run_folder.contents import PREDICTORS
 from pipeline.training.held_out import find_held_out_videos
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")
@@ -30,37 +32,47 @@ ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates on the run's own data, or on purpose on other data; prints accuracies and where the scores are."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
-    arguments.add_argument("run_folder", type=Path)
-    arguments.add_argument("--other-data", metavar="MANIFEST", help="evaluate on another data set, classes matched by name")
+    arguments.add_argument("folder", type=Path, help="a run folder, or a model folder, which needs --manifest")
+    data = arguments.add_mutually_exclusive_group()
+    data.add_argument("--manifest", help="evaluate on this data; unless it was trained on, classes are matched by name")
+    data.add_argument("--other-data", metavar="MANIFEST", help="the same, but refused for the data that was trained on")
     about = "find temperatures on the held-out videos, which make probabilities believable; writes calibration.json"
     arguments.add_argument("--calibrate", action="store_true", help=about)
-    arguments.add_argument("--out", type=Path, metavar="FOLDER", help="write there; the run folder stays as it is")
+    arguments.add_argument("--out", type=Path, metavar="FOLDER", help="write there; the run folder or model stays as it is")
     about = "evaluation.*, scale.*; data.manifest, data.labels, data.root of data that moved"
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
     options = arguments.parse_intermixed_args(argv)
-    folder, words = options.run_folder.expanduser().resolve(), list(options.overrides)
+    folder, words = options.folder.expanduser().resolve(), list(options.overrides)
     if options.calibrate:
-        words = _choose_held_out(words, options.other_data)
-    if options.other_data is not None:
+        words = _choose_held_out(folder, words, options.manifest or options.other_data)
+    given = options.manifest or options.other_data
+    if given is not None:
         if any(word.startswith("data.manifest=") for word in words):
-            raise UserError("--other-data and data.manifest= both name a manifest: the second is for the run's own that moved")
+            option = "--manifest" if options.manifest else "--other-data"
+            raise UserError(f"{option} and data.manifest= both name a manifest: the second is for the run's own that moved")
         # that of the run, if it recorded one, is where the run's own videos are
-        words = ["data.root=null", *words, f"data.manifest={options.other_data}"]
-    read_run(folder)  # whether it is a run folder at all, before its lock makes it one
+        words = ["data.root=null", *words, f"data.manifest={given}"]
+    check_folder(folder)  # before its lock makes it one
+    if is_model_folder(folder) and not any(word.startswith("data.manifest=") for word in words):
+        raise UserError(f"{folder} is a model without data: say with --manifest FILE on which videos to evaluate it")
     out = folder if options.out is None else options.out.expanduser().resolve()
     if out != folder and (out / "facts.json").exists():
         raise UserError(f"--out {options.out} is a run folder: choose another")
     remedy = "wait until it has ended, stop it, or write elsewhere with --out FOLDER"
     elsewhere = f"write the results {'elsewhere' if options.out is None else 'into another folder'} with --out FOLDER"
     with lock_folder(out, remedy=remedy, elsewhere=elsewhere):
-        saved = open_saved_run(folder, words, ALLOWED)
-        return _calibrate(saved, out) if options.calibrate else _evaluate(saved, options.other_data is not None, out)
+        if options.calibrate:
+            return _calibrate(open_saved_run(folder, words, ALLOWED), out)
+        saved = open_model(folder, words, ALLOWED)
+        return _evaluate(saved, options.other_data is not None or (given is not None and not has_own_data(saved)), out)
 
 
-def _choose_held_out(words: Sequence[str], other_data: str | None) -> list[str]:
+def _choose_held_out(folder: Path, words: Sequence[str], manifest: str | None) -> list[str]:
     """Returns the overrides with which held-out videos are scored. Raises UserError if others are asked for."""
-    if other_data is not None:
-        raise UserError("--calibrate needs the run's own held-out videos: leave --other-data out")
+    if is_model_folder(folder):
+        raise UserError("--calibrate needs a run: calibrate it, and export it again, which takes the temperatures along")
+    if manifest is not None:
+        raise UserError("--calibrate needs the run's own held-out videos: leave --manifest and --other-data out")
     if split := next((word for word in words if word.startswith("evaluation.split=")), None):
         raise UserError(f"--calibrate takes the held-out videos, never test videos: leave {split} out")
     return [*words, "evaluation.split=validation"]

@@ -1,75 +1,103 @@
-"""``python -m jobs.predict RUN_FOLDER FILE ...``: what a run's newest checkpoint says of any video files."""
+"""``python -m jobs.predict FOLDER INPUT ...``: the classes of any videos, by a run's newest checkpoint or by a model folder.
+
+INPUT is a video file, a folder of videos, a pattern ('clips/*.mp4'), a list (.txt, .csv), a manifest (.parquet), or a URI of
+one of these. The exit code is 0 if all videos were predicted, 1 if some were not, and 2 if none was.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, run
-from pipeline.errors import UserError, list_first
-from pipeline.evaluation.file_predictions import predict_files, write_file_predictions
-from pipeline.lifecycle.saved_run import open_file_source, open_saved_run
+from jobs.command import DONE, FAILED, parse_positive, run
+from pipeline.errors import UserError
+from pipeline.lifecycle.saved_model import open_model
+from pipeline.lifecycle.saved_run import open_file_source
 from pipeline.lifecycle.train_and_evaluate import reserve_to_score
-from pipeline.prepare.sources.file_search import find_existing_file
+from pipeline.prediction.input_videos import list_inputs
+from pipeline.prediction.prediction_run import PredictionRun, Rows, describe_statuses
+from pipeline.prediction.prediction_tables import check_out
+from pipeline.prediction.timeline import Windows, parse_seconds
+
+ALLOWED = ("evaluation.", "scale.")
+MOST_LINES = 100
+"""Videos up to which each one is printed although there is a file of all."""
+WINDOWS_OF_A_VIDEO = 60
+"""How many windows a video is taken to have before its length is known, to decide whether a cluster is worth starting."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints each file's most probable classes; ``--out`` writes all scores as Parquet. Only the run folder is needed."""
-    arguments = argparse.ArgumentParser(prog="python -m jobs.predict", description=__doc__)
-    arguments.add_argument("run_folder", type=Path)
-    arguments.add_argument("files", nargs="+", metavar="FILE", help="video files, and key=value of evaluation.*, scale.*")
-    arguments.add_argument("--out", type=Path, metavar="FILE", help="Parquet file for all scores")
-    arguments.add_argument("--top", type=int, default=3, metavar="N", help="classes to print for each (default: %(default)s)")
-    options = arguments.parse_args(argv)
-    overrides = [word for word in options.files if word.startswith(("evaluation.", "scale.")) and "=" in word]
-    files = check_files([word for word in options.files if word not in overrides])
-    if options.out is not None and not options.out.resolve().parent.is_dir():
-        raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
-    saved = open_saved_run(options.run_folder, overrides, ("evaluation.", "scale."))
-    resources = reserve_to_score(saved.config, len(files))
-    predictions = predict_files(open_file_source(saved), saved.config, saved.weights, files, resources)
-    classes = saved.classes
-    for prediction in predictions:
-        if prediction.scores:
-            mean = prediction.scores["mean"]
-            best = mean.argsort()[::-1][: max(1, options.top)]
-            print(f"{prediction.file}  " + "  ".join(f"{classes[index]} {mean[index]:.1%}" for index in best))
-        else:
-            print(f"{prediction.file}  not predicted: {prediction.reason}")
-    if options.out is not None:
-        write_file_predictions(predictions, classes, options.out)
-    return DONE
+    """Prints each video's most probable classes, or its segments; ``--out`` writes a table. Only the folder is needed."""
+    options = _build_parser().parse_intermixed_args(argv)
+    words = [word for word in options.inputs if not (word.startswith(ALLOWED) and "=" in word)]
+    overrides = [word for word in options.inputs if word not in words]
+    overrides += [] if options.workers is None else [f"scale.workers={options.workers}"]
+    out = None if options.out is None else check_out(options.out)
+    windows = _parse_windows(options)
+    saved = open_model(options.folder, overrides, ALLOWED)
+    inputs = list_inputs(words, options.root)
+    rows = len(inputs) if windows is None else WINDOWS_OF_A_VIDEO * len(inputs)
+    resources = reserve_to_score(saved.config, rows)
+    source = open_file_source(saved)
+    prediction = PredictionRun(source, saved.config, saved.weights, inputs, options.top, resources, out, windows)
+
+    segments: dict[int, Rows] = {}
+    numbers = {video.name: index for index, video in enumerate(inputs)} if options.html else {}
+
+    def show(of_video: Rows) -> None:
+        if options.html:
+            segments[numbers[of_video[0]["file"]]] = of_video
+        if out is None or len(inputs) <= MOST_LINES:
+            print("\n".join(_describe(row) for row in of_video), flush=True)
+
+    statuses = prediction.run(show)
+    if options.html:
+        from pipeline.report.pages.timeline_page import write_timeline_page  # its tables and styles, which only it needs
+
+        write_timeline_page(source, inputs, segments, options.html)
+        print(f"page of timelines: {options.html}")
+    if out is not None:
+        print(f"{describe_statuses(statuses)}: {out}")
+    return DONE if statuses["ok"] == len(inputs) else FAILED
 
 
-KEY = re.compile(r"[a-z_]+(?:\.[a-z_]+)+(?==)")
-"""Matches the beginning of a word that overrides a key of the configuration."""
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="a run folder or a model folder")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="videos (see above), and key=value of evaluation.*, scale.*")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="table of all predictions: .parquet, .jsonl or .csv")
+    parser.add_argument("--top", type=parse_positive, default=3, metavar="N", help="classes named for each (default: 3)")
+    parser.add_argument("--workers", type=int, metavar="N", help="scoring workers on Ray; 0: this process (scale.workers)")
+    parser.add_argument("--root", metavar="FOLDER", help="where the paths in lists and manifests start (default: see docs)")
+    parser.add_argument("--window", metavar="2s", help="classify long videos window by window: a timeline for each")
+    parser.add_argument("--hop", metavar="1s", help="time between the starts of two windows (default: half a window)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="with --window: a page of the timelines, with small frames")
+    return parser
 
 
-def check_files(words: Sequence[str]) -> list[str]:
-    """Returns the files that the words name, as they are on the disk. Raises UserError for words that cannot name one."""
-    keys = [word for word in words if KEY.match(word) and not os.path.lexists(word)]
-    if keys:
-        raise UserError("no such files, and only evaluation.* and scale.* can be overridden here:", keys)
-    if wrong := [repr(word) for word in words if not _is_utf8(word)]:
-        raise UserError("file names that are not UTF-8 cannot be stored; rename:", list_first(wrong))
-    if not words:
-        raise UserError("name at least one video file")
-    files = [find_existing_file(word) for word in words]
-    if renamed := [file for file, word in zip(files, words, strict=True) if file != word]:
-        print(f"note: {len(renamed)} names have another Unicode form on the disk, the first: {renamed[0]}", file=sys.stderr)
-    return files
+def _parse_windows(options: argparse.Namespace) -> Windows | None:
+    if options.window is None:
+        if options.hop is not None:
+            raise UserError("--hop needs --window, for example --window 2s --hop 1s")
+        if options.html is not None:
+            raise UserError("--html is a page of timelines and needs --window, for example --window 2s --hop 1s")
+        return None
+    seconds = parse_seconds(options.window, "--window")
+    return Windows(seconds, seconds / 2 if options.hop is None else parse_seconds(options.hop, "--hop"))
 
 
-def _is_utf8(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _describe(row: dict[str, object]) -> str:
+    """Describes a video's most probable classes, or one segment of it, in one line."""
+    if row["status"] != "ok":
+        return f"{row['file']}  not predicted: {row['reason']}"
+    if "segment" in row:
+        return f"{row['file']}  {row['start']:.1f} to {row['end']:.1f} s  {row['class']} {row['confidence']:.1%}"
+    names, probabilities = row["top_classes"], row["top_probabilities"]
+    assert isinstance(names, list) and isinstance(probabilities, list)
+    return f"{row['file']}  " + "  ".join(f"{name} {value:.1%}" for name, value in zip(names, probabilities, strict=True))
 
 
 if __name__ == "__main__":

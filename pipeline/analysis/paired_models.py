@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analysis.run_reader import Predictions, read_predictions
 from pipeline.analysis.statistics import Estimate, estimate_mean
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
+from pipeline.model_folder.read_folder import is_model_folder
 from pipeline.run_folder.contents import PREDICTORS
 
 
@@ -72,31 +74,53 @@ class PairedModels:
 
 
 def read_results(spec: str) -> ModelResults:
-    """Reads the results of a run folder: ``RUN`` (the mean of both students), ``RUN:primary``, ``RUN:auxiliary``, ``RUN:mean``.
+    """Reads ``RUN`` (the mean of both students) or ``RUN:primary``, ``RUN:auxiliary``, ``RUN:mean``. Raises UserError.
 
-    Raises UserError if the folder is not one evaluated run.
+    RUN is the folder of an evaluated run, a model folder that was evaluated, or a file of scores (predictions*.parquet).
     """
     folder, colon, student = spec.rpartition(":")
     if not colon or (student not in PREDICTORS and Path(spec).exists()):
         folder, student = spec, "mean"
     if student not in PREDICTORS:
         raise UserError(f"{spec}: {student!r} is not one of {', '.join(PREDICTORS)}{suggest(student, PREDICTORS)}")
-    runs = read_report_input([folder]).runs
-    if len(runs) != 1:
-        raise UserError(f"{folder} contains {len(runs)} runs; give the folder of a single run")
-    run = runs[0]
-    predictions = run.predictions
-    if predictions is None:
-        why = [sentence for sentence in run.missing if "predictions.parquet" in sentence]
-        raise UserError(f"{folder} has no scores of test videos; python -m jobs.evaluate {folder} writes them", why)
+    name, predictions = _read_scores(Path(folder))
     right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return ModelResults(
-        f"{run.name}:{student}" if folder != spec else run.name,
+        f"{name}:{student}" if folder != spec else name,
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
         run.describe_protocol(),
     )
+
+
+def _read_scores(path: Path) -> tuple[str, Predictions]:
+    """Reads the scores of test videos, and the name of the run or model that they are of. Raises UserError."""
+    if is_model_folder(path):
+        files = sorted(path.glob("predictions*.parquet"))
+        if len(files) > 1:
+            raise UserError(f"{path} was evaluated on several data sets: name one of its files instead:", list(map(str, files)))
+        if not files:
+            remedy = f"python -m jobs.evaluate {path} --manifest MANIFEST writes them"
+            raise UserError(f"{path} is a model folder without scores of test videos; {remedy}")
+        return path.resolve().name, _read_score_file(files[0])
+    if path.is_file() and path.suffix == ".parquet":
+        return path.resolve().parent.name, _read_score_file(path)
+    runs = read_report_input([path]).runs
+    if len(runs) != 1:
+        raise UserError(f"{path} contains {len(runs)} runs; give the folder of a single run")
+    if runs[0].predictions is None:
+        why = [sentence for sentence in runs[0].missing if "predictions.parquet" in sentence]
+        raise UserError(f"{path} has no scores of test videos; python -m jobs.evaluate {path} writes them", why)
+    return runs[0].name, runs[0].predictions
+
+
+def _read_score_file(path: Path) -> Predictions:
+    problems: list[str] = []
+    predictions = read_predictions(path, problems)
+    if predictions is None:
+        raise UserError(f"{path} does not hold the scores of test videos, as python -m jobs.evaluate writes them:", problems)
+    return predictions
 
 
 def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:

@@ -191,7 +191,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_run_record(folder: Path) -> RunRecord:
     """Reads all files of a run folder but for checkpoints and saved scores."""
     missing: list[str] = []
-    predictions = _read_predictions(folder / "predictions.parquet", missing)
+    predictions = read_predictions(folder / "predictions.parquet", missing)
     run = RunRecord(
         folder=folder,
         config=_read_config(folder / "config.yaml", missing),
@@ -301,7 +301,8 @@ def read_json_lines(path: Path, missing: list[str] | None = None) -> tuple[Mappi
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _read_predictions(path: Path, missing: list[str]) -> Predictions | None:
+def read_predictions(path: Path, missing: list[str]) -> Predictions | None:
+    """Reads a file of scores; None if it cannot be read, and ``missing`` then gets a sentence that says why."""
     try:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {})[b"actnetformer"])

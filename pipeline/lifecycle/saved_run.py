@@ -54,9 +54,7 @@ class SavedRun:
 def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> SavedRun:
     """Opens a run folder. Only keys that begin with one of ``allowed`` may be overridden. Raises UserError."""
     folder = folder.expanduser().resolve()
-    if foreign := [word for word in overrides if not word.startswith(tuple(allowed))]:
-        keys = [f"{key}*" if key.endswith(".") else key.rstrip("=") for key in allowed]
-        raise UserError(f"only {', '.join(keys)} can be overridden here:", foreign)
+    check_overrides(overrides, allowed)
     trained, facts = read_run(folder)
     classes, fingerprints, videos = _read_known(facts, folder)
     if facts.get("config_digest", "") != compute_config_digest(folder) and trained.compute_fingerprint() != fingerprints.config:
@@ -78,6 +76,13 @@ def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequenc
         weights, step = find_best_weights(folder)
     moved, note = _has_moved(trained, config), _note_kept_root(trained, config)
     return SavedRun(folder, config, classes, fingerprints, videos, weights, step, int(state["step"]), moved, note)
+
+
+def check_overrides(overrides: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises UserError that names the words that do not begin with one of ``allowed``."""
+    if foreign := [word for word in overrides if not word.startswith(tuple(allowed))]:
+        keys = [f"{key}*" if key.endswith(".") else key.rstrip("=") for key in allowed]
+        raise UserError(f"only {', '.join(keys)} can be overridden here:", foreign)
 
 
 def _has_moved(trained: Config, now: Config) -> bool:
@@ -130,6 +135,11 @@ def open_run_source(run: SavedRun) -> VideoSource:
         rows = sample_evenly(source.evaluation_rows(run.config.evaluation.split))
         _check_files(manifest, rows, run.folder.name, "prepare these, and evaluate on them on purpose with --other-data FILE")
     return source
+
+
+def has_own_data(run: SavedRun) -> bool:
+    """Whether ``data.manifest`` is what the run was trained with. Raises UserError if it cannot be read."""
+    return _open_manifest(run).fingerprint == run.fingerprints.manifest
 
 
 def _check_files(manifest: Manifest, rows: Ints, name: str, remedy: str) -> None:

@@ -16,6 +16,7 @@ from torchvision.models import get_model, get_model_weights
 
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.errors import UserError
+from pipeline.model_folder.read_folder import read_model_folder
 from pipeline.students.plain_conv3d import PlainConv3d
 from pipeline.students.slow_resnet import Bottleneck, SlowResNet
 from pipeline.students.timesformer import TimeSformer, resize_position, resize_time
@@ -75,7 +76,8 @@ def _read(where: str, student: nn.Module) -> Tensors:
     except Exception as error:  # unknown names, no network, no disk: many types, all the user's or the network's
         text = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"cannot be had: {text[0]}; download the weights and give the file") from None
-    return _read_file(Path(where).expanduser())
+    path = Path(where).expanduser()
+    return _read_file(read_model_folder(path).weights if path.is_dir() else path)
 
 
 FIRST = {

@@ -20,11 +20,12 @@ from pipeline.clips.source import Columns, VideoSource, open_source
 from pipeline.config import Config, load_config, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
-from pipeline.evaluation.file_predictions import list_as_manifest
 from pipeline.evaluation.predict import needs_cluster, predict
 from pipeline.evaluation.protocol import CROP_POSITIONS, compute_clip_moments, list_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
+from pipeline.prediction.file_manifest import make_manifest
+from pipeline.prediction.input_videos import InputVideo
 from pipeline.ray_cluster.resources import Resources
 from pipeline.video import container as frames_module
 from tests.videos import write_numbers
@@ -48,7 +49,8 @@ def weights_of(config: Config, classes: int, folder: Path) -> Path:
 
 def source_of_files(tiny: Path, config: Config, files: list[Path]) -> VideoSource:
     source = open_source(config)[0]
-    return replace(source, manifest=list_as_manifest([str(path) for path in files], source.manifest.classes))
+    inputs = [InputVideo(str(path), str(path)) for path in files]
+    return replace(source, manifest=make_manifest(inputs, source.manifest.classes))
 
 
 def view_by_view(source: VideoSource, config: Config, weights: Path, videos: Any, batch: int = 8) -> Columns:

@@ -16,6 +16,7 @@ from jobs import label, predict, prepare
 from jobs.command import DONE, mark_files, run
 from pipeline.errors import UserError
 from pipeline.manifest.schema import read_manifest
+from pipeline.prediction.input_videos import check_words
 from tests.videos import write_numbers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +94,7 @@ def test_words_of_predict_that_are_no_files(
     Path(unicodedata.normalize("NFD", "é")).mkdir()
     stored = unicodedata.normalize("NFD", "é/ü.mp4")
     Path(stored).touch()
-    assert predict.check_files(["a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", unicodedata.normalize("NFC", stored)]) == [
+    assert check_words(["a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", unicodedata.normalize("NFC", stored)]) == [
         "a=b.mp4", "data.x=1.mp4", "s3://b/x.y=z.mp4", stored,
     ]  # fmt: skip
     assert "another Unicode form on the disk" in capsys.readouterr().err
@@ -103,4 +104,4 @@ def test_words_of_predict_that_are_no_files(
         ([], "at least one"),
     ):
         with pytest.raises(UserError, match=message):
-            predict.check_files(words)
+            check_words(words)

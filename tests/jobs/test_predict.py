@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, predict, train
-from jobs.command import DONE, USER_ERROR, run
+from jobs.command import DONE, FAILED, USER_ERROR, run
 from pipeline.manifest.schema import read_manifest
+from pipeline.prediction import prediction_run
+from pipeline.prediction.prediction_parts import Parts
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +36,9 @@ def test_unlisted_files_get_the_scores_of_the_same_listed_ones(
     broken.write_bytes(b"no video")
     out = tmp_path / "scores.parquet"
     words = [str(trained), str(files[0]), str(broken), *map(str, files[1:]), "--out", str(out), "--top", "1"]
-    assert run(predict.main, words) == DONE
+    assert run(predict.main, words) == FAILED  # one of them
     printed = capsys.readouterr().out.splitlines()
+    assert printed.pop() == f"3 of 4 videos predicted; not predicted: 1 {pq.read_table(out)['status'][1]}: {out}"
     assert [line.split("  ")[0] for line in printed] == [str(files[0]), str(broken), str(files[1]), str(files[2])]
     assert "not predicted: " in printed[1]
     table = pq.read_table(out).to_pylist()
@@ -68,9 +73,114 @@ def test_what_cannot_be_predicted_is_said(trained: Path, tmp_path: Path, capsys:
     empty.touch()
     assert run(predict.main, [str(trained), str(empty), str(tmp_path / "absent.mp4")]) == USER_ERROR
     said = capsys.readouterr().err
-    assert "none of the 2 files can be used" in said and "empty.mp4: " in said and "absent.mp4: " in said
+    assert "none of the 2 videos can be used" in said and "empty.mp4: " in said and "absent.mp4: " in said
     assert run(predict.main, [str(trained), str(empty), str(empty)]) == USER_ERROR
     assert "named twice" in capsys.readouterr().err
     assert run(predict.main, [str(tmp_path), str(empty)]) == USER_ERROR
     assert run(predict.main, [str(trained), str(empty), "--out", str(tmp_path / "no" / "x.parquet")]) == USER_ERROR
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_every_format_says_the_same(trained: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list with a part of a file, a folder and a missing file, in this order, in all three formats."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    one, other = (manifest.locate(int(row)) for row in manifest.usable_rows("test")[:2])
+    (tmp_path / "list.csv").write_text(f"path,start,end\n{one},0,0.5\n{tmp_path}/absent.mp4,,\n")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(other, tmp_path / "folder" / "b.mp4")
+    tables = {}
+    for suffix in ("parquet", "jsonl", "csv"):
+        out = tmp_path / f"scores.{suffix}"
+        words = [str(trained), str(tmp_path / "list.csv"), str(tmp_path / "folder"), "--out", str(out), "--top", "2"]
+        assert run(predict.main, words) == FAILED
+        text = out.read_text(encoding="utf-8") if suffix != "parquet" else ""
+        tables[suffix] = {
+            "parquet": lambda out=out: pq.read_table(out).to_pylist(),
+            "jsonl": lambda text=text: [json.loads(line) for line in text.splitlines()],
+            "csv": lambda text=text: list(csv.DictReader(text.splitlines())),
+        }[suffix]()
+    exact = tables["parquet"]
+    assert [row["file"] for row in exact] == [one, f"{tmp_path}/absent.mp4", f"{tmp_path}/folder/b.mp4"]
+    assert [(row["status"], row["reason"]) for row in exact] == [("ok", ""), ("missing", "no such file"), ("ok", "")]
+    assert (exact[0]["start"], exact[0]["end"]) == (0, 0.5) and exact[1]["class"] is None
+    for row in (exact[0], exact[2]):
+        order = np.argsort(row["mean"])[::-1][:2]
+        assert row["top_classes"] == [manifest.classes[index] for index in order] and row["class"] == row["top_classes"][0]
+        assert row["agree"] == (row["primary_class"] == row["auxiliary_class"])
+        assert row["primary_class"] == manifest.classes[int(np.argmax(row["primary"]))]
+        np.testing.assert_allclose(row["top_probabilities"], np.array(row["mean"])[order], rtol=1e-6)
+        assert np.sum(row["mean"]) == pytest.approx(1, abs=1e-5)
+    about = json.loads(pq.read_schema(tmp_path / "scores.parquet").metadata[b"actnetformer"])
+    assert about["classes"] == list(manifest.classes)
+    assert tables["jsonl"] == [{key: row[key] for key in row if key not in ("primary", "auxiliary", "mean")} for row in exact]
+    for row, text in zip(exact, tables["csv"], strict=True):
+        assert text["file"] == row["file"] and text["class"] == (row["class"] or "") and text["status"] == row["status"]
+        if row["class"]:
+            assert text["class_2"] == row["top_classes"][1] and float(text["probability_2"]) == row["top_probabilities"][1]
+            assert text["agree"] == str(row["agree"]).lower()
+
+
+def test_a_killed_prediction_continues_and_becomes_the_same_table(
+    trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prediction_run, "CHUNK", 3)
+    monkeypatch.setattr(prediction_run, "FEW", 4)
+    words = [str(trained), str(tiny / "manifest.parquet"), "evaluation.clips=1", "--out"]
+    assert run(predict.main, [*words, str(tmp_path / "whole.parquet")]) == DONE
+    assert "32/32" in capsys.readouterr().err  # the progress
+    write = Parts.write
+
+    def die(parts: Parts, chunk: int, table: object) -> None:
+        if chunk == 6:
+            raise KeyboardInterrupt
+        write(parts, chunk, table)
+
+    out = tmp_path / "again.parquet"
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", die)
+        assert run(predict.main, [*words, str(out)]) == 130
+    (folder,) = tmp_path.glob(".again.parquet.*")
+    (folder / "part-000002.parquet").write_bytes(b"half of a file")
+    assert not out.exists()
+    capsys.readouterr()
+    assert run(predict.main, [*words, str(out), "--top", "2"]) == DONE  # another table: nothing of the first fits
+    assert "earlier command" not in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", die)
+        assert run(predict.main, [*words, str(out)]) == 130
+    (folder,) = tmp_path.glob(".again.parquet.*")
+    (folder / "part-000002.parquet").write_bytes(b"half of a file")
+    assert run(predict.main, [*words, str(out)]) == DONE
+    assert "15 of 32 videos were predicted by an earlier command" in capsys.readouterr().err
+    assert pq.read_table(out).equals(pq.read_table(tmp_path / "whole.parquet"))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert pq.read_table(out)["file"].to_pylist() == read_manifest(tiny / "manifest.parquet").table["id"].to_pylist()
+
+
+def test_a_timeline_has_a_row_for_each_segment(trained: Path, tiny: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny / "manifest.parquet")
+    video, out = manifest.locate(0), tmp_path / "timeline.csv"
+    words = [str(trained), video, str(tmp_path / "absent.mp4"), "--window", "400ms", "--hop", "200ms", "--out", str(out)]
+    page = tmp_path / "page.html"
+    assert run(predict.main, [*words, "evaluation.clips=1", "--html", str(page)]) == FAILED
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg") == 12 and "no such file" in text
+    rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+    of_video = [row for row in rows if row["file"] == video]
+    assert [row["segment"] for row in of_video] == [str(number) for number in range(len(of_video))]
+    assert text.count('<span class="color-') == len(of_video)
+    assert float(of_video[0]["start"]) == 0
+    assert float(of_video[-1]["end"]) == pytest.approx(manifest.table["duration"][0].as_py(), abs=1e-5)
+    assert all(row["class"] in manifest.classes and 0 < float(row["confidence"]) <= 1 for row in of_video)
+    assert (rows[-1]["status"], rows[-1]["segment"], rows[-1]["class"]) == ("missing", "", "")
+
+
+def test_options_that_say_nothing_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["--out", str(tmp_path / "x.txt")], "the suffix says the format; write one of .parquet, .jsonl, .csv"),
+        (["--html", "x.html"], "--html is a page of timelines"),
+        (["--hop", "1s"], "--hop needs --window"),
+        (["--window", "1s", "--hop", "2s"], "the hop at most the window"),
+    ):
+        assert run(predict.main, [str(trained), "x.mp4", *words]) == USER_ERROR
+        assert message in capsys.readouterr().err

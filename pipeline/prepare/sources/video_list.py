@@ -143,3 +143,17 @@ def _list_images(root: str, folder: str) -> list[str]:
         return storage.list_names(resolve_uri(root, folder))
     except OSError:
         return []
+
+
+def list_paths(file: str, root: str) -> list[tuple[str, str, float | None, float | None]]:
+    """Lists the videos of a list whose labels do not matter; lines may be paths alone.
+
+    Returns (root, path as it is on the disk, start, end) of each line, times in seconds. Raises UserError for an unreadable
+    file and for malformed lines. A path of which no file exists is returned as listed.
+    """
+    folder = resolve_root(root, "--root")
+    mistakes: list[str] = []
+    rows = _read(file, ListOptions(folder), None, "unlabeled", mistakes, [])
+    raise_for_mistakes(mistakes, f"list {file}")
+    uris = find_files(folder, [row.path for row in rows])
+    return [(folder, uri or row.path, row.start, row.end) for row, uri in zip(rows, uris, strict=True)]

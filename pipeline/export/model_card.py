@@ -1,0 +1,162 @@
+"""Writes the model card: what a stranger should know before using a model. It is README.md of the model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.config import Config
+from pipeline.lifecycle.saved_run import SavedRun
+
+STUDENTS = {"primary": "primary", "auxiliary": "auxiliary", "mean": "mean of both"}
+LISTED_CLASSES = 100
+CITATION = """\
+```bibtex
+@inproceedings{dass2024actnetformer,
+  title     = {{ActNetFormer}: Transformer-{ResNet} Hybrid Method for Semi-Supervised Action Recognition in Videos},
+  author    = {Dass, Sharana Dharshikgan Suresh and Barua, Hrishav Bakul and Krishnasamy, Ganesh and
+               Paramesran, Raveendran and Phan, Rapha\\"el C.-W.},
+  booktitle = {International Conference on Pattern Recognition (ICPR)},
+  year      = {2024},
+  note      = {arXiv:2404.06243}
+}
+```"""
+
+
+def write_card(
+    name: str, run: SavedRun, training: Mapping[str, Any], evaluation: Mapping[str, Any], is_calibrated: bool
+) -> str:
+    """Writes the card's text.
+
+    ``training`` is the content of training.json, and ``evaluation`` that of the run's evaluation.json, or empty.
+    """
+    parts = [
+        f"---\n{yaml.safe_dump(_make_front_matter(name, evaluation), sort_keys=False, allow_unicode=True)}---",
+        f"# {name}",
+        _describe_task(run),
+        "## Figures",
+        _write_figures(evaluation),
+        "## Protocol",
+        _describe_protocol(run.config),
+        "## Training data",
+        _describe_data(run, training),
+        "## Limits",
+        "\n".join(f"- {line}" for line in _list_limits(evaluation, is_calibrated)),
+        "## Use",
+        _describe_use(),
+        "## Citation",
+        "The method is that of ActNetFormer; this implementation is not the authors'.",
+        CITATION,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _make_front_matter(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that model hubs read. There is no license: whoever publishes the model adds theirs."""
+    front: dict[str, Any] = {
+        "library_name": "actnetformer",
+        "pipeline_tag": "video-classification",
+        "tags": ["video-classification", "action-recognition", "semi-supervised", "actnetformer"],
+        "metrics": ["accuracy"],
+    }
+    metrics = [
+        {"type": "accuracy", "name": f"top-1, {title} (n = {evaluation['videos']})", "value": round(100 * top1, 2)}
+        for student, title in STUDENTS.items()
+        if (top1 := evaluation.get(student, {}).get("top1")) is not None
+    ]
+    if metrics:
+        data = evaluation.get("data", {})
+        dataset = {"name": data.get("source", "unknown"), "type": "video", "split": evaluation.get("split", "test")}
+        task = {"type": "video-classification"}
+        front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
+    return front
+
+
+def _describe_task(run: SavedRun) -> str:
+    names = [f"`{name}`" for name in run.classes[:LISTED_CLASSES]]
+    more = f", and {len(run.classes) - LISTED_CLASSES} more (labels.json)" if len(run.classes) > LISTED_CLASSES else ""
+    networks = " and ".join(f"a {getattr(run.config, name).network.arch} ({name})" for name in ("primary", "auxiliary"))
+    return (
+        f"Video classification: which of {len(run.classes)} actions a video shows. There are two networks, {networks}, whose "
+        f"probabilities can be used alone or averaged.\n\nClasses: {', '.join(names)}{more}."
+    )
+
+
+def _write_figures(evaluation: Mapping[str, Any]) -> str:
+    if not evaluation or not evaluation.get("videos"):
+        return "The run has no evaluation of these weights on labeled videos, so there are none."
+    rows = []
+    for student, title in STUDENTS.items():
+        figures = evaluation.get(student, {})
+        intervals = figures.get("interval") or {}
+        cells = [title]
+        for key in ("top1", "top5", "mean_class_accuracy"):
+            value, interval = figures.get(key), intervals.get(key)
+            cells.append("–" if value is None else f"{100 * value:.1f}{_write_interval(interval)}")
+        rows.append(f"| {' | '.join(cells)} |")
+    data = evaluation.get("data", {})
+    videos = f"{evaluation['videos']} videos of split {evaluation.get('split', 'test')} of {data.get('source', 'unknown data')}"
+    lost = len(evaluation.get("undecodable", {}))
+    notes = [f"In %, of n = {videos} (fingerprint {data.get('fingerprint', 'unknown')}), at step {evaluation['step']}."]
+    notes += ["In brackets: the 95 % interval over videos."] if any("(" in row.partition("|")[2] for row in rows) else []
+    notes += [f"{lost} more videos could not be decoded and are not counted."] if lost else []
+    notes.append("They are of one training run: how much they vary from seed to seed is not known from them.")
+    head = "| network | top-1 | top-5 | mean class accuracy |\n| --- | ---: | ---: | ---: |"
+    return "\n".join([head, *rows]) + "\n\n" + " ".join(notes)
+
+
+def _write_interval(interval: Sequence[float] | None) -> str:
+    return "" if not interval else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def _describe_protocol(config: Config) -> str:
+    views = config.evaluation
+    average = getattr(views, "average", "probabilities")
+    clips = []
+    for name in ("primary", "auxiliary"):
+        clip = getattr(config, name).clip
+        rate = "spread over the whole video" if clip.fps is None else f"at {clip.fps:g} frames a second"
+        clips.append(f"- {name}: {clip.frames} frames {rate}, {clip.size} x {clip.size} pixels, {clip.modality}")
+    many = f"{views.clips} clip{'s' * (views.clips > 1)} x {views.crops} crop{'s' * (views.crops > 1)}"
+    return (
+        f"Scores of a video are the mean of {average} over {many}. Frames are scaled to a shorter side of "
+        f"{config.data.decode_size} pixels.\n\n" + "\n".join(clips)
+    )
+
+
+def _describe_data(run: SavedRun, training: Mapping[str, Any]) -> str:
+    labels, prints = training["labels"], training["fingerprints"]
+    lines = [
+        f"- manifest `{prints['manifest']}`: {run.videos} videos",
+        f"- labels `{prints['labels']}`: {labels.get('count')} videos ({labels.get('spec')}, seed {labels.get('seed')})",
+        f"- configuration `{prints['config']}`: method {training['method']}, step {training['step']} of {training['steps']}, "
+        f"seed {training['seed']}",
+    ]
+    for name, where in training["started_from"].items():
+        lines.append(f"- {name} started from {where or 'random weights'}")
+    return "\n".join(lines)
+
+
+def _list_limits(evaluation: Mapping[str, Any], is_calibrated: bool) -> list[str]:
+    limits = [
+        "Every video gets one of the classes above, also a video that shows none of them.",
+        "The figures hold for videos like those that they were measured on; on others measure again (`jobs.evaluate`).",
+        "The labels and videos decide what was learned, their biases included; whom and what they show is not checked.",
+    ]
+    if not is_calibrated:
+        limits.append("Probabilities are not calibrated: 0.9 need not mean that nine of ten such predictions are right.")
+    if not evaluation:
+        limits.append("These weights were not evaluated.")
+    return limits
+
+
+def _describe_use() -> str:
+    return (
+        "    python -m jobs.predict FOLDER VIDEO ... --out scores.parquet\n"
+        "    python -m jobs.evaluate FOLDER --manifest MANIFEST\n"
+        "    python -m jobs.train ... primary.network.weights=FOLDER auxiliary.network.weights=FOLDER\n\n"
+        "`FOLDER` is the folder of this file; docs/models.md of the program explains its files. They hold no code, and nothing "
+        "in them is executed. `sha256sum -c SHA256SUMS` checks that they are whole."
+    )

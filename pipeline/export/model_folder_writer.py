@@ -1,0 +1,238 @@
+"""Writes a model folder from a run: all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.export.model_card import write_card
+from pipeline.export.network_programs import build_networks, compare_programs, export_programs
+from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.model_folder.read_folder import (
+    CALIBRATION,
+    CARD,
+    CHECKSUMS,
+    CONFIG,
+    FORMAT_VERSION,
+    KNOBS,
+    LABELS,
+    NOT_OF_THE_MODEL,
+    PREPROCESSING,
+    TRAINING,
+    WEIGHTS,
+    compute_sha256,
+    describe_preprocessing,
+    is_model_folder,
+    read_checksums,
+    read_model_folder,
+)
+from pipeline.run_folder.contents import read_run
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model folder that was written."""
+
+    folder: Path
+    files: Mapping[str, int]
+    """The size in bytes of each file."""
+    replaced_step: int | None
+    """The step of the earlier export that was replaced, if there was one."""
+    differences: Mapping[str, float]
+    """The largest difference of a probability between each exported program and the networks; empty without programs."""
+    clips: int
+    """On how many clips that was measured."""
+
+
+def export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | None = None) -> ExportedModel:
+    """Writes the checkpoint of an opened run as the model folder ``out``.
+
+    With real ``clips``, [N, T, S, S, 3] uint8 by network, it also has the networks as programs, which are compared on them.
+    Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else.
+    """
+    out = out.expanduser().absolute()
+    training = describe_training(run)
+    earlier = check_target(out, training)
+    texts = {
+        CONFIG: _dump({"model_type": "actnetformer", "format_version": FORMAT_VERSION, **select_knobs(run.config)}),
+        LABELS: _dump(list(run.classes)),
+        PREPROCESSING: _dump(describe_preprocessing(run.config)),
+        TRAINING: _dump(training),
+    }
+    calibration = run.folder / CALIBRATION
+    if calibration.is_file():
+        texts[CALIBRATION] = calibration.read_text(encoding="utf-8")
+    evaluation = _read_evaluation(run)
+    differences: dict[str, float] = {}
+    programs: list[str] = []
+    with replacing(out) as scratch:
+        save_file(select_weights(run), scratch / WEIGHTS, metadata={"format": "pt"})
+        for name, text in texts.items():
+            (scratch / name).write_text(text, encoding="utf-8")
+        if clips is not None:
+            networks = build_networks(run.config, len(run.classes), scratch / WEIGHTS)
+            paths = export_programs(networks, run.config, scratch)
+            differences, programs = compare_programs(networks, paths, run.config, clips), [path.name for path in paths.values()]
+        card = write_card(out.name, run, training, evaluation, CALIBRATION in texts)
+        (scratch / CARD).write_text(card, encoding="utf-8")
+        write_checksums(scratch, [WEIGHTS, *texts, CARD, *programs])
+    files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    return ExportedModel(out, files, earlier, differences, 0 if clips is None else len(clips["primary"]))
+
+
+def select_knobs(config: Config) -> dict[str, Any]:
+    """Selects the knobs that config.json holds. Where training started (``network.weights``) is not among them."""
+    knobs = config.model_dump(mode="json", include=KNOBS)
+    for name in NOT_OF_THE_MODEL:
+        knobs["evaluation"].pop(name, None)
+    for student in ("primary", "auxiliary"):
+        knobs[student]["network"]["weights"] = None
+    return knobs
+
+
+def select_weights(run: SavedRun) -> dict[str, torch.Tensor]:
+    """Selects the tensors that are evaluated: the running means of the weights if the run has them, without projection heads,
+    teachers and label statistics."""
+    wanted = "students" if run.config.train.ema_decay is None else "averages"
+    stored = {name.partition("."): value for name, value in load_file(run.weights).items()}
+    return {
+        f"students.{name}": value.contiguous()
+        for (part, _, name), value in stored.items()
+        if part == wanted and ".projection." not in name
+    }
+
+
+def describe_training(run: SavedRun) -> dict[str, Any]:
+    """Collects the content of training.json. It names no folder of this machine."""
+    _, facts = read_run(run.folder)
+    labels = facts.get("labels", {})
+    config = run.config
+    return {
+        "run": run.folder.name,
+        "method": config.method.name,
+        "step": run.step,
+        "steps": config.train.steps,
+        "seed": config.run.seed,
+        "fingerprints": run.fingerprints.as_dict(),
+        "videos": run.videos,
+        "labels": {name: labels.get(name) for name in ("spec", "seed", "count")},
+        "started_from": {name: _hide_folder(getattr(config, name).network.weights) for name in ("primary", "auxiliary")},
+        "parameters": facts.get("parameters"),
+        "trained_with": facts.get("versions"),
+        "created": facts.get("created"),
+        "exported_with": {"actnetformer": _find_version(), "torch": torch.__version__},
+    }
+
+
+def _hide_folder(where: str | None) -> str | None:
+    """Returns published weights as they are, and of a file its name alone."""
+    return where if where is None or where.startswith(("timm:", "torchvision:")) else Path(where).name
+
+
+def _find_version() -> str | None:
+    try:
+        return version("actnetformer")
+    except PackageNotFoundError:  # run from a folder that a job uploaded
+        return None
+
+
+def _read_evaluation(run: SavedRun) -> dict[str, Any]:
+    """Reads the run's evaluation.json if it is of the weights that are exported, else returns nothing."""
+    with suppress(OSError, ValueError):
+        evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+        if isinstance(evaluation, dict) and evaluation.get("step") == run.step:
+            return evaluation
+    return {}
+
+
+def _dump(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------ the folder
+
+
+def check_target(out: Path, training: Mapping[str, Any]) -> int | None:
+    """Returns the step of the older export that lies at ``out``, or None. Raises UserError if something else lies there."""
+    if not os.path.lexists(out):
+        return None
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: choose another OUT")
+    if not any(out.iterdir()):
+        return None
+    other = "choose another OUT, or move it away"
+    if not is_model_folder(out):
+        raise UserError(f"{out} exists and is no model folder: {other}")
+    earlier = read_model_folder(out).training
+    differing = [
+        f"{name}: {earlier['fingerprints'].get(name)} there, {value} of this run"
+        for name, value in training["fingerprints"].items()
+        if earlier["fingerprints"].get(name) != value
+    ]
+    if differing:
+        raise UserError(f"{out} is the model of another run ({earlier.get('run')}): {other}:", differing)
+    step = int(earlier["step"])
+    if step > training["step"]:
+        raise UserError(f"{out} is of a later step ({step}) than this checkpoint ({training['step']}): {other}")
+    checksums = read_checksums(out)
+    kept = [path.name for path in sorted(out.iterdir()) if path.name not in (*checksums, CHECKSUMS)]
+    kept += [name for name in (CARD,) if (out / name).is_file() and compute_sha256(out / name) != checksums.get(name)]
+    if kept:
+        what = f"{out} is an older export of this run, but holds files that were added or edited since"
+        raise UserError(f"{what}; move them away, or choose another OUT:", kept)
+    return step
+
+
+@contextmanager
+def replacing(out: Path) -> Any:
+    """Yields an empty folder that takes the place of ``out`` when the block ends, and is deleted if the block raises."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in out.parent.glob(f".{out.name}.????????????????????????????????"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+        scratch.mkdir()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another OUT") from None
+    try:
+        yield scratch
+        for path in (*scratch.iterdir(), scratch):
+            _sync_to_disk(path)
+        if os.path.lexists(out):
+            old = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+            os.replace(out, old)
+            os.replace(scratch, out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(scratch, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another OUT") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Writes the checksums of these files of a folder, as ``sha256sum`` does."""
+    lines = [f"{compute_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
