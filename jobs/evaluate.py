@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_intermixed_args(argv)
     folder, words = options.folder.expanduser().resolve(), list(options.overrides)
     if options.calibrate:
-        words = _choose_held_out(folder, words, options.manifest or options.other_data)
+        option = "--manifest" if options.manifest else "--other-data" if options.other_data else ""
+        words = _choose_held_out(folder, words, option)
     given = options.manifest or options.other_data
     if given is not None:
         if any(word.startswith("data.manifest=") for word in words):
@@ -67,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _evaluate(saved, options.other_data is not None or (given is not None and not has_own_data(saved)), out)
 
 
-def _choose_held_out(folder: Path, words: Sequence[str], manifest: str | None) -> list[str]:
+def _choose_held_out(folder: Path, words: Sequence[str], given: str) -> list[str]:
     """Returns the overrides with which held-out videos are scored. Raises UserError if others are asked for."""
     if is_model_folder(folder):
         raise UserError("--calibrate needs a run: calibrate it, and export it again, which takes the temperatures along")
-    if manifest is not None:
-        raise UserError("--calibrate needs the run's own held-out videos: leave --manifest and --other-data out")
+    if given:
+        raise UserError(f"--calibrate needs the run's own held-out videos: leave {given} out")
     if split := next((word for word in words if word.startswith("evaluation.split=")), None):
         raise UserError(f"--calibrate takes the held-out videos, never test videos: leave {split} out")
     return [*words, "evaluation.split=validation"]

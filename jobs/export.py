@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("out", type=Path, metavar="OUT", help="folder to write; an older export of the same run is replaced")
     about = "evaluation.*: the test protocol that the folder asks for, and which checkpoint"
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
-    about = "add primary.pt2, auxiliary.pt2 and mean.pt2, programs of torch.export, and compare them on real clips"
+    about = "add primary_program.pt2, auxiliary_program.pt2 and mean_program.pt2, programs of torch.export, and compare them on real clips"
     arguments.add_argument("--torch-export", action="store_true", help=about)
     about = "videos to compare them on: a file, folder, list or manifest; repeatable (default: the run's test videos)"
     arguments.add_argument("--check-on", action="append", default=[], metavar="INPUT", help=about)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if exported.replaced_step is not None:
         print(f"note: replaced the export of step {exported.replaced_step}")
     for name, difference in exported.differences.items():
-        print(f"{name}.pt2: largest difference of a probability {difference:.1e}, on {exported.clips} real clips")
+        print(f"{name}_program.pt2: largest difference of a probability {difference:.1e}, on {exported.clips} real clips")
     for name, size in exported.files.items():
         print(f"{size:12,d}  {name}")
     print(exported.folder)

@@ -5,11 +5,13 @@ The result is about these two models. Whether one *setting* is better than the o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.analysis.run_reader import Predictions, read_predictions
@@ -17,6 +19,7 @@ from pipeline.analysis.statistics import Estimate, estimate_mean
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
+from pipeline.evaluation.protocol import describe_protocol
 from pipeline.model_folder.read_folder import is_model_folder
 from pipeline.run_folder.contents import PREDICTORS
 
@@ -83,19 +86,20 @@ def read_results(spec: str) -> ModelResults:
         folder, student = spec, "mean"
     if student not in PREDICTORS:
         raise UserError(f"{spec}: {student!r} is not one of {', '.join(PREDICTORS)}{suggest(student, PREDICTORS)}")
-    name, predictions = _read_scores(Path(folder))
+    name, predictions, protocol = _read_scores(Path(folder))
     right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return ModelResults(
         f"{name}:{student}" if folder != spec else name,
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
-        run.describe_protocol(),
+        protocol,
     )
 
 
-def _read_scores(path: Path) -> tuple[str, Predictions]:
-    """Reads the scores of test videos, and the name of the run or model that they are of. Raises UserError."""
+def _read_scores(path: Path) -> tuple[str, Predictions, str]:
+    """Reads the scores of test videos. Returns the name of the run or model that they are of, the scores, and their protocol in
+    words. Raises UserError."""
     if is_model_folder(path):
         files = sorted(path.glob("predictions*.parquet"))
         if len(files) > 1:
@@ -103,24 +107,25 @@ def _read_scores(path: Path) -> tuple[str, Predictions]:
         if not files:
             remedy = f"python -m jobs.evaluate {path} --manifest MANIFEST writes them"
             raise UserError(f"{path} is a model folder without scores of test videos; {remedy}")
-        return path.resolve().name, _read_score_file(files[0])
+        return path.resolve().name, *_read_score_file(files[0])
     if path.is_file() and path.suffix == ".parquet":
-        return path.resolve().parent.name, _read_score_file(path)
+        return path.resolve().parent.name, *_read_score_file(path)
     runs = read_report_input([path]).runs
     if len(runs) != 1:
         raise UserError(f"{path} contains {len(runs)} runs; give the folder of a single run")
     if runs[0].predictions is None:
         why = [sentence for sentence in runs[0].missing if "predictions.parquet" in sentence]
         raise UserError(f"{path} has no scores of test videos; python -m jobs.evaluate {path} writes them", why)
-    return runs[0].name, runs[0].predictions
+    return runs[0].name, runs[0].predictions, runs[0].describe_protocol()
 
 
-def _read_score_file(path: Path) -> Predictions:
+def _read_score_file(path: Path) -> tuple[Predictions, str]:
     problems: list[str] = []
     predictions = read_predictions(path, problems)
     if predictions is None:
         raise UserError(f"{path} does not hold the scores of test videos, as python -m jobs.evaluate writes them:", problems)
-    return predictions
+    about = json.loads(pq.read_schema(path).metadata[b"actnetformer"])
+    return predictions, describe_protocol(about) if "protocol" in about else ""
 
 
 def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:

@@ -64,9 +64,9 @@ class SlowResNetSection(Section):
     """Dropout before the classifier. Choice."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
-    ``timm:resnet50.a1_in1k``, downloaded, inflated in time) or a file (.safetensors, .pt, .pth, .pyth) with the keys of
-    timm, SlowFast, PyTorchVideo, or this project. A ``timm:`` network is made to take the views' pixels (0.45, 0.225 for all
-    colors, as SlowFast); a file must have been trained on such. None, random, is the paper's."""
+    ``timm:resnet50.a1_in1k``, downloaded, inflated in time), a model folder of ``jobs.export``, or a file (.safetensors, .pt,
+    .pth, .pyth) with the keys of timm, SlowFast, PyTorchVideo, or this project. A ``timm:`` network is made to take the views'
+    pixels (0.45, 0.225 for all colors, as SlowFast); a file must have been trained on such. None, random, is the paper's."""
 
 
 class TimeSformerSection(Section):
@@ -95,9 +95,10 @@ class TimeSformerSection(Section):
     """Stochastic depth rate of the last block, rising linearly from 0. Choice."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
-    ``timm:deit_small_patch16_224.fb_in1k``, downloaded) or a file (.safetensors, .pt, .pth, .pyth) with the keys of timm, the
-    TimeSformer authors, or this project. A ``timm:`` network is made to take the views' pixels (0.45, 0.225 for all colors, as
-    the authors'); a file must have been trained on such. Embeddings are interpolated to the clip. None: random, the paper's."""
+    ``timm:deit_small_patch16_224.fb_in1k``, downloaded), a model folder of ``jobs.export``, or a file (.safetensors, .pt, .pth,
+    .pyth) with the keys of timm, the TimeSformer authors, or this project. A ``timm:`` network is made to take the views'
+    pixels (0.45, 0.225 for all colors, as the authors'); a file must have been trained on such. Embeddings are interpolated to
+    the clip. None: random, the paper's."""
 
 
 class VideoResNetSection(Section):
@@ -109,8 +110,9 @@ class VideoResNetSection(Section):
     """Dropout before the classifier. Choice."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
-    ``torchvision:KINETICS400_V1``, downloaded) or a file with torchvision's or this project's keys. What is downloaded is made
-    to take the views' pixels (0.45, 0.225 for all colors); a file must have been trained on such. None: random."""
+    ``torchvision:KINETICS400_V1``, downloaded), a model folder, or a file with torchvision's or this project's keys. What is
+    downloaded is made to take the views' pixels (0.45, 0.225 for all colors); a file must have been trained on such. None:
+    random."""
 
 
 class PlainConv3dSection(Section):
@@ -127,7 +129,8 @@ class PlainConv3dSection(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the classifier."""
     weights: str | None = None
-    """Start from these weights, the head excepted if its classes are others: a file of this project. None: random."""
+    """Start from these weights, the head excepted if its classes are others: a file or a model folder of this project. None:
+    random."""
 
 
 ARCHS = ("slow_resnet", "timesformer", "r3d_18", "r2plus1d_18", "plain_conv3d")

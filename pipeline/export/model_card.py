@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
+from pipeline.evaluation.protocol import describe_protocol
 from pipeline.lifecycle.saved_run import SavedRun
 
 STUDENTS = {"primary": "primary", "auxiliary": "auxiliary", "mean": "mean of both"}
@@ -98,8 +99,8 @@ def _write_figures(evaluation: Mapping[str, Any]) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     data = evaluation.get("data", {})
     videos = f"{evaluation['videos']} videos of split {evaluation.get('split', 'test')} of {data.get('source', 'unknown data')}"
-    lost = len(evaluation.get("undecodable", {}))
-    notes = [f"In %, of n = {videos} (fingerprint {data.get('fingerprint', 'unknown')}), at step {evaluation['step']}."]
+    lost = len(evaluation.get("undecodable", {})) + len(evaluation.get("unusable", {}))
+    notes = [f"In %, of n = {videos} (fingerprint {data.get('fingerprint', 'unknown')}); {describe_protocol(evaluation)}."]
     notes += ["In brackets: the 95 % interval over videos."] if any("(" in row.partition("|")[2] for row in rows) else []
     notes += [f"{lost} more videos could not be decoded and are not counted."] if lost else []
     notes.append("They are of one training run: how much they vary from seed to seed is not known from them.")
@@ -113,7 +114,6 @@ def _write_interval(interval: Sequence[float] | None) -> str:
 
 def _describe_protocol(config: Config) -> str:
     views = config.evaluation
-    average = getattr(views, "average", "probabilities")
     clips = []
     for name in ("primary", "auxiliary"):
         clip = getattr(config, name).clip
@@ -121,7 +121,7 @@ def _describe_protocol(config: Config) -> str:
         clips.append(f"- {name}: {clip.frames} frames {rate}, {clip.size} x {clip.size} pixels, {clip.modality}")
     many = f"{views.clips} clip{'s' * (views.clips > 1)} x {views.crops} crop{'s' * (views.crops > 1)}"
     return (
-        f"Scores of a video are the mean of {average} over {many}. Frames are scaled to a shorter side of "
+        f"Scores of a video are the mean of {views.average} over {many}. Frames are scaled to a shorter side of "
         f"{config.data.decode_size} pixels.\n\n" + "\n".join(clips)
     )
 

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.evaluation.calibration import fits_evaluation
+from pipeline.evaluation.protocol import collect_protocol
 from pipeline.export.model_card import write_card
 from pipeline.export.network_programs import build_networks, compare_programs, export_programs
 from pipeline.lifecycle.saved_run import SavedRun
@@ -72,10 +74,10 @@ def export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | None
         PREPROCESSING: _dump(describe_preprocessing(run.config)),
         TRAINING: _dump(training),
     }
-    calibration = run.folder / CALIBRATION
-    if calibration.is_file():
-        texts[CALIBRATION] = calibration.read_text(encoding="utf-8")
-    evaluation = _read_evaluation(run)
+    calibration = _read_results(run, CALIBRATION)
+    if calibration and fits_evaluation(calibration, {"step": run.step, "protocol": collect_protocol(run.config)}):
+        texts[CALIBRATION] = _dump(calibration)
+    evaluation = _read_results(run, "evaluation.json")
     differences: dict[str, float] = {}
     programs: list[str] = []
     with replacing(out) as scratch:
@@ -149,12 +151,12 @@ def _find_version() -> str | None:
         return None
 
 
-def _read_evaluation(run: SavedRun) -> dict[str, Any]:
-    """Reads the run's evaluation.json if it is of the weights that are exported, else returns nothing."""
+def _read_results(run: SavedRun, name: str) -> dict[str, Any]:
+    """Reads a JSON file of the run if it is of the weights that are exported, else returns nothing."""
     with suppress(OSError, ValueError):
-        evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
-        if isinstance(evaluation, dict) and evaluation.get("step") == run.step:
-            return evaluation
+        content = json.loads((run.folder / name).read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("step") == run.step:
+            return content
     return {}
 
 

@@ -87,7 +87,7 @@ def export_programs(networks: dict[str, nn.Module], config: Config, folder: Path
         inputs = select_frames(clips, name)
         batch = torch.export.Dim("batch", min=1)
         program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
-        paths[name] = folder / f"{name}.pt2"
+        paths[name] = folder / f"{name}_program.pt2"
         torch.export.save(program, paths[name])
     return paths
 

@@ -45,6 +45,7 @@ def open_model(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[st
         videos=int(model.training.get("videos") or 0),
         weights=model.weights,
         step=int(model.training["step"]),
+        trained_steps=int(model.training["step"]),
         moved=True,
     )
     check_weights(saved, model)

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
-from pipeline.evaluation.predict import predict, score_in_process
-from pipeline.evaluation.protocol import average_views, compute_clip_moments
+from pipeline.evaluation.predict import score_in_process, score_views
+from pipeline.evaluation.protocol import combine_views, compute_clip_moments
 from pipeline.evaluation.scorer import Scorer
 from pipeline.manifest.schema import Manifest
 from pipeline.methods import STUDENTS
@@ -21,7 +21,6 @@ from pipeline.prediction.input_videos import InputVideo
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
 
-VIEWS = (*STUDENTS, "mean")
 CHUNK, CHUNK_ON_RAY = 64, 4096
 """Videos that are probed and scored together; a killed command loses at most as many."""
 
@@ -51,7 +50,7 @@ ScoreRows = Callable[[VideoSource, Ints], Iterable[Columns]]
 def choose_scorer(source: VideoSource, config: Config, weights: Path, resources: Resources | None) -> ScoreRows:
     """Chooses who scores: the cluster, or this process, which then loads the students once for all chunks."""
     if resources is not None:
-        return lambda part, rows: [predict(part, config, weights, rows, resources)]
+        return lambda part, rows: score_views(part, config, weights, rows, resources)
     scorer = Scorer(config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
     moments = compute_clip_moments(config.evaluation.clips)
     return lambda part, rows: score_in_process(part, scorer, rows, moments)
@@ -79,7 +78,7 @@ def predict_inputs(
     scored: dict[int, Prediction] = {}
     if len(rows):
         for row, views in group_by_row(score(replace(source, manifest=manifest), rows)):
-            scored[row] = summarize_views(inputs[row], views)
+            scored[row] = summarize_views(inputs[row], views, config.evaluation.average)
     for row, video in enumerate(inputs):
         yield scored[row] if row in scored else describe_failure(video, manifest, row)
 
@@ -109,13 +108,13 @@ def _join(parts: Sequence[Columns]) -> tuple[int, Columns]:
     return int(parts[0]["video"][0]), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def summarize_views(video: InputVideo, views: Columns) -> Prediction:
-    """Averages the scores of one video's views; those that could not be decoded count nowhere."""
+def summarize_views(video: InputVideo, views: Columns, average: str) -> Prediction:
+    """Averages the scores of one video's views by ``evaluation.average``; those that could not be decoded count nowhere."""
     usable = views["reason"] == ""
     reasons = views["reason"][~usable].tolist()
     if not usable.any():
         return Prediction(video, "undecodable", str(reasons[0]), {})
-    scores = {name: average_views(views["video"], views[name], usable)[1][0] for name in STUDENTS}
+    scores = {name: combine_views(views["video"], views[name], usable, average)[1][0] for name in STUDENTS}
     scores["mean"] = (scores["primary"] + scores["auxiliary"]) / 2
     reason = f"{len(reasons)} of {len(usable)} views could not be decoded: {reasons[0]}" if reasons else ""
     return Prediction(video, "ok", reason, scores)

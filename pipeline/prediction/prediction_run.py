@@ -18,8 +18,8 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.prediction.input_videos import InputVideo, compute_digest
-from pipeline.prediction.prediction_parts import Parts
 from pipeline.prediction.predict_inputs import CHUNK, CHUNK_ON_RAY, choose_prober, choose_scorer, predict_inputs
+from pipeline.prediction.prediction_parts import Parts
 from pipeline.prediction.prediction_tables import SCHEMA, make_row, write_predictions
 from pipeline.prediction.timeline import SEGMENT_SCHEMA, Windows, predict_timelines
 from pipeline.progress import progress
@@ -123,11 +123,11 @@ class PredictionRun:
             return
         score = choose_scorer(self.source, self.config, self.weights, self.resources)
         probe = choose_prober(self.resources)
-        classes = self.source.manifest.classes
+        classes, average = self.source.manifest.classes, self.config.evaluation.average
         for chunk in chunks:
             inputs = self.inputs[chunk * self.chunk : (chunk + 1) * self.chunk]
             if self.windows is not None:
-                found: Iterator[Rows] = predict_timelines(self.source, inputs, self.windows, score, probe)
+                found: Iterator[Rows] = predict_timelines(self.source, inputs, self.windows, average, score, probe)
             else:
                 predictions = predict_inputs(self.source, self.config, inputs, score, probe)
                 found = ([make_row(prediction, classes, self.top)] for prediction in predictions)

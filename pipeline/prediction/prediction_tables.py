@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.evaluation.video_scores import VIEWS
 from pipeline.files.parquet import METADATA_KEY
 from pipeline.methods import STUDENTS
-from pipeline.prediction.predict_inputs import VIEWS, Prediction
+from pipeline.prediction.predict_inputs import Prediction
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 SCHEMA = pa.schema(

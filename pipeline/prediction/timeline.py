@@ -113,13 +113,15 @@ def predict_timelines(
     source: VideoSource,
     inputs: Sequence[InputVideo],
     windows: Windows,
+    average: str,
     score: ScoreRows,
     probe: ProbeLocations = probe_here,
 ) -> Iterator[list[dict[str, object]]]:
     """Predicts a timeline for each video, and yields the rows of ``SEGMENT_SCHEMA`` of one video after the other.
 
-    A video without a prediction has one row without a segment. Windows that cannot be decoded count nowhere; their time
-    belongs to the segments of the windows that overlap it, or to none.
+    ``average`` is ``evaluation.average``, by which the views of a window are averaged. A video without a prediction has one row
+    without a segment. Windows that cannot be decoded count nowhere; their time belongs to the segments of the windows that
+    overlap it, or to none.
     """
     files = make_manifest(inputs, source.manifest.classes, probe)
     owners, spans = _list_windows(files, windows)
@@ -129,7 +131,7 @@ def predict_timelines(
     if owners:
         rows = np.arange(len(owners), dtype=np.int64)
         for row, views in group_by_row(score(replace(source, manifest=manifest), rows)):
-            prediction = summarize_views(inputs[owners[row]], views)
+            prediction = summarize_views(inputs[owners[row]], views, average)
             if prediction.is_ok:
                 scored.setdefault(owners[row], {})[row] = prediction.scores["mean"]
             else:

@@ -336,11 +336,11 @@ def test_programs_compute_the_same_on_real_clips_for_any_number_of_them(
     out = tmp_path / "model"
     assert run(export.main, [str(trained), str(out), "--torch-export"]) == DONE
     said = capsys.readouterr().out
-    assert all(f"{name}.pt2: largest difference of a probability" in said for name in ("primary", "auxiliary", "mean"))
+    assert all(f"{name}_program.pt2: largest difference of a probability" in said for name in ("primary", "auxiliary", "mean"))
     assert "on 8 real clips" in said
     done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=out, capture_output=True, check=True)
-    assert done.stdout.count(b".pt2: OK") == 3
-    program = torch.export.load(out / "mean.pt2").module()
+    assert done.stdout.count(b"_program.pt2: OK") == 3
+    program = torch.export.load(out / "mean_program.pt2").module()
     frames = torch.randint(0, 256, (5, 4, 40, 40, 3), dtype=torch.uint8)
     probabilities = program(frames, frames)
     assert probabilities.shape == (5, 4)
