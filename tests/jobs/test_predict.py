@@ -68,6 +68,28 @@ def test_scoring_actors_say_the_same_as_this_process(
         np.testing.assert_allclose(np.stack(mine[name].to_numpy()), np.stack(theirs[name].to_numpy()), rtol=1e-4)
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_predicts_the_same_in_the_same_order(
+    trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are probed and rows of a manifest, some of which cannot be used, in two chunks."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    shutil.copy(manifest.locate(3), tmp_path / "b.mp4")
+    words = [str(trained), str(tmp_path / "a.mp4"), str(tiny / "manifest.parquet"), str(tmp_path / "b.mp4"), "--out"]
+    assert run(predict.main, [*words, str(tmp_path / "here.parquet")]) == FAILED
+    monkeypatch.setattr("pipeline.evaluation.predict.FEW_VIEWS", 0)
+    monkeypatch.setattr(prediction_run, "CHUNK_ON_RAY", 20)
+    assert run(predict.main, [*words, str(tmp_path / "there.parquet"), "--workers", "2"]) == FAILED
+    here, there = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "there"))
+    assert here.num_rows == 34 and here.select(["file", "status"]).equals(there.select(["file", "status"]))
+    for name in ("primary", "auxiliary", "mean"):
+        mine, theirs = (np.stack(table[name].drop_null().to_numpy()) for table in (here, there))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4)
+
+
 def test_what_cannot_be_predicted_is_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty.mp4"
     empty.touch()
