@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("out", type=Path, metavar="OUT", help="folder to write; an older export of the same run is replaced")
     about = "evaluation.*: the test protocol that the folder asks for, and which checkpoint"
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
-    about = "add primary_program.pt2, auxiliary_program.pt2 and mean_program.pt2, programs of torch.export, and compare them on real clips"
+    about = "add both networks and their mean as programs of torch.export (.pt2), and compare them on real clips"
     arguments.add_argument("--torch-export", action="store_true", help=about)
     about = "videos to compare them on: a file, folder, list or manifest; repeatable (default: the run's test videos)"
     arguments.add_argument("--check-on", action="append", default=[], metavar="INPUT", help=about)
