@@ -35,7 +35,7 @@ class Prediction:
     reason: str
     """The same in a sentence, or why a part of an ``ok`` video could not be decoded; else ""."""
     scores: dict[str, Floats]
-    """[K] probabilities by ``VIEWS``; empty without scores."""
+    """[K] probabilities by ``PREDICTORS``; empty without scores."""
 
     @property
     def is_ok(self) -> bool:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.evaluation.video_scores import VIEWS
 from pipeline.files.parquet import METADATA_KEY
 from pipeline.methods import STUDENTS
 from pipeline.prediction.predict_inputs import Prediction
+from pipeline.run_folder.contents import PREDICTORS
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 SCHEMA = pa.schema(
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         ("top_probabilities", pa.list_(pa.float64())),
         *((f"{name}_class", pa.string()) for name in STUDENTS),
         *((f"{name}_probability", pa.float64()) for name in STUDENTS),
-        *((name, pa.list_(pa.float32())) for name in VIEWS),  # of all classes; in Parquet only
+        *((name, pa.list_(pa.float32())) for name in PREDICTORS),  # of all classes; in Parquet only
     ]
 )
 
@@ -69,7 +69,7 @@ def make_row(prediction: Prediction, classes: Sequence[str], top: int) -> dict[s
     for name in STUDENTS:
         row[f"{name}_class"] = classes[best[name]]
         row[f"{name}_probability"] = float(prediction.scores[name][best[name]])
-    return row | {name: prediction.scores[name].astype(np.float32) for name in VIEWS}
+    return row | {name: prediction.scores[name].astype(np.float32) for name in PREDICTORS}
 
 
 def write_predictions(tables: Iterable[pa.Table], path: Path, schema: pa.Schema, about: dict[str, Any], top: int) -> None:
@@ -103,7 +103,7 @@ def _write_json_lines(tables: Iterable[pa.Table], path: Path, schema: pa.Schema,
 
 def _write_csv(tables: Iterable[pa.Table], path: Path, schema: pa.Schema, top: int) -> None:
     lists = [field.name for field in schema if field.name in ("top_classes", "top_probabilities")]
-    plain = [name for name in schema.names if name not in (*VIEWS, *lists)]
+    plain = [name for name in schema.names if name not in (*PREDICTORS, *lists)]
     pairs = [f"{what}_{rank}" for rank in range(2, top + 1) for what in ("class", "probability")] if lists else []
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -117,4 +117,4 @@ def _write_csv(tables: Iterable[pa.Table], path: Path, schema: pa.Schema, top: i
 
 
 def _drop_full_scores(table: pa.Table) -> pa.Table:
-    return table.drop_columns([name for name in VIEWS if name in table.column_names])
+    return table.drop_columns([name for name in PREDICTORS if name in table.column_names])

@@ -153,7 +153,7 @@ def list_paths(file: str, root: str) -> list[tuple[str, str, float | None, float
     """
     folder = resolve_root(root, "--root")
     mistakes: list[str] = []
-    rows = _read(file, ListOptions(folder), None, "unlabeled", mistakes, [])
+    rows = read_rows(file, ListOptions(folder), None, "unlabeled", mistakes, [])
     raise_for_mistakes(mistakes, f"list {file}")
     uris = find_files(folder, [row.path for row in rows])
     return [(folder, uri or row.path, row.start, row.end) for row, uri in zip(rows, uris, strict=True)]
