@@ -43,11 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     prediction = PredictionRun(source, saved.config, saved.weights, inputs, options.top, resources, out, windows)
 
     segments: dict[int, Rows] = {}
-    numbers = {video.name: index for index, video in enumerate(inputs)} if options.html else {}
 
-    def show(of_video: Rows) -> None:
+    def show(index: int, of_video: Rows) -> None:
         if options.html:
-            segments[numbers[of_video[0]["file"]]] = of_video
+            segments[index] = of_video
         if out is None or len(inputs) <= MOST_LINES:
             print("\n".join(_describe(row) for row in of_video), flush=True)
 

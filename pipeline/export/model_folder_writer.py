@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from pipeline.evaluation.calibration import fits_evaluation
 from pipeline.evaluation.protocol import collect_protocol
 from pipeline.export.model_card import write_card
 from pipeline.export.network_programs import build_networks, compare_programs, export_programs
+from pipeline.files.folder_lock import lock_file
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.model_folder.read_folder import (
     CALIBRATION,
@@ -63,9 +65,14 @@ def export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | None
     """Writes the checkpoint of an opened run as the model folder ``out``.
 
     With real ``clips``, [N, T, S, S, 3] uint8 by network, it also has the networks as programs, which are compared on them.
-    Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else.
+    Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else,
+    and if another process writes ``out``.
     """
-    out = out.expanduser().absolute()
+    with locking(out) as resolved:
+        return _export_model(run, resolved, clips)
+
+
+def _export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | None) -> ExportedModel:
     training = describe_training(run)
     earlier = check_target(out, training)
     texts = {
@@ -127,6 +134,7 @@ def describe_training(run: SavedRun) -> dict[str, Any]:
         "method": config.method.name,
         "step": run.step,
         "steps": config.train.steps,
+        "checkpoint": config.evaluation.checkpoint,
         "seed": config.run.seed,
         "fingerprints": run.fingerprints.as_dict(),
         "videos": run.videos,
@@ -199,12 +207,25 @@ def check_target(out: Path, training: Mapping[str, Any]) -> int | None:
 
 
 @contextmanager
-def replacing(out: Path) -> Any:
-    """Yields an empty folder that takes the place of ``out`` when the block ends, and is deleted if the block raises."""
+def locking(out: Path) -> Iterator[Path]:
+    """Makes this process the only one that writes ``out``, and yields its path without symbolic links. Raises UserError."""
     try:
+        out = out.expanduser().resolve()
         out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in out.parent.glob(f".{out.name}.????????????????????????????????"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+        raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}; choose another OUT") from None
+    remedy = "wait until it has ended, stop it, or choose another OUT"
+    with lock_file(out.with_name(f".{out.name}.lock"), str(out), remedy=remedy, elsewhere="choose another OUT"):
+        yield out
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of ``out`` when the block ends, and is deleted if the block raises.
+
+    What killed commands left beside ``out`` is deleted at the end, since it may be the only copy of an older export.
+    """
+    try:
         scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
         scratch.mkdir()
     except OSError as error:
@@ -216,10 +237,15 @@ def replacing(out: Path) -> Any:
         if os.path.lexists(out):
             old = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
             os.replace(out, old)
-            os.replace(scratch, out)
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                os.replace(scratch, out)
+            except BaseException:
+                os.replace(old, out)
+                raise
         else:
             os.replace(scratch, out)
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.{'?' * 32}"):
+            shutil.rmtree(leftover, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another OUT") from None
     finally:

@@ -36,6 +36,9 @@ def open_model(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[st
     check_overrides(overrides, allowed)
     model = read_model_folder(folder)
     knobs = {**model.knobs, "scale": {"workers": 0}}  # no Ray unless the command asks for it
+    if model.training.get("checkpoint") == "best":  # named with all results; the configuration asks that it was kept
+        knobs["evaluation"] = {**knobs.get("evaluation", {}), "checkpoint": "best"}
+        knobs["train"] = {**knobs.get("train", {}), "keep_best": 1}
     config = override(knobs, overrides, source=f"{folder / 'config.json'} and the command line").with_absolute_paths()
     saved = SavedRun(
         folder=folder,

@@ -21,6 +21,8 @@ from pipeline.prediction.input_videos import InputVideo
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
 
+NOT_FINITE = "not_finite"
+"""Status of a video that was decoded, but for which the model computed no numbers."""
 CHUNK, CHUNK_ON_RAY = 64, 4096
 """Videos that are probed and scored together; a killed command loses at most as many."""
 
@@ -31,7 +33,7 @@ class Prediction:
 
     video: InputVideo
     status: str
-    """``ok``, or why there are no scores, in a word of ``pipeline.video.status``."""
+    """``ok``, or why there are no scores: a word of ``pipeline.video.status``, or ``NOT_FINITE``."""
     reason: str
     """The same in a sentence, or why a part of an ``ok`` video could not be decoded; else ""."""
     scores: dict[str, Floats]
@@ -116,5 +118,8 @@ def summarize_views(video: InputVideo, views: Columns, average: str) -> Predicti
         return Prediction(video, "undecodable", str(reasons[0]), {})
     scores = {name: combine_views(views["video"], views[name], usable, average)[1][0] for name in STUDENTS}
     scores["mean"] = (scores["primary"] + scores["auxiliary"]) / 2
+    if diverged := [name for name in STUDENTS if not np.isfinite(scores[name]).all()]:
+        whose = f"the scores of the {' and the '.join(diverged)} student are not finite"
+        return Prediction(video, NOT_FINITE, f"{whose}: its training may have diverged, or train.precision is too low", {})
     reason = f"{len(reasons)} of {len(usable)} views could not be decoded: {reasons[0]}" if reasons else ""
     return Prediction(video, "ok", reason, scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import uuid
@@ -13,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files.folder_lock import lock_folder
+from pipeline.files.folder_lock import lock_file
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,15 @@ class Parts:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes this process the only one that writes parts. Raises UserError if another one does."""
-        with lock_folder(self.folder, remedy="wait until it has ended, stop it, or choose another --out"):
-            yield
+        """Makes this process the only one that writes the output file and its parts. Raises UserError if another one does."""
+        lock = self.out.with_name(f".{self.out.name}.lock")
+        with lock_file(lock, str(self.out), remedy="wait until it has ended, stop it, or choose another --out"):
+            self.folder.mkdir(exist_ok=True)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # not empty
+                    self.folder.rmdir()
 
     def read(self, chunk: int, schema: pa.Schema) -> pa.Table | None:
         """Reads the part of a chunk; None if it is not there, or cannot be read and must be predicted again."""
@@ -49,8 +56,11 @@ class Parts:
         os.replace(scratch, self._locate(chunk))
 
     def delete(self) -> None:
-        """Deletes the parts, after the output file was written, and those of earlier commands with the same output file."""
-        for folder in self.out.parent.glob(f".{self.out.name}.????????????????"):
+        """Deletes the parts, after the output file was written, and those of earlier commands with the same output file.
+
+        The lock must be held, since another command's parts are deleted too.
+        """
+        for folder in self.out.parent.glob(f".{glob.escape(self.out.name)}.????????????????"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _locate(self, chunk: int) -> Path:

@@ -27,7 +27,7 @@ from pipeline.ray_cluster.resources import Resources
 
 Rows = list[dict[str, Any]]
 """The rows of the table that belong to one video: one, or one for each segment of a timeline."""
-VERSION = 1
+VERSION = 2
 """To be raised when the same command would write something else: parts of an earlier version are then not continued."""
 FEW = 10
 """Up to so many videos no progress is shown."""
@@ -72,11 +72,11 @@ class PredictionRun:
         content.append(None if self.windows is None else asdict(self.windows))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def run(self, show: Callable[[Rows], None]) -> Counter[str]:
+    def run(self, show: Callable[[int, Rows], None]) -> Counter[str]:
         """Predicts all videos, and writes the table if there is an output file. Returns how many videos have which status.
 
-        ``show`` gets the rows of each video as it is predicted, first those of an interrupted command. Raises UserError if not
-        one video has a prediction.
+        ``show`` gets the number of each video among the inputs, from 0, and its rows, as it is predicted; first those of an
+        interrupted command. Raises UserError if not one video has a prediction.
         """
         if self.out is None:
             return self._run(None, show)
@@ -87,10 +87,10 @@ class PredictionRun:
             about = {"version": VERSION, "classes": list(self.source.manifest.classes)}
             about["evaluation"] = self.config.evaluation.model_dump(mode="json")
             write_predictions(tables, self.out, self.schema, about, min(self.top, len(self.source.manifest.classes)))
-        parts.delete()
+            parts.delete()
         return statuses
 
-    def _run(self, parts: Parts | None, show: Callable[[Rows], None]) -> Counter[str]:
+    def _run(self, parts: Parts | None, show: Callable[[int, Rows], None]) -> Counter[str]:
         statuses: Counter[str] = Counter()
         missing = []
         for chunk in range(self._count_chunks()):
@@ -99,26 +99,26 @@ class PredictionRun:
                 missing.append(chunk)
             else:
                 statuses.update(json.loads(table.schema.metadata[STATUSES]))
-                for rows in _split_by_video(table.to_pylist()):
-                    show(rows)
+                for index, rows in enumerate(_split_by_video(table.to_pylist()), start=chunk * self.chunk):
+                    show(index, rows)
         if done := statuses.total():
             print(f"note: {done} of {len(self.inputs)} videos were predicted by an earlier command", file=sys.stderr)
         failures: list[str] = []
         videos = self._predict(missing, parts)
         total = len(self.inputs) - done
-        for rows in progress(videos, total, "predicted") if total > FEW else videos:
+        for index, rows in progress(videos, total, "predicted") if total > FEW else videos:
             statuses[rows[0]["status"]] += 1
             if rows[0]["status"] != "ok" and len(failures) < 100:
                 failures.append(f"{rows[0]['file']}: {rows[0]['reason']}")
-            show(rows)
+            show(index, rows)
         if not statuses["ok"]:
             if parts:
                 parts.delete()
             raise UserError(f"none of the {len(self.inputs)} videos can be used:", list_first(failures))
         return statuses
 
-    def _predict(self, chunks: Sequence[int], parts: Parts | None) -> Iterator[Rows]:
-        """Yields the rows of each video of these chunks, and keeps each chunk that is complete."""
+    def _predict(self, chunks: Sequence[int], parts: Parts | None) -> Iterator[tuple[int, Rows]]:
+        """Yields the number and the rows of each video of these chunks, and keeps each chunk that is complete."""
         if not chunks:
             return
         score = choose_scorer(self.source, self.config, self.weights, self.resources)
@@ -133,10 +133,10 @@ class PredictionRun:
                 found = ([make_row(prediction, classes, self.top)] for prediction in predictions)
             kept: Rows = []
             statuses: Counter[str] = Counter()
-            for rows in found:
+            for index, rows in enumerate(found, start=chunk * self.chunk):
                 statuses[rows[0]["status"]] += 1
                 kept += rows if parts else []
-                yield rows
+                yield index, rows
             if parts:
                 table = pa.Table.from_pylist(kept, schema=self.schema.with_metadata({STATUSES: json.dumps(statuses).encode()}))
                 parts.write(chunk, table)

@@ -98,7 +98,7 @@ def _write_json_lines(tables: Iterable[pa.Table], path: Path, schema: pa.Schema,
     with path.open("w", encoding="utf-8") as file:
         for table in tables:
             for row in _drop_full_scores(table).to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_csv(tables: Iterable[pa.Table], path: Path, schema: pa.Schema, top: int) -> None:

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
 from pipeline.prediction.file_manifest import ProbeLocations, make_manifest, probe_here
 from pipeline.prediction.input_videos import InputVideo
-from pipeline.prediction.predict_inputs import ScoreRows, group_by_row, summarize_views
+from pipeline.prediction.predict_inputs import Prediction, ScoreRows, group_by_row, summarize_views
 from pipeline.seeds import Floats
 
 SEGMENT_SCHEMA = pa.schema(
@@ -120,14 +120,14 @@ def predict_timelines(
     """Predicts a timeline for each video, and yields the rows of ``SEGMENT_SCHEMA`` of one video after the other.
 
     ``average`` is ``evaluation.average``, by which the views of a window are averaged. A video without a prediction has one row
-    without a segment. Windows that cannot be decoded count nowhere; their time belongs to the segments of the windows that
-    overlap it, or to none.
+    without a segment. Windows that cannot be decoded or scored count nowhere; their time belongs to the segments of the windows
+    that overlap it, or to none.
     """
     files = make_manifest(inputs, source.manifest.classes, probe)
     owners, spans = _list_windows(files, windows)
     manifest = _make_window_manifest(files, owners, spans)
     scored: dict[int, dict[int, Floats]] = {}
-    reasons: dict[int, str] = {}
+    failures: dict[int, Prediction] = {}
     if owners:
         rows = np.arange(len(owners), dtype=np.int64)
         for row, views in group_by_row(score(replace(source, manifest=manifest), rows)):
@@ -135,14 +135,15 @@ def predict_timelines(
             if prediction.is_ok:
                 scored.setdefault(owners[row], {})[row] = prediction.scores["mean"]
             else:
-                reasons.setdefault(owners[row], prediction.reason)
+                failures.setdefault(owners[row], prediction)
     for index, video in enumerate(inputs):
         base: dict[str, object] = {**dict.fromkeys(SEGMENT_SCHEMA.names), "file": video.name, "status": "ok"}
         if found := scored.get(index):
             segments = join_segments([spans[row] for row in found], np.stack(list(found.values())))
-            yield list(_make_rows(base | {"reason": reasons.get(index, "")}, segments, source.manifest.classes))
-        elif index in reasons:
-            yield [base | {"status": "undecodable", "reason": reasons[index]}]
+            reason = failures[index].reason if index in failures else ""
+            yield list(_make_rows(base | {"reason": reason}, segments, source.manifest.classes))
+        elif index in failures:
+            yield [base | {"status": failures[index].status, "reason": failures[index].reason}]
         else:
             status, reason = (files.table[name][index].as_py() or "" for name in ("status", "reason"))
             yield [base | {"status": status, "reason": reason}]

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from jobs import compare, evaluate, export, predict, train
 from jobs.command import DONE, USER_ERROR, run
+from pipeline.evaluation.protocol import collect_protocol, describe_protocol
 from pipeline.export import model_folder_writer
+from pipeline.lifecycle.saved_model import open_model
 from pipeline.manifest.schema import read_manifest
 from pipeline.model_folder.read_folder import CHECKSUMS, REQUIRED
 
@@ -116,6 +119,16 @@ def test_the_model_alone_predicts_evaluates_and_is_compared(
     assert "predictions_on_0123.parquet" in capsys.readouterr().err
     assert run(predict.main, [str(model), video_of(tiny), "--top", "1"]) == DONE
     assert "drift_" in capsys.readouterr().out
+
+
+def test_results_of_the_folder_say_which_checkpoint_it_holds(trained: Path, model: Path) -> None:
+    saved = open_model(trained)
+    best = saved.config.model_copy(update={"evaluation": saved.config.evaluation.model_copy(update={"checkpoint": "best"})})
+    training = model_folder_writer.describe_training(replace(saved, config=best))
+    for content, phrase in ((None, "last checkpoint"), (training, "checkpoint best on held-out videos")):
+        if content:
+            rewrite(model, "training.json", content)
+        assert phrase in describe_protocol({"protocol": collect_protocol(open_model(model).config)})
 
 
 def test_fine_tuning_starts_from_the_folder(

@@ -108,6 +108,9 @@ def read_frames(source: VideoSource, video: InputVideo) -> tuple[list[str], floa
     clip = ClipSection(sampling="segments", frames=FRAMES, fps=None, size=SIDE)
     manifest = make_manifest([video], source.manifest.classes)
     view = replace(source, manifest=manifest, clips=(clip, clip), size=SIDE)
+    status, reason = (manifest.table[name][0].as_py() for name in ("status", "reason"))
+    if status != "ok":  # the file was removed or damaged after it was predicted
+        return [], 0.0, 0.0, f"no frames: {reason or status}"
     about = view.describe_video(0)
     try:
         frames_NHWC, (shown, _) = view.decode_moments(0, [0.5])
