@@ -14,7 +14,12 @@ from matplotlib.axes import Axes
 
 HERE = Path(__file__).parent
 STUDY = HERE / "methods_few_labels"
-METHODS = {"supervised": ("supervised", "0.45"), "cmpl": ("CMPL", "tab:orange"), "actnetformer": ("ActNetFormer", "tab:blue")}
+METHODS = {
+    "supervised": ("supervised", "0.45"),
+    "cmpl": ("CMPL", "tab:orange"),
+    "actnetformer-softmax": ("ActNetFormer, softmax", "tab:red"),
+    "actnetformer": ("ActNetFormer, projections", "tab:blue"),
+}
 DIRECTIONS = ("primary_to_auxiliary", "auxiliary_to_primary")
 
 
@@ -31,12 +36,12 @@ def draw_accuracy(axes: Axes) -> None:
         axes.plot(range(len(runs)), [100 * one["mean"]["top1"] for one in results], "o", color=color, label=name)
     axes.set_xticks(range(5))
     axes.set(xlabel="seed (another draw of labels)", ylabel="top-1, %", title="On people never seen")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def draw_labels(axes: Axes) -> None:
     """Share of right ones among the kept labels, and how often the students agree, over the steps: means over seeds."""
-    for method in ("cmpl", "actnetformer"):
+    for method in ("cmpl", "actnetformer-softmax", "actnetformer"):
         name, color = METHODS[method]
         right: dict[int, list[float]] = defaultdict(list)
         agreement: dict[int, list[float]] = defaultdict(list)

@@ -21,7 +21,7 @@ def check_folder(folder: Path) -> None:
         try:
             read_run(folder)
         except UserError as error:
-            raise UserError(f"{error}\nnor is it a model folder, as python -m jobs.export writes it") from None
+            raise UserError(f"{error}; nor is it a model folder, as python -m jobs.export writes one") from None
 
 
 def open_model(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> SavedRun:
