@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = folder if options.out is None else options.out.expanduser().resolve()
     if out != folder and (out / "facts.json").exists():
         raise UserError(f"--out {options.out} is a run folder: choose another")
+    if out != folder and is_model_folder(out):
+        raise UserError(f"--out {options.out} is the folder of another model, whose results would be replaced: choose another")
     remedy = "wait until it has ended, stop it, or write elsewhere with --out FOLDER"
     elsewhere = f"write the results {'elsewhere' if options.out is None else 'into another folder'} with --out FOLDER"
     with lock_folder(out, remedy=remedy, elsewhere=elsewhere):
@@ -88,8 +90,10 @@ def _calibrate(saved: SavedRun, out: Path) -> int:
     except UserError as error:
         remedy = "they must be kept from training, so this run cannot be calibrated: keep some, and train again"
         raise UserError(f"--calibrate needs held-out videos with labels, and there are none; {remedy} ({error})") from None
+    for name in (CALIBRATION_FILE, "evaluation.json"):  # temperatures do not belong beside the scores of another run
+        _check_owner(out / name, saved)
     resources = reserve_to_score(saved.config, len(videos))
-    content = calibrate(source, saved.config, saved.weights, saved.step, resources, out)
+    content = calibrate(source, saved.config, saved.weights, saved.step, resources, out, _name_run(saved, out))
     print(f"on {content['videos']} held-out videos, of which the temperatures were found:")
     print("\n".join(_format_calibration({name: content[name] for name in PREDICTORS})))
     print("\n".join(_compare_on_test_videos(out, content)))
@@ -134,7 +138,7 @@ def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
     other_data = open_other_data(saved) if other else None
     source = other_data.source if other_data else open_run_source(saved)
     files = _choose_files(saved, source, other_data, out)
-    _check_owner(files, saved)
+    _check_owner(files.evaluation, saved)
     resources = reserve_to_score(saved.config, len(source.evaluation_rows(saved.config.evaluation.split)))
     summary = evaluate(source, saved.config, saved.weights, saved.step, resources, files, saved.trained_steps)
     if summary["videos"]:
@@ -151,23 +155,28 @@ def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
 
 
 def _choose_files(saved: SavedRun, source: VideoSource, other_data: OtherData | None, out: Path) -> EvaluationFiles:
-    about: dict[str, Any] = {}
-    if out != saved.folder:
-        about["run"] = str(saved.folder)
+    about = _name_run(saved, out)
     if other_data is None:
         return EvaluationFiles(out, "", about)
     about["other_data"] = {"trained_on": saved.fingerprints.manifest, "unknown_classes": other_data.unknown}
     return EvaluationFiles(out, f"_on_{source.manifest.fingerprint}", about)
 
 
-def _check_owner(files: EvaluationFiles, saved: SavedRun) -> None:
-    """Raises UserError if another run's results lie where these would be written."""
+def _name_run(saved: SavedRun, out: Path) -> dict[str, Any]:
+    """Returns the entry that names the run of results which are not written into its own folder."""
+    return {} if out == saved.folder else {"run": str(saved.folder)}
+
+
+def _check_owner(results: Path, saved: SavedRun) -> None:
+    """Raises UserError if ``results``, which would be replaced, is of another run; only in a run's own folder it names none."""
     try:
-        owner = json.loads(files.evaluation.read_text(encoding="utf-8")).get("run")
+        owner = json.loads(results.read_text(encoding="utf-8")).get("run")
     except (OSError, ValueError, AttributeError):  # none yet, or nothing that can be lost
         return
+    if owner is None and results.parent != saved.folder:
+        raise UserError(f"{results} does not tell of which run it is: choose another --out FOLDER, or delete it")
     if owner not in (None, str(saved.folder)):
-        raise UserError(f"{files.evaluation} holds results of the run {owner}: choose another --out FOLDER, or delete it")
+        raise UserError(f"{results} holds results of the run {owner}: choose another --out FOLDER, or delete it")
 
 
 def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[str]:

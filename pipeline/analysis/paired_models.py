@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from pipeline.analysis.statistics import Estimate, estimate_mean
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
-from pipeline.evaluation.protocol import describe_protocol
+from pipeline.evaluation.protocol import describe_protocols
 from pipeline.model_folder.read_folder import is_model_folder
 from pipeline.run_folder.contents import PREDICTORS
 
@@ -34,8 +35,8 @@ class ModelResults:
     """Whether the predicted class is the true one, by video id; videos of unknown class are left out."""
     labels: Mapping[str, str]
     """The name of the true class, by video id."""
-    protocol: str = ""
-    """How the videos were scored, in one phrase; "" if the run does not tell."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """How the videos were scored, as evaluation.json tells it; empty if the run does not tell."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,20 @@ def read_results(spec: str) -> ModelResults:
         folder, student = spec, "mean"
     if student not in PREDICTORS:
         raise UserError(f"{spec}: {student!r} is not one of {', '.join(PREDICTORS)}{suggest(student, PREDICTORS)}")
-    name, predictions, protocol = _read_scores(Path(folder))
+    name, predictions, evaluation = _read_scores(Path(folder))
     right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return ModelResults(
         f"{name}:{student}" if folder != spec else name,
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
-        protocol,
+        evaluation,
     )
 
 
-def _read_scores(path: Path) -> tuple[str, Predictions, str]:
-    """Reads the scores of test videos. Returns the name of the run or model that they are of, the scores, and their protocol in
-    words. Raises UserError."""
+def _read_scores(path: Path) -> tuple[str, Predictions, Mapping[str, Any]]:
+    """Reads the scores of test videos. Returns the name of the run or model that they are of, the scores, and what is known of
+    their protocol, as in evaluation.json. Raises UserError."""
     if is_model_folder(path):
         files = sorted(path.glob("predictions*.parquet"))
         if len(files) > 1:
@@ -116,16 +117,16 @@ def _read_scores(path: Path) -> tuple[str, Predictions, str]:
     if runs[0].predictions is None:
         why = [sentence for sentence in runs[0].missing if "predictions.parquet" in sentence]
         raise UserError(f"{path} has no scores of test videos; python -m jobs.evaluate {path} writes them", why)
-    return runs[0].name, runs[0].predictions, runs[0].describe_protocol()
+    return runs[0].name, runs[0].predictions, runs[0].completed_evaluation
 
 
-def _read_score_file(path: Path) -> tuple[Predictions, str]:
+def _read_score_file(path: Path) -> tuple[Predictions, Mapping[str, Any]]:
     problems: list[str] = []
     predictions = read_predictions(path, problems)
     if predictions is None:
         raise UserError(f"{path} does not hold the scores of test videos, as python -m jobs.evaluate writes them:", problems)
-    about = json.loads(pq.read_schema(path).metadata[b"actnetformer"])
-    return predictions, describe_protocol(about) if "protocol" in about else ""
+    about: dict[str, Any] = json.loads(pq.read_schema(path).metadata[b"actnetformer"])
+    return predictions, about if "protocol" in about else {}
 
 
 def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
@@ -146,10 +147,7 @@ def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
     for one, both in ((first, second), (second, first)):
         if alone := len(one.labels.keys() - both.labels.keys()):
             notes.append(f"{alone:,} videos were tested only with {one.name} and are ignored here.")
-    if first.protocol or second.protocol:
-        protocols = [model.protocol or "unknown" for model in (first, second)]
-        differ = protocols[0] != protocols[1]
-        notes.append(f"Protocols differ: {'; '.join(protocols)}." if differ else f"Protocol of both: {protocols[0]}.")
+    notes += _compare_protocols(first, second)
     return PairedModels(
         first=first,
         second=second,
@@ -163,6 +161,17 @@ def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
         classes=_compute_class_gaps(first, ids, hits),
         notes=tuple(notes),
     )
+
+
+def _compare_protocols(first: ModelResults, second: ModelResults) -> list[str]:
+    """Returns a note on how the videos were scored; none if neither model tells."""
+    phrases = describe_protocols(first.evaluation, second.evaluation)
+    if not any(phrases):
+        return []
+    if not all(phrases):
+        unknown = first if not phrases[0] else second
+        return [f"Protocol of one model: {phrases[0] or phrases[1]}; that of {unknown.name} is unknown."]
+    return [f"Protocol of both: {phrases[0]}." if phrases[0] == phrases[1] else f"Protocols differ: {'; '.join(phrases)}."]
 
 
 def _estimate_percent(values_N: NDArray[np.float64]) -> Estimate:

@@ -134,14 +134,19 @@ class RunRecord:
         return str(self.evaluation.get("split") or self.config.get("evaluation.split") or "test")
 
     def describe_protocol(self, with_step: bool = True) -> str:
-        """Describes in a phrase how the run was evaluated; "" if it was not. What its evaluation.json does not tell is taken
-        from its configuration."""
+        """Describes in a phrase how the run was evaluated; "" if it was not."""
+        step = {} if with_step else {"step": None}
+        return describe_protocol({**self.completed_evaluation, **step})
+
+    @property
+    def completed_evaluation(self) -> dict[str, Any]:
+        """The content of evaluation.json; what an earlier version did not write of the protocol is taken from the run's
+        configuration. Empty if the run was not evaluated."""
         if not self.evaluation:
-            return ""
+            return {}
         names = ("clips", "crops", "average", "checkpoint")
         configured = {name: self.config[f"evaluation.{name}"] for name in names if f"evaluation.{name}" in self.config}
-        step = {} if with_step else {"step": None}
-        return describe_protocol({**configured, **self.evaluation, "split": self.split, **step})
+        return {**configured, **self.evaluation, "split": self.split}
 
     @property
     def is_unfinished(self) -> bool:

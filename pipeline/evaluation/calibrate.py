@@ -23,15 +23,21 @@ FEW_VIDEOS = 100
 
 
 def calibrate(
-    source: VideoSource, config: Config, weights: Path, step: int, resources: Resources | None, out: Path
+    source: VideoSource,
+    config: Config,
+    weights: Path,
+    step: int,
+    resources: Resources | None,
+    out: Path,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores the held-out videos, finds each student's temperature on them, writes calibration.json into ``out``, and returns
     its content:
 
-    ``{"step": s, "protocol": {...}, "videos": n, "data": fingerprint, student: {"temperature": T | None, "before": figures,
-    "after": figures | None}, ...}``. T is None where no temperature makes the videos most likely (``fit_temperature``). The
-    figures are those of ``compute_calibration`` on the held-out videos. ``config.evaluation.split`` must be ``validation``,
-    whose videos have labels.
+    ``{"step": s, "protocol": {...}, "weights_sha256": digest, "videos": n, "data": fingerprint, student: {"temperature": T |
+    None, "before": figures, "after": figures | None}, ...}`` and the entries of ``about``. T is None where no temperature makes
+    the videos most likely (``fit_temperature``). The figures are those of ``compute_calibration`` on the held-out videos.
+    ``config.evaluation.split`` must be ``validation``, whose videos have labels.
     """
     assert config.evaluation.split == "validation", "a temperature is never found on test videos"
     parts = choose_parts_folder(source, config, weights, source.evaluation_rows("validation"), out)
@@ -40,8 +46,10 @@ def calibrate(
     content: dict[str, Any] = {
         "step": step,
         "protocol": summary["protocol"],
+        "weights_sha256": summary["weights_sha256"],
         "videos": summary["videos"],
         "data": source.manifest.fingerprint,
+        **(about or {}),
     }
     for name in PREDICTORS:
         own = scores.scores[name]
@@ -49,7 +57,7 @@ def calibrate(
         after = None if temperature is None else compute_calibration(labels, apply_temperature(own, temperature))
         content[name] = {"temperature": temperature, "before": compute_calibration(labels, own), "after": after}
     write_text(out / CALIBRATION_FILE, json.dumps(content, indent=1))
-    delete_parts(parts)
+    delete_parts(parts, with_other_weights=True)
     return content
 
 

@@ -119,7 +119,9 @@ def compute_calibration(labels: Labels, scores: Scores) -> dict[str, Any]:
 
 def fits_evaluation(calibration: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
     """Returns whether the temperatures of a calibration.json are of the weights and the averaging of views by which the videos
-    of an evaluation.json were scored."""
+    of an evaluation.json were scored. Files of earlier versions do not tell their weights, and never fit."""
     theirs, own = calibration.get("protocol") or {}, evaluation.get("protocol") or {}
     same = all(theirs.get(key) == own.get(key) for key in ("clips", "crops", "average", "precision"))
-    return bool(own) and same and calibration.get("step") == evaluation.get("step")
+    weights = evaluation.get("weights_sha256")
+    same_weights = weights is not None and calibration.get("weights_sha256") == weights
+    return bool(own) and same and same_weights and calibration.get("step") == evaluation.get("step")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -20,35 +21,53 @@ import pyarrow.parquet as pq
 
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.evaluation.video_scores import VideoScores, join_video_scores, read_video_scores
+from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.seeds import Ints
 
 SECONDS = 30.0
 """Between two parts: what a kill costs at most."""
 FOLDER = ".evaluation_parts"
 """Below the folder of the results: ``WEIGHTS/EVALUATION/``, both by their fingerprints."""
+FINGERPRINT = re.compile("[0-9a-f]{16}")
+"""What the folders below are named by; a folder of another name was not made here, and is left alone."""
 
 
 def choose_parts_folder(source: VideoSource, config: Config, weights: Path, videos: Ints, out: Path) -> Path:
     """Chooses the folder of the parts of one evaluation, whose name tells the weights, the videos and the protocol.
 
-    Another name means another evaluation, whose parts are left alone; those of other weights are deleted.
+    Another name means another evaluation, whose parts are left alone. Raises UserError if a symbolic link lies in the way: the
+    folder may be a model from elsewhere, and nothing outside of it may be written or deleted.
     """
-    with weights.open("rb") as file:
-        of_weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    for folder in (out / FOLDER).glob("*"):
-        if folder.name != of_weights:
-            shutil.rmtree(folder, ignore_errors=True)
     manifest = source.manifest
     rows = hashlib.sha256(np.ascontiguousarray(videos, dtype="<i8").tobytes()).hexdigest()
     content: dict[str, Any] = {"version": 1, "manifest": manifest.fingerprint, "root": manifest.root, "videos": rows}
     content |= config.model_dump(mode="json", include={"data", "primary", "auxiliary", "evaluation", "train"})
-    return out / FOLDER / of_weights / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    of_evaluation = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    folder = out / FOLDER / compute_sha256(weights)[:16] / of_evaluation
+    _refuse_links(folder)
+    return folder
 
 
-def delete_parts(folder: Path) -> None:
-    """Deletes the parts of an evaluation that came to its end, and the folders above that are empty then."""
+def _refuse_links(folder: Path) -> None:
+    for path in (folder.parent.parent, folder.parent, folder):
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link, where a folder of scores belongs: delete the link, and try again")
+
+
+def delete_parts(folder: Path, with_other_weights: bool = False) -> None:
+    """Deletes the parts of an evaluation that came to its end, and the folders above that are empty then.
+
+    With ``with_other_weights`` also the parts of other weights: the results that they would continue were just replaced.
+    Raises UserError if a symbolic link lies in the way.
+    """
+    _refuse_links(folder)
     shutil.rmtree(folder, ignore_errors=True)
+    others = list(folder.parent.parent.glob("*")) if with_other_weights else []
+    for other in others:
+        if other.name != folder.parent.name and FINGERPRINT.fullmatch(other.name) and not other.is_symlink():
+            shutil.rmtree(other, ignore_errors=True)
     for parent in (folder.parent, folder.parent.parent):
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()

@@ -26,6 +26,7 @@ from pipeline.evaluation.parts import choose_parts_folder, choose_unit, delete_p
 from pipeline.evaluation.protocol import collect_protocol, compute_clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
 from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores
+from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.processes.isolation import count_cores
 from pipeline.progress import progress
 from pipeline.ray_cluster.resources import Resources
@@ -145,6 +146,7 @@ def score(
         "crops": config.evaluation.crops,
         "split": config.evaluation.split,
         "protocol": collect_protocol(config),
+        "weights_sha256": compute_sha256(weights),
         **_list_failures(source, config, scores),
         "unusable": unusable,
         "labeled_without_scores": labeled,
@@ -230,7 +232,7 @@ def evaluate(
     summary |= {"step": step, "trained_steps": trained_steps or step, "data": data, **files.about}
     _write_predictions(files, source, scores, {"step": step, "protocol": summary["protocol"]})
     write_text(files.evaluation, json.dumps(summary, indent=1))
-    delete_parts(parts)
+    delete_parts(parts, with_other_weights=True)
     return summary
 
 

@@ -83,6 +83,28 @@ def describe_protocol(evaluation: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"{knobs.get('split', 'test')} split"])
 
 
+def describe_protocols(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
+    """Describes the protocols of two evaluation.json, each in one phrase, by what both files tell, and without the step.
+
+    Two equal phrases mean that as far as the files tell, the protocols are the same. "" means that a file tells none.
+    """
+    told = [_read_protocol(first), _read_protocol(second)]
+    common = told[0].keys() & told[1].keys()
+    if "clips" in common:
+        told = [{name: knobs[name] for name in common} for knobs in told]
+    one, other = (describe_protocol({"protocol": knobs}) for knobs in told)
+    return one, other
+
+
+def _read_protocol(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the protocol of an evaluation.json; files of earlier versions have some of its entries among their figures."""
+    knobs = evaluation.get("protocol")
+    if not knobs:
+        names = ("clips", "crops", "average", "checkpoint", "split")
+        knobs = {name: evaluation[name] for name in names if name in evaluation}
+    return {"average": "probabilities", "checkpoint": "last", **knobs} if "clips" in knobs else {}
+
+
 def is_of_finished_run(evaluation: Mapping[str, Any], config: Config) -> bool:
     """Returns whether an evaluation.json is of a run that was trained to its end, by the protocol of the configuration."""
     knobs, wanted = evaluation.get("protocol") or evaluation, config.evaluation

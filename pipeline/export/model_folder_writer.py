@@ -82,7 +82,8 @@ def _export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | Non
         TRAINING: _dump(training),
     }
     calibration = _read_results(run, CALIBRATION)
-    if calibration and fits_evaluation(calibration, {"step": run.step, "protocol": collect_protocol(run.config)}):
+    exported = {"step": run.step, "protocol": collect_protocol(run.config), "weights_sha256": compute_sha256(run.weights)}
+    if calibration and fits_evaluation(calibration, exported):
         texts[CALIBRATION] = _dump(calibration)
     evaluation = _read_results(run, "evaluation.json")
     differences: dict[str, float] = {}

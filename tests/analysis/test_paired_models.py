@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -47,6 +49,25 @@ def test_videos_of_one_model_only_are_said_and_do_not_count() -> None:
         f"{name} and are ignored here." for name in "AB"
     ]
     assert all(note.startswith("2 videos") for note in pair.notes)
+
+
+def test_protocols_are_compared_by_what_both_tell_and_without_the_step() -> None:
+    clip = {"primary": {"fps": 8, "size": 224}, "auxiliary": {"fps": 16, "size": 224}}
+    knobs = {"clips": 10, "crops": 3, "average": "probabilities", "checkpoint": "last", "split": "test", **clip}
+    newer = {"step": 1000, "protocol": knobs}
+    older = {"step": 500, "clips": 10, "crops": 3, "split": "test", "primary": {"top1": 0.5}}
+
+    def compare(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
+        return compare_models(*(replace(model(name, "++-+"), evaluation=own) for name, own in (("A", one), ("B", other)))).notes
+
+    phrase = "10 clips x 3 crops, mean of probabilities, last checkpoint"
+    both = f"Protocol of both: {phrase}, 8 fps and 16 fps, 224 px, test split."
+    assert compare(newer, {"step": 2000, "protocol": knobs}) == (both,)
+    assert compare(newer, older) == (f"Protocol of both: {phrase}, test split.",)
+    fewer = {"step": 1000, "protocol": knobs | {"clips": 5}}
+    assert compare(older, fewer) == (f"Protocols differ: {phrase}, test split; {phrase.replace('10', '5')}, test split.",)
+    assert "mean of logits" in compare(older, {"protocol": knobs | {"average": "logits"}})[0]
+    assert compare(newer, {})[0].endswith("that of B is unknown.") and compare({}, {}) == ()
 
 
 def test_other_videos_and_other_classes_are_refused() -> None:

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch.nn import functional as F
 
-from jobs import evaluate, label, prepare, train
+from jobs import evaluate, export, label, prepare, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.source import VideoSource
+from pipeline.errors import UserError
 from pipeline.evaluation import parts, predict
 from pipeline.evaluation.protocol import list_views
 from pipeline.lifecycle.saved_run import SavedRun, open_other_data, open_run_source, open_saved_run
@@ -171,13 +172,14 @@ def test_videos_that_were_unusable_when_prepared_are_counted_as_wrong_too(
 
 
 def test_temperatures_are_found_on_held_out_videos_and_shown_on_test_videos(
-    one: Path, capsys: pytest.CaptureFixture[str]
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (one / "evaluation.json").read_bytes()
     assert run(evaluate.main, [str(one), "--calibrate"]) == DONE
     said = capsys.readouterr().out
     content = json.loads((one / "calibration.json").read_text(encoding="utf-8"))
     assert (content["videos"], content["step"], content["protocol"]["split"]) == (4, 1, "validation")
+    assert content["weights_sha256"] == json.loads(before)["weights_sha256"] and len(content["weights_sha256"]) == 64
     for name in PREDICTORS:
         temperature = content[name]["temperature"]
         assert content[name]["before"]["nll"] > 0
@@ -187,6 +189,11 @@ def test_temperatures_are_found_on_held_out_videos_and_shown_on_test_videos(
     assert "on 4 held-out videos" in said and "on 8 test videos, which had no part in that:" in said
     assert "a temperature of 4 held-out videos is rough" in said
     assert (one / "evaluation.json").read_bytes() == before and not (one / parts.FOLDER).exists()
+    assert run(export.main, [str(one), str(tmp_path / "model")]) == DONE
+    assert json.loads((tmp_path / "model" / "calibration.json").read_text(encoding="utf-8")) == content
+    (one / "calibration.json").write_text(json.dumps(content | {"weights_sha256": "0" * 64}), encoding="utf-8")
+    assert run(export.main, [str(one), str(tmp_path / "without")]) == DONE
+    assert not (tmp_path / "without" / "calibration.json").exists()
     assert run(evaluate.main, [str(one), "--calibrate", "evaluation.clips=1"]) == DONE  # of another protocol than the test's
     assert "on test videos: evaluate them by this protocol" in capsys.readouterr().out
 
@@ -254,7 +261,58 @@ def test_parts_of_another_protocol_or_of_other_weights_are_not_continued(one: Pa
     assert parts.choose_parts_folder(source, saved.config, saved.weights, videos, one) == folder and folder.is_dir()
     changed = one / "model.safetensors"
     changed.write_bytes(saved.weights.read_bytes() + b"\0")
-    assert parts.choose_parts_folder(source, saved.config, changed, videos, one) != folder and not folder.exists()
+    assert parts.choose_parts_folder(source, saved.config, changed, videos, one) != folder and folder.is_dir()
+
+
+def test_parts_of_other_weights_are_deleted_only_with_the_own(tmp_path: Path) -> None:
+    own, other = (tmp_path / parts.FOLDER / (digit * 16) / ("c" * 16) for digit in "ab")
+    foreign, outside = tmp_path / parts.FOLDER / "notes", tmp_path / "outside"
+    for folder in (own, other, foreign, outside):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("kept")
+    (tmp_path / parts.FOLDER / ("d" * 16)).symlink_to(outside)
+    parts.delete_parts(own)
+    assert not own.exists() and other.exists()
+    parts.delete_parts(own, with_other_weights=True)
+    assert not other.parent.exists() and (foreign / "file").exists() and (outside / "file").exists()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_link_in_the_place_of_the_parts_is_refused_and_its_target_kept(one: Path, tmp_path: Path, depth: int) -> None:
+    saved = open_saved_run(one)
+    source, videos = open_run_source(saved), np.arange(3)
+    folder = parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
+    link = (folder.parent.parent, folder.parent, folder)[depth]
+    target = tmp_path / "target"
+    (target / ("a" * 16)).mkdir(parents=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    with pytest.raises(UserError, match=r"is a symbolic link.*delete the link"):
+        parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
+    with pytest.raises(UserError, match="is a symbolic link"):
+        parts.delete_parts(folder, with_other_weights=True)
+    assert (target / ("a" * 16)).is_dir()
+
+
+def test_results_of_another_run_or_model_are_neither_replaced_nor_calibrated(
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, two = tmp_path / "out", Path(shutil.copytree(one, tmp_path / "two"))
+    out.mkdir()
+    for name in ("evaluation.json", "calibration.json"):
+        for content, reason in (({"run": str(two)}, f"holds results of the run {two}"), ({}, "does not tell of which run")):
+            (out / name).write_text(json.dumps(content))
+            assert run(evaluate.main, [str(one), "--calibrate", "--out", str(out)]) == USER_ERROR
+            assert f"{out / name} {reason}" in capsys.readouterr().err
+            assert json.loads((out / name).read_text()) == content
+            (out / name).unlink()
+    (out / "evaluation.json").write_text("{}")
+    assert run(evaluate.main, [str(one), "--out", str(out)]) == USER_ERROR
+    assert "does not tell of which run it is: choose another --out" in capsys.readouterr().err
+    (out / "config.json").write_text("{}")
+    assert run(evaluate.main, [str(one), "--out", str(out)]) == USER_ERROR
+    assert "is the folder of another model, whose results would be replaced" in capsys.readouterr().err
+    assert (out / "evaluation.json").read_text() == "{}" and len(list(out.iterdir())) == 2
 
 
 @pytest.mark.long

@@ -29,10 +29,11 @@ def calibrated(make_run: Any) -> Path:
     folder: Path = make_run()
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     lost = {"undecodable": {"videos/<lost>.mp4": "moov atom not found"}, "labeled_without_scores": 1}
-    write_json(folder / "evaluation.json", evaluation | {"protocol": PROTOCOL} | lost)
+    write_json(folder / "evaluation.json", evaluation | {"protocol": PROTOCOL, "weights_sha256": "ab"} | lost)
     students = {name: {"temperature": value} for name, value in (("primary", 2.0), ("auxiliary", None), ("mean", 0.5))}
     held_out = {**PROTOCOL, "split": "validation"}
-    write_json(folder / "calibration.json", {"step": 1000, "protocol": held_out, "videos": 120, **students})
+    own = {"step": 1000, "protocol": held_out, "weights_sha256": "ab", "videos": 120}
+    write_json(folder / "calibration.json", own | students)
     return folder
 
 
@@ -55,7 +56,16 @@ def test_temperatures_change_the_figures_of_test_videos(calibrated: Path) -> Non
     assert "Top-1 in percent. Protocol: 10 clips x 3 crops, mean of probabilities, last checkpoint, test split." in html
 
 
-@pytest.mark.parametrize("change", [{"step": 500}, {"protocol": {**PROTOCOL, "clips": 1}}, {"protocol": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 500},
+        {"protocol": {**PROTOCOL, "clips": 1}},
+        {"protocol": None},
+        {"weights_sha256": "cd"},
+        {"weights_sha256": None},
+    ],
+)
 def test_temperatures_of_other_weights_or_protocols_are_not_applied(calibrated: Path, change: dict[str, Any]) -> None:
     path = calibrated / "calibration.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | change)

@@ -126,7 +126,8 @@ def _explain_temperatures(run: RunRecord, temperatures: dict[str, float]) -> str
     if run.split != "test":
         return "Temperatures are not applied here: these are the videos that they were found on."
     if not fits_evaluation(run.calibration, run.evaluation):
-        return "Temperatures in calibration.json are of another checkpoint or protocol, and are not applied: calibrate again."
+        remedy = "evaluate and calibrate again"
+        return f"Temperatures in calibration.json are of another checkpoint or protocol, and are not applied: {remedy}."
     return "No temperature makes the held-out videos most likely; docs/evaluation.md says when that is so."
 
 
