@@ -44,6 +44,7 @@ from pipeline.model_folder.read_folder import (
     read_model_folder,
 )
 from pipeline.run_folder.contents import read_run
+from pipeline.training.checkpoints.checkpoint import sync_to_disk
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def replacing(out: Path) -> Iterator[Path]:
     try:
         yield scratch
         for path in (*scratch.iterdir(), scratch):
-            _sync_to_disk(path)
+            sync_to_disk(path)
         if os.path.lexists(out):
             old = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
             os.replace(out, old)
@@ -251,14 +252,6 @@ def replacing(out: Path) -> Iterator[Path]:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another OUT") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _sync_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
