@@ -1,1 +1,1 @@
-"""Writes trained models as folders and files that are used without their run: model folders, cards, programs of torch.export."""
+"""Writes trained models as folders that are used without their run: model folders, cards, programs of torch.export."""
