@@ -14,13 +14,13 @@ from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
 from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, fits_evaluation
+from pipeline.evaluation.evaluate import EvaluationFiles, evaluate
 from pipeline.evaluation.evaluation_summary import format_figures
-from pipeline.evaluation.predict import EvaluationFiles, evaluate
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import lock_folder
 from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.lifecycle.saved_run import OtherData, SavedRun, has_own_data, open_other_data, open_run_source, open_saved_run
-from pipeline.lifecycle.train_and_evaluate import reserve_to_score
+from pipeline.lifecycle.train_and_evaluate import plan_scoring
 from pipeline.model_folder.read_folder import is_model_folder
 from pipeline.run_folder.contents import PREDICTORS
 from pipeline.training.held_out import find_held_out_videos
@@ -92,7 +92,7 @@ def _calibrate(saved: SavedRun, out: Path) -> int:
         raise UserError(f"--calibrate needs held-out videos with labels, and there are none; {remedy} ({error})") from None
     for name in (CALIBRATION_FILE, "evaluation.json"):  # temperatures do not belong beside the scores of another run
         _check_owner(out / name, saved)
-    resources = reserve_to_score(saved.config, len(videos))
+    resources = plan_scoring(saved.config, len(videos))
     content = calibrate(source, saved.config, saved.weights, saved.step, resources, out, _name_run(saved, out))
     print(f"on {content['videos']} held-out videos, of which the temperatures were found:")
     print("\n".join(_format_calibration({name: content[name] for name in PREDICTORS})))
@@ -139,7 +139,7 @@ def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
     source = other_data.source if other_data else open_run_source(saved)
     files = _choose_files(saved, source, other_data, out)
     _check_owner(files.evaluation, saved)
-    resources = reserve_to_score(saved.config, len(source.evaluation_rows(saved.config.evaluation.split)))
+    resources = plan_scoring(saved.config, len(source.evaluation_rows(saved.config.evaluation.split)))
     summary = evaluate(source, saved.config, saved.weights, saved.step, resources, files, saved.trained_steps)
     if summary["videos"]:
         print("\n".join(format_figures(summary)))
@@ -183,7 +183,7 @@ def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[s
     notes = []
     if summary["undecodable"]:
         paths = [f"{path}: {reason}" for path, reason in summary["undecodable"].items()]
-        notes.append(f"{len(paths)} videos could not be decoded and count nowhere, the first: {paths[0]}")
+        notes.append(f"{len(paths)} videos could not be decoded and are left out of these accuracies, the first: {paths[0]}")
     if summary["partly_decoded"]:
         paths = [f"{path}: {reason}" for path, reason in summary["partly_decoded"].items()]
         notes.append(f"of {len(paths)} videos only some clips could be decoded, the first: {paths[0]}")
@@ -196,9 +196,9 @@ def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[s
     if other_data is not None:
         notes.append("this is not the run's own data; whether the run learned from any of these videos is not checked")
         if other_data.unknown:
-            names = [f"{name} ({count})" for name, count in other_data.unknown.items()]
+            names = ", ".join(list_first([f"{name} ({count})" for name, count in other_data.unknown.items()]))
             total = sum(other_data.unknown.values())
-            notes.append(f"{total} videos of classes that the run does not know count nowhere: {', '.join(list_first(names))}")
+            notes.append(f"{total} videos of classes that the run does not know are left out of these accuracies: {names}")
     return notes
 
 

@@ -14,7 +14,7 @@ from jobs.command import DONE, FAILED, parse_positive, run
 from pipeline.errors import UserError
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.lifecycle.saved_run import open_file_source
-from pipeline.lifecycle.train_and_evaluate import reserve_to_score
+from pipeline.lifecycle.train_and_evaluate import plan_scoring
 from pipeline.prediction.input_videos import list_inputs
 from pipeline.prediction.prediction_run import PredictionRun, Rows, describe_statuses
 from pipeline.prediction.prediction_tables import check_out
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     windows = _parse_windows(options)
     saved = open_model(options.folder, overrides, ALLOWED)
     inputs = list_inputs(words, options.root)
-    rows = len(inputs) if windows is None else WINDOWS_OF_A_VIDEO * len(inputs)
-    resources = reserve_to_score(saved.config, rows)
+    to_score = len(inputs) if windows is None else WINDOWS_OF_A_VIDEO * len(inputs)
+    resources = plan_scoring(saved.config, to_score)
     source = open_file_source(saved)
     prediction = PredictionRun(source, saved.config, saved.weights, inputs, options.top, resources, out, windows)
 

@@ -17,8 +17,8 @@ from pipeline.bench.figures import compute_ratio
 from pipeline.clips.sampling import Moment, describe_clip
 from pipeline.clips.source import Clips, Columns, VideoSource, open_source
 from pipeline.config import Config
-from pipeline.evaluation.predict import score_in_process
 from pipeline.evaluation.protocol import compute_clip_moments, list_views
+from pipeline.evaluation.score_videos import score_in_process
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.processes.isolation import count_cores
@@ -117,4 +117,4 @@ def _score_view_by_view(source: VideoSource, config: Config, scorer: Scorer, row
     def decode(block: slice) -> Columns:
         return source.decode_views(videos[block], moments[block], windows[block])
 
-    return list(map(scorer, map_ahead(decode, blocks, ahead=count_cores())))
+    return list(map(scorer.score_clips, map_ahead(decode, blocks, ahead=count_cores())))

@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.evaluation.calibration import TEMPERATURES, apply_temperature, compute_calibration, fit_temperature
+from pipeline.evaluation.evaluate import evaluate_split
 from pipeline.evaluation.parts import choose_parts_folder, delete_parts
-from pipeline.evaluation.predict import score
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import PREDICTORS, write_text
 
@@ -41,7 +41,7 @@ def calibrate(
     """
     assert config.evaluation.split == "validation", "a temperature is never found on test videos"
     parts = choose_parts_folder(source, config, weights, source.evaluation_rows("validation"), out)
-    summary, scores = score(source, config, weights, resources, parts)
+    summary, scores = evaluate_split(source, config, weights, resources, parts)
     labels = source.columns["label"][scores.videos].astype(np.int64)
     content: dict[str, Any] = {
         "step": step,

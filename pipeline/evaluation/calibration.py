@@ -1,7 +1,7 @@
 """Whether probabilities can be believed: calibration error, reliability curve, log-likelihood, temperature scaling.
 
-Everything here is numpy on N videos and K classes: ``labels`` is [N] int with -1 where the class is unknown, which counts
-nowhere; ``scores`` is [N, K] float, finite probabilities in 0..1 that sum to 1.
+Everything here is numpy on N videos and K classes: ``labels`` is [N] int with -1 where the class is unknown, and such
+videos are left out; ``scores`` is [N, K] float, finite probabilities in 0..1 that sum to 1.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def summarize(labels: Labels, scores: Mapping[str, Scores], classes: Sequence[st
     """Computes the content of evaluation.json without the protocol, ready for ``json.dump``.
 
     Args:
-        labels: [N] class indices; -1 (unknown) counts nowhere.
+        labels: [N] class indices; -1 (unknown) is left out.
         scores: [N, K] for each student. With both students and no ``mean``, their mean is added.
         classes: K names.
         undecodable: How many labeled videos there are beside these, of which nothing could be decoded.

@@ -66,7 +66,7 @@ def compute_mean_class_accuracy(class_accuracies: Sequence[float | None]) -> flo
 
 
 def compute_confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
-    """Counts [K, K] int64 videos, row = true class, column = predicted class. Videos with a -1 count nowhere."""
+    """Counts [K, K] int64 videos, row = true class, column = predicted class. Videos with a -1 are left out."""
     both = (labels >= 0) & (predicted >= 0)
     cells = labels[both] * num_classes + predicted[both]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)

@@ -17,7 +17,7 @@ from pipeline.stream.on_ray import find_cause, ray_videos
 
 
 class BlockScorer(Scorer):
-    """A scorer of the stream's blocks, each of which is a single row to Ray."""
+    """A scorer of the stream's blocks, each of which is a single row to Ray, which calls the scorer itself."""
 
     def __call__(self, columns: Columns) -> Columns:
         """Takes columns of ``decode_videos`` [1, ...], and returns scores of all their views [1, n, ...]."""

@@ -34,12 +34,10 @@ def choose_batch_views(config: Config, gpu: bool) -> int:
 class Scorer:
     """Both students of a checkpoint, ready to score clips in the run's precision."""
 
-    def __init__(self, tree: dict[str, Any], num_classes: int, weights: str, threads: int | None = None) -> None:
+    def __init__(self, tree: dict[str, Any], num_classes: int, weights: str) -> None:
         self.config = parse_config(tree)
         self.device = choose_device(self.config)
         configure_torch(self.config.train)
-        if threads:
-            torch.set_num_threads(threads)
         self.batch = choose_batch_views(self.config, self.device.type == "cuda")
         self.students = build_students(self.config, num_classes)
         stored = {key.partition("."): value for key, value in load_file(weights).items()}
@@ -51,10 +49,10 @@ class Scorer:
         if self.device.type == "cuda" and self.config.train.channels_last:
             self.students.to(memory_format=torch.channels_last_3d)
 
-    def __call__(self, columns: Columns) -> Columns:
-        """Scores the clips of ``VideoSource.decode_views``: returns ``video`` and ``reason`` [n], and both students' float32
+    def score_clips(self, columns: Columns) -> Columns:
+        """Scores the clips of ``VideoSource.decode_views``. Returns ``video`` and ``reason`` [n], and both students' float32
         scores [n, K]: probabilities, or their logarithms with ``evaluation.average=logits``."""
-        scores = self._score_clips({name: torch.from_numpy(np.array(columns[name])).to(self.device) for name in STUDENTS})
+        scores = self._score_tensors({name: torch.from_numpy(np.array(columns[name])).to(self.device) for name in STUDENTS})
         return {"video": columns["video"], "reason": columns["reason"], **_copy_to_host(scores)}
 
     def score_videos(self, blocks: Iterable[Block]) -> Iterator[Columns]:
@@ -65,7 +63,7 @@ class Scorer:
         """
         crop_positions, before = CROP_POSITIONS[self.config.evaluation.crops], None
         for batch in batch_views(self._unpack(blocks), crop_positions, self.config.data.decode_size, self.batch):
-            scores = self._score_clips(batch.clips)
+            scores = self._score_tensors(batch.clips)
             if before is not None:
                 yield _make_columns(*before)
             before = batch, scores
@@ -80,7 +78,7 @@ class Scorer:
         """Prepares decoded videos to be copied to the device; called by the threads that decode."""
         return columns, convert_to_tensors(columns, pin=self.device.type == "cuda")
 
-    def _score_clips(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _score_tensors(self, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Computes scores [n, K] by student, on the device, in parts that fit into its memory."""
         number = len(clips[STUDENTS[0]])
         if number <= self.batch:
@@ -94,7 +92,7 @@ class Scorer:
             _log.warning("%d test views do not fit into the GPU's memory: going on with %d at once", number, self.batch)
         # not in the handler: its exception holds the tensors of what failed
         parts = zip(*(values.split(self.batch) for values in clips.values()), strict=True)
-        scores = [self._score_clips(dict(zip(clips, part, strict=True))) for part in parts]
+        scores = [self._score_tensors(dict(zip(clips, part, strict=True))) for part in parts]
         return {name: torch.cat([part[name] for part in scores]) for name in clips}
 
     @torch.inference_mode()

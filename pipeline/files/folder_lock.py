@@ -50,7 +50,7 @@ POLL_SECONDS = 0.2
 """Time between two checks of a lock that another process holds."""
 FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the kernel's first process id namespace. To a holder's host name, filelock adds the namespace of a container."""
-UNREACHABLE = "the lock %s cannot be refreshed (%s): this is tried again every %g s, and the command goes on"
+REFRESH_FAILED = "the lock file %s could not be written (%s); the command goes on, and tries again every %g s"
 """Message for the log, with the lock, the error and HEARTBEAT_SECONDS."""
 _log = logging.getLogger(__name__)
 _users_command: str | None = None
@@ -351,7 +351,7 @@ def _handle_lost_lease(released: threading.Event, compromise: LeaseCompromise) -
     """
     path, misses = Path(compromise.lock_file), 0
     if compromise.reason == "refresh-failed":
-        _log.warning(UNREACHABLE, path, compromise.error, HEARTBEAT_SECONDS)
+        _log.warning(REFRESH_FAILED, path, compromise.error, HEARTBEAT_SECONDS)
     while compromise.reason == "refresh-failed" and misses < 2:
         if released.wait(HEARTBEAT_SECONDS):
             return
@@ -370,8 +370,9 @@ def _handle_lost_lease(released: threading.Event, compromise: LeaseCompromise) -
 def describe_lost_lock(what: str, holder: LockHolder | None) -> str:
     """Describes how this process lost the lock of ``what``; ``holder`` has it now."""
     if holder is None:
-        return f"the lock of {what} is gone: it was deleted, or taken over by a process that has ended"
-    return f"the lock of {what} is taken over by {holder}: it was not refreshed for {DEAD_SECONDS:g} s, or was deleted"
+        return f"this process lost the lock of {what}: it was deleted, or taken by a process that has ended"
+    why = f"it was not refreshed for {DEAD_SECONDS:g} s, or was deleted"
+    return f"this process lost the lock of {what}, because {why}; now it is held by {holder}"
 
 
 def end_process(reason: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline.errors import RunFailed
 from pipeline.files import folder_lock, storage
-from pipeline.files.folder_lock import LOCK, UNREACHABLE, LockHolder, describe_lost_lock, make_in_use_error, read_boot_id
+from pipeline.files.folder_lock import LOCK, REFRESH_FAILED, LockHolder, describe_lost_lock, make_in_use_error, read_boot_id
 
 SETTLE_SECONDS = 2.0
 """Time between writing a lock and reading it: of processes that write within this time, the last one holds it."""
@@ -119,7 +119,7 @@ def _refresh(store: str, me: LockHolder, released: threading.Event) -> None:
             was_unreachable = False
         except Exception as error:  # catch everything: without this thread the lock would expire
             if not was_unreachable:
-                _log.warning(UNREACHABLE, f"{store}/{LOCK}", error, folder_lock.HEARTBEAT_SECONDS)
+                _log.warning(REFRESH_FAILED, f"{store}/{LOCK}", error, folder_lock.HEARTBEAT_SECONDS)
             was_unreachable = True
     return None
 

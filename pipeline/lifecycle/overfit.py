@@ -160,7 +160,7 @@ def _measure_result(prepared: PreparedRun, columns: Columns) -> OverfitResult:
     newest, _ = checkpoint.find_newest(run.folder, run.store)
     assert newest is not None
     scorer = Scorer(run.config.model_dump(mode="json"), run.num_classes, str(newest / "model.safetensors"))
-    scores = scorer({name: columns[name] for name in ("video", "reason", *STUDENTS)})
+    scores = scorer.score_clips({name: columns[name] for name in ("video", "reason", *STUDENTS)})
     lines = read_metrics(run.folder)
     first, last = ({name: line[f"supervised_loss/{name}"] for name in STUDENTS} for line in (lines[0], lines[-1]))
     accuracy = {name: float((scores[name].argmax(axis=1) == columns["label"]).mean()) for name in STUDENTS}

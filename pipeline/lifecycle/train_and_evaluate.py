@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import evaluate, needs_cluster, score
+from pipeline.evaluation.evaluate import evaluate, evaluate_split
 from pipeline.evaluation.protocol import is_of_finished_run
+from pipeline.evaluation.score_videos import needs_cluster
 from pipeline.hardware import choose_device
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
@@ -32,7 +33,7 @@ def complete_run(prepared: PreparedRun, concurrent: int = 1) -> dict[str, Any]:
     summary = read_evaluation(prepared)
     if summary:
         return summary
-    resources = reserve_to_train(prepared, concurrent)
+    resources = plan_training(prepared, concurrent)
     with lock_run(prepared.run.config):
         weights, step = newest = _train(prepared, resources)
         if prepared.run.config.evaluation.checkpoint == "best":
@@ -51,7 +52,7 @@ def train_up_to(prepared: PreparedRun, step: int) -> int:
     if prepared.step >= step:
         return prepared.step
     part = prepared.stop_at(step)
-    resources = reserve_to_train(part)
+    resources = plan_training(part)
     with lock_run(prepared.run.config):
         if prepared.step < step:
             _train(part, resources)
@@ -59,11 +60,11 @@ def train_up_to(prepared: PreparedRun, step: int) -> int:
 
 
 def advance(prepared: PreparedRun, step: int, concurrent: int = 1) -> dict[str, float]:
-    """Trains up to ``step`` and scores the configured split there: for each of ``PREDICTORS`` its top-1 accuracy in 0..1
+    """Trains up to ``step`` and evaluates the configured split there: for each of ``PREDICTORS`` its top-1 accuracy in 0..1
     and, as ``probability/PREDICTOR``, the mean probability of the true class; and ``seconds`` of training so far.
 
-    The run goes on from there as if it had not stopped. At the last step it is completed by ``complete_run``. What was scored
-    before is read from the run folder's scores.jsonl. Raises UserError.
+    The run goes on from there as if it had not stopped. At the last step it is completed by ``complete_run``. What was
+    evaluated before is read from the run folder's scores.jsonl. Raises UserError.
     """
     with lock_run(prepared.run.config):
         return _advance(prepared, step, concurrent)
@@ -74,7 +75,7 @@ def _advance(prepared: PreparedRun, step: int, concurrent: int) -> dict[str, flo
     last = step >= prepared.run.config.train.steps
     known = next((line for line in read_scores(folder) if line["step"] == step), None)
     if last or known is None:
-        summary = complete_run(prepared, concurrent) if last else _score_at(prepared.stop_at(step), concurrent)
+        summary = complete_run(prepared, concurrent) if last else _evaluate_at(prepared.stop_at(step), concurrent)
         known = {"step": step, **{predictor: summary[predictor]["top1"] for predictor in PREDICTORS}}
         known |= {f"probability/{predictor}": summary[predictor].get("true_probability") or 0.0 for predictor in PREDICTORS}
         known["seconds"] = sum_training_seconds(folder, step)
@@ -83,13 +84,13 @@ def _advance(prepared: PreparedRun, step: int, concurrent: int) -> dict[str, flo
     return {name: value for name, value in known.items() if name != "step"}
 
 
-def _score_at(prepared: PreparedRun, concurrent: int) -> dict[str, Any]:
-    resources = reserve_to_train(prepared, concurrent)
+def _evaluate_at(prepared: PreparedRun, concurrent: int) -> dict[str, Any]:
+    resources = plan_training(prepared, concurrent)
     weights, reached = _train(prepared, resources)
     if reached != prepared.run.end:
         folder = prepared.run.folder
-        raise UserError(f"{folder} is at step {reached} and was not scored at {prepared.run.end}: delete it to run it again")
-    return score(prepared.source, prepared.run.config, weights, resources)[0]
+        raise UserError(f"{folder} is at step {reached} and was not evaluated at {prepared.run.end}: delete it to run it again")
+    return evaluate_split(prepared.source, prepared.run.config, weights, resources)[0]
 
 
 def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, int]:
@@ -120,8 +121,8 @@ def _fit(prepared: PreparedRun, resources: Resources | None) -> None:
         fit_on_ray(prepared, resources)
 
 
-def reserve_resources(config: Config, concurrent: int = 1) -> Resources | None:
-    """Joins or starts a cluster and works out what a run reserves of it; None for scale.workers=0, which needs no Ray.
+def plan_resources(config: Config, concurrent: int = 1) -> Resources | None:
+    """Joins or starts a cluster and plans what a run will take of it; None for scale.workers=0, which needs no Ray.
 
     Raises UserError if it does not fit, and for a GPU or a compiler that is wanted and cannot be used.
     """
@@ -134,18 +135,18 @@ def reserve_resources(config: Config, concurrent: int = 1) -> Resources | None:
     return check_cluster(config, concurrent)
 
 
-def reserve_to_score(config: Config, videos: int) -> Resources | None:
-    """Reserves as ``reserve_resources`` does what scoring so many videos needs; None also if they are so few that this process
-    is done sooner."""
-    return reserve_resources(config) if needs_cluster(config, videos) else None
+def plan_scoring(config: Config, num_videos: int) -> Resources | None:
+    """Plans, as ``plan_resources`` does, what scoring ``num_videos`` takes; None also if they are so few that this process is
+    done sooner."""
+    return plan_resources(config) if needs_cluster(config, num_videos) else None
 
 
-def reserve_to_train(prepared: PreparedRun, concurrent: int = 1) -> Resources | None:
-    """Reserves as ``reserve_resources`` does what training needs.
+def plan_training(prepared: PreparedRun, concurrent: int = 1) -> Resources | None:
+    """Plans, as ``plan_resources`` does, what training takes.
 
     Raises UserError, before anything is written, also if training would lack GPU memory or a compiler.
     """
-    resources = reserve_resources(prepared.run.config, concurrent)
+    resources = plan_resources(prepared.run.config, concurrent)
     if prepared.step < prepared.run.end:
         check_training(prepared.run, resources)
     return resources

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
-from pipeline.evaluation.predict import score_in_process, score_views
 from pipeline.evaluation.protocol import combine_views, compute_clip_moments
+from pipeline.evaluation.score_videos import score_in_process, score_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.manifest.schema import Manifest
 from pipeline.methods import STUDENTS
@@ -46,7 +46,7 @@ class Prediction:
 
 
 ScoreRows = Callable[[VideoSource, Ints], Iterable[Columns]]
-"""Scores the views of rows of a source's manifest, and returns or yields columns as ``evaluation.predict`` does."""
+"""Scores the views of rows of a source's manifest, and yields columns as ``score_views`` does."""
 
 
 def choose_scorer(source: VideoSource, config: Config, weights: Path, resources: Resources | None) -> ScoreRows:
@@ -111,7 +111,7 @@ def _join(parts: Sequence[Columns]) -> tuple[int, Columns]:
 
 
 def summarize_views(video: InputVideo, views: Columns, average: str) -> Prediction:
-    """Averages the scores of one video's views by ``evaluation.average``; those that could not be decoded count nowhere."""
+    """Averages the scores of one video's views by ``evaluation.average``; those that could not be decoded are left out."""
     usable = views["reason"] == ""
     reasons = views["reason"][~usable].tolist()
     if not usable.any():

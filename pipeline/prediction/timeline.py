@@ -120,7 +120,7 @@ def predict_timelines(
     """Predicts a timeline for each video, and yields the rows of ``SEGMENT_SCHEMA`` of one video after the other.
 
     ``average`` is ``evaluation.average``, by which the views of a window are averaged. A video without a prediction has one row
-    without a segment. Windows that cannot be decoded or scored count nowhere; their time belongs to the segments of the windows
+    without a segment. Windows that cannot be decoded or scored are left out; their time belongs to the segments of the windows
     that overlap it, or to none.
     """
     files = make_manifest(inputs, source.manifest.classes, probe)

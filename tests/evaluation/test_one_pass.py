@@ -20,8 +20,8 @@ from pipeline.clips.source import Columns, VideoSource, open_source
 from pipeline.config import Config, load_config, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
-from pipeline.evaluation.predict import needs_cluster, predict
 from pipeline.evaluation.protocol import CROP_POSITIONS, compute_clip_moments, list_views
+from pipeline.evaluation.score_videos import needs_cluster, score_all_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.prediction.file_manifest import make_manifest
@@ -56,9 +56,9 @@ def source_of_files(tiny: Path, config: Config, files: list[Path]) -> VideoSourc
 def view_by_view(source: VideoSource, config: Config, weights: Path, videos: Any, batch: int = 8) -> Columns:
     """What evaluation did before: every view opens the file, ``batch`` of them go through the students at once."""
     rows, moments, windows = list_views(np.asarray(videos), config.evaluation.clips, config.evaluation.crops)
-    score = Scorer(config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
+    scorer = Scorer(config.model_dump(mode="json"), len(source.manifest.classes), str(weights))
     parts = [slice(start, start + batch) for start in range(0, len(rows), batch)]
-    found = [score(source.decode_views(rows[part], moments[part], windows[part])) for part in parts]
+    found = [scorer.score_clips(source.decode_views(rows[part], moments[part], windows[part])) for part in parts]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
@@ -92,7 +92,7 @@ def test_scores_are_those_of_a_loop_over_views_bit_by_bit(tiny: Path, tmp_path: 
     config = configured(tiny, *([] if batch == 8 else [f"evaluation.batch_views={batch}"]))
     source = open_source(config)[0]
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")[:5]
-    found = predict(source, config, weights, videos, None)
+    found = score_all_views(source, config, weights, videos, None)
     assert len(found["video"]) == 5 * 4 * 3 and len(np.unique(found["primary"], axis=0)) > 5
     same(found, view_by_view(source, config, weights, videos, batch))
 
@@ -106,7 +106,7 @@ def test_each_file_is_opened_once(tiny: Path, tmp_path: Path, opens: Counter[tup
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
     decoders = {Path(source.manifest.locate(row)).name: source.describe_video(int(row)).decoder for row in videos}
     opens.clear()
-    found = predict(source, config, weights, videos, None)
+    found = score_all_views(source, config, weights, videos, None)
     assert opens == {(decoder, name): 2 if decoder == "pyav" else 1 for name, decoder in decoders.items()}
     opens.clear()
     same(found, view_by_view(source, config, weights, videos))
@@ -136,7 +136,7 @@ def test_segments_of_the_whole_video_are_decoded_once_for_ten_clips_and_three_cr
     source = source_of_files(tiny, config, [path])
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
     opens.clear()
-    found = predict(source, config, weights, videos, None)
+    found = score_all_views(source, config, weights, videos, None)
     assert opens == {("decord", "long.mp4"): 1} and len(found["video"]) == 30
     same(found, view_by_view(source, config, weights, videos))
     shown = decode_videos(source, videos, compute_clip_moments(10))
@@ -153,7 +153,7 @@ def test_a_file_that_lost_its_end_keeps_the_views_that_decode(tiny: Path, tmp_pa
     files[0].write_bytes(content[: len(content) * 6 // 10])
     files[1].unlink()
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
-    found = predict(source, config, weights, videos, None)
+    found = score_all_views(source, config, weights, videos, None)
     same(found, view_by_view(source, config, weights, videos))
     usable = Counter(Path(source.manifest.locate(row)).name for row in found["video"][found["reason"] == ""].tolist())
     assert usable == {"cut.ts": 6, "whole.ts": 12}
@@ -174,7 +174,7 @@ def test_views_of_real_files_are_the_same_bytes_alone_and_together(tiny: Path, t
     videos = source.manifest.usable_rows("test")
     assert len(videos) >= 13 and {source.describe_video(int(row)).decoder for row in videos} == {"decord", "pyav"}
     weights = weights_of(config, len(source.manifest.classes), tmp_path)
-    found = predict(source, config, weights, videos, None)
+    found = score_all_views(source, config, weights, videos, None)
     assert (found["reason"] == "").all()
     same(found, view_by_view(source, config, weights, videos))
 
@@ -207,8 +207,8 @@ def test_scoring_actors_give_the_same_scores_of_videos_of_all_sizes(tiny: Path, 
     source = source_of_files(tiny, config, files)
     files[1].unlink()
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
-    mine = predict(source, config, weights, videos, None)
-    theirs = predict(source, config, weights, videos, Resources(2, 0.5, 0.5, gpu=False))
+    mine = score_all_views(source, config, weights, videos, None)
+    theirs = score_all_views(source, config, weights, videos, Resources(2, 0.5, 0.5, gpu=False))
     assert len(mine["video"]) == 300 and sorted(set(mine["reason"] == "")) == [False, True]
     for name in ("video", "reason"):
         assert mine[name].tolist() == theirs[name].tolist()
@@ -222,7 +222,7 @@ def test_scores_are_computed_in_the_precision_of_the_run(tiny: Path, tmp_path: P
     exact, rounded = configured(tiny), configured(tiny, f"train.precision={precision}")
     source = open_source(exact)[0]
     weights, videos = weights_of(exact, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")[:2]
-    one, other = (predict(source, config, weights, videos, None) for config in (exact, rounded))
+    one, other = (score_all_views(source, config, weights, videos, None) for config in (exact, rounded))
     for name in STUDENTS:
         assert one[name].dtype == other[name].dtype == np.float32
         assert not np.array_equal(one[name], other[name])
@@ -235,7 +235,7 @@ def test_batches_become_as_small_as_the_memory_wants(
     config = configured(tiny, "evaluation.batch_views=64")
     source = open_source(config)[0]
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")[:6]
-    expected = predict(source, config, weights, videos, None)
+    expected = score_all_views(source, config, weights, videos, None)
     center_logits, tried = scorer_module.center_logits, []
 
     def small_memory(student: Any, clips: torch.Tensor, *words: Any) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_batches_become_as_small_as_the_memory_wants(
 
     monkeypatch.setattr(scorer_module, "center_logits", small_memory)
     most = 20
-    found = predict(source, config, weights, videos, None)
+    found = score_all_views(source, config, weights, videos, None)
     assert tried[:2] == [64, 32] and max(tried[2:]) == 16  # what did not fit once is not tried again
     assert [record.message for record in caplog.records if "do not fit" in record.message] == [
         "64 test views do not fit into the GPU's memory: going on with 32 at once",
@@ -257,7 +257,7 @@ def test_batches_become_as_small_as_the_memory_wants(
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
     most = 0
     with pytest.raises(UserError, match="one test view does not fit"):
-        predict(source, config, weights, videos, None)
+        score_all_views(source, config, weights, videos, None)
 
 
 def test_a_cluster_is_for_many_views_and_for_gpus(tiny: Path) -> None:

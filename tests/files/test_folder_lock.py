@@ -121,7 +121,8 @@ def test_a_process_whose_lock_was_taken_over_while_it_was_stopped_ends(tmp_path:
             first.send_signal(signal.SIGCONT)
             error = first.communicate(timeout=30)[1]
             assert first.returncode == 1
-            assert f"failed: the lock of {tmp_path} is taken over by process {os.getpid()} on " in error
+            assert f"failed: this process lost the lock of {tmp_path}, because" in error
+            assert f"; now it is held by process {os.getpid()} on " in error
 
 
 def test_a_folder_that_is_removed_ends_its_writer(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_folder_that_is_removed_ends_its_writer(tmp_path: Path) -> None:
         for path in (tmp_path / "one").iterdir():
             path.unlink()
         error = first.communicate(timeout=30)[1]
-        assert f"failed: the lock of {tmp_path / 'one'} is gone: it was deleted, or " in error
+        assert f"failed: this process lost the lock of {tmp_path / 'one'}: it was deleted, or " in error
         assert "stood still" not in error  # it did not
 
 
@@ -162,8 +163,8 @@ def test_a_lock_that_cannot_be_reached_for_a_while_is_kept_and_refreshed_again(
         assert (tmp_path / LOCK).stat().st_mtime_ns > before
     assert not ended and not list(tmp_path.iterdir())
     messages = [record.getMessage() for record in caplog.records]
-    assert messages == [f"the lock {tmp_path / LOCK} cannot be refreshed ([Errno 5] Input/output error): this is tried again "
-                        "every 0.3 s, and the command goes on"]  # fmt: skip
+    assert messages == [f"the lock file {tmp_path / LOCK} could not be written ([Errno 5] Input/output error); the command "
+                        "goes on, and tries again every 0.3 s"]  # fmt: skip
 
 
 def test_without_patience_another_machine_counts_as_alive(tmp_path: Path) -> None:

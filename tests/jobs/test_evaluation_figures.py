@@ -26,7 +26,7 @@ from jobs import evaluate, export, label, prepare, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError
-from pipeline.evaluation import parts, predict
+from pipeline.evaluation import parts, score_videos
 from pipeline.evaluation.protocol import list_views
 from pipeline.lifecycle.saved_run import SavedRun, open_other_data, open_run_source, open_saved_run
 from pipeline.manifest.schema import SCHEMA, read_manifest, resolve_uri, write_manifest
@@ -146,7 +146,8 @@ def test_videos_without_scores_are_listed_and_counted_both_ways(
         assert summary[name]["top1_with_undecodable"] == pytest.approx(summary[name]["top1"] * 7 / 8)
         assert before[name]["top1_with_undecodable"] == before[name]["top1"]
     said = capsys.readouterr().out
-    assert "1 videos could not be decoded and count nowhere" in said and "1 labeled videos counted as wrong, top-1 is:" in said
+    assert "1 videos could not be decoded and are left out of these accuracies" in said
+    assert "1 labeled videos counted as wrong, top-1 is:" in said
 
 
 def test_videos_that_were_unusable_when_prepared_are_counted_as_wrong_too(
@@ -224,9 +225,9 @@ def test_an_interrupted_evaluation_continues_to_the_same_bits(
     whole = pq.read_table(tmp_path / "whole" / "predictions.parquet")
     (one / "predictions.parquet").unlink()
     monkeypatch.setattr(parts, "SECONDS", 0.0)
-    monkeypatch.setattr(predict, "count_cores", lambda: 1)
+    monkeypatch.setattr(score_videos, "count_cores", lambda: 1)
     decoded: list[int] = []
-    decode = predict.decode_videos
+    decode = score_videos.decode_videos
 
     def break_off(source: VideoSource, videos: Any, moments: Any) -> Any:
         decoded.extend(videos.tolist())
@@ -234,7 +235,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_bits(
             raise InterruptedError
         return decode(source, videos, moments)
 
-    monkeypatch.setattr(predict, "decode_videos", break_off)
+    monkeypatch.setattr(score_videos, "decode_videos", break_off)
     with pytest.raises(InterruptedError):
         run(evaluate.main, words)
     written = sorted((one / parts.FOLDER).rglob("*.parquet"))

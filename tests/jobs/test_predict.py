@@ -60,7 +60,7 @@ def test_scoring_actors_say_the_same_as_this_process(
 ) -> None:
     again = shutil.copytree(trained, tmp_path / "tiny")
     (again / "predictions.parquet").unlink()
-    monkeypatch.setattr("pipeline.evaluation.predict.FEW_VIEWS", few)
+    monkeypatch.setattr("pipeline.evaluation.score_videos.FEW_VIEWS", few)
     assert run(evaluate.main, [str(again), "scale.workers=2"]) == DONE
     theirs, mine = (pq.read_table(folder / "predictions.parquet") for folder in (trained, again))
     assert mine["id"] == theirs["id"] and mine.num_rows == 8
@@ -80,7 +80,7 @@ def test_a_cluster_predicts_the_same_in_the_same_order(
     shutil.copy(manifest.locate(3), tmp_path / "b.mp4")
     words = [str(trained), str(tmp_path / "a.mp4"), str(tiny / "manifest.parquet"), str(tmp_path / "b.mp4"), "--out"]
     assert run(predict.main, [*words, str(tmp_path / "here.parquet")]) == FAILED
-    monkeypatch.setattr("pipeline.evaluation.predict.FEW_VIEWS", 0)
+    monkeypatch.setattr("pipeline.evaluation.score_videos.FEW_VIEWS", 0)
     monkeypatch.setattr(prediction_run, "CHUNK_ON_RAY", 20)
     assert run(predict.main, [*words, str(tmp_path / "there.parquet"), "--workers", "2"]) == FAILED
     here, there = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "there"))

@@ -250,7 +250,7 @@ def test_other_data_on_purpose_is_matched_by_name_and_said(
     assert run(evaluate.main, [str(one), "--other-data", str(folder / "other" / "manifest.parquet")]) == DONE
     said = capsys.readouterr().out
     assert "note: this is not the run's own data" in said
-    assert "note: 2 videos of classes that the run does not know count nowhere: a_first_class (2)" in said
+    assert "note: 2 videos of classes that the run does not know are left out of these accuracies: a_first_class (2)" in said
     after = contents(one)
     assert {name: after[name] for name in before} == before
     new = {f"evaluation_on_{other.fingerprint}.json", f"predictions_on_{other.fingerprint}.parquet"}

@@ -12,7 +12,7 @@ from jobs import label, train
 from jobs.command import run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import predict
+from pipeline.evaluation.score_videos import score_all_views
 from pipeline.lifecycle.saved_run import open_saved_run
 from pipeline.lifecycle.train_and_evaluate import complete_run, read_evaluation
 from pipeline.manifest.label_subset import read_labels
@@ -101,7 +101,7 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
     config = config_of(tiny, tmp_path, held, *noisy, "evaluation.clips=1")
     videos = held_out.find_held_out_videos(prepared.source)
     assert videos.tolist() == read_labels(str(held), prepared.source.manifest).held_out.tolist() and len(videos) == 4
-    said = predict(prepared.source, config, last["cut"] / "model.safetensors", videos, None)
+    said = score_all_views(prepared.source, config, last["cut"] / "model.safetensors", videos, None)
     labels = np.array([prepared.source.columns["label"][video] for video in said["video"].tolist()])
     for name in STUDENTS:
         accuracy = float((said[name].argmax(axis=1) == labels).mean())

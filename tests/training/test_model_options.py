@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import Scorer
+from pipeline.evaluation.scorer import Scorer
 from pipeline.methods.parts.terms import Results
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.loop import TrainingRun, TrainWorker, train

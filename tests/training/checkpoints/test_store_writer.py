@@ -97,7 +97,8 @@ def test_who_lost_its_lock_on_a_store_ends(s3: ObjectStore, tmp_path: Path, told
             if told:
                 break
     who = "process 7 on elsewhere, of user me, since 2026-11-28T08:00:00+00:00, `python -m jobs.train`"
-    assert told == [f"the lock of {store} is taken over by {who}: it was not refreshed for 0.5 s, or was deleted"]
+    why = "it was not refreshed for 0.5 s, or was deleted"
+    assert told == [f"this process lost the lock of {store}, because {why}; now it is held by {who}"]
     assert json.loads(storage.read_bytes(f"{store}/.lock"))["pid"] == 7  # it is not ours to delete
 
 
@@ -113,7 +114,7 @@ def test_an_outage_of_the_store_ends_nobody(
         assert not told and s3.failures["outage/.lock"] < 10**6
         s3.failures.clear()
         wait_for_beats(store)
-        text = f"the lock {store}/.lock cannot be refreshed ({store}/.lock: tried {storage.ATTEMPTS} times: "
+        text = f"the lock file {store}/.lock could not be written ({store}/.lock: tried {storage.ATTEMPTS} times: "
         assert [message[: len(text)] for message in warnings(caplog)] == [text]
     assert not told and ".lock" not in storage.list_names("s3://runs")
 
@@ -132,7 +133,8 @@ def test_who_was_taken_over_during_an_outage_ends_when_it_is_over(s3: ObjectStor
         deadline = time.monotonic() + 20
         while not told and time.monotonic() < deadline:
             time.sleep(0.05)
-    assert told[0].startswith(f"the lock of {store} is taken over by process 7 on elsewhere")
+    assert told[0].startswith(f"this process lost the lock of {store}, ")
+    assert "; now it is held by process 7 on elsewhere" in told[0]
 
 
 def test_whatever_goes_wrong_the_lock_is_refreshed_again(
@@ -153,7 +155,7 @@ def test_whatever_goes_wrong_the_lock_is_refreshed_again(
         wait_for_beats(store)
     assert not wrong and not told
     assert warnings(caplog) == [
-        f"the lock {store}/.lock cannot be refreshed ('odd'): this is tried again every 0.1 s, and the command goes on"
+        f"the lock file {store}/.lock could not be written ('odd'); the command goes on, and tries again every 0.1 s"
     ]
 
 
@@ -180,7 +182,7 @@ def test_a_lock_counts_as_deleted_when_it_is_missed_twice(
         while not told and time.monotonic() < deadline:
             storage.delete(f"{store}/.lock")  # a heartbeat under way may write it again
             time.sleep(0.3)
-    assert told == [f"the lock of {store} is gone: it was deleted, or taken over by a process that has ended"]
+    assert told == [f"this process lost the lock of {store}: it was deleted, or taken by a process that has ended"]
 
 
 def test_nothing_is_copied_to_a_store_whose_lock_is_anothers(s3: ObjectStore, tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_nothing_is_copied_to_a_store_whose_lock_is_anothers(s3: ObjectStore, tm
         token = store_lock.get_held_token(store)
         held_elsewhere(store, 0)
         (tmp_path / "metrics.jsonl").write_text("late", encoding="utf-8")
-        with pytest.raises(RunFailed, match=r"is taken over by process 7 on elsewhere.*; nothing was copied there"):
+        with pytest.raises(RunFailed, match=r"now it is held by process 7 on elsewhere.*; nothing was copied there"):
             run_store.push_files(tmp_path, store)
         with pytest.raises(RunFailed, match="nothing was copied there"):
             run_store.push_checkpoint(newest, store)

@@ -1,12 +1,11 @@
-"""Scores a split by both students, in this process; ``on_ray`` computes the same on a cluster."""
+"""Evaluates a split: scores its videos, compares scores and labels, and writes evaluation.json and predictions.parquet."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,125 +14,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
-from pipeline.clips.evaluation_views import decode_videos
-from pipeline.clips.source import Columns, VideoSource
+from pipeline.clips.source import VideoSource
 from pipeline.config import Config
-from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import summarize
-from pipeline.evaluation.parts import choose_parts_folder, choose_unit, delete_parts, keep_parts, read_parts
-from pipeline.evaluation.protocol import collect_protocol, compute_clip_moments
-from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
-from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores
+from pipeline.evaluation.parts import choose_parts_folder, delete_parts
+from pipeline.evaluation.protocol import collect_protocol
+from pipeline.evaluation.score_videos import score_videos
+from pipeline.evaluation.video_scores import VideoScores
 from pipeline.model_folder.read_folder import compute_sha256
-from pipeline.processes.isolation import count_cores
-from pipeline.progress import progress
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import PREDICTORS, write_text
-from pipeline.seeds import Floats, Ints
-from pipeline.stream.in_process import map_ahead
-
-FEW_VIEWS = 256
-"""The number of views that a process without a GPU scores before scoring actors on a cluster have started."""
 
 
-def predict(source: VideoSource, config: Config, weights: Path, videos: Ints, resources: Resources | None) -> Columns:
-    """Scores every view of the given manifest rows, and returns together what ``score_views`` yields.
-
-    With ``resources`` it is done on the cluster, unless there are few views.
-    """
-    where = resources if _is_for_cluster(config, len(videos), resources) else None
-    parts = list(score_views(source, config, weights, videos, where))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def score_views(
-    source: VideoSource, config: Config, weights: Path, videos: Ints, resources: Resources | None
-) -> Iterator[Columns]:
-    """Scores every view of the given manifest rows in their order, and yields batches of views while later ones are computed:
-    ``video`` and ``reason`` [n], and both students' scores [n, K].
-
-    A video's file is opened once for all of its views. With ``resources`` it is done on the cluster, else in this process.
-    """
-    rows, moments = np.asarray(videos, dtype=np.int64), compute_clip_moments(config.evaluation.clips)
-    scorer = config.model_dump(mode="json"), len(source.manifest.classes), str(weights)
-    if resources is None:
-        yield from score_in_process(source, Scorer(*scorer), rows, moments)
-        return
-    from pipeline.evaluation.on_ray import score_on_ray  # only where scale.workers asks for Ray
-
-    yield from score_on_ray(source, resources, scorer, rows, moments, _count_block_videos(config, resources))
-
-
-def needs_cluster(config: Config, videos: int) -> bool:
-    """Returns whether scoring so many videos is worth a Ray cluster: not with ``scale.workers=0``, and not for few views unless
-    ``scale.gpu=true`` asks for a GPU that this machine does not have."""
-    few = _count_views(config, videos) <= FEW_VIEWS and not (config.scale.gpu is True and not torch.cuda.is_available())
-    return config.scale.workers > 0 and not few
-
-
-def _is_for_cluster(config: Config, videos: int, resources: Resources | None) -> bool:
-    return resources is not None and (resources.gpu or _count_views(config, videos) > FEW_VIEWS)
-
-
-def _count_views(config: Config, videos: int) -> int:
-    return videos * config.evaluation.clips * config.evaluation.crops
-
-
-def _count_block_videos(config: Config, resources: Resources) -> int:
-    """Counts the videos that a decode task of a cluster decodes."""
-    return max(1, choose_batch_views(config, resources.gpu) // _count_views(config, 1))
-
-
-def score_in_process(source: VideoSource, scorer: Scorer, videos: Ints, moments: Floats) -> Iterator[Columns]:
-    """Yields the scores of the videos' test views in their order; threads on all cores decode, a video each."""
-
-    def decode(video: int) -> Block:
-        return scorer.prepare_block(decode_videos(source, np.array([video]), moments))
-
-    yield from scorer.score_videos(map_ahead(decode, videos.tolist(), ahead=count_cores()))
-
-
-def score_videos(
-    source: VideoSource, config: Config, weights: Path, resources: Resources | None, parts_folder: Path | None = None
-) -> VideoScores:
-    """Scores all videos of the configured split; memory holds their averaged scores, and few views at a time.
-
-    Scores of the first videos are kept in ``parts_folder`` meanwhile, if it is given: a killed evaluation continues there, to
-    the same scores. Raises UserError if no video can be decoded.
-    """
-    videos = source.evaluation_rows(config.evaluation.split)
-    parts = read_parts(parts_folder, videos) if parts_folder else []
-    done = sum(map(len, parts))
-    if done:
-        print(f"note: {done} of {len(videos)} videos were scored before the evaluation was interrupted", file=sys.stderr)
-    if done < len(videos):
-        # as the whole evaluation would be computed, though fewer videos are left: the same bits
-        where = resources if _is_for_cluster(config, len(videos), resources) else None
-        scored = gather_videos(score_views(source, config, weights, videos[done:], where), config)
-        if _count_views(config, len(videos)) > FEW_VIEWS:
-            scored = progress(scored, len(videos), "evaluated", done=done, count=len)
-        if parts_folder:
-            block = _count_block_videos(config, where) if where else 1
-            gpu = where.gpu if where else torch.cuda.is_available()
-            unit = choose_unit(choose_batch_views(config, gpu), _count_views(config, 1), block)
-            parts += keep_parts(scored, parts_folder, done, unit)
-        else:
-            parts += scored
-    scores = join_video_scores(parts)
-    if not scores.decoded.any():
-        if parts_folder:
-            delete_parts(parts_folder)
-        split = config.evaluation.split
-        raise UserError(f"none of the {len(videos)} {split} videos can be decoded; the first: {scores.reasons[0]}")
-    return scores
-
-
-def score(
+def evaluate_split(
     source: VideoSource, config: Config, weights: Path, resources: Resources | None, parts_folder: Path | None = None
 ) -> tuple[dict[str, Any], VideoScores]:
-    """Computes the figures of the configured split. Also returns the scores of the videos that could be decoded."""
+    """Scores the configured split and computes its figures; writes nothing but parts. Returns the content of evaluation.json as
+    far as scores and labels tell it, and the scores of the videos that could be decoded."""
     scores = score_videos(source, config, weights, resources, parts_folder)
     usable = scores.decoded > 0
     shown = scores.select(usable)
@@ -219,14 +117,15 @@ def evaluate(
     files: EvaluationFiles | None = None,
     trained_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Scores the configured split, writes predictions.parquet and evaluation.json, and returns the latter's content.
+    """Evaluates the configured split by ``evaluate_split``, writes predictions.parquet and evaluation.json, and returns the
+    latter's content.
 
     They are written to ``files``, by default into the run folder. ``step`` is that of the weights, and ``trained_steps`` that
     of the newest checkpoint, by default the same. Killed and called again, it continues where it was.
     """
     files = files or EvaluationFiles(config.run_folder)
     parts = choose_parts_folder(source, config, weights, source.evaluation_rows(config.evaluation.split), files.folder)
-    summary, scores = score(source, config, weights, resources, parts)
+    summary, scores = evaluate_split(source, config, weights, resources, parts)
     manifest = source.manifest
     data = {"manifest": manifest.path, "root": manifest.root, "source": manifest.source, "fingerprint": manifest.fingerprint}
     summary |= {"step": step, "trained_steps": trained_steps or step, "data": data, **files.about}
