@@ -25,7 +25,7 @@ from pipeline.studies.ablation import (
     plan_trials,
     run_study,
 )
-from pipeline.studies.cost import describe_cost, read_progress
+from pipeline.studies.cost import describe_time_left, read_progress
 from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
 from pipeline.studies.study_file import Study, read_study
 from pipeline.studies.trials import Budget
@@ -112,7 +112,7 @@ def list_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent:
     configs = [trial.config for trial in trials]
     print(f"{len(trials)} trials in {find_study_folder(study.name, base)}")
     folders = [config.run_folder for config in configs]
-    print(describe_cost(configs, estimate_concurrency(base, concurrent), Path(base.run.storage_path), folders))
+    print(describe_time_left(configs, estimate_concurrency(base, concurrent), Path(base.run.storage_path), folders))
 
 
 def show_results(study: Study, trials: Sequence[Trial]) -> int:

@@ -139,7 +139,7 @@ def _evaluate(saved: SavedRun, other: bool, out: Path) -> int:
     source = other_data.source if other_data else open_run_source(saved)
     files = _choose_files(saved, source, other_data, out)
     _check_owner(files.evaluation, saved)
-    resources = plan_scoring(saved.config, len(source.evaluation_rows(saved.config.evaluation.split)))
+    resources = plan_scoring(saved.config, len(source.find_evaluation_rows(saved.config.evaluation.split)))
     summary = evaluate(source, saved.config, saved.weights, saved.step, resources, files, saved.trained_steps)
     if summary["videos"]:
         print("\n".join(format_figures(summary)))

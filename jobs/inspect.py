@@ -13,8 +13,8 @@ from pipeline.config import load_config
 from pipeline.errors import UserError, list_first
 from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.schema import Manifest, read_manifest
-from pipeline.manifest.summary import format_summary, summarize
-from pipeline.manifest.verify import verify
+from pipeline.manifest.summary import format_summary, summarize_manifest
+from pipeline.manifest.verify import find_altered_files
 from pipeline.methods import find_first_unlabeled_step
 from pipeline.report.pages.contact_sheet import write_contact_sheet
 from pipeline.report.pages.step_views import write_step_page
@@ -38,7 +38,7 @@ def _inspect_manifest(argv: Sequence[str]) -> int:
     if options.per_class < 1:
         raise UserError(f"--per-class {options.per_class} must be at least 1")
     manifest = read_manifest(options.manifest, options.root)
-    summary = summarize(manifest)
+    summary = summarize_manifest(manifest)
     print(format_summary(manifest, summary))
     changed = _verify_files(manifest) if options.verify else None
     if options.html:
@@ -48,7 +48,7 @@ def _inspect_manifest(argv: Sequence[str]) -> int:
 
 
 def _verify_files(manifest: Manifest) -> list[tuple[str, str]]:
-    changed = verify(manifest)
+    changed = find_altered_files(manifest)
     print(f"\n{len(changed)} files are not what they were when the manifest was written" + (":" if changed else ""))
     for line in list_first([f"{uri}: {problem}" for uri, problem in changed]):
         print(f"  {line}")

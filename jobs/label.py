@@ -90,7 +90,7 @@ def describe_subset(manifest: Manifest, subset: LabelSubset, out: Path, notes: S
     """Describes the chosen subset, and how a run is told to use it."""
     label = np.asarray(manifest.table["label"].to_numpy())
     counts = np.bincount(label[subset.rows], minlength=len(manifest.classes))
-    pool = len(manifest.training_rows()) - len(subset.rows) - len(subset.held_out)
+    pool = len(manifest.find_training_rows()) - len(subset.rows) - len(subset.held_out)
     lines = [f"note: {note}" for note in notes]
     each = f"{counts.min()} to {counts.max()} of each of {len(manifest.classes)} classes"
     lines += [f"labeled    {len(subset.rows)} videos, {each}"]

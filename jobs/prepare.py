@@ -326,7 +326,7 @@ def _describe_unusable(manifest: Manifest) -> list[str]:
 def _build_count_table(manifest: Manifest, labels: LabelSubset) -> list[str]:
     """A table of classes by split; only its sums beyond 30 classes."""
     names = manifest.table["class"].to_pylist()
-    counts = {split: Counter(names[row] for row in manifest.usable_rows(split)) for split in SPLITS}
+    counts = {split: Counter(names[row] for row in manifest.find_usable_rows(split)) for split in SPLITS}
     always = ("train", "test")
     columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split in always}
     columns["labeled"] = Counter(names[row] for row in labels.rows)

@@ -19,11 +19,11 @@ from optuna.trial import TrialState
 
 from jobs.ablate import add_budget
 from jobs.command import DONE, FAILED, add_config, check_hours, run
-from pipeline.analysis.run_reader import flatten
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError, suggest
 from pipeline.files.folder_lock import lock_file
 from pipeline.report.report import write_report
+from pipeline.run_folder.contents import flatten
 from pipeline.run_folder.study_folder import STUDY_FACTS, write_study_facts, write_trials
 from pipeline.search.optuna_search import Search, SearchPlan, name_run
 from pipeline.search.optuna_storage import build_sqlite_url, hide_password, list_run_trials, open_study, warm_start
@@ -38,7 +38,7 @@ from pipeline.search.search_summary import (
 )
 from pipeline.search.space import Space, draw, read_space
 from pipeline.studies.ablation import find_study_folder
-from pipeline.studies.cost import describe_cost
+from pipeline.studies.cost import describe_time_left
 from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import Budget
@@ -209,7 +209,7 @@ def check_data(request: SearchRequest) -> dict[str, Any]:
     prepared = prepare_run(build_sample_config(request, 0.5))
     for note in prepared.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
-    prepared.source.evaluation_rows("validation")
+    prepared.source.find_evaluation_rows("validation")
     searched = request.space.distributions
     knobs = {key: value for key, value in flatten(request.base.collect_result_knobs()).items() if key not in searched}
     protocol = request.base.evaluation
@@ -257,7 +257,8 @@ def dry_run(request: SearchRequest) -> int:
     print(f"{request.folder}: {'continues' if there else 'new'}; at most, if no trial is stopped early:")
     configs = [request.base.model_copy(update={"run": request.base.run.model_copy(update={"name": name})}) for name in names]
     known = sorted(path.parent for path in request.folder.glob("*/metrics.jsonl"))
-    print(describe_cost(configs, estimate_concurrency(request.base, request.options.concurrent), request.folder.parent, known))
+    concurrent = estimate_concurrency(request.base, request.options.concurrent)
+    print(describe_time_left(configs, concurrent, request.folder.parent, known))
     return DONE
 
 

@@ -13,7 +13,7 @@ LOG_SECONDS = 10.0
 """Between two lines of a log file."""
 
 
-def progress(
+def show_progress(
     items: Iterable[T],
     total: int,
     what: str,

@@ -24,7 +24,7 @@ def mix(value: UInts) -> UInts:
     return value ^ (value >> np.uint64(31))
 
 
-def hash64(*parts: npt.ArrayLike | str) -> UInts:
+def hash_to_uint64(*parts: npt.ArrayLike | str) -> UInts:
     """Hashes integers (broadcast against each other) and words into uint64; different tuples give independent values."""
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -34,9 +34,9 @@ def hash64(*parts: npt.ArrayLike | str) -> UInts:
     return state
 
 
-def uniform(*parts: npt.ArrayLike | str) -> Floats:
+def draw_uniform(*parts: npt.ArrayLike | str) -> Floats:
     """Hashes integers and words into [0, 1) with 53 bits."""
-    return np.asarray((hash64(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    return np.asarray((hash_to_uint64(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def permute(index: npt.ArrayLike, size: int, *key: npt.ArrayLike | str) -> Ints:
@@ -50,7 +50,7 @@ def permute(index: npt.ArrayLike, size: int, *key: npt.ArrayLike | str) -> Ints:
     index = np.asarray(index, dtype=np.int64)
     assert index.size == 0 or (index.min() >= 0 and index.max() < size), "index outside the permutation"
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    keys = np.broadcast_to(hash64("permute", *key), index.shape).reshape(-1)
+    keys = np.broadcast_to(hash_to_uint64("permute", *key), index.shape).reshape(-1)
     position = index.astype(np.uint64).reshape(-1)
     outside = np.ones(position.shape, dtype=bool)
     while outside.any():
@@ -63,5 +63,5 @@ def _feistel(value: UInts, keys: UInts, half: np.uint64, rounds: int = 8) -> UIn
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
     for number in range(rounds):
-        left, right = right, left ^ (hash64(keys, right, number) & mask)
+        left, right = right, left ^ (hash_to_uint64(keys, right, number) & mask)
     return (left << half) | right

@@ -73,7 +73,7 @@ def test_a_run_is_trained_evaluated_and_asked_about_a_file(bare: dict[str, str],
     ``scale.workers`` says."""
     manifest = read_manifest(tiny / "manifest.parquet")
     assert "decord" in manifest.table["decoder"].to_pylist()
-    video = manifest.locate(int(manifest.usable_rows("test")[0]))
+    video = manifest.locate(int(manifest.find_usable_rows("test")[0]))
     printed = python(bare, COMMANDS, str(tiny / "tiny.yaml"), str(tmp_path), video)
     assert printed.count("note: without tensorboardX no files for TensorBoard are written") == 1
     assert f"{video}  " in printed and "not predicted" not in printed

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import progress as module
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 
 
 class Terminal(io.StringIO):
@@ -26,7 +26,7 @@ def slow(count: int, seconds: float) -> Iterator[int]:
 def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOG_SECONDS", 0.03)
     out = io.StringIO()
-    assert list(progress(slow(5, 0.02), 5, "probed", out)) == [0, 1, 2, 3, 4]
+    assert list(show_progress(slow(5, 0.02), 5, "probed", out)) == [0, 1, 2, 3, 4]
     text = out.getvalue()
     assert "\r" not in text
     lines = text.splitlines()
@@ -39,25 +39,25 @@ def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_log_file_is_not_filled_by_quick_work() -> None:
     out = io.StringIO()
-    assert len(list(progress(range(10_000), 10_000, "probed", out))) == 10_000
+    assert len(list(show_progress(range(10_000), 10_000, "probed", out))) == 10_000
     (line,) = out.getvalue().splitlines()
     assert line.startswith("probed 10000/10000")
 
 
 def test_a_terminal_gets_a_bar_that_is_written_over() -> None:
     out = Terminal()
-    assert list(progress(range(3), 3, "rendered", out)) == [0, 1, 2]
+    assert list(show_progress(range(3), 3, "rendered", out)) == [0, 1, 2]
     assert out.getvalue().count("\n") == 1
     assert "rendered: 100%" in out.getvalue().rsplit("\r", 1)[1]
 
 
 def test_nothing_to_do() -> None:
     out = io.StringIO()
-    assert list(progress((), 0, "probed", out)) == []
+    assert list(show_progress((), 0, "probed", out)) == []
     assert out.getvalue().splitlines()[-1].startswith("probed 0/0")
 
 
 def test_items_count_for_several_and_begin_where_earlier_work_ended() -> None:
     out = io.StringIO()
-    assert list(progress([3, 4], 10, "evaluated", out, done=3, count=int)) == [3, 4]
+    assert list(show_progress([3, 4], 10, "evaluated", out, done=3, count=int)) == [3, 4]
     assert out.getvalue().splitlines()[-1].startswith("evaluated 10/10")

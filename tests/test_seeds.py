@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.seeds import hash64, permute, uniform
+from pipeline.seeds import draw_uniform, hash_to_uint64, permute
 
 
 @given(size=st.integers(1, 5000), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6))
@@ -36,17 +36,17 @@ def test_every_place_is_equally_likely() -> None:
 
 def test_hash_does_not_change_between_versions() -> None:
     """Runs are continued by later versions: these numbers are part of the checkpoint format."""
-    assert int(hash64(0, "moment", 5, 2)) == 5779057627471377769
+    assert int(hash_to_uint64(0, "moment", 5, 2)) == 5779057627471377769
     assert permute(np.arange(10), 10, 0).tolist() == [1, 3, 4, 2, 6, 8, 9, 5, 7, 0]
 
 
 def test_order_and_kind_of_parts_matter() -> None:
-    values = [int(hash64(*parts)) for parts in ((1, 2), (2, 1), (1,), (1, 2, 0), ("a", 1), ("b", 1), (0, 0), (0,))]
+    values = [int(hash_to_uint64(*parts)) for parts in ((1, 2), (2, 1), (1,), (1, 2, 0), ("a", 1), ("b", 1), (0, 0), (0,))]
     assert len(set(values)) == len(values)
 
 
 def test_uniform_is_uniform() -> None:
-    values = uniform(7, "moment", np.arange(20_000))
+    values = draw_uniform(7, "moment", np.arange(20_000))
     counts, _ = np.histogram(values, bins=20, range=(0, 1))
     assert counts.min() > 880, counts
     assert counts.max() < 1120, counts

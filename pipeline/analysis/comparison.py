@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import RunRecord, flatten
+from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.statistics import Estimate, adjust_by_holm, describe_verdict, estimate_mean, estimate_over_seeds
 from pipeline.config import Config, list_marked_keys
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import find_predicted_classes
-from pipeline.run_folder.contents import PREDICTORS
+from pipeline.run_folder.contents import PREDICTORS, flatten
 
 BASELINE = "supervised"
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")

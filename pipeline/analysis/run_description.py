@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.analysis.comparison import BASELINE, Group, read_setting
-from pipeline.analysis.run_reader import RunRecord, flatten
+from pipeline.analysis.run_reader import RunRecord
 from pipeline.clips.sampling import describe_clip
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.config.text import format_word
 from pipeline.errors import UserError
+from pipeline.run_folder.contents import flatten
 
 
 def build_setting_table(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:

@@ -24,7 +24,7 @@ from pipeline.config import MonitorSection, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import summarize
 from pipeline.evaluation.protocol import describe_protocol
-from pipeline.run_folder.contents import PREDICTORS
+from pipeline.run_folder.contents import PREDICTORS, flatten
 from pipeline.training.monitoring.failure_signatures import Finding, find_signatures
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
@@ -183,14 +183,6 @@ class RunRecord:
 def is_run(path: Path) -> bool:
     """Returns whether a folder holds any file of a run, or what ``jobs.evaluate --other-data`` wrote elsewhere."""
     return any((path / name).is_file() for name in RUN_FILES) or (path.is_dir() and any(path.glob(OTHER_DATA)))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def read_run_record(folder: Path) -> RunRecord:

@@ -19,7 +19,7 @@ from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare.resized_copies import CopyTask, make_copy
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video.probe import probe_file
 from pipeline.video.video_file import get_file_info
 
@@ -63,7 +63,7 @@ def bench_copies(config: Config, sides: Sequence[int], repeats: int, max_videos:
         for side in sides:
             file_sets[f"copies of {side}"] = _make_copies(planned, side, min(side, source.size), Path(folder) / str(side))
         times: dict[str, list[float]] = {name: [] for name in file_sets}
-        for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
+        for repeat in show_progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
             for name, files in file_sets.items():
                 seconds = _measure_decoding(files, source)
                 if repeat:

@@ -19,7 +19,7 @@ from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.processes.isolation import ProcessLimits
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video.container import VideoIndex, find_video_stream, index_by_packets, open_container
 from pipeline.video.decord_check import decord
 from pipeline.video.exact_reader import FrameConverter, read_frames
@@ -50,7 +50,7 @@ def bench_decode(config: Config, repeats: int, max_videos: int = VIDEOS_PER_REPE
     child = IsolatedDecoder(ProcessLimits())
     ways = _list_ways(source.clips, source.size, child)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
+    for repeat in show_progress(range(repeats + 1), repeats + 1, "repeats"):  # the first warms up
         for name, decode in ways.items():
             begun = time.perf_counter()
             for one in planned:
@@ -97,9 +97,9 @@ def plan_videos(
         raise UserError(f"{command} measures unlabeled videos: leave method.name=supervised and mu = 0 away")
     planned: list[PlannedVideo] = []
     for row in range(VIDEOS_PER_REPEAT):
-        (moments,), crop_positions = source.moments(np.array([row]))
+        (moments,), crop_positions = source.draw_moments(np.array([row]))
         for slot in range(1, pool.slots):
-            video = source.describe_video(int(pool.videos([row])[0, slot]))
+            video = source.describe_video(int(pool.choose_videos([row])[0, slot]))
             if decoder in (None, video.decoder) and len(planned) < max_videos:
                 planned.append(PlannedVideo(video, moments[slot], float(crop_positions[0, slot])))
     if not planned:

@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.bench.figures import MIN_BLOCKS, compute_ratio, configure_bench
 from pipeline.bench.timed_step import TimedStep, build_timed_step, free_memory, prepare_bench_run
-from pipeline.clips.plan import compute_worker_rows, share_rows
+from pipeline.clips.plan import compute_worker_rows, divide_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.hardware import choose_device
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.processes.isolation import count_cores
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.ray_cluster.resources import check_rows_per_worker
 from pipeline.run_folder.contents import read_metrics
 from pipeline.stream.batches import lay_out_blocks
@@ -56,7 +56,7 @@ def bench_end_to_end(config: Config, steps: int, repeats: int, min_steps: int = 
     on_cpu = choose_device(config).type == "cpu"
     # on a GPU the run and the processes that compute have no room together: those start anew in each repeat
     with SeparateProcesses(config) if on_cpu else contextlib.nullcontext() as shared:
-        for _ in progress(range(repeats), repeats, "repeats end to end"):
+        for _ in show_progress(range(repeats), repeats, "repeats end to end"):
             actual.append(1 / measure_run(config, steps, steps_after))
             free_memory()
             with contextlib.nullcontext(shared) if shared else SeparateProcesses(config) as processes:
@@ -182,7 +182,7 @@ def _build_step(tree: str, rank: int, workers: int, threads: int, meeting: str) 
         return timed
     backend = "nccl" if timed.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}/meeting", rank=rank, world_size=workers)
-    context = replace(timed.context, rank=rank, part_rows=[list(share_rows(rows, workers))])
+    context = replace(timed.context, rank=rank, part_rows=[list(divide_rows(rows, workers))])
     return replace(timed, context=context, wrapped=DistributedDataParallel(timed.state.method))
 
 

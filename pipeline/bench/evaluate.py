@@ -57,7 +57,7 @@ def bench_evaluate(config: Config, repeats: int, max_videos: int = MAX_VIDEOS) -
     data = config.data.model_copy(update={"isolate_decoder": False})
     config = config.model_copy(update={"data": data})
     opened, _ = open_source(config)
-    videos = opened.evaluation_rows(config.evaluation.split)[:max_videos]
+    videos = opened.find_evaluation_rows(config.evaluation.split)[:max_videos]
     source = CountingSource(**{name: value for name, value in vars(opened).items() if name != "columns"})
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         scorer = _build_scorer(config, len(source.manifest.classes), Path(folder) / "model.safetensors")

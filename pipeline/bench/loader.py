@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.hardware import choose_device
 from pipeline.methods import make_views
 from pipeline.processes.allocator import keep_freed_memory
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.ray_cluster.connect import connect_to_one_node
 from pipeline.ray_cluster.resources import Resources
 from pipeline.ray_cluster.sockets import shorten_temporary_folder_of_children
@@ -47,7 +47,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
-    for _ in progress(range(repeats), repeats, "repeats"):
+    for _ in show_progress(range(repeats), repeats, "repeats"):
         loaders.append(measure_data_loader_rate(source, config, steps))
         streams.append(measure_stream_views_rate(source, config, cpus))
     videos = source.plan.rows_per_step * source.plan.slots

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import compute_fingerprint, read_manifest, write_manifest
-from pipeline.manifest.summary import summarize
+from pipeline.manifest.summary import summarize_manifest
 from pipeline.prepare.build import build_table
 from pipeline.prepare.sources import Listing, draw_missing_splits
 from pipeline.video.probe import Probe
@@ -74,7 +74,7 @@ def measure_manifest(rows: int, folder: str) -> dict[str, float]:
         manifest = read_manifest(path)
         read_labels(labels, manifest)
     with timed("summarize"):
-        summarize(manifest)
+        summarize_manifest(manifest)
     return {"rows": rows, **seconds, "seconds": round(sum(seconds.values()), 3), "peak_mb": read_peak_memory()}
 
 

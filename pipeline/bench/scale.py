@@ -29,7 +29,7 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.ray_cluster.connect import connect
 from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
@@ -53,7 +53,7 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
             _run_in_new_process("generate", config, size, Path(scratch) / str(size), steps)
-        for repeat in progress(range(repeats), repeats, "repeats"):
+        for repeat in show_progress(range(repeats), repeats, "repeats"):
             for size in sizes if repeat % 2 == 0 else reversed(sizes):
                 results[size].append(_run_in_new_process("measure", config, size, Path(scratch) / str(size), steps))
     first, last = ([one["seconds_per_clip"] for one in results[size]] for size in (sizes[0], sizes[-1]))
@@ -79,7 +79,7 @@ def _run_in_new_process(task: str, config: Config, size: int, folder: Path, step
 def generate_manifest(config: Config, size: int, folder: Path) -> None:
     """Writes a manifest of ``size`` usable train rows that point at the files of ``data.manifest``, and its label subset."""
     small = read_manifest(config.data.manifest, root=config.data.root)
-    rows = np.resize(small.training_rows(), size)
+    rows = np.resize(small.find_training_rows(), size)
     table = small.table.take(pa.array(rows))
     ids = pa.array([f"{row:011d}" for row in range(size)])
     train = pa.array(np.full(size, "train"))

@@ -179,6 +179,6 @@ def _measure_plan(site: Site) -> dict[str, float]:
     plan = Plan(np.arange(site.labeled), pool, site.unlabeled_per_labeled, site.rows_per_step, 0)
     rows = np.random.default_rng(0).integers(0, 10**9, 20_000)
     begun = time.perf_counter()
-    videos = plan.videos(rows)
+    videos = plan.choose_videos(rows)
     seconds = time.perf_counter() - begun
     return {"plan_microseconds_per_video": round(1e6 * seconds / videos.size, 2), "plan_megabytes": round(pool.nbytes / 1e6, 1)}

@@ -18,7 +18,7 @@ from pipeline.bench.figures import compute_ratio
 from pipeline.bench.timed_step import TimedStep, build_timed_step, free_memory, prepare_bench_run
 from pipeline.config import Config
 from pipeline.processes.allocator import keep_freed_memory
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.training.checkpoints.background_writer import CheckpointWriter
 from pipeline.training.monitoring.metric_log import MetricLog
 from pipeline.training.monitoring.score_log import ScoreLog
@@ -111,7 +111,7 @@ def _measure_in_turns(kinds_of_work: dict[str, Callable[[], Any]], steps: int, r
     """
     kinds = [*kinds_of_work, *(f"{name}, CPU" for name in kinds_of_work)]
     times: Times = {kind: [] for kind in kinds}
-    for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):
+    for repeat in show_progress(range(repeats + 1), repeats + 1, "repeats"):
         singles: Times = {kind: [] for kind in kinds}
         for _ in range(steps if repeat else 1):  # the first warms up
             for name, do_work in kinds_of_work.items():

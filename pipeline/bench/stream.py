@@ -16,7 +16,7 @@ from pipeline.clips.plan import BlockLayout, compute_worker_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.ray_cluster.connect import connect_to_one_node
 from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
@@ -49,7 +49,7 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     resources = Resources(PROCESSES, 0.0, compute_decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
-    for _ in progress(range(repeats), repeats, "repeats"):
+    for _ in show_progress(range(repeats), repeats, "repeats"):
         floors.append(measure_floor_rate(source, layout))
         rate, first = measure_stream_rate(source, config, resources)
         streams.append(rate)

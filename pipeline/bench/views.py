@@ -15,7 +15,7 @@ from pipeline.clips.modalities import Modality, check_modalities, derive_modalit
 from pipeline.clips.views import make_center_views, make_strong_views, make_weak_views
 from pipeline.config import Config, TimeSection
 from pipeline.hardware import choose_device
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 
 VIEW_KINDS: dict[str, tuple[str, dict[str, Any], Modality]] = {
     "weak": ("weak", {}, "rgb"),
@@ -52,7 +52,7 @@ def bench_views(config: Config, repeats: int, at_once: int = CLIPS_AT_ONCE) -> d
     work: dict[str, Callable[[], torch.Tensor]] = {"floor, resize alone": lambda: make_center_views(clips, clip.size)}
     work |= {name: partial(make_view, *parts) for name, parts in VIEW_KINDS.items()}
     times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in progress(range(repeats + 1), repeats + 1, "repeats"):  # the first one warms up
+    for repeat in show_progress(range(repeats + 1), repeats + 1, "repeats"):  # the first one warms up
         for name, make in work.items():
             start = time.perf_counter()
             make()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UserError
-from pipeline.seeds import Floats, Ints, hash64, permute, uniform
+from pipeline.seeds import Floats, Ints, draw_uniform, hash_to_uint64, permute
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Plan:
         if there are none."""
         return (int(self.unlabeled.max()) + 1, len(self.unlabeled)) if len(self.unlabeled) else (0, 0)
 
-    def videos(self, rows: npt.ArrayLike) -> Ints:
+    def choose_videos(self, rows: npt.ArrayLike) -> Ints:
         """Maps [B] run rows to [B, S] manifest rows. Slot 0 is the labeled video, or -1 if no video is labeled."""
         rows = np.asarray(rows, dtype=np.int64)
         labeled = np.full((len(rows), 1), -1)
@@ -63,24 +63,24 @@ class Plan:
         positions = rows[:, None] * self.unlabeled_per_labeled + np.arange(self.unlabeled_per_labeled)
         return np.concatenate([labeled, _pick_from_cycle(self.unlabeled, positions, self.seed, "unlabeled")], axis=1)
 
-    def moments(self, rows: npt.ArrayLike) -> Floats:
+    def draw_moments(self, rows: npt.ArrayLike) -> Floats:
         """Maps [B] run rows to [B, S, 3] numbers in [0, 1): where in time the clips lie, where on the frame's longer side the
         decoded square lies, and where in time the auxiliary's clip lies if it has a moment of its own."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
-        return uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
+        return draw_uniform(self.seed, "moment", rows, np.arange(self.slots)[:, None], np.arange(3))
 
     def draw_segment_moments(self, rows: npt.ArrayLike, student: int, frames: int) -> Floats:
         """Maps [B] run rows to [B, S, T] numbers in [0, 1), for a student (0 primary, 1 auxiliary) whose clips are segments:
         where each of the T frames lies within its part of the video. The numbers are independent of each other."""
         rows = np.asarray(rows, dtype=np.int64)[:, None, None]
-        return uniform(self.seed, "segment", rows, np.arange(self.slots)[:, None], student, np.arange(frames))
+        return draw_uniform(self.seed, "segment", rows, np.arange(self.slots)[:, None], student, np.arange(frames))
 
     def substitute(self, row: int, slot: int, attempt: int) -> int:
         """Returns the manifest row of the ``attempt``-th replacement (1, 2, ...) for a slot whose video failed to decode."""
         pool = self.labeled if slot == 0 else self.unlabeled
-        return int(pool[int(hash64(self.seed, "substitute", row, slot, attempt) % np.uint64(len(pool)))])
+        return int(pool[int(hash_to_uint64(self.seed, "substitute", row, slot, attempt) % np.uint64(len(pool)))])
 
-    def epoch(self, row: int) -> float:
+    def compute_epoch(self, row: int) -> float:
         """Returns how many passes over the unlabeled videos (over the labeled ones if mu is 0) come before this row."""
         mu = self.unlabeled_per_labeled
         return row * mu / len(self.unlabeled) if mu else row / len(self.labeled)
@@ -135,7 +135,7 @@ class BlockLayout:
         turns = takewhile(lambda turn: self.find_first_step(turn) < self.first_step + steps, range(self.blocks // self.workers))
         return [self.find_first_step(turn) - self.first_step for turn in turns]
 
-    def rows(self, block: int) -> Ints:
+    def list_rows(self, block: int) -> Ints:
         """Returns the run rows of a block, [steps, share]. Where the rows of a step cannot be divided equally, the workers with
         one row less get -1 in its place, so that all workers' blocks are equally long."""
         turn, worker = divmod(block, self.workers)
@@ -147,12 +147,12 @@ class BlockLayout:
 
 def compute_worker_rows(steps: npt.ArrayLike, rows_per_step: int, worker: int, workers: int) -> Ints:
     """Maps [N] steps to [N, share] run rows: those that one worker trains on at each step."""
-    counts = share_rows(rows_per_step, workers)
+    counts = divide_rows(rows_per_step, workers)
     starts = np.asarray(steps, dtype=np.int64)[:, None] * rows_per_step + sum(counts[:worker])
     return np.asarray(starts + np.arange(counts[worker]))
 
 
-def share_rows(rows_per_step: int, workers: int) -> list[int]:
+def divide_rows(rows_per_step: int, workers: int) -> list[int]:
     """Returns how many rows of a step each worker has. Where they cannot be equal, the first workers have one more.
 
     ``workers`` must be from 1 to ``rows_per_step``.
@@ -163,4 +163,4 @@ def share_rows(rows_per_step: int, workers: int) -> list[int]:
 
 def compute_largest_share(rows_per_step: int, workers: int) -> int:
     """Returns how many rows of a step the first worker has; the others have as many, or one less."""
-    return share_rows(rows_per_step, workers)[0]
+    return divide_rows(rows_per_step, workers)[0]

@@ -84,7 +84,8 @@ class VideoSource:
         ``quarantined`` [B] holds a JSON list of the row's failed videos, ``seconds`` [B] the time that decoding took.
         Videos are decoded in the threads of ``pool``, if it is given.
         """
-        planned, (moments, crop_positions) = self.plan.videos(np.maximum(rows, 0)), self.moments(np.maximum(rows, 0))
+        planned = self.plan.choose_videos(np.maximum(rows, 0))
+        moments, crop_positions = self.draw_moments(np.maximum(rows, 0))
         shape = planned.shape
         primary, auxiliary = self._make_blank_clips(*shape)
         jobs = [
@@ -113,10 +114,10 @@ class VideoSource:
             "seconds": np.array([slot.seconds for slot in slots]).reshape(shape).sum(axis=1),
         }
 
-    def moments(self, rows: Ints) -> tuple[list[list[Moment]], Floats]:
+    def draw_moments(self, rows: Ints) -> tuple[list[list[Moment]], Floats]:
         """Returns for [B] run rows where in time both students' clips of each slot lie, [B][S], and where on the frame's longer
         side the decoded square lies, [B, S] from 0 to 1."""
-        drawn = self.plan.moments(rows)
+        drawn = self.plan.draw_moments(rows)
         if not self.own_moments and all(clip.sampling == "window" for clip in self.clips):
             return drawn[:, :, 0].tolist(), drawn[:, :, 1]
         by_student: list[list[list[Any]]] = [
@@ -167,15 +168,15 @@ class VideoSource:
         decode = decode_moments if self.limits is None else get_isolated_decoder(self.limits).decode_moments
         return decode(*request)
 
-    def evaluation_rows(self, split: str) -> Ints:
+    def find_evaluation_rows(self, split: str) -> Ints:
         """Returns the manifest rows of ``evaluation.split``. Raises UserError if there are none."""
-        rows = self.manifest.usable_rows("test") if split == "test" else self.held_out
+        rows = self.manifest.find_usable_rows("test") if split == "test" else self.held_out
         if split == "validation" and len(rows) == 0:
-            rows = self.manifest.usable_rows("val")
+            rows = self.manifest.find_usable_rows("val")
         if len(rows) == 0:
             remedy = "keep some with jobs.label --hold-out 10%"
             if split == "test":
-                has_val = len(self.manifest.usable_rows("val")) > 0
+                has_val = len(self.manifest.find_usable_rows("val")) > 0
                 others = "those of split val" if has_val else f"held-out training videos ({remedy})"
                 remedy = f"evaluate {others} with evaluation.split=validation, or prepare the data with test videos"
             raise UserError(f"{self.manifest.path} has no usable video to evaluate in split {split!r}: {remedy}")
@@ -230,7 +231,7 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[VideoSou
     """
     manifest = open_manifest(config.data.manifest, config.data.root)
     labels = read_labels(config.labels_path, manifest)
-    train = manifest.training_rows()
+    train = manifest.find_training_rows()
     labeled = np.asarray(labels.rows, dtype=np.int64)
     labeled = labeled[np.isin(labeled, train, assume_unique=True)]
     if len(labeled) == 0:

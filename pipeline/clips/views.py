@@ -23,7 +23,7 @@ from pipeline.clips.randaugment import APPEARANCE, GEOMETRIC, IDENTITY, OPERATIO
 from pipeline.clips.upload import Arrays, Tensors, upload_arrays
 from pipeline.config import StrongSection, TimeSection, ViewsSection, WeakSection
 from pipeline.errors import UserError
-from pipeline.seeds import Ints, hash64
+from pipeline.seeds import Ints, hash_to_uint64
 
 CONTIGUOUS = torch.contiguous_format
 CACHE_BYTES = 4 << 20
@@ -50,7 +50,7 @@ class ViewParameters:
 
 def derive_view_seeds(seed: int, rows: npt.ArrayLike, slots: npt.ArrayLike, view: str) -> list[int]:
     """Derives seeds of 64 bits for this view of all slots of all rows, row by row: hashes of (seed, row, slot, view)."""
-    return [int(number) for number in hash64(seed, np.asarray(rows)[:, None], np.asarray(slots)[None], view).ravel()]
+    return [int(number) for number in hash_to_uint64(seed, np.asarray(rows)[:, None], np.asarray(slots)[None], view).ravel()]
 
 
 def draw_weak(seeds: Sequence[int], section: ViewsSection, frames: int, size: int) -> ViewParameters:
@@ -179,7 +179,7 @@ def _draw_frames(seeds: Sequence[int], section: TimeSection, frames: int) -> Arr
     if section == TimeSection():
         return {}
     # a generator of its own: switching time on leaves all else of a view as it was
-    generators = [_make_generator(int(hash64(seed, "time"))) for seed in seeds]
+    generators = [_make_generator(int(hash_to_uint64(seed, "time"))) for seed in seeds]
     return {"frames": np.stack([draw_frame_order(generator, section, frames) for generator in generators])}
 
 

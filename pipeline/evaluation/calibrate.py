@@ -40,7 +40,7 @@ def calibrate(
     ``config.evaluation.split`` must be ``validation``, whose videos have labels.
     """
     assert config.evaluation.split == "validation", "a temperature is never found on test videos"
-    parts = choose_parts_folder(source, config, weights, source.evaluation_rows("validation"), out)
+    parts = choose_parts_folder(source, config, weights, source.find_evaluation_rows("validation"), out)
     summary, scores = evaluate_split(source, config, weights, resources, parts)
     labels = source.columns["label"][scores.videos].astype(np.int64)
     content: dict[str, Any] = {

@@ -124,7 +124,7 @@ def evaluate(
     of the newest checkpoint, by default the same. Killed and called again, it continues where it was.
     """
     files = files or EvaluationFiles(config.run_folder)
-    parts = choose_parts_folder(source, config, weights, source.evaluation_rows(config.evaluation.split), files.folder)
+    parts = choose_parts_folder(source, config, weights, source.find_evaluation_rows(config.evaluation.split), files.folder)
     summary, scores = evaluate_split(source, config, weights, resources, parts)
     manifest = source.manifest
     data = {"manifest": manifest.path, "root": manifest.root, "source": manifest.source, "fingerprint": manifest.fingerprint}

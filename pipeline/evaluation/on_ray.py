@@ -13,7 +13,7 @@ from pipeline.clips.source import Columns, VideoSource
 from pipeline.evaluation.scorer import Scorer
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
-from pipeline.stream.on_ray import find_cause, ray_videos
+from pipeline.stream.on_ray import build_video_dataset, find_cause
 
 
 class BlockScorer(Scorer):
@@ -32,7 +32,7 @@ def score_on_ray(
 
     ``scorer`` are the arguments of ``Scorer``. Raises UserError where a decode task ended with one.
     """
-    scores = ray_videos(source, videos, moments, size, resources).map_batches(
+    scores = build_video_dataset(source, videos, moments, size, resources).map_batches(
         BlockScorer,
         fn_constructor_args=scorer,
         batch_size=None,

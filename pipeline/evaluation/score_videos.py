@@ -22,7 +22,7 @@ from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
 from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores
 from pipeline.processes.isolation import count_cores
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
 from pipeline.stream.in_process import map_ahead
@@ -96,7 +96,7 @@ def score_videos(
     Scores of the first videos are kept in ``parts_folder`` meanwhile, if it is given: a killed evaluation continues there, to
     the same scores. Raises UserError if no video can be decoded.
     """
-    videos = source.evaluation_rows(config.evaluation.split)
+    videos = source.find_evaluation_rows(config.evaluation.split)
     parts = read_parts(parts_folder, videos) if parts_folder else []
     done = sum(map(len, parts))
     if done:
@@ -106,7 +106,7 @@ def score_videos(
         where = resources if _is_for_cluster(config, len(videos), resources) else None
         scored = gather_videos(score_views(source, config, weights, videos[done:], where), config)
         if _count_views(config, len(videos)) > FEW_VIEWS:
-            scored = progress(scored, len(videos), "evaluated", done=done, count=len)
+            scored = show_progress(scored, len(videos), "evaluated", done=done, count=len)
         if parts_folder:
             block = _count_block_videos(config, where) if where else 1
             gpu = where.gpu if where else torch.cuda.is_available()

@@ -21,13 +21,13 @@ def find_check_clips(run: SavedRun, words: Sequence[str]) -> dict[str, torch.Ten
     test videos. Raises UserError if there are none."""
     if words:
         manifest = make_manifest(list_inputs(words)[:MOST_CLIPS], run.classes)
-        rows = manifest.usable_rows("test")
+        rows = manifest.find_usable_rows("test")
         if not len(rows):
             raise UserError(f"none of the videos of --check-on can be used: {manifest.table['reason'][0]}")
         return decode_test_clips(replace(open_file_source(run), manifest=manifest), rows.tolist())
     try:
         source = open_run_source(run)
-        rows = source.evaluation_rows(run.config.evaluation.split)
+        rows = source.find_evaluation_rows(run.config.evaluation.split)
     except UserError as error:
         remedy = "--torch-export compares what it writes on real clips: name videos with --check-on FILE"
         raise UserError(f"{error}\n{remedy}") from None

@@ -191,7 +191,7 @@ def list_folders(folder: str) -> list[str]:
     return retry(request, folder)
 
 
-def list_files_below(folder: str) -> list[str]:
+def list_remote_files(folder: str) -> list[str]:
     """Lists the files in a remote folder at any depth, relative to it and sorted. Raises FileNotFoundError or OSError."""
 
     def request() -> list[str]:

@@ -149,7 +149,7 @@ def _yield_batches(plan: Plan, columns: Columns, steps: int, first_step: int) ->
     index_of = {int(video): index for index, video in enumerate(columns["video"])}
     for step in range(first_step, steps):
         rows = np.arange(step * plan.rows_per_step, (step + 1) * plan.rows_per_step)
-        videos = plan.videos(rows)
+        videos = plan.choose_videos(rows)
         indices = [index_of[int(video)] for video in videos[:, 0]]
         labels, primary, auxiliary = (torch.from_numpy(columns[name][indices][:, None]) for name in ("label", *STUDENTS))
         yield Batch(torch.from_numpy(rows), torch.from_numpy(videos), labels, primary, auxiliary)

@@ -132,7 +132,7 @@ def open_run_source(run: SavedRun) -> VideoSource:
     is_validation = run.config.evaluation.split == "validation"  # else no labels are needed, which may be gone
     source = open_view_source(run.config, manifest, _find_held_out(run, manifest) if is_validation else None)
     if run.moved:
-        rows = sample_evenly(source.evaluation_rows(run.config.evaluation.split))
+        rows = sample_evenly(source.find_evaluation_rows(run.config.evaluation.split))
         _check_files(manifest, rows, run.folder.name, "prepare these, and evaluate on them on purpose with --other-data FILE")
     return source
 
@@ -176,7 +176,7 @@ def check_inputs(config_file: Path, config: Config) -> str:
         raise UserError(f"{what}; {remedy}", [f"fingerprint {labels.fingerprint}, the run's is {fingerprints.labels}"])
     config = config.with_absolute_paths()
     if _has_moved(trained, config):
-        _check_files(manifest, sample_evenly(manifest.training_rows()), config_file.parent.name, "put them back")
+        _check_files(manifest, sample_evenly(manifest.find_training_rows()), config_file.parent.name, "put them back")
     return _note_kept_root(trained, config)
 
 
@@ -250,7 +250,7 @@ def open_other_data(run: SavedRun) -> OtherData:
     column = SCHEMA.get_field_index("label")
     table = manifest.table.set_column(column, SCHEMA.field("label"), labels)
     source = open_view_source(run.config, replace(manifest, table=table, classes=run.classes))
-    rows = source.evaluation_rows(run.config.evaluation.split)
+    rows = source.find_evaluation_rows(run.config.evaluation.split)
     split_table = table.select(["class", "label"]).take(pa.array(rows))
     known = np.asarray(split_table["label"]) >= 0
     unknown = Counter(name for name in split_table["class"].filter(pa.array(~known)).to_pylist() if name is not None)
@@ -268,6 +268,6 @@ def open_other_data(run: SavedRun) -> OtherData:
 def _suggest_other_split(source: VideoSource, split: str) -> str:
     """Suggests to evaluate the other split, if that has videos of known classes; else returns ""."""
     other = "validation" if split == "test" else "test"
-    rows = source.manifest.usable_rows("test" if other == "test" else "val")
+    rows = source.manifest.find_usable_rows("test" if other == "test" else "val")
     count = int((np.asarray(source.manifest.table["label"].take(pa.array(rows))) >= 0).sum())
     return f", or evaluate the {count} {other} videos whose class it knows with evaluation.split={other}" if count else ""

@@ -80,7 +80,7 @@ def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions |
     Raises UserError that names every class with too few videos, and for leaks between training and test videos.
     """
     options = options or DrawOptions()
-    train = manifest.usable_rows("train")
+    train = manifest.find_usable_rows("train")
     labels = np.asarray(manifest.table["label"].to_numpy())[train]
     order = np.argsort(labels, kind="stable")
     edges = np.searchsorted(labels[order], np.arange(len(manifest.classes) + 1))
@@ -108,7 +108,7 @@ def draw_labels(manifest: Manifest, spec: str, seed: int, options: DrawOptions |
 def _describe_other_splits(manifest: Manifest, label: int) -> str:
     """What to do about videos of the class that are in split unlabeled, or only in split test."""
     labels = np.asarray(manifest.table["label"].to_numpy())
-    counts = {split: int((labels[manifest.usable_rows(split)] == label).sum()) for split in ("train", "unlabeled", "test")}
+    counts = {split: int((labels[manifest.find_usable_rows(split)] == label).sum()) for split in ("train", "unlabeled", "test")}
     remedy = "whose labels are never drawn: list them as train, or leave their label empty where the class is unknown"
     text = f"; {counts['unlabeled']} more are of split unlabeled, {remedy}" if counts["unlabeled"] else ""
     remedy = "correct their labels if they are another class's, or list some of them as train"

@@ -22,8 +22,8 @@ def check_leaks(manifest: Manifest, labeled: NDArray[np.int64], held_out: NDArra
     ``labeled`` and ``held_out`` are rows. Held-out videos may be in one group with unlabeled ones, whose labels are never
     seen, but may not have the same content.
     """
-    test = manifest.usable_rows("test")
-    trained = np.union1d(manifest.training_rows(), labeled)
+    test = manifest.find_usable_rows("test")
+    trained = np.union1d(manifest.find_training_rows(), labeled)
     leaks: list[str] = []
     for column in COMPARED_COLUMNS:
         leaks += _find_shared(manifest.table, column, trained, test, "test")

@@ -68,15 +68,15 @@ class Manifest:
     path: str
     """Path or URI of the Parquet file or the folder of its parts; a description if the manifest is only in memory."""
 
-    def usable_rows(self, *splits: str) -> NDArray[np.int64]:
+    def find_usable_rows(self, *splits: str) -> NDArray[np.int64]:
         """Returns the rows of usable videos in the given splits, ascending."""
         assert set(splits) <= set(SPLITS), splits
         wanted = pc.and_(pc.equal(self.table["status"], "ok"), pc.is_in(self.table["split"], pa.array(splits)))
         return np.flatnonzero(wanted.to_numpy()).astype(np.int64, copy=False)  # a copy of 10 M rows is 80 MB
 
-    def training_rows(self) -> NDArray[np.int64]:
+    def find_training_rows(self) -> NDArray[np.int64]:
         """Returns the rows of usable videos to train on, those of splits train and unlabeled, ascending."""
-        return self.usable_rows("train", "unlabeled")
+        return self.find_usable_rows("train", "unlabeled")
 
     def locate(self, row: int) -> str:
         """Returns the absolute path or URI of a row's video."""

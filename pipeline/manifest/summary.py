@@ -53,7 +53,7 @@ class Summary:
         return tuple(map(sum, zip(*(values for _, values in self.counts), strict=True)))
 
 
-def summarize(manifest: Manifest) -> Summary:
+def summarize_manifest(manifest: Manifest) -> Summary:
     """Counts the videos of a manifest by class, split, status and other properties."""
     table = manifest.table
     # only the columns that are needed: a filtered copy of all of them is 300 MB of a million rows

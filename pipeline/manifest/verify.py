@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from pipeline.processes.isolation import count_cores
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video import video_file
 
 SAMPLED_FILES = 64
@@ -56,14 +56,14 @@ def _describe_change(location: str, size: int | None, digest: str | None) -> str
         present_size = video_file.get_file_info(location).bytes
         if size and present_size != size:  # 0 where the size was not known
             return f"{size} bytes in the manifest, {present_size} bytes found at {location}"
-        if digest is not None and video_file.compute_sha256(location) != digest:
+        if digest is not None and video_file.hash_video(location) != digest:
             return f"another content (SHA-256) of the same {present_size} bytes found at {location}"
     except OSError:
         pass
     return None
 
 
-def verify(manifest: Manifest) -> list[tuple[str, str]]:
+def find_altered_files(manifest: Manifest) -> list[tuple[str, str]]:
     """Reads all files that have a stored hash; returns (uri, what is wrong) of those whose content is another.
 
     Raises UserError if no hash is stored.
@@ -75,13 +75,13 @@ def verify(manifest: Manifest) -> list[tuple[str, str]]:
     jobs = list(zip(map(manifest.locate, rows.tolist()), table["hash"].to_pylist(), table["bytes"].to_pylist(), strict=True))
     uris = table["uri"].to_pylist()
     with ThreadPoolExecutor(count_cores()) as pool:  # hashlib lets other threads run while it computes
-        problems: Iterator[str | None] = progress(pool.map(lambda job: _find_problem(*job), jobs), len(jobs), "verified")
+        problems: Iterator[str | None] = show_progress(pool.map(lambda job: _find_problem(*job), jobs), len(jobs), "verified")
         return [(uri, problem) for uri, problem in zip(uris, problems, strict=True) if problem]
 
 
 def _find_problem(location: str, digest: str, size: int) -> str | None:
     try:
-        if video_file.compute_sha256(location) == digest:
+        if video_file.hash_video(location) == digest:
             return None
         present_size = video_file.get_file_info(location).bytes
     except FileNotFoundError:

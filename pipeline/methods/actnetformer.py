@@ -14,7 +14,7 @@ from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_alignment_monitors, compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_losses, results, total
+from pipeline.methods.parts.terms import Results, collect_results, contrast_students, pseudo_label_losses, sum_terms
 
 
 class ActNetFormer(Method):
@@ -46,11 +46,11 @@ class ActNetFormer(Method):
 
         # Lca: both students' weak views of one video attract, those of different videos repel; no stop-gradient.
         features = self.features(self.students, step.weak)
-        contrast = contrast_loss(features, self.section.contrast, videos=len(hidden))
+        contrast = contrast_students(features, self.section.contrast, videos=len(hidden))
 
-        loss = weights.supervised * total(step.supervised)
-        loss = loss + weights.pseudo_label * total(pseudo_label) + weights.contrast * contrast
+        loss = weights.supervised * sum_terms(step.supervised)
+        loss = loss + weights.pseudo_label * sum_terms(pseudo_label) + weights.contrast * contrast
 
         watched = compute_label_monitors(given, exchange, hidden) | compute_alignment_monitors(features, len(hidden))
         watched |= self.features.gradients(step.labeled, step.weak, step.strong)
-        return results(loss, step.supervised, pseudo_label, {"contrast_loss": contrast}, watched)
+        return collect_results(loss, step.supervised, pseudo_label, {"contrast_loss": contrast}, watched)

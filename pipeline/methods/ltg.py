@@ -16,7 +16,7 @@ from pipeline.methods.parts.losses import alignment_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_alignment_monitors, compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, contrast_loss, pseudo_label_losses, results, total
+from pipeline.methods.parts.terms import Results, collect_results, contrast_students, pseudo_label_losses, sum_terms
 
 
 class LTG(Method):
@@ -35,11 +35,11 @@ class LTG(Method):
         given = self.labels.assign_labels(step)
         pseudo_label = pseudo_label_losses(step.strong, given)
         features = self.features(self.students, step.weak)
-        contrast = contrast_loss(features, self.section.contrast, videos=len(hidden))
+        contrast = contrast_students(features, self.section.contrast, videos=len(hidden))
         aligned = alignment_loss(features["primary"], features["auxiliary"])  # stop-gradient to the auxiliary's
-        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned
         parts = {"contrast_loss": contrast, "alignment_loss": aligned}
         watched = compute_label_monitors(given, self.labels.labelers, hidden)
         watched |= compute_alignment_monitors(features, len(hidden))
-        return results(loss, step.supervised, pseudo_label, parts, watched)
+        return collect_results(loss, step.supervised, pseudo_label, parts, watched)

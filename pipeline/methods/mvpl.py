@@ -17,7 +17,7 @@ from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Losses, Results, pseudo_label_losses, results, total
+from pipeline.methods.parts.terms import Losses, Results, collect_results, pseudo_label_losses, sum_terms
 
 
 class MvPL(Method):
@@ -36,7 +36,7 @@ class MvPL(Method):
         """Returns outputs by ``student`` for RGB and by ``student/modality`` for modalities derived from it; weak views have
         no gradient."""
         labeled = self._see_modalities(views.labeled)
-        if views.unlabeled is None or not self.counts_unlabeled(views, weights):
+        if views.unlabeled is None or not self.has_unlabeled_losses(views, weights):
             return labeled, {}, {}
         with torch.no_grad():
             weak = self._see_modalities(views.unlabeled.weak)
@@ -63,9 +63,9 @@ class MvPL(Method):
         given = {learner: labels[labeler] for learner, labeler in self.labels.labelers.items()}
         each = {kind: pseudo_label_losses(_select_modality(step.strong, kind), given) for kind in modalities}
         pseudo_label = _average_over_modalities(each)
-        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
+        loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
-        return results(loss, step.supervised, pseudo_label, watched)
+        return collect_results(loss, step.supervised, pseudo_label, watched)
 
     def _see_modalities(self, clips: dict[str, torch.Tensor], strong: bool = False) -> Outputs:
         outputs: Outputs = {}

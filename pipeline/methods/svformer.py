@@ -16,7 +16,7 @@ from pipeline.methods.parts.losses import consistency_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
+from pipeline.methods.parts.terms import Results, collect_results, pseudo_label_losses, sum_terms
 
 
 class SVFormer(Method):
@@ -45,10 +45,10 @@ class SVFormer(Method):
             with torch.set_grad_enabled(weights.mix > 0), freeze_statistics(self.students[name]):
                 logits = self.students[name](clips)[0]
             mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix.consistency)
-        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
-        loss = loss + weights.mix * total(mixed)
+        loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
+        loss = loss + weights.mix * sum_terms(mixed)
         watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
-        return results(loss, step.supervised, pseudo_label, mixed, watched)
+        return collect_results(loss, step.supervised, pseudo_label, mixed, watched)
 
 
 def mix_tubes(clips_NCTHW: torch.Tensor, patch: int, concentration: float) -> tuple[torch.Tensor, torch.Tensor]:

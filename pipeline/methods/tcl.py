@@ -17,7 +17,7 @@ from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, pseudo_label_losses, results, total
+from pipeline.methods.parts.terms import Results, collect_results, pseudo_label_losses, sum_terms
 
 
 class TCL(Method):
@@ -50,7 +50,7 @@ class TCL(Method):
                 slow = self.students[name](unlabeled.weak[name][:, :, ::2])[0].float().softmax(dim=1)
             contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, knobs.temperature, knobs.negatives)
             groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, knobs.temperature)
-        loss = weights.supervised * total(step.supervised) + weights.pseudo_label * total(pseudo_label)
-        loss = loss + weights.contrast * total(contrast) + weights.group_contrast * total(groups)
+        loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
+        loss = loss + weights.contrast * sum_terms(contrast) + weights.group_contrast * sum_terms(groups)
         watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)
-        return results(loss, step.supervised, pseudo_label, contrast, groups, watched)
+        return collect_results(loss, step.supervised, pseudo_label, contrast, groups, watched)

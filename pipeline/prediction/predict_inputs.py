@@ -76,7 +76,7 @@ def predict_inputs(
     The students' clips, the decode size, the limits and the class names are those of ``source``.
     """
     manifest = make_manifest(inputs, source.manifest.classes, probe)
-    rows = manifest.usable_rows("test")
+    rows = manifest.find_usable_rows("test")
     scored: dict[int, Prediction] = {}
     if len(rows):
         for row, views in group_by_row(score(replace(source, manifest=manifest), rows)):

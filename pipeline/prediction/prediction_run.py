@@ -22,7 +22,7 @@ from pipeline.prediction.predict_inputs import CHUNK, CHUNK_ON_RAY, choose_probe
 from pipeline.prediction.prediction_parts import Parts
 from pipeline.prediction.prediction_tables import SCHEMA, make_row, write_predictions
 from pipeline.prediction.timeline import SEGMENT_SCHEMA, Windows, predict_timelines
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.ray_cluster.resources import Resources
 
 Rows = list[dict[str, Any]]
@@ -106,7 +106,7 @@ class PredictionRun:
         failures: list[str] = []
         videos = self._predict(missing, parts)
         total = len(self.inputs) - done
-        for index, rows in progress(videos, total, "predicted") if total > FEW else videos:
+        for index, rows in show_progress(videos, total, "predicted") if total > FEW else videos:
             statuses[rows[0]["status"]] += 1
             if rows[0]["status"] != "ok" and len(failures) < 100:
                 failures.append(f"{rows[0]['file']}: {rows[0]['reason']}")

@@ -132,7 +132,7 @@ def find_empty_classes(manifest: Manifest, split: str) -> list[str]:
     """Finds the classes without a usable video in a split, each with the number of unusable videos that are listed."""
     table = manifest.table.select(["class", "split"])
     listed = Counter(table.filter(pc.equal(table["split"], split))["class"].to_pylist())
-    usable = np.unique(np.asarray(manifest.table["label"])[manifest.usable_rows(split)])
+    usable = np.unique(np.asarray(manifest.table["label"])[manifest.find_usable_rows(split)])
     empty = sorted(set(range(len(manifest.classes))).difference(usable.tolist()))
     return [f"{manifest.classes[label]} ({listed[manifest.classes[label]]} listed)" for label in empty]
 

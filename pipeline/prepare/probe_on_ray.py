@@ -11,7 +11,7 @@ import ray
 import ray.data
 
 from pipeline.manifest.schema import SCHEMA
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video.probe import (
     FindEarlierProbe,
     Probe,
@@ -53,7 +53,7 @@ def probe_on_ray(
     blocks = [_make_block(items, range(start, min(start + chunk, len(items)))) for start in starts]
     data = ray.data.from_blocks(blocks).map_batches(probe_batch, batch_size=None, batch_format="pyarrow", num_cpus=1)
     probes: dict[int, Probe] = {}
-    for index, probe in progress(_iterate_probes(data), len(items), "probed"):
+    for index, probe in show_progress(_iterate_probes(data), len(items), "probed"):
         probes[index] = probe
         record(locations[index], probe)
     return [probes[index] for index in range(len(items))]

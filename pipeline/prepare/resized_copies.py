@@ -24,7 +24,7 @@ from pipeline.manifest.schema import resolve_uri
 from pipeline.prepare.probe_cache import open_probe_cache
 from pipeline.prepare.sources import Listing
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video import image_sequence, video_file
 from pipeline.video.container import find_video_stream, open_container, summarize_error
 from pipeline.video.exact_reader import FrameConverter, UInt8s
@@ -125,7 +125,7 @@ def make_copies(tasks: Sequence[CopyTask], processes: int | None = None, timeout
     todo = [tasks[index] for index in remaining]
     if not todo:
         return {}
-    for number, result in progress(map_in_processes(make_copy, todo, processes, timeout_seconds), len(todo), "resized"):
+    for number, result in show_progress(map_in_processes(make_copy, todo, processes, timeout_seconds), len(todo), "resized"):
         if reason := result.reason if isinstance(result, ProcessFailure) else result:
             failures[remaining[number]] = str(reason)
     return failures

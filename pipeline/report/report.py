@@ -21,7 +21,7 @@ from pipeline.report.tables import (
     build_runs_table,
     build_settings_table,
     build_trials_table,
-    describe_protocols,
+    list_protocols,
 )
 
 Format = Literal["html", "md", "csv", "tex"]
@@ -102,7 +102,7 @@ def _format_for_terminal(content: Content) -> str:
     if (others := build_other_data_table(content.runs)) is not None:
         parts += [formats.format_text(others), others.caption]
     line = sentences.build_headline(content.given, content.groups, content.differences)
-    parts += [protocols] if (protocols := describe_protocols(content.runs).strip()) else []
+    parts += [protocols] if (protocols := list_protocols(content.runs).strip()) else []
     return "\n\n".join([*parts, line.answer.replace(sentences.NBSP, " ")])
 
 

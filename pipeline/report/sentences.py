@@ -330,7 +330,7 @@ def list_signatures(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str,
     ]  # fmt: skip
 
 
-def describe_cost(runs: Sequence[RunRecord]) -> str:
+def describe_training_time(runs: Sequence[RunRecord]) -> str:
     """Describes how long training all runs took, and on how many clips."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
     clips = [run.clips for run in runs if run.clips is not None]

@@ -85,7 +85,7 @@ def describe_settings_table(groups: Sequence[Group], differences: Sequence[Diffe
     """Describes the numbers of ``build_settings_table``."""
     videos = sorted({run.evaluation["videos"] for group in groups for run in group.runs if run.evaluation.get("videos")})
     count = f" on {videos[0]:,} videos" if len(videos) == 1 else ""
-    protocols = describe_protocols([run for group in groups for run in group.runs])
+    protocols = list_protocols([run for group in groups for run in group.runs])
     over = _join_sorted({value.over for group in groups if (value := group.get_top1("mean"))})
     text = f"Top-1{count}: mean ± sd (n) over seeds; “mean” scores a video by the mean of both students’ softmax.{protocols}"
     if over and over != "nothing":
@@ -126,7 +126,7 @@ def build_runs_table(groups: Iterable[Group], link: Any = lambda run: "") -> Tab
          Cell(DASH if run.clips is None else f"{run.clips:,.0f}", run.clips))
         for group in groups for run in (*group.runs, *group.repeats)
     ]  # fmt: skip
-    protocols = describe_protocols([run for group in groups for run in group.runs])
+    protocols = list_protocols([run for group in groups for run in group.runs])
     text = f"Top-1 in percent.{protocols} Hours and clips of the logged training steps; starts, evaluation, repeated steps "
     text += "come on top."
     return Table(columns, (False, False, False, True, True, *(True for _ in PREDICTORS), True, True), tuple(rows), text)
@@ -155,7 +155,7 @@ def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
     return Table(columns, numeric, tuple(rows), text) if rows else None
 
 
-def describe_protocols(runs: Iterable[RunRecord]) -> str:
+def list_protocols(runs: Iterable[RunRecord]) -> str:
     """Returns `` Protocol: ....``, with every protocol by which one of the runs was evaluated, or ""."""
     known = [phrase for phrase in dict.fromkeys(run.describe_protocol(with_step=False) for run in runs) if phrase]
     return f" Protocol{'s' * (len(known) > 1)}: {'; '.join(known)}." if known else ""

@@ -73,7 +73,7 @@ def pull_checkpoint(store: str, name: str, folder: Path) -> Path:
     scratch = folder / f".{name}.{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
     try:
-        for file in storage.list_files_below(source):
+        for file in storage.list_remote_files(source):
             storage.download(f"{source}/{file}", scratch / file)
         shutil.rmtree(target, ignore_errors=True)
         try:
@@ -108,6 +108,6 @@ def _list_local_files(folder: Path) -> list[str]:
 def _list_stored_files(store: str) -> list[str]:
     """Lists the files below the store's folder; none if there is no such folder yet."""
     try:
-        return storage.list_files_below(store)
+        return storage.list_remote_files(store)
     except FileNotFoundError:
         return []

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.files.folder_lock import LockFile
 from pipeline.search.optuna_storage import list_run_trials
 from pipeline.search.space import Space
-from pipeline.seeds import hash64
+from pipeline.seeds import hash_to_uint64
 from pipeline.studies.trials import Job
 
 Algorithm = Literal["random", "tpe", "asha", "hyperband"]
@@ -77,7 +77,7 @@ class SearchPlan:
 
     def make_sampler(self, seed: int, number: int) -> optuna.samplers.BaseSampler:
         """Makes the Optuna sampler that draws the values of trial ``number``."""
-        key = int(hash64(seed, "search", number) >> 32)
+        key = int(hash_to_uint64(seed, "search", number) >> 32)
         if self.algorithm == "random":
             return optuna.samplers.RandomSampler(seed=key)
         return optuna.samplers.TPESampler(seed=key, multivariate=True, n_startup_trials=10)

@@ -29,7 +29,7 @@ from pipeline.lifecycle.train_and_evaluate import read_scores
 from pipeline.run_folder.contents import lock_run, write_text
 from pipeline.search.optuna_storage import list_run_trials
 from pipeline.search.space import Space, clamp, draw
-from pipeline.seeds import uniform
+from pipeline.seeds import draw_uniform
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job
 from pipeline.training.checkpoints import checkpoint
@@ -83,7 +83,7 @@ def draw_first_members(space: Space, size: int, seed: int) -> list[Member]:
     """Draws the values of the first members from the space."""
     return [
         Member(number, {
-            key: draw(distribution, float(uniform(seed, "population", number, key)))
+            key: draw(distribution, float(draw_uniform(seed, "population", number, key)))
             for key, distribution in space.distributions.items()
         })
         for number in range(size)
@@ -100,7 +100,7 @@ def exploit(members: Sequence[Member], scores: Mapping[int, Score], step: int, s
     top, bottom = ranked[:quarter], {member.number for member in ranked[len(members) - quarter :]}
     after = []
     for member in members:
-        donor = top[int(uniform(seed, "donor", step, member.number) * len(top))]
+        donor = top[int(draw_uniform(seed, "donor", step, member.number) * len(top))]
         if member.number in bottom and scores[donor.number] > scores[member.number]:
             after.append(Member(member.number, perturb(donor.params, space, seed, step, member.number), step, donor))
         else:
@@ -116,7 +116,9 @@ def perturb(params: Mapping[str, Any], space: Space, seed: int, step: int, numbe
     changed: dict[str, Any] = {}
     for key, distribution in space.distributions.items():
         # the words stay: another word would be another draw
-        resample, direction, position = (float(uniform(seed, word, step, number, key)) for word in ("anew", "way", "place"))
+        resample, direction, position = (
+            float(draw_uniform(seed, word, step, number, key)) for word in ("anew", "way", "place")
+        )
         if resample < RESAMPLE:
             changed[key] = draw(distribution, position)
         elif isinstance(distribution, CategoricalDistribution):

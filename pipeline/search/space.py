@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.analysis.run_reader import flatten
 from pipeline.config import Config, convert_to_type_of, override
 from pipeline.config.text import convert, read_yaml
 from pipeline.errors import UserError
+from pipeline.run_folder.contents import flatten
 
 Distribution: TypeAlias = FloatDistribution | IntDistribution | CategoricalDistribution
 RANGE = {"low", "high", "log", "step"}

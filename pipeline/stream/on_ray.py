@@ -53,12 +53,14 @@ def build_ray_stream(source: VideoSource, config: Config, first_step: int, resou
     layout, planned = lay_out_blocks(source, config, first_step, resources.workers), source.manifest.fingerprint
 
     def decode(shared: VideoSource, block: int) -> Columns:
-        return shared.check_fingerprint(planned).decode_rows(layout.rows(block).reshape(-1))
+        return shared.check_fingerprint(planned).decode_rows(layout.list_rows(block).reshape(-1))
 
-    return _ray_blocks(source, decode, layout.blocks, config.data.blocks_ahead * resources.workers, resources)
+    return _build_block_dataset(source, decode, layout.blocks, config.data.blocks_ahead * resources.workers, resources)
 
 
-def ray_videos(source: VideoSource, videos: Ints, moments: Floats, size: int, resources: Resources) -> ray.data.Dataset:
+def build_video_dataset(
+    source: VideoSource, videos: Ints, moments: Floats, size: int, resources: Resources
+) -> ray.data.Dataset:
     """Builds the dataset of test videos in the order given, each decoded once for its clips at all ``moments``.
 
     A block is what ``decode_videos`` returns for ``size`` videos, and is a single row to Ray.
@@ -69,10 +71,10 @@ def ray_videos(source: VideoSource, videos: Ints, moments: Floats, size: int, re
         shared_source, rows = shared
         return decode_videos(shared_source.check_fingerprint(planned), rows[block * size : (block + 1) * size], moments)
 
-    return _ray_blocks((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
+    return _build_block_dataset((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
 
 
-def _ray_blocks(
+def _build_block_dataset(
     shared: Any, decode: Callable[[Any, int], Columns], blocks: int, ahead: int, resources: Resources
 ) -> ray.data.Dataset:
     """Builds the dataset of ``decode(shared, block)`` for every block in turn; up to ``ahead`` decoded blocks may wait."""

@@ -53,7 +53,7 @@ def measure_seconds_per_step(folders: Sequence[Path]) -> tuple[float, int] | Non
     return (statistics.median(medians), len(medians)) if medians else None
 
 
-def describe_cost(configs: Sequence[Config], concurrent: int, beside: Path, known: Sequence[Path]) -> str:
+def describe_time_left(configs: Sequence[Config], concurrent: int, beside: Path, known: Sequence[Path]) -> str:
     """Says in a sentence how many hours of training these runs still take, and where the number comes from.
 
     It is measured on the ``known`` run folders of their study or, if there are none, on those ``beside`` the study.

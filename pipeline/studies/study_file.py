@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import flatten
 from pipeline.config import Config, convert_to_type_of, find_short_name
 from pipeline.config.text import guess, read_yaml
 from pipeline.errors import UserError
+from pipeline.run_folder.contents import flatten
 
 LABELS = "labels"
 """The key of a cell that is no configuration key: how many labels are drawn for it, as for ``jobs.label`` (10%, 4/class)."""

@@ -25,7 +25,7 @@ BATCH_VIEWS = 8
 
 def find_held_out_videos(source: VideoSource) -> Ints:
     """Finds the manifest rows of the validation split whose labels are known. Raises UserError if there are none."""
-    rows = source.evaluation_rows("validation")
+    rows = source.find_evaluation_rows("validation")
     known: Ints = rows[source.columns["label"][rows] >= 0]
     if len(known) == 0:
         raise UserError(f"no validation video of {source.manifest.path} has a label: keep some with jobs.label --hold-out 10%")
@@ -45,11 +45,11 @@ def check_held_out(source: VideoSource, config: Config) -> None:
 def check_evaluation_videos(source: VideoSource, config: Config) -> None:
     """Raises UserError if the evaluation after the last step would have no video, or none of a known class."""
     split = config.evaluation.split
-    rows = source.evaluation_rows(split)
+    rows = source.find_evaluation_rows(split)
     if _count_labeled(source, rows):
         return
     what = f"none of the {len(rows)} videos of {source.manifest.path} in evaluation.split={split} has a known class"
-    validation = source.held_out if len(source.held_out) else source.manifest.usable_rows("val")
+    validation = source.held_out if len(source.held_out) else source.manifest.find_usable_rows("val")
     correct = "correct the labels of these videos and prepare the data again"
     if split == "test" and (count := _count_labeled(source, validation)):
         raise UserError(f"{what}: evaluate on the {count} labeled validation videos, evaluation.split=validation, or {correct}")
@@ -68,7 +68,7 @@ def note_missing_files(source: VideoSource, config: Config, required: bool) -> l
     Raises UserError if none of the sample is there, ``required`` is set, and this process will be the one that reads them:
     with ``scale.workers`` above 0 others do, which may see other disks.
     """
-    split, rows = config.evaluation.split, source.evaluation_rows(config.evaluation.split)
+    split, rows = config.evaluation.split, source.find_evaluation_rows(config.evaluation.split)
     sample = sample_evenly(rows)
     missing = find_missing_files(source.manifest, sample)
     if not missing:

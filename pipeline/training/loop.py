@@ -16,7 +16,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import Plan, compute_worker_rows, share_rows
+from pipeline.clips.plan import Plan, compute_worker_rows, divide_rows
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
@@ -315,7 +315,7 @@ def divide_step(plan: Plan, config: Config, world: int) -> list[list[int]]:
     memory does not grow. Raises UserError if ``train.accumulation`` does not divide the rows of ``scale.workers`` equally.
     """
     parts, workers = config.train.accumulation, max(1, config.scale.workers)
-    rows = share_rows(plan.rows_per_step, world)
+    rows = divide_rows(plan.rows_per_step, world)
     if parts > 1:
         if plan.rows_per_step % (workers * parts):
             raise UserError(
@@ -324,13 +324,13 @@ def divide_step(plan: Plan, config: Config, world: int) -> list[list[int]]:
             )
         at_once = plan.rows_per_step // (workers * parts)
         parts = min(-(-rows[0] // at_once), rows[-1])  # all workers have as many: they meet in each part
-    return [list(part) for part in zip(*(share_rows(own, parts) for own in rows), strict=True)]
+    return [list(part) for part in zip(*(divide_rows(own, parts) for own in rows), strict=True)]
 
 
 def compute_worker_weight(plan: Plan, worker: TrainWorker) -> float:
     """Divides this worker's rows by the mean of all workers': so weighted, the mean over workers that DDP takes is that over
     rows."""
-    rows = share_rows(plan.rows_per_step, worker.world)
+    rows = divide_rows(plan.rows_per_step, worker.world)
     return rows[worker.rank] * worker.world / plan.rows_per_step
 
 

@@ -12,14 +12,14 @@ import torch
 from torch.profiler import record_function
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import share_rows
+from pipeline.clips.plan import divide_rows
 from pipeline.collectives import set_worker_rows
 from pipeline.config import Config
 from pipeline.methods import LossWeights, Views, compute_loss_weights, make_views_of_parts
 from pipeline.methods.parts.monitors import SCORES
 from pipeline.methods.parts.precision import autocast
 from pipeline.methods.parts.terms import Results
-from pipeline.seeds import hash64
+from pipeline.seeds import hash_to_uint64
 from pipeline.training.checkpoints.checkpoint import TrainState
 from pipeline.training.model_options import update_ema
 from pipeline.training.optimizer import clip_gradient, set_learning_rate
@@ -50,11 +50,11 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, con
     Names that begin with ``kept`` are sums instead, and those that begin with ``scores/`` are rows for ``ScoreLog``. Nothing
     here waits for the device, and workers meet only in DDP's buckets and where a loss needs all workers' features.
     """
-    torch.manual_seed(int(hash64(config.run.seed, "torch", state.step, context.rank) >> 1))
+    torch.manual_seed(int(hash_to_uint64(config.run.seed, "torch", state.step, context.rank) >> 1))
     weights = compute_loss_weights(config.method, state.step)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    part_rows = context.part_rows or [[rows] for rows in share_rows(len(batch.rows), config.train.accumulation)]
+    part_rows = context.part_rows or [[rows] for rows in divide_rows(len(batch.rows), config.train.accumulation)]
     parts = list(split_batch(batch, [of_workers[context.rank if context.part_rows else 0] for of_workers in part_rows]))
     part_weights = [context.weight * (len(part.rows) / len(batch.rows)) for part in parts]
     part_results: list[Results] = []

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.files import storage
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video import image_sequence, video_file
 from pipeline.video.container import (
     UnusableVideoError,
@@ -128,7 +128,7 @@ def probe_files(
         print(f"{len(probes)} of {len(locations)} files have not changed since they were probed", file=sys.stderr, flush=True)
     if remaining or not probes:
         items = ProbeItems([locations[index] for index in remaining], options, find_earlier)
-        for number, probe in progress(probe_in_processes(items, processes, timeout_seconds), len(items), "probed"):
+        for number, probe in show_progress(probe_in_processes(items, processes, timeout_seconds), len(items), "probed"):
             probes[remaining[number]] = probe
             record(items.locations[number], probe)
     return [probes[index] for index in range(len(locations))]
@@ -199,7 +199,7 @@ def probe_file(location: str, options: ProbeOptions | None = None) -> Probe:
         probe = Probe(bytes=info.bytes, stamp=make_stamp(info, options))
         if info.bytes == 0:
             raise UnusableVideoError("empty", "0 bytes")
-        with_hash = replace(probe, hash=video_file.compute_sha256(location) if options.hash else None)
+        with_hash = replace(probe, hash=video_file.hash_video(location) if options.hash else None)
         if image_sequence.is_pattern(location):
             return _probe_images(location, with_hash, options)
         return _probe_video(storage.open_for_decoder(location), with_hash, options)

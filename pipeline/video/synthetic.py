@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.video.synthetic_motions import MOTIONS, Floats, Trajectory, compute_log_growth
 
 SIZES = ((96, 72), (80, 96), (80, 80), (128, 72), (80, 128), (112, 84), (96, 96))
@@ -311,7 +311,7 @@ def render_folder(
     assert 1 <= classes <= len(MOTIONS) and classes <= videos
     names = [list(MOTIONS)[i % classes] for i in range(videos)]
     jobs = [_RenderJob(folder / name / f"{i:05d}.mp4", i, name, seed, difficulty) for i, name in enumerate(names)]
-    for index, result in progress(map_in_processes(_render_to_file, jobs, processes), videos, "rendered"):
+    for index, result in show_progress(map_in_processes(_render_to_file, jobs, processes), videos, "rendered"):
         if isinstance(result, ProcessFailure):
             raise RuntimeError(f"{jobs[index].path}: {result.reason}")
     description = _describe_rendering(videos, classes, seed, difficulty) | {"content": _hash_folder(folder)}

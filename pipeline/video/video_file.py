@@ -26,7 +26,7 @@ def is_present(location: str) -> bool:
         return False
 
 
-def compute_sha256(location: str) -> str:
+def hash_video(location: str) -> str:
     """Computes the SHA-256 of a video as 64 hexadecimal digits. Raises FileNotFoundError or OSError.
 
     For numbered images it is the SHA-256 of the images' SHA-256 digests, in the order of their numbers.

@@ -128,7 +128,7 @@ def check(rows: list[int], videos: np.ndarray, failures: list[dict[str, object]]
     """In order, every slot filled, every misbehaving video recorded with its reason and its replacement by the plan."""
     source, _ = open_source(config)
     assert rows == list(range(config.train.steps * config.data.labeled_per_step))
-    planned = source.plan.videos(np.arange(len(rows)))
+    planned = source.plan.choose_videos(np.arange(len(rows)))
     names = np.array([Path(source.manifest.locate(row)).name.partition("-")[0] for row in range(len(source.manifest.table))])
     bad = np.isin(names, list(REASONS))
     assert bad[planned].any() and not bad[videos].any()

@@ -17,7 +17,7 @@ from pipeline.clips.sampling import SLACK, compute_clip_times, compute_frame_sta
 from pipeline.clips.source import VideoSource, open_source, read_quarantine_records
 from pipeline.config import ClipSection, load_config
 from pipeline.evaluation.protocol import compute_clip_moments
-from pipeline.seeds import uniform
+from pipeline.seeds import draw_uniform
 from tests.video.reference import every_frame, read_index
 from tests.videos import read_number, write_numbers
 
@@ -160,7 +160,7 @@ def wanted_numbers(source: VideoSource, row: int, slot: int, video: int, student
     of, frames = source.describe_video(video), source.clips[student].frames
     numbers = []
     for part in range(frames):
-        chance = float(uniform(SEED, "segment", row, slot, student, part))
+        chance = float(draw_uniform(SEED, "segment", row, slot, student, part))
         time = of.start + (of.end - of.start) * (part + chance) / frames
         numbers.append(max(number for number, begins in enumerate(frame_starts(source, video)) if begins <= time + 1e-6))
     return numbers

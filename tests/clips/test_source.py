@@ -35,7 +35,7 @@ def test_rows_are_the_same_bytes_alone_and_together(config_words: object) -> Non
     assert (together["seconds"] > 0).all()
     assert together["primary"].shape == (4, 3, 4, 40, 40, 3)
     assert together["primary"].dtype == np.uint8
-    assert np.array_equal(together["video"], one.plan.videos(np.arange(3, 7)))
+    assert np.array_equal(together["video"], one.plan.choose_videos(np.arange(3, 7)))
     assert read_quarantine_records(together) == ()
 
 
@@ -101,9 +101,9 @@ def test_held_out_videos_are_validated_on_and_never_trained(tiny: Path, tmp_path
     manifest = read_manifest(tiny / "manifest.parquet")
     write_labels(draw_labels(manifest, "4/class", 0, DrawOptions(hold_out=0.25)), manifest, tmp_path / "l.parquet")
     whole, part = source(tiny / "tiny.yaml"), source(tiny / "tiny.yaml", f"data.labels={tmp_path / 'l.parquet'}")
-    held = part.evaluation_rows("validation")
+    held = part.find_evaluation_rows("validation")
     assert len(held) == 4 and set(held) | set(part.plan.labeled) == set(whole.plan.labeled)
     assert set(part.plan.unlabeled) == set(whole.plan.unlabeled)
-    np.testing.assert_array_equal(part.evaluation_rows("test"), manifest.usable_rows("test"))
+    np.testing.assert_array_equal(part.find_evaluation_rows("test"), manifest.find_usable_rows("test"))
     with pytest.raises(UserError, match=r"no usable video to evaluate in split 'validation'.*--hold-out"):
-        whole.evaluation_rows("validation")
+        whole.find_evaluation_rows("validation")

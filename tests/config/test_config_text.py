@@ -10,11 +10,11 @@ import yaml
 
 from jobs.report import _parse_baseline
 from jobs.submit import read_runtime_env
-from pipeline.analysis.run_reader import flatten
 from pipeline.bench.simulate import Site
 from pipeline.config import Config, load_config, parse_config
 from pipeline.config.text import format_word, parse_word, parse_yaml
 from pipeline.errors import UserError
+from pipeline.run_folder.contents import flatten
 from pipeline.search.space import read_space
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study

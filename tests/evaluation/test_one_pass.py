@@ -91,7 +91,7 @@ def test_scores_are_those_of_a_loop_over_views_bit_by_bit(tiny: Path, tmp_path: 
     """Batches hold views of several videos, as they did; so even the rounding is the same."""
     config = configured(tiny, *([] if batch == 8 else [f"evaluation.batch_views={batch}"]))
     source = open_source(config)[0]
-    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")[:5]
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")[:5]
     found = score_all_views(source, config, weights, videos, None)
     assert len(found["video"]) == 5 * 4 * 3 and len(np.unique(found["primary"], axis=0)) > 5
     same(found, view_by_view(source, config, weights, videos, batch))
@@ -103,7 +103,7 @@ def test_each_file_is_opened_once(tiny: Path, tmp_path: Path, opens: Counter[tup
     files.append(write_numbers(tmp_path / "c.avi", size=(96, 64)))
     config = configured(tiny)
     source = source_of_files(tiny, config, files)
-    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")
     decoders = {Path(source.manifest.locate(row)).name: source.describe_video(int(row)).decoder for row in videos}
     opens.clear()
     found = score_all_views(source, config, weights, videos, None)
@@ -118,7 +118,7 @@ def test_only_frames_that_views_show_are_kept(tiny: Path, tmp_path: Path) -> Non
     path = write_numbers(tmp_path / "long.mp4", frames=3000, size=(64, 48), gop=250)
     config = configured(tiny)
     source = source_of_files(tiny, config, [path])
-    columns = decode_videos(source, source.manifest.usable_rows("test"), compute_clip_moments(4))
+    columns = decode_videos(source, source.manifest.find_usable_rows("test"), compute_clip_moments(4))
     number, height, width = columns["shape"][0]
     assert 16 < number <= 32 and min(height, width) == 40
     assert columns["pixels"].nbytes == number * height * width * 3
@@ -134,7 +134,7 @@ def test_segments_of_the_whole_video_are_decoded_once_for_ten_clips_and_three_cr
     path = write_numbers(tmp_path / "long.mp4", frames=500, size=(64, 48), gop=250)
     config = configured(tiny, *SEGMENTS, "evaluation.clips=10")
     source = source_of_files(tiny, config, [path])
-    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")
     opens.clear()
     found = score_all_views(source, config, weights, videos, None)
     assert opens == {("decord", "long.mp4"): 1} and len(found["video"]) == 30
@@ -152,7 +152,7 @@ def test_a_file_that_lost_its_end_keeps_the_views_that_decode(tiny: Path, tmp_pa
     content = files[0].read_bytes()
     files[0].write_bytes(content[: len(content) * 6 // 10])
     files[1].unlink()
-    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")
     found = score_all_views(source, config, weights, videos, None)
     same(found, view_by_view(source, config, weights, videos))
     usable = Counter(Path(source.manifest.locate(row)).name for row in found["video"][found["reason"] == ""].tolist())
@@ -171,7 +171,7 @@ def test_views_of_real_files_are_the_same_bytes_alone_and_together(tiny: Path, t
     config = configured(tiny, "data.decode_size=64")
     fights = sorted((shared_data / "fights").rglob("*.mp4"))[:3]
     source = source_of_files(tiny, config, [*(shared_data / "odd" / name for name in REAL), *fights])
-    videos = source.manifest.usable_rows("test")
+    videos = source.manifest.find_usable_rows("test")
     assert len(videos) >= 13 and {source.describe_video(int(row)).decoder for row in videos} == {"decord", "pyav"}
     weights = weights_of(config, len(source.manifest.classes), tmp_path)
     found = score_all_views(source, config, weights, videos, None)
@@ -184,7 +184,7 @@ def test_cut_views_are_the_decoded_clips(tiny: Path, tmp_path: Path) -> None:
     files = [write_numbers(tmp_path / f"{w}x{h}.mp4", size=(w, h)) for w, h in ((96, 64), (64, 96), (160, 48))]
     config = configured(tiny)
     source = source_of_files(tiny, config, files)
-    videos = source.manifest.usable_rows("test")
+    videos = source.manifest.find_usable_rows("test")
     columns = decode_videos(source, videos, compute_clip_moments(4))
     for array in columns.values():
         array.setflags(write=False)
@@ -206,7 +206,7 @@ def test_scoring_actors_give_the_same_scores_of_videos_of_all_sizes(tiny: Path, 
     config = configured(tiny, "evaluation.clips=25", "data.isolate_decoder=true")
     source = source_of_files(tiny, config, files)
     files[1].unlink()
-    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")
     mine = score_all_views(source, config, weights, videos, None)
     theirs = score_all_views(source, config, weights, videos, Resources(2, 0.5, 0.5, gpu=False))
     assert len(mine["video"]) == 300 and sorted(set(mine["reason"] == "")) == [False, True]
@@ -221,7 +221,7 @@ def test_scoring_actors_give_the_same_scores_of_videos_of_all_sizes(tiny: Path, 
 def test_scores_are_computed_in_the_precision_of_the_run(tiny: Path, tmp_path: Path, precision: str) -> None:
     exact, rounded = configured(tiny), configured(tiny, f"train.precision={precision}")
     source = open_source(exact)[0]
-    weights, videos = weights_of(exact, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")[:2]
+    weights, videos = weights_of(exact, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")[:2]
     one, other = (score_all_views(source, config, weights, videos, None) for config in (exact, rounded))
     for name in STUDENTS:
         assert one[name].dtype == other[name].dtype == np.float32
@@ -234,7 +234,7 @@ def test_batches_become_as_small_as_the_memory_wants(
 ) -> None:
     config = configured(tiny, "evaluation.batch_views=64")
     source = open_source(config)[0]
-    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.usable_rows("test")[:6]
+    weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")[:6]
     expected = score_all_views(source, config, weights, videos, None)
     center_logits, tried = scorer_module.center_logits, []
 

@@ -51,7 +51,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 def video_of(tiny: Path) -> str:
     manifest = read_manifest(tiny / "manifest.parquet")
-    return manifest.locate(int(manifest.usable_rows("test")[0]))
+    return manifest.locate(int(manifest.find_usable_rows("test")[0]))
 
 
 def rewrite(folder: Path, name: str, content: Any) -> None:

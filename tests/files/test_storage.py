@@ -191,7 +191,7 @@ def test_official_lists_in_the_store(s3: ObjectStore, tmp_path: Path) -> None:
     words = ["--lists", "s3://clips/splits", "--labeled", "1/class", "--processes", "1"]
     assert run(prepare.main, ["hmdb51", "s3://clips/hmdb", str(tmp_path / "out"), *words]) == DONE
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
-    assert [len(manifest.usable_rows(split)) for split in ("train", "test", "unlabeled")] == [2, 2, 2]
+    assert [len(manifest.find_usable_rows(split)) for split in ("train", "test", "unlabeled")] == [2, 2, 2]
 
 
 def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, tmp_path: Path) -> None:

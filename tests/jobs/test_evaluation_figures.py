@@ -65,7 +65,7 @@ def score_by_plain_loop(saved: SavedRun, source: VideoSource) -> list[dict[str, 
     students.load_state_dict({key: weights[key] for key in students.state_dict()})
     students.eval()
     scores = []
-    for video in source.evaluation_rows("test"):
+    for video in source.find_evaluation_rows("test"):
         columns = source.decode_views(*list_views(np.array([video]), knobs.clips, knobs.crops))
         own = {}
         for name in STUDENTS:
@@ -135,7 +135,7 @@ def test_videos_without_scores_are_listed_and_counted_both_ways(
 ) -> None:
     root, out = Path(shutil.copytree(tiny / "videos", tmp_path / "videos")), tmp_path / "out"
     source = open_run_source(open_saved_run(one))
-    lost = root / source.manifest.table["uri"][int(source.evaluation_rows("test")[0])].as_py()
+    lost = root / source.manifest.table["uri"][int(source.find_evaluation_rows("test")[0])].as_py()
     lost.unlink()
     before, _ = read_results(one)
     assert run(evaluate.main, [str(one), f"data.root={root}", "--out", str(out)]) == DONE

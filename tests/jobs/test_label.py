@@ -276,4 +276,4 @@ def test_labels_of_an_unlabeled_pool_are_never_drawn(tmp_path: Path) -> None:
     manifest = write_manifest(table, manifest.path, CLASSES, "/videos", "hmdb51 split 1")
     subset = call(manifest, "--fraction", "100%")
     assert not any("_g03" in name or "_g04" in name for name in subset.ids)
-    assert len(read_manifest(manifest.path).training_rows()) == 44
+    assert len(read_manifest(manifest.path).find_training_rows()) == 44

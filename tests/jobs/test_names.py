@@ -74,7 +74,7 @@ def test_commands_take_files_whose_names_begin_with_a_dash(
     out = str(tmp_path / "out")
     assert run(prepare.main, ["folder", videos.name, out, "--labeled", "1/class"]) == DONE
     manifest = read_manifest(f"{out}/manifest.parquet")
-    names = [manifest.table["id"][int(row)].as_py() for row in manifest.usable_rows("train")]
+    names = [manifest.table["id"][int(row)].as_py() for row in manifest.find_usable_rows("train")]
     Path("-list.txt").write_text("\n".join(names), encoding="utf-8")
     assert run(label.main, [f"{out}/manifest.parquet", "--import", "list", "-list.txt"]) == DONE
     assert f"labeled    {len(names)} videos" in capsys.readouterr().out

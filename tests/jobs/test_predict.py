@@ -30,7 +30,7 @@ def test_unlisted_files_get_the_scores_of_the_same_listed_ones(
 ) -> None:
     """Copies elsewhere, in another order, by the same protocol: the same bits as predictions.parquet."""
     manifest = read_manifest(tiny / "manifest.parquet")
-    rows = manifest.usable_rows("test")[:3][::-1]
+    rows = manifest.find_usable_rows("test")[:3][::-1]
     files = [shutil.copy(manifest.locate(row), tmp_path / f"{place}.mp4") for place, row in enumerate(rows)]
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
@@ -106,7 +106,7 @@ def test_what_cannot_be_predicted_is_said(trained: Path, tmp_path: Path, capsys:
 def test_every_format_says_the_same(trained: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A list with a part of a file, a folder and a missing file, in this order, in all three formats."""
     manifest = read_manifest(tiny / "manifest.parquet")
-    one, other = (manifest.locate(int(row)) for row in manifest.usable_rows("test")[:2])
+    one, other = (manifest.locate(int(row)) for row in manifest.find_usable_rows("test")[:2])
     (tmp_path / "list.csv").write_text(f"path,start,end\n{one},0,0.5\n{tmp_path}/absent.mp4,,\n")
     (tmp_path / "folder").mkdir()
     shutil.copy(other, tmp_path / "folder" / "b.mp4")

@@ -49,7 +49,7 @@ def test_folder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     labels = read_labels(tmp_path / "out" / "labels.parquet", manifest)
     assert (manifest.root, manifest.source, manifest.classes) == (str(videos), "folder", ("a", "b"))
     assert len(manifest.table) == 13 and len(labels.ids) == 4
-    assert len(manifest.usable_rows("train")) == 8 and len(manifest.usable_rows("test")) == 4
+    assert len(manifest.find_usable_rows("train")) == 8 and len(manifest.find_usable_rows("test")) == 4
     assert all(os.path.isfile(manifest.locate(row)) for row in range(13))
     assert set(manifest.table["decoder"].to_pylist()) == {"decord", "pyav"}
     out, err = capsys.readouterr()
@@ -108,7 +108,7 @@ def test_ucf101_as_it_is_shipped(originals: Path, tmp_path: Path, capsys: pytest
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
     assert (tmp_path / "out" / "manifest.parquet" / "part-00000.parquet").is_file()
     assert (manifest.source, manifest.classes, len(manifest.table)) == ("ucf101 split 1", ("Archery", "Biking"), 10)
-    assert len(manifest.usable_rows("train")) == 5 and len(manifest.usable_rows("test")) == 4
+    assert len(manifest.find_usable_rows("train")) == 5 and len(manifest.find_usable_rows("test")) == 4
     assert manifest.table["group"][0].as_py() == "v_Archery_g01"
     assert len(read_labels(tmp_path / "out" / "labels.parquet", manifest).ids) == 2
     out = capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_pyslowfast_lists(videos: Path, tmp_path: Path) -> None:
     words = ["--root", videos, "--classes", tmp_path / "names.txt", "--labeled", "1/class"]
     assert call("list", tmp_path / "train.csv", tmp_path / "test.csv", tmp_path / "out", *words) == DONE
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
-    assert manifest.classes == ("walk", "run") and len(manifest.usable_rows("test")) == 4
+    assert manifest.classes == ("walk", "run") and len(manifest.find_usable_rows("test")) == 4
     assert manifest.locate(0) == str(videos / "a" / "0.mp4")
 
 
@@ -257,7 +257,7 @@ def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = read_manifest(tmp_path / "manifest.parquet")
     assert (first.source, first.root, first.classes) == ("synthetic", str(tmp_path / "videos"), ("drift_left", "drift_right"))
     assert set(first.table["status"].to_pylist()) == {"ok"} and set(first.table["decoder"].to_pylist()) == {"decord"}
-    assert len(first.usable_rows("train")) == 6 and len(first.usable_rows("test")) == 2
+    assert len(first.find_usable_rows("train")) == 6 and len(first.find_usable_rows("test")) == 2
     assert call(*words) == DONE  # its own videos are replaced, and come out the same
     assert read_manifest(tmp_path / "manifest.parquet").fingerprint == first.fingerprint
     assert call(*words, "--videos", "6") == DONE

@@ -121,7 +121,7 @@ def test_one_row_from_the_videos_to_the_report(
     assert [words[0] for words in row] == ["train"] * 4 + ["evaluate", "report"] and "--dry-run" in row[0]
     follow(of_data(commands))
     manifest = read_manifest("data/ucf101/manifest.parquet")
-    assert len(manifest.training_rows()) == 3 * layouts.TRAIN and manifest.classes == layouts.UCF101
+    assert len(manifest.find_training_rows()) == 3 * layouts.TRAIN and manifest.classes == layouts.UCF101
     labels = read_labels("data/ucf101/labels_1pct.parquet", manifest)
     assert len(labels.ids) == 3 and labels.spec == "svformer list_ucf_1/train.csv"
     follow(row[:4])

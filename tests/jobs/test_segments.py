@@ -67,7 +67,7 @@ def test_a_run_cut_between_two_steps_goes_on_to_the_same_bits(tiny: Path, traine
 
 def test_files_are_asked_by_the_segments_of_the_run(trained: Path, tiny: Path, tmp_path: Path) -> None:
     manifest = read_manifest(tiny / "manifest.parquet")
-    row = int(manifest.usable_rows("test")[0])
+    row = int(manifest.find_usable_rows("test")[0])
     file = shutil.copy(manifest.locate(row), tmp_path / "a.mp4")
     assert run(predict.main, [str(trained), str(file), "--out", str(tmp_path / "scores.parquet")]) == DONE
     (mine,) = pq.read_table(tmp_path / "scores.parquet").to_pylist()

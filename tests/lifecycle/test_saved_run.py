@@ -146,7 +146,7 @@ def test_videos_that_moved_are_compared_by_size_and_by_content(
     one, moved = folder / "runs" / "tiny", copied_videos(tiny, folder / "moved")
     assert run(evaluate.main, [str(one), f"data.root={moved}"]) == DONE
     manifest = read_manifest(folder / "data" / "manifest.parquet")
-    uris = manifest.table["uri"].take(pa.array(manifest.usable_rows("test"))).to_pylist()
+    uris = manifest.table["uri"].take(pa.array(manifest.find_usable_rows("test"))).to_pylist()
     first = moved / uris[0]
     size = first.stat().st_size
     first.write_bytes(first.read_bytes() + b"more")
@@ -234,7 +234,7 @@ def test_other_data_of_unknown_classes_names_the_split_that_has_known_ones(
     other = write_manifest(table, folder / "other.parquet", (one, two), root, "another")
     words = [str(folder / "runs" / "tiny"), "--other-data", other.path]
     assert run(evaluate.main, words) == USER_ERROR
-    count = len(other.usable_rows("val"))
+    count = len(other.find_usable_rows("val"))
     remedy = f"or evaluate the {count} validation videos whose class it knows with evaluation.split=validation"
     assert remedy in capsys.readouterr().err
     assert run(evaluate.main, [*words, "evaluation.split=validation"]) == DONE

@@ -87,9 +87,9 @@ def test_absolute_uris_are_not_changed(tmp_path: Path) -> None:
 def test_rows_are_usable_rows_of_a_split(tmp_path: Path) -> None:
     table = change(make_table({"a": 4, "b": 1}, probes=[GOOD, BROKEN, GOOD, GOOD, GOOD]), "split", 3, "test")
     manifest = write_manifest(table, tmp_path / "m.parquet", CLASSES, "/videos", "folder")
-    np.testing.assert_array_equal(manifest.usable_rows("train"), [0, 2, 4])
-    np.testing.assert_array_equal(manifest.usable_rows("test"), [3])
-    assert manifest.usable_rows("val").dtype == np.int64 and len(manifest.usable_rows("val")) == 0
+    np.testing.assert_array_equal(manifest.find_usable_rows("train"), [0, 2, 4])
+    np.testing.assert_array_equal(manifest.find_usable_rows("test"), [3])
+    assert manifest.find_usable_rows("val").dtype == np.int64 and len(manifest.find_usable_rows("val")) == 0
 
 
 def test_the_manual_describes_every_column(repository: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_sample_is_evenly_spread_and_always_the_same() -> None:
 
 def test_changed_files_are_found_by_size_or_content_and_missing_ones_are_not_among_them(tiny: Path, tmp_path: Path) -> None:
     manifest = prepared(tiny, tmp_path, "--hash")
-    rows = manifest.usable_rows("test")
+    rows = manifest.find_usable_rows("test")
     assert len(rows) >= SAMPLED_HASHES and find_changed_files(manifest, rows) == [] == find_missing_files(manifest, rows)
     first, second, last = (Path(manifest.locate(int(row))) for row in rows[[0, 1, -1]])
     content = bytearray(first.read_bytes())

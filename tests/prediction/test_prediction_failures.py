@@ -115,5 +115,5 @@ def test_a_video_that_vanished_after_it_was_predicted_has_a_reason_on_the_page(t
     gone = str(tmp_path / "gone.mp4")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(timeline_page, "replace", lambda source, **_: source)
-        frames, _, _, problem = timeline_page.read_frames(source, InputVideo(gone, gone))
+        frames, _, _, problem = timeline_page.read_small_frames(source, InputVideo(gone, gone))
     assert frames == [] and problem.startswith("no frames: ") and "no such file" in problem

@@ -149,7 +149,7 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path: Path) -> None:
     assert len(done) < 8 and all(probe_file(str(path)).frames == 40 for path in folder.rglob("*.mp4"))
     assert run(prepare.main, words) == DONE
     assert {path: path.stat().st_ino for path in done} == done
-    assert len(read_manifest(tmp_path / "out" / "manifest.parquet").usable_rows("train")) == 6
+    assert len(read_manifest(tmp_path / "out" / "manifest.parquet").find_usable_rows("train")) == 6
     assert not list(folder.rglob(".*"))
 
 

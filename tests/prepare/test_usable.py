@@ -65,7 +65,7 @@ def test_a_drawn_test_split_has_no_broken_files(tmp_path: Path, video: Path) -> 
         words = ["folder", tmp_path / "videos", tmp_path / "out", "--seed", seed, "--processes", 1]
         assert run(prepare.main, list(map(str, words))) == DONE
         manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
-        test = manifest.table["class"].take(pa.array(manifest.usable_rows("test")))
+        test = manifest.table["class"].take(pa.array(manifest.find_usable_rows("test")))
         assert Counter(test.to_pylist()) == {"run": 1, "jump": 1}
 
 
@@ -175,8 +175,8 @@ def test_files_that_are_gone_are_noted_where_nothing_or_another_process_needs_th
 def test_sixty_four_of_many_files_are_looked_for(tiny: Path, tmp_path: Path) -> None:
     """Only the last of 160 files exists, and it is in the sample."""
     manifest = read_manifest(tiny / "manifest.parquet")
-    test = manifest.usable_rows("test")
-    rows = manifest.table.take(pa.array([*manifest.training_rows(), *([int(test[0])] * 160)])).to_pylist()
+    test = manifest.find_usable_rows("test")
+    rows = manifest.table.take(pa.array([*manifest.find_training_rows(), *([int(test[0])] * 160)])).to_pylist()
     for number, row in enumerate(rows):
         is_there = row["split"] != "test" or number == len(rows) - 1
         row |= {"id": f"{number:04d}", "uri": row["uri"] if is_there else f"gone{number}.mp4"}

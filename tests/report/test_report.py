@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from pipeline.analysis import run_description
-from pipeline.analysis.run_reader import flatten, read_run_record
+from pipeline.analysis.run_reader import read_run_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
 from pipeline.report.html import REPORT_SCRIPT, hash_script
 from pipeline.report.report import Report, write_report
+from pipeline.run_folder.contents import flatten
 from tests.study_folders import line, write_population, write_study
 
 MAX_BYTES = 5_000_000

@@ -21,7 +21,7 @@ class Blank(VideoSource):
         clips = np.broadcast_to((rows % 251).astype(np.uint8)[:, None, None, None, None, None], (*slots, FRAMES, SIZE, SIZE, 3))
         return {
             "row": rows,
-            "video": self.plan.videos(np.maximum(rows, 0)),
+            "video": self.plan.choose_videos(np.maximum(rows, 0)),
             "label": np.zeros(slots, np.int64),
             "primary": clips.copy(),
             "auxiliary": clips.copy(),

@@ -16,7 +16,7 @@ from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.sampling import compute_clip_times
 from pipeline.config import ClipSection
 from pipeline.manifest.schema import Manifest
-from pipeline.manifest.verify import verify
+from pipeline.manifest.verify import find_altered_files
 from pipeline.video.image_sequence import is_pattern, list_images
 from pipeline.video.probe import Probe, ProbeOptions, probe_file, reuse_or_probe
 from tests.manifest.tables import GOOD, make_table
@@ -86,14 +86,14 @@ def test_the_hash_of_images_depends_on_their_content_only(folder: Path) -> None:
     table = make_table({"a": 1}, probes=[replace(GOOD, hash=probe.hash, bytes=probe.bytes)])
     table = table.set_column(1, "uri", pa.array([pattern]))
     manifest = Manifest(table, ("a",), "/", "frames", "", "m.parquet")
-    assert verify(manifest) == []
+    assert find_altered_files(manifest) == []
     content = bytearray((folder / "img_00017.jpg").read_bytes())
     content[500] ^= 1
     (folder / "img_00017.jpg").write_bytes(content)
-    assert verify(manifest) == [(pattern, "changed, at the same size")]
+    assert find_altered_files(manifest) == [(pattern, "changed, at the same size")]
     for path in folder.glob("img_*"):
         path.unlink()
-    assert verify(manifest) == [(pattern, "missing")]
+    assert find_altered_files(manifest) == [(pattern, "missing")]
 
 
 def test_decoding(folder: Path) -> None:

@@ -36,7 +36,7 @@ def bench_to_accuracy(config: Config, percent: float, repeats: int) -> dict[str,
     config = limit_to_one_worker(config.model_copy(update={"method": config.method.model_copy(update={"name": "supervised"})}))
     source, _ = open_source(config)
     check_same_work(source, config)
-    videos = len(source.evaluation_rows(config.evaluation.split))
+    videos = len(source.find_evaluation_rows(config.evaluation.split))
     comparison = LoaderComparison(config)
     for name, repeat in comparison.iterate_turns(repeats):
         seeded = config.model_copy(update={"run": config.run.model_copy(update={"seed": config.run.seed + repeat})})
@@ -83,7 +83,7 @@ def train_until(name: str, tree: str, percent: float) -> dict[str, float]:
     with quiet, tempfile.TemporaryDirectory(prefix="peers-") as folder:
         prepared = prepare_bench_run(config, folder, steps)
         timed = build_timed_step(prepared)
-        checked = replace(prepared.source, held_out=prepared.source.evaluation_rows(config.evaluation.split))
+        checked = replace(prepared.source, held_out=prepared.source.find_evaluation_rows(config.evaluation.split))
         request = StepsRequest(prepared.source, timed.config, steps, timed.device)
         begun, checks, accuracy, step = time.perf_counter(), 0.0, 0.0, 0
         for step, step_input in enumerate(take_first_steps(load, request), start=1):

@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.hardware import choose_device
 from pipeline.processes.isolation import count_cores
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 
 LOOK_SECONDS, CLOSE_LOOK_EVERY = 0.25, 4
 """Seconds between two measurements of a process tree's memory, and how often one of them is a close one."""
@@ -87,7 +87,7 @@ class LoaderComparison:
     def iterate_turns(self, repeats: int) -> Iterator[tuple[str, int]]:
         """Yields the name of the loader whose turn it is and the number of the repeat, from 0, and shows the progress."""
         every = [(name, repeat) for repeat in range(repeats) for name in self.list_names()]
-        for name, repeat in progress(every, len(every), "loaders measured"):
+        for name, repeat in show_progress(every, len(every), "loaders measured"):
             if name not in self.left_out:
                 yield name, repeat
 

@@ -66,7 +66,7 @@ def _make_each(make: MakeView, video_request: VideoRequest) -> TensorColumns:
 
 def list_row_requests(source: VideoSource, config: Config, row: int) -> list[VideoRequest]:
     """Lists a request for each slot: the videos and times that this project's own loader decodes for this row of the plan."""
-    (videos,), ((moments,), (crop_positions,)) = source.plan.videos([row]), source.moments(np.array([row]))
+    (videos,), ((moments,), (crop_positions,)) = source.plan.choose_videos([row]), source.draw_moments(np.array([row]))
     video_requests = []
     for slot, (number, moment, crop_position) in enumerate(zip(videos.tolist(), moments, crop_positions.tolist(), strict=True)):
         video = source.describe_video(number)
@@ -116,7 +116,7 @@ class RowViews(Dataset[TensorColumns]):
 
 def read_row_numbers(source: VideoSource, row: int) -> TensorColumns:
     """Reads ``row`` [], ``videos`` [S] (manifest rows) and ``labels`` [S] of a row of the plan."""
-    (videos,) = source.plan.videos([row])
+    (videos,) = source.plan.choose_videos([row])
     labels = np.asarray(source.columns["label"][videos], dtype=np.int64)
     return {"row": torch.tensor(row), "videos": torch.from_numpy(videos), "labels": torch.from_numpy(labels)}
 

@@ -24,7 +24,7 @@ from pipeline.clips.views import (
 )
 from pipeline.config import ClipSection, Config, ViewsSection
 from pipeline.methods.parts.inputs import STUDENTS, UnlabeledViews, Views
-from pipeline.seeds import Floats, Ints, hash64
+from pipeline.seeds import Floats, Ints, hash_to_uint64
 
 Kind = Literal["labeled", "weak", "strong"]
 TensorsOfViews = dict[tuple[Kind, str], list[Tensors]]
@@ -133,7 +133,7 @@ def _apply_draws(
 
 def draw_mixup_shares(seed: int, rows_B: Ints, alpha: float) -> Floats:
     """Draws [B] shares from Beta(alpha, alpha), each by (seed, row)."""
-    seeds = [int(number) for number in hash64(seed, rows_B, "mixup")]
+    seeds = [int(number) for number in hash_to_uint64(seed, rows_B, "mixup")]
     return np.array([np.random.Generator(np.random.Philox(key=number)).beta(alpha, alpha) for number in seeds])
 
 

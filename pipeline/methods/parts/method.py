@@ -11,7 +11,7 @@ from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Outputs, Setup, Step, Views
 from pipeline.methods.parts.monitors import compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Losses, Results, results, supervised_losses, total
+from pipeline.methods.parts.terms import Losses, Results, collect_results, sum_terms, supervised_losses
 
 
 class Method(nn.Module):
@@ -43,7 +43,7 @@ class Method(nn.Module):
         labeled, weak, strong = self.run_students(views, weights)
         supervised = self.supervised_losses(labeled, views)
         if views.unlabeled is None or not weak:
-            outcome = results(weights.supervised * total(supervised), supervised)
+            outcome = collect_results(weights.supervised * sum_terms(supervised), supervised)
         else:
             step = Step(views.labels, views.unlabeled, labeled, weak, strong, supervised)
             own = {name: weak[name] for name in STUDENTS}
@@ -55,14 +55,14 @@ class Method(nn.Module):
         does."""
         raise NotImplementedError(f"{type(self).__name__} has the terms {self.TERMS} and no forward_unlabeled")
 
-    def counts_unlabeled(self, views: Views, weights: LossWeights) -> bool:
+    def has_unlabeled_losses(self, views: Views, weights: LossWeights) -> bool:
         """Whether the method has losses of unlabeled videos, one of them has a weight in this step, and the step has their
         views."""
         return bool(self.TERMS) and weights.use_unlabeled and views.unlabeled is not None
 
     def run_students(self, views: Views, weights: LossWeights) -> tuple[Outputs, Outputs, Outputs]:
         """Returns the students' outputs for labeled, weak and strong views; empty for views that no loss with a weight uses."""
-        if not self.counts_unlabeled(views, weights):
+        if not self.has_unlabeled_losses(views, weights):
             views = Views(views.labeled, views.labels)
         return pass_views(self.students, views, weights, self.section.batch_norm)
 

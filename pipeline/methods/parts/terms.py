@@ -35,7 +35,7 @@ def pseudo_label_losses(strong: Outputs, labels: Mapping[str, PseudoLabel]) -> L
     }
 
 
-def contrast_loss(features: Mapping[str, torch.Tensor], section: ContrastSection, videos: int) -> torch.Tensor:
+def contrast_students(features: Mapping[str, torch.Tensor], section: ContrastSection, videos: int) -> torch.Tensor:
     """Computes Lca, NT-Xent between both students' features [videos * moments, D], with the settings of ``section``.
 
     The loss on tensors is ``losses.contrast_loss``.
@@ -44,13 +44,13 @@ def contrast_loss(features: Mapping[str, torch.Tensor], section: ContrastSection
     return losses.contrast_loss(primary, auxiliary, section.temperature, section.negatives, moments=len(primary) // videos)
 
 
-def total(terms: Losses) -> torch.Tensor:
+def sum_terms(terms: Losses) -> torch.Tensor:
     """Sums the terms of one kind; 0 if there are none. Names with two slashes are left out: they are parts of a mean that is
     there, too."""
     counted = [value for name, value in terms.items() if name.count("/") < 2]
     return torch.stack(counted).sum() if counted else torch.zeros(())
 
 
-def results(loss: torch.Tensor, *parts: Mapping[str, torch.Tensor]) -> Results:
+def collect_results(loss: torch.Tensor, *parts: Mapping[str, torch.Tensor]) -> Results:
     """Returns what a method returns: ``loss`` with gradient, and all ``parts`` without."""
     return {"loss": loss, **{key: value.detach() for part in parts for key, value in part.items()}}

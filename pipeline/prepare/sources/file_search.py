@@ -239,7 +239,7 @@ def list_files_below(root: str, folder: str = "") -> list[str]:
     Raises UserError if a folder cannot be read.
     """
     if storage.is_remote(root):
-        names = _list_remote(storage.list_files_below, f"{root}/{folder}".rstrip("/"))
+        names = _list_remote(storage.list_remote_files, f"{root}/{folder}".rstrip("/"))
         return [f"{folder}/{name}" if folder else name for name in names if not f"/{name}".count("/.")]
     files = []
     for path, folders, names in os.walk(os.path.join(root, folder), followlinks=True, onerror=_raise_unreadable):

@@ -15,7 +15,7 @@ from pipeline.manifest.schema import Manifest
 from pipeline.manifest.seeded_order import order_by_hash
 from pipeline.manifest.summary import Summary
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
-from pipeline.progress import progress
+from pipeline.progress import show_progress
 from pipeline.report.html import encode_image, render_page, write_page
 
 SIDE, MAX_LISTED = 112, 1000
@@ -64,7 +64,7 @@ def decode_contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str,
     results: dict[int, str | ProcessFailure] = {}
     videos = [describe_video(manifest, columns, row) for row in wanted]
     work = map_in_processes(decode_middle_frame, videos, timeout_seconds=60.0)
-    for index, result in progress(work, len(wanted), "thumbnails"):
+    for index, result in show_progress(work, len(wanted), "thumbnails"):
         results[wanted[index]] = result
     return [
         (name, [_build_thumbnail(str(ids[row].as_py()), str(splits[row].as_py()), results[row]) for row in rows])

@@ -81,7 +81,7 @@ def _build_context(content: Content, folder: Path) -> dict[str, Any]:
         "missing": content.missing,
         "content": content,
         "num_runs": len(content.runs),
-        "cost": sentences.describe_cost(content.runs),
+        "cost": sentences.describe_training_time(content.runs),
         "settings": build_settings_table(groups, differences) if groups else None,
         "differences": build_differences_table(differences) if differences else None,
         "runs": build_runs_table(content.everything, partial(_build_link, folder)),

@@ -79,7 +79,7 @@ def build_timeline(
     segments = [row for row in rows if row["class"]]
     if not segments:
         return Timeline(video.name, (), str(rows[0]["reason"]), 0.0, 0.0, (), None)
-    frames, start, end, problem = read_frames(source, video)
+    frames, start, end, problem = read_small_frames(source, video)
     if problem:
         start, end = float(segments[0]["start"]), float(segments[-1]["end"])
     length = max(end - start, 1e-6)
@@ -102,7 +102,7 @@ def build_timeline(
     return Timeline(video.name, frames, problem or str(rows[0]["reason"] or ""), start, end, bars, table)
 
 
-def read_frames(source: VideoSource, video: InputVideo) -> tuple[list[str], float, float, str]:
+def read_small_frames(source: VideoSource, video: InputVideo) -> tuple[list[str], float, float, str]:
     """Reads evenly spaced frames of a video in one pass. Returns their data URIs, the seconds at which the video begins and
     ends, and why there are none, or ""."""
     clip = ClipSection(sampling="segments", frames=FRAMES, fps=None, size=SIDE)

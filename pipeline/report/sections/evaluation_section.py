@@ -24,7 +24,7 @@ MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
-class EvaluationSection:
+class EvaluationFigures:
     """What the page shows of one run's evaluation."""
 
     run: str
@@ -44,7 +44,7 @@ class EvaluationSection:
     """How many more there are."""
 
 
-def build_evaluation_section(run: RunRecord | None) -> EvaluationSection | None:
+def build_evaluation_section(run: RunRecord | None) -> EvaluationFigures | None:
     """Builds the section of a run, or None if it has no scores of videos with labels."""
     predictions = run.predictions if run is not None else None
     if run is None or predictions is None or not (predictions.labels >= 0).any():
@@ -68,7 +68,7 @@ def build_evaluation_section(run: RunRecord | None) -> EvaluationSection | None:
     samples = [replace(sample, note=note) for sample, note in zip(samples, notes, strict=True)]
     lost = [(path, reason) for key in ("undecodable", "unusable", "partly_decoded")
             for path, reason in (run.evaluation.get(key) or {}).items()]  # fmt: skip
-    return EvaluationSection(
+    return EvaluationFigures(
         run=run.name,
         protocol=run.describe_protocol(),
         figures=build_figures_table(run, figures),

@@ -148,7 +148,7 @@ def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) ->
 
 def load(state: TrainState, checkpoint: Path) -> None:
     """Restores ``state`` in place. Raises DamagedCheckpoint, and ValueError for a checkpoint of another run."""
-    facts = verify(checkpoint)
+    facts = verify_checkpoint(checkpoint)
     if facts["fingerprints"] != dict(state.fingerprints):
         raise ValueError(f"{checkpoint} belongs to another configuration: {facts['fingerprints']}, not {state.fingerprints}")
     state.method.load_state_dict(load_file(checkpoint / FILES[0]))
@@ -169,7 +169,7 @@ def find_newest(run_folder: Path, store: str | None = None) -> tuple[Path | None
     problems: list[str] = []
     for checkpoint in _list_checkpoints(run_folder, store):
         try:
-            verify(checkpoint)
+            verify_checkpoint(checkpoint)
             return checkpoint, problems
         except DamagedCheckpoint as error:
             problems.append(str(error))
@@ -192,13 +192,13 @@ def find_best(run_folder: Path, store: str | None = None) -> tuple[Path | None, 
     name = kept[min(kept, key=lambda step: (-scores[step], step))]
     best = run_store.pull_checkpoint(store, name, run_folder) if store else run_folder / name
     try:
-        verify(best)
+        verify_checkpoint(best)
     except DamagedCheckpoint as error:
         return None, [str(error)]
     return best, problems
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
+def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """Compares all checksums and returns the content of state.json. Raises DamagedCheckpoint."""
     facts = read_facts(checkpoint)
     for name, digest in facts["sha256"].items():

@@ -89,7 +89,7 @@ class MetricLog:
         """
         seconds = time.perf_counter() - self._start
         totals = self._sum_over_workers()
-        record: dict[str, Any] = {"step": step, "epoch": round(self.plan.epoch(step * self.plan.rows_per_step), 4)}
+        record: dict[str, Any] = {"step": step, "epoch": round(self.plan.compute_epoch(step * self.plan.rows_per_step), 4)}
         record |= compute_line(totals, {name: count * self.world for name, count in self._counts.items()})
         factor = compute_lr_factor(step - 1, self.config.train)
         record |= {f"lr/{name}": getattr(self.config, name).optimizer.lr * factor for name in ("primary", "auxiliary")}

@@ -179,7 +179,7 @@ def test_hmdb51_split_1_has_the_official_numbers_of_clips(tmp_path: Path) -> Non
     listing = list_hmdb51(tmp_path / "videos", str(tmp_path / "lists"))
     table = build_table(listing, [GOOD] * len(listing.uris))
     manifest = write_manifest(table, tmp_path / "m.parquet", listing.classes, listing.root, listing.source)
-    assert len(manifest.training_rows()) == 5236 and len(manifest.usable_rows("test")) == 1530
+    assert len(manifest.find_training_rows()) == 5236 and len(manifest.find_usable_rows("test")) == 1530
     labeled = {percent: len(draw_labels(manifest, f"{percent}%", 0).ids) for percent in (40, 50, 60)}
     assert labeled == {40: 28 * 51, 50: 35 * 51, 60: 42 * 51}  # of the 70 in train: published lists draw from the whole pool
 

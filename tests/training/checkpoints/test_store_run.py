@@ -104,7 +104,7 @@ def test_scratch_files_of_folders_are_not_copied(s3: ObjectStore, tmp_path: Path
     (tmp_path / "scores" / ".half.parquet").write_text("half")
     (tmp_path / "scores" / "whole.parquet").write_text("whole")
     run_store.push_files(tmp_path, "s3://runs/scratch")
-    assert storage.list_files_below("s3://runs/scratch") == ["scores/whole.parquet"]
+    assert storage.list_remote_files("s3://runs/scratch") == ["scores/whole.parquet"]
 
 
 @pytest.mark.timeout(240)
