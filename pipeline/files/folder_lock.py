@@ -17,28 +17,23 @@ lock, because a server does not respond, keeps trying.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import logging
 import os
-import platform
-import shlex
-import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard
 
-from filelock import LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from pipeline.errors import UserError
+from pipeline.files.lock_holder import LockHolder, is_on_this_machine, is_running_here
 
 LOCK = ".lock"
 """Name of the lock file in its folder. ``.lock.json`` beside it says more about its holder."""
@@ -48,13 +43,9 @@ DEAD_SECONDS = 60.0
 """Time without a refresh after which a holder on another machine counts as dead; so five refreshes in a row may be missed."""
 POLL_SECONDS = 0.2
 """Time between two checks of a lock that another process holds."""
-FIRST_PID_NAMESPACE = 0xEFFFFFFC
-"""Inode of the kernel's first process id namespace. To a holder's host name, filelock adds the namespace of a container."""
 REFRESH_FAILED = "the lock file %s could not be written (%s); the command goes on, and tries again every %g s"
 """Message for the log, with the lock, the error and HEARTBEAT_SECONDS."""
 _log = logging.getLogger(__name__)
-_users_command: str | None = None
-"""Set in processes that do the work of another one's command."""
 _held: ContextVar[frozenset[Path]] = ContextVar("held folders", default=frozenset())
 
 
@@ -64,57 +55,6 @@ class FolderInUse(UserError):
 
 class FolderNotWritable(UserError):
     """Raised when the folder cannot be made or written into, because it is read-only or the disk is full."""
-
-
-@dataclass(frozen=True)
-class LockHolder:
-    """The process that holds a lock. Unknown fields are empty. A lock on an object store has these fields as JSON."""
-
-    host: str
-    pid: int
-    user: str = ""
-    command: str = ""
-    since: str = ""
-    """Time at which the lock was acquired, as ISO 8601 in UTC."""
-    token: str = ""
-    """Random text that is unique to each acquisition."""
-    place: str = ""
-    """For a lock on an object store: the folder's local copy, as the kernel's boot id, the disk, the inode and the path."""
-    beat: int = 0
-    """For a lock on an object store: how often it was refreshed."""
-
-    @classmethod
-    def this_process(cls, token: str, place: str = "") -> LockHolder:
-        """Describes this process, with the command that started it."""
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError, ImportError):  # a container's user without a name
-            user = str(os.getuid())
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(platform.node(), os.getpid(), user, get_command_line(), since, token, place)
-
-    def __str__(self) -> str:
-        words = [f"process {self.pid} on {self.host}", f"of user {self.user}" if self.user else ""]
-        words += [f"since {self.since}" if self.since else "", f"`{self.command}`" if self.command else ""]
-        return ", ".join(word for word in words if word)
-
-
-def get_command_line() -> str:
-    """Returns the command that the user gave, quoted for a shell.
-
-    It is the one that started this process or, in a process that Ray started, the one handed to ``set_command_line``.
-    """
-    own = shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
-    return _users_command or own
-
-
-def set_command_line(command: str) -> None:
-    """Makes ``get_command_line`` return ``command`` in this process, which works for the process that the command started."""
-    global _users_command
-    _users_command = command
-
-
-# ---------------------------------------------------------------------------------------------------------- folders
 
 
 @contextlib.contextmanager
@@ -216,7 +156,7 @@ class LockFile:
             if signature := self._read_signature():  # None: it was released just now
                 signatures.add(signature)
             was_refreshed = len(signatures) > 1
-            is_certain = _is_running_here(lease.owner) or was_refreshed or unchanged > DEAD_SECONDS + HEARTBEAT_SECONDS
+            is_certain = is_running_here(lease.owner) or was_refreshed or unchanged > DEAD_SECONDS + HEARTBEAT_SECONDS
             if waited >= seconds and (is_certain or not until_certain):
                 return False
             time.sleep(POLL_SECONDS)
@@ -255,8 +195,8 @@ class LockFile:
         watched = self._read_signature()
         if watched is not None:
             owner = lease.owner
-            has_died_here = _is_on_this_machine(owner) and not _is_running_here(owner)
-            is_silent = self._measure_unchanged_seconds() >= DEAD_SECONDS and not _is_running_here(owner)
+            has_died_here = is_on_this_machine(owner) and not is_running_here(owner)
+            is_silent = self._measure_unchanged_seconds() >= DEAD_SECONDS and not is_running_here(owner)
             if not has_died_here and not is_silent:
                 return False
         try:
@@ -303,44 +243,6 @@ def _write_atomically(path: Path, text: str) -> None:
     scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
-
-
-def read_boot_id() -> int:
-    """Returns the id that this machine's kernel chose when it was started; 0 where it cannot be read."""
-    try:
-        return int(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", ""), 16)
-    except (OSError, ValueError):
-        return 0
-
-
-def _began_since_boot(owner: OwnerRecord | None) -> TypeGuard[OwnerRecord]:
-    """Whether a holder began since this machine was started: ``start`` holds the kernel's boot id and the process's start."""
-    return owner is not None and bool(owner.start and read_boot_id()) and (owner.start or 0) >> 64 == read_boot_id()
-
-
-def _is_on_this_machine(owner: OwnerRecord | None) -> bool:
-    """Whether a holder's process id is one of this machine, since its last start, and not one of another container.
-
-    The host name is not enough: a replaced pod has the name of the one that may still run elsewhere.
-    """
-    if not _began_since_boot(owner):
-        return False
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return False
-    return owner.hostname == socket.gethostname() + ("" if namespace == FIRST_PID_NAMESPACE else f"?pidns-{namespace:x}")
-
-
-def _is_running_here(owner: OwnerRecord | None) -> bool:
-    """Whether a holder is a running process of this machine; one that ended and whose parent has not noticed it is not."""
-    if not _began_since_boot(owner):
-        return False
-    try:
-        state, *fields = Path(f"/proc/{owner.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return False
-    return state not in "ZX" and int(fields[18]) == (owner.start or 0) % 2**64
 
 
 def _handle_lost_lease(released: threading.Event, compromise: LeaseCompromise) -> None:

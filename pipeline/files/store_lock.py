@@ -22,7 +22,8 @@ from pathlib import Path
 
 from pipeline.errors import RunFailed
 from pipeline.files import folder_lock, storage
-from pipeline.files.folder_lock import LOCK, REFRESH_FAILED, LockHolder, describe_lost_lock, make_in_use_error, read_boot_id
+from pipeline.files.folder_lock import LOCK, REFRESH_FAILED, describe_lost_lock, make_in_use_error
+from pipeline.files.lock_holder import LockHolder, read_boot_id
 
 SETTLE_SECONDS = 2.0
 """Time between writing a lock and reading it: of processes that write within this time, the last one holds it."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.files.folder_lock import get_command_line
+from pipeline.files.lock_holder import get_command_line
 from pipeline.run_folder.contents import write_text
 
 STUDY_FACTS, TRIALS = "study.json", "trials.jsonl"

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import get_command_line, set_command_line
+from pipeline.files.lock_holder import get_command_line, set_command_line
 from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
 from pipeline.run_folder.contents import lock_run

@@ -11,7 +11,7 @@ from pipeline.clips.source import VideoSource, open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import get_command_line
+from pipeline.files.lock_holder import get_command_line
 from pipeline.manifest.label_subset import LabelSubset
 from pipeline.methods import build_method, find_first_unlabeled_step
 from pipeline.run_folder import run_store

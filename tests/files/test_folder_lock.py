@@ -30,8 +30,8 @@ import filelock._identity
 host, boot = sys.argv[2:4]
 socket.gethostname = lambda: host or sys.argv[4]
 filelock._identity._BOOT_ID = int(boot) or filelock._identity._BOOT_ID
-from pipeline.files import folder_lock
-folder_lock.platform.node = socket.gethostname
+from pipeline.files import folder_lock, lock_holder
+lock_holder.platform.node = socket.gethostname
 folder_lock.HEARTBEAT_SECONDS, folder_lock.DEAD_SECONDS = 0.3, 1.5
 with folder_lock.lock_folder(Path(sys.argv[1])):
     print("held", flush=True)

@@ -17,7 +17,8 @@ from jobs import ablate
 from jobs.command import run
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.files.folder_lock import LOCK, LockFile, get_command_line
+from pipeline.files.folder_lock import LOCK, LockFile
+from pipeline.files.lock_holder import get_command_line
 from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials

@@ -15,6 +15,7 @@ from jobs import train
 from jobs.command import run
 from pipeline.errors import RunFailed
 from pipeline.files import folder_lock, storage, store_lock
+from pipeline.files.lock_holder import LockHolder
 from pipeline.run_folder import run_store
 from pipeline.training.checkpoints import checkpoint
 from tests.object_store import ObjectStore
@@ -24,7 +25,7 @@ from tests.training.checkpoints.test_checkpoint import state
 def held_elsewhere(store: str, beat: int) -> None:
     """The lock of a process on another machine."""
     since = "2026-11-28T08:00:00+00:00"
-    holder = folder_lock.LockHolder("elsewhere", 7, "me", "python -m jobs.train", since, "t", "there", beat)
+    holder = LockHolder("elsewhere", 7, "me", "python -m jobs.train", since, "t", "there", beat)
     storage.write_bytes(f"{store}/.lock", json.dumps(asdict(holder)).encode())
 
 
@@ -125,7 +126,7 @@ def test_who_was_taken_over_during_an_outage_ends_when_it_is_over(s3: ObjectStor
         wait_for_beats(store)
         s3.failures["cut-off/.lock"] = 10**6
         time.sleep(0.5)  # a heartbeat under way is over
-        elsewhere = asdict(folder_lock.LockHolder("elsewhere", 7, token="t"))
+        elsewhere = asdict(LockHolder("elsewhere", 7, token="t"))
         s3.put("runs/cut-off/.lock", json.dumps(elsewhere).encode())
         time.sleep(2 * folder_lock.DEAD_SECONDS)
         assert not told
