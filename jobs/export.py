@@ -10,33 +10,50 @@ from jobs.command import DONE, run
 from pipeline.errors import UserError
 from pipeline.export.check_clips import find_check_clips
 from pipeline.export.model_folder_writer import export_model
-from pipeline.lifecycle.saved_run import open_saved_run
+from pipeline.export.onnx_programs import check_packages
+from pipeline.export.programs import ProgramRequest
+from pipeline.lifecycle.saved_run import SavedRun, open_saved_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder, and prints its files."""
-    arguments = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
-    arguments.add_argument("run_folder", type=Path)
-    arguments.add_argument("out", type=Path, metavar="OUT", help="folder to write; an older export of the same run is replaced")
-    about = "evaluation.*: the test protocol that the folder asks for, and which checkpoint"
-    arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
-    about = "add both networks and their mean as programs of torch.export (.pt2), and compare them on real clips"
-    arguments.add_argument("--torch-export", action="store_true", help=about)
-    about = "videos to compare them on: a file, folder, list or manifest; repeatable (default: the run's test videos)"
-    arguments.add_argument("--check-on", action="append", default=[], metavar="INPUT", help=about)
-    options = arguments.parse_intermixed_args(argv)
-    if options.check_on and not options.torch_export:
-        raise UserError("--check-on is about what --torch-export writes: give both")
+    options = _build_parser().parse_intermixed_args(argv)
     saved = open_saved_run(options.run_folder, options.overrides, ("evaluation.",))
-    exported = export_model(saved, options.out, find_check_clips(saved, options.check_on) if options.torch_export else None)
+    exported = export_model(saved, options.out, _choose_programs(saved, options))
     if exported.replaced_step is not None:
         print(f"note: replaced the export of step {exported.replaced_step}")
-    for name, difference in exported.differences.items():
-        print(f"{name}_program.pt2: largest difference of a probability {difference:.1e}, on {exported.clips} real clips")
+    if programs := exported.programs:
+        for name, difference in programs.differences.items():
+            print(f"{name}: largest difference of a probability {difference:.1e}, on {programs.clips} real clips")
     for name, size in exported.files.items():
         print(f"{size:12,d}  {name}")
     print(exported.folder)
     return DONE
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; an older export of the same run is replaced")
+    about = "evaluation.*: the test protocol that the folder asks for, and which checkpoint"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=about)
+    about = "add both networks and their mean as programs of torch.export (.pt2), and compare them on real clips"
+    parser.add_argument("--torch-export", action="store_true", help=about)
+    about = "add both networks and their mean as ONNX files, and compare them on real clips"
+    parser.add_argument("--onnx", action="store_true", help=about)
+    about = "videos to compare programs on: a file, folder, list or manifest; repeatable (default: the run's test videos)"
+    parser.add_argument("--check-on", action="append", default=[], metavar="INPUT", help=about)
+    return parser
+
+
+def _choose_programs(saved: SavedRun, options: argparse.Namespace) -> ProgramRequest | None:
+    if not options.torch_export and not options.onnx:
+        if options.check_on:
+            raise UserError("--check-on is about the programs that --torch-export and --onnx write: give one of them")
+        return None
+    if options.onnx:
+        check_packages("--onnx")
+    return ProgramRequest(options.torch_export, options.onnx, find_check_clips(saved, options.check_on))
 
 
 if __name__ == "__main__":

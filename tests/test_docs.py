@@ -89,7 +89,7 @@ def knobs_named(text: str) -> set[str]:
     """What a page writes like a knob: ``section.name`` in code, without names of files such as ``train.csv``."""
     code = "\n".join(re.findall(r"`[^`\n]+`|^    .*$", text, flags=re.MULTILINE))
     named = re.findall(rf"(?<![\w./-])(?:{'|'.join(Config.model_fields)})(?:\.[a-z_0-9]+)+(?![\w/*])", code)
-    return {name for name in named if not name.endswith((".csv", ".json", ".jsonl", ".py"))}
+    return {name for name in named if not name.endswith((".csv", ".json", ".jsonl", ".onnx", ".py"))}
 
 
 @pytest.mark.parametrize("page", PAGES)

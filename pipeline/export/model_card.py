@@ -27,11 +27,17 @@ CITATION = """\
 
 
 def write_card(
-    name: str, run: SavedRun, training: Mapping[str, Any], evaluation: Mapping[str, Any], is_calibrated: bool
+    name: str,
+    run: SavedRun,
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    is_calibrated: bool,
+    programs: Mapping[str, Any],
 ) -> str:
     """Writes the card's text.
 
-    ``training`` is the content of training.json, and ``evaluation`` that of the run's evaluation.json, or empty.
+    ``training`` is the content of training.json, ``evaluation`` that of the run's evaluation.json, or empty, and ``programs``
+    that of programs.json, or empty.
     """
     parts = [
         f"---\n{yaml.safe_dump(_make_front_matter(name, evaluation), sort_keys=False, allow_unicode=True)}---",
@@ -47,6 +53,7 @@ def write_card(
         "\n".join(f"- {line}" for line in _list_limits(evaluation, is_calibrated)),
         "## Use",
         _describe_use(),
+        *(["## Programs without this project", describe_programs(programs)] if programs else []),
         "## Citation",
         "The method is that of ActNetFormer; this implementation is not the authors'.",
         CITATION,
@@ -163,3 +170,15 @@ def _describe_use() -> str:
         "`FOLDER` is the folder of this file; docs/models.md of the program explains its files. They hold no code, and nothing "
         "in them is executed. `sha256sum -c SHA256SUMS` checks that they are whole."
     )
+
+
+def describe_programs(programs: Mapping[str, Any]) -> str:
+    """Describes the programs of a model folder by the content of its programs.json."""
+    rows = [f"| `{name}` | {difference:.1e} |" for name, difference in programs["largest_difference"].items()]
+    what = (
+        "They take uint8 frames [N, T, S, S, 3], RGB, of squares of S pixels (T is `frames`, and S `shortest_edge` of "
+        "preprocessor_config.json), and compute probabilities [N, K] in the order of labels.json. The `mean` ones take the "
+        "primary's and the auxiliary's frames. `.onnx` files hold no code; `.pt2` files can, and torch.export.load executes it."
+    )
+    head = f"| file | largest difference of a probability from the networks, on {programs['compared_on_clips']} clips |"
+    return "\n".join([what, "", head, "| --- | ---: |", *rows])

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.calibration import fits_evaluation
 from pipeline.evaluation.protocol import collect_protocol
 from pipeline.export.model_card import write_card
-from pipeline.export.network_programs import build_networks, compare_programs, export_programs
+from pipeline.export.programs import ProgramRequest, WrittenPrograms, write_programs
 from pipeline.files.folder_lock import lock_file
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.model_folder.read_folder import (
@@ -35,6 +35,7 @@ from pipeline.model_folder.read_folder import (
     LABELS,
     NOT_OF_THE_MODEL,
     PREPROCESSING,
+    PROGRAMS,
     TRAINING,
     WEIGHTS,
     compute_sha256,
@@ -56,24 +57,21 @@ class ExportedModel:
     """The size in bytes of each file."""
     replaced_step: int | None
     """The step of the earlier export that was replaced, if there was one."""
-    differences: Mapping[str, float]
-    """The largest difference of a probability between each exported program and the networks; empty without programs."""
-    clips: int
-    """On how many clips that was measured."""
+    programs: WrittenPrograms | None
+    """The exported programs, if any were requested."""
 
 
-def export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | None = None) -> ExportedModel:
-    """Writes the checkpoint of an opened run as the model folder ``out``.
+def export_model(run: SavedRun, out: Path, request: ProgramRequest | None = None) -> ExportedModel:
+    """Writes the checkpoint of an opened run as the model folder ``out``, with the requested programs.
 
-    With real ``clips``, [N, T, S, S, 3] uint8 by network, it also has the networks as programs, which are compared on them.
     Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else,
     and if another process writes ``out``.
     """
     with locking(out) as resolved:
-        return _export_model(run, resolved, clips)
+        return _export_model(run, resolved, request)
 
 
-def _export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | None) -> ExportedModel:
+def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None) -> ExportedModel:
     training = describe_training(run)
     earlier = check_target(out, training)
     texts = {
@@ -87,21 +85,21 @@ def _export_model(run: SavedRun, out: Path, clips: dict[str, torch.Tensor] | Non
     if calibration and fits_evaluation(calibration, exported):
         texts[CALIBRATION] = _dump(calibration)
     evaluation = _read_results(run, "evaluation.json")
-    differences: dict[str, float] = {}
-    programs: list[str] = []
+    programs, measured, files = None, {}, [WEIGHTS, *texts, CARD]
     with replacing(out) as scratch:
         save_file(select_weights(run), scratch / WEIGHTS, metadata={"format": "pt"})
         for name, text in texts.items():
             (scratch / name).write_text(text, encoding="utf-8")
-        if clips is not None:
-            networks = build_networks(run.config, len(run.classes), scratch / WEIGHTS)
-            paths = export_programs(networks, run.config, scratch)
-            differences, programs = compare_programs(networks, paths, run.config, clips), [path.name for path in paths.values()]
-        card = write_card(out.name, run, training, evaluation, CALIBRATION in texts)
+        if request is not None:
+            programs = write_programs(request, run.config, len(run.classes), scratch / WEIGHTS, scratch)
+            measured = programs.to_json()
+            (scratch / PROGRAMS).write_text(_dump(measured), encoding="utf-8")
+            files += [PROGRAMS, *programs.differences]
+        card = write_card(out.name, run, training, evaluation, CALIBRATION in texts, measured)
         (scratch / CARD).write_text(card, encoding="utf-8")
-        write_checksums(scratch, [WEIGHTS, *texts, CARD, *programs])
-    files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    return ExportedModel(out, files, earlier, differences, 0 if clips is None else len(clips["primary"]))
+        write_checksums(scratch, files)
+    sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    return ExportedModel(out, sizes, earlier, programs)
 
 
 def select_knobs(config: Config) -> dict[str, Any]:

@@ -1,24 +1,23 @@
-"""Both networks as programs that run without this project: frames in, probabilities out, by torch.export.
+"""Both networks as programs that run without this project: frames in, probabilities out.
 
-A ``.pt2`` file has the test views in it: uint8 frames [N, T, S, S, 3] at the decode size S, RGB, as the decoder returns a
-square; out come probabilities [N, K] float32. N is any number of clips.
+A program has the test views in it: uint8 frames [N, T, S, S, 3] at the decode size S, RGB, as the decoder returns a square; out
+come probabilities [N, K] float32. N is any number of clips. ``torch.export`` traces the networks; its programs are written as
+they are (``.pt2``) or translated to ONNX (``onnx_programs``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.export import ExportedProgram
 
-from pipeline.clips.decode import DecodeError
 from pipeline.clips.modalities import derive_modality
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.methods import STUDENTS, build_students
@@ -28,6 +27,12 @@ PROGRAMS = (*STUDENTS, "mean")
 """A program for each network, and one for the mean of their probabilities, which takes the frames of both."""
 MOST_DIFFERENCE = 1e-3
 """Largest difference of a probability between a program and this project at which the program is accepted."""
+BATCH_SIZES = (1, 3)
+"""Numbers of clips at once with which a program is compared, besides all of them."""
+Clips = Mapping[str, torch.Tensor]
+"""Each network's clips, uint8 [N, T, S, S, 3]."""
+Program = Callable[..., torch.Tensor]
+"""Computes probabilities [N, K] of the frames of one network, or of both."""
 
 
 class FramesToProbabilities(nn.Module):
@@ -73,56 +78,42 @@ def build_networks(config: Config, num_classes: int, weights: Path) -> dict[str,
     return {name: network.eval() for name, network in networks.items()}
 
 
-def select_frames(clips: dict[str, torch.Tensor], name: str) -> tuple[torch.Tensor, ...]:
+def select_frames(clips: Clips, name: str) -> tuple[torch.Tensor, ...]:
     """Selects the inputs of a program from the clips of both networks."""
     return tuple(clips[student] for student in (STUDENTS if name == "mean" else (name,)))
 
 
-def export_programs(networks: dict[str, nn.Module], config: Config, folder: Path) -> dict[str, Path]:
-    """Writes a ``.pt2`` file for each network; returns their paths."""
+def trace_networks(networks: Mapping[str, nn.Module], config: Config, names: Sequence[str]) -> dict[str, ExportedProgram]:
+    """Traces these of the networks with torch.export, for any number of clips."""
     size = config.data.decode_size
     clips = {name: torch.zeros(2, getattr(config, name).clip.frames, size, size, 3, dtype=torch.uint8) for name in STUDENTS}
-    paths = {}
-    for name, network in networks.items():
+    traced = {}
+    for name in names:
         inputs = select_frames(clips, name)
         batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
-        paths[name] = folder / f"{name}_program.pt2"
-        torch.export.save(program, paths[name])
+        traced[name] = torch.export.export(networks[name], inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+        for node in traced[name].graph.nodes:
+            node.meta.pop("stack_trace", None)  # it would be written, with the folders of this machine
+    return traced
+
+
+def save_torch_programs(traced: Mapping[str, ExportedProgram], folder: Path) -> dict[str, Path]:
+    """Writes a ``.pt2`` file for each traced network; returns their paths."""
+    paths = {name: folder / f"{name}_program.pt2" for name in traced}
+    for name, path in paths.items():
+        torch.export.save(traced[name], path)
     return paths
 
 
-def decode_test_clips(source: VideoSource, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Decodes the middle clip of each of these videos of a source, [N, T, S, S, 3] uint8 by network; others are left out.
-
-    Raises UserError if none can be decoded.
-    """
-    size = source.size
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in STUDENTS}
-    reasons = []
-    for row in rows:
-        out = tuple(np.zeros((clip.frames, size, size, 3), np.uint8) for clip in source.clips)
-        try:
-            source.decode_clips(int(row), 0.5, 0.5, (out[0], out[1]))
-        except DecodeError as error:
-            reasons.append(f"{source.manifest.locate(row)}: {error}")
-            continue
-        for name, clip in zip(STUDENTS, out, strict=True):
-            found[name].append(torch.from_numpy(clip))
-    if not found["primary"]:
-        raise UserError("none of the videos to check the exported programs with can be decoded:", reasons[:5])
-    return {name: torch.stack(clips) for name, clips in found.items()}
+def load_torch_program(path: Path) -> Program:
+    """Loads a ``.pt2`` file that this process has just written. Others are never loaded: that can execute code."""
+    program: Program = torch.export.load(path).module()
+    return program
 
 
 @torch.inference_mode()
-def compare_programs(
-    networks: dict[str, nn.Module], paths: dict[str, Path], config: Config, clips: dict[str, torch.Tensor]
-) -> dict[str, float]:
-    """Computes the largest difference of a probability between each written program and evaluation's own forward passes, both
-    in float32.
-
-    Each program is given all clips at once and one alone. Raises UserError if a program computes something else.
-    """
+def compute_probabilities(networks: Mapping[str, nn.Module], config: Config, clips: Clips) -> dict[str, torch.Tensor]:
+    """Computes what each of ``PROGRAMS`` must compute, [N, K], by evaluation's own forward passes in float32."""
     expected: dict[str, torch.Tensor] = {}
     train = config.train.model_copy(update={"precision": "fp32"})
     for name in STUDENTS:
@@ -130,16 +121,26 @@ def compare_programs(
         assert isinstance(student, nn.Module)
         expected[name] = center_logits(student, clips[name], getattr(config, name).clip, train).softmax(dim=1)
     expected["mean"] = (expected["primary"] + expected["auxiliary"]) / 2
-    differences = {}
-    for name, path in paths.items():
-        program = torch.export.load(path).module()  # written a moment ago by this process
-        inputs = select_frames(clips, name)
-        alone = program(*(frames[:1] for frames in inputs))
-        both = torch.cat([program(*inputs) - expected[name], alone - expected[name][:1]])
-        differences[name] = float(both.abs().max())
-        if not differences[name] <= MOST_DIFFERENCE:
-            raise UserError(
-                f"the exported {name} program differs by {differences[name]:.2g} in a probability from the trained network; "
-                f"at most {MOST_DIFFERENCE:g} is accepted, so nothing is written: export without --torch-export"
-            )
-    return differences
+    return expected
+
+
+@torch.inference_mode()
+def measure_difference(program: Program, inputs: Sequence[torch.Tensor], expected_NK: torch.Tensor) -> float:
+    """Measures the largest difference of a probability between a program and what it should compute; NaN if it computes one.
+
+    It is given all clips at once, and as many as ``BATCH_SIZES`` says, one part after the other.
+    """
+    parts = []
+    for size in (*BATCH_SIZES, len(expected_NK)):
+        split = zip(*(frames.split(size) for frames in inputs), strict=True)
+        parts.append(torch.cat([program(*part) for part in split]) - expected_NK)
+    return float(torch.cat(parts).abs().max())
+
+
+def check_difference(difference: float, file: str, option: str) -> None:
+    """Raises UserError if a program differs too much from the network that it was made of."""
+    if not difference <= MOST_DIFFERENCE:
+        raise UserError(
+            f"the exported {file} differs by {difference:.2g} in a probability from the trained network; at most "
+            f"{MOST_DIFFERENCE:g} is accepted, so nothing is written: export without {option}"
+        )

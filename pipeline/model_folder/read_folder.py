@@ -6,6 +6,8 @@
     preprocessor_config.json   what is made of frames before they reach the networks, for programs that are not this one
     training.json              where the weights are from: run, step, fingerprints of configuration, manifest and labels
     calibration.json           temperatures of the probabilities; only if the run has them
+    programs.json              what was measured of the programs for other software (.pt2, .onnx), which are never read here;
+                               only if there are any
     README.md                  the model card
     SHA256SUMS                 a checksum for each file above; ``sha256sum -c SHA256SUMS`` compares them, too
 """
@@ -27,6 +29,7 @@ from pipeline.errors import UserError
 
 WEIGHTS, CONFIG, LABELS, PREPROCESSING = "model.safetensors", "config.json", "labels.json", "preprocessor_config.json"
 TRAINING, CALIBRATION, CARD, CHECKSUMS = "training.json", "calibration.json", "README.md", "SHA256SUMS"
+PROGRAMS = "programs.json"
 REQUIRED = (WEIGHTS, CONFIG, LABELS, PREPROCESSING, TRAINING)
 """What is compared with its checksum whenever a folder is read; the card may be edited."""
 FORMAT_VERSION = 1
