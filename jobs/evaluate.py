@@ -13,7 +13,7 @@ from pipeline.analysis.run_reader import read_run_record
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
 from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes
-from pipeline.evaluation.calibration import apply_temperature, compute_calibration, fits_evaluation
+from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluate import EvaluationFiles, evaluate
 from pipeline.evaluation.evaluation_summary import format_figures
 from pipeline.evaluation.protocol import describe_protocol
@@ -121,7 +121,7 @@ def _compare_on_test_videos(out: Path, calibration: Mapping[str, Any]) -> list[s
     """Says what the temperatures change on the test videos, if the folder has their scores by the same weights and protocol.
     These videos had no part in finding them."""
     record = read_run_record(out)
-    if record.predictions is None or record.split != "test" or not fits_evaluation(calibration, record.evaluation):
+    if record.predictions is None or record.split != "test" or not is_of_evaluation(calibration, record.evaluation):
         return ["on test videos: evaluate them by this protocol (jobs.evaluate without --calibrate), then the report shows it"]
     labels = record.predictions.labels
     changed = {}

@@ -67,7 +67,7 @@ def _describe_problem(warned: list[str]) -> str:
     return " ".join(" ".join(warned).split()) or "torch finds no GPU with an NVIDIA driver on this machine"
 
 
-def uses_gpu(config: Config, hardware: Hardware) -> bool:
+def is_on_gpu(config: Config, hardware: Hardware) -> bool:
     """Returns whether a process on this machine computes on its GPU: as ``scale.gpu`` says, or by default if there is one.
 
     Raises UserError if ``scale.gpu=true`` cannot be followed, and if there is a GPU that cannot be used.
@@ -140,6 +140,6 @@ def choose_device(config: Config) -> torch.device:
     Raises UserError if the GPU that ``scale.gpu=true`` asks for cannot be used, or lacks what the configuration needs.
     """
     hardware = read_hardware()
-    gpu = uses_gpu(config, hardware)
+    gpu = is_on_gpu(config, hardware)
     check_hardware(config, hardware, gpu)
     return torch.device("cuda" if gpu else "cpu")

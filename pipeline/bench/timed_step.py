@@ -69,7 +69,7 @@ class TimedStep:
 
     def make_views(self) -> None:
         """Makes the views of the step's clips, and discards them."""
-        wanted = self.weights.use_unlabeled, self.weights.use_strong
+        wanted = self.weights.has_unlabeled, self.weights.has_strong
         make_views(self.batch, self.config, self.config.run.seed, self.device, *wanted)
 
 
@@ -116,7 +116,7 @@ def build_timed_step(prepared: PreparedRun, rows: Ints | None = None) -> TimedSt
     batch = to_batch(prepared.source.decode_rows(rows), pin=device.type == "cuda")
     # in training they are sent while the step before is computed, which is no part of a step
     batch = replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in STUDENTS})
-    views = make_views(batch, config, config.run.seed, device, weights.use_unlabeled, weights.use_strong)
+    views = make_views(batch, config, config.run.seed, device, weights.has_unlabeled, weights.has_strong)
     return TimedStep(prepared, state, batch, views, weights, StepContext(0, device, 1.0), method)
 
 

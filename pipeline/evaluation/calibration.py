@@ -117,7 +117,7 @@ def compute_calibration(labels: Labels, scores: Scores) -> dict[str, Any]:
     }
 
 
-def fits_evaluation(calibration: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
+def is_of_evaluation(calibration: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
     """Returns whether the temperatures of a calibration.json are of the weights and the averaging of views by which the videos
     of an evaluation.json were scored. Files of earlier versions do not tell their weights, and never fit."""
     theirs, own = calibration.get("protocol") or {}, evaluation.get("protocol") or {}

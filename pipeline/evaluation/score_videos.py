@@ -59,7 +59,7 @@ def score_views(
     yield from score_on_ray(source, resources, scorer, rows, moments, _count_block_videos(config, resources))
 
 
-def needs_cluster(config: Config, num_videos: int) -> bool:
+def is_worth_cluster(config: Config, num_videos: int) -> bool:
     """Returns whether scoring ``num_videos`` is worth a Ray cluster: not with ``scale.workers=0``, and not for few views unless
     ``scale.gpu=true`` asks for a GPU that this machine does not have."""
     few = _count_views(config, num_videos) <= FEW_VIEWS and not (config.scale.gpu is True and not torch.cuda.is_available())

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.calibration import fits_evaluation
+from pipeline.evaluation.calibration import is_of_evaluation
 from pipeline.evaluation.protocol import collect_protocol
 from pipeline.export.model_card import write_card
 from pipeline.export.programs import ProgramRequest, WrittenPrograms, write_programs
@@ -82,7 +82,7 @@ def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None) -> E
     }
     calibration = _read_results(run, CALIBRATION)
     exported = {"step": run.step, "protocol": collect_protocol(run.config), "weights_sha256": compute_sha256(run.weights)}
-    if calibration and fits_evaluation(calibration, exported):
+    if calibration and is_of_evaluation(calibration, exported):
         texts[CALIBRATION] = _dump(calibration)
     evaluation = _read_results(run, "evaluation.json")
     programs, measured, files = None, {}, [WEIGHTS, *texts, CARD]

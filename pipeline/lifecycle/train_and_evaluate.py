@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evaluate, evaluate_split
 from pipeline.evaluation.protocol import is_of_finished_run
-from pipeline.evaluation.score_videos import needs_cluster
+from pipeline.evaluation.score_videos import is_worth_cluster
 from pipeline.hardware import choose_device
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
@@ -138,7 +138,7 @@ def plan_resources(config: Config, concurrent: int = 1) -> Resources | None:
 def plan_scoring(config: Config, num_videos: int) -> Resources | None:
     """Plans, as ``plan_resources`` does, what scoring ``num_videos`` takes; None also if they are so few that this process is
     done sooner."""
-    return plan_resources(config) if needs_cluster(config, num_videos) else None
+    return plan_resources(config) if is_worth_cluster(config, num_videos) else None
 
 
 def plan_training(prepared: PreparedRun, concurrent: int = 1) -> Resources | None:

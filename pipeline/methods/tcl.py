@@ -46,7 +46,7 @@ class TCL(Method):
         knobs, contrast, groups = self.section.contrast, {}, {}
         for name in STUDENTS:
             fast = step.weak[name].logits.float().softmax(dim=1)
-            with torch.set_grad_enabled(weights.weak_gradient):
+            with torch.set_grad_enabled(weights.has_weak_gradient):
                 slow = self.students[name](unlabeled.weak[name][:, :, ::2])[0].float().softmax(dim=1)
             contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, knobs.temperature, knobs.negatives)
             groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, knobs.temperature)

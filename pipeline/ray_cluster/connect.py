@@ -15,7 +15,7 @@ from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.hardware import Hardware, check_hardware, read_hardware, uses_gpu
+from pipeline.hardware import Hardware, check_hardware, is_on_gpu, read_hardware
 from pipeline.ray_cluster import address as addresses
 from pipeline.ray_cluster.address import VARIABLE, Refusal
 from pipeline.ray_cluster.output import divert_harmless_lines
@@ -158,7 +158,7 @@ def check_cluster(config: Config, concurrent: int = 1) -> Resources:
     hardware = _ask_hardware(config, resources) if resources.gpu or config.train.compile == "inductor" else None
     if hardware is None:
         return resources
-    if resources.gpu and not uses_gpu(config, hardware):
+    if resources.gpu and not is_on_gpu(config, hardware):
         raise UserError(
             f"Ray gives {resources.gpus_per_worker:g} GPU to each worker, but torch cannot use it: {hardware.problem}. Install "
             "the driver, or a torch for CUDA, on the nodes; scale.gpu=false computes on CPUs"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.hardware import Hardware, check_compiler, read_hardware, uses_gpu
+from pipeline.hardware import Hardware, check_compiler, is_on_gpu, read_hardware
 from pipeline.ray_cluster.resources import Resources
 from pipeline.training.dry_run import estimate_memory
 from pipeline.training.loop import TrainingRun
@@ -28,7 +28,7 @@ def check_training(run: TrainingRun, resources: Resources | None) -> None:
     hardware = read_hardware() if resources is None else resources.hardware
     if hardware is None:
         return
-    gpu = uses_gpu(run.config, hardware) if resources is None else resources.gpu
+    gpu = is_on_gpu(run.config, hardware) if resources is None else resources.gpu
     check_compiler(run.config, hardware, gpu)
     if gpu:
         check_memory(run.config, hardware, lambda config: sum(estimate_memory(config, run.plan, run.num_classes).values()))

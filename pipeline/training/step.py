@@ -58,7 +58,7 @@ def take_step(wrapped: Any, state: TrainState, batch: Batch, config: Config, con
     parts = list(split_batch(batch, [of_workers[context.rank if context.part_rows else 0] for of_workers in part_rows]))
     part_weights = [context.weight * (len(part.rows) / len(batch.rows)) for part in parts]
     part_results: list[Results] = []
-    wanted = {"unlabeled": weights.use_unlabeled, "strong": weights.use_strong}
+    wanted = {"unlabeled": weights.has_unlabeled, "strong": weights.has_strong}
     views = context.make_views(parts, config, config.run.seed, context.device, **wanted)
     for index, part_weight in enumerate(part_weights):
         set_worker_rows(part_rows[index])

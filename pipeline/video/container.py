@@ -82,7 +82,7 @@ def open_container(source: VideoInput) -> Any:
     try:
         container = av.open(source)
     except av.FFmpegError as error:
-        if _begins_like_video(source):
+        if _is_like_video(source):
             reason = f"it begins like a video, but the rest is missing ({summarize_error(error)})"
             raise UnusableVideoError("truncated", reason) from None
         raise UnusableVideoError("not_a_video", "no known video format") from None
@@ -93,7 +93,7 @@ def open_container(source: VideoInput) -> Any:
     return container
 
 
-def _begins_like_video(source: VideoInput) -> bool:
+def _is_like_video(source: VideoInput) -> bool:
     if isinstance(source, str):
         with open(source, "rb") as file:
             head = file.read(16)

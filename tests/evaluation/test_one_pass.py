@@ -21,7 +21,7 @@ from pipeline.config import Config, load_config, parse_config, translate_old_nam
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module
 from pipeline.evaluation.protocol import CROP_POSITIONS, compute_clip_moments, list_views
-from pipeline.evaluation.score_videos import needs_cluster, score_all_views
+from pipeline.evaluation.score_videos import is_worth_cluster, score_all_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.methods import STUDENTS, build_students
 from pipeline.prediction.file_manifest import make_manifest
@@ -262,12 +262,12 @@ def test_batches_become_as_small_as_the_memory_wants(
 
 def test_a_cluster_is_for_many_views_and_for_gpus(tiny: Path) -> None:
     """4 clips x 3 crops of 21 videos are 252 views, of 22 they are 264."""
-    assert not needs_cluster(configured(tiny), 10**6)  # tiny.yaml has scale.workers=0
+    assert not is_worth_cluster(configured(tiny), 10**6)  # tiny.yaml has scale.workers=0
     ray = configured(tiny, "scale.workers=2")
-    assert [needs_cluster(ray, videos) for videos in (1, 21, 22)] == [False, False, True]
+    assert [is_worth_cluster(ray, videos) for videos in (1, 21, 22)] == [False, False, True]
     gpu = configured(tiny, "scale.workers=2", "scale.gpu=true")
-    assert needs_cluster(gpu, 1) == (not torch.cuda.is_available())
-    assert not needs_cluster(configured(tiny, "scale.workers=2", "scale.gpu=false"), 1)
+    assert is_worth_cluster(gpu, 1) == (not torch.cuda.is_available())
+    assert not is_worth_cluster(configured(tiny, "scale.workers=2", "scale.gpu=false"), 1)
 
 
 def test_run_folders_of_before_are_read(tiny: Path) -> None:

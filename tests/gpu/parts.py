@@ -60,7 +60,7 @@ def check_parts(device: torch.device, config: Config, steps: int, warm_up: int) 
     yield at_most("views, share of a step", middle(on_device) / middle(whole), 0.05)
 
     weights = compute_loss_weights(config.method, 0)
-    views = make_views(batch, config, 0, device, weights.use_unlabeled, weights.use_strong)
+    views = make_views(batch, config, 0, device, weights.has_unlabeled, weights.has_strong)
     made = _with_views(setting, lambda *_, **__: iter([views]))
     without_views = time_steps(lambda: made.take_step(batch), device, steps, warm_up)
 

@@ -91,7 +91,7 @@ def test_no_gradient_into_who_gives_the_label(name: str, source: str, labels: di
     leaves = {key: clips.requires_grad_() for key, clips in views.unlabeled.weak.items()}
     other = "alignment" if name != "ltg" else "group_contrast"
     weights = LossWeights(pseudo_label=1.0, mix=1.0, **{other: 1.0})
-    assert weights.weak_gradient
+    assert weights.has_weak_gradient
     method(replace(views, unlabeled=replace(views.unlabeled, weak=leaves)), weights)["loss"].backward()
     assert all(clips.grad is None or not clips.grad.any() for clips in leaves.values())
 

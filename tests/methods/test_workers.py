@@ -55,7 +55,7 @@ def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[st
         names = ("rows", "videos", "labels", "primary", "auxiliary")
         batch = replace(whole, **{part: getattr(whole, part)[share] for part in names})
         weights = compute_loss_weights(config.method, step)
-        results = wrapped(make_views(batch, config, 0, "cpu", unlabeled=weights.use_unlabeled), weights)
+        results = wrapped(make_views(batch, config, 0, "cpu", unlabeled=weights.has_unlabeled), weights)
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         (weight * results["loss"]).backward()

@@ -73,7 +73,7 @@ def one_step(method: nn.Module, optimizers: dict[str, torch.optim.Optimizer], co
     """What ``training.loop`` does, at a constant rate."""
     torch.manual_seed(step)
     weights = compute_loss_weights(config.method, step)
-    results = method(make_views(batch_of(step), config, 0, "cpu", unlabeled=weights.use_unlabeled), weights)
+    results = method(make_views(batch_of(step), config, 0, "cpu", unlabeled=weights.has_unlabeled), weights)
     for optimizer in optimizers.values():
         optimizer.zero_grad()
     results["loss"].backward()

@@ -198,7 +198,7 @@ def measure_views_rate(
     load: Loader, request: StepsRequest, timed: TimedStep, whole_epochs: bool = False, layout: BlockLayout | None = None
 ) -> tuple[float, float]:
     """Measures the loader alone: steps per second, and seconds to the first step's views."""
-    use = timed.weights.use_unlabeled, timed.weights.use_strong
+    use = timed.weights.has_unlabeled, timed.weights.has_strong
 
     def make_missing_views(step_input: StepInput) -> None:
         if step_input.views is None:

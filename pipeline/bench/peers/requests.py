@@ -84,9 +84,9 @@ def list_row_requests(source: VideoSource, config: Config, row: int) -> list[Vid
 def list_unlabeled_kinds(config: Config) -> tuple[str, ...]:
     """Lists the kinds of views that the method's first step makes of unlabeled videos."""
     weights = compute_loss_weights(config.method, 0)
-    if not (config.unlabeled_per_labeled and weights.use_unlabeled):
+    if not (config.unlabeled_per_labeled and weights.has_unlabeled):
         return ()
-    return ("weak", "strong") if weights.use_strong else ("weak",)
+    return ("weak", "strong") if weights.has_strong else ("weak",)
 
 
 def count_views_per_step(source: VideoSource, config: Config) -> int:

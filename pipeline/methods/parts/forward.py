@@ -20,9 +20,9 @@ def pass_views(
     Views that no loss with a weight uses are not passed, and their outputs are empty.
     """
     kinds = [views.labeled]
-    if weights.use_unlabeled and views.unlabeled is not None:
+    if weights.has_unlabeled and views.unlabeled is not None:
         kinds.append(views.unlabeled.weak)
-        if weights.use_strong and views.unlabeled.strong:
+        if weights.has_strong and views.unlabeled.strong:
             kinds.append(views.unlabeled.strong)
     passes = {"separate": _separate, "joint": _joint}[batch_norm]
     of_students = [passes(students[name], [kind[name] for kind in kinds], weights) for name in STUDENTS]
@@ -46,7 +46,7 @@ def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeight
     labeled, *unlabeled = views
     outputs = [Output(*student(labeled))]
     for weak in unlabeled[:1]:
-        with torch.set_grad_enabled(weights.weak_gradient):
+        with torch.set_grad_enabled(weights.has_weak_gradient):
             outputs.append(Output(*student(weak)))
     for strong in unlabeled[1:]:
         with torch.set_grad_enabled(weights.pseudo_label > 0), freeze_statistics(student):

@@ -120,17 +120,17 @@ class LossWeights(Mapping[str, float]):
         return f"LossWeights({', '.join(f'{term}={weight:g}' for term, weight in self.items() if weight)})"
 
     @property
-    def use_unlabeled(self) -> bool:
+    def has_unlabeled(self) -> bool:
         """Whether any loss of unlabeled videos has a weight above 0."""
         return any(weight > 0 for term, weight in self.items() if term != "supervised")
 
     @property
-    def use_strong(self) -> bool:
+    def has_strong(self) -> bool:
         """Whether any loss with a weight above 0 uses strong views."""
         return any(weight > 0 for term, weight in self.items() if issubclass(TERMS[term], StrongViewsTerm))
 
     @property
-    def weak_gradient(self) -> bool:
+    def has_weak_gradient(self) -> bool:
         """Whether any loss with a weight above 0 compares outputs for weak views; pseudo-labels need no gradient there."""
         return any(weight > 0 for term, weight in self.items() if issubclass(TERMS[term], WeakViewsTerm))
 

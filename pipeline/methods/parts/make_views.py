@@ -54,7 +54,7 @@ def make_views(
 ) -> Views:
     """Makes the views of a batch on ``device``: of slot 0 labeled ones, of the other slots weak and strong ones.
 
-    Pass the step's ``LossWeights.use_unlabeled`` and ``use_strong`` as ``unlabeled`` and ``strong``, because views that no
+    Pass the step's ``LossWeights.has_unlabeled`` and ``has_strong`` as ``unlabeled`` and ``strong``, because views that no
     loss uses cost time. The seed of each view is a hash of (seed, run row, slot, "student/kind"), so the students' views are
     independent, and any view of any run can be made again.
     """

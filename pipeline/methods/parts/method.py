@@ -58,7 +58,7 @@ class Method(nn.Module):
     def has_unlabeled_losses(self, views: Views, weights: LossWeights) -> bool:
         """Whether the method has losses of unlabeled videos, one of them has a weight in this step, and the step has their
         views."""
-        return bool(self.TERMS) and weights.use_unlabeled and views.unlabeled is not None
+        return bool(self.TERMS) and weights.has_unlabeled and views.unlabeled is not None
 
     def run_students(self, views: Views, weights: LossWeights) -> tuple[Outputs, Outputs, Outputs]:
         """Returns the students' outputs for labeled, weak and strong views; empty for views that no loss with a weight uses."""

@@ -150,10 +150,10 @@ def _detect_delimiter(lines: Sequence[str]) -> str:
     """
     rows = [line.strip() for line in lines[1:] or lines]
 
-    def ends_in_number(line: str, delimiter: str) -> bool:
+    def has_number_at_end(line: str, delimiter: str) -> bool:
         return delimiter in line and NUMBER.fullmatch(line.rpartition(delimiter)[2].strip()) is not None
 
-    ending = {d: sum(ends_in_number(line, d) for line in rows) for d in DELIMITERS.values()}
+    ending = {d: sum(has_number_at_end(line, d) for line in rows) for d in DELIMITERS.values()}
     present = {d: sum(d in line for line in rows) for d in DELIMITERS.values()}
     most = len(rows) // 2 + 1
     for counts, least in ((ending, len(rows)), (ending, most), (present, len(rows)), (present, most)):

@@ -112,14 +112,14 @@ def _normalize_class_names(listing: Listing) -> Listing:
     twins = [" and ".join(names) for names in alike.values() if len(names) > 1]
     notes = [f"classes whose names differ in spelling only: {', '.join(twins)}; rename them if they are one"] if twins else []
     ids = listing.ids or listing.uris
-    changed = [uri for video_id, uri in zip(ids, listing.uris, strict=True) if _differs_in_unicode_form(video_id, uri)]
+    changed = [uri for video_id, uri in zip(ids, listing.uris, strict=True) if _has_other_unicode_form(video_id, uri)]
     if changed:
         first = f"the first: {changed[0]}"
         notes.append(f"{len(changed)} files are listed in another Unicode form than their names have here, {first}")
     return replace(listing, notes=(*listing.notes, *notes))
 
 
-def _differs_in_unicode_form(video_id: str, uri: str) -> bool:
+def _has_other_unicode_form(video_id: str, uri: str) -> bool:
     """Whether a listed id (also of a part of a file or of a frame folder) and the uri of its file only look the same."""
     if video_id.isascii() or video_id in uri or uri in video_id:
         return False

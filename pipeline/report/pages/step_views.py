@@ -59,7 +59,7 @@ def make_step_views(config: Config, source: VideoSource, step: int) -> Iterator[
     weights = compute_loss_weights(config.method, step)
     for row in compute_worker_rows([step], config.data.labeled_per_step, 0, 1)[0]:
         columns = source.decode_rows(np.array([row]))
-        wanted = weights.use_unlabeled, weights.use_strong
+        wanted = weights.has_unlabeled, weights.has_strong
         yield columns, make_views(to_batch(columns), config, config.run.seed, "cpu", *wanted)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.analysis.run_reader import Predictions, RunRecord
-from pipeline.evaluation.calibration import apply_temperature, compute_calibration, fits_evaluation
+from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluation_summary import compute_figures
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.reliability_plots import draw_reliability
@@ -109,7 +109,7 @@ def _read_figures(run: RunRecord, predictions: Predictions, predictor: str) -> d
 
 def _read_temperatures(run: RunRecord) -> dict[str, float]:
     """Returns the temperature of each student that has one, if calibration.json is of the evaluated weights and protocol."""
-    if not fits_evaluation(run.calibration, run.evaluation) or run.split != "test":
+    if not is_of_evaluation(run.calibration, run.evaluation) or run.split != "test":
         return {}
     known = {predictor: (run.calibration.get(predictor) or {}).get("temperature") for predictor in PREDICTORS}
     return {predictor: float(value) for predictor, value in known.items() if isinstance(value, int | float) and value > 0}
@@ -125,7 +125,7 @@ def _explain_temperatures(run: RunRecord, temperatures: dict[str, float]) -> str
         return "No temperatures yet: python -m jobs.evaluate RUN_FOLDER --calibrate finds them on held-out videos."
     if run.split != "test":
         return "Temperatures are not applied here: these are the videos that they were found on."
-    if not fits_evaluation(run.calibration, run.evaluation):
+    if not is_of_evaluation(run.calibration, run.evaluation):
         remedy = "evaluate and calibrate again"
         return f"Temperatures in calibration.json are of another checkpoint or protocol, and are not applied: {remedy}."
     return "No temperature makes the held-out videos most likely; docs/evaluation.md says when that is so."

@@ -29,7 +29,7 @@ def choose_profiled_steps(section: MethodSection, step: int, end: int) -> range 
     starts = range(step + SKIPPED, end - PROFILED + 1)
     if not starts:
         return None
-    start = next((start for start in starts if compute_loss_weights(section, start).use_unlabeled), starts[0])
+    start = next((start for start in starts if compute_loss_weights(section, start).has_unlabeled), starts[0])
     return range(start, start + PROFILED)
 
 

@@ -44,7 +44,7 @@ def test_the_supervised_term_has_them_too_and_does_not_wait() -> None:
     })  # fmt: skip
     assert [compute_loss_weights(section, step).supervised for step in range(6)] == pytest.approx([0, 0, 1, 2, 3, 3])
     assert {compute_loss_weights(MethodSection(supervised_steps=5), step).supervised for step in range(6)} == {1.0}
-    assert not compute_loss_weights(MethodSection(name="supervised"), 0).use_unlabeled
+    assert not compute_loss_weights(MethodSection(name="supervised"), 0).has_unlabeled
 
 
 def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
@@ -67,15 +67,15 @@ def test_each_term_has_a_start_and_a_ramp_of_its_own() -> None:
 ])  # fmt: skip
 def test_the_first_unlabeled_step_is_the_first_whose_weights_use_them(name: str, section: dict[str, Any]) -> None:
     config = parse_config({"train": {"steps": 8}, "method": {"name": name, **section}})
-    used = [compute_loss_weights(config.method, step).use_unlabeled for step in range(8)]
+    used = [compute_loss_weights(config.method, step).has_unlabeled for step in range(8)]
     assert find_first_unlabeled_step(config) == ([*used, True].index(True))
 
 
 def test_unlabeled_videos_do_not_count_at_weight_zero_and_when_supervised() -> None:
-    assert not compute_loss_weights(MethodSection(name="supervised"), 100).use_unlabeled
+    assert not compute_loss_weights(MethodSection(name="supervised"), 100).has_unlabeled
     none = MethodSection.model_validate({"pseudo_label": {"weight": 0}, "contrast": {"weight": 0}})
-    assert not compute_loss_weights(none, 100).use_unlabeled
-    assert compute_loss_weights(MethodSection.model_validate({"pseudo_label": {"weight": 0}}), 100).use_unlabeled
+    assert not compute_loss_weights(none, 100).has_unlabeled
+    assert compute_loss_weights(MethodSection.model_validate({"pseudo_label": {"weight": 0}}), 100).has_unlabeled
 
 
 def test_views_have_each_students_shape() -> None:
