@@ -33,6 +33,14 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def programs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with programs of all kinds; tests must not change it."""
+    out = tmp_path_factory.mktemp("programs") / "model"
+    assert run(export.main, [str(trained), str(out), "--torch-export", "--onnx-int8"]) == DONE
+    return out
+
+
 @pytest.fixture
 def model(exported: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""

@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.config import Config
 from pipeline.evaluation.protocol import describe_protocol
+from pipeline.export.int8_figures import describe_int8
 from pipeline.lifecycle.saved_run import SavedRun
 
 STUDENTS = {"primary": "primary", "auxiliary": "auxiliary", "mean": "mean of both"}
@@ -181,4 +182,8 @@ def describe_programs(programs: Mapping[str, Any]) -> str:
         "primary's and the auxiliary's frames. `.onnx` files hold no code; `.pt2` files can, and torch.export.load executes it."
     )
     head = f"| file | largest difference of a probability from the networks, on {programs['compared_on_clips']} clips |"
-    return "\n".join([what, "", head, "| --- | ---: |", *rows])
+    parts = ["\n".join([what, "", head, "| --- | ---: |", *rows])]
+    if "int8" in programs:
+        quantized = "`_int8` files compute with 8-bit integers. Against the float files, on the same clips:"
+        parts.append("\n".join([quantized, "", *(f"- {line}" for line in describe_int8(programs["int8"]))]))
+    return "\n\n".join(parts)

@@ -94,7 +94,7 @@ def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None) -> E
             programs = write_programs(request, run.config, len(run.classes), scratch / WEIGHTS, scratch)
             measured = programs.to_json()
             (scratch / PROGRAMS).write_text(_dump(measured), encoding="utf-8")
-            files += [PROGRAMS, *programs.differences]
+            files += [PROGRAMS, *programs.files]
         card = write_card(out.name, run, training, evaluation, CALIBRATION in texts, measured)
         (scratch / CARD).write_text(card, encoding="utf-8")
         write_checksums(scratch, files)

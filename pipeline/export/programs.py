@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.export.check_clips import decode_middle_clips
+from pipeline.export.int8_figures import measure_int8
+from pipeline.export.int8_programs import write_int8_programs
+from pipeline.export.int8_videos import Int8Videos
 from pipeline.export.network_programs import (
     PROGRAMS,
     Clips,
@@ -35,6 +39,8 @@ class ProgramRequest:
     """Whether to write ONNX files."""
     clips: Clips
     """Real clips on which each program is compared with the networks."""
+    int8: Int8Videos | None = None
+    """The videos by which int8 ONNX files are made and measured; None: there are to be none."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,23 @@ class WrittenPrograms:
     """By file name: the largest difference of a probability between the program and the networks."""
     clips: int
     """On how many clips that was measured."""
+    int8: Mapping[str, Any] | None
+    """What ``measure_int8`` found, if there are int8 programs."""
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the programs' files."""
+        return [*self.differences, *(self.int8["programs"] if self.int8 else ())]
 
     def to_json(self) -> dict[str, Any]:
         """Makes the content of programs.json."""
-        return {"compared_on_clips": self.clips, "largest_difference": dict(self.differences)}
+        content = {"compared_on_clips": self.clips, "largest_difference": dict(self.differences)}
+        return content | ({"int8": dict(self.int8)} if self.int8 else {})
 
 
 def write_programs(request: ProgramRequest, config: Config, num_classes: int, weights: Path, folder: Path) -> WrittenPrograms:
     """Writes the requested programs of a model folder's weights into ``folder``. Raises UserError if one of them computes
-    something else than the networks, and if there can be none."""
+    something else than the networks, if int8 programs are useless, and if there can be none."""
     networks = build_networks(config, num_classes, weights)
     expected = compute_probabilities(networks, config, request.clips)
     traced = trace_networks(networks, config, PROGRAMS if request.torch else STUDENTS)
@@ -67,6 +81,11 @@ def write_programs(request: ProgramRequest, config: Config, num_classes: int, we
 
     if request.torch:
         compare(save_torch_programs(traced, folder), load_torch_program, "--torch-export")
+    int8 = None
     if request.onnx:
-        compare(write_onnx_programs(traced, folder), load_onnx_program, "--onnx")
-    return WrittenPrograms(differences, len(request.clips["primary"]))
+        paths = write_onnx_programs(traced, folder)
+        compare(paths, load_onnx_program, "--onnx")
+        if request.int8:
+            batches = [clips for _, clips in decode_middle_clips(request.int8.calibration, request.int8.calibration_rows)]
+            int8 = measure_int8(paths, write_int8_programs(paths, batches, folder), request.int8)
+    return WrittenPrograms(differences, len(request.clips["primary"]), int8)

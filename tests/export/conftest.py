@@ -1,5 +1,5 @@
-"""The run and the model folder of all tests in this folder."""
+"""The run and the model folders of all tests in this folder."""
 
-from tests.model_folders import exported, model, trained
+from tests.model_folders import exported, model, programs, trained
 
-__all__ = ["exported", "model", "trained"]
+__all__ = ["exported", "model", "programs", "trained"]

@@ -22,6 +22,7 @@ from pipeline.config import parse_config
 from pipeline.evaluation.score_videos import score_all_views
 from pipeline.export.check_clips import decode_test_clips
 from pipeline.export.network_programs import (
+    PROGRAMS,
     build_networks,
     compute_probabilities,
     measure_difference,
@@ -37,21 +38,17 @@ from pipeline.model_folder.read_folder import CHECKSUMS
 from tests.model_folders import read, video_of
 
 
-@pytest.fixture(scope="module")
-def programs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with programs of both kinds; tests must not change it."""
-    out = tmp_path_factory.mktemp("programs") / "model"
-    assert run(export.main, [str(trained), str(out), "--torch-export", "--onnx"]) == DONE
-    return out
-
-
 def test_a_folder_with_programs_is_whole_and_used_as_before(programs: Path, tiny: Path) -> None:
-    names = [f"{name}{end}" for end in ("_program.pt2", ".onnx") for name in ("primary", "auxiliary", "mean")]
+    names = [f"{name}{end}" for end in ("_program.pt2", ".onnx") for name in PROGRAMS]
+    int8 = [f"{name}_int8.onnx" for name in PROGRAMS]
     done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=programs, capture_output=True, text=True, check=True)
-    assert all(f"{name}: OK" in done.stdout for name in (*names, "programs.json"))
+    assert all(f"{name}: OK" in done.stdout for name in (*names, *int8, "programs.json"))
     measured = read(programs, "programs.json")
     assert measured["compared_on_clips"] == 8 and list(measured["largest_difference"]) == names
     assert all(0 <= value < 1e-5 for value in measured["largest_difference"].values())
+    assert list(measured["int8"]["programs"]) == int8
+    card = (programs / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in card for name in names) and all(f"- {name}: top-1 " in card for name in int8)
     assert run(predict.main, [str(programs), video_of(tiny)]) == DONE
 
 
