@@ -48,6 +48,9 @@ class ClipSection(Section):
         return self
 
 
+WeightsPixels = Literal["slowfast", "slowfast_bgr", "imagenet", "half", "torchvision"]
+
+
 class SlowResNetSection(Section):
     """Slow pathway ResNet: no temporal stride, temporal kernels only in res4 and res5."""
 
@@ -65,8 +68,14 @@ class SlowResNetSection(Section):
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
     ``timm:resnet50.a1_in1k``, downloaded, inflated in time), a model folder of ``jobs.export``, or a file (.safetensors, .pt,
-    .pth, .pyth) with the keys of timm, SlowFast, PyTorchVideo, or this project. A ``timm:`` network is made to take the views'
-    pixels (0.45, 0.225 for all colors, as SlowFast); a file must have been trained on such. None, random, is the paper's."""
+    .pth, .pyth, .pkl) with the keys of timm, SlowFast (also Caffe2's), PyTorchVideo, mmaction2, or this project. None, random,
+    is the paper's."""
+    weights_pixels: WeightsPixels | None = Field(None, json_schema_extra=LATER)
+    """By which mean and deviation the pixels were normalized on which a file of ``weights`` was trained: ``slowfast`` (0.45 and
+    0.225 for all colors, as the views here), ``slowfast_bgr`` (the same with blue first), ``imagenet`` (0.485, 0.456, 0.406 and
+    0.229, 0.224, 0.225), ``half`` (0.5 and 0.5), ``torchvision`` (its video networks'). The first kernel is then made to take
+    the views' pixels. None: ``imagenet`` for keys of mmaction2, ``slowfast`` for others. Of ``timm:`` and ``torchvision:``
+    names and of model folders it is known."""
 
 
 class TimeSformerSection(Section):
@@ -96,9 +105,11 @@ class TimeSformerSection(Section):
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
     ``timm:deit_small_patch16_224.fb_in1k``, downloaded), a model folder of ``jobs.export``, or a file (.safetensors, .pt, .pth,
-    .pyth) with the keys of timm, the TimeSformer authors, or this project. A ``timm:`` network is made to take the views'
-    pixels (0.45, 0.225 for all colors, as the authors'); a file must have been trained on such. Embeddings are interpolated to
-    the clip. None: random, the paper's."""
+    .pyth, .pkl) with the keys of timm, the TimeSformer authors, or this project. Embeddings are interpolated to the clip. None:
+    random, the paper's."""
+    weights_pixels: WeightsPixels | None = Field(None, json_schema_extra=LATER)
+    """By which mean and deviation the pixels were normalized on which a file of ``weights`` was trained, as for a slow_resnet.
+    None: ``slowfast``, which is the TimeSformer authors', too; timm's ViTs have ``imagenet`` or ``half``."""
 
 
 class VideoResNetSection(Section):
@@ -110,9 +121,11 @@ class VideoResNetSection(Section):
     """Dropout before the classifier. Choice."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
-    ``torchvision:KINETICS400_V1``, downloaded), a model folder, or a file with torchvision's or this project's keys. What is
-    downloaded is made to take the views' pixels (0.45, 0.225 for all colors); a file must have been trained on such. None:
+    ``torchvision:KINETICS400_V1``, downloaded), a model folder, or a file with torchvision's or this project's keys. None:
     random."""
+    weights_pixels: WeightsPixels | None = Field(None, json_schema_extra=LATER)
+    """By which mean and deviation the pixels were normalized on which a file of ``weights`` was trained, as for a slow_resnet:
+    ``torchvision`` for torchvision's files. None: ``slowfast``."""
 
 
 class PlainConv3dSection(Section):

@@ -109,6 +109,7 @@ def select_knobs(config: Config) -> dict[str, Any]:
         knobs["evaluation"].pop(name, None)
     for student in ("primary", "auxiliary"):
         knobs[student]["network"]["weights"] = None
+        knobs[student]["network"].pop("weights_pixels", None)
     return knobs
 
 

@@ -58,21 +58,28 @@ def build_students(config: Config, num_classes: int) -> nn.ModuleDict:
     return nn.ModuleDict({name: build_student(part.network, part.clip, num_classes) for name, part in sections.items()})
 
 
-def build_method(config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0) -> Method:
+def build_method(
+    config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0, notes: list[str] | None = None
+) -> Method:
     """Builds the method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
 
     ``num_videos`` (manifest rows up to the last that is trained) and ``num_unlabeled`` determine the size of what label
     policies store. The method is the module that DDP wraps and a checkpoint stores: students, their projection heads if any,
-    label statistics and EMA teachers. Raises UserError for an unknown name, weights that cannot be loaded, and features that
-    cannot be compared.
+    label statistics and EMA teachers. To ``notes`` is added what the user should know of the weights. Raises UserError for an
+    unknown name, weights that cannot be loaded, and features that cannot be compared.
     """
     kind = _find_method(config.method.name)
     seen = [getattr(config, name).clip.modality for name in STUDENTS]
     check_modalities([*seen, *(config.method.modalities if kind is MvPL else ())])
     students = build_students(config, num_classes)
     for name in STUDENTS:
-        if where := getattr(config, name).network.weights:
-            load_weights(cast(Student, students[name]), where, f"{name}.network.weights")
+        network = getattr(config, name).network
+        if network.weights:
+            field, pixels = f"{name}.network.weights", getattr(network, "weights_pixels", None)
+            loaded = load_weights(cast(Student, students[name]), network.weights, field, pixels)
+            if notes is not None and not loaded.head:
+                theirs = "no classifier" if loaded.their_classes is None else f"a classifier of {loaded.their_classes} classes"
+                notes.append(f"{field} has {theirs}, the data {num_classes} classes: the classifier starts at random")
     return kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
 
 

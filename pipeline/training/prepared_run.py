@@ -89,8 +89,9 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
     check_evaluation_videos(source, config)
     check_views(config.views)
     check_tracking(config.tracking)
+    notes: list[str] = []
     with torch.random.fork_rng():
-        students: Any = build_method(config, len(classes), *source.plan.sizes).students
+        students: Any = build_method(config, len(classes), *source.plan.sizes, notes).students
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
     prepared = PreparedRun(run, source, facts)
     try:
@@ -101,7 +102,8 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
             return prepared
     except OSError as error:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
-    return replace(prepared, notes=tuple(note_missing_files(source, config, required=not dry_run)))
+    notes = notes if prepared.step == 0 else []  # later the weights are those of the checkpoint
+    return replace(prepared, notes=(*notes, *note_missing_files(source, config, required=not dry_run)))
 
 
 def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
