@@ -26,7 +26,7 @@ WRAPPERS = ("model_state", "state_dict", "model", "blobs")
 TORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 """The first bytes of what torch.save writes: a zip archive, and before torch 1.6 a pickled number."""
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
-"""NumPy's function that makes the empty array of which a pickle then sets the content; versions keep it in different modules."""
+"""NumPy's function that makes the empty array whose content a pickle then sets; versions keep it in different modules."""
 RESAVE = (
     "if you trust the file, write its tensors alone, by the program that made it: "
     "torch.save({'state_dict': network.state_dict()}, 'weights.pth')"
