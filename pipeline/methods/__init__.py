@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from pipeline.clips.modalities import check_modalities
-from pipeline.config import Config, MethodSection
+from pipeline.config import Config, MethodSection, PlainConv3dSection
 from pipeline.errors import UserError, suggest
 from pipeline.methods.actnetformer import ActNetFormer
 from pipeline.methods.cmpl import CMPL
@@ -75,7 +75,8 @@ def build_method(
     for name in STUDENTS:
         network = getattr(config, name).network
         if network.weights:
-            field, pixels = f"{name}.network.weights", getattr(network, "weights_pixels", None)
+            field = f"{name}.network.weights"
+            pixels = None if isinstance(network, PlainConv3dSection) else network.weights_pixels
             loaded = load_weights(cast(Student, students[name]), network.weights, field, pixels)
             if notes is not None and not loaded.head:
                 theirs = "no classifier" if loaded.their_classes is None else f"a classifier of {loaded.their_classes} classes"
