@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     exported = export_model(saved, options.out, _choose_programs(saved, options))
     if exported.replaced_step is not None:
         print(f"note: replaced the export of step {exported.replaced_step}")
+    for note in exported.notes:
+        print(f"note: {note}")
     if programs := exported.programs:
         for name, difference in programs.differences.items():
             print(f"{name}: largest difference of a probability {difference:.1e}, on {programs.clips} real clips")

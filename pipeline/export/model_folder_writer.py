@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +18,9 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.calibration import is_of_evaluation
 from pipeline.evaluation.protocol import collect_protocol
+from pipeline.export.folder_replacement import lock_place, replace_folder
 from pipeline.export.model_card import write_card
 from pipeline.export.programs import ProgramRequest, WrittenPrograms, write_programs
-from pipeline.files.folder_lock import lock_file
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.model_folder.read_folder import (
     CALIBRATION,
@@ -38,6 +35,7 @@ from pipeline.model_folder.read_folder import (
     PROGRAMS,
     TRAINING,
     WEIGHTS,
+    ModelFolder,
     compute_sha256,
     describe_preprocessing,
     is_model_folder,
@@ -45,7 +43,6 @@ from pipeline.model_folder.read_folder import (
     read_model_folder,
 )
 from pipeline.run_folder.contents import read_run
-from pipeline.training.checkpoints.checkpoint import sync_to_disk
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,8 @@ class ExportedModel:
     """The step of the earlier export that was replaced, if there was one."""
     programs: WrittenPrograms | None
     """The exported programs, if any were requested."""
+    notes: tuple[str, ...]
+    """What of the run, or of the earlier export, is not in the folder, and how it gets there."""
 
 
 def export_model(run: SavedRun, out: Path, request: ProgramRequest | None = None) -> ExportedModel:
@@ -67,7 +66,7 @@ def export_model(run: SavedRun, out: Path, request: ProgramRequest | None = None
     Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else,
     and if another process writes ``out``.
     """
-    with locking(out) as resolved:
+    with lock_place(out) as resolved:
         return _export_model(run, resolved, request)
 
 
@@ -80,13 +79,12 @@ def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None) -> E
         PREPROCESSING: _dump(describe_preprocessing(run.config)),
         TRAINING: _dump(training),
     }
-    calibration = _read_results(run, CALIBRATION)
-    exported = {"step": run.step, "protocol": collect_protocol(run.config), "weights_sha256": compute_sha256(run.weights)}
-    if calibration and is_of_evaluation(calibration, exported):
+    calibration, notes = choose_calibration(run, earlier)
+    if calibration:
         texts[CALIBRATION] = _dump(calibration)
     evaluation = _read_results(run, "evaluation.json")
     programs, measured, files = None, {}, [WEIGHTS, *texts, CARD]
-    with replacing(out) as scratch:
+    with replace_folder(out) as scratch:
         save_file(select_weights(run), scratch / WEIGHTS, metadata={"format": "pt"})
         for name, text in texts.items():
             (scratch / name).write_text(text, encoding="utf-8")
@@ -99,7 +97,35 @@ def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None) -> E
         (scratch / CARD).write_text(card, encoding="utf-8")
         write_checksums(scratch, files)
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    return ExportedModel(out, sizes, earlier, programs)
+    return ExportedModel(
+        folder=out,
+        files=sizes,
+        replaced_step=int(earlier.model.training["step"]) if earlier else None,
+        programs=programs,
+        notes=(*notes, *(_list_lost_programs(earlier, files) if earlier else ())),
+    )
+
+
+def choose_calibration(run: SavedRun, earlier: EarlierExport | None) -> tuple[Mapping[str, Any], list[str]]:
+    """Returns the temperatures of these weights and this protocol, by the run's calibration.json or else that of the earlier
+    export; nothing if neither is of them. Also returns notes on those that are left out."""
+    exported = {"step": run.step, "protocol": collect_protocol(run.config), "weights_sha256": compute_sha256(run.weights)}
+    own = _read_results(run, CALIBRATION)
+    if own and is_of_evaluation(own, exported):
+        return own, []
+    if earlier and earlier.model.calibration and is_of_evaluation(earlier.model.calibration, exported):
+        return earlier.model.calibration, []
+    owners = ["the run"] if (run.folder / CALIBRATION).exists() else []
+    owners += ["the replaced export"] if earlier and earlier.model.calibration else []
+    why = f"it is not of step {run.step} and this protocol; jobs.evaluate {run.folder.name} --calibrate, then export again"
+    return {}, [f"{CALIBRATION} of {owner} is left out: {why}" for owner in owners]
+
+
+def _list_lost_programs(earlier: EarlierExport, files: Sequence[str]) -> list[str]:
+    """Notes the programs of the earlier export that were not requested again."""
+    lost = [name for name in earlier.files if name.endswith((".onnx", ".pt2")) and name not in files]
+    options = "--torch-export, --onnx or --onnx-int8 writes them again"
+    return [f"{', '.join(lost)} of the replaced export are gone, which were of its weights: {options}"] if lost else []
 
 
 def select_knobs(config: Config) -> dict[str, Any]:
@@ -176,8 +202,17 @@ def _dump(content: Any) -> str:
 # ------------------------------------------------------------------------------------------------------ the folder
 
 
-def check_target(out: Path, training: Mapping[str, Any]) -> int | None:
-    """Returns the step of the older export that lies at ``out``, or None. Raises UserError if something else lies there."""
+@dataclass(frozen=True)
+class EarlierExport:
+    """An older export of the same run, which is to be replaced."""
+
+    model: ModelFolder
+    files: tuple[str, ...]
+    """The names of its files."""
+
+
+def check_target(out: Path, training: Mapping[str, Any]) -> EarlierExport | None:
+    """Returns the older export that lies at ``out``, or None. Raises UserError if something else lies there."""
     if not os.path.lexists(out):
         return None
     if not out.is_dir():
@@ -187,7 +222,8 @@ def check_target(out: Path, training: Mapping[str, Any]) -> int | None:
     other = "choose another OUT, or move it away"
     if not is_model_folder(out):
         raise UserError(f"{out} exists and is no model folder: {other}")
-    earlier = read_model_folder(out).training
+    model = read_model_folder(out)
+    earlier = model.training
     differing = [
         f"{name}: {earlier['fingerprints'].get(name)} there, {value} of this run"
         for name, value in training["fingerprints"].items()
@@ -204,53 +240,7 @@ def check_target(out: Path, training: Mapping[str, Any]) -> int | None:
     if kept:
         what = f"{out} is an older export of this run, but holds files that were added or edited since"
         raise UserError(f"{what}; move them away, or choose another OUT:", kept)
-    return step
-
-
-@contextmanager
-def locking(out: Path) -> Iterator[Path]:
-    """Makes this process the only one that writes ``out``, and yields its path without symbolic links. Raises UserError."""
-    try:
-        out = out.expanduser().resolve()
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
-        raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}; choose another OUT") from None
-    remedy = "wait until it has ended, stop it, or choose another OUT"
-    with lock_file(out.with_name(f".{out.name}.lock"), str(out), remedy=remedy, elsewhere="choose another OUT"):
-        yield out
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of ``out`` when the block ends, and is deleted if the block raises.
-
-    What killed commands left beside ``out`` is deleted at the end, since it may be the only copy of an older export.
-    """
-    try:
-        scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-        scratch.mkdir()
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; choose another OUT") from None
-    try:
-        yield scratch
-        for path in (*scratch.iterdir(), scratch):
-            sync_to_disk(path)
-        if os.path.lexists(out):
-            old = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-            os.replace(out, old)
-            try:
-                os.replace(scratch, out)
-            except BaseException:
-                os.replace(old, out)
-                raise
-        else:
-            os.replace(scratch, out)
-        for leftover in out.parent.glob(f".{glob.escape(out.name)}.{'?' * 32}"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; choose another OUT") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return EarlierExport(model, tuple(checksums))
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import yaml
 from jobs import export
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.export import model_folder_writer
+from pipeline.model_folder.read_folder import compute_sha256
 from tests.model_folders import read, rewrite
 
 
@@ -62,6 +63,41 @@ def test_an_export_that_is_interrupted_leaves_what_was_there(
         assert run(export.main, [str(trained), str(out)]) == 130
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     assert [path.name for path in model.parent.iterdir()] == ["drift"]
+
+
+def test_temperatures_of_the_same_weights_are_kept_and_others_are_said_to_be_left_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, out = tmp_path / "tiny", tmp_path / "model"
+    shutil.copytree(trained, one)
+    (newest,) = one.glob("checkpoint_*")
+    weights = newest / "model.safetensors"
+    calibration = {
+        "step": 2, "protocol": read(one, "evaluation.json")["protocol"], "weights_sha256": compute_sha256(weights), "videos": 9,
+    }  # fmt: skip
+    (one / "calibration.json").write_text(json.dumps(calibration))
+    assert run(export.main, [str(one), str(out)]) == DONE
+    assert "calibration.json of" not in capsys.readouterr().out
+    (one / "calibration.json").unlink()
+    assert run(export.main, [str(one), str(out)]) == DONE
+    assert "calibration.json of" not in capsys.readouterr().out and read(out, "calibration.json") == calibration
+    assert run(export.main, [str(one), str(out), "evaluation.clips=3"]) == DONE
+    said = capsys.readouterr().out
+    assert "note: calibration.json of the replaced export is left out: it is not of step 2 and this protocol" in said
+    assert not (out / "calibration.json").exists()
+    (one / "calibration.json").write_text(json.dumps({**calibration, "step": 1}))
+    assert run(export.main, [str(one), str(out)]) == DONE
+    assert "note: calibration.json of the run is left out" in capsys.readouterr().out
+    assert not (out / "calibration.json").exists()
+
+
+def test_programs_that_are_not_written_again_are_said_to_be_gone(
+    trained: Path, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(programs, tmp_path / "model"))
+    assert run(export.main, [str(trained), str(out)]) == DONE
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "of the replaced export are gone" in line]
+    assert "primary.onnx" in note and "mean_int8.onnx" in note and "--onnx-int8" in note and not list(out.glob("*.onnx"))
 
 
 def test_class_names_and_run_names_are_text_to_the_card(trained: Path, tmp_path: Path) -> None:
