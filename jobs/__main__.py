@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "run or model -> predictions and accuracy on the test split",
     "export": "run -> model folder, which is all that a model's users need",
     "predict": "run or model, and videos -> their classes",
+    "serve": "run or model -> web service and page that classify uploaded videos",
     "report": "runs, ablations, searches -> tables and one self-contained HTML page",
     "compare": "two runs, or both students of one -> which is right where, and which classes favor which",
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",

@@ -1,7 +1,7 @@
 """The program that runs in an ``isolation.ChildProcess``: it calls one function again and again, as its parent asks.
 
-It is started as ``python -m pipeline.processes.child IN OUT SHARED MODULE:FUNCTION SECONDS`` with the file descriptors of two
-pipes and of shared memory.
+It is started as ``python -m pipeline.processes.child IN OUT SHARED MODULE:FUNCTION SECONDS BYTES`` with the file descriptors
+of two pipes and of shared memory, the time limit of a call, and the limit of address space (0: none).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import mmap
 import os
 import pickle
+import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -23,13 +24,15 @@ GRACE_SECONDS = 30.0
 """Time after the time limit of a call until the process ends by itself; before that its parent stops it, if it still runs."""
 
 
-def main(incoming: str, outgoing: str, shared: str, name: str, seconds: str) -> None:
+def main(incoming: str, outgoing: str, shared: str, name: str, seconds: str, address_space: str) -> None:
     """Runs the function for each message with arguments, and sends back its result, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     requests, responses = Connection(int(incoming), writable=False), Connection(int(outgoing), readable=False)
     module, _, function = name.partition(":")
     call = getattr(importlib.import_module(module), function)
     memory = _SharedMemory(int(shared))
+    if int(address_space):
+        _limit_address_space(int(address_space))
     with contextlib.suppress(EOFError, BrokenPipeError), open(os.devnull, "w", encoding="ascii") as devnull:
         responses.send("ready")
         while True:
@@ -44,6 +47,13 @@ def main(incoming: str, outgoing: str, shared: str, name: str, seconds: str) -> 
             buffers: list[pickle.PickleBuffer] = []
             content = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
             responses.send((content, memory.write(buffers)))
+
+
+def _limit_address_space(more: int) -> None:
+    """Limits this process to ``more`` bytes beyond what its libraries have mapped."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", "rb") as file:  # where the system does not tell
+        limit = int(file.read().split()[0]) * mmap.PAGESIZE + more
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 class _SharedMemory:

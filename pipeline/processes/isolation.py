@@ -38,6 +38,9 @@ class ProcessLimits:
     memory_bytes: int = 4 * 2**30
     """Memory of the process without what it shares. If it has more after an item, another process takes its place; if it has
     twice as much during an item, it is stopped."""
+    address_space_bytes: int = 0
+    """Address space that the process may use beyond what it has when it starts, which the system enforces at once: what asks
+    for more gets an error; 0: as much as it likes."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ class ChildProcess:
         self._shared = mmap.mmap(self._file, mmap.PAGESIZE)
         name = f"{self.function.__module__}:{self.function.__qualname__}"
         descriptors = (to_child[0], from_child[1], self._file)
+        words = [*map(str, descriptors), name, str(self.limits.seconds), str(self.limits.address_space_bytes)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.processes.child", *map(str, descriptors), name, str(self.limits.seconds)],
+            [sys.executable, "-m", "pipeline.processes.child", *words],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},

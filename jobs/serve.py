@@ -1,0 +1,111 @@
+"""``python -m jobs.serve FOLDER``: a model folder, or a run's newest checkpoint, as a web service with a page to try it.
+
+POST a video to /predict and get the most probable classes as JSON; / is the page, /docs describes the interface, /readyz and
+/metrics tell how it is. Everything is one process; with --replicas, that many copies of the model run on Ray instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command import DONE, parse_positive, run
+from pipeline.errors import UserError
+from pipeline.lifecycle.saved_model import check_folder, open_model
+from pipeline.prediction.timeline import parse_seconds
+from pipeline.serving.limits import MEBIBYTE, Limits
+
+ALLOWED = ("evaluation.", "scale.gpu=", "scale.torch_threads=")
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM, which are a normal end."""
+    options = build_parser().parse_intermixed_args(argv)
+    if options.replicas < 0:
+        raise UserError(f"--replicas {options.replicas} must be 0, this process, or the number of copies on Ray")
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install -e .[serve]")
+    from pipeline.serving.access import Access, read_token, require_token
+    from pipeline.serving.answerer import open_answerer
+    from pipeline.serving.app import build_app
+    from pipeline.serving.http_server import describe_address, open_socket, run_server
+    from pipeline.serving.server_metrics import Metrics
+    from pipeline.serving.service import Service
+    from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
+
+    limits, metrics = read_limits(options), Metrics()
+    rules = UriRules(tuple(map(parse_prefix, options.allow_uri)), options.allow_private_uri)
+    token = read_token(options.token_file)
+    require_token(options.host, token)
+    check_folder(options.folder.expanduser().resolve())
+    with open_socket(options.host, options.port) as bound, make_scratch(options.scratch) as scratch:
+        saved = open_model(options.folder, options.overrides, ALLOWED)
+        with open_answerer(saved, options.replicas, limits, metrics) as answerer:
+            app = build_app(Service(answerer, limits, Path(scratch), rules, metrics), Access(token))
+            address = describe_address(bound)
+            print(f"{saved.folder.name}, {len(saved.classes)} classes: {address} (interface: {address}/docs)", flush=True)
+            run_server(app, bound)
+    print("stopped; every request that had arrived was answered", flush=True)
+    return DONE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="a model folder or a run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.gpu, scale.torch_threads")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE",
+                        help="holds the token of clients (default: the environment variable ACTNETFORMER_TOKEN)")  # fmt: skip
+    parser.add_argument("--replicas", type=int, default=0, metavar="N", help="copies of the model on Ray (0: this process)")
+    parser.add_argument("--allow-uri", action="append", default=[], metavar="PREFIX",
+                        help="fetch URIs that begin so, such as https://example.org/clips/; may be repeated")  # fmt: skip
+    parser.add_argument("--allow-private-uri", action="store_true", help="also from hosts inside your own network")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-megabytes", type=float, default=64, metavar="N", help="of a file (default: 64)")
+    limits.add_argument("--max-video", default="120s", metavar="TIME", help="length of a video (default: 120s)")
+    limits.add_argument("--max-side", type=parse_positive, default=3072, metavar="PIXELS",
+                        help="frames have at most the square of it (default: 3072)")  # fmt: skip
+    limits.add_argument("--timeout", default="60s", metavar="TIME", help="for an answer after the upload (default: 60s)")
+    limits.add_argument("--upload-timeout", default="60s", metavar="TIME", help="for an upload (default: 60s)")
+    limits.add_argument("--queue", type=parse_positive, default=32, metavar="N",
+                        help="requests at work or waiting; more get 503 (default: 32)")  # fmt: skip
+    limits.add_argument("--scratch", type=Path, metavar="FOLDER", help="for uploads at work (default: the system's)")
+    return parser
+
+
+def read_limits(options: argparse.Namespace) -> Limits:
+    """Reads the limits of requests from the options. Raises UserError for those that are no numbers above 0."""
+    upload_seconds = parse_seconds(options.upload_timeout, "--upload-timeout")
+    if not 0 < options.max_megabytes < math.inf:
+        raise UserError(f"--max-megabytes {options.max_megabytes:g} must be a number above 0")
+    return Limits(
+        upload_bytes=int(options.max_megabytes * MEBIBYTE),
+        upload_seconds=upload_seconds,
+        stall_seconds=min(Limits.stall_seconds, upload_seconds),
+        video_seconds=parse_seconds(options.max_video, "--max-video"),
+        video_pixels=options.max_side**2,
+        request_seconds=parse_seconds(options.timeout, "--timeout"),
+        waiting=options.queue,
+        uploads=2 * options.queue,
+    )
+
+
+def make_scratch(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """Makes the folder of uploads, which is removed at the end. Raises UserError if there can be none."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="actnetformer-serve-", dir=parent)
+    except OSError as error:
+        raise UserError(f"--scratch {parent or tempfile.gettempdir()}: no folder for uploads: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,77 @@
+"""What one request may cost, and how a request is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may cost. All of it is checked before the work that it would cost is begun, or while it is done."""
+
+    upload_bytes: int = 64 * MEBIBYTE
+    """Largest upload, and largest file behind a URI."""
+    upload_seconds: float = 60.0
+    """Time in which an upload, or a file behind a URI, must have arrived."""
+    stall_seconds: float = 10.0
+    """Longest time between two pieces of an upload."""
+    video_seconds: float = 120.0
+    """Longest video."""
+    video_pixels: int = 4096 * 2304
+    """Largest frame: width times height."""
+    video_frames: int = 20_000
+    """Most frames of a video."""
+    windows: int = 600
+    """Most windows of a timeline."""
+    request_seconds: float = 60.0
+    """Time for an answer, from the end of the upload."""
+    waiting: int = 32
+    """Most requests whose upload has arrived and that have no answer yet."""
+    uploads: int = 64
+    """Most uploads that arrive at the same time. Each may take ``upload_bytes`` of disk space, and some kilobytes of memory."""
+    decoder_bytes: int = 1024 * MEBIBYTE
+    """Memory of a process that inspects or decodes."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < float("inf"):
+                raise UserError(f"the limit {name} must be a number above 0, found {value}")
+
+
+class Refusal(Exception):
+    """A request that is not answered with a prediction.
+
+    ``status`` is the HTTP status, ``code`` names the reason in a word, ``text`` in a sentence for whoever made the request.
+    ``retry_after`` are the seconds after which the same request may succeed, or 0.
+    """
+
+    ends_connection = False
+    """Whether a part of the request was not read, so that nothing else can come through its connection."""
+
+    def __init__(self, status: int, code: str, text: str, retry_after: int = 0) -> None:
+        super().__init__(status, code, text, retry_after)  # as arguments, so that it is the same on the other side of a process
+        self.status, self.code, self.text, self.retry_after = status, code, text, retry_after
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code}: {self.text}"
+
+
+def refuse_too_large(limits: Limits) -> Refusal:
+    """Makes the refusal of an upload that has too many bytes."""
+    return Refusal(413, "too_many_bytes", f"the file is larger than {limits.upload_bytes / MEBIBYTE:g} MiB")
+
+
+def refuse_too_slow(limits: Limits) -> Refusal:
+    """Makes the refusal of an upload that does not arrive in time."""
+    text = f"the upload paused for {limits.stall_seconds:g} s, or was not complete after {limits.upload_seconds:g} s"
+    return Refusal(408, "too_slow", text)
+
+
+def refuse_too_late(limits: Limits) -> Refusal:
+    """Makes the refusal of a request that could not be answered in time."""
+    text = f"there was no answer within {limits.request_seconds:g} s: the video is costly to decode, or the server is busy"
+    return Refusal(504, "too_late", text)
