@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.export.network_programs import Clips
 from pipeline.export.onnx_programs import average_programs
 from pipeline.methods import STUDENTS
+from pipeline.progress import show_progress
 
 QUANTIZED = ["Conv", "MatMul", "Gemm"]
 
@@ -30,9 +31,14 @@ def write_int8_programs(programs: Mapping[str, Path], batches: Sequence[Clips], 
     """
     paths = {name: folder / f"{name}_int8.onnx" for name in (*STUDENTS, "mean")}
     for name in STUDENTS:
-        _quantize(programs[name], ({f"{name}_frames": batch[name].numpy()} for batch in batches), paths[name])
+        shown = show_progress(batches, sum(map(_count, batches)), f"{name}: calibrated", count=_count)
+        _quantize(programs[name], ({f"{name}_frames": batch[name].numpy()} for batch in shown), paths[name])
     average_programs(paths["primary"], paths["auxiliary"], paths["mean"])
     return paths
+
+
+def _count(batch: Clips) -> int:
+    return len(batch[STUDENTS[0]])
 
 
 def _quantize(program: Path, inputs: Iterator[dict[str, NDArray[np.uint8]]], target: Path) -> None:

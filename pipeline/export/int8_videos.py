@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.clips.source import VideoSource
 from pipeline.config import override
 from pipeline.errors import UserError
+from pipeline.export.check_clips import decode_middle_clips
 from pipeline.lifecycle.saved_run import SavedRun, has_own_data, open_other_data, open_run_source
 from pipeline.manifest.verify import sample_evenly
 from pipeline.seeds import Ints
@@ -23,7 +25,10 @@ MEASURED_VIDEOS = 400
 
 @dataclass(frozen=True)
 class Int8Videos:
-    """The videos by which int8 programs are made, and those on which they are measured; no video is both."""
+    """The videos by which int8 programs are made, and those on which they are measured.
+
+    Of one data set no video is both; whether another one has files in common with the run's is not checked.
+    """
 
     calibration: VideoSource
     """The run's own data."""
@@ -59,6 +64,15 @@ def find_int8_videos(run: SavedRun, words: Sequence[str]) -> Int8Videos:
         "chosen_from": len(labeled),
     }  # fmt: skip
     return Int8Videos(own, sample_evenly(training, CALIBRATION_VIDEOS), source, rows, about)
+
+
+def decode_calibration_clips(videos: Int8Videos) -> list[dict[str, torch.Tensor]]:
+    """Decodes the middle clips of the videos to calibrate by, up to 8 at once. Raises UserError if none can be decoded."""
+    reasons: list[str] = []
+    batches = [clips for _, clips in decode_middle_clips(videos.calibration, videos.calibration_rows, reasons)]
+    if not batches:
+        raise UserError("none of the training videos by which --onnx-int8 finds ranges can be decoded:", reasons[:5])
+    return batches
 
 
 def _open_labeled(run: SavedRun, words: Sequence[str]) -> VideoSource:

@@ -21,6 +21,8 @@ from pipeline.methods import STUDENTS
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OUTPUT = "probabilities"
+OPSET = 20
+"""The version of ONNX's operators; onnxruntime has read it since 1.17."""
 
 
 def check_packages(option: str) -> None:
@@ -35,7 +37,8 @@ def write_onnx_programs(traced: Mapping[str, ExportedProgram], folder: Path) -> 
     for name in STUDENTS:
         with _without_progress():
             program = torch.onnx.export(
-                traced[name], dynamo=True, verbose=False, input_names=[f"{name}_frames"], output_names=[OUTPUT],
+                traced[name], dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=[f"{name}_frames"], output_names=[OUTPUT],
                 dynamic_shapes=({0: "batch"},),  # the program is dynamic already; this is what the file calls it
             )  # fmt: skip
         assert program is not None

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.export.check_clips import decode_middle_clips
 from pipeline.export.int8_figures import measure_int8
 from pipeline.export.int8_programs import write_int8_programs
-from pipeline.export.int8_videos import Int8Videos
+from pipeline.export.int8_videos import Int8Videos, decode_calibration_clips
 from pipeline.export.network_programs import (
     PROGRAMS,
     Clips,
@@ -86,6 +85,6 @@ def write_programs(request: ProgramRequest, config: Config, num_classes: int, we
         paths = write_onnx_programs(traced, folder)
         compare(paths, load_onnx_program, "--onnx")
         if request.int8:
-            batches = [clips for _, clips in decode_middle_clips(request.int8.calibration, request.int8.calibration_rows)]
+            batches = decode_calibration_clips(request.int8)
             int8 = measure_int8(paths, write_int8_programs(paths, batches, folder), request.int8)
     return WrittenPrograms(differences, len(request.clips["primary"]), int8)
