@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "runs, ablations, searches -> tables and one self-contained HTML page",
     "compare": "two runs, or both students of one -> which is right where, and which classes favor which",
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
+    "suggest": "run -> which unlabeled videos people should label next, and a page to label them on",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
     "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",

@@ -1,4 +1,7 @@
-"""Which training videos keep their label: ``python -m jobs.label MANIFEST --fraction 10% --seed 0 [--hold-out 10%]``."""
+"""Which training videos keep their label: ``python -m jobs.label MANIFEST --fraction 10% --seed 0 [--hold-out 10%]``.
+
+With ``--add answers.csv`` the labels that people gave (``jobs.suggest``) are added to those of ``--from labels.parquet``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from jobs.command import DONE, run
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.files.folder_lock import lock_folder
-from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, write_labels
+from pipeline.manifest.answers import AddedAnswers, add_answers
+from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.seeded_order import parse_share
 from pipeline.prepare.build import LABELS_FILE
@@ -32,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
     if words.import_ and words.import_[0] not in LINE_PATTERNS:
         raise UserError(f"--import {words.import_[0]} is not known; write {', '.join(LINE_PATTERNS)}, and then the file")
+    _check_adding(words)
     out = _choose_path(words.manifest, words.out)
     with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
         manifest = read_manifest(words.manifest)
@@ -44,11 +49,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _choose_subset(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
     """Draws or imports the subset that the command line asks for, and notes which videos of a published list are missing
     here."""
+    if words.add:
+        before = read_labels(words.from_ or _choose_path(words.manifest, None), manifest)
+        added = add_answers(manifest, before, Path(words.add), words.relabel)
+        return added.subset, describe_answers(added)
     if words.import_:
         kind, file = words.import_
         return import_labels(manifest, kind, file, words.seed, hold_out)
     option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
     return draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option)), []
+
+
+def _check_adding(words: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together with ``--add``, or only with it."""
+    if words.add and (words.hold_out or words.balanced):
+        raise UserError("--add takes the labels as they are: leave out --hold-out and --balanced")
+    if not words.add and (words.from_ or words.relabel):
+        raise UserError(f"{'--from' if words.from_ else '--relabel'} is for --add answers.csv")
+    if words.add and not words.out:
+        raise UserError("--add needs --out FILE: runs that were trained with the earlier labels need them as they are")
+
+
+def describe_answers(added: AddedAnswers) -> list[str]:
+    """Describes what became of the answers, in notes."""
+    notes = [f"{added.added} videos have a label now that had none"]
+    notes += [f"{added.repeated} answers say what was known"] if added.repeated else []
+    notes += [f"{added.skipped} videos were skipped"] if added.skipped else []
+    notes += [f"relabeled: {text}" for text in added.relabeled]
+    return [*notes, *(f"not trained on any more: {name}" for name in added.excluded)]
 
 
 def _choose_path(manifest: str, given: str | None) -> Path:
@@ -71,6 +99,9 @@ def _build_parser() -> argparse.ArgumentParser:
         "--import", nargs=2, dest="import_", metavar=("|".join(LINE_PATTERNS), "FILE"),
         help="a published list, by any path prefix",
     )
+    how.add_argument("--add", metavar="FILE", help="answers of people: CSV with the columns id and class, or of jobs.suggest")
+    parser.add_argument("--from", dest="from_", metavar="FILE", help="with --add: the labels so far (labels.parquet)")
+    parser.add_argument("--relabel", action="store_true", help="with --add: take answers that contradict what is known")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--balanced", action="store_true", help="the fraction is spread evenly: as many from every class")
     share.add_argument(
@@ -88,9 +119,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def describe_subset(manifest: Manifest, subset: LabelSubset, out: Path, notes: Sequence[str]) -> str:
     """Describes the chosen subset, and how a run is told to use it."""
-    label = np.asarray(manifest.table["label"].to_numpy())
-    counts = np.bincount(label[subset.rows], minlength=len(manifest.classes))
-    pool = len(manifest.find_training_rows()) - len(subset.rows) - len(subset.held_out)
+    labels = subset.read_classes(manifest)
+    counts = np.bincount([labels[int(row)] for row in subset.rows], minlength=len(manifest.classes))
+    pool = len(manifest.find_training_rows()) - len(subset.rows) - len(subset.held_out) - len(subset.excluded)
     lines = [f"note: {note}" for note in notes]
     each = f"{counts.min()} to {counts.max()} of each of {len(manifest.classes)} classes"
     lines += [f"labeled    {len(subset.rows)} videos, {each}"]

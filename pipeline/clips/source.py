@@ -6,7 +6,7 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,11 +56,14 @@ class VideoSource:
     """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
     limits: ProcessLimits | None = None
     """The limits of a decoder process for one video; None: videos are decoded in this process."""
+    given_labels: Mapping[int, int] = field(default_factory=dict)
+    """Labels by manifest row that people gave, where the manifest has another one or none."""
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """The manifest's columns by ``open_video_columns``."""
-        return open_video_columns(self.manifest)
+        """The manifest's columns by ``open_video_columns``, with the labels that people gave."""
+        columns = open_video_columns(self.manifest)
+        return columns | {"label": Column(columns["label"].values, self.given_labels)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "columns"}  # they are the manifest's
@@ -238,7 +241,7 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[VideoSou
         raise UserError("the label subset names no usable training video: draw one with jobs.prepare --labeled")
     plan = Plan(
         labeled=labeled,
-        unlabeled=train[~np.isin(train, np.union1d(labels.rows, labels.held_out))],
+        unlabeled=train[~np.isin(train, np.concatenate([labels.rows, labels.held_out, labels.excluded]))],
         unlabeled_per_labeled=config.unlabeled_per_labeled,
         rows_per_step=config.data.labeled_per_step,
         seed=config.run.seed,
@@ -252,11 +255,12 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[VideoSou
         first_unlabeled_row=first_unlabeled_step * config.data.labeled_per_step,
         own_moments=config.data.moments == "own",
         limits=_decoder_limits(config),
+        given_labels=labels.given,
     )
     return source, labels
 
 
-def open_view_source(config: Config, manifest: Manifest, held_out: Ints | None = None) -> VideoSource:
+def open_view_source(config: Config, manifest: Manifest) -> VideoSource:
     """Opens a source of test views only, for evaluation and prediction: it needs no labels, and plans no rows."""
     nothing = np.empty(0, np.int64)
     return VideoSource(
@@ -264,7 +268,6 @@ def open_view_source(config: Config, manifest: Manifest, held_out: Ints | None =
         plan=Plan(np.array([-1]), nothing, 0, config.data.labeled_per_step, config.run.seed),  # -1: no video
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
-        held_out=nothing if held_out is None else held_out,
         limits=_decoder_limits(config),
     )
 
@@ -283,14 +286,15 @@ def read_quarantine_records(columns: Columns) -> tuple[dict[str, object], ...]:
 class Column:
     """A column of the manifest, read without a copy."""
 
-    def __init__(self, values: pa.ChunkedArray) -> None:
-        self.values = values
+    def __init__(self, values: pa.ChunkedArray, changed: Mapping[int, Any] | None = None) -> None:
+        """``changed`` has the values of rows that have others than the manifest says."""
+        self.values, self.changed = values, changed or {}
 
     def __getitem__(self, row: Any) -> Any:
         """Returns the value of a row, NaN for null; for an array of rows the array of their values."""
         if isinstance(row, np.ndarray):
             return np.array([self[int(index)] for index in row.ravel()]).reshape(row.shape)
-        value = self.values[int(row)].as_py()
+        value = self.changed[int(row)] if int(row) in self.changed else self.values[int(row)].as_py()
         return np.nan if value is None else value
 
 

@@ -18,7 +18,7 @@ from pipeline.config import Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.files import storage
 from pipeline.lifecycle.train_and_evaluate import find_best_weights
-from pipeline.manifest.label_subset import read_labels
+from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
 from pipeline.manifest.verify import find_changed_files, sample_evenly
@@ -130,7 +130,10 @@ def open_run_source(run: SavedRun) -> VideoSource:
             _list_differences(run.classes, run.fingerprints, run.videos, manifest),
         )
     is_validation = run.config.evaluation.split == "validation"  # else no labels are needed, which may be gone
-    source = open_view_source(run.config, manifest, _find_held_out(run, manifest) if is_validation else None)
+    source = open_view_source(run.config, manifest)
+    if is_validation:
+        labels = _find_labels(run, manifest)
+        source = replace(source, held_out=labels.held_out, given_labels=labels.given)
     if run.moved:
         rows = sample_evenly(source.find_evaluation_rows(run.config.evaluation.split))
         _check_files(manifest, rows, run.folder.name, "prepare these, and evaluate on them on purpose with --other-data FILE")
@@ -207,8 +210,8 @@ def _find_group_remedy(fingerprints: Fingerprints, manifest: Manifest) -> list[s
     return [f"if this manifest took its groups from names, and the run's did not: {remedy}"]
 
 
-def _find_held_out(run: SavedRun, manifest: Manifest) -> Ints:
-    """Finds the rows that the run's labels hold out. Labels are looked for where they were, and beside a manifest that
+def _find_labels(run: SavedRun, manifest: Manifest) -> LabelSubset:
+    """Finds the labels that the run was trained with. They are looked for where they were, and beside a manifest that
     moved."""
     recorded = run.config.labels_path
     beside = str(Path(manifest.path).parent / Path(recorded).name) if not storage.is_remote(manifest.path) else recorded
@@ -220,7 +223,7 @@ def _find_held_out(run: SavedRun, manifest: Manifest) -> Ints:
             wrong.append(str(error))
             continue
         if labels.fingerprint == run.fingerprints.labels:
-            return labels.held_out
+            return labels
         wrong.append(f"{path} has fingerprint {labels.fingerprint}, the run's is {run.fingerprints.labels}")
     what = "the held-out videos are unknown without the run's label subset; say where it is with data.labels=FILE:"
     raise UserError(what, wrong)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +46,18 @@ class LabelSubset:
     """Fingerprint of the manifest whose rows these are."""
     held_out: Rows = field(default_factory=_no_rows)
     """Rows of labeled training videos that are used for validation and never trained on, ascending."""
+    given: dict[int, int] = field(default_factory=dict)
+    """Labels (indices of classes) by row that people gave, where they differ from the manifest's: it may not know the class."""
+    excluded: Rows = field(default_factory=_no_rows)
+    """Rows of training videos that are not trained on, because people marked them as unusable, ascending."""
+    lineage: tuple[dict[str, Any], ...] = ()
+    """Where labels came from: an entry for each file of answers that was added, in order."""
+
+    def read_classes(self, manifest: Manifest) -> dict[int, int]:
+        """Returns the label of each labeled and held-out row."""
+        rows = np.sort(np.concatenate([self.rows, self.held_out]))
+        labels = manifest.table["label"].take(pa.array(rows, pa.int64())).to_pylist()
+        return {int(row): self.given.get(int(row), int(label)) for row, label in zip(rows, labels, strict=True)}
 
 
 def count_labels_per_class(spec: str, available: int, option: str = "--labeled") -> int:
@@ -123,7 +137,7 @@ def make_subset(manifest: Manifest, rows: Rows, spec: str, seed: int, hold_out: 
     held_out = draw_held_out(manifest, rows, hold_out, seed) if hold_out else _no_rows()
     labeled = np.setdiff1d(rows, held_out)
     check_leaks(manifest, labeled, held_out)
-    return _make_subset(manifest, labeled, held_out, spec + (f", {100 * hold_out:g}% held out" if hold_out else ""), seed)
+    return build_subset(manifest, labeled, held_out, spec + (f", {100 * hold_out:g}% held out" if hold_out else ""), seed)
 
 
 def draw_held_out(manifest: Manifest, rows: Rows, share: float, seed: int) -> Rows:
@@ -153,11 +167,34 @@ def _read_texts(manifest: Manifest, column: str, rows: Rows) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _make_subset(manifest: Manifest, rows: Rows, held_out: Rows, spec: str, seed: int) -> LabelSubset:
+def build_subset(
+    manifest: Manifest,
+    rows: Rows,
+    held_out: Rows,
+    spec: str,
+    seed: int,
+    given: Mapping[int, int] | None = None,
+    excluded: Rows | None = None,
+) -> LabelSubset:
+    """Builds a subset of rows (ascending) with its fingerprint; ``given`` and ``excluded`` are as in ``LabelSubset``.
+
+    Raises UserError for leaks between training and test videos.
+    """
+    if given or excluded is not None:
+        check_leaks(manifest, rows, held_out)
     ids = tuple(_read_texts(manifest, "id", rows))
-    content = [VERSION, ids, _read_texts(manifest, "class", rows), _read_texts(manifest, "id", held_out)]
+    own = manifest.table["label"]
+    given = {row: label for row, label in (given or {}).items() if own[row].as_py() != label}
+    names = _read_texts(manifest, "class", rows)
+    names = [manifest.classes[given[row]] if row in given else name for row, name in zip(rows.tolist(), names, strict=True)]
+    content = [VERSION, ids, names, _read_texts(manifest, "id", held_out)]
+    if excluded is not None and len(excluded):
+        content.append(_read_texts(manifest, "id", excluded))
+    if changed := [[row, given[row]] for row in held_out.tolist() if row in given]:
+        content.append(changed)
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return LabelSubset(ids, rows, spec, seed, fingerprint, manifest.fingerprint, held_out)
+    out = _no_rows() if excluded is None else excluded
+    return LabelSubset(ids, rows, spec, seed, fingerprint, manifest.fingerprint, held_out, given, out)
 
 
 def write_labels(subset: LabelSubset, manifest: Manifest, path: str | Path) -> None:
@@ -169,13 +206,23 @@ def write_labels(subset: LabelSubset, manifest: Manifest, path: str | Path) -> N
         "fingerprint": subset.fingerprint,
         "manifest_fingerprint": subset.manifest_fingerprint,
     }
+    if subset.lineage:
+        metadata |= {"lineage": subset.lineage, "excluded": _read_texts(manifest, "id", subset.excluded)}
     rows = np.sort(np.concatenate([subset.rows, subset.held_out]))
     table = manifest.table.select(["id", "class"]).take(pa.array(rows, pa.int64()))
+    if subset.given:
+        names = [
+            manifest.classes[subset.given[row]] if row in subset.given else name
+            for row, name in zip(rows.tolist(), table["class"].to_pylist(), strict=True)
+        ]
+        table = table.set_column(1, "class", pa.array(names, pa.string()))
     write_table(table.append_column("held_out", pa.array(np.isin(rows, subset.held_out))), path, metadata)
 
 
-def _find_rows(ids: pa.ChunkedArray, manifest: Manifest) -> Rows:
-    """The manifest's row of each id, -1 where it has none. The hash table is of the ids, which are few, not of the manifest."""
+def find_rows(ids: pa.ChunkedArray, manifest: Manifest) -> Rows:
+    """Finds the manifest's row of each id, -1 where it has none.
+
+    The hash table is of the ids, which are few, and not of the manifest."""
     rows, start = np.full(len(ids), -1, np.int64), 0
     for chunk in manifest.table["id"].chunks:
         indices = pc.index_in(chunk, value_set=ids)
@@ -200,10 +247,18 @@ def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:
             f"than {manifest.path} ({manifest.fingerprint}); {remedy}"
         )
     changed = UserError(f"label subset {path} was changed after it was written; {remedy}")
-    rows, held_out = _find_rows(table["id"], manifest), np.asarray(table["held_out"])
-    if (rows < 0).any():
+    rows, held_out = find_rows(table["id"], manifest), np.asarray(table["held_out"])
+    excluded = find_rows(pa.chunked_array([metadata.get("excluded", [])], pa.string()), manifest)
+    if (rows < 0).any() or (excluded < 0).any():
         raise changed
-    subset = _make_subset(manifest, np.sort(rows[~held_out]), np.sort(rows[held_out]), metadata["spec"], metadata["seed"])
+    given: dict[int, int] = {}
+    if metadata.get("lineage"):
+        names = {name: label for label, name in enumerate(manifest.classes)}
+        given = {int(row): names.get(name, -1) for row, name in zip(rows, table["class"].to_pylist(), strict=True)}
+        if -1 in given.values():
+            raise changed
+    labeled, held_out = np.sort(rows[~held_out]), np.sort(rows[held_out])
+    subset = build_subset(manifest, labeled, held_out, metadata["spec"], metadata["seed"], given, np.sort(excluded))
     if subset.fingerprint != metadata["fingerprint"]:
         raise changed
-    return subset
+    return replace(subset, lineage=tuple(metadata.get("lineage", ())))

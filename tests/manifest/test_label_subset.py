@@ -124,7 +124,7 @@ def test_a_written_subset_can_be_read(tmp_path: Path) -> None:
     write_labels(subset, manifest, tmp_path / "l.parquet")
     read = read_labels(tmp_path / "l.parquet", manifest)
     np.testing.assert_array_equal(read.rows, subset.rows)
-    assert replace(read, rows=subset.rows, held_out=subset.held_out) == subset
+    assert replace(read, rows=subset.rows, held_out=subset.held_out, excluded=subset.excluded) == subset
     assert read.manifest_fingerprint == manifest.fingerprint
 
 

@@ -1,0 +1,95 @@
+"""Which unlabeled videos to label next: ``python -m jobs.suggest RUN_FOLDER --count 40``.
+
+Writes suggest.csv and a page on which each video plays and its probable classes are buttons and keys. The page's answers go to
+``python -m jobs.label MANIFEST --add answers.csv --from labels.parquet --out more.parquet``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command import DONE, run
+from pipeline.errors import UserError
+from pipeline.labeling.answer_server import HOST, AnswerFile, start_server
+from pipeline.labeling.page import render_labeling_page
+from pipeline.labeling.strategies import STRATEGIES
+from pipeline.labeling.suggest import Suggestions, Wish, format_table, suggest_videos
+from pipeline.report.html import write_file, write_page
+
+MAX_COUNT = 1000
+"""Videos on a page: their animations take 40 MB."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the table and the page, or serves the page."""
+    words = _build_parser().parse_intermixed_args(argv)
+    if not 1 <= words.count <= MAX_COUNT:
+        raise UserError(f"--count {words.count}: write 1 to {MAX_COUNT}")
+    if words.seed < 0:
+        raise UserError(f"--seed {words.seed} must not be negative")
+    if words.answers and words.serve is None:
+        raise UserError("--answers is for --serve; without it the page's button downloads the file")
+    folder = Path(words.run).expanduser()
+    out = (words.out or folder / "suggest").expanduser().resolve()
+    wish = Wish(words.count, words.strategy, words.seed, words.balanced, words.skip_groups, words.skip_duplicates)
+    suggestions = suggest_videos(folder, wish, words.predictions, words.overrides)
+    write_file(format_table(suggestions.videos), out / "suggest.csv", "--out")
+    write_page(render_labeling_page(suggestions), out / "label.html", "--out")
+    print("\n".join(_describe(suggestions, out)))
+    if words.serve is not None:
+        _serve(suggestions, (words.answers or out / "answers.csv").expanduser().resolve(), words.serve)
+    return DONE
+
+
+def _describe(suggestions: Suggestions, out: Path) -> list[str]:
+    lines = [f"note: {note}" for note in suggestions.notes]
+    for video in suggestions.videos[:5]:
+        lines.append(f"{video.score:6.3f}  {video.id}  {video.reason}")
+    lines += [f"        and {len(suggestions.videos) - 5} more"] if len(suggestions.videos) > 5 else []
+    lines += [str(out / "suggest.csv"), str(out / "label.html")]
+    add = (
+        f"python -m jobs.label {suggestions.source.manifest.path} --add answers.csv --from {suggestions.labels_path} --out FILE"
+    )
+    return [*lines, "next     open the page, label the videos, and add the answers:", f"         {add}"]
+
+
+def _serve(suggestions: Suggestions, path: Path, port: int) -> None:
+    """Serves the page until Ctrl-C; every answer is in the file before the page says that it is saved."""
+    manifest = suggestions.source.manifest
+    ids = frozenset(video.id for video in suggestions.videos)
+    answers = AnswerFile(path, suggestions.run.name, manifest.fingerprint, ids, frozenset(manifest.classes))
+    with start_server(lambda token: render_labeling_page(suggestions, token), answers, port) as server:
+        print(f"open http://{HOST}:{server.server_port}/ and press Ctrl-C when done; answers go to {path}", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print(f"{len(answers.answers)} answers in {path}")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.suggest", description=__doc__)
+    parser.add_argument("run", metavar="RUN_FOLDER", help="a run that saved scores of its unlabeled videos, finished or not")
+    parser.add_argument("--count", type=int, default=40, metavar="N", help="videos to suggest (default: 40)")
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, default="mixed",
+        help="mixed: uncertain and different from each other (default); disagreement of the students; entropy or margin of "
+        "their mean; unstable over training; diverse; random",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: 0)")
+    parser.add_argument("--balanced", action="store_true", help="equally many of each predicted class")
+    parser.add_argument("--skip-groups", action="store_true", help="no videos of a recording or person that has a label")
+    parser.add_argument("--skip-duplicates", action="store_true", help="no videos that look like a labeled or a chosen one")
+    parser.add_argument("--predictions", metavar="FILE", type=Path, help="a Parquet table of jobs.predict, not saved scores")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="of suggest.csv and label.html (the run's suggest/)")
+    parser.add_argument(
+        "--serve", nargs="?", type=int, const=8642, metavar="PORT", help="serve the page to this machine, and save every answer"
+    )
+    parser.add_argument("--answers", metavar="FILE", type=Path, help="with --serve: the file of answers (answers.csv in --out)")
+    parser.add_argument("overrides", nargs="*", metavar="data.manifest=FILE", help="where the data is now, if it moved")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,205 @@
+"""What both students think of every unlabeled video: read from what training saved, or from a table of ``jobs.predict``.
+
+Both are read in pieces, twice if the classes are wanted: memory grows by 60 bytes for each video of the manifest, not by the
+number of classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.files.parquet import METADATA_KEY
+from pipeline.labeling.measures import MEASURES, Floats, compute_measures
+from pipeline.manifest.schema import Manifest
+from pipeline.run_folder.contents import list_score_files
+from pipeline.seeds import Ints
+
+STUDENTS = ("primary", "auxiliary")
+PIECE = 32_768
+"""Rows that are read at once: with 400 classes 100 MB."""
+MIN_LOOKS = 3
+"""Looks at a video from which on it is known how often its class changed."""
+RECENT = 1 / 3
+"""The last part of the saved steps, whose clips of a video are averaged. A video that it lacks has its latest clip instead."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Some clips at which both students looked, in the order in which they did."""
+
+    steps: Ints
+    """[M] optimizer steps."""
+    videos: Ints
+    """[M] rows of the manifest."""
+    primary: Floats
+    """[M, K] class probabilities."""
+    auxiliary: Floats
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Measures of V videos, by row of the manifest; ``looks`` is 0 for a video that was never looked at."""
+
+    measures: dict[str, NDArray[np.float32]]
+    """[V] for each of ``MEASURES``, means over the recent clips of a video."""
+    changes: NDArray[np.float32]
+    """[V] share of the looks at which the most probable class was another one than at the look before; NaN below MIN_LOOKS."""
+    looks: NDArray[np.int32]
+    """[V] how often the students looked at the video."""
+
+
+class SavedScores:
+    """The scores of unlabeled videos that training saved in a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError if there are none."""
+        self.files = list(list_score_files(folder))
+        self.what = f"{folder / 'scores'}"
+        if not self.files:
+            raise UserError(
+                f"{folder} has no saved scores of unlabeled videos: train with train.save_scores_every above 0 and a method "
+                "that uses unlabeled videos, or predict them with jobs.predict and name the table with --predictions FILE"
+            )
+        steps = [step for path in self.files for step in _read_range(path, "step")]
+        self.recent_from = round(max(steps) - RECENT * (max(steps) - min(steps))) if steps else 0
+
+    def read(self) -> Iterator[Looks]:
+        """Yields the looks in the order of training. Raises UserError if a file cannot be read."""
+        for path in self.files:
+            for piece in _read_pieces(path, ["step", "video", *STUDENTS]):
+                steps, videos = (piece[name].to_numpy().astype(np.int64) for name in ("step", "video"))
+                yield Looks(steps, videos, *(_to_matrix(piece[name]) for name in STUDENTS))
+
+
+class PredictedScores:
+    """The class probabilities in a Parquet table that ``jobs.predict`` wrote of a manifest."""
+
+    recent_from = 0
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Raises UserError if the file is no such table, or has other classes than the manifest."""
+        self.path, self.manifest, self.what = path, manifest, str(path)
+        try:
+            names = pq.read_schema(path).names
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"--predictions {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        if missing := [name for name in ("file", "status", *STUDENTS) if name not in names]:
+            what = f"--predictions {path} lacks the columns {', '.join(missing)}"
+            raise UserError(f"{what}: write it with jobs.predict RUN {manifest.path} --out FILE.parquet")
+        about = json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
+        if tuple(about.get("classes", manifest.classes)) != manifest.classes:
+            raise UserError(f"--predictions {path} has other classes than {manifest.path}: predict with a run of this manifest")
+
+    def read(self) -> Iterator[Looks]:
+        """Yields one look a video. Raises UserError for a file that the manifest does not list."""
+        rows = {uri: row for row, uri in enumerate(self.manifest.table["uri"].to_pylist())}
+        for piece in _read_pieces(self.path, ["file", "status", *STUDENTS]):
+            piece = piece.filter(np.asarray(piece["status"]) == "ok")
+            names = [str(name) for name in piece["file"].to_pylist()]
+            found = np.array([rows.get(name, rows.get(self._strip_root(name), -1)) for name in names], np.int64)
+            if (found < 0).any():
+                name = names[int(np.flatnonzero(found < 0)[0])]
+                raise UserError(f"{self.path}: {name} is no video of {self.manifest.path}; predict this manifest")
+            yield Looks(np.zeros(len(found), np.int64), found, *(_to_matrix(piece[name]) for name in STUDENTS))
+
+    def _strip_root(self, name: str) -> str:
+        return name.removeprefix(self.manifest.root.rstrip("/") + "/")
+
+
+Scores = SavedScores | PredictedScores
+
+
+def read_opinions(scores: Scores, num_videos: int) -> Opinions:
+    """Reads the measures of all videos in one pass. Raises UserError."""
+    sums, latest = ({name: np.zeros(num_videos, np.float32) for name in MEASURES} for _ in range(2))
+    recent, looks, changed = (np.zeros(num_videos, np.int32) for _ in range(3))
+    last_class = np.full(num_videos, -1, np.int32)
+    for piece in _read_checked(scores, num_videos):
+        measures = compute_measures(piece.primary, piece.auxiliary)
+        classes = (piece.primary + piece.auxiliary).argmax(axis=1).astype(np.int32)
+        is_recent = piece.steps >= scores.recent_from
+        order = np.argsort(piece.videos, kind="stable")  # a video's looks beside each other, in the order of training
+        videos, ordered = piece.videos[order], classes[order]
+        is_first = np.append(True, videos[1:] != videos[:-1])
+        before = np.where(is_first, last_class[videos], np.append(-1, ordered[:-1]))
+        np.add.at(changed, videos, (before >= 0) & (before != ordered))
+        np.add.at(looks, videos, 1)
+        np.add.at(recent, piece.videos[is_recent], 1)
+        is_last = np.append(is_first[1:], True)
+        last_class[videos[is_last]] = ordered[is_last]
+        for name, values in measures.items():
+            latest[name][videos[is_last]] = values[order][is_last]
+            np.add.at(sums[name], piece.videos[is_recent], values[is_recent].astype(np.float32))
+    means = {name: np.where(recent > 0, sums[name] / np.maximum(recent, 1), latest[name]) for name in MEASURES}
+    changes = np.where(looks >= MIN_LOOKS, changed / np.maximum(looks - 1, 1), np.nan).astype(np.float32)
+    return Opinions(means, changes, looks)
+
+
+def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:
+    """Reads the class probabilities [C, 2, K] of C videos, primary and auxiliary, in another pass: means over recent looks, as
+    the measures are. A video without a look has zeros."""
+    place = np.full(num_videos, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    sums: Floats | None = None
+    for piece in _read_checked(scores, num_videos):
+        if sums is None:
+            sums, latest = (np.zeros((len(rows), 2, piece.primary.shape[1])) for _ in range(2))
+            recent = np.zeros(len(rows), np.int64)
+        wanted = np.flatnonzero(place[piece.videos] >= 0)
+        both = np.stack([piece.primary[wanted], piece.auxiliary[wanted]], axis=1)
+        indices, is_recent = place[piece.videos[wanted]], piece.steps[wanted] >= scores.recent_from
+        for index, probabilities in zip(indices, both, strict=True):  # in order, so that the last one stays
+            latest[index] = probabilities
+        np.add.at(sums, indices[is_recent], both[is_recent])
+        np.add.at(recent, indices[is_recent], 1)
+    if sums is None:
+        raise UserError(f"{scores.what} holds no scores")
+    return np.where((recent > 0)[:, None, None], sums / np.maximum(recent, 1)[:, None, None], latest)
+
+
+def _read_checked(scores: Scores, num_videos: int) -> Iterator[Looks]:
+    for piece in scores.read():
+        if len(piece.videos) and not 0 <= piece.videos.min() <= piece.videos.max() < num_videos:
+            raise UserError(f"{scores.what} has scores of videos that the manifest does not have: it belongs to another one")
+        sums = np.concatenate([piece.primary.sum(axis=1), piece.auxiliary.sum(axis=1)])
+        if not np.allclose(sums, 1, atol=1e-2):
+            wrong = int((~np.isclose(sums, 1, atol=1e-2)).sum())
+            raise UserError(f"{scores.what}: {wrong} rows of probabilities do not sum to 1")
+        if len(piece.videos):
+            yield piece
+
+
+def _read_range(path: Path, column: str) -> tuple[int, ...]:
+    """The smallest and largest value of a column; () if it has no rows."""
+    values = _open(path).read([column])[column]
+    return (pc.min(values).as_py(), pc.max(values).as_py()) if len(values) else ()
+
+
+def _read_pieces(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    try:
+        for batch in _open(path).iter_batches(PIECE, columns=columns):
+            yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _to_matrix(column: pa.ChunkedArray) -> Floats:
+    array = column.combine_chunks()
+    return np.asarray(array.flatten(), np.float64).reshape(len(array), -1)

@@ -1,0 +1,78 @@
+"""Videos as people see them on the labeling page: an animation of the whole video, and a hash that finds near-duplicates."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_moments
+from pipeline.config import ClipSection
+from pipeline.processes.isolation import ProcessFailure, map_in_processes
+
+FRAMES, SIDE = 16, 144
+"""Frames of an animation, evenly spaced over the video, and their shorter side in pixels: about 40 KB a video."""
+MAX_FRAME_MS = 250
+"""A frame is shown for its share of the video's length, but not longer: long videos are shown faster than they are."""
+MAX_DIFFERING_BITS = 19
+"""Of the 192 bits of two hashes: a tenth. Copies of one video differ in few, by their compression, size and length."""
+
+
+@dataclass(frozen=True)
+class SmallClip:
+    """An animation of a video."""
+
+    image: str
+    """A ``data:image/webp`` URI; "" if ``problem`` says why there is none."""
+    bits: NDArray[np.bool_]
+    """[192] hash of what the first, middle and last frame show."""
+    problem: str = ""
+
+
+def decode_small_clips(videos: Sequence[Video], timeout_seconds: float = 60.0) -> Iterator[tuple[int, SmallClip]]:
+    """Decodes the videos in other processes, which may crash or hang; yields (index, clip) in the order in which they are done.
+
+    Abandon it by ``close()`` where the rest is not needed.
+    """
+    for index, result in map_in_processes(decode_small_clip, videos, timeout_seconds=timeout_seconds):
+        failed = isinstance(result, ProcessFailure)
+        yield index, SmallClip("", np.zeros(0, np.bool_), result.reason) if failed else result
+
+
+def decode_small_clip(video: Video) -> SmallClip:
+    """Decodes one video, whole frames of ``FRAMES`` moments."""
+    clip = ClipSection(sampling="segments", frames=FRAMES, fps=None, size=SIDE)
+    try:
+        frames_NHWC, (shown, _) = decode_moments(video, [0.5], (clip, clip), SIDE)
+    except DecodeError as error:
+        return SmallClip("", np.zeros(0, np.bool_), str(error) or "it does not decode")
+    frames = frames_NHWC[shown[0]]
+    bits = np.concatenate([compute_difference_hash(frames[index]) for index in (0, len(frames) // 2, -1)])
+    return SmallClip(encode_animation(frames, 1000 * (video.end - video.start) / len(frames)), bits)
+
+
+def compute_difference_hash(frame_HWC: UInt8s) -> NDArray[np.bool_]:
+    """Computes 64 bits: for 8 x 8 places of the gray frame, whether it is brighter than the place to its right."""
+    small = np.asarray(Image.fromarray(frame_HWC).convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    return np.asarray((small[:, :-1] > small[:, 1:]).ravel())
+
+
+def are_near_duplicates(one: SmallClip, other: SmallClip) -> bool:
+    """Whether two videos show nearly the same in their first, middle and last frames."""
+    return bool(one.image and other.image) and int((one.bits != other.bits).sum()) <= MAX_DIFFERING_BITS
+
+
+def encode_animation(frames_NHWC: UInt8s, frame_ms: float, quality: int = 60) -> str:
+    """Encodes RGB frames as an animated WebP that repeats, as a data URI."""
+    images = [Image.fromarray(frame) for frame in frames_NHWC]
+    buffer = io.BytesIO()
+    duration = max(20, round(min(frame_ms, MAX_FRAME_MS)))
+    images[0].save(
+        buffer, "WEBP", save_all=True, append_images=images[1:], duration=duration, loop=0, quality=quality, method=2
+    )
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,59 @@
+"""``python -m tests.labeling.million``: seconds and peak memory of suggestions from 1,000,000 saved predictions."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.labeling.opinions import SavedScores, read_opinions, read_probabilities
+from pipeline.labeling.strategies import choose_diverse, count_pool, rank_videos
+from pipeline.run_folder.contents import make_scores_path
+
+CLASSES, FILES, COUNT = 400, 10, 100
+
+
+def write_scores(folder: Path, rows: int) -> None:
+    """Writes scores of ``rows`` videos, each seen once, in files as training writes them."""
+    rng, share = np.random.default_rng(0), rows // FILES
+    for number in range(FILES):
+        columns = {"step": pa.array(np.full(share, number + 1, np.int32))}
+        videos = np.arange(number * share, (number + 1) * share, dtype=np.int32)
+        columns |= {"video": pa.array(videos), "label": pa.array(np.full(share, -1, np.int32))}
+        for name in ("primary", "auxiliary"):
+            scores = rng.random((share, CLASSES), np.float32) ** 8
+            scores /= scores.sum(axis=1, keepdims=True)
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), CLASSES)
+        path = make_scores_path(folder, number + 1, number + 1)
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), path, row_group_size=2**17, use_dictionary=False)
+
+
+def main(rows: int = 1_000_000) -> int:
+    """Prints one line; exit code 1 if it took more than 2 GB."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write = (
+            f"from pathlib import Path; from tests.labeling.million import write_scores; write_scores(Path({name!r}), {rows})"
+        )
+        subprocess.run([sys.executable, "-c", write], check=True)  # its memory is not what is measured
+        begun, scores, candidates = time.perf_counter(), SavedScores(folder), np.arange(rows)
+        opinions = read_opinions(scores, rows)
+        order, weights = rank_videos("mixed", opinions, candidates, 0)
+        pool = count_pool("mixed", COUNT)
+        chosen = choose_diverse(read_probabilities(scores, order[:pool], rows), weights[:pool], COUNT, 0)
+        gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        seconds = time.perf_counter() - begun
+    print(f"{len(chosen)} of {rows:,} videos, {CLASSES} classes: {seconds:.0f} s, {gigabytes:.2f} GB")
+    return int(gigabytes > 2)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*map(int, sys.argv[1:])))

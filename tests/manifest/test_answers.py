@@ -1,0 +1,131 @@
+"""Answers of people: read strictly, added to a label subset with their origin, and refused together if anything is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.manifest.answers import add_answers, read_answers
+from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
+from pipeline.manifest.schema import Manifest, compute_fingerprint, read_manifest, write_manifest
+from tests.manifest.tables import make_table
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """Classes a and b with 6 training videos each; that a/3 shows a is known to nobody."""
+    table = make_table({"a": 6, "b": 6}).sort_by("id")
+    names, labels = table["class"].to_pylist(), table["label"].to_pylist()
+    names[3], labels[3] = None, -1
+    for name, values, kind in (("class", names, pa.string()), ("label", labels, pa.int32())):
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(values, kind))
+    split = table["split"].to_pylist()
+    split[3] = "unlabeled"
+    table = table.set_column(table.schema.get_field_index("split"), table.schema.field("split"), pa.array(split))
+    assert compute_fingerprint(table, ("a", "b"))
+    return write_manifest(table, tmp_path / "manifest.parquet", ("a", "b"), "/videos", "folder")
+
+
+@pytest.fixture
+def before(manifest: Manifest) -> LabelSubset:
+    return draw_labels(manifest, "1/class", 0)
+
+
+def video(manifest: Manifest, row: int) -> str:
+    return str(manifest.table["id"][row].as_py())
+
+
+def free_row(before: LabelSubset, rows: range) -> int:
+    return next(row for row in rows if row not in before.rows)
+
+
+def write(folder: Path, *lines: str, head: str = "id,status,class,by,at,run,manifest") -> Path:
+    path = folder / "answers.csv"
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_answers_are_added_with_who_and_when_and_survive_a_file(
+    manifest: Manifest, before: LabelSubset, tmp_path: Path
+) -> None:
+    row = free_row(before, range(6, 12))
+    lines = [f"{video(manifest, 3)},class,a,Ana,2026-01-02T10:00:00Z,first,{manifest.fingerprint}"]
+    lines += [f"{video(manifest, row)},class,b,Bo,2026-01-03T10:00:00Z,first,"]
+    added = add_answers(manifest, before, write(tmp_path, *lines))
+    assert (added.added, added.repeated, added.relabeled, added.excluded) == (2, 0, (), ())
+    assert set(added.subset.rows) == {*before.rows, 3, row} and added.subset.given == {3: 0}
+    write_labels(added.subset, manifest, tmp_path / "more.parquet")
+    again = read_labels(tmp_path / "more.parquet", read_manifest(manifest.path))
+    assert again.fingerprint == added.subset.fingerprint != before.fingerprint
+    assert again.given == {3: 0} and again.read_classes(manifest)[3] == 0
+    (step,) = again.lineage
+    assert step["by"] == ["Ana", "Bo"] and step["first"] == "2026-01-02T10:00:00Z" and step["runs"] == ["first"]
+    assert step["before"] == before.fingerprint and len(step["sha256"]) == 64
+
+
+def test_answers_that_say_what_the_manifest_knows_give_the_labels_that_drawing_them_gives(
+    manifest: Manifest, before: LabelSubset, tmp_path: Path
+) -> None:
+    every = draw_labels(manifest, "5/class", 0)
+    left = np.setdiff1d(every.rows, before.rows)
+    lines = [f"{video(manifest, row)},{'a' if row < 6 else 'b'}" for row in left]
+    added = add_answers(manifest, before, write(tmp_path, *lines, head="id,class"))
+    assert added.subset.fingerprint == every.fingerprint and added.subset.ids == every.ids
+
+
+def test_bad_videos_are_no_longer_trained_on_and_named(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
+    labeled, free = int(before.rows[0]), free_row(before, range(6, 12))
+    path = write(tmp_path, f"{video(manifest, labeled)},bad_video,,,,,", f"{video(manifest, free)},no_action,,,,,")
+    added = add_answers(manifest, before, path)
+    assert added.excluded == (f"{video(manifest, labeled)} (bad video)", f"{video(manifest, free)} (no action)")
+    assert labeled not in added.subset.rows and sorted(added.subset.excluded) == sorted([labeled, free])
+    write_labels(added.subset, manifest, tmp_path / "more.parquet")
+    assert read_labels(tmp_path / "more.parquet", manifest).excluded.tolist() == sorted([labeled, free])
+    # a later answer takes it in again
+    back = add_answers(manifest, added.subset, write(tmp_path, f"{video(manifest, free)},b", head="id,class"))
+    assert free in back.subset.rows and back.subset.excluded.tolist() == [labeled] and len(back.subset.lineage) == 2
+
+
+def test_contradictions_are_listed_and_taken_only_on_request(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
+    labeled, free = int(before.rows[0]), free_row(before, range(6, 12))
+    path = write(tmp_path, f"{video(manifest, labeled)},b", f"{video(manifest, free)},a", head="id,class")
+    with pytest.raises(UserError) as caught:
+        add_answers(manifest, before, path)
+    text = str(caught.value)
+    assert "but its label says a; --relabel takes the answer" in text and "but the manifest says b; --relabel" in text
+    added = add_answers(manifest, before, path, relabel=True)
+    assert len(added.relabeled) == 2 and added.subset.given == {labeled: 1, free: 0}
+    assert added.subset.fingerprint != before.fingerprint
+
+
+def test_all_mistakes_are_said_at_once(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
+    path = write(tmp_path, "x/nowhere,class,a,,,,", f"{video(manifest, 3)},class,bb,,,,0000000000000000")
+    with pytest.raises(UserError) as caught:
+        add_answers(manifest, before, path)
+    text = str(caught.value)
+    assert "video x/nowhere is not in the manifest" in text and "class bb is not known; did you mean b?" in text
+    assert "another manifest, 0000000000000000" in text and "nothing was written" in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "head", "problem"),
+    [
+        (["x,a"], "name,class", "lack the column id"),
+        (["x,class,,,,,"], None, "status class without a class"),
+        (["x,bad_video,a,,,,"], None, "status bad_video with the class a"),
+        (["x,badvideo,,,,,"], None, "did you mean bad_video"),
+        (["x,,,,,,"], None, "has neither a class nor a status"),
+        ([",class,a,,,,"], None, "line 2: no id"),
+        (["x,a", "x,b"], "id,class", "line 3: video x has another answer on an earlier line"),
+        (["x,a,b"], "id,class", "more cells than the first line"),
+        (['x,"a'], "id,class", "unexpected end of data"),
+    ],
+)
+def test_what_is_not_understood_is_refused(tmp_path: Path, lines: list[str], head: str | None, problem: str) -> None:
+    path = write(tmp_path, *lines, **({"head": head} if head else {}))
+    with pytest.raises(UserError, match=problem):
+        read_answers(path)
