@@ -15,8 +15,8 @@ from jobs.command import DONE, run
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.files.folder_lock import lock_folder
-from pipeline.manifest.answers import AddedAnswers, add_answers
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
+from pipeline.manifest.labeling_answers import AddedAnswers, add_answers
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.seeded_order import parse_share
 from pipeline.prepare.build import LABELS_FILE

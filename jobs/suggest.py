@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.command import DONE, run
 from pipeline.errors import UserError
 from pipeline.labeling.answer_server import HOST, AnswerFile, start_server
-from pipeline.labeling.page import render_labeling_page
+from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.strategies import STRATEGIES
 from pipeline.labeling.suggest import Suggestions, Wish, format_table, suggest_videos
 from pipeline.report.html import write_file, write_page

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.manifest.answers import COLUMNS, STATUSES, Answer, read_answers
+from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, Answer, read_answers
 from pipeline.report.html import write_file
 
 HOST = "127.0.0.1"

@@ -18,10 +18,10 @@ import pytest
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError
 from pipeline.labeling.answer_server import HOST, AnswerFile, start_server
-from pipeline.labeling.page import render_labeling_page
+from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.small_clips import SmallClip, encode_animation
 from pipeline.labeling.suggest import Suggestion, Suggestions
-from pipeline.manifest.answers import read_answers
+from pipeline.manifest.labeling_answers import read_answers
 from pipeline.manifest.schema import SCHEMA, Manifest
 
 CLASSES = ("clap, twice", "wave", "</script><b>jump")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.answers import add_answers, read_answers
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
+from pipeline.manifest.labeling_answers import add_answers, read_answers
 from pipeline.manifest.schema import Manifest, compute_fingerprint, read_manifest, write_manifest
 from tests.manifest.tables import make_table
 
