@@ -1,12 +1,17 @@
-"""``python -m jobs.export RUN_FOLDER OUT``: a run's newest checkpoint as a model folder, which needs neither run nor data."""
+"""``python -m jobs.export RUN_FOLDER OUT``: a run's newest checkpoint as a model folder, which needs neither run nor data.
+
+``python -m jobs.export --from-checkpoint FILE --config FILE --classes FILE OUT`` makes one of a network trained elsewhere.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jobs.command import DONE, run
+from jobs.command import DONE, add_config, run
+from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.export.check_clips import find_check_clips
 from pipeline.export.int8_figures import describe_int8
@@ -14,6 +19,7 @@ from pipeline.export.int8_videos import find_int8_videos
 from pipeline.export.model_folder_writer import export_model
 from pipeline.export.onnx_programs import check_packages
 from pipeline.export.programs import ProgramRequest
+from pipeline.export.trained_elsewhere import open_trained_elsewhere, parse_checkpoints, read_class_names
 from pipeline.lifecycle.saved_run import SavedRun, open_saved_run
 
 ALLOWED = ("evaluation.", "data.manifest=", "data.labels=", "data.root=")
@@ -22,11 +28,35 @@ ALLOWED = ("evaluation.", "data.manifest=", "data.labels=", "data.root=")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder, and prints its files."""
-    options = _build_parser().parse_intermixed_args(argv)
-    saved = open_saved_run(options.run_folder, options.overrides, ALLOWED)
-    exported = export_model(saved, options.out, _choose_programs(saved, options))
+    parser = _build_parser()
+    options = parser.parse_intermixed_args(argv)
+    count = 1 if options.from_checkpoint else 2
+    if len(options.words) < count:
+        parser.error("RUN_FOLDER and OUT are needed, or --from-checkpoint and OUT")
+    folders, overrides = [Path(word) for word in options.words[:count]], options.words[count:]
+    if options.from_checkpoint:
+        return _export_checkpoints(options, folders[0], overrides)
+    if given := [f"--{name}" for name in ("config", "classes", "trained_by") if getattr(options, name)]:
+        raise UserError(f"{given[0].replace('_', '-')} is for --from-checkpoint: a run knows this itself")
+    return _export(open_saved_run(folders[0], overrides, ALLOWED), folders[1], options)
+
+
+def _export_checkpoints(options: argparse.Namespace, out: Path, overrides: Sequence[str]) -> int:
+    """Writes the folder of networks that were trained elsewhere."""
+    if options.classes is None or options.config is None:
+        need = "--config FILE, which says network, clip and test protocol, and --classes FILE, its class names in order"
+        raise UserError(f"--from-checkpoint needs {need} (docs/models.md)")
+    files, config = parse_checkpoints(options.from_checkpoint), load_config(options.config, overrides)
+    with open_trained_elsewhere(files, config, read_class_names(options.classes), options.trained_by) as elsewhere:
+        if len(files) == 1:
+            print("note: both networks of the folder are this one, so that their mean is it, too")
+        return _export(elsewhere.run, out, options, elsewhere.training)
+
+
+def _export(saved: SavedRun, out: Path, options: argparse.Namespace, training: dict[str, Any] | None = None) -> int:
+    exported = export_model(saved, out, _choose_programs(saved, options), training)
     if exported.replaced_step is not None:
-        print(f"note: replaced the export of step {exported.replaced_step}")
+        print(f"note: replaced the export of {f'step {exported.replaced_step}' if training is None else 'the same weights'}")
     for note in exported.notes:
         print(f"note: {note}")
     if programs := exported.programs:
@@ -42,11 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
-    parser.add_argument("run_folder", type=Path)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; an older export of the same run is replaced")
-    about = "evaluation.*: the test protocol that the folder asks for, and which checkpoint; data.manifest, data.labels and "
-    about += "data.root of data that moved, on which programs are compared"
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=about)
+    about = "the run; OUT, the folder to write, where an older export of the same run is replaced; evaluation.*: the test "
+    about += "protocol that the folder asks for, and which checkpoint; data.manifest, data.labels and data.root of data that "
+    about += "moved, on which programs are compared; with --from-checkpoint there is no run, and key=value of any kind"
+    parser.add_argument("words", nargs="*", metavar="RUN_FOLDER OUT key=value", help=about)
+    about = "weights trained elsewhere (.pth, .pyth, .pt, .pkl, .safetensors): FILE, or primary=FILE and auxiliary=FILE"
+    parser.add_argument("--from-checkpoint", action="append", default=[], metavar="FILE", help=about)
+    add_config(parser)
+    about = "with --from-checkpoint: its class names in the order of its outputs, a line each, or JSON"
+    parser.add_argument("--classes", type=Path, metavar="FILE", help=about)
+    about = "with --from-checkpoint: by whom and on what it was trained, in your words, for the model card"
+    parser.add_argument("--trained-by", default="", metavar="TEXT", help=about)
     about = "add both networks and their mean as programs of torch.export (.pt2), and compare them on real clips"
     parser.add_argument("--torch-export", action="store_true", help=about)
     about = "add both networks and their mean as ONNX files, and compare them on real clips"

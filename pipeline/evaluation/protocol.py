@@ -74,7 +74,8 @@ def describe_protocol(evaluation: Mapping[str, Any]) -> str:
     views = [f"{knobs[name]} {name if knobs[name] != 1 else name[:-1]}" for name in ("clips", "crops")]
     average, checkpoint, step = knobs.get("average", "probabilities"), knobs.get("checkpoint", "last"), evaluation.get("step")
     weights = "last checkpoint" if checkpoint == "last" else "checkpoint best on held-out videos"
-    parts = [" x ".join(views), f"mean of {average}", weights + ("" if step is None else f" (step {step})")]
+    weights = "weights trained elsewhere" if step == 0 else weights + ("" if step is None else f" (step {step})")
+    parts = [" x ".join(views), f"mean of {average}", weights]
     clips = [knobs[name] for name in ("primary", "auxiliary") if name in knobs and knobs is not evaluation]
     if clips:
         rates = dict.fromkeys("whole video" if clip["fps"] is None else f"{clip['fps']:g} fps" for clip in clips)

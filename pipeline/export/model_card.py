@@ -135,6 +135,11 @@ def _describe_protocol(config: Config) -> str:
 
 
 def _describe_data(run: SavedRun, training: Mapping[str, Any]) -> str:
+    if elsewhere := training.get("trained_elsewhere"):
+        files = [f"- {name}: `{file['file']}`, SHA-256 `{file['sha256']}`" for name, file in elsewhere["files"].items()]
+        both = "Both networks are the one of this file:" if len(files) == 1 else "The networks are those of these files:"
+        by = elsewhere["by"] or "by whom and on which videos was not said"
+        return "\n".join([f"These weights were not trained by this program, but elsewhere: {by}. {both}", "", *files])
     labels, prints = training["labels"], training["fingerprints"]
     lines = [
         f"- manifest `{prints['manifest']}`: {run.videos} videos",

@@ -60,18 +60,22 @@ class ExportedModel:
     """What of the run, or of the earlier export, is not in the folder, and how it gets there."""
 
 
-def export_model(run: SavedRun, out: Path, request: ProgramRequest | None = None) -> ExportedModel:
+def export_model(
+    run: SavedRun, out: Path, request: ProgramRequest | None = None, training: Mapping[str, Any] | None = None
+) -> ExportedModel:
     """Writes the checkpoint of an opened run as the model folder ``out``, with the requested programs.
+
+    ``training`` is the content of training.json for networks that no run here trained.
 
     Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else,
     and if another process writes ``out``.
     """
     with lock_place(out) as resolved:
-        return _export_model(run, resolved, request)
+        return _export_model(run, resolved, request, describe_training(run) if training is None else training)
 
 
-def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None) -> ExportedModel:
-    training = describe_training(run)
+def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None, training: Mapping[str, Any]) -> ExportedModel:
+    training = {**training, "exported_with": {"actnetformer": _find_version(), "torch": torch.__version__}}
     earlier = check_target(out, training)
     texts = {
         CONFIG: _dump({"model_type": "actnetformer", "format_version": FORMAT_VERSION, **select_knobs(run.config)}),
@@ -170,7 +174,6 @@ def describe_training(run: SavedRun) -> dict[str, Any]:
         "parameters": facts.get("parameters"),
         "trained_with": facts.get("versions"),
         "created": facts.get("created"),
-        "exported_with": {"actnetformer": _find_version(), "torch": torch.__version__},
     }
 
 
