@@ -31,14 +31,12 @@ def write_int8_programs(programs: Mapping[str, Path], batches: Sequence[Clips], 
     """
     paths = {name: folder / f"{name}_int8.onnx" for name in (*STUDENTS, "mean")}
     for name in STUDENTS:
-        shown = show_progress(batches, sum(map(_count, batches)), f"{name}: calibrated", count=_count)
-        _quantize(programs[name], ({f"{name}_frames": batch[name].numpy()} for batch in shown), paths[name])
+        # one at a time: the calibrator holds all activations of what it is given, 2 GB of one clip of the paper's networks
+        clips = [clip[None].numpy() for batch in batches for clip in batch[name]]
+        shown = show_progress(clips, len(clips), f"{name}: calibrated")
+        _quantize(programs[name], ({f"{name}_frames": clip} for clip in shown), paths[name])
     average_programs(paths["primary"], paths["auxiliary"], paths["mean"])
     return paths
-
-
-def _count(batch: Clips) -> int:
-    return len(batch[STUDENTS[0]])
 
 
 def _quantize(program: Path, inputs: Iterator[dict[str, NDArray[np.uint8]]], target: Path) -> None:
