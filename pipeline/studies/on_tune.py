@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.tune
 import torch
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pipeline.config import Config, parse_config
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
 from pipeline.files.lock_holder import get_command_line, set_command_line
 from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
@@ -90,7 +91,23 @@ def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
             failure_config=ray.tune.FailureConfig(max_failures=template.train.max_failures),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except RuntimeError as error:  # Tune restarts a trial whose process died, but ends with a traceback if Ray killed it
+        cause = _find_out_of_memory(error)
+        if cause is None:
+            raise
+        raise RunFailed(
+            f"{budget.concurrent} trials at once and what else runs here need more memory than there is, and Ray killed a "
+            f"trial: {cause.splitlines()[0]}. The same command continues; give it a smaller --concurrent, or run less beside it"
+        ) from None
+
+
+def _find_out_of_memory(error: BaseException | None) -> str | None:
+    """Returns the text of an OutOfMemoryError among the causes of an error, or None."""
+    while error is not None and not isinstance(error, ray.exceptions.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return None if error is None else str(error)
 
 
 def _plan_trial_resources(config: Config, concurrent: int) -> dict[str, float]:

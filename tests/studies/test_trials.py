@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import ray.exceptions
+import ray.tune
 
 from jobs import ablate
-from jobs.command import run
+from jobs.command import FAILED, run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import LOCK, LockFile
@@ -206,3 +209,23 @@ def test_what_trials_may_reserve() -> None:
         on_tune.choose_concurrency(config("scale.cpus_per_worker=1"), 3)
     with pytest.raises(UserError, match=r"needs a GPU, the cluster has none"):
         on_tune._plan_trial_resources(config("scale.gpu=true"), 2)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_without_enough_memory_says_so_and_the_same_command_continues(
+    tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = words(tiny, tmp_path, three, "--concurrent", "2", "train.steps=2")
+
+    def fail(tuner: Any) -> None:
+        """As Tune ends when Ray killed the process of a trial, which is none of the errors that it knows."""
+        try:
+            raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nA table")
+        except ray.exceptions.OutOfMemoryError as error:
+            raise RuntimeError(f"Caught unexpected exception: {error}") from error
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fail)
+    assert run(ablate.main, command) == FAILED
+    text = capsys.readouterr().err
+    assert "failed: 2 trials at once" in text and "low on memory.. The same command continues" in text and "A table" not in text
