@@ -90,6 +90,12 @@ def _scale(options: Options) -> Figures:
     return bench_scale(_load_config(options), _parse_sizes(options.rows), options.steps, options.repeats)
 
 
+def _serve(options: Options) -> Figures:
+    from pipeline.bench.serving.serve import bench_serve
+
+    return bench_serve(_load_config(options), options.replicas, options.requests, options.repeats)
+
+
 def _simulate(options: Options) -> Figures:
     from pipeline.bench.simulate import Site, simulate
 
@@ -157,6 +163,10 @@ BENCHMARKS = {
         20, {"rows": "10000,100000,1000000,10000000", "steps": 32, "repeats": 1},
         {"rows": "1000,10000", "steps": 4 * QUICK_STEPS, "repeats": 1},
     ),
+    "serve": Benchmark(
+        _serve, "requests of 1, 4 and 16 clients over a plain loop on the same files",
+        4, {"requests": 200, "replicas": 0, "repeats": 3}, {"requests": 32, "replicas": 0, "repeats": 1},
+    ),
     "simulate": Benchmark(
         _simulate, "a run on paper: name=value of pipeline.bench.simulate.Site",
         1, {"steps": 1000}, {"steps": 100}, reads_config=False,
@@ -166,7 +176,7 @@ BENCHMARKS = {
         2, {"rows": "10000,100000,1000000"}, {"rows": "4000,40000"}, reads_config=False,
     ),
 }  # fmt: skip
-OPTIONS = ("steps", "repeats", "rows", "sides", "to_accuracy")
+OPTIONS = ("steps", "repeats", "rows", "sides", "to_accuracy", "requests", "replicas")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,6 +232,8 @@ def _build_parser() -> argparse.ArgumentParser:
     arguments.add_argument("--steps", type=parse_positive, help=f"in one repeat ({defaults('steps')})")
     arguments.add_argument("--repeats", type=parse_positive, help=defaults("repeats"))
     arguments.add_argument("--sides", metavar="N,N", help=f"short sides of copies in pixels ({defaults('sides')})")
+    arguments.add_argument("--requests", type=parse_positive, help=f"in one repeat ({defaults('requests')})")
+    arguments.add_argument("--replicas", type=int, help="serve: copies of the model on Ray (default: 0, this process)")
     arguments.add_argument("--rows", metavar="N,N", help=f"sizes ({defaults('rows')})")
     arguments.add_argument(
         "--to-accuracy", type=float, metavar="PERCENT", help="peers: instead, seconds of supervised training until both "

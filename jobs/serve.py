@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
 from pipeline.serving.limits import MEBIBYTE, Limits
 
-ALLOWED = ("evaluation.", "scale.gpu=", "scale.torch_threads=")
+ALLOWED = ("evaluation.", "scale.gpu=", "scale.gpus_per_worker=", "scale.cpus_per_worker=", "scale.torch_threads=")
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m jobs.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="a model folder or a run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.gpu, scale.torch_threads")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.gpu, scale.torch_threads, ...")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     parser.add_argument("--token-file", type=Path, metavar="FILE",
@@ -97,6 +98,25 @@ def read_limits(options: argparse.Namespace) -> Limits:
         waiting=options.queue,
         uploads=2 * options.queue,
     )
+
+
+def build_application(args: dict[str, str]) -> object:
+    """Builds the same service as an application of Ray Serve, for cluster/rayservice.yaml, which names this function.
+
+    ``args`` has ``command``, the words that would be given to ``python -m jobs.serve``.
+    """
+    from pipeline.serving.access import Access, read_token, require_token
+    from pipeline.serving.app import ServiceBuilder
+    from pipeline.serving.on_ray import bind_web_server
+    from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
+
+    options = build_parser().parse_intermixed_args(shlex.split(args["command"]))
+    rules = UriRules(tuple(map(parse_prefix, options.allow_uri)), options.allow_private_uri)
+    token = read_token(options.token_file)
+    require_token(options.host, token)
+    saved, limits = open_model(options.folder, options.overrides, ALLOWED), read_limits(options)
+    builder = ServiceBuilder(limits, rules, Access(token))
+    return bind_web_server(saved, max(1, options.replicas), limits, options.host, options.port, builder)
 
 
 def make_scratch(parent: Path | None) -> tempfile.TemporaryDirectory[str]:

@@ -88,7 +88,7 @@ def test_the_image_has_the_tested_versions_of_ray_and_python() -> None:
 
 def test_the_image_and_the_environment_are_installed_by_the_same_script() -> None:
     installs = [step for step in _steps("RUN") if "install" in step]
-    assert installs == ["docker/install.sh python dependencies", "docker/install.sh python project"]
+    assert installs == ["docker/install.sh python dependencies serve", "docker/install.sh python project"]
     recipe = subprocess.run(["make", "-n", "-B", ".venv"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "docker/install.sh .venv/bin/python dependencies dev\n" in recipe
     assert "docker/install.sh .venv/bin/python project --editable\n" in recipe

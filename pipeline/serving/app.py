@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -16,11 +18,13 @@ from starlette.requests import ClientDisconnect
 from pipeline.errors import UserError
 from pipeline.prediction.timeline import parse_seconds
 from pipeline.serving.access import ASGI, Access, Receive, Scope, Send
+from pipeline.serving.answerer import Answerer
 from pipeline.serving.answers import Answer, Problem, Wanted
-from pipeline.serving.limits import MEBIBYTE, Refusal
+from pipeline.serving.limits import MEBIBYTE, Limits, Refusal
 from pipeline.serving.pages import read_asset, render_docs, render_page
 from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.service import Service
+from pipeline.serving.uploads.fetch_uri import UriRules
 from pipeline.serving.uploads.receive_upload import drain
 
 MOST_CLASSES = 1000
@@ -78,6 +82,19 @@ def build_app(service: Service, access: Access) -> ASGI:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
     return Gate(app, access, service.metrics)
+
+
+@dataclass(frozen=True)
+class ServiceBuilder:
+    """Builds the application where it runs, if that is another process than the command's."""
+
+    limits: Limits
+    rules: UriRules
+    access: Access
+
+    def __call__(self, answerer: Answerer, scratch: Path) -> ASGI:
+        """Builds the application from who answers and from a folder for uploads."""
+        return build_app(Service(answerer, self.limits, scratch, self.rules), self.access)
 
 
 def _make_lifespan(service: Service) -> Any:
@@ -218,7 +235,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                message["headers"] = [*message["headers"], *HEADERS]
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
         try:

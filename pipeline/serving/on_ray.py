@@ -25,7 +25,7 @@ from ray import serve
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.ray_cluster.connect import connect
+from pipeline.ray_cluster.connect import connect, is_reachable
 from pipeline.serving.access import ASGI
 from pipeline.serving.answerer import Answerer
 from pipeline.serving.answers import Answer, Wanted
@@ -41,6 +41,8 @@ ATTEMPTS = 3
 """How often a request is sent: its replica may be killed, and it costs nothing to ask another one."""
 READY_SECONDS = 2.0
 """How long the state of the replicas is believed."""
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Of Ray Serve's own processes: requests are counted by ``/metrics``."""
 MODEL = "model"
 """Name of the deployment of replicas."""
 
@@ -112,6 +114,7 @@ def bind_replicas(saved: SavedRun, replicas: int, limits: Limits) -> Any:
     """Returns the application of Ray Serve that has ``replicas`` copies of the model. Raises UserError if they do not fit."""
     options = serve.deployment(
         name=MODEL, num_replicas=replicas, max_ongoing_requests=ONGOING, max_queued_requests=-1, graceful_shutdown_timeout_s=5,
+        logging_config=LOGGING,
         ray_actor_options=plan_replica(saved.config, replicas, ray.cluster_resources()),
     )  # fmt: skip
     return options(Replica).bind(saved, limits)
@@ -136,20 +139,21 @@ def plan_replica(config: Config, replicas: int, cluster: dict[str, float]) -> di
 def open_replicas(saved: SavedRun, replicas: int, limits: Limits) -> Iterator[Answerer]:
     """Joins or starts a cluster and runs replicas there until the block ends. Raises UserError if they do not start."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    has_joined = is_reachable()
     connect()
     application = f"actnetformer-{os.getpid()}"
     bound = bind_replicas(saved, replicas, limits)
-    serve.start(proxy_location="Disabled")
+    serve.start(proxy_location="Disabled", logging_config=LOGGING)
     try:
         try:
-            handle = serve.run(bound, name=application, route_prefix=None)
+            handle = serve.run(bound, name=application, route_prefix=None, logging_config=LOGGING)
         except RuntimeError as error:
             raise UserError(f"the replicas do not start: {str(error).splitlines()[-1]}; they read {saved.weights}, which all "
                             "machines of the cluster must see") from error  # fmt: skip
         yield OnRay(handle, application, saved, limits)
     finally:
         serve.delete(application)
-        if not serve.status().applications:
+        if has_joined and not serve.status().applications:  # a Ray of our own ends with this process
             serve.shutdown()
 
 
@@ -176,5 +180,5 @@ def bind_web_server(
     saved: SavedRun, replicas: int, limits: Limits, host: str, port: int, build: Callable[[Answerer, Path], ASGI]
 ) -> Any:
     """Returns the application of Ray Serve that has the replicas and, in a process of its own, the web server."""
-    deployment = serve.deployment(name="web", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1)
+    deployment = serve.deployment(name="web", num_replicas=1, ray_actor_options={"num_cpus": 0.1}, logging_config=LOGGING)
     return deployment(WebServer).bind(bind_replicas(saved, replicas, limits), saved, limits, host, port, build)

@@ -52,7 +52,8 @@ class ServedModel:
         # half of the memory may be taken for a moment before the decoder's process is replaced after its video
         child = ProcessLimits(seconds, memory, address_space_bytes=2 * memory)
         self.source = replace(open_file_source(saved), limits=child)
-        self.scorer = Scorer(saved.config.model_dump(mode="json"), len(saved.classes), str(saved.weights))
+        knobs, threads = saved.config.model_dump(mode="json"), saved.config.scale.torch_threads
+        self.scorer = Scorer(knobs, len(saved.classes), str(saved.weights), threads)
         self._moments = compute_clip_moments(saved.config.evaluation.clips)
         self._inspectors = Inspectors(child)
         self._decoders = ThreadPoolExecutor(count_cores(), thread_name_prefix="decode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shlex
 import tomllib
@@ -15,18 +16,21 @@ import pytest
 import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
 
-from jobs import search, submit, train
+from jobs import search, serve, submit, train
 from jobs.__main__ import COMMANDS
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.ray_cluster.resources import plan_resources
+from pipeline.serving.access import TOKEN_VARIABLE
 
 Tree = dict[str, Any]
 KUBERAY = {
     "raycluster.yaml": "ray.io_rayclusters.yaml",
     "rayjob.yaml": "ray.io_rayjobs.yaml",
     "raycronjob.yaml": "ray.io_raycronjobs.yaml",
+    "rayservice.yaml": "ray.io_rayservices.yaml",
 }
 
 
@@ -100,7 +104,7 @@ def test_a_misspelled_field_is_found(
 def _cluster(manifest: Tree) -> Tree:
     """The RayCluster spec of any of the files."""
     spec: Tree = manifest["spec"].get("jobTemplate", manifest["spec"])
-    cluster: Tree = spec.get("rayClusterSpec", spec)
+    cluster: Tree = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
     return cluster
 
 
@@ -110,8 +114,8 @@ def _pods(manifest: Tree) -> Iterator[Tree]:
         yield group["template"]["spec"]
 
 
-def test_all_files_hold_the_same_cluster(cluster_files: dict[str, Tree]) -> None:
-    for name in KUBERAY:
+def test_all_files_of_training_hold_the_same_cluster(cluster_files: dict[str, Tree]) -> None:
+    for name in KUBERAY.keys() - {"rayservice.yaml"}:
         assert _cluster(cluster_files[name]) == _cluster(cluster_files["raycluster.yaml"])
 
 
@@ -184,6 +188,37 @@ def test_a_misspelled_command_is_found(
     assert old in entrypoint
     with pytest.raises(error, match=shown):
         run_config(entrypoint.replace(old, new), repository)
+
+
+# ------------------------------------------------------------------------------------------------------------ a service
+
+
+def test_the_service_runs_a_command_that_fits_its_cluster(
+    cluster_files: dict[str, Tree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Serve reads the configuration, and the command is read as the command itself does, up to where a model is opened."""
+    service = cluster_files["rayservice.yaml"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    assert config.proxy_location == "Disabled"
+    (application,) = config.applications
+    module, _, function = application.import_path.partition(":")
+    options = serve.build_parser().parse_intermixed_args(shlex.split(application.args["command"]))
+    assert getattr(importlib.import_module(module), function) is serve.build_application
+    cpus, gpus = _totals(service)
+    assert options.replicas == gpus and cpus > options.replicas
+    head, *workers = _pods(service)
+    ports = {port["name"]: port["containerPort"] for port in head["containers"][0]["ports"]}
+    assert options.host == "0.0.0.0" and options.port == ports["serve"]
+    assert str(options.folder).startswith("/shared/") and "scale.gpu=true" in options.overrides
+    for pod in (head, *workers):  # wherever the application is built, and its web server runs
+        (variable,) = pod["containers"][0]["env"]
+        assert variable["name"] == TOKEN_VARIABLE and "secretKeyRef" in variable["valueFrom"]
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with pytest.raises(UserError, match=TOKEN_VARIABLE):
+        serve.build_application(application.args)
+    monkeypatch.setenv(TOKEN_VARIABLE, "a-token-of-this-test")
+    with pytest.raises(UserError, match="/shared/models/mine"):
+        serve.build_application(application.args)
 
 
 # ------------------------------------------------------------------------------------------------------- every night
