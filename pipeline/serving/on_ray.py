@@ -167,13 +167,22 @@ class WebServer:
         application = serve.get_replica_context().app_name
         self._scratch = tempfile.TemporaryDirectory(prefix="actnetformer-serve-")
         self._server = make_server(build(OnRay(handle, application, saved, limits), Path(self._scratch.name)))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [open_socket(host, port)]}, daemon=True)
+        self._socket = open_socket(host, port)
+        self.port = int(self._socket.getsockname()[1])
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
 
     def check_health(self) -> None:
         """Raises RuntimeError if the web server has ended, so that Ray Serve replaces this process."""
         if not self._thread.is_alive():
             raise RuntimeError("the web server has ended")
+
+    def stop(self) -> None:
+        """Ends it after the requests that it has begun to answer."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+        self._scratch.cleanup()
 
 
 def bind_web_server(

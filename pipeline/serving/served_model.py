@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
@@ -52,8 +53,9 @@ class ServedModel:
         # half of the memory may be taken for a moment before the decoder's process is replaced after its video
         child = ProcessLimits(seconds, memory, address_space_bytes=2 * memory)
         self.source = replace(open_file_source(saved), limits=child)
-        knobs, threads = saved.config.model_dump(mode="json"), saved.config.scale.torch_threads
-        self.scorer = Scorer(knobs, len(saved.classes), str(saved.weights), threads)
+        if saved.config.scale.torch_threads:
+            torch.set_num_threads(saved.config.scale.torch_threads)
+        self.scorer = Scorer(saved.config.model_dump(mode="json"), len(saved.classes), str(saved.weights))
         self._moments = compute_clip_moments(saved.config.evaluation.clips)
         self._inspectors = Inspectors(child)
         self._decoders = ThreadPoolExecutor(count_cores(), thread_name_prefix="decode")
@@ -70,7 +72,8 @@ class ServedModel:
         """Predicts an uploaded file. Raises Refusal if it is no usable video, beyond the limits, or takes too long."""
         begun = time.monotonic()
         deadline = begun + self.limits.request_seconds
-        probe = self._inspectors.inspect(path, self.limits)
+        # by the threads that decode, so that there are no more child processes than twice the cores, however many ask
+        probe: Probe = self._wait(self._decoders.submit(self._inspectors.inspect, path, self.limits), deadline)
         windows = self._choose_windows(wanted, probe)
         inspected = time.monotonic()
         video, classes = InputVideo("the upload", str(path)), self.source.manifest.classes

@@ -54,15 +54,20 @@ class Report:
     def find_problems(self) -> list[str]:
         """Lists what a server that lasts would not have."""
         problems = list(self.wrong[:10])
-        half = len(self.memory) // 2
-        early, late = max(self.memory[:half], default=0), max(self.memory[half:], default=0)
-        if half and late > GROWTH[0] * early + GROWTH[1]:
+        early, late = _compare_halves(self.memory)
+        if late > GROWTH[0] * early + GROWTH[1]:
             problems.append(f"memory grew from {early / 2**20:.0f} to {late / 2**20:.0f} MiB")
-        early, late = max(self.files[:half], default=0), max(self.files[half:], default=0)
-        if half and late > early + 32:
+        early, late = _compare_halves(self.files)
+        if late > early + 32:
             problems.append(f"open files grew from {early} to {late}")
         problems += [f"left behind: {name}" for name in self.left[:5]]
         return problems + ([] if self.exit_code == 0 else [f"the server ended with exit code {self.exit_code}"])
+
+
+def _compare_halves(samples: Sequence[int]) -> tuple[int, int]:
+    """Returns the largest sample of the first half and of the second; zeros for less than two."""
+    half = len(samples) // 2
+    return (max(samples[:half]), max(samples[half:])) if half else (0, 0)
 
 
 def make_requests(videos: Sequence[bytes]) -> dict[str, tuple[Callable[[random.Random], bytes], dict[str, str], set[int]]]:

@@ -154,4 +154,4 @@ def test_the_page_can_be_used_by_keyboard(page: Any, server: Running) -> None:
     assert page.evaluate("document.activeElement.id") == "file"
     assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
     with page.expect_file_chooser():
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")

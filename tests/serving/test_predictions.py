@@ -18,6 +18,7 @@ from pipeline.prediction.file_manifest import probe_here
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import choose_scorer, predict_inputs
 from pipeline.prediction.timeline import Windows, predict_timelines
+from pipeline.processes.isolation import count_cores
 from pipeline.serving.answerer import InProcess
 from pipeline.serving.score_batches import ScoreBatches
 from pipeline.video.probe import ProbeOptions, probe_file
@@ -119,19 +120,20 @@ def test_videos_of_many_formats_are_read_as_predict_reads_them(
 
 
 def test_requests_at_the_same_time_get_the_answers_that_they_get_alone(
-    server: Running, shared_data: Path, clip: bytes
+    server: Running, model: InProcess, shared_data: Path, clip: bytes
 ) -> None:
     """Each its own: an answer that went to another request would be seen."""
     clips = [clip, *((shared_data / "odd" / name).read_bytes() for name in ("av1.mp4", "portrait.mp4", "vp9.webm"))]
     alone = [server.post(one).json["classes"] for one in clips]
     assert len({str(one) for one in alone}) == len(clips)
-    with ThreadPoolExecutor(8) as threads:
+    with ThreadPoolExecutor(16) as threads:
         together = list(threads.map(lambda number: server.post(clips[number % 4]).json["classes"], range(16)))
     for number, classes in enumerate(together):
         assert [one["name"] for one in classes] == [one["name"] for one in alone[number % 4]]
         np.testing.assert_allclose(
             [one["probability"] for one in classes], [one["probability"] for one in alone[number % 4]], rtol=1e-5
         )
+    assert len(model.model._inspectors._idle) <= count_cores()  # processes, which would take gigabytes for many requests
 
 
 # ------------------------------------------------------------------------------------------------------ batches

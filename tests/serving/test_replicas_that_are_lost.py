@@ -1,0 +1,104 @@
+"""What the web server does with replicas that are lost, without a cluster: a handle of the test stands for them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.serving import on_ray
+from pipeline.serving.access import Access
+from pipeline.serving.answerer import InProcess
+from pipeline.serving.answers import Wanted
+from pipeline.serving.app import ServiceBuilder
+from pipeline.serving.limits import Refusal
+from pipeline.serving.uploads.fetch_uri import UriRules
+from tests.serving.conftest import LIMITS, run_service
+
+
+class Handle:
+    """Raises these errors, one for each request, and then answers by a model of this process."""
+
+    def __init__(self, model: InProcess, folder: Path, errors: list[Exception]) -> None:
+        self.model, self.path, self.errors, self.asked = model, folder / "sent", errors, 0
+        self.answer = SimpleNamespace(remote=self._answer)
+
+    async def _answer(self, content: bytes, wanted: Wanted) -> Any:
+        self.asked += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.path.write_bytes(content)
+        try:
+            return await self.model.answer(self.path, wanted)
+        except Refusal as refusal:
+            return refusal
+
+
+UNAVAILABLE = ray.exceptions.ActorUnavailableError("gone", b"0" * 16)
+LOST = [ray.exceptions.RayActorError(), ray.exceptions.ActorDiedError(), UNAVAILABLE]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+def test_a_request_whose_replica_is_lost_goes_to_another_one(
+    saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path, error: Exception
+) -> None:
+    handle = Handle(model, tmp_path, [error])
+    with run_service(on_ray.OnRay(handle, "app", saved, LIMITS), tmp_path / "uploads") as running:
+        assert running.post(clip).status == 200 and handle.asked == 2
+        refused = running.post(b"no video")
+        assert (refused.status, refused.json["error"], handle.asked) == (415, "not_a_video", 3)
+
+
+def test_a_request_that_loses_every_replica_is_told_to_come_again(
+    saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path
+) -> None:
+    handle = Handle(model, tmp_path, [ray.exceptions.RayActorError() for _ in range(5)])
+    with run_service(on_ray.OnRay(handle, "app", saved, LIMITS), tmp_path / "uploads") as running:
+        reply = running.post(clip)
+        assert (reply.status, reply.json["error"], reply.headers["retry-after"]) == (503, "replica_lost", "5")
+        assert handle.asked == on_ray.ATTEMPTS and running.list_scratch() == []
+
+
+def test_an_error_of_the_model_is_not_sent_to_all_replicas(
+    saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path
+) -> None:
+    handle = Handle(model, tmp_path, [KeyError("a bug")])
+    with run_service(on_ray.OnRay(handle, "app", saved, LIMITS), tmp_path / "uploads") as running:
+        assert running.post(clip).status == 500 and handle.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("states", "count"), [({"RUNNING": 2}, 2), ({"STARTING": 2}, 0), ({"RUNNING": 1, "STOPPING": 1}, 1), ({}, 0)]
+)
+def test_ready_is_who_has_a_running_replica(
+    saved: SavedRun, monkeypatch: pytest.MonkeyPatch, states: dict[str, int], count: int
+) -> None:
+    deployments = {on_ray.MODEL: SimpleNamespace(replica_states=states)}
+    status = SimpleNamespace(applications={"app": SimpleNamespace(deployments=deployments)})
+    monkeypatch.setattr(serve, "status", lambda: status)
+    assert on_ray.count_replicas("app") == count and on_ray.count_replicas("another") == 0
+    assert asyncio.run(on_ray.OnRay(None, "app", saved, LIMITS).is_ready()) == (count > 0)
+
+
+def test_the_web_server_of_an_application_is_healthy_while_it_runs(
+    saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="app"))
+    build = ServiceBuilder(LIMITS, UriRules(), Access())
+    web = on_ray.WebServer(Handle(model, tmp_path, []), saved, LIMITS, "127.0.0.1", 0, build)
+    web.check_health()
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=60)
+    connection.request("POST", "/predict", clip, {"Content-Type": "video/mp4"})
+    response = connection.getresponse()
+    assert response.status == 200 and b'"classes"' in response.read()
+    connection.close()
+    web.stop()
+    with pytest.raises(RuntimeError, match="the web server has ended"):
+        web.check_health()
