@@ -70,6 +70,7 @@ def test_replicas_answer_as_this_process_does(cluster: Running, server: Running,
     assert cluster.list_scratch() == []
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_a_replica_is_killed(cluster: Running, clip: bytes) -> None:
     processes = list_processes()
     assert len(processes) == 2
@@ -88,6 +89,7 @@ def test_nothing_is_lost_when_a_replica_is_killed(cluster: Running, clip: bytes)
     assert cluster.post(clip).status == 200
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("replicas")
 def test_the_application_of_kuberay_serves_from_the_cluster_alone(
     saved: SavedRun, clip: bytes, monkeypatch: pytest.MonkeyPatch, free_port: int
