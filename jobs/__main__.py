@@ -10,6 +10,7 @@ from jobs.command import USER_ERROR, run
 from pipeline.errors import suggest
 
 COMMANDS = {
+    "doctor": "what works on this machine, and what to do about what does not",
     "prepare": "videos -> Parquet manifest and label subset",
     "label": "manifest -> label subset: drawn, or imported from a published list",
     "inspect": "manifest -> counts, duplicates, damaged files, contact sheets; the views of a training step",

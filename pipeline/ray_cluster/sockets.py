@@ -39,7 +39,7 @@ def make_short_temporary_folder() -> str | None:
     The new path, a link, is printed and is removed when this process ends. A process that is killed leaves its link behind,
     which the next one removes. Raises UserError if no folder can hold the link.
     """
-    folder = Path(get_default_ray_temp_dir())
+    folder = find_temporary_folder()
     if is_short_enough(folder):
         return None
     try:
@@ -52,6 +52,11 @@ def make_short_temporary_folder() -> str | None:
         latest.unlink(missing_ok=True)
     _log.warning("%s is too long a path for Ray's sockets: %s is another name for it while this command runs", folder, link)
     return str(link)
+
+
+def find_temporary_folder() -> Path:
+    """Finds the folder in which Ray makes its files and sockets, as TMPDIR and RAY_TMPDIR say."""
+    return Path(get_default_ray_temp_dir())
 
 
 @contextlib.contextmanager
