@@ -73,7 +73,9 @@ def measure_int8(floats: Mapping[str, Path], int8s: Mapping[str, Path], videos: 
             float_megabytes=floats[name].stat().st_size / 1e6,
             int8_megabytes=int8s[name].stat().st_size / 1e6,
             time_ratio=measure_time_ratio(
-                load_onnx_program(int8s[name]), load_onnx_program(floats[name]), select_frames(clip, name)
+                load_onnx_program(int8s[name], keep_memory=True),
+                load_onnx_program(floats[name], keep_memory=True),
+                select_frames(clip, name),
             ),
         )
     check_agreement(figures, len(labels))

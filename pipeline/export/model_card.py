@@ -173,8 +173,8 @@ def _describe_use() -> str:
         "    python -m jobs.predict FOLDER VIDEO ... --out scores.parquet\n"
         "    python -m jobs.evaluate FOLDER --manifest MANIFEST\n"
         "    python -m jobs.train ... primary.network.weights=FOLDER auxiliary.network.weights=FOLDER\n\n"
-        "`FOLDER` is the folder of this file; docs/models.md of the program explains its files. They hold no code, and nothing "
-        "in them is executed. `sha256sum -c SHA256SUMS` checks that they are whole."
+        "`FOLDER` is the folder of this file; docs/models.md of the program explains its files. These commands "
+        "read data only, and execute nothing of the folder. `sha256sum -c SHA256SUMS` checks that they are whole."
     )
 
 

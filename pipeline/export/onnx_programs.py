@@ -72,12 +72,13 @@ def average_programs(primary: Path, auxiliary: Path, mean: Path) -> None:
     onnx.save(joined, mean)
 
 
-def load_onnx_program(path: Path, threads: int = 0) -> Program:
-    """Opens an ONNX file on the CPU, with so many threads; 0 takes as many as there are cores."""
+def load_onnx_program(path: Path, keep_memory: bool = False) -> Program:
+    """Opens an ONNX file on the CPU. With ``keep_memory`` it holds the memory of one call for the next, as onnxruntime does by
+    default: a little faster, but several open files of large networks took 4 GB."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = keep_memory
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
