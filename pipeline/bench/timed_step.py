@@ -106,7 +106,8 @@ def build_timed_step(prepared: PreparedRun, rows: Ints | None = None) -> TimedSt
         torch.set_num_threads(config.scale.torch_threads)
     configure_torch(config.train)
     torch.manual_seed(config.run.seed)
-    method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train).to(device)
+    built = build_method(config, run.num_classes, *run.plan.sizes, file_labels=run.file_labels)
+    method = apply_train_options(built, config.train).to(device)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}
     state = checkpoint.TrainState(method, method.students, optimizers, run.fingerprints.as_dict())
     if config.train.precision == "fp16":

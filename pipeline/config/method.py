@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import MID_RUN, Pixels, Section, Share, Steps
+from pipeline.config.section import LATER, MID_RUN, SAME_WEIGHTS, Pixels, Section, Share, Steps
 
 
 class LabelSection(Section):
@@ -91,6 +91,21 @@ class ContrastSection(WeakViewsTerm):
     """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
 
 
+class FileLabelSection(StrongViewsTerm):
+    """Lf, the loss of labels that a file gives to unlabeled videos: another model's predictions, or people's. Of all methods
+    but supervised, beside their own losses; with ``pseudo_label.weight=0`` instead of pseudo-labels."""
+
+    weight: float = Field(0.0, ge=0, json_schema_extra=MID_RUN)
+    """Factor of the loss in the total; above 0 needs ``file``."""
+    file: str | None = Field(None, json_schema_extra=SAME_WEIGHTS)
+    """Parquet of class probabilities by video (``pipeline.manifest.label_file``); ``jobs.predict`` writes one. Runs know it
+    by its content, so it may be moved."""
+    threshold: Share = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
+    """Probability of a video's most probable class from which its label counts. Choice: as ``confidence_threshold``."""
+    hard: bool = True
+    """Whether the label is the most probable class, or the probabilities themselves (distillation)."""
+
+
 class MixSection(StrongViewsTerm):
     """Lmix of SVFormer, the loss of clips that are mixed in tubes of patches."""
 
@@ -129,6 +144,8 @@ class MethodSection(Section):
     """LTG's 1 - cosine of the primary's to the auxiliary's features (LTG: 1)."""
     mix: MixSection = MixSection()
     """SVFormer's mixed clips."""
+    file_label: FileLabelSection = Field(FileLabelSection(), json_schema_extra=LATER)
+    """Lf, labels from a file."""
     labels: LabelSection = LabelSection()
     modalities: tuple[Literal["rgb", "temporal_gradient", "optical_flow"], ...] = ("rgb", "temporal_gradient")
     """MvPL: what the shared network sees, rgb first, which is what it is tested on. The paper has all three; flow is left
@@ -137,6 +154,14 @@ class MethodSection(Section):
     """Whether labeled, weak and strong clips go through a student as three batches, each with BatchNorm statistics of its
     own, or concatenated as one, which is a tenth faster. Choice: in a prototype one joint batch took the primary from 47 to
     19 % at equal supervised signal; with today's students it costs nothing that can be seen (docs/results_synthetic.md)."""
+
+    @model_validator(mode="after")
+    def _file_labels_have_a_file(self) -> MethodSection:
+        if (self.file_label.weight > 0) != (self.file_label.file is not None):
+            raise ValueError("file_label.weight above 0 and file_label.file go together")
+        if self.file_label.file is not None and self.name == "supervised":
+            raise ValueError("file_label: supervised uses no unlabeled video; take name=fixmatch with pseudo_label.weight=0")
+        return self
 
     @model_validator(mode="after")
     def _rgb_first(self) -> MethodSection:

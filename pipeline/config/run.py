@@ -157,8 +157,11 @@ class Config(Section):
         data = {"manifest": _make_absolute(self.data.manifest), "labels": _make_absolute(self.labels_path)}
         root = {"root": _make_absolute(self.data.root)} if self.data.root else {}
         staging = {"staging_path": _make_absolute(self.run.staging_path)} if self.run.staging_path else {}
+        label = self.method.file_label
+        file = {"file": _make_absolute(label.file)} if label.file else {}
         return self.model_copy(
             update={
+                "method": self.method.model_copy(update={"file_label": label.model_copy(update=file)}),
                 "data": self.data.model_copy(update={**data, **root}),
                 "run": self.run.model_copy(update={"storage_path": _make_absolute(self.run.storage_path), **staging}),
             }

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.clips.modalities import check_modalities
 from pipeline.config import Config, MethodSection, PlainConv3dSection
 from pipeline.errors import UserError, suggest
+from pipeline.manifest.label_file import FileLabels
 from pipeline.methods.actnetformer import ActNetFormer
 from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
@@ -59,7 +60,12 @@ def build_students(config: Config, num_classes: int) -> nn.ModuleDict:
 
 
 def build_method(
-    config: Config, num_classes: int, num_videos: int = 0, num_unlabeled: int = 0, notes: list[str] | None = None
+    config: Config,
+    num_classes: int,
+    num_videos: int = 0,
+    num_unlabeled: int = 0,
+    notes: list[str] | None = None,
+    file_labels: FileLabels | None = None,
 ) -> Method:
     """Builds the method with its new students in ``students["primary"]`` and ``["auxiliary"]``, from torch's seed.
 
@@ -81,19 +87,28 @@ def build_method(
             if notes is not None and not loaded.head:
                 theirs = "no classifier" if loaded.their_classes is None else f"a classifier of {loaded.their_classes} classes"
                 notes.append(f"{field} has {theirs}, the data {num_classes} classes: the classifier starts at random")
-    return kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
+    method = kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
+    if config.method.file_label.weight > 0:
+        method.take_file_labels(None if file_labels is None else file_labels.probabilities, num_classes, num_videos)
+    return method
 
 
 def compute_loss_weights(section: MethodSection, step: int) -> LossWeights:
     """Computes the weights of the method's own loss terms at a step; all others are 0."""
-    return compute_term_weights(section, step, getattr(_find_method(section.name), "TERMS", ()))
+    return compute_term_weights(section, step, _list_terms(section.name))
 
 
 def find_first_unlabeled_step(config: Config) -> int:
     """Finds the first step whose losses use unlabeled videos; ``train.steps`` if there is none."""
-    section, terms = config.method, getattr(_find_method(config.method.name), "TERMS", ())
+    section, terms = config.method, _list_terms(config.method.name)
     starts: list[int] = [getattr(section, term).start for term in terms if getattr(section, term).weight > 0]
     return min([config.train.steps, *(section.supervised_steps + start for start in starts)])
+
+
+def _list_terms(name: str) -> tuple[str, ...]:
+    """The losses of unlabeled videos that a method has: its own, and that of labels from a file."""
+    own: tuple[str, ...] = getattr(_find_method(name), "TERMS", ())
+    return (*own, "file_label") if own else ()
 
 
 def _find_method(name: str) -> Callable[[nn.ModuleDict, Setup], Method]:

@@ -53,15 +53,18 @@ QUARANTINE = pa.schema(
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """The fingerprints of what a run's result depends on. A run continues only if all three agree."""
+    """The fingerprints of what a run's result depends on. A run continues only if all of them agree."""
 
     config: str
     manifest: str
     labels: str
+    file_labels: str = ""
+    """Of the labels that a file gives to unlabeled videos, if there is one."""
 
     def as_dict(self) -> dict[str, str]:
         """Returns them as a dict, for JSON."""
-        return {"config": self.config, "manifest": self.manifest, "labels": self.labels}
+        known = {"config": self.config, "manifest": self.manifest, "labels": self.labels}
+        return known | ({"file_labels": self.file_labels} if self.file_labels else {})
 
 
 @contextmanager
@@ -140,6 +143,10 @@ def _check_same_run(folder: Path, config: Config, fingerprints: Fingerprints) ->
         differing.append(f"manifest: the run's has fingerprint {old.get('manifest')}, this has {fingerprints.manifest}")
     if old.get("labels") != fingerprints.labels:
         differing.append(f"label subset: the run's has fingerprint {old.get('labels')}, this has {fingerprints.labels}")
+    if old.get("file_labels", "") != fingerprints.file_labels:
+        its = old.get("file_labels", "none")
+        this = fingerprints.file_labels or "none"
+        differing.append(f"method.file_label.file: the run's has fingerprint {its}, this has {this}")
     if old.get("config") != fingerprints.config:
         before, now = flatten(old_config.collect_result_knobs()), flatten(config.collect_result_knobs())
         differing += [

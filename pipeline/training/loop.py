@@ -21,6 +21,7 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.hardware import configure_torch
+from pipeline.manifest.label_file import FileLabels
 from pipeline.methods import STUDENTS, build_method
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.run_folder import run_store
@@ -82,6 +83,8 @@ class TrainingRun:
     """The step to stop at, with a checkpoint, for searches that judge a run on its way; None: the last one."""
     is_profiled: bool = False
     """Whether the first worker records some steps into ``profile.json`` of the folder."""
+    file_labels: FileLabels | None = None
+    """The labels that ``method.file_label.file`` gives to unlabeled videos."""
     source: VideoSource | None = None
     """The run's videos, among them the held-out ones that ``train.keep_best`` chooses checkpoints by."""
 
@@ -133,7 +136,8 @@ def _build(run: TrainingRun, worker: TrainWorker, stopwatch: Stopwatch) -> tuple
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
     configure_torch(config.train)
-    method = apply_train_options(build_method(config, run.num_classes, *run.plan.sizes), config.train)
+    built = build_method(config, run.num_classes, *run.plan.sizes, file_labels=run.file_labels)
+    method = apply_train_options(built, config.train)
     wrapped = worker.wrap(method)
     time_collectives(wrapped, stopwatch)
     optimizers = {name: build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS}

@@ -12,6 +12,7 @@ from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files.lock_holder import get_command_line
+from pipeline.manifest.label_file import read_file_labels
 from pipeline.manifest.label_subset import LabelSubset
 from pipeline.methods import build_method, find_first_unlabeled_step
 from pipeline.run_folder import run_store
@@ -92,6 +93,9 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
     notes: list[str] = []
     with torch.random.fork_rng():
         students: Any = build_method(config, len(classes), *source.plan.sizes, notes).students
+    if run.file_labels is not None:
+        counts = f"{run.file_labels.count:,} of {len(source.plan.unlabeled):,} unlabeled videos"
+        notes.append(f"{config.method.file_label.file} has labels of {counts}")
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
     prepared = PreparedRun(run, source, facts)
     try:
@@ -110,10 +114,17 @@ def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
     """Opens the manifest and labels of a configuration. Returns what is trained, its videos, and the labels. Raises UserError.
     """
     source, labels = open_source(config, find_first_unlabeled_step(config))
-    fingerprints = Fingerprints(config.compute_fingerprint(), source.manifest.fingerprint, labels.fingerprint)
+    path, file_labels = config.method.file_label.file, None
+    if path is not None:
+        file_labels = read_file_labels(path, source.manifest, source.plan.unlabeled)
+    known = (source.manifest.fingerprint, labels.fingerprint, file_labels.fingerprint if file_labels else "")
+    fingerprints = Fingerprints(config.compute_fingerprint(), *known)
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)
     folder, store = config.run_folder, config.run_store
-    run = TrainingRun(config, source.plan, len(source.manifest.classes), usable, fingerprints, folder, store, source=source)
+    run = TrainingRun(
+        config, source.plan, len(source.manifest.classes), usable, fingerprints, folder, store, file_labels=file_labels,
+        source=source,
+    )  # fmt: skip
     return run, source, labels
 
 

@@ -39,7 +39,7 @@ def copy(repository: Path, tmp_path: Path) -> Path:
     entry, imported = '    "supervised": Supervised,\n', "from pipeline.methods.mvpl import MvPL\n"
     put(methods, {entry: entry + name, imported: f"from pipeline.methods.mean_teacher import MeanTeacher\n{imported}"})
     after = "    labels: LabelSection"
-    put(tmp_path / "pipeline" / "config" / "method.py", {"import MID_RUN": "import LATER, MID_RUN", after: field + after})
+    put(tmp_path / "pipeline" / "config" / "method.py", {after: field + after})
     return tmp_path
 
 

@@ -49,7 +49,7 @@ def _separate(student: nn.Module, views: list[torch.Tensor], weights: LossWeight
         with torch.set_grad_enabled(weights.has_weak_gradient):
             outputs.append(Output(*student(weak)))
     for strong in unlabeled[1:]:
-        with torch.set_grad_enabled(weights.pseudo_label > 0), freeze_statistics(student):
+        with torch.set_grad_enabled(weights.pseudo_label > 0 or weights.file_label > 0), freeze_statistics(student):
             outputs.append(Output(*student(strong)))
     return outputs
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Outputs, Setup, Step, Views
-from pipeline.methods.parts.monitors import compute_student_monitors
-from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Losses, Results, collect_results, sum_terms, supervised_losses
+from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
+from pipeline.methods.parts.pseudo_labels import PseudoLabel, PseudoLabels
+from pipeline.methods.parts.terms import Losses, Results, collect_results, pseudo_label_losses, sum_terms, supervised_losses
 
 
 class Method(nn.Module):
@@ -24,6 +26,8 @@ class Method(nn.Module):
 
     TERMS: ClassVar[tuple[str, ...]] = ()
     """The losses of unlabeled videos that the method has, by the names of their weights; none if it uses labels only."""
+    file_probabilities: torch.Tensor
+    """[V, K] what ``method.file_label.file`` says of each video; only if its loss has a weight."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
 
@@ -48,6 +52,7 @@ class Method(nn.Module):
             step = Step(views.labels, views.unlabeled, labeled, weak, strong, supervised)
             own = {name: weak[name] for name in STUDENTS}
             outcome = self.forward_unlabeled(step, weights) | compute_student_monitors(own, views.unlabeled.hidden_labels)
+            outcome = self._add_file_labels(outcome, step, weights)
         return {**outcome, "loss": self._reach_heads(outcome["loss"])}
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
@@ -69,6 +74,29 @@ class Method(nn.Module):
     def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
         """Computes Ls: ``supervised_loss/{student}``, with gradient."""
         return supervised_losses(labeled, views, self.section.supervised.label_smoothing)
+
+    def take_file_labels(self, probabilities: NDArray[np.float32] | None, num_classes: int, num_videos: int) -> None:
+        """Takes the class probabilities [V, K] that a file gives, by row of the manifest; None: zeros of that size.
+
+        They are no part of a checkpoint: a run reads its file again, and knows it by its fingerprint.
+        """
+        table = torch.zeros(num_videos, num_classes) if probabilities is None else torch.from_numpy(probabilities)
+        self.register_buffer("file_probabilities", table, persistent=False)
+
+    def _add_file_labels(self, outcome: Results, step: Step, weights: LossWeights) -> Results:
+        """Adds Lf: each student's strong views learn what the file says of the video, where it is sure enough."""
+        if not weights.file_label:
+            return outcome
+        section = self.section.file_label
+        p_UK = self.file_probabilities[step.unlabeled.videos]
+        confidence_U, classes_U = p_UK.max(dim=1)
+        kept_U = ((confidence_U >= section.threshold) & (confidence_U > 0)).float()  # zeros: the file says nothing
+        label = PseudoLabel(classes_U if section.hard else p_UK, classes_U, kept_U, p_UK)
+        losses = pseudo_label_losses(step.strong, dict.fromkeys(STUDENTS, label))
+        losses = {name.replace("pseudo_label", "file_label"): value for name, value in losses.items()}
+        total = outcome["loss"] + weights.file_label * sum_terms(losses)
+        watched = compute_direction_monitors("file_to_both", label, step.unlabeled.hidden_labels)
+        return collect_results(total, outcome, losses, watched) | {"loss": total}
 
     def _reach_heads(self, loss: torch.Tensor) -> torch.Tensor:
         """Adds a gradient of zeros to projection heads, which only contrast terms use."""

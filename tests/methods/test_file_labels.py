@@ -1,0 +1,130 @@
+"""Labels from a file: what they add to a method's loss, against the students' own labels and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import predict, train
+from jobs.command import DONE, USER_ERROR, run
+from pipeline.config import parse_config
+from pipeline.errors import UserError
+from pipeline.methods import LossWeights, compute_loss_weights
+from pipeline.run_folder.contents import read_metrics
+from pipeline.training.checkpoints.checkpoint import FILES
+from tests.methods.built_methods import built, config_of, views_of
+from tests.methods.traces import CLASSES, VIDEOS
+
+FILE = {"weight": 2.0, "file": "labels.parquet", "threshold": 0.3}
+METHODS = ("fixmatch", "cmpl", "mvpl", "tcl", "ltg", "svformer", "actnetformer")
+
+
+def build(name: str, table: torch.Tensor, labels: dict[str, Any] | None = None, **file_label: Any) -> Any:
+    method = built(name, labels, file_label={**FILE, **file_label})
+    method.take_file_labels(table.numpy(), CLASSES, VIDEOS)
+    return method
+
+
+def draw_table(seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(VIDEOS, CLASSES, generator=generator).mul(4).softmax(dim=1)
+
+
+def test_a_file_of_the_students_own_mean_labels_gives_the_same_bits_as_these_labels() -> None:
+    own = built("fixmatch", {"source": "mean"})
+    views = views_of(config_of("fixmatch"))
+    wanted = own(views, LossWeights(pseudo_label=2.0))
+    logs = [wanted[f"scores/{name}"].clamp(min=1e-30).log() for name in ("primary", "auxiliary")]
+    table = torch.zeros(VIDEOS, CLASSES)
+    table[views.unlabeled.videos] = torch.stack(logs).mean(dim=0).softmax(dim=1)
+    method = build("fixmatch", table)
+    found = method(views, LossWeights(file_label=2.0))
+    assert wanted["kept/mean_to_primary"] > 0
+    assert torch.equal(found["loss"], wanted["loss"])
+    for name in ("primary", "auxiliary"):
+        assert torch.equal(found[f"file_label_loss/{name}"], wanted[f"pseudo_label_loss/{name}"])
+    found["loss"].backward()
+    wanted["loss"].backward()
+    for one, other in zip(method.students.parameters(), own.students.parameters(), strict=True):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_adds_the_loss_to_its_own(name: str) -> None:
+    views, table = views_of(config_of(name)), draw_table()
+    weights = dict(compute_loss_weights(config_of(name).method, 1000)) | {"supervised": 1.0}
+    plain = built(name)(views, LossWeights(**weights))
+    found = build(name, table)(views, LossWeights(**{**weights, "file_label": 2.0}))
+    added = found["file_label_loss/primary"] + found["file_label_loss/auxiliary"]
+    assert added > 0
+    torch.testing.assert_close(found["loss"], plain["loss"] + 2 * added, rtol=1e-5, atol=1e-5)
+    assert {key for key in plain} < {key for key in found}
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_only_sure_labels_of_videos_that_the_file_knows_count(hard: bool) -> None:
+    views, table = views_of(config_of("fixmatch")), draw_table()
+    videos = views.unlabeled.videos
+    table[videos[0]] = 0
+    method = build("fixmatch", table, threshold=0.0, hard=hard)
+    found = method(views, LossWeights(file_label=1.0))
+    method.eval()
+    method.train()
+    _, _, strong = method.run_students(views, LossWeights(file_label=1.0))
+    for name in ("primary", "auxiliary"):
+        logs = strong[name].logits.log_softmax(dim=1)
+        targets = table[videos] if not hard else torch.nn.functional.one_hot(table[videos].argmax(dim=1), CLASSES).float()
+        each = -(targets * logs).sum(dim=1)
+        torch.testing.assert_close(found[f"file_label_loss/{name}"], each[1:].sum() / len(videos), rtol=1e-4, atol=1e-5)
+    assert found["mask_rate/file_to_both"] == pytest.approx(1 - 1 / len(videos))
+    sure = build("fixmatch", table, threshold=1.0)(views, LossWeights(file_label=1.0))
+    assert sure["file_label_loss/primary"] == 0
+
+
+def test_the_table_is_no_part_of_a_checkpoint() -> None:
+    assert not any("file_probabilities" in key for key in build("fixmatch", draw_table()).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"file_label": {"weight": 1.0}}, "go together"),
+        ({"file_label": {"file": "x"}}, "go together"),
+        ({"name": "supervised", "file_label": {"weight": 1.0, "file": "x"}}, "take name=fixmatch"),
+    ],
+)
+def test_what_does_nothing_is_refused(section: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        parse_config({"method": section})
+
+
+def test_a_larger_models_predictions_teach_a_run_that_continues_to_the_same_bits(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "train.log_every=1", "train.warmup_steps=0"]
+    assert run(train.main, [*base, "run.name=teacher", "train.steps=2"]) == DONE
+    table = tmp_path / "scores.parquet"
+    assert run(predict.main, [str(tmp_path / "teacher"), str(tiny / "manifest.parquet"), "--out", str(table)]) == DONE
+    words = [*base, "train.steps=4", "method.name=fixmatch", "method.pseudo_label.weight=0", "method.supervised_steps=0"]
+    words += [f"method.file_label.file={table}", "method.file_label.weight=1", "method.file_label.threshold=0.2"]
+    assert run(train.main, [*words, "run.name=whole"]) == DONE
+    assert "has labels of 8 of 8 unlabeled videos" in capsys.readouterr().err
+    assert run(train.main, [*words, "run.name=stopped", "--max-steps", "2"]) == DONE
+    assert run(train.main, [*words, "run.name=stopped"]) == DONE
+    weights = [(tmp_path / name / "checkpoint_000004" / FILES[0]).read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+    line = read_metrics(tmp_path / "whole")[-1]
+    assert line["file_label_loss/primary"] > 0 and line["mask_rate/file_to_both"] > 0
+    moved = table.rename(tmp_path / "moved.parquet")
+    elsewhere = [word.replace(str(table), str(moved)) for word in words]
+    assert run(train.main, [*elsewhere, "run.name=whole"]) == DONE  # it is known by its content
+    other = pq.read_table(moved)
+    turned = pa.array([row[::-1] for row in other["mean"].to_pylist()], pa.list_(pa.float32()))
+    pq.write_table(other.set_column(other.column_names.index("mean"), "mean", turned), moved)
+    assert run(train.main, [*elsewhere, "run.name=whole"]) == USER_ERROR
+    assert "method.file_label.file: the run's has fingerprint" in capsys.readouterr().err
