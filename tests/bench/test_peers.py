@@ -131,7 +131,7 @@ def _numbers(views_NCTHW: torch.Tensor) -> list[int]:
     return [read_number(frame) for frame in frames]
 
 
-@pytest.mark.parametrize("name", ["ours", "svformer"])
+@pytest.mark.parametrize("name", ["ours", pytest.param("svformer", marks=pytest.mark.long)])
 def test_a_loader_is_measured_in_a_process_of_its_own(name: str, tiny: Path) -> None:
     """Alone, and with training; with the memory of its processes."""
     config = load_config(tiny / "tiny.yaml")
@@ -230,7 +230,7 @@ def test_memory_is_that_of_the_process_and_its_children() -> None:
     assert peak.processes == 2 and peak.resident > 150e6
 
 
-@pytest.mark.parametrize("name", ["ours", "svformer"])
+@pytest.mark.parametrize("name", ["ours", pytest.param("svformer", marks=pytest.mark.long)])
 def test_training_stops_at_the_accuracy_or_at_the_last_step(name: str, tiny: Path) -> None:
     words = ["method.name=supervised", "train.checkpoint_every=2", "train.steps=4"]
     tree = load_config(tiny / "tiny.yaml", words).model_dump_json()
