@@ -40,7 +40,7 @@ class ProcessLimits:
     twice as much during an item, it is stopped."""
     address_space_bytes: int = 0
     """Address space that the process may use beyond what it has when it starts, which the system enforces at once: what asks
-    for more gets an error; 0: as much as it likes."""
+    for more gets an error; 0: as much as it likes. Its own threads need 80 MB of it."""
 
 
 @dataclass(frozen=True)

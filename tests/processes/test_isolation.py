@@ -108,3 +108,16 @@ def test_a_call_after_an_interrupted_one_returns_its_own_result(moment: float) -
     finally:
         signal.signal(signal.SIGALRM, before)
         child.stop()
+
+
+def take_megabytes(count: int) -> int:
+    return len(bytearray(count * 2**20))
+
+
+def test_what_asks_for_more_address_space_than_it_may_have_gets_an_error_and_the_process_goes_on() -> None:
+    child = ChildProcess(take_megabytes, ProcessLimits(seconds=20.0, address_space_bytes=300 * 2**20))
+    assert child.call(100) == 100 * 2**20
+    with pytest.raises(MemoryError):
+        child.call(400)
+    assert child.call(100) == 100 * 2**20
+    child.stop()
