@@ -64,6 +64,15 @@ def require_token(host: str, token: str | None) -> None:
         )
 
 
+def _split_host(text: str) -> tuple[str, str]:
+    """Returns ``HOST:PORT``, or ``HOST`` without a port, in lower case, and the host alone; empty texts for what is neither."""
+    try:
+        parts = urlsplit(f"//{text}")
+        return parts.netloc.lower(), parts.hostname or ""
+    except ValueError:  # brackets that hold no IPv6 address
+        return "", ""
+
+
 @dataclass(frozen=True)
 class Access:
     """Who may ask."""
@@ -74,11 +83,10 @@ class Access:
     def check(self, path: str, headers: Headers) -> None:
         """Raises Refusal if a request may not be answered."""
         origin, host = headers.get("origin"), headers.get("host", "")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _split_host(origin.partition("://")[2])[0] != host.lower():
             raise Refusal(403, "origin", "a page of another site may not ask this server")
         if self.token is None:
-            name = urlsplit(f"//{host}").hostname or ""
-            if not is_loopback(name):  # a name that somebody else makes mean this machine: DNS rebinding
+            if not is_loopback(_split_host(host)[1]):  # a name that somebody else makes mean this machine: DNS rebinding
                 raise Refusal(403, "host", "without a token this server answers as localhost or 127.0.0.1 only")
         elif path not in OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")

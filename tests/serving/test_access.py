@@ -44,7 +44,12 @@ def test_the_page_and_health_need_no_token(guarded: Running, path: str) -> None:
     assert guarded.ask("GET", path).status == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example.org", "null", "http://127.0.0.1:1", "https://localhost"])
+ORIGINS = ["http://evil.example.org", "null", "http://127.0.0.1:1", "https://localhost", "http://[x", "http://", ""]
+HOSTS = ["evil.example.org", "evil.example.org:8000", "localhost.evil.org", "10.0.0.1:80", "", "[::1", "[x]:80",
+         "localhost@evil.org"]  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
 def test_pages_of_other_sites_are_refused(server: Running, clip: bytes, origin: str) -> None:
     reply = server.post(clip, Origin=origin)
     assert (reply.status, reply.json["error"]) == (403, "origin")
@@ -52,7 +57,7 @@ def test_pages_of_other_sites_are_refused(server: Running, clip: bytes, origin: 
     assert server.post(clip, Origin=server.address).status == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example.org", "evil.example.org:8000", "localhost.evil.org", "10.0.0.1:80", ""])
+@pytest.mark.parametrize("host", HOSTS)
 def test_names_that_somebody_made_mean_this_machine_are_refused(server: Running, host: str) -> None:
     reply = server.ask("GET", "/metrics", Host=host)
     assert (reply.status, reply.json["error"]) == (403, "host")
