@@ -7,6 +7,7 @@ one of these. The exit code is 0 if all videos were predicted, 1 if some were no
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jobs.command import DONE, FAILED, parse_positive, run
 from pipeline.errors import UserError
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.lifecycle.saved_run import open_file_source
+from pipeline.lifecycle.saved_temperatures import SavedTemperatures, read_temperatures
 from pipeline.lifecycle.train_and_evaluate import plan_scoring
 from pipeline.prediction.input_videos import list_inputs
 from pipeline.prediction.prediction_run import PredictionRun, Rows, describe_statuses
@@ -40,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     to_score = len(inputs) if windows is None else WINDOWS_OF_A_VIDEO * len(inputs)
     resources = plan_scoring(saved.config, to_score)
     source = open_file_source(saved)
-    prediction = PredictionRun(source, saved.config, saved.weights, inputs, options.top, resources, out, windows)
+    temperatures = SavedTemperatures() if options.uncalibrated else read_temperatures(saved)
+    if temperatures.note:
+        print(f"note: {temperatures.note}", file=sys.stderr, flush=True)
+    prediction = PredictionRun(
+        source, saved.config, saved.weights, inputs, options.top, resources, out, windows, temperatures.values
+    )
 
     segments: dict[int, Rows] = {}
 
@@ -70,6 +77,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="table of all predictions: .parquet, .jsonl or .csv")
     parser.add_argument("--top", type=parse_positive, default=3, metavar="N", help="classes named for each (default: 3)")
     parser.add_argument("--workers", type=int, metavar="N", help="scoring workers on Ray; 0: this process (scale.workers)")
+    about = "give probabilities as the networks do, although the model has temperatures (calibration.json)"
+    parser.add_argument("--uncalibrated", action="store_true", help=about)
     parser.add_argument("--root", metavar="FOLDER", help="where the paths in lists and manifests start (default: see docs)")
     parser.add_argument("--window", metavar="2s", help="classify long videos window by window: a timeline for each")
     parser.add_argument("--hop", metavar="1s", help="time between the starts of two windows (default: half a window)")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import Labels, Scores
+from pipeline.seeds import Floats
 
 BINS = 15
 """Bins of equal width in confidence, as Guo et al. (ICML 2017) have them."""
@@ -77,6 +78,15 @@ def apply_temperature(scores: Scores, temperature: float) -> Scores:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     scaled: Scores = powers / powers.sum(axis=1, keepdims=True)
     return scaled
+
+
+def apply_temperatures(scores: Mapping[str, Floats], temperatures: Mapping[str, float]) -> dict[str, Floats]:
+    """Computes the calibrated probabilities of one video, [K] by ``PREDICTORS``: each by its own temperature, and those without
+    one as they are. Everything that shows calibrated probabilities gets them here."""
+    return {
+        name: np.asarray(apply_temperature(values[None], temperatures[name])[0]) if name in temperatures else values
+        for name, values in scores.items()
+    }
 
 
 def fit_temperature(labels: Labels, scores: Scores) -> float | None:

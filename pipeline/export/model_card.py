@@ -158,11 +158,9 @@ def _list_limits(evaluation: Mapping[str, Any], is_calibrated: bool) -> list[str
         "The figures hold for videos like those that they were measured on; on others measure again (`jobs.evaluate`).",
         "The labels and videos decide what was learned, their biases included; whom and what they show is not checked.",
     ]
-    calibration = "calibration.json has temperatures that help; `jobs.predict` does not apply them" if is_calibrated else ""
-    limits.append(
-        "Probabilities are not calibrated: 0.9 need not mean that nine of ten such predictions are right"
-        f"{'; ' if calibration else ''}{calibration}."
-    )
+    calibrated = "`jobs.predict` calibrates probabilities by calibration.json; the programs in this folder do not"
+    uncalibrated = "Probabilities are not calibrated: 0.9 need not mean that nine of ten such predictions are right"
+    limits.append(f"{calibrated if is_calibrated else uncalibrated}.")
     if not evaluation:
         limits.append("These weights were not evaluated.")
     return limits

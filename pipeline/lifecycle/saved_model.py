@@ -50,6 +50,7 @@ def open_model(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[st
         step=int(model.training["step"]),
         trained_steps=int(model.training["step"]),
         moved=True,
+        calibration=model.calibration,
     )
     check_weights(saved, model)
     return saved

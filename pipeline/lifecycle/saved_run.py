@@ -4,7 +4,7 @@ fingerprints. Data is compared with the fingerprints before it is used."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class SavedRun:
     """Whether the command names another path of the manifest or of the videos than the run recorded."""
     note: str = ""
     """What the user should know about where videos are looked for; "" if there is nothing."""
+    calibration: Mapping[str, Any] | None = None
+    """The calibration.json of a model folder, empty if it has none; None for a run, whose file may be written at any time."""
 
 
 def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> SavedRun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
+from pipeline.evaluation.calibration import apply_temperatures
 from pipeline.evaluation.protocol import combine_views, compute_clip_moments
 from pipeline.evaluation.score_videos import score_in_process, score_views
 from pipeline.evaluation.scorer import Scorer
@@ -23,6 +24,8 @@ from pipeline.seeds import Floats, Ints
 
 NOT_FINITE = "not_finite"
 """Status of a video that was decoded, but for which the model computed no numbers."""
+NO_TEMPERATURES: Mapping[str, float] = {}
+"""Probabilities stay as the networks give them."""
 CHUNK, CHUNK_ON_RAY = 64, 4096
 """Videos that are probed and scored together; a killed command loses at most as many."""
 
@@ -69,18 +72,24 @@ def choose_prober(resources: Resources | None) -> ProbeLocations:
 
 
 def predict_inputs(
-    source: VideoSource, config: Config, inputs: Sequence[InputVideo], score: ScoreRows, probe: ProbeLocations = probe_here
+    source: VideoSource,
+    config: Config,
+    inputs: Sequence[InputVideo],
+    score: ScoreRows,
+    probe: ProbeLocations = probe_here,
+    temperatures: Mapping[str, float] = NO_TEMPERATURES,
 ) -> Iterator[Prediction]:
     """Predicts one chunk of videos, and yields predictions in their order.
 
-    The students' clips, the decode size, the limits and the class names are those of ``source``.
+    The students' clips, the decode size, the limits and the class names are those of ``source``. ``temperatures`` are those of
+    ``read_temperatures``.
     """
     manifest = make_manifest(inputs, source.manifest.classes, probe)
     rows = manifest.find_usable_rows("test")
     scored: dict[int, Prediction] = {}
     if len(rows):
         for row, views in group_by_row(score(replace(source, manifest=manifest), rows)):
-            scored[row] = summarize_views(inputs[row], views, config.evaluation.average)
+            scored[row] = summarize_views(inputs[row], views, config.evaluation.average, temperatures)
     for row, video in enumerate(inputs):
         yield scored[row] if row in scored else describe_failure(video, manifest, row)
 
@@ -110,8 +119,11 @@ def _join(parts: Sequence[Columns]) -> tuple[int, Columns]:
     return int(parts[0]["video"][0]), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def summarize_views(video: InputVideo, views: Columns, average: str) -> Prediction:
-    """Averages the scores of one video's views by ``evaluation.average``; those that could not be decoded are left out."""
+def summarize_views(
+    video: InputVideo, views: Columns, average: str, temperatures: Mapping[str, float] = NO_TEMPERATURES
+) -> Prediction:
+    """Averages the scores of one video's views by ``evaluation.average``, and calibrates them. Views that could not be decoded
+    are left out."""
     usable = views["reason"] == ""
     reasons = views["reason"][~usable].tolist()
     if not usable.any():
@@ -122,4 +134,4 @@ def summarize_views(video: InputVideo, views: Columns, average: str) -> Predicti
         whose = f"the scores of the {' and the '.join(diverged)} student are not finite"
         return Prediction(video, NOT_FINITE, f"{whose}: its training may have diverged, or train.precision is too low", {})
     reason = f"{len(reasons)} of {len(usable)} views could not be decoded: {reasons[0]}" if reasons else ""
-    return Prediction(video, "ok", reason, scores)
+    return Prediction(video, "ok", reason, apply_temperatures(scores, temperatures))

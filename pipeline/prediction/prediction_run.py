@@ -6,8 +6,8 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.prediction.input_videos import InputVideo, compute_digest
-from pipeline.prediction.predict_inputs import CHUNK, CHUNK_ON_RAY, choose_prober, choose_scorer, predict_inputs
+from pipeline.prediction.predict_inputs import (
+    CHUNK,
+    CHUNK_ON_RAY,
+    choose_prober,
+    choose_scorer,
+    predict_inputs,
+)
 from pipeline.prediction.prediction_parts import Parts
 from pipeline.prediction.prediction_tables import SCHEMA, make_row, write_predictions
 from pipeline.prediction.timeline import SEGMENT_SCHEMA, Windows, predict_timelines
@@ -27,7 +33,7 @@ from pipeline.ray_cluster.resources import Resources
 
 Rows = list[dict[str, Any]]
 """The rows of the table that belong to one video: one, or one for each segment of a timeline."""
-VERSION = 2
+VERSION = 3
 """To be raised when the same command would write something else: parts of an earlier version are then not continued."""
 FEW = 10
 """Up to so many videos no progress is shown."""
@@ -51,6 +57,8 @@ class PredictionRun:
     out: Path | None = None
     windows: Windows | None = None
     """How long videos are divided; None: a video is one prediction."""
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Those of ``read_temperatures``, by which probabilities are calibrated."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -69,6 +77,7 @@ class PredictionRun:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
         knobs = self.config.model_dump(mode="json", include={"data", "primary", "auxiliary", "evaluation", "train"})
         content = [VERSION, weights, knobs, self.source.manifest.classes, compute_digest(self.inputs), self.top, self.chunk]
+        content.append(dict(self.temperatures))
         content.append(None if self.windows is None else asdict(self.windows))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -85,6 +94,7 @@ class PredictionRun:
             statuses = self._run(parts, show)
             tables = (self._read(parts, chunk) for chunk in range(self._count_chunks()))
             about = {"version": VERSION, "classes": list(self.source.manifest.classes)}
+            about["temperatures"] = dict(self.temperatures)
             about["evaluation"] = self.config.evaluation.model_dump(mode="json")
             write_predictions(tables, self.out, self.schema, about, min(self.top, len(self.source.manifest.classes)))
             parts.delete()
@@ -127,10 +137,13 @@ class PredictionRun:
         for chunk in chunks:
             inputs = self.inputs[chunk * self.chunk : (chunk + 1) * self.chunk]
             if self.windows is not None:
-                found: Iterator[Rows] = predict_timelines(self.source, inputs, self.windows, average, score, probe)
+                found: Iterator[Rows] = predict_timelines(
+                    self.source, inputs, self.windows, average, score, probe, self.temperatures
+                )
             else:
-                predictions = predict_inputs(self.source, self.config, inputs, score, probe)
-                found = ([make_row(prediction, classes, self.top)] for prediction in predictions)
+                predictions = predict_inputs(self.source, self.config, inputs, score, probe, self.temperatures)
+                is_calibrated = "mean" in self.temperatures
+                found = ([make_row(prediction, classes, self.top, is_calibrated)] for prediction in predictions)
             kept: Rows = []
             statuses: Counter[str] = Counter()
             for index, rows in enumerate(found, start=chunk * self.chunk):

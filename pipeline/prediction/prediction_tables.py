@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # the same in a sentence
         ("class", pa.string()),  # the most probable one, by the mean of both students
         ("probability", pa.float64()),
+        ("calibrated", pa.bool_()),  # whether a temperature was applied to the probabilities of the mean
         ("agree", pa.bool_()),  # whether both students find the same class most probable
         ("top_classes", pa.list_(pa.string())),  # the most probable ones, by the mean
         ("top_probabilities", pa.list_(pa.float64())),
@@ -52,7 +53,7 @@ def check_out(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def make_row(prediction: Prediction, classes: Sequence[str], top: int) -> dict[str, Any]:
+def make_row(prediction: Prediction, classes: Sequence[str], top: int, is_calibrated: bool = False) -> dict[str, Any]:
     """Makes the table's row of one prediction, with the ``top`` most probable classes."""
     video = prediction.video
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
@@ -65,6 +66,7 @@ def make_row(prediction: Prediction, classes: Sequence[str], top: int) -> dict[s
     row["top_classes"] = [classes[index] for index in order]
     row["top_probabilities"] = [float(prediction.scores["mean"][index]) for index in order]
     row["class"], row["probability"] = classes[best["mean"]], float(prediction.scores["mean"][best["mean"]])
+    row["calibrated"] = is_calibrated
     row["agree"] = best["primary"] == best["auxiliary"]
     for name in STUDENTS:
         row[f"{name}_class"] = classes[best[name]]

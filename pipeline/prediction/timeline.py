@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
 from pipeline.prediction.file_manifest import ProbeLocations, make_manifest, probe_here
 from pipeline.prediction.input_videos import InputVideo
-from pipeline.prediction.predict_inputs import Prediction, ScoreRows, group_by_row, summarize_views
+from pipeline.prediction.predict_inputs import NO_TEMPERATURES, Prediction, ScoreRows, group_by_row, summarize_views
 from pipeline.seeds import Floats
 
 SEGMENT_SCHEMA = pa.schema(
@@ -27,6 +27,7 @@ SEGMENT_SCHEMA = pa.schema(
         ("confidence", pa.float64()),  # the mean probability of the class over the segment
         ("status", pa.string()),
         ("reason", pa.string()),
+        ("calibrated", pa.bool_()),
     ]
 )
 
@@ -116,12 +117,13 @@ def predict_timelines(
     average: str,
     score: ScoreRows,
     probe: ProbeLocations = probe_here,
+    temperatures: Mapping[str, float] = NO_TEMPERATURES,
 ) -> Iterator[list[dict[str, object]]]:
     """Predicts a timeline for each video, and yields the rows of ``SEGMENT_SCHEMA`` of one video after the other.
 
-    ``average`` is ``evaluation.average``, by which the views of a window are averaged. A video without a prediction has one row
-    without a segment. Windows that cannot be decoded or scored are left out; their time belongs to the segments of the windows
-    that overlap it, or to none.
+    ``average`` is ``evaluation.average``, by which the views of a window are averaged. ``temperatures`` calibrate each window
+    like a video of its own. A video without a prediction has one row without a segment. Windows that cannot be decoded or
+    scored are left out; their time belongs to the segments of the windows that overlap it, or to none.
     """
     files = make_manifest(inputs, source.manifest.classes, probe)
     owners, spans = _list_windows(files, windows)
@@ -131,7 +133,7 @@ def predict_timelines(
     if owners:
         rows = np.arange(len(owners), dtype=np.int64)
         for row, views in group_by_row(score(replace(source, manifest=manifest), rows)):
-            prediction = summarize_views(inputs[owners[row]], views, average)
+            prediction = summarize_views(inputs[owners[row]], views, average, temperatures)
             if prediction.is_ok:
                 scored.setdefault(owners[row], {})[row] = prediction.scores["mean"]
             else:
@@ -141,7 +143,8 @@ def predict_timelines(
         if found := scored.get(index):
             segments = join_segments([spans[row] for row in found], np.stack(list(found.values())))
             reason = failures[index].reason if index in failures else ""
-            yield list(_make_rows(base | {"reason": reason}, segments, source.manifest.classes))
+            base |= {"reason": reason, "calibrated": "mean" in temperatures}
+            yield list(_make_rows(base, segments, source.manifest.classes))
         elif index in failures:
             yield [base | {"status": failures[index].status, "reason": failures[index].reason}]
         else:
@@ -149,9 +152,7 @@ def predict_timelines(
             yield [base | {"status": status, "reason": reason}]
 
 
-def _make_rows(
-    base: dict[str, object], segments: Iterable[Segment], classes: Sequence[str]
-) -> Iterator[dict[str, object]]:
+def _make_rows(base: dict[str, object], segments: Iterable[Segment], classes: Sequence[str]) -> Iterator[dict[str, object]]:
     for number, one in enumerate(segments):
         where = {"segment": number, "start": one.start, "end": one.end}
         yield {**base, **where, "class": classes[one.label], "confidence": one.confidence}

@@ -73,6 +73,7 @@ class ModelFacts(_Part):
     step: int = Field(description="training step of the weights")
     clips: int = Field(description="clips of a video, evenly spaced in time")
     crops: int = Field(description="crops of a clip")
+    calibrated: bool = Field(description="whether the probabilities are calibrated by the temperatures of the model folder")
 
 
 class Timings(_Part):

@@ -19,6 +19,7 @@ from pipeline.clips.source import Columns, VideoSource
 from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.evaluation.scorer import Scorer
 from pipeline.lifecycle.saved_run import SavedRun, open_file_source
+from pipeline.lifecycle.saved_temperatures import read_temperatures
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import NOT_FINITE, Prediction, ScoreRows, predict_inputs
@@ -40,7 +41,7 @@ def describe_model(saved: SavedRun) -> ModelFacts:
     knobs = saved.config.evaluation
     return ModelFacts(
         name=saved.folder.name, classes=len(saved.classes), sha256=compute_sha256(saved.weights), step=saved.step,
-        clips=knobs.clips, crops=knobs.crops,
+        clips=knobs.clips, crops=knobs.crops, calibrated=read_temperatures(saved).is_calibrated,
     )  # fmt: skip
 
 
@@ -55,6 +56,7 @@ class ServedModel:
         self.source = replace(open_file_source(saved), limits=child)
         if saved.config.scale.torch_threads:
             torch.set_num_threads(saved.config.scale.torch_threads)
+        self.temperatures = read_temperatures(saved).values
         self.scorer = Scorer(saved.config.model_dump(mode="json"), len(saved.classes), str(saved.weights))
         self._moments = compute_clip_moments(saved.config.evaluation.clips)
         self._inspectors = Inspectors(child)
@@ -78,13 +80,15 @@ class ServedModel:
         inspected = time.monotonic()
         video, classes = InputVideo("the upload", str(path)), self.source.manifest.classes
         score = self._make_scorer(deadline)
-        (prediction,) = predict_inputs(self.source, self.config, [video], score, lambda locations: [probe])
+        (prediction,) = predict_inputs(self.source, self.config, [video], score, lambda locations: [probe], self.temperatures)
         if not prediction.is_ok:
             raise _refuse(prediction, path)
         segments = None
         if windows is not None:
             average = self.config.evaluation.average
-            (rows,) = predict_timelines(self.source, [video], windows, average, score, lambda locations: [probe])
+            (rows,) = predict_timelines(
+                self.source, [video], windows, average, score, lambda locations: [probe], self.temperatures
+            )
             segments = [row for row in rows if row["class"]]
         seconds = Timings(inspect=inspected - begun, predict=time.monotonic() - inspected)
         prediction = replace(prediction, reason=hide_path(prediction.reason, path))
