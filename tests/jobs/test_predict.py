@@ -90,6 +90,42 @@ def test_a_cluster_predicts_the_same_in_the_same_order(
         np.testing.assert_allclose(mine, theirs, rtol=1e-4)
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_prediction_on_a_cluster_that_was_killed_continues_in_order(
+    trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In chunks of five videos, the third of which is not written; the first and second are not scored again."""
+    monkeypatch.setattr("pipeline.evaluation.score_videos.FEW_VIEWS", 0)
+    monkeypatch.setattr(prediction_run, "CHUNK_ON_RAY", 5)
+    manifest = read_manifest(tiny / "manifest.parquet")
+    files = [manifest.locate(row) for row in range(15)]
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    files[7] = str(tmp_path / "broken.mp4")
+    words = [str(trained), *files, "evaluation.clips=1", "--workers", "2", "--out"]
+    assert run(predict.main, [*words, str(tmp_path / "whole.parquet")]) == FAILED
+    write = Parts.write
+
+    def die(parts: Parts, chunk: int, table: object) -> None:
+        if chunk == 2:
+            raise KeyboardInterrupt
+        write(parts, chunk, table)
+
+    out = tmp_path / "again.parquet"
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", die)
+        assert run(predict.main, [*words, str(out)]) == 130
+    assert not out.exists()
+    capsys.readouterr()
+    assert run(predict.main, [*words, str(out)]) == FAILED
+    said = capsys.readouterr()
+    assert "10 of 15 videos were predicted by an earlier command" in said.err
+    assert [line.split("  ")[0] for line in said.out.splitlines()[:15]] == files
+    again, whole = pq.read_table(out), pq.read_table(tmp_path / "whole.parquet")
+    assert again["file"].to_pylist() == files and again.equals(whole)
+
+
 def test_what_cannot_be_predicted_is_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty.mp4"
     empty.touch()
