@@ -36,7 +36,7 @@ def score_on_ray(
         BlockScorer,
         fn_constructor_args=scorer,
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=resources.workers),
+        compute=ray.data.ActorPoolStrategy(size=min(resources.workers, -(-len(videos) // size))),  # no actor without a block
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.worker.get("GPU", 0),
         **({"label_selector": resources.train_labels} if resources.train_labels else {}),

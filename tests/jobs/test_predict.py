@@ -103,7 +103,7 @@ def test_a_prediction_on_a_cluster_that_was_killed_continues_in_order(
     files = [manifest.locate(row) for row in range(15)]
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     files[7] = str(tmp_path / "broken.mp4")
-    words = [str(trained), *files, "evaluation.clips=1", "--workers", "2", "--out"]
+    words = [str(trained), *files, "--workers", "2", "--out"]
     assert run(predict.main, [*words, str(tmp_path / "whole.parquet")]) == FAILED
     write = Parts.write
 
