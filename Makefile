@@ -32,6 +32,7 @@ gpu-check: ## what only a GPU can show, in eight minutes, with the python3 in PA
 
 check: .venv ## style, types and layers
 	$(python) -m ruff check .
+	$(python) -m ruff format --check --quiet .
 	$(python) -m mypy
 	$(VENV)/bin/lint-imports
 

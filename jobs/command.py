@@ -67,7 +67,9 @@ def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]
 
 
 def _discard_unread_output() -> bool:
-    """Redirects standard output and standard error to nowhere if they are pipes whose reader has gone. Returns whether one was.
+    """Redirects standard output and standard error to nowhere if they are pipes whose reader has gone.
+
+    Returns whether one was.
     """
     unread = [number for number in (1, 2) if _has_no_reader(number)]
     with open(os.devnull, "wb") as nowhere:

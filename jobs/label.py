@@ -96,7 +96,10 @@ def _build_parser() -> argparse.ArgumentParser:
     how.add_argument("--per-class", type=int, metavar="N", help="videos of every class")
     how.add_argument("--fraction", metavar="10%", help="share of the train videos, at least one of every class")
     how.add_argument(
-        "--import", nargs=2, dest="import_", metavar=("|".join(LINE_PATTERNS), "FILE"),
+        "--import",
+        nargs=2,
+        dest="import_",
+        metavar=("|".join(LINE_PATTERNS), "FILE"),
         help="a published list, by any path prefix",
     )
     how.add_argument("--add", metavar="FILE", help="answers of people: CSV with the columns id and class, or of jobs.suggest")

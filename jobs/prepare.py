@@ -296,9 +296,7 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
     "kinetics": lambda words, out: list_kinetics(words.dir, words.lists),
     "ssv2": lambda words, out: list_ssv2(words.dir, words.lists),
     "folder": lambda words, out: list_folder(words.dir, _read_layout(words, out)),
-    "frames": lambda words, out: list_frames(
-        words.dir, words.fps, words.frame_pattern, _read_layout(words, out)
-    ),
+    "frames": lambda words, out: list_frames(words.dir, words.fps, words.frame_pattern, _read_layout(words, out)),
     "list": _list_videos,
     "synthetic": _render_synthetic,
 }

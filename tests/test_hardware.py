@@ -300,5 +300,3 @@ def test_training_and_evaluation_set_them(
     words = {"train": config, "evaluate": [trained]}[what]
     assert run({"train": train.main, "evaluate": evaluate.main}[what], [str(word) for word in words]) == 0
     assert torch.backends.cudnn.benchmark
-
-

@@ -162,7 +162,6 @@ def _find_varied_keys_by_method(firsts: Sequence[RunRecord]) -> Mapping[str, set
     return varied
 
 
-
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Groups runs by their setting: the supervised method first, then in the order of each group's first run."""
     gathered: dict[str, list[RunRecord]] = {}
@@ -297,7 +296,6 @@ def describe_differences(first: RunRecord, second: RunRecord) -> Iterable[str]:
     for key in sorted(one.keys() | other.keys()):
         if one.get(key) != other.get(key) and not key.startswith(UNUSED_BY_BASELINE):
             yield f"{key}: {one.get(key)} in {first.method}, {other.get(key)} in {second.method}"
-
 
 
 def _pair_runs(baseline: Group, group: Group) -> tuple[tuple[RunRecord, RunRecord], ...]:

@@ -37,9 +37,7 @@ def choose_response(groups: Sequence[Group]) -> Response | None:
     varied = [index for index in evaluated if groups[index].method != BASELINE]
     keys = find_varied_keys([groups[index] for index in varied])
     values = {index: tuple(read_setting(groups[index].runs[0]).get(key) for key in keys) for index in varied}
-    numbers = all(
-        isinstance(value, int | float) and not isinstance(value, bool) for row in values.values() for value in row
-    )
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for row in values.values() for value in row)
     one_method = len({groups[index].method for index in varied}) == 1
     if one_method and numbers and len(keys) in (1, 2) and len(set(values.values())) == len(values):
         response = Response("curve" if len(keys) == 1 else "map", tuple(keys), values)

@@ -36,9 +36,7 @@ def check_leaks(manifest: Manifest, labeled: NDArray[np.int64], held_out: NDArra
         raise UserError(f"the same videos would be learned from and tested on; {remedy}:", list_first(leaks))
 
 
-def _find_shared(
-    table: pa.Table, column: str, trained: NDArray[np.int64], tested: NDArray[np.int64], use: str
-) -> list[str]:
+def _find_shared(table: pa.Table, column: str, trained: NDArray[np.int64], tested: NDArray[np.int64], use: str) -> list[str]:
     """Describes the trained rows whose value in a column a tested row has, too; ``use`` says what the latter are."""
     if not len(tested) or table[column].null_count == table.num_rows:
         return []

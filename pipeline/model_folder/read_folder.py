@@ -1,15 +1,15 @@
 """Reads a model folder, after its checksums were compared. Nothing in it is executed: there are JSON, text and safetensors.
 
-    model.safetensors          the weights of both students: students.primary.*, students.auxiliary.*
-    config.json                networks, clips, views, precision and test protocol, as keys of the configuration
-    labels.json                the class names, in the order of the networks' outputs
-    preprocessor_config.json   what is made of frames before they reach the networks, for programs that are not this one
-    training.json              where the weights are from: run, step, fingerprints of configuration, manifest and labels
-    calibration.json           temperatures of the probabilities; only if the run has them
-    programs.json              what was measured of the programs for other software (.pt2, .onnx), which are never read here;
-                               only if there are any
-    README.md                  the model card
-    SHA256SUMS                 a checksum for each file above; ``sha256sum -c SHA256SUMS`` compares them, too
+model.safetensors          the weights of both students: students.primary.*, students.auxiliary.*
+config.json                networks, clips, views, precision and test protocol, as keys of the configuration
+labels.json                the class names, in the order of the networks' outputs
+preprocessor_config.json   what is made of frames before they reach the networks, for programs that are not this one
+training.json              where the weights are from: run, step, fingerprints of configuration, manifest and labels
+calibration.json           temperatures of the probabilities; only if the run has them
+programs.json              what was measured of the programs for other software (.pt2, .onnx), which are never read here;
+                           only if there are any
+README.md                  the model card
+SHA256SUMS                 a checksum for each file above; ``sha256sum -c SHA256SUMS`` compares them, too
 """
 
 from __future__ import annotations

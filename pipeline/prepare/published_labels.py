@@ -176,9 +176,7 @@ def _count_common(first: Sequence[str], second: Sequence[str]) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def _compare_classes(
-    entries: Sequence[_Entry], splits: Sequence[str], classes: Sequence[str | None], file: str
-) -> list[str]:
+def _compare_classes(entries: Sequence[_Entry], splits: Sequence[str], classes: Sequence[str | None], file: str) -> list[str]:
     """Notes on labels that contradict the manifest's classes.
 
     A few contradictions are mistakes in the list. Many mean another data set or another order of files: raises UserError.

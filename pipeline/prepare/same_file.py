@@ -108,8 +108,10 @@ def _note(listing: Listing, kept_instead: dict[int, int]) -> list[str]:
     if not kept_instead:
         return []
     pairs = [f"{_describe(listing, index)} is {_describe(listing, first)}" for index, first in kept_instead.items()]
-    many = "1 video is listed again under another name for the same file, and is" if len(pairs) == 1 else (
-        f"{len(pairs)} videos are listed again under another name for the same file, and are"
+    many = (
+        "1 video is listed again under another name for the same file, and is"
+        if len(pairs) == 1
+        else (f"{len(pairs)} videos are listed again under another name for the same file, and are")
     )
     return [f"{many} kept once: {'; '.join(list_first(pairs))}"]
 
@@ -136,9 +138,7 @@ def _find_leaking_overlaps(listing: Listing, parts: Sequence[tuple[tuple[float, 
     for (start, end), index in parts:
         open_parts = [(until, earlier) for until, earlier in open_parts if until > start]
         pairs += [
-            _describe_pair(listing, earlier, index)
-            for _, earlier in open_parts
-            if _are_on_two_sides(listing, earlier, index)
+            _describe_pair(listing, earlier, index) for _, earlier in open_parts if _are_on_two_sides(listing, earlier, index)
         ]
         open_parts.append((end, index))
     return pairs

@@ -35,7 +35,9 @@ def push_files(folder: Path, store: str) -> None:
 
 
 def pull_files(store: str, folder: Path) -> None:
-    """Replaces the files of a local run folder, without checkpoints, by those of the store. Raises OSError that names the file.
+    """Replaces the files of a local run folder, without checkpoints, by those of the store.
+
+    Raises OSError that names the file.
     """
     names = [name for name in _list_stored_files(store) if not _is_left_out(name)]
     folder.mkdir(parents=True, exist_ok=True)

@@ -60,8 +60,6 @@ BODY = {
 }
 
 
-
-
 def build_app(service: Service, access: Access) -> ASGI:
     """Builds the application: every request passes the gate, which knows who may ask, and is counted there."""
     app = FastAPI(

@@ -111,7 +111,9 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
 
 
 def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
-    """Opens the manifest and labels of a configuration. Returns what is trained, its videos, and the labels. Raises UserError.
+    """Opens the manifest and labels of a configuration.
+
+    Returns what is trained, its videos, and the labels. Raises UserError.
     """
     source, labels = open_source(config, find_first_unlabeled_step(config))
     path, file_labels = config.method.file_label.file, None

@@ -27,9 +27,7 @@ def list_images(location: str) -> tuple[str, ...]:
     folder, _, pattern = location.rpartition("/")
     before, after = (part.replace("%%", "%") for part in NUMBER.split(pattern)[::2])
     name_pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    numbered = sorted(
-        (int(match[1]), name) for name in storage.list_names(folder) if (match := name_pattern.fullmatch(name))
-    )
+    numbered = sorted((int(match[1]), name) for name in storage.list_names(folder) if (match := name_pattern.fullmatch(name)))
     if not numbered:
         raise FileNotFoundError(f"{location}: no images have such names")
     return tuple(f"{folder}/{name}" for _, name in numbered)

@@ -134,9 +134,7 @@ def probe_files(
     return [probes[index] for index in range(len(locations))]
 
 
-def find_unchanged(
-    locations: Sequence[str], options: ProbeOptions, find_earlier: FindEarlierProbe
-) -> dict[int, Probe]:
+def find_unchanged(locations: Sequence[str], options: ProbeOptions, find_earlier: FindEarlierProbe) -> dict[int, Probe]:
     """Finds the files on this machine's disks that have not changed since their earlier probe; returns it by index.
 
     Files in object stores are left to the worker processes, because asking a store takes long.

@@ -50,9 +50,7 @@ def test_a_model_of_real_clips_needs_nothing_but_its_folder(
     _fine_tune(videos, model, tmp_path)
 
 
-def _check_manual(
-    repository: Path, model: Path, videos: dict[str, list[float]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def _check_manual(repository: Path, model: Path, videos: dict[str, list[float]], capsys: pytest.CaptureFixture[str]) -> None:
     """The manual's example sees what ``jobs.predict`` sees, by another decoder and scaler."""
     page = (repository / "docs/models.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(import av.*?)```", page, re.DOTALL)

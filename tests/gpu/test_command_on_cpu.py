@@ -77,9 +77,7 @@ def _written(out: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("end", "problem"), [(None, "not done within 180 s"), (-11, "exit code -11: Segmentation fault")]
-)
+@pytest.mark.parametrize(("end", "problem"), [(None, "not done within 180 s"), (-11, "exit code -11: Segmentation fault")])
 def test_a_part_that_is_ended_leaves_its_rows(
     end: int | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,7 +149,7 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("grid: {}", "question and grid"),
         ("question: q\ncases: {a: {}, off: {method.contrast.weight: on}}", "method.contrast.weight: write a number"),
         ("question: q\ngrid: {1: [3]}", "unknown key 1"),
-        ("question: q\ncases: {off: {}, \"off\": {method.contrast.weight: 0}}", "'off' is there twice"),
+        ('question: q\ncases: {off: {}, "off": {method.contrast.weight: 0}}', "'off' is there twice"),
         ("question: q\ncases: {a: 3}", "mapping of configuration keys"),
         ("question: q\ngrid: {train.steps: [3]}\ncases: {a: {}}", "or question and cases"),
         ("question: q\ngrid: {train.steps: 3}", "list of values"),

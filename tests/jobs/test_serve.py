@@ -62,9 +62,7 @@ def test_mistakes_are_told_before_anything_is_served(
     assert shown in capsys.readouterr().err
 
 
-def test_a_short_token_is_a_mistake(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_short_token_is_a_mistake(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "secret")
     assert run(serve.main, [str(model), "--host", "0.0.0.0", "--port", "0"]) == USER_ERROR
     error = capsys.readouterr().err
@@ -78,9 +76,7 @@ def test_a_port_in_use_is_a_mistake(model: Path, capsys: pytest.CaptureFixture[s
     assert f"--port {port} cannot be used: another program listens there" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_whole_model_is_a_mistake(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_is_no_whole_model_is_a_mistake(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(serve.main, [str(tmp_path / "none"), "--port", "0"]) == USER_ERROR
     assert "nor is it a model folder" in capsys.readouterr().err
     altered = Path(shutil.copytree(model, tmp_path / "altered"))

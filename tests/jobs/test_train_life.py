@@ -158,7 +158,7 @@ def test_too_few_or_too_many_videos(number: str, tiny: Path, tmp_path: Path, cap
 def test_what_keeps_students_from_learning_by_heart_is_off() -> None:
     config = small_config(
         method={"supervised": {"mixup": 0.2, "label_smoothing": 0.1}},
-        train={"ema_decay": 0.999, "schedule": "step", "milestones": [5]}
+        train={"ema_decay": 0.999, "schedule": "step", "milestones": [5]},
     )
     network = {"dropout": 0.5, "drop_path": 0.2}
     auxiliary = config.auxiliary.model_dump()

@@ -273,9 +273,7 @@ def test_a_port_that_speaks_another_language_is_a_refusal(model: InProcess, tmp_
     assert "SSH" not in caught.value.text
 
 
-def test_objects_of_a_store_are_fetched_within_the_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: bytes
-) -> None:
+def test_objects_of_a_store_are_fetched_within_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: bytes) -> None:
     """The owner's credentials and endpoint are used, which is why a bucket must be allowed by name."""
     store = ObjectStore()
     for name, value in {

@@ -47,9 +47,7 @@ def test_decoding_leaves_cores_to_the_training_while_it_computes(
     monkeypatch.setattr("pipeline.stream.in_process.count_cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     pinned: list[bool] = []
-    monkeypatch.setattr(
-        "pipeline.stream.in_process.to_batch", lambda columns, pin: (pinned.append(pin), to_batch(columns))[1]
-    )
+    monkeypatch.setattr("pipeline.stream.in_process.to_batch", lambda columns, pin: (pinned.append(pin), to_batch(columns))[1])
     allowed: list[int] = []
     monkeypatch.setattr(Decoders, "allow", lambda self, number: allowed.append(number))
     config = load_config(tiny / "tiny.yaml", ["train.steps=2"])

@@ -187,9 +187,7 @@ def _find_named_columns(
     return {name: header.index(column) for name, column in names.items()}
 
 
-def _find_numbered_columns(
-    lines: Sequence[tuple[int, str]], delimiter: str, given: Mapping[str, str]
-) -> dict[str, int]:
+def _find_numbered_columns(lines: Sequence[tuple[int, str]], delimiter: str, given: Mapping[str, str]) -> dict[str, int]:
     """The position of each column of a list without a header."""
     if given:
         return {name: int(column) - 1 for name, column in given.items()}

@@ -174,9 +174,7 @@ def _ensure_test_split(listing: Listing) -> Listing:
     return replace(listing, splits=None, notes=(*listing.notes, note))
 
 
-def draw_missing_splits(
-    listing: Listing, test_share: float, seed: int, usable: Sequence[bool] | None = None
-) -> Listing:
+def draw_missing_splits(listing: Listing, test_share: float, seed: int, usable: Sequence[bool] | None = None) -> Listing:
     """Returns the listing with splits, of which test is drawn at random unless the listing has splits already.
 
     Only ``usable`` videos (None: all) are drawn; the others are put into train, where nothing is learned from them.

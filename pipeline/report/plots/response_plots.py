@@ -157,9 +157,7 @@ def _draw_row(axes: Axes, row: int, label: str, value: Estimate, seeds: Sequence
     if value.low is not None and value.high is not None:
         axes.plot([value.low, value.high], [row, row], color=SERIES[0], linewidth=1.4)
     if len(seeds) > 1:
-        axes.plot(
-            seeds, [row] * len(seeds), "o", markersize=3.5, markerfacecolor="none", markeredgecolor=SERIES[0], alpha=0.6
-        )
+        axes.plot(seeds, [row] * len(seeds), "o", markersize=3.5, markerfacecolor="none", markeredgecolor=SERIES[0], alpha=0.6)
     axes.plot([value.mean], [row], "o", markersize=6, color=SERIES[0])
     short = label if len(label) <= 52 else label[:51] + "…"
     transform: Any = axes.get_yaxis_transform()

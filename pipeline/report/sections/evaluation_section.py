@@ -152,9 +152,7 @@ def build_figures_table(run: RunRecord, figures: dict[str, dict[str, Any]]) -> T
     return Table(columns, (False, *(True for _ in columns[1:])), tuple(rows), text)
 
 
-def build_calibration_table(
-    run: RunRecord, figures: dict[str, dict[str, Any]], calibrated: dict[str, dict[str, Any]]
-) -> Table:
+def build_calibration_table(run: RunRecord, figures: dict[str, dict[str, Any]], calibrated: dict[str, dict[str, Any]]) -> Table:
     """Builds a table of likelihood and calibration error before and after temperature scaling, on test videos."""
     columns = ("scored by", "temperature", "NLL before", "NLL after", "ECE before %", "ECE after %")
     rows = [

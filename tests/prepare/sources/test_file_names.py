@@ -97,9 +97,7 @@ def test_a_published_list_does_not_match_another_video_by_half_of_its_name(tmp_p
     file.write_text("jump/jump.v1\nrun/run.v2\n", encoding="utf-8")
     assert import_labels(manifest, "list", file)[0].ids == ("jump/jump.v1", "run/run.v2")
     file.write_text("jump/jump.v1\nrun/run.v2\nrun/run.v2.mp4\n", encoding="utf-8")
-    assert import_labels(manifest, "list", file)[1] == [
-        f"1 of 3 lines of {file} name a video that an earlier line names too"
-    ]
+    assert import_labels(manifest, "list", file)[1] == [f"1 of 3 lines of {file} name a video that an earlier line names too"]
     file.write_text("jump/jump.v3\nrun/run.v2\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"1 of 2 videos .* are not in"):
         import_labels(manifest, "list", file)
