@@ -137,6 +137,10 @@ def evaluate(
 
 def _write_predictions(files: EvaluationFiles, source: VideoSource, scores: VideoScores, how: Mapping[str, Any]) -> None:
     table = source.manifest.table.select(["id", "uri", "class", "label"]).take(pa.array(scores.videos))
+    if source.given_labels:  # people gave some videos another class than the manifest has
+        labels = source.columns["label"][scores.videos].astype(np.int32)
+        names = [source.manifest.classes[label] if label >= 0 else None for label in labels]
+        table = table.set_column(2, "class", pa.array(names, pa.string())).set_column(3, "label", pa.array(labels))
     for name in PREDICTORS:
         table = table.append_column(name, pa.array(list(scores.scores[name].astype(np.float32)), pa.list_(pa.float32())))
     for name in PREDICTORS:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jobs import export, label, predict, suggest, train
+from jobs import evaluate, export, label, predict, suggest, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
@@ -101,6 +102,26 @@ def test_labels_that_contradict_the_manifest_are_what_is_trained_on(
     assert manifest.classes[found[row]] == wrong
     others = {video: manifest.table["label"][video].as_py() for video in found if video != row}
     assert {video: found[video] for video in others} == others and len(others) == 4
+
+
+def test_held_out_videos_are_evaluated_by_the_labels_that_people_gave(
+    trained: Path, manifest: Manifest, tiny: Path, tmp_path: Path
+) -> None:
+    held = tmp_path / "held.parquet"
+    assert label.main([manifest.path, "--per-class", "2", "--hold-out", "50%", "--out", str(held)]) == DONE
+    row = int(read_labels(held, manifest).held_out[0])
+    name, true = (manifest.table[column][row].as_py() for column in ("id", "class"))
+    wrong = next(other for other in manifest.classes if other != true)
+    (tmp_path / "answers.csv").write_text(f"id,class\n{name},{wrong}\n", encoding="utf-8")
+    words = [manifest.path, "--add", str(tmp_path / "answers.csv"), "--from", str(held), "--relabel"]
+    assert run(label.main, [*words, "--out", str(tmp_path / "more.parquet")]) == DONE
+    words = [f"run.storage_path={tmp_path}", f"data.labels={tmp_path / 'more.parquet'}", "train.steps=2"]
+    words += ["evaluation.split=validation"]
+    assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *words]) == DONE
+    assert run(evaluate.main, [str(tmp_path / "tiny")]) == DONE
+    rows = pq.read_table(tmp_path / "tiny" / "predictions.parquet").to_pylist()
+    assert {one["id"]: one["class"] for one in rows}[name] == wrong and len(rows) == 4
+    assert all(manifest.classes[one["label"]] == one["class"] for one in rows)
 
 
 def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path, tmp_path: Path) -> None:
