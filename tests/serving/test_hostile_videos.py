@@ -180,6 +180,18 @@ def test_frames_above_the_limit_are_refused(clip: bytes, tmp_path: Path) -> None
     assert _find_refusal_of(clip, tmp_path, video_pixels=96 * 64 - 1) == (422, "too_many_pixels")
 
 
+@pytest.mark.parametrize(("width", "height", "refused"), [(600, 2, True), (2, 200, True), (256, 60, True), (240, 60, False)])
+def test_narrow_frames_which_scaling_would_blow_up_are_refused(width: int, height: int, refused: bool, tmp_path: Path) -> None:
+    path = tmp_path / "narrow.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert _find_refusal_of(path.read_bytes(), tmp_path) == ((422, "too_narrow") if refused else None)
+
+
 def test_videos_above_the_limits_of_time_and_frames_are_refused(clip: bytes, tmp_path: Path) -> None:
     """The clip has 24 frames in one second."""
     assert _find_refusal_of(clip, tmp_path, video_seconds=0.9) == (422, "too_long")

@@ -22,6 +22,9 @@ from pipeline.video.probe import Probe, ProbeOptions, probe_file
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")
 """FFmpeg's names of the accepted containers; mov stands for all of its family (mp4, m4a, 3gp, 3g2, mj2)."""
 HEAD_BYTES = 4096
+LONGEST_SIDE = 4
+"""Longer side of a frame, in shorter sides, at the most. Frames are scaled by their shorter side: a file of 3 KB
+whose frames have 600 x 2 pixels would take gigabytes."""
 WRONG_KIND = ("not_a_video", "no_video_stream", "unsupported_codec")
 """Statuses of a probe that mean that the file is no video that this program reads; the others, that it is a bad one."""
 
@@ -66,6 +69,9 @@ def check_size(width: int, height: int, seconds: float, frames: int, limits: Lim
     """Raises Refusal with status 422 if a video is beyond the limits."""
     if width * height > limits.video_pixels:
         raise Refusal(422, "too_many_pixels", f"frames of {width}x{height} pixels; up to {limits.video_pixels:,} are accepted")
+    if max(width, height) > LONGEST_SIDE * min(width, height) > 0:
+        what = f"frames of {width}x{height} pixels; the longer side may be {LONGEST_SIDE} times the shorter one"
+        raise Refusal(422, "too_narrow", what)
     if seconds > limits.video_seconds:
         raise Refusal(422, "too_long", f"the video lasts {seconds:.1f} s; up to {limits.video_seconds:g} s are accepted")
     if frames > limits.video_frames:
