@@ -90,6 +90,7 @@ def test_a_cluster_predicts_the_same_in_the_same_order(
         np.testing.assert_allclose(mine, theirs, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
