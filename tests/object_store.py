@@ -8,11 +8,17 @@ import threading
 import time
 import urllib.parse
 from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+from pipeline.clips.isolated_decode import get_isolated_decoder
+from pipeline.files import storage
+
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 
 
@@ -39,11 +45,30 @@ class ObjectStore:
         assert answer.status == 200, answer.read()
         connection.close()
 
+    @contextlib.contextmanager
+    def name_in_environment(self) -> Iterator[None]:
+        """Name the store in this process's environment.
+
+        Connections and decoding processes of earlier tests are ended, because they know another store or none; those made here
+        are ended after it.
+        """
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": self.endpoint}.items():
+                patched.setenv(name, value)
+            _forget_stores()
+            yield
+        _forget_stores()
+
     def stop(self) -> None:
         """End both servers."""
         self.proxy.shutdown()
         self.proxy.server_close()
         self.server.stop()
+
+
+def _forget_stores() -> None:
+    storage._connect.cache_clear()
+    get_isolated_decoder.cache_clear()
 
 
 def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:

@@ -14,7 +14,6 @@ import pytest
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video, decode_clips
-from pipeline.clips.isolated_decode import get_isolated_decoder
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
@@ -27,7 +26,6 @@ from tests.object_store import ObjectStore
 from tests.videos import write_numbers
 
 SLOW = ClipSection(frames=8, fps=8, size=16)
-ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +38,12 @@ def server() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
-    storage._connect.cache_clear()
-    yield server
+    with server.name_in_environment():
+        yield server
     server.failures.clear()
     server.delays.clear()
     server.requests.clear()
-    storage._connect.cache_clear()
 
 
 def test_size_content_and_names_of_remote_files(s3: ObjectStore) -> None:
@@ -211,7 +206,6 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, 
         "data.max_quarantined_share=1",
     ]
     config = load_config(tmp_path / "tiny.yaml", [*remote, "train.steps=6"])
-    get_isolated_decoder.cache_clear()  # decoding processes of earlier tests have their environment, which names no store
     assert config.labels_path == "s3://clips/run/labels.parquet"
     source, labels = open_source(config)
     assert len(labels.ids) == 2 and source.manifest.locate(0) == "s3://clips/run/videos/a/0.mp4"

@@ -11,11 +11,8 @@ import pytest
 
 from jobs import predict, train
 from jobs.command import DONE, FAILED, USER_ERROR, run
-from pipeline.files import storage
 from pipeline.manifest.schema import read_manifest
 from tests.object_store import ObjectStore
-
-ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +25,9 @@ def s3(tiny: Path) -> Iterator[ObjectStore]:
         store.put(f"clips/{name}", Path(manifest.locate(row)).read_bytes())
     store.put("clips/broken.mp4", b"no video")
     store.put("clips/list.csv", b"path,start,end\nday/b.mp4,0,0.5\nday/absent.mp4,,\n")
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": store.endpoint}.items():
-            patched.setenv(name, value)
-        storage._connect.cache_clear()
+    with store.name_in_environment():
         yield store
     store.stop()
-    storage._connect.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import storage
 from pipeline.serving.answerer import InProcess
 from pipeline.serving.limits import Refusal
 from pipeline.serving.uploads.fetch_uri import UriRules, check_uri, fetch, find_addresses, is_public, parse_prefix
@@ -273,16 +272,10 @@ def test_a_port_that_speaks_another_language_is_a_refusal(model: InProcess, tmp_
     assert "SSH" not in caught.value.text
 
 
-def test_objects_of_a_store_are_fetched_within_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: bytes) -> None:
+def test_objects_of_a_store_are_fetched_within_the_limit(tmp_path: Path, clip: bytes) -> None:
     """The owner's credentials and endpoint are used, which is why a bucket must be allowed by name."""
     store = ObjectStore()
-    for name, value in {
-        "AWS_ENDPOINT_URL": store.endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    storage._connect.cache_clear()
-    try:
+    with store.name_in_environment():
         store.put("bucket")
         store.put("bucket/clips/a.mp4", clip)
         fetch("s3://bucket/clips/a.mp4", RULES, LIMITS, tmp_path / "upload")
@@ -293,6 +286,4 @@ def test_objects_of_a_store_are_fetched_within_the_limit(monkeypatch: pytest.Mon
         with pytest.raises(Refusal) as caught:
             fetch("s3://bucket/clips/none.mp4", RULES, LIMITS, tmp_path / "upload")
         assert (caught.value.status, caught.value.code) == (422, "missing")
-    finally:
-        storage._connect.cache_clear()
-        store.stop()
+    store.stop()

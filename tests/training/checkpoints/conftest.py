@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.files import storage, store_lock
-from tests.files.test_storage import ENVIRONMENT
 from tests.object_store import ObjectStore
 
 
@@ -21,11 +20,8 @@ def server() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(store_lock, "SETTLE_SECONDS", 0.1)
-    storage._connect.cache_clear()
-    yield server
+    with server.name_in_environment():
+        yield server
     server.failures.clear()
-    storage._connect.cache_clear()

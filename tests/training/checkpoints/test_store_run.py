@@ -18,7 +18,6 @@ from pipeline.training import loop
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import prepare_run
-from tests.files.test_storage import ENVIRONMENT
 from tests.object_store import ObjectStore
 from tests.training.checkpoints.test_checkpoint import state
 from tests.training.test_loop import comparable, weights
@@ -129,8 +128,6 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     with pytest.raises(KeyboardInterrupt):
         fit_in_process(prepared)
     monkeypatch.undo()
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3.endpoint}.items():
-        monkeypatch.setenv(name, value)
     shutil.rmtree(tmp_path / "first")
     capsys.readouterr()
     remote[1] = f"run.staging_path={tmp_path}/second"
