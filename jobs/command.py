@@ -21,7 +21,7 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
 
     UserError and RunFailed become a message on stderr and exit code 2 or 1; Stopped becomes one and exit code 130 or 143.
     Characters that standard output cannot encode are written as escapes: a name must not end a command whose work is done.
-    A command whose output nobody reads any more, as behind ``| head``, ends without a message and with exit code 141, as if
+    A command whose output nobody reads anymore, as behind ``| head``, ends without a message and with exit code 141, as if
     by SIGPIPE.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = "folder of an evaluated run or model, or a file of its scores; and which student's scores"
         parser.add_argument(name, metavar="RUN[:STUDENT]", help=about)
     parser.add_argument("--out", metavar="FILE", type=Path, help="write an HTML page with a drawing of the gaps, too")
-    words = parser.parse_args(argv)
-    pair = compare_models(read_results(words.first), read_results(words.second))
+    options = parser.parse_args(argv)
+    pair = compare_models(read_results(options.first), read_results(options.second))
     summary, classes = build_summary_table(pair), build_class_gaps_table(pair)
     tables = [formats.format_text(summary), summary.caption, *pair.notes, formats.format_text(classes), classes.caption]
     print("\n\n".join(tables))
-    if words.out:
-        write_comparison_page(pair, words.out)
-        print(f"\n{words.out}")
+    if options.out:
+        write_comparison_page(pair, options.out)
+        print(f"\n{options.out}")
     return DONE
 
 

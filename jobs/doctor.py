@@ -21,16 +21,16 @@ from pipeline.doctor.findings import Finding, count_problems, format_findings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the findings; returns 1 if one of them is a problem."""
-    words = _build_parser().parse_intermixed_args(argv)
-    config = load_config(words.config, words.overrides) if words.config or words.overrides else None
+    options = _build_parser().parse_intermixed_args(argv)
+    config = load_config(options.config, options.overrides) if options.config or options.overrides else None
     runs = Path(config.run.storage_path if config and "://" not in config.run.storage_path else "runs")
     findings: list[Finding] = [machine.check_python(), *machine.check_packages(), machine.check_gpu(), *check_decoders()]
     findings += [machine.check_files(), machine.check_shared_memory(), *machine.check_disk(machine.list_folders(runs))]
     findings += [machine.check_proxies(), machine.check_terminal_encoding(), *check_ray()]
-    findings += [check_storage(folder) for folder in words.storage]
+    findings += [check_storage(folder) for folder in options.storage]
     findings += [check_configuration(config)] if config else []
     problems = count_problems(findings)
-    if words.json:
+    if options.json:
         report = {"version": find_version(), "problems": problems, "findings": [finding.to_dict() for finding in findings]}
         print(json.dumps(report, indent=1))
     else:

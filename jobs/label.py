@@ -28,45 +28,47 @@ WAIT_SECONDS = 30.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws or imports a subset and writes it, by default beside the manifest, where a run looks for it."""
-    words = _build_parser().parse_args(argv)
-    if words.seed < 0:
-        raise UserError(f"--seed {words.seed} must not be negative")
-    hold_out = parse_share(words.hold_out, "--hold-out") if words.hold_out else 0.0
+    options = _build_parser().parse_args(argv)
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must not be negative")
+    hold_out = parse_share(options.hold_out, "--hold-out") if options.hold_out else 0.0
     if hold_out > 0.5:
-        raise UserError(f"--hold-out {words.hold_out} leaves too little to learn from; write at most 50%")
-    if words.import_ and words.import_[0] not in LINE_PATTERNS:
-        raise UserError(f"--import {words.import_[0]} is not known; write {', '.join(LINE_PATTERNS)}, and then the file")
-    _check_adding(words)
-    out = _choose_path(words.manifest, words.out)
+        raise UserError(f"--hold-out {options.hold_out} leaves too little to learn from; write at most 50%")
+    if options.import_ and options.import_[0] not in LINE_PATTERNS:
+        raise UserError(f"--import {options.import_[0]} is not known; write {', '.join(LINE_PATTERNS)}, and then the file")
+    _check_adding(options)
+    out = _choose_path(options.manifest, options.out)
     with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
-        manifest = read_manifest(words.manifest)
-        subset, notes = _choose_subset(manifest, words, hold_out)
+        manifest = read_manifest(options.manifest)
+        subset, notes = _choose_subset(manifest, options, hold_out)
         write_labels(subset, manifest, out)
     print(describe_subset(manifest, subset, out, notes))
     return DONE
 
 
-def _choose_subset(manifest: Manifest, words: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
+def _choose_subset(manifest: Manifest, options: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
     """Draws or imports the subset that the command line asks for, and notes which videos of a published list are missing
     here."""
-    if words.add:
-        before = read_labels(words.from_ or _choose_path(words.manifest, None), manifest)
-        added = add_answers(manifest, before, Path(words.add), words.relabel)
+    if options.add:
+        before = read_labels(options.from_ or _choose_path(options.manifest, None), manifest)
+        added = add_answers(manifest, before, Path(options.add), options.relabel)
         return added.subset, describe_answers(added)
-    if words.import_:
-        kind, file = words.import_
-        return import_labels(manifest, kind, file, words.seed, hold_out)
-    option, spec = ("--per-class", f"{words.per_class}/class") if words.fraction is None else ("--fraction", words.fraction)
-    return draw_labels(manifest, spec, words.seed, DrawOptions(words.balanced, hold_out, words.nested, option)), []
+    if options.import_:
+        kind, file = options.import_
+        return import_labels(manifest, kind, file, options.seed, hold_out)
+    option, spec = (
+        ("--per-class", f"{options.per_class}/class") if options.fraction is None else ("--fraction", options.fraction)
+    )
+    return draw_labels(manifest, spec, options.seed, DrawOptions(options.balanced, hold_out, options.nested, option)), []
 
 
-def _check_adding(words: argparse.Namespace) -> None:
+def _check_adding(options: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together with ``--add``, or only with it."""
-    if words.add and (words.hold_out or words.balanced):
+    if options.add and (options.hold_out or options.balanced):
         raise UserError("--add takes the labels as they are: leave out --hold-out and --balanced")
-    if not words.add and (words.from_ or words.relabel):
-        raise UserError(f"{'--from' if words.from_ else '--relabel'} is for --add answers.csv")
-    if words.add and not words.out:
+    if not options.add and (options.from_ or options.relabel):
+        raise UserError(f"{'--from' if options.from_ else '--relabel'} is for --add answers.csv")
+    if options.add and not options.out:
         raise UserError("--add needs --out FILE: runs that were trained with the earlier labels need them as they are")
 
 
@@ -76,7 +78,7 @@ def describe_answers(added: AddedAnswers) -> list[str]:
     notes += [f"{added.repeated} answers say what was known"] if added.repeated else []
     notes += [f"{added.skipped} videos were skipped"] if added.skipped else []
     notes += [f"relabeled: {text}" for text in added.relabeled]
-    return [*notes, *(f"not trained on any more: {name}" for name in added.excluded)]
+    return [*notes, *(f"not trained on anymore: {name}" for name in added.excluded)]
 
 
 def _choose_path(manifest: str, given: str | None) -> Path:

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.label_quality", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="runs with saved scores, or a folder of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the page (label_quality.html in the run's folder, or beside)")
-    words = parser.parse_args(argv)
-    report = write_label_report(words.runs, words.out)
+    options = parser.parse_args(argv)
+    report = write_label_report(options.runs, options.out)
     print("\n".join([report.text, *map(str, report.files)]))
     return DONE
 

@@ -45,98 +45,98 @@ from pipeline.video.synthetic import MARKER_FILE, Difficulty, is_rendered, rende
 from pipeline.video.synthetic_motions import MOTIONS
 
 ENOUGH_FOR_RAY = 1000
-"""Files for which joining a cluster, which takes 5-10 s, is worth while."""
+"""Files for which joining a cluster, which takes 5-10 s, is worthwhile."""
 RESIZE_TIMES_TIMEOUT = 5
 """Encoding a file may take so many times --timeout."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares one of the sources; all share probing, splits, the label subset and writing."""
-    words = _build_parser().parse_args(argv)
-    _check_arguments(words)
-    out = Path(words.out).expanduser().absolute()
+    options = _build_parser().parse_args(argv)
+    _check_arguments(options)
+    out = Path(options.out).expanduser().absolute()
     with lock_folder(out):
-        _prepare_manifest(words, out)
+        _prepare_manifest(options, out)
     return DONE
 
 
-def _read_layout(words: argparse.Namespace, out: Path) -> FolderLayout:
-    """What was said of DIR's folders; OUT is none of them, unless it is a folder of videos."""
-    below = "://" not in words.dir and out.parent == Path(words.dir).expanduser().absolute()
+def _read_layout(options: argparse.Namespace, out: Path) -> FolderLayout:
+    """Returns the options for DIR's folders. If OUT lies directly in DIR and holds no videos, it is skipped."""
+    below = "://" not in options.dir and out.parent == Path(options.dir).expanduser().absolute()
     own = (out.name,) if below and not any(is_video_name(path.name) for path in out.iterdir()) else ()
-    return FolderLayout(words.splits, (*words.skip, *own))
+    return FolderLayout(options.splits, (*options.skip, *own))
 
 
-def _prepare_manifest(words: argparse.Namespace, out: Path) -> None:
-    listing = merge_equal_paths(SOURCES[words.source](words, out))
-    group = getattr(words, "group", NONE)
+def _prepare_manifest(options: argparse.Namespace, out: Path) -> None:
+    listing = merge_equal_paths(SOURCES[options.source](options, out))
+    group = getattr(options, "group", NONE)
     if group != AUTO:
         assign_groups(listing, group)  # for what it refuses: now and not after hours of probing
-    options = ProbeOptions(words.probe, words.decoder, words.hash)
-    prober = _choose_prober(words, len(listing.uris))
-    listing, probes = merge_same_files(listing, probe_listing(listing, options, out, prober))
+    probing = ProbeOptions(options.probe, options.decoder, options.hash)
+    prober = _choose_prober(options, len(listing.uris))
+    listing, probes = merge_same_files(listing, probe_listing(listing, probing, out, prober))
     listing = assign_groups(listing, group)
-    if words.resize:
-        copy = partial(make_copies, processes=words.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * words.timeout)
-        listing, probes = resize_listing(listing, probes, out / f"resized-{words.resize}", words.resize, copy)
-        probes = probe_copies(listing, probes, options, out, prober)
-    draw = BuildOptions(words.labeled, parse_share(words.test, "--test"), words.seed)
-    manifest, labels = build_manifest_and_labels(listing, probes, out, draw, words.parts or None)
-    if not words.resize:  # else only the notes know what was found in the originals
+    if options.resize:
+        copy = partial(make_copies, processes=options.processes, timeout_seconds=RESIZE_TIMES_TIMEOUT * options.timeout)
+        listing, probes = resize_listing(listing, probes, out / f"resized-{options.resize}", options.resize, copy)
+        probes = probe_copies(listing, probes, probing, out, prober)
+    draw = BuildOptions(options.labeled, parse_share(options.test, "--test"), options.seed)
+    manifest, labels = build_manifest_and_labels(listing, probes, out, draw, options.parts or None)
+    if not options.resize:  # else the probe log stays, the only record of the originals: the manifest describes the copies
         delete_probe_log(out)
-    print(describe_manifest(manifest, labels, (*listing.notes, *_check_classes(manifest))))
+    print(describe_manifest(manifest, labels, (*listing.notes, *_note_untested_classes(manifest))))
 
 
-def _check_classes(manifest: Manifest) -> list[str]:
-    """A class of which nothing can be used to train is refused; what is not tested is said."""
+def _note_untested_classes(manifest: Manifest) -> list[str]:
+    """Returns a note that names the classes without a usable test video, or nothing if there are none."""
     empty = find_empty_classes(manifest, "test")
     many = f"{len(empty)} of {len(manifest.classes)} classes have no usable test video"
     return [f"{many}, so that no accuracy says anything of them: {', '.join(list_first(empty))}"] if empty else []
 
 
-def _choose_prober(words: argparse.Namespace, files: int) -> ProbeFiles:
+def _choose_prober(options: argparse.Namespace, files: int) -> ProbeFiles:
     """Processes of this machine, or the tasks of a cluster: one that RAY_ADDRESS names, or --ray starts here."""
-    on_ray = words.ray if words.ray is not None else bool(os.environ.get("RAY_ADDRESS")) and files >= ENOUGH_FOR_RAY
+    on_ray = options.ray if options.ray is not None else bool(os.environ.get("RAY_ADDRESS")) and files >= ENOUGH_FOR_RAY
     if not on_ray:
-        return partial(probe_files, processes=words.processes, timeout_seconds=words.timeout)
+        return partial(probe_files, processes=options.processes, timeout_seconds=options.timeout)
     from pipeline.prepare.probe_on_ray import probe_on_ray
     from pipeline.ray_cluster.connect import connect  # Ray takes seconds to import
 
     connect()
-    return partial(probe_on_ray, timeout_seconds=words.timeout)
+    return partial(probe_on_ray, timeout_seconds=options.timeout)
 
 
-def _check_arguments(words: argparse.Namespace) -> None:
+def _check_arguments(options: argparse.Namespace) -> None:
     """Mistakes that must not wait for the probe."""
-    count_labels_per_class(words.labeled, 1)
-    check_group_option(getattr(words, "group", NONE))
-    if parse_share(words.test, "--test") > 0.9:
-        raise UserError(f"--test {words.test} leaves too little to learn from; write at most 90%")
-    if words.resize is not None and words.resize < 16:
-        raise UserError(f"--resize {words.resize} must be at least 16 pixels")
-    if words.seed < 0:
-        raise UserError(f"--seed {words.seed} must not be negative")
-    if words.processes is not None and words.processes < 1:
-        raise UserError(f"--processes {words.processes} must be at least 1")
-    if getattr(words, "fps", None) is not None and not 0 < words.fps < math.inf:
-        raise UserError(f"--fps {words.fps:g} must be a number above 0")
-    if not 0 < words.timeout < math.inf:
-        raise UserError(f"--timeout {words.timeout:g} must be a number of seconds above 0")
-    if "://" in words.out:
-        raise UserError(f"{words.out} is a URI; OUT must be a folder, from which the two files can be uploaded anywhere")
-    if Path(words.out).exists() and not Path(words.out).is_dir():
-        raise UserError(f"{words.out} is a file; OUT must be a folder")
+    count_labels_per_class(options.labeled, 1)
+    check_group_option(getattr(options, "group", NONE))
+    if parse_share(options.test, "--test") > 0.9:
+        raise UserError(f"--test {options.test} leaves too little to learn from; write at most 90%")
+    if options.resize is not None and options.resize < 16:
+        raise UserError(f"--resize {options.resize} must be at least 16 pixels")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must not be negative")
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes {options.processes} must be at least 1")
+    if getattr(options, "fps", None) is not None and not 0 < options.fps < math.inf:
+        raise UserError(f"--fps {options.fps:g} must be a number above 0")
+    if not 0 < options.timeout < math.inf:
+        raise UserError(f"--timeout {options.timeout:g} must be a number of seconds above 0")
+    if "://" in options.out:
+        raise UserError(f"{options.out} is a URI; OUT must be a folder, from which the two files can be uploaded anywhere")
+    if Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"{options.out} is a file; OUT must be a folder")
 
 
 HELP = {
     "ucf101": "UCF-101: class folders and the official train and test lists",
-    "hmdb51": "HMDB51: class folders and the official 70/30 split files",
+    "hmdb51": "HMDB-51: class folders and the official 70/30 split files",
     "kinetics": "Kinetics-400, -600 or -700: clips at any depth and the CSV lists with time ranges",
     "ssv2": "Something-Something v2: ID.webm files and the JSON lists",
     "folder": "class folders of videos, with or without train/ and test/ above them",
     "frames": "class folders of folders of numbered images, with or without train/ and test/ above them",
     "list": "text lists: 'path label', 'path frames label', or a header with path,label,group,split,start,end",
-    "synthetic": "made-up actions that only motion tells apart, rendered into OUT/videos",
+    "synthetic": "generated actions that only motion tells apart, rendered into OUT/videos",
 }
 
 
@@ -166,7 +166,7 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
         source.add_argument(
             "--splits",
             metavar="train=FOLDER,test=FOLDER",
-            help="folders of the splits; none: all folders are classes (default: found out by their names)",
+            help="folders of the splits; none: all folders are classes (default: detected by their names)",
         )
         source.add_argument("--skip", action="append", default=[], metavar="FOLDER", help="leave such folders out; repeatable")
     if name == "list":
@@ -183,10 +183,10 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
         source.add_argument(
             "--fps", type=float, required=name == "frames", help="frames per second of frame folders, which do not say it"
         )
-        source.add_argument("--frame-pattern", metavar="img_%05d.jpg", help="images of a frame folder (default: found out)")
+        source.add_argument("--frame-pattern", metavar="img_%05d.jpg", help="images of a frame folder (default: detected)")
     if name in ("list", "folder", "frames"):
         known = f"recordings or persons by name: {', '.join(NAMING_CONVENTIONS)}, {NONE}, or a regular expression that captures"
-        source.add_argument("--group", default=AUTO, metavar="PATTERN", help=f"{known} (default: guessed, and told)")
+        source.add_argument("--group", default=AUTO, metavar="PATTERN", help=f"{known} (default: guessed and printed)")
     if name == "synthetic":
         _add_synthetic(source)
 
@@ -198,9 +198,13 @@ def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
     parser.add_argument(
         "--test", default="25%", metavar="25%", help="test videos of each class, where no split is given (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of splits, labels and synthetic videos (default: %(default)s)")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one file (default: %(default)g)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of splits, labels and synthetic videos (default: %(default)s)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one per core)")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="time limit per file (default: %(default)g)"
+    )
     parser.add_argument(
         "--probe",
         choices=["quick", "full"],
@@ -229,7 +233,7 @@ def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--videos", type=int, default=320, metavar="N", help="in all (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=320, metavar="N", help="total number of videos (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=8, metavar="N", help=f"2 to {len(MOTIONS)} (default: %(default)s)")
     parser.add_argument(
         "--difficulty", type=float, default=0.5, metavar="LEVEL", help="0 easy, 1 hard, or between (default: %(default)s)"
@@ -240,29 +244,32 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"replaces the level's {field.name}")
 
 
-def _list_videos(words: argparse.Namespace, out: Path) -> Listing:
-    columns = parse_columns(words.columns)
-    marks = None if words.unlabeled is None else tuple(word.strip().lower() for word in words.unlabeled.split(","))
-    options = ListOptions(words.root, columns, words.delimiter, words.classes, words.fps, words.frame_pattern, marks)
-    return list_files(words.files, options)
+def _list_videos(options: argparse.Namespace, out: Path) -> Listing:
+    columns = parse_columns(options.columns)
+    marks = None if options.unlabeled is None else tuple(word.strip().lower() for word in options.unlabeled.split(","))
+    how = ListOptions(options.root, columns, options.delimiter, options.classes, options.fps, options.frame_pattern, marks)
+    return list_files(options.files, how)
 
 
-def _render_synthetic(words: argparse.Namespace, out: Path) -> Listing:
-    """Render unless the videos are there: beside the old ones, which are then replaced, without their manifest, so that a stop
-    in between leaves no mixture."""
-    order = (words.videos, words.classes, words.seed, _check_synthetic(words, out))
+def _render_synthetic(options: argparse.Namespace, out: Path) -> Listing:
+    """Renders the videos, unless they exist.
+
+    They are rendered into a temporary folder; then the old manifest is deleted and the folders are swapped, so that an
+    interruption never leaves old and new videos mixed.
+    """
+    order = (options.videos, options.classes, options.seed, _check_synthetic(options, out))
     videos, fresh, old = out / "videos", out / ".videos.tmp", out / ".videos.old"
     for rest in (fresh, old):
         shutil.rmtree(rest, ignore_errors=True)
     if is_rendered(videos, *order):
-        print(f"the {words.videos} videos are there: nothing is rendered again", file=sys.stderr, flush=True)
+        print(f"the {options.videos} videos are there: nothing is rendered again", file=sys.stderr, flush=True)
         return replace(list_folder(videos), source="synthetic")
     try:
-        render_folder(fresh, *order, words.processes)
+        render_folder(fresh, *order, options.processes)
         for name in (MANIFEST_FILE, LABELS_FILE):
             remove_table(out / name)
         if videos.exists():
-            videos.rename(old)  # at once, with its mark: removed file by file, a stop would leave videos without one
+            videos.rename(old)  # at once: deleted file by file, an interruption would leave videos without their marker file
         fresh.rename(videos)
     finally:
         for rest in (fresh, old):
@@ -270,40 +277,40 @@ def _render_synthetic(words: argparse.Namespace, out: Path) -> Listing:
     return replace(list_folder(videos), source="synthetic")
 
 
-def _check_synthetic(words: argparse.Namespace, out: Path) -> Difficulty:
-    if not 2 <= words.classes <= len(MOTIONS):
-        raise UserError(f"--classes {words.classes} must lie between 2 and {len(MOTIONS)}")
-    each = words.videos // words.classes
-    train = each - max(1, round_half_up(parse_share(words.test, "--test") * each))
-    wanted = count_labels_per_class(words.labeled, max(train, 1))
+def _check_synthetic(options: argparse.Namespace, out: Path) -> Difficulty:
+    if not 2 <= options.classes <= len(MOTIONS):
+        raise UserError(f"--classes {options.classes} must lie between 2 and {len(MOTIONS)}")
+    each = options.videos // options.classes
+    train = each - max(1, round_half_up(parse_share(options.test, "--test") * each))
+    wanted = count_labels_per_class(options.labeled, max(train, 1))
     if wanted > train:
         raise UserError(
-            f"--videos {words.videos} gives {train} train videos a class, --labeled {words.labeled} needs {wanted}; "
+            f"--videos {options.videos} gives {train} train videos a class, --labeled {options.labeled} needs {wanted}; "
             f"raise --videos or lower --labeled"
         )
     if (out / "videos").exists() and not (out / "videos" / MARKER_FILE).exists():
         raise UserError(f"{out / 'videos'} exists and was not made by this command; choose another OUT")
-    given = {f.name: getattr(words, f.name) for f in dataclasses.fields(Difficulty) if getattr(words, f.name) is not None}
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Difficulty) if getattr(options, f.name) is not None}
     try:
-        return replace(Difficulty.from_level(words.difficulty), **given)
+        return replace(Difficulty.from_level(options.difficulty), **given)
     except ValueError as error:
         raise UserError(f"difficulty: {error}") from None
 
 
 SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
-    "ucf101": lambda words, out: list_ucf101(words.dir, words.lists, words.fold),
-    "hmdb51": lambda words, out: list_hmdb51(words.dir, words.lists, words.fold),
-    "kinetics": lambda words, out: list_kinetics(words.dir, words.lists),
-    "ssv2": lambda words, out: list_ssv2(words.dir, words.lists),
-    "folder": lambda words, out: list_folder(words.dir, _read_layout(words, out)),
-    "frames": lambda words, out: list_frames(words.dir, words.fps, words.frame_pattern, _read_layout(words, out)),
+    "ucf101": lambda options, out: list_ucf101(options.dir, options.lists, options.fold),
+    "hmdb51": lambda options, out: list_hmdb51(options.dir, options.lists, options.fold),
+    "kinetics": lambda options, out: list_kinetics(options.dir, options.lists),
+    "ssv2": lambda options, out: list_ssv2(options.dir, options.lists),
+    "folder": lambda options, out: list_folder(options.dir, _read_layout(options, out)),
+    "frames": lambda options, out: list_frames(options.dir, options.fps, options.frame_pattern, _read_layout(options, out)),
     "list": _list_videos,
     "synthetic": _render_synthetic,
 }
 
 
 def describe_manifest(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
-    """What was found and drawn, as text of a few lines, ending with the next command."""
+    """Returns a few lines of text that say what was found and drawn, and end with the next command."""
     lines = [*_describe_unusable(manifest), *(f"note: {note}" for note in notes), "", *_build_count_table(manifest, labels), ""]
     lines += [
         f"manifest {manifest.fingerprint}  {manifest.path}",

@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--copy", metavar="OUT", type=Path, help="write no page, but a small copy of the runs to OUT: all that a page needs"
     )
-    words = parser.parse_args(argv)
-    if words.copy:
-        print("\n".join(map(str, copy_runs(words.folders, words.copy))))
+    options = parser.parse_args(argv)
+    if options.copy:
+        print("\n".join(map(str, copy_runs(options.folders, options.copy))))
         return DONE
-    formats = tuple(dict.fromkeys(words.formats or FORMATS))
-    report = write_report(words.folders, words.out, formats, _parse_baseline(words.baseline))
+    formats = tuple(dict.fromkeys(options.formats or FORMATS))
+    report = write_report(options.folders, options.out, formats, _parse_baseline(options.baseline))
     print("\n".join([report.table, "", *map(str, report.files[1:]), str(report.files[0])]))
     return DONE
 

@@ -1,4 +1,4 @@
-"""Run a command of this project on a Ray cluster: ``python -m jobs.submit [options] COMMAND [ARGUMENTS]``.
+"""Runs a command of this project on a Ray cluster: ``python -m jobs.submit [options] COMMAND [ARGUMENTS]``.
 
 The working directory is uploaded (less what .gitignore and .rayignore name), the command's log is shown as it comes,
 and its exit code is passed on. Paths among the arguments are paths on the cluster.
@@ -26,14 +26,14 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, run
-from pipeline.config.text import guess, read_yaml
+from pipeline.config.text import parse_untyped, read_yaml
 from pipeline.errors import UserError, suggest
 from pipeline.ray_cluster.address import TOKEN_REMEDY
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 MEANT = "for example --address http://HEAD:8265, where HEAD is the address of the cluster's head node"
-GCS_PORTS = (6379, 10001)
-"""Of drivers: the cluster's own service and Ray Client's."""
+DRIVER_PORTS = (6379, 10001)
+"""Ports that drivers connect to (GCS and Ray Client), which are often mistaken for the dashboard's."""
 CONNECT_SECONDS = 10.0
 
 
@@ -72,12 +72,12 @@ def read_runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"--working-dir {working_dir}: no such folder")
     written = read_yaml(Path(file), "--runtime-env") if file else {}
-    tree = guess(written)
+    tree = parse_untyped(written)
     if not isinstance(tree, dict):
         raise UserError(f"--runtime-env {file} must be a mapping, for example 'env_vars: {{NAME: value}}'")
     if "working_dir" in tree:
         raise UserError(f"--runtime-env {file} names a working_dir; use --working-dir instead")
-    if isinstance(tree.get("env_vars"), dict):  # texts, whatever they look like: NAME: 010 stays 010
+    if isinstance(tree.get("env_vars"), dict):  # values stay the text that was written: 010 is not 8
         tree["env_vars"] = {name: str(text) if isinstance(text, str) else text for name, text in written["env_vars"].items()}
     return {**tree, "working_dir": str(folder)}
 
@@ -112,9 +112,9 @@ def find_dashboard_address(given: str | None, environ: Mapping[str, str]) -> str
             f"{source} {address} is not a dashboard's address, which jobs are sent to; give its URL, --address http://{host}:8265"
         )
     if not separator:
-        likely = 8265 if port in (None, *GCS_PORTS) else port
+        likely = 8265 if port in (None, *DRIVER_PORTS) else port
         drivers = f"names port {port}, where drivers join the cluster; jobs are sent to its dashboard"
-        about = drivers if port in GCS_PORTS else "is no URL"
+        about = drivers if port in DRIVER_PORTS else "is no URL"
         raise UserError(f"{source} {address} {about}: give --address http://{host}:{likely}")
     return address.rstrip("/")
 
@@ -124,7 +124,7 @@ def connect_client(address: str) -> JobSubmissionClient:
     _require_answer(address)
     for noisy in ("ray._private.runtime_env.packaging", "ray.dashboard.modules.job.sdk"):  # every ignore file, every socket
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers its variables to the argument, even to --address
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes its variables before the argument ``address``
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

@@ -24,22 +24,22 @@ MAX_COUNT = 1000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the table and the page, or serves the page."""
-    words = _build_parser().parse_intermixed_args(argv)
-    if not 1 <= words.count <= MAX_COUNT:
-        raise UserError(f"--count {words.count}: write 1 to {MAX_COUNT}")
-    if words.seed < 0:
-        raise UserError(f"--seed {words.seed} must not be negative")
-    if words.answers and words.serve is None:
+    options = _build_parser().parse_intermixed_args(argv)
+    if not 1 <= options.count <= MAX_COUNT:
+        raise UserError(f"--count {options.count}: write 1 to {MAX_COUNT}")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must not be negative")
+    if options.answers and options.serve is None:
         raise UserError("--answers is for --serve; without it the page's button downloads the file")
-    folder = Path(words.run).expanduser()
-    out = (words.out or folder / "suggest").expanduser().resolve()
-    wish = Wish(words.count, words.strategy, words.seed, words.balanced, words.skip_groups, words.skip_duplicates)
-    suggestions = suggest_videos(folder, wish, words.predictions, words.overrides)
+    folder = Path(options.run).expanduser()
+    out = (options.out or folder / "suggest").expanduser().resolve()
+    wish = Wish(options.count, options.strategy, options.seed, options.balanced, options.skip_groups, options.skip_duplicates)
+    suggestions = suggest_videos(folder, wish, options.predictions, options.overrides)
     write_file(format_table(suggestions.videos), out / "suggest.csv", "--out")
     write_page(render_labeling_page(suggestions), out / "label.html", "--out")
     print("\n".join(_describe(suggestions, out)))
-    if words.serve is not None:
-        _serve(suggestions, (words.answers or out / "answers.csv").expanduser().resolve(), words.serve)
+    if options.serve is not None:
+        _serve(suggestions, (options.answers or out / "answers.csv").expanduser().resolve(), options.serve)
     return DONE
 
 

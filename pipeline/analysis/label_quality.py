@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.config import STUDENTS
 from pipeline.run_folder.contents import list_score_files
 
-STUDENTS = ("primary", "auxiliary")
 LABELERS = (*STUDENTS, "mean")
 SOURCES = ("cross", "self", "mean")
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100))
@@ -58,13 +58,13 @@ class SavedScores:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Counts of the labels that one learner gets from one source at T thresholds, by the true class of the clips.
+    """Counts of the labels that one learner gets from one source at T thresholds, by the true class (of K) of the clips.
 
     The last row counts the clips of unknown class.
     """
 
-    videos: Ints
-    """[K + 1] clips."""
+    clips: Ints
+    """[K + 1] number of clips."""
     kept: Ints
     """[K + 1, T] labels whose confidence reaches the threshold."""
     right: Ints
@@ -76,7 +76,7 @@ class LabelCounts:
 
     def compute_coverage(self) -> Floats:
         """Returns the share [T] of clips whose label is kept; NaN without clips."""
-        return divide(self.kept.sum(axis=0), np.full(self.kept.shape[1], self.videos.sum()))
+        return divide(self.kept.sum(axis=0), np.full(self.kept.shape[1], self.clips.sum()))
 
     def compute_accuracy(self) -> Floats:
         """Returns the share [T] of the kept labels of known class that are right; NaN where none is kept."""
@@ -160,8 +160,8 @@ def count_labels(scores: SavedScores, learner: str, source: str, thresholds: Seq
         return at_least
 
     everyone = np.ones(len(scores.labels), dtype=bool)
-    videos = np.bincount(scores.labels % size[0], minlength=size[0])
-    return LabelCounts(videos, count(everyone), count(right), count(differing), count(right & differing))
+    clips = np.bincount(scores.labels % size[0], minlength=size[0])
+    return LabelCounts(clips, count(everyone), count(right), count(differing), count(right & differing))
 
 
 def split_training_time(scores: SavedScores, limit: int = MAX_WINDOWS) -> list[tuple[int, int, SavedScores]]:
@@ -185,11 +185,11 @@ class SourceComparison:
     """The 95 % interval of the accuracy of cross labels minus that of self labels, by bootstrap over the videos of these
     runs."""
     self_at_equal_coverage: float
-    """The accuracy of the learner's own most confident labels, of which as many are taken as cross labels are kept."""
+    """The accuracy of the learner's N most confident own labels, where N is the number of kept cross labels."""
     differing_share: float
     """The share of kept cross labels that are not the class which the learner itself predicts, 0..1."""
     differing_accuracy: float
-    """The share of these that are right, 0..1."""
+    """The share of the differing cross labels that are right, 0..1."""
 
 
 def compare_sources(scores: SavedScores, learner: str, thresholds: Thresholds) -> SourceComparison:

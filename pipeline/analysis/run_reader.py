@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import summarize
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.run_folder.contents import PREDICTORS, flatten
-from pipeline.training.monitoring.failure_signatures import Finding, find_signatures
+from pipeline.training.monitoring.failure_signatures import FailureSignature, find_signatures
 
 RUN_FILES = ("config.yaml", "facts.json", "metrics.jsonl", "evaluation.json", "predictions.parquet")
 OTHER_DATA = "evaluation_on_*.json"
@@ -112,7 +112,7 @@ class RunRecord:
         return str(self._fingerprints.get("labels") or self.labels.get("fingerprint") or "")
 
     @cached_property
-    def signatures(self) -> tuple[Finding, ...]:
+    def signatures(self) -> tuple[FailureSignature, ...]:
         """The failure signatures in the metrics, by the limits of the run's own monitors; none if its classes are unknown."""
         classes = self.facts.get("classes") or self.evaluation.get("classes") or ()
         own = {key.removeprefix("monitors."): value for key, value in self.config.items() if key.startswith("monitors.")}

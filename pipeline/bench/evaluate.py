@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from pipeline.bench.figures import compute_ratio
 from pipeline.clips.sampling import Moment, describe_clip
 from pipeline.clips.source import Clips, Columns, VideoSource, open_source
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.evaluation.protocol import compute_clip_moments, list_views
 from pipeline.evaluation.score_videos import score_in_process
 from pipeline.evaluation.scorer import Scorer
-from pipeline.methods import STUDENTS, build_students
+from pipeline.methods import build_students
 from pipeline.processes.isolation import count_cores
 from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead

@@ -65,11 +65,11 @@ def bench_scale(config: Config, sizes: Sequence[int], steps: int, repeats: int) 
 def _run_in_new_process(task: str, config: Config, size: int, folder: Path, steps: int) -> dict[str, float]:
     """Does the task "generate" or "measure" and returns its figures."""
     # not multiprocessing: its children import what the parent's main module does, and that is memory too
-    # a temporary folder of its own: each is a node's first process, and the manifest it maps ends with the benchmark
+    # with a new TMPDIR the memory-mapped copy of the manifest is made again, and deleted afterward
     words = [task, json.dumps(config.model_dump(mode="json")), str(size), str(folder), str(steps)]
     command = [sys.executable, "-m", "pipeline.bench.scale", *words]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as node:  # Ray's processes end after it
-        environment = {"RAY_TMPDIR": tempfile.gettempdir(), **os.environ, "TMPDIR": node}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # Ray's processes end after it
+        environment = {"RAY_TMPDIR": tempfile.gettempdir(), **os.environ, "TMPDIR": scratch}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise UserError(f"{task} {size} rows failed: {done.stderr.strip().splitlines()[-1:]}")

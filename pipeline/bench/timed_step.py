@@ -12,9 +12,9 @@ import torch
 from pipeline.bench.figures import configure_bench
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import compute_worker_rows
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.hardware import choose_device, configure_torch
-from pipeline.methods import STUDENTS, LossWeights, Views, build_method, compute_loss_weights, make_views, make_views_of_parts
+from pipeline.methods import LossWeights, Views, build_method, compute_loss_weights, make_views, make_views_of_parts
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.precision import autocast
 from pipeline.methods.parts.terms import Results

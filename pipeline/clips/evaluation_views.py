@@ -11,9 +11,8 @@ import torch
 
 from pipeline.clips.decode import DecodeError, UInt8s, compute_crop_corner
 from pipeline.clips.source import Columns, VideoSource
+from pipeline.config import STUDENTS
 from pipeline.seeds import Floats, Ints
-
-STUDENTS = ("primary", "auxiliary")
 
 
 def decode_videos(source: VideoSource, videos: Ints, moments: Floats) -> Columns:

@@ -83,7 +83,7 @@ def _contrast(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def _sharpness(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Moves pixels towards or away from a mean over 3 x 3 of them that counts the middle five times; the frame's border
+    """Moves pixels toward or away from a mean over 3 x 3 of them that counts the middle five times; the frame's border
     stays."""
     height, width = clips.shape[-2:]
     if height < 3 or width < 3:

@@ -19,7 +19,7 @@ from pipeline.config.method import (
     find_short_name,
 )
 from pipeline.config.renamed import translate_old_keys, translate_old_names
-from pipeline.config.run import Config
+from pipeline.config.run import STUDENTS, Config
 from pipeline.config.section import Section, list_marked_keys
 from pipeline.config.students import (
     ARCHS,
@@ -38,6 +38,7 @@ from pipeline.config.views import StrongSection, TimeSection, ViewsSection, Weak
 
 __all__ = [
     "ARCHS",
+    "STUDENTS",
     "TERMS",
     "AuxiliarySection",
     "ClipSection",

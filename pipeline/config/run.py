@@ -22,6 +22,7 @@ from pipeline.config.views import ViewsSection
 from pipeline.files import storage
 
 STUDENTS = ("primary", "auxiliary")
+"""The two networks of a run, in the order in which results name them."""
 
 
 def _is_chain_of_halvings(patch: int, tubelet: int) -> bool:

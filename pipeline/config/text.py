@@ -98,12 +98,12 @@ def convert(value: Any, wanted: Any) -> Any:
     return None if isinstance(value, Unquoted) and not value else str(value) if wanted is str else value
 
 
-def guess(value: Any) -> Any:
+def parse_untyped(value: Any) -> Any:
     """Converts what is written for no typed key: numbers, true, false and null as in YAML 1.2, else text."""
     if isinstance(value, Mapping):
-        return {str(key): guess(part) for key, part in value.items()}
+        return {str(key): parse_untyped(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [guess(part) for part in value]
+        return [parse_untyped(part) for part in value]
     if not isinstance(value, Unquoted):
         return value
     if value.lower() in ("true", "false"):

@@ -22,6 +22,7 @@ PYTHON = SpecifierSet(">=3.11,<3.13")
 OPTIONAL = {"ray": "training in this process works without it (scale.workers=0)", "decord": "PyAV decodes instead, slower"}
 """Dependencies without which some commands work, and what their absence means."""
 MIN_FILES, WANTED_FILES = 1024, 4096
+"""How many files a process must and should be able to open."""
 MIN_SHARED_GB = 1.0
 MIN_DISK_GB = 2.0
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
@@ -59,7 +60,10 @@ def check_packages(wanted: list[str] | None = None) -> list[Finding]:
         else:
             remedy = f'pip install "{one.name}{one.specifier}"'
             findings.append(Finding("packages", "problem", f"{one.name} {have}, but {one.specifier} is needed", remedy))
-    return [Finding("packages", "ok", f"{fine} of {len(needed)} are there in versions that fit"), *findings]
+    return [
+        Finding("packages", "note" if findings else "ok", f"{fine} of {len(needed)} are there in versions that fit"),
+        *findings,
+    ]
 
 
 def check_gpu(hardware: Hardware | None = None) -> Finding:
@@ -121,7 +125,7 @@ def list_folders(runs: Path) -> dict[str, Path]:
 
 
 def check_proxies(environment: dict[str, str] | None = None) -> Finding:
-    """Checks that a proxy is not asked for this machine's own addresses, by which Ray's processes reach each other."""
+    """Checks that proxy settings exempt this machine, because Ray's processes connect to each other over its own addresses."""
     environment = dict(os.environ) if environment is None else environment
     used = [name for name in PROXIES if environment.get(name) or environment.get(name.upper())]
     exempt = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
@@ -130,7 +134,8 @@ def check_proxies(environment: dict[str, str] | None = None) -> Finding:
     if any(name in exempt for name in ("127.0.0.1", "localhost", "*")):
         return Finding("proxy", "ok", f"{', '.join(used)} set, not for this machine")
     remedy = "export no_proxy=localhost,127.0.0.1 and the cluster's addresses"
-    return Finding("proxy", "problem", f"{', '.join(used)} set for all addresses, also of Ray's own processes", remedy)
+    found = f"{', '.join(used)} set without an exception for this machine: Ray's own connections would go through the proxy"
+    return Finding("proxy", "problem", found, remedy)
 
 
 def check_terminal_encoding() -> Finding:

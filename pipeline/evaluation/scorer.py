@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from pipeline.clips.evaluation_views import VideoFrames, ViewBatch, batch_views, convert_to_tensors, unpack_videos
 from pipeline.clips.source import Columns
-from pipeline.config import Config, parse_config
+from pipeline.config import STUDENTS, Config, parse_config
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import CROP_POSITIONS
 from pipeline.hardware import choose_device, configure_torch
-from pipeline.methods import STUDENTS, build_students
+from pipeline.methods import build_students
 from pipeline.methods.parts.precision import center_logits
 
 BATCH_VIEWS = {"cuda": 64, "cpu": 8}

@@ -10,9 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.clips.source import Columns
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.evaluation.protocol import compute_softmax
-from pipeline.methods import STUDENTS
 from pipeline.run_folder.contents import PREDICTORS
 from pipeline.seeds import Floats, Ints
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.export.check_clips import decode_middle_clips
 from pipeline.export.int8_videos import Int8Videos
 from pipeline.export.network_programs import PROGRAMS, Clips, Program, select_frames
 from pipeline.export.onnx_programs import load_onnx_program
-from pipeline.methods import STUDENTS
 from pipeline.processes.isolation import count_cores
 from pipeline.progress import show_progress
 

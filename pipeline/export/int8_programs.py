@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import STUDENTS
 from pipeline.export.network_programs import Clips
 from pipeline.export.onnx_programs import average_programs
-from pipeline.methods import STUDENTS
 from pipeline.progress import show_progress
 
 QUANTIZED = ["Conv", "MatMul", "Gemm"]

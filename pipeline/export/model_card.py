@@ -12,7 +12,7 @@ from pipeline.evaluation.protocol import describe_protocol
 from pipeline.export.int8_figures import describe_int8
 from pipeline.lifecycle.saved_run import SavedRun
 
-STUDENTS = {"primary": "primary", "auxiliary": "auxiliary", "mean": "mean of both"}
+DISPLAY_NAMES = {"primary": "primary", "auxiliary": "auxiliary", "mean": "mean of both"}
 LISTED_CLASSES = 100
 CITATION = """\
 ```bibtex
@@ -72,7 +72,7 @@ def _make_front_matter(name: str, evaluation: Mapping[str, Any]) -> dict[str, An
     }
     metrics = [
         {"type": "accuracy", "name": f"top-1, {title} (n = {evaluation['videos']})", "value": round(100 * top1, 2)}
-        for student, title in STUDENTS.items()
+        for student, title in DISPLAY_NAMES.items()
         if (top1 := evaluation.get(student, {}).get("top1")) is not None
     ]
     if metrics:
@@ -97,7 +97,7 @@ def _write_figures(evaluation: Mapping[str, Any]) -> str:
     if not evaluation or not evaluation.get("videos"):
         return "The run has no evaluation of these weights on labeled videos, so there are none."
     rows = []
-    for student, title in STUDENTS.items():
+    for student, title in DISPLAY_NAMES.items():
         figures = evaluation.get(student, {})
         intervals = figures.get("interval") or {}
         cells = [title]

@@ -18,9 +18,9 @@ from torch.export import ExportedProgram
 
 from pipeline.clips.modalities import derive_modality
 from pipeline.clips.normalization import MEAN, STD
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.errors import UserError
-from pipeline.methods import STUDENTS, build_students
+from pipeline.methods import build_students
 from pipeline.methods.parts.precision import center_logits
 
 PROGRAMS = (*STUDENTS, "mean")

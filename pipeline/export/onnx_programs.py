@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.export.network_programs import Program
-from pipeline.methods import STUDENTS
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OUTPUT = "probabilities"

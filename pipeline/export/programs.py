@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.export.int8_figures import measure_int8
 from pipeline.export.int8_programs import write_int8_programs
 from pipeline.export.int8_videos import Int8Videos, decode_calibration_clips
@@ -25,7 +25,6 @@ from pipeline.export.network_programs import (
     trace_networks,
 )
 from pipeline.export.onnx_programs import load_onnx_program, write_onnx_programs
-from pipeline.methods import STUDENTS
 
 
 @dataclass(frozen=True)

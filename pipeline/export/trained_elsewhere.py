@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config import Config, PlainConv3dSection
+from pipeline.config import STUDENTS, Config, PlainConv3dSection
 from pipeline.errors import UserError
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.methods import STUDENTS, build_students
+from pipeline.methods import build_students
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.run_folder.contents import Fingerprints
 from pipeline.students import Student, load_weights

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.files.parquet import METADATA_KEY
 from pipeline.labeling.measures import MEASURES, Floats, compute_measures
@@ -24,18 +25,17 @@ from pipeline.manifest.schema import Manifest
 from pipeline.run_folder.contents import list_score_files
 from pipeline.seeds import Ints
 
-STUDENTS = ("primary", "auxiliary")
 PIECE = 32_768
 """Rows that are read at once: with 400 classes 100 MB."""
-MIN_LOOKS = 3
-"""Looks at a video from which on it is known how often its class changed."""
+MIN_CLIPS = 3
+"""How many scored clips of a video it takes to say how often its class changed."""
 RECENT = 1 / 3
 """The last part of the saved steps, whose clips of a video are averaged. A video that it lacks has its latest clip instead."""
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Some clips at which both students looked, in the order in which they did."""
+class ScoredClips:
+    """M clips that both students classified, in the order of training."""
 
     steps: Ints
     """[M] optimizer steps."""
@@ -48,17 +48,17 @@ class Looks:
 
 @dataclass(frozen=True)
 class Opinions:
-    """Measures of V videos, by row of the manifest; ``looks`` is 0 for a video that was never looked at."""
+    """Measures of V videos, by row of the manifest; ``clips`` is 0 for a video that the students never saw."""
 
     measures: dict[str, NDArray[np.float32]]
     """[V] for each of ``MEASURES``, means over the recent clips of a video."""
     changes: NDArray[np.float32]
-    """[V] share of the looks at which the most probable class was another one than at the look before; NaN below MIN_LOOKS."""
-    looks: NDArray[np.int32]
-    """[V] how often the students looked at the video."""
+    """[V] share of a video's clips whose most probable class differs from that of the clip before; NaN below MIN_CLIPS."""
+    clips: NDArray[np.int32]
+    """[V] number of scored clips of the video."""
 
 
-class SavedScores:
+class TrainingScores:
     """The scores of unlabeled videos that training saved in a run folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -73,12 +73,12 @@ class SavedScores:
         steps = [step for path in self.files for step in _read_range(path, "step")]
         self.recent_from = round(max(steps) - RECENT * (max(steps) - min(steps))) if steps else 0
 
-    def read(self) -> Iterator[Looks]:
-        """Yields the looks in the order of training. Raises UserError if a file cannot be read."""
+    def read(self) -> Iterator[ScoredClips]:
+        """Yields the clips in the order of training. Raises UserError if a file cannot be read."""
         for path in self.files:
             for piece in _read_pieces(path, ["step", "video", *STUDENTS]):
                 steps, videos = (piece[name].to_numpy().astype(np.int64) for name in ("step", "video"))
-                yield Looks(steps, videos, *(_to_matrix(piece[name]) for name in STUDENTS))
+                yield ScoredClips(steps, videos, *(_to_matrix(piece[name]) for name in STUDENTS))
 
 
 class PredictedScores:
@@ -100,8 +100,8 @@ class PredictedScores:
         if tuple(about.get("classes", manifest.classes)) != manifest.classes:
             raise UserError(f"--predictions {path} has other classes than {manifest.path}: predict with a run of this manifest")
 
-    def read(self) -> Iterator[Looks]:
-        """Yields one look a video. Raises UserError for a file that the manifest does not list."""
+    def read(self) -> Iterator[ScoredClips]:
+        """Yields one clip a video. Raises UserError for a file that the manifest does not list."""
         rows = {uri: row for row, uri in enumerate(self.manifest.table["uri"].to_pylist())}
         for piece in _read_pieces(self.path, ["file", "status", *STUDENTS]):
             piece = piece.filter(np.asarray(piece["status"]) == "ok")
@@ -110,30 +110,30 @@ class PredictedScores:
             if (found < 0).any():
                 name = names[int(np.flatnonzero(found < 0)[0])]
                 raise UserError(f"{self.path}: {name} is no video of {self.manifest.path}; predict this manifest")
-            yield Looks(np.zeros(len(found), np.int64), found, *(_to_matrix(piece[name]) for name in STUDENTS))
+            yield ScoredClips(np.zeros(len(found), np.int64), found, *(_to_matrix(piece[name]) for name in STUDENTS))
 
     def _strip_root(self, name: str) -> str:
         return name.removeprefix(self.manifest.root.rstrip("/") + "/")
 
 
-Scores = SavedScores | PredictedScores
+Scores = TrainingScores | PredictedScores
 
 
 def read_opinions(scores: Scores, num_videos: int) -> Opinions:
     """Reads the measures of all videos in one pass. Raises UserError."""
     sums, latest = ({name: np.zeros(num_videos, np.float32) for name in MEASURES} for _ in range(2))
-    recent, looks, changed = (np.zeros(num_videos, np.int32) for _ in range(3))
+    recent, clips, changed = (np.zeros(num_videos, np.int32) for _ in range(3))
     last_class = np.full(num_videos, -1, np.int32)
     for piece in _read_checked(scores, num_videos):
         measures = compute_measures(piece.primary, piece.auxiliary)
         classes = (piece.primary + piece.auxiliary).argmax(axis=1).astype(np.int32)
         is_recent = piece.steps >= scores.recent_from
-        order = np.argsort(piece.videos, kind="stable")  # a video's looks beside each other, in the order of training
+        order = np.argsort(piece.videos, kind="stable")  # a video's clips beside each other, in the order of training
         videos, ordered = piece.videos[order], classes[order]
         is_first = np.append(True, videos[1:] != videos[:-1])
         before = np.where(is_first, last_class[videos], np.append(-1, ordered[:-1]))
         np.add.at(changed, videos, (before >= 0) & (before != ordered))
-        np.add.at(looks, videos, 1)
+        np.add.at(clips, videos, 1)
         np.add.at(recent, piece.videos[is_recent], 1)
         is_last = np.append(is_first[1:], True)
         last_class[videos[is_last]] = ordered[is_last]
@@ -141,13 +141,13 @@ def read_opinions(scores: Scores, num_videos: int) -> Opinions:
             latest[name][videos[is_last]] = values[order][is_last]
             np.add.at(sums[name], piece.videos[is_recent], values[is_recent].astype(np.float32))
     means = {name: np.where(recent > 0, sums[name] / np.maximum(recent, 1), latest[name]) for name in MEASURES}
-    changes = np.where(looks >= MIN_LOOKS, changed / np.maximum(looks - 1, 1), np.nan).astype(np.float32)
-    return Opinions(means, changes, looks)
+    changes = np.where(clips >= MIN_CLIPS, changed / np.maximum(clips - 1, 1), np.nan).astype(np.float32)
+    return Opinions(means, changes, clips)
 
 
 def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:
-    """Reads the class probabilities [C, 2, K] of C videos, primary and auxiliary, in another pass: means over recent looks, as
-    the measures are. A video without a look has zeros."""
+    """Reads the class probabilities [C, 2, K] of C videos, primary and auxiliary, in another pass: means over recent clips, as
+    the measures are. A video without a clip has zeros."""
     place = np.full(num_videos, -1, np.int64)
     place[rows] = np.arange(len(rows))
     sums: Floats | None = None
@@ -167,7 +167,7 @@ def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:
     return np.where((recent > 0)[:, None, None], sums / np.maximum(recent, 1)[:, None, None], latest)
 
 
-def _read_checked(scores: Scores, num_videos: int) -> Iterator[Looks]:
+def _read_checked(scores: Scores, num_videos: int) -> Iterator[ScoredClips]:
     for piece in scores.read():
         if len(piece.videos) and not 0 <= piece.videos.min() <= piece.videos.max() < num_videos:
             raise UserError(f"{scores.what} has scores of videos that the manifest does not have: it belongs to another one")

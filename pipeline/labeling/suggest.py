@@ -16,11 +16,11 @@ from pipeline.config import override
 from pipeline.errors import UserError
 from pipeline.labeling.measures import Floats
 from pipeline.labeling.opinions import (
-    MIN_LOOKS,
+    MIN_CLIPS,
     Opinions,
     PredictedScores,
-    SavedScores,
     Scores,
+    TrainingScores,
     read_opinions,
     read_probabilities,
 )
@@ -97,7 +97,7 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
     check_inputs(folder / "config.yaml", config)
     source, labels = open_source(config)
     manifest = source.manifest
-    scores: Scores = SavedScores(folder) if predictions is None else PredictedScores(predictions, manifest)
+    scores: Scores = TrainingScores(folder) if predictions is None else PredictedScores(predictions, manifest)
     if predictions is not None and wish.strategy == "unstable":
         raise UserError("--strategy unstable needs the scores that training saved; leave out --predictions")
     opinions = read_opinions(scores, manifest.table.num_rows)
@@ -121,7 +121,7 @@ def _find_candidates(
 ) -> tuple[Ints, list[str]]:
     """Finds the unlabeled videos of which there are scores. Raises UserError if there are none."""
     unlabeled = source.plan.unlabeled
-    seen = unlabeled[opinions.looks[unlabeled] > 0]
+    seen = unlabeled[opinions.clips[unlabeled] > 0]
     notes = []
     if len(seen) < len(unlabeled):
         missing = len(unlabeled) - len(seen)
@@ -130,8 +130,8 @@ def _find_candidates(
             f"all: jobs.predict RUN {source.manifest.path} --out scores.parquet, and then --predictions scores.parquet"
         )
     if wish.strategy == "unstable":
-        often = seen[opinions.looks[seen] >= MIN_LOOKS]
-        notes += [f"{len(seen) - len(often):,} videos were looked at less than {MIN_LOOKS} times, and left out"]
+        often = seen[opinions.clips[seen] >= MIN_CLIPS]
+        notes += [f"{len(seen) - len(often):,} videos have less than {MIN_CLIPS} scored clips, and are left out"]
         seen = often
     if wish.skip_groups:
         groups = source.manifest.table["group"]
@@ -187,7 +187,7 @@ def _explain(guesses: Sequence[tuple[str, float]], opinions: Opinions, strategy:
     if strategy == "random":
         return "drawn by chance"
     if strategy == "unstable":
-        return f"its class changed at {changes:.0%} of {int(opinions.looks[row])} looks during training"
+        return f"its class changed at {changes:.0%} of {int(opinions.clips[row])} clips during training"
     if first != second:
         return f"the students disagree: {first} ({p:.0%}) or {second} ({q:.0%})"
     if min(p, q) < 0.5:

@@ -17,12 +17,11 @@ import torch
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan
 from pipeline.clips.source import Columns, VideoSource
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.errors import UserError
 from pipeline.evaluation.scorer import Scorer
 from pipeline.files.folder_lock import is_lock_file
 from pipeline.hardware import choose_device
-from pipeline.methods import STUDENTS
 from pipeline.run_folder.contents import lock_run, read_metrics, read_run
 from pipeline.seeds import Ints
 from pipeline.training.checkpoints import checkpoint

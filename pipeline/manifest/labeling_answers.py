@@ -22,7 +22,7 @@ COLUMNS = ("id", "status", "class", "by", "at", "run", "manifest")
 STATUSES = ("class", "no_action", "bad_video", "skipped")
 """What was answered: a class; that the video shows none of them; that it cannot be used; nothing."""
 EXCLUDING = ("no_action", "bad_video")
-"""Answers by which a video is not trained on any more."""
+"""Answers by which a video is not trained on anymore."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class AddedAnswers:
     relabeled: tuple[str, ...]
     """Contradictions to labels or to the manifest, which were taken."""
     excluded: tuple[str, ...]
-    """Ids of the videos that are not trained on any more, with the reason."""
+    """Ids of the videos that are not trained on anymore, with the reason."""
     skipped: int
 
 

@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from pipeline.clips.modalities import check_modalities
-from pipeline.config import Config, MethodSection, PlainConv3dSection
+from pipeline.config import STUDENTS, Config, MethodSection, PlainConv3dSection
 from pipeline.errors import UserError, suggest
 from pipeline.manifest.label_file import FileLabels
 from pipeline.methods.actnetformer import ActNetFormer
@@ -16,7 +16,7 @@ from pipeline.methods.cmpl import CMPL
 from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.ltg import LTG
 from pipeline.methods.mvpl import MvPL
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, UnlabeledViews, Views, compute_term_weights
+from pipeline.methods.parts.inputs import LossWeights, Setup, UnlabeledViews, Views, compute_term_weights
 from pipeline.methods.parts.make_views import make_views, make_views_of_parts
 from pipeline.methods.parts.method import Method
 from pipeline.methods.supervised import Supervised
@@ -26,7 +26,6 @@ from pipeline.students import Student, build_student, load_weights
 
 __all__ = [
     "METHODS",
-    "STUDENTS",
     "LossWeights",
     "Method",
     "Setup",

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from pipeline.clips.modalities import Modality, derive_modality
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.methods.parts.forward import freeze_statistics
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Setup, Step, Views
+from pipeline.methods.parts.inputs import LossWeights, Output, Outputs, Setup, Step, Views
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels

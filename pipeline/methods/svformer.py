@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.config import STUDENTS
 from pipeline.methods.parts.forward import freeze_statistics
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
+from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.losses import consistency_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Setup, Step
+from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.clips.source import Columns, VideoSource
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.evaluation.calibration import apply_temperatures
 from pipeline.evaluation.protocol import combine_views, compute_clip_moments
 from pipeline.evaluation.score_videos import score_in_process, score_views
 from pipeline.evaluation.scorer import Scorer
 from pipeline.manifest.schema import Manifest
-from pipeline.methods import STUDENTS
 from pipeline.prediction.file_manifest import ProbeLocations, make_manifest, probe_here
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.ray_cluster.resources import Resources

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.files.parquet import METADATA_KEY
-from pipeline.methods import STUDENTS
 from pipeline.prediction.predict_inputs import Prediction
 from pipeline.run_folder.contents import PREDICTORS
 

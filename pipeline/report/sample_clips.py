@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.run_reader import Predictions, RunRecord
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import find_predicted_classes
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.report.html import encode_image
 
-STUDENTS = ("primary", "auxiliary")
 NUM_FRAMES, NUM_CLIPS, SIDE, QUALITY = 6, 8, 128, 72
 """Frames per clip, clips per page, the short side in pixels, and the JPEG quality: about 250 KB for a page."""
 

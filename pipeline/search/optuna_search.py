@@ -113,7 +113,7 @@ class Search:
     # ---------------------------------------------------------------------------------------------- what to run next
 
     def next_job(self) -> Job | None:
-        """Returns a trial that nobody runs any more, else a new one, else None."""
+        """Returns a trial that nobody runs anymore, else a new one, else None."""
         if job := self._adopt_abandoned(until_certain=False):
             return job
         for _ in range(MAX_REPEATS):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.methods import STUDENTS
+from pipeline.config import STUDENTS
 from pipeline.prediction.predict_inputs import Prediction
 from pipeline.video.probe import Probe
 

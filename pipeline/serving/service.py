@@ -98,7 +98,7 @@ class Service:
         await loop.run_in_executor(self._fetchers, fetch, uri, self.rules, self.limits, path)
 
     async def _answer(self, place: tempfile.TemporaryDirectory[str], path: Path, wanted: Wanted) -> Answer:
-        """Answers a request and removes its file, also where nobody waits for the answer any more."""
+        """Answers a request and removes its file, also where nobody waits for the answer anymore."""
         begun = time.monotonic()
         try:
             return await self.answerer.answer(path, wanted)

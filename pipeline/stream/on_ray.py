@@ -40,7 +40,7 @@ tried for ever."""
 
 
 class NoBatch(RuntimeError):
-    """No batch arrives any more; the text gives the likely cause and the remedy."""
+    """No batch arrives anymore; the text gives the likely cause and the remedy."""
 
 
 def build_ray_stream(source: VideoSource, config: Config, first_step: int, resources: Resources) -> ray.data.Dataset:

@@ -1,6 +1,6 @@
 """How others name the tensors of the students' networks, and how they normalized pixels. docs/models.md says what was compared.
 
-Every function yields pairs of a prefix of this project's names and the other's, for example ``("stem.0", "conv1")``.
+The ``list_*_names`` functions yield pairs of prefixes, ours and theirs, for example ``("stem.0", "conv1")``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PIXELS = {
     "half": Pixels((0.5,) * 3, (0.5,) * 3),
     "torchvision": Pixels((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
 }
-"""By ``network.weights_pixels``. The first is what this project's views have, too."""
+"""How pixels are normalized, by the value of ``network.weights_pixels``. The first is what this project's views have, too."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SlowResNetNames:
     norm: str
     shortcut: tuple[str, str]
     pixels: str = "slowfast"
-    """The key of ``PIXELS`` by which the project's networks are trained."""
+    """The key of ``PIXELS`` that is assumed for a file with these names, unless ``network.weights_pixels`` is set."""
 
 
 SLOW_RESNETS = (
@@ -101,8 +101,10 @@ def list_slow_resnet_names(student: nn.Module, theirs: Mapping[str, torch.Tensor
 
 
 def list_timesformer_names(student: nn.Module, theirs: Mapping[str, torch.Tensor]) -> Names:
-    """Lists the pairs of names for timm's ViTs, whose attention then initializes the temporal one, too (the authors' code), or
-    for the authors' TimeSformer."""
+    """Lists the pairs of names for timm's ViTs or for the TimeSformer of its authors.
+
+    From a ViT, temporal attention is initialized like spatial attention, as in the authors' code.
+    """
     assert isinstance(student, TimeSformer)
     yield "patches", "patch_embed.proj"
     yield "cls_token", "cls_token"
@@ -130,9 +132,9 @@ def list_video_resnet_names(student: nn.Module, theirs: Mapping[str, torch.Tenso
         yield ("head", "fc") if name == "fc" else (f"network.{name}", name)
 
 
-def list_first_kernels() -> dict[str, str]:
-    """Lists the first kernels of all projects' networks, each with what takes up a constant behind it: the bias, or the running
-    mean of the norm that follows."""
+def map_first_kernels() -> dict[str, str]:
+    """Maps the name of each project's first kernel to the tensor that can absorb a constant added to the kernel's output: its
+    bias, or the running mean of the norm that follows."""
     first = {f"{names.stem[0]}.weight": f"{names.stem[1]}.running_mean" for names in SLOW_RESNETS}
     return first | {"stem.0.weight": "stem.1.running_mean", "patch_embed.proj.weight": "patch_embed.proj.bias"}
 
@@ -142,6 +144,7 @@ CAFFE2_NAME = re.compile(
     r"(?P<bn>_bn)?_(?P<what>w|b|s|rm|riv)"
 )
 CAFFE2_ENDS = {"w": "weight", "b": "bias", "s": "weight", "rm": "running_mean", "riv": "running_var"}
+"""The names of tensors, by the last part of a blob's name."""
 
 
 def rename_caffe2_blobs(blobs: Tensors) -> Tensors:
@@ -169,14 +172,15 @@ def _rename_caffe2(match: re.Match[str]) -> str:
 
 
 def adapt_to_our_pixels(theirs: Mapping[str, torch.Tensor], pixels: Pixels) -> Tensors:
-    """Adapts a network to pixels normalized by MEAN and STD instead of each color's own mean and deviation, red first.
+    """Adapts tensors that were trained with ``pixels`` to input normalized by MEAN and STD, red first.
 
-    The first kernel is turned round if it took blue first, and scaled by color, and what the means change is added to its bias
-    or to the running mean of the norm behind it. This is exact, except where a kernel meets padding.
+    The first kernel, [O, 3, (T,) H, W], is scaled by color, and its input channels are reversed if it took blue first. What the
+    means change is added to its bias or to the running mean of the norm behind it. This is exact, except where a kernel meets
+    padding. Networks whose first kernel has another name stay as they are.
     """
     scale_C, shift_C = STD / torch.tensor(pixels.std), (MEAN - torch.tensor(pixels.mean)) / torch.tensor(pixels.std)
     tensors = dict(theirs)
-    for name, constant in list_first_kernels().items():
+    for name, constant in map_first_kernels().items():
         if name in tensors and constant in tensors:
             kernel = tensors[name].flip(1) if pixels.blue_first else tensors[name]
             change = kernel.flatten(2).sum(dim=2) @ shift_C

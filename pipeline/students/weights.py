@@ -23,10 +23,10 @@ from pipeline.students.public_names import (
     Tensors,
     adapt_to_our_pixels,
     find_slow_resnet_names,
-    list_first_kernels,
     list_slow_resnet_names,
     list_timesformer_names,
     list_video_resnet_names,
+    map_first_kernels,
     rename_caffe2_blobs,
 )
 from pipeline.students.slow_resnet import SlowResNet
@@ -109,7 +109,7 @@ def _read(where: str, student: nn.Module, pixels: str | None) -> Tensors:
     known = pixels or (names.pixels if names else "slowfast")
     if known == "slowfast":  # the views'
         return theirs
-    if not any(name in theirs for name in list_first_kernels()):
+    if not any(name in theirs for name in map_first_kernels()):
         raise UserError(f"weights_pixels={pixels} is for files with another project's keys: leave it out")
     return adapt_to_our_pixels(theirs, PIXELS[known])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, convert_to_type_of, find_short_name
-from pipeline.config.text import guess, read_yaml
+from pipeline.config.text import parse_untyped, read_yaml
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import flatten
 
@@ -67,7 +67,7 @@ def _convert_value(key: str, value: Any) -> Any:
     if key == LABELS:
         return str(value)
     if isinstance(value, Mapping) and set(value) == {"times"}:
-        return {"times": guess(value["times"])}
+        return {"times": parse_untyped(value["times"])}
     return convert_to_type_of(key, value)
 
 

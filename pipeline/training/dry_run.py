@@ -12,9 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.clips.plan import Plan, compute_largest_share
 from pipeline.clips.sampling import describe_clip
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.methods import (
-    STUDENTS,
     LossWeights,
     UnlabeledViews,
     Views,

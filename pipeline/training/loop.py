@@ -18,11 +18,11 @@ from torch.profiler import record_function
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan, compute_worker_rows, divide_rows
 from pipeline.clips.source import VideoSource
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.hardware import configure_torch
 from pipeline.manifest.label_file import FileLabels
-from pipeline.methods import STUDENTS, build_method
+from pipeline.methods import build_method
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import Fingerprints, read_quarantine, rewind
@@ -61,7 +61,7 @@ class TrainWorker:
     progress: WorkerProgress = field(default_factory=WorkerProgress)
     """Says for the watchdog what this worker is doing."""
     publish: Callable[[Mapping[str, Any]], None] = lambda line: None
-    """Called by the first worker with every line of metrics."""
+    """Called by the first worker with every line of metrics; on Ray it sets the gauges that Prometheus reads."""
     read_store_figures: Callable[[], Mapping[str, float]] = dict
     """Returns the use of this node's object store, for the lines of metrics; empty without Ray."""
 
@@ -80,7 +80,7 @@ class TrainingRun:
     store: str | None = None
     """The URI that the folder is copied to, if the run lies on object storage."""
     stop_step: int | None = None
-    """The step to stop at, with a checkpoint, for searches that judge a run on its way; None: the last one."""
+    """The step to stop at, with a checkpoint, for searches that evaluate unfinished runs; None trains to ``train.steps``."""
     is_profiled: bool = False
     """Whether the first worker records some steps into ``profile.json`` of the folder."""
     file_labels: FileLabels | None = None
@@ -116,7 +116,7 @@ def train(run: TrainingRun, batches: Callable[[int], Iterator[Batch]], worker: T
         profile = stack.enter_context(_open_profile(run, worker, state.step))
         while state.step < run.end:
             batch = loop.wait_for_batch()
-            loop.step(batch)
+            loop.train_on(batch)
             loop.start_next_upload()
             with record_function("after"):
                 if loop.is_line_due:
@@ -220,12 +220,12 @@ class TrainingLoop:
 
     @property
     def is_checkpoint_due(self) -> bool:
-        """Whether a checkpoint belongs after the step that was just taken."""
+        """Whether to save a checkpoint after this step."""
         return self.state.step % self.run.config.train.checkpoint_every == 0 or self.state.step == self.run.end
 
     @property
     def is_line_due(self) -> bool:
-        """Whether a line of metrics ends with the step that was just taken: every checkpoint has one before it."""
+        """Whether to write a line of metrics after this step: every ``train.log_every`` steps, and before every checkpoint."""
         return self.is_checkpoint_due or self.state.step % self.run.config.train.log_every == 0
 
     def wait_for_batch(self) -> Batch:
@@ -234,7 +234,7 @@ class TrainingLoop:
         _check_rows(batch, self.run.plan, self.state.step, self.worker)
         return batch
 
-    def step(self, batch: Batch) -> None:
+    def train_on(self, batch: Batch) -> None:
         """Takes one optimizer step of both students, and adds its results to the metrics and to the record of scores."""
         state = self.state
         self.worker.progress.enter(state.step, "step")
@@ -305,7 +305,7 @@ class TrainingLoop:
 
 
 def _check_finite(line: Mapping[str, Any], step: int) -> None:
-    """Raises RunFailed before a checkpoint is made of what no step can mend: an infinite gradient breaks weights before the
+    """Raises RunFailed before a state is saved that cannot recover: a gradient that is not finite ruins the weights before the
     loss shows it. Weights that the optimizer itself makes infinite are found by the checkpoint's writer."""
     for name in ("loss", *(f"gradient_norm/{student}" for student in STUDENTS)):
         if not math.isfinite(line.get(name, 0.0)):

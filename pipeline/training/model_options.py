@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import TrainSection
 from pipeline.methods import Method
-from pipeline.methods.parts.ema import move_towards
+from pipeline.methods.parts.ema import move_toward
 from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.training.sync_batch_norm import synchronize_norms
 
@@ -49,7 +49,7 @@ def update_ema(method: nn.Module, students: nn.ModuleDict, decay: float | None, 
     averages = getattr(method, "averages", None)
     if averages is None or decay is None:
         return
-    move_towards(averages, students, min(decay, (1 + step) / (10 + step)))
+    move_toward(averages, students, min(decay, (1 + step) / (10 + step)))
 
 
 def list_blocks(student: Any) -> list[nn.Module]:

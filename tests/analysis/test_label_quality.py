@@ -20,7 +20,6 @@ from jobs.command import run
 from pipeline.analysis.comparison import group_runs
 from pipeline.analysis.label_quality import (
     SOURCES,
-    STUDENTS,
     SavedScores,
     compare_sources,
     count_labels,
@@ -29,7 +28,7 @@ from pipeline.analysis.label_quality import (
     split_training_time,
 )
 from pipeline.analysis.run_reader import read_run_record
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.methods import build_method
 from pipeline.methods.parts.inputs import Setup
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
@@ -62,7 +61,7 @@ BY_HAND = [
 def test_counts_by_hand() -> None:
     said = said_of(BY_HAND)
     cross = count_labels(said, "primary", "cross", [0.5, 0.8, 0.9])
-    assert cross.videos.tolist() == [1, 1, 1, 1]
+    assert cross.clips.tolist() == [1, 1, 1, 1]
     assert cross.kept.sum(axis=0).tolist() == [4, 3, 1]  # 0.80 reaches 0.8
     assert cross.compute_coverage() == pytest.approx([1, 0.75, 0.25])
     assert cross.compute_accuracy() == pytest.approx([2 / 3, 2 / 3, 1])  # the clip of unknown class counts for coverage only

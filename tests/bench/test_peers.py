@@ -27,9 +27,9 @@ from pipeline.bench.peers.requests import RowViews, TensorColumns
 from pipeline.bench.peers.step_inputs import StepInput, build_step_input
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.source import VideoSource, open_source
-from pipeline.config import Config, load_config
+from pipeline.config import STUDENTS, Config, load_config
 from pipeline.errors import RunFailed
-from pipeline.methods import STUDENTS, Views, make_views
+from pipeline.methods import Views, make_views
 from pipeline.stream.batches import to_batch
 from tests.videos import read_number, write_numbers
 

@@ -17,10 +17,10 @@ from jobs import label, prepare, train
 from jobs.command import run
 from pipeline.clips.batch import Batch
 from pipeline.clips.plan import Plan
-from pipeline.config import Config, load_config
+from pipeline.config import STUDENTS, Config, load_config
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware
-from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, find_first_unlabeled_step, make_views
+from pipeline.methods import METHODS, LossWeights, build_method, find_first_unlabeled_step, make_views
 from pipeline.studies.ablation import plan_trials
 from pipeline.studies.study_file import read_study
 from pipeline.training.dry_run import estimate_memory

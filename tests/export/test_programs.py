@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from jobs import export, predict
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.config import parse_config
+from pipeline.config import STUDENTS, parse_config
 from pipeline.evaluation.score_videos import score_all_views
 from pipeline.export.check_clips import decode_test_clips
 from pipeline.export.network_programs import (
@@ -33,7 +33,7 @@ from pipeline.export.onnx_programs import load_onnx_program, write_onnx_programs
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.lifecycle.saved_run import open_run_source
 from pipeline.manifest.schema import read_manifest
-from pipeline.methods import STUDENTS, build_students
+from pipeline.methods import build_students
 from pipeline.model_folder.read_folder import CHECKSUMS
 from tests.model_folders import read, video_of
 

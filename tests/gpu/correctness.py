@@ -13,9 +13,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pipeline.clips.views import make_strong_views, make_weak_views
-from pipeline.config import Config, TrainSection
+from pipeline.config import STUDENTS, Config, TrainSection
 from pipeline.hardware import configure_torch
-from pipeline.methods import METHODS, STUDENTS, UnlabeledViews, Views, build_method, compute_loss_weights, make_views
+from pipeline.methods import METHODS, UnlabeledViews, Views, build_method, compute_loss_weights, make_views
 from pipeline.stream.upload_ahead import UploadAhead
 from pipeline.students.slow_resnet import FramePool
 from pipeline.training.checkpoints import checkpoint

@@ -16,8 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms import v2
 
-from pipeline.config import Config
-from pipeline.methods import STUDENTS
+from pipeline.config import STUDENTS, Config
 from pipeline.methods.parts.precision import PRECISIONS
 from tests.gpu.setting import CLASSES
 from tests.gpu.timing import time_steps

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.config import Config, parse_config
-from pipeline.methods import STUDENTS, build_method
+from pipeline.config import STUDENTS, Config, parse_config
+from pipeline.methods import build_method
 from pipeline.methods.parts.terms import Results
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options

@@ -45,7 +45,7 @@ def wait(device: torch.device) -> None:
 
 
 def free(device: torch.device) -> None:
-    """Forget what is not used any more, and the peak of memory with it."""
+    """Forget what is not used anymore, and the peak of memory with it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

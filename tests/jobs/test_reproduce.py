@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs import ablate, evaluate, inspect, label, prepare, report, train
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.config import Config, load_config
+from pipeline.config import STUDENTS, Config, load_config
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
-from pipeline.methods import STUDENTS, find_first_unlabeled_step
+from pipeline.methods import find_first_unlabeled_step
 from pipeline.students import build_student
 from tests import official_layouts as layouts
 

@@ -73,7 +73,7 @@ def test_answers_to_suggestions_become_labels_of_a_second_run(
     words = [manifest.path, "--add", str(answers), "--from", str(trained.parent / "few.parquet"), "--out", str(more)]
     assert run(label.main, words) == DONE
     said = capsys.readouterr().out
-    assert "3 videos have a label now that had none" in said and f"not trained on any more: {rows[3]['id']} (bad video)" in said
+    assert "3 videos have a label now that had none" in said and f"not trained on anymore: {rows[3]['id']} (bad video)" in said
 
     words = [f"run.storage_path={tmp_path}", "run.name=second", f"data.labels={more}", "train.steps=2"]
     assert run(export.main, [str(trained), str(tmp_path / "first")]) == DONE

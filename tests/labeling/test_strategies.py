@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.labeling import opinions as module
 from pipeline.labeling.measures import compute_measures
-from pipeline.labeling.opinions import Opinions, SavedScores, read_opinions, read_probabilities
+from pipeline.labeling.opinions import Opinions, TrainingScores, read_opinions, read_probabilities
 from pipeline.labeling.strategies import choose_balanced, choose_diverse, rank_videos
 from tests.study_folders import write_scores
 
@@ -72,7 +72,7 @@ def test_opinions_are_means_over_the_last_third_however_the_files_are_read(
 ) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     primary, auxiliary = save(tmp_path, 10)
-    scores = SavedScores(tmp_path)
+    scores = TrainingScores(tmp_path)
     assert scores.recent_from == 7
     found = read_opinions(scores, 8)
     recent = slice(6, 10)
@@ -82,17 +82,17 @@ def test_opinions_are_means_over_the_last_third_however_the_files_are_read(
             assert found.measures[name][row] == pytest.approx(values.mean(), abs=1e-5), name
         classes = (primary[:, row] + auxiliary[:, row]).argmax(axis=1)
         assert found.changes[row] == pytest.approx((classes[1:] != classes[:-1]).sum() / 9)
-    assert found.looks.tolist() == [10] * 6 + [0, 0]
+    assert found.clips.tolist() == [10] * 6 + [0, 0]
     probabilities = read_probabilities(scores, np.array([4, 2]), 8)
     wanted = np.stack([primary[recent][:, [4, 2]].mean(axis=0), auxiliary[recent][:, [4, 2]].mean(axis=0)], axis=1)
     np.testing.assert_allclose(probabilities, wanted, atol=1e-6)
 
 
-def test_a_video_that_was_not_seen_lately_has_its_latest_look(tmp_path: Path) -> None:
+def test_a_video_that_was_not_seen_lately_has_its_latest_clip(tmp_path: Path) -> None:
     early, late = draw(2, 4).astype(np.float32), draw(1, 4).astype(np.float32)
     tensors = {"primary": torch.tensor(early), "auxiliary": torch.tensor(early)}
     write_scores(tmp_path, torch.tensor([-1, -1]), tensors)
-    scores = SavedScores(tmp_path)
+    scores = TrainingScores(tmp_path)
     scores.recent_from = 99
     found = read_opinions(scores, 2)
     assert found.measures["entropy"] == pytest.approx(
@@ -105,12 +105,12 @@ def test_a_video_that_was_not_seen_lately_has_its_latest_look(tmp_path: Path) ->
 def test_scores_of_another_manifest_or_of_no_probabilities_are_refused(tmp_path: Path) -> None:
     write_scores(tmp_path, torch.tensor([-1] * 3), {name: torch.full((3, 4), 0.25) for name in ("primary", "auxiliary")})
     with pytest.raises(UserError, match="belongs to another one"):
-        read_opinions(SavedScores(tmp_path), 2)
+        read_opinions(TrainingScores(tmp_path), 2)
     write_scores(tmp_path, torch.tensor([-1] * 3), {name: torch.full((3, 4), 0.5) for name in ("primary", "auxiliary")})
     with pytest.raises(UserError, match="do not sum to 1"):
-        read_opinions(SavedScores(tmp_path), 3)
+        read_opinions(TrainingScores(tmp_path), 3)
     with pytest.raises(UserError, match="no saved scores"):
-        SavedScores(tmp_path / "elsewhere")
+        TrainingScores(tmp_path / "elsewhere")
 
 
 def make_opinions(entropy: list[float]) -> Opinions:

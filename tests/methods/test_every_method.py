@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, STUDENTS, LossWeights, build_method, compute_loss_weights
+from pipeline.methods import METHODS, LossWeights, build_method, compute_loss_weights
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.optimizer import build_optimizer
 from tests.methods.built_methods import FULL, POLICIES, built, config_of, views_of

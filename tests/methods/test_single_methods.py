@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import ClipSection, Config, parse_config
+from pipeline.config import STUDENTS, ClipSection, Config, parse_config
 from pipeline.errors import UserError
-from pipeline.methods import STUDENTS, LossWeights, build_method, make_views
+from pipeline.methods import LossWeights, build_method, make_views
 from pipeline.methods.parts.contrast_features import pair_moments
 from pipeline.methods.svformer import mix_tubes
 from tests.methods.built_methods import FULL, config_of, views_of

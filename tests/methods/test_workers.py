@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.collectives import set_worker_rows
-from pipeline.methods import STUDENTS, build_method, compute_loss_weights, make_views
+from pipeline.config import STUDENTS
+from pipeline.methods import build_method, compute_loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.clips.batch import Batch
-from pipeline.config import Config, parse_config
-from pipeline.methods import STUDENTS, build_method, compute_loss_weights, make_views
+from pipeline.config import STUDENTS, Config, parse_config
+from pipeline.methods import build_method, compute_loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 
 CLASSES = 4

@@ -91,17 +91,17 @@ def test_a_call_after_an_interrupted_one_returns_its_own_result(moment: float) -
     """Ray cancels decode tasks by an exception at any moment. The next call once returned the result of the canceled one, and a
     run that had lost a worker trained on clips of other videos."""
 
-    class Cancelled(BaseException):
+    class Canceled(BaseException):
         pass
 
     def cancel(*_: object) -> None:
-        raise Cancelled
+        raise Canceled
 
     before = signal.signal(signal.SIGALRM, cancel)
     child = ChildProcess(slow, ProcessLimits(60.0))
     try:
         signal.setitimer(signal.ITIMER_REAL, moment)
-        with pytest.raises(Cancelled):
+        with pytest.raises(Canceled):
             child.call("one", 4.0)
         assert child.call("two", 0.0) == "two"
         assert child.call("three", 0.0) == "three"

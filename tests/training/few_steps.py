@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Config
-from pipeline.methods import STUDENTS, build_method
+from pipeline.config import STUDENTS, Config
+from pipeline.methods import build_method
 from pipeline.methods.parts.terms import Results
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options

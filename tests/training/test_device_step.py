@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pipeline.clips.batch import Batch
-from pipeline.config import Config
-from pipeline.methods import METHODS, STUDENTS, build_method, make_views
+from pipeline.config import STUDENTS, Config
+from pipeline.methods import METHODS, build_method, make_views
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options
 from pipeline.training.monitoring.metric_log import MetricLog

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import OptimizerSection, TrainSection, parse_config
+from pipeline.config import STUDENTS, OptimizerSection, TrainSection, parse_config
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, STUDENTS, LossWeights, Views, make_views
+from pipeline.methods import METHODS, LossWeights, Views, make_views
 from pipeline.methods.fixmatch import FixMatch
 from pipeline.methods.parts.losses import supervised_loss
 from pipeline.methods.parts.make_views import draw_mixup_shares, mix_clips

@@ -10,13 +10,13 @@ import torch
 
 from jobs import label, train
 from jobs.command import run
-from pipeline.config import Config, load_config
+from pipeline.config import STUDENTS, Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation.score_videos import score_all_views
 from pipeline.lifecycle.saved_run import open_saved_run
 from pipeline.lifecycle.train_and_evaluate import complete_run, read_evaluation
 from pipeline.manifest.label_subset import read_labels
-from pipeline.methods import STUDENTS, build_students
+from pipeline.methods import build_students
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import held_out, loop
 from pipeline.training.checkpoints import checkpoint

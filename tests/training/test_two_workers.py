@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.clips.batch import Batch
-from pipeline.methods import STUDENTS, build_method
+from pipeline.config import STUDENTS
+from pipeline.methods import build_method
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options
 from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives

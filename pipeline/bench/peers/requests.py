@@ -14,10 +14,10 @@ from pipeline.clips.decode import Video
 from pipeline.clips.sampling import compute_clip_times
 from pipeline.clips.source import VideoSource
 from pipeline.clips.views import derive_view_seeds
-from pipeline.config import ClipSection, Config, TimeSection, ViewsSection
+from pipeline.config import STUDENTS, ClipSection, Config, TimeSection, ViewsSection
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.methods import STUDENTS, compute_loss_weights
+from pipeline.methods import compute_loss_weights
 from pipeline.seeds import Floats
 
 TensorColumns = dict[str, torch.Tensor]

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from pipeline.bench.peers.requests import MakeViews, RowViews, TensorColumns
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import VideoSource
-from pipeline.config import Config
-from pipeline.methods import STUDENTS, UnlabeledViews, Views
+from pipeline.config import STUDENTS, Config
+from pipeline.methods import UnlabeledViews, Views
 from pipeline.processes.isolation import count_cores
 from pipeline.stream.in_process import load_batches
 

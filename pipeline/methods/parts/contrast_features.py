@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config import ClipSection, Config, TimeSection
+from pipeline.config import STUDENTS, ClipSection, Config, TimeSection
 from pipeline.errors import UserError
-from pipeline.methods.parts.inputs import STUDENTS, Outputs, Setup
+from pipeline.methods.parts.inputs import Outputs, Setup
 from pipeline.methods.parts.monitors import Monitors, compute_gradient_monitors
 from pipeline.seeds import Ints
 

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @torch.no_grad()
-def move_towards(means: nn.Module, module: nn.Module, decay: float) -> None:
+def move_toward(means: nn.Module, module: nn.Module, decay: float) -> None:
     """Computes ``means = decay * means + (1 - decay) * module`` for the parameters of two modules of the same structure.
 
     Buffers (BatchNorm's statistics) are copied, as USB does: they are running means already.

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Output, Outputs, Views
+from pipeline.config import STUDENTS
+from pipeline.methods.parts.inputs import LossWeights, Output, Outputs, Views
 
 
 def pass_views(

@@ -10,8 +10,6 @@ import torch
 
 from pipeline.config import TERMS, Config, MethodSection, StrongViewsTerm, TermSection, WeakViewsTerm
 
-STUDENTS = ("primary", "auxiliary")
-
 
 class Output(NamedTuple):
     """The output of a student for N clips."""

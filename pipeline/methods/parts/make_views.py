@@ -22,8 +22,8 @@ from pipeline.clips.views import (
     draw_weak,
     split_clips,
 )
-from pipeline.config import ClipSection, Config, ViewsSection
-from pipeline.methods.parts.inputs import STUDENTS, UnlabeledViews, Views
+from pipeline.config import STUDENTS, ClipSection, Config, ViewsSection
+from pipeline.methods.parts.inputs import UnlabeledViews, Views
 from pipeline.seeds import Floats, Ints, hash_to_uint64
 
 Kind = Literal["labeled", "weak", "strong"]

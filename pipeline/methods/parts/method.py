@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.config import STUDENTS
 from pipeline.methods.parts.forward import pass_views
-from pipeline.methods.parts.inputs import STUDENTS, LossWeights, Outputs, Setup, Step, Views
+from pipeline.methods.parts.inputs import LossWeights, Outputs, Setup, Step, Views
 from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabel, PseudoLabels
 from pipeline.methods.parts.terms import Losses, Results, collect_results, pseudo_label_losses, sum_terms, supervised_losses

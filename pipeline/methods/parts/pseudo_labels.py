@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
-from pipeline.methods.parts.ema import move_towards
-from pipeline.methods.parts.inputs import STUDENTS, Outputs, Setup, Step
+from pipeline.methods.parts.ema import move_toward
+from pipeline.methods.parts.inputs import Outputs, Setup, Step
 from pipeline.methods.parts.thresholds import LabelPolicy
 
 LabelSource = Literal["other", "self", "mean", "ema"]
@@ -76,9 +77,9 @@ class PseudoLabels(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, students: nn.ModuleDict) -> None:
-        """Moves EMA teachers, if there are any, towards the students; to be called once a step, before anything else."""
+        """Moves EMA teachers, if there are any, toward the students; to be called once a step, before anything else."""
         for name, teacher in self.teachers.items():
-            move_towards(teacher, students[name], self.section.ema_decay)
+            move_toward(teacher, students[name], self.section.ema_decay)
 
     @torch.no_grad()
     def predict_probabilities(self, weak: Outputs, clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,9 +16,9 @@ from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.sampling import describe_clip
 from pipeline.clips.source import VideoSource
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.errors import UserError
-from pipeline.methods import STUDENTS, Views, compute_loss_weights, make_views
+from pipeline.methods import Views, compute_loss_weights, make_views
 from pipeline.report.html import encode_image, render_page, write_page
 from pipeline.stream.batches import to_batch
 

@@ -10,7 +10,6 @@ from pipeline.analysis.comparison import Group, select_best_groups
 from pipeline.analysis.label_quality import (
     LABELERS,
     SOURCES,
-    STUDENTS,
     SavedScores,
     Thresholds,
     compare_sources,
@@ -18,6 +17,7 @@ from pipeline.analysis.label_quality import (
     read_saved_scores,
 )
 from pipeline.analysis.run_reader import RunRecord
+from pipeline.config import STUDENTS
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.line_plots import draw_panel
 from pipeline.report.sections import label_tables

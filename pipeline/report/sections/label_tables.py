@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.analysis.curves import Curve, Panel
 from pipeline.analysis.label_quality import (
     SOURCES,
-    STUDENTS,
     THRESHOLDS,
     LabelCounts,
     SavedScores,
@@ -23,6 +22,7 @@ from pipeline.analysis.label_quality import (
     find_labeler,
     split_training_time,
 )
+from pipeline.config import STUDENTS
 from pipeline.report.tables import Cell, Table, format_signed
 
 SHOWN_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -62,10 +62,10 @@ def format_counts_csv(scores: SavedScores, own_thresholds: Thresholds, classes: 
 
 
 def _list_counts(counts: LabelCounts, index: int, classes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    every = np.arange(len(counts.videos))
+    every = np.arange(len(counts.clips))
     for name, rows in {"all": every, **{name: every[[k]] for k, name in enumerate(classes)}}.items():
         known = rows[rows < len(every) - 1]
-        videos, kept = int(counts.videos[rows].sum()), int(counts.kept[rows, index].sum())
+        videos, kept = int(counts.clips[rows].sum()), int(counts.kept[rows, index].sum())
         labeled, right = int(counts.kept[known, index].sum()), int(counts.right[rows, index].sum())
         shares = (round(kept / videos, 6) if videos else "", round(right / labeled, 6) if labeled else "")
         differing = (int(counts.differing[known, index].sum()), int(counts.differing_right[rows, index].sum()))
@@ -128,7 +128,7 @@ def build_classes_table(scores: SavedScores, own_thresholds: Thresholds, classes
     }
     rows = []
     for index, name in enumerate(classes):
-        clips = int(counts["mean"].videos[index])
+        clips = int(counts["mean"].clips[index])
         cells = [
             _format_share_cell(float(part))
             for count in counts.values()

@@ -48,7 +48,7 @@ LARGEST_LOSS = 1.5
 
 
 @dataclass(frozen=True)
-class Finding:
+class FailureSignature:
     """A rule that held for ``monitors.patience_steps`` or longer."""
 
     rule: str
@@ -77,17 +77,17 @@ class SignatureMonitor:
         self.limits, self.num_classes = limits, num_classes
         self._since: dict[tuple[str, str], int] = {}
         self._reported: set[tuple[str, str]] = set()
-        self.present: list[Finding] = []
+        self.present: list[FailureSignature] = []
         """The rules that hold in the newest line and have held for long enough."""
 
-    def update(self, line: Line) -> list[Finding]:
+    def update(self, line: Line) -> list[FailureSignature]:
         """Takes in the next line; returns the findings that are new with it."""
         holding = dict(self._find_holding(line))
         step = int(line["step"])
         self._since = {key: self._since.get(key, step) for key in holding}
         self._reported &= set(holding)
         self.present = [
-            Finding(*key, since, step, holding[key])
+            FailureSignature(*key, since, step, holding[key])
             for key, since in self._since.items()
             if step - since >= self.limits.patience_steps
         ]
@@ -121,9 +121,9 @@ class SignatureMonitor:
             yield ("not_aligning", ""), f"the students' features of one video are as far apart as those of two ({cosines})"
 
 
-def find_signatures(lines: Iterable[Line], limits: MonitorSection, num_classes: int) -> list[Finding]:
+def find_signatures(lines: Iterable[Line], limits: MonitorSection, num_classes: int) -> list[FailureSignature]:
     """Finds everything that the rules find in a run's lines, each with the last line in which it held; for reports."""
-    monitor, findings = SignatureMonitor(limits, num_classes), dict[tuple[str, str, int], Finding]()
+    monitor, findings = SignatureMonitor(limits, num_classes), dict[tuple[str, str, int], FailureSignature]()
     for line in lines:
         monitor.update(line)
         findings |= {(finding.rule, finding.subject, finding.since): finding for finding in monitor.present}

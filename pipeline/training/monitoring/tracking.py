@@ -1,8 +1,8 @@
 """Sends lines of metrics to metrics.jsonl, the terminal and TensorBoard's files, and if asked to MLflow and Weights & Biases.
 
-metrics.jsonl is the truth; only the first worker writes it. When a run continues, TensorBoard's files are written anew from it,
-and the other trackers get every line later than the last that they have. So each holds every step once, however often the run
-was restarted.
+metrics.jsonl is authoritative; only the first worker writes it. When a run continues, TensorBoard's files are written anew from
+it. The other trackers get every line later than the last that they have, and keep lines that the run had sent after its newest
+checkpoint. So each holds every step once, however often the run was restarted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tracker(Protocol):
 
 
 class MetricSinks:
-    """Everything that a line of this run goes to. A context: its end waits until the trackers have what they were given."""
+    """Everything that a line of this run goes to. A context manager: on exit it waits until all trackers have their lines."""
 
     def __init__(
         self, config: Config, folder: Path, num_classes: int, publish: Callable[[Line], None] = lambda line: None
@@ -91,7 +91,7 @@ def check_tracking(tracking: TrackingSection) -> None:
     """Raises UserError for a tracker that is not installed: before a run starts, not at its first line."""
     for name, wanted in (("mlflow", tracking.mlflow), ("wandb", tracking.wandb)):
         if wanted and importlib.util.find_spec(name) is None:
-            raise UserError(f"tracking.{name} needs {name}: pip install 'actnetformer[{name}]', or leave tracking.{name} away")
+            raise UserError(f"tracking.{name} needs {name}: pip install 'actnetformer[{name}]', or leave tracking.{name} unset")
 
 
 def select_scalars(line: Line) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.methods.parts.ema import move_towards
+from pipeline.methods.parts.ema import move_toward
 
 
 class Calls(TorchDispatchMode):
@@ -32,7 +32,7 @@ def test_means_move_by_the_decay_and_statistics_are_copied() -> None:
     means, module = network(0), network(1)
     pairs = list(zip(means.parameters(), module.parameters(), strict=True))
     wanted = [mine.detach().clone().lerp_(its.detach(), 1 - 0.7) for mine, its in pairs]
-    move_towards(means, module, 0.7)
+    move_toward(means, module, 0.7)
     assert all(torch.equal(mine, one) for mine, one in zip(means.parameters(), wanted, strict=True))
     assert all(torch.equal(mine, its) for mine, its in zip(means.buffers(), module.buffers(), strict=True))
 
@@ -42,6 +42,6 @@ def test_as_many_calls_for_many_tensors_as_for_few() -> None:
     for depth in (1, 10):
         means, module = network(0, depth), network(1, depth)
         with Calls() as calls:
-            move_towards(means, module, 0.7)
+            move_toward(means, module, 0.7)
         counts.append(len(calls.names))
     assert counts == [3, 3]  # parameters, floats of BatchNorm, its counts of batches

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.config import MonitorSection, list_keys
-from pipeline.methods import STUDENTS, build_method
+from pipeline.config import STUDENTS, MonitorSection, list_keys
+from pipeline.methods import build_method
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.model_options import apply_train_options
-from pipeline.training.monitoring.failure_signatures import KNOBS, Finding, SignatureMonitor, find_signatures
+from pipeline.training.monitoring.failure_signatures import KNOBS, FailureSignature, SignatureMonitor, find_signatures
 from pipeline.training.monitoring.metric_line import compute_line
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import StepContext, take_step
@@ -67,7 +67,7 @@ def _of_labeled_videos(batch: Batch) -> Batch:
     return replace(batch, videos=videos, labels=videos % CLASSES, primary=clips, auxiliary=clips.clone())
 
 
-def names(found: list[Finding]) -> set[str]:
+def names(found: list[FailureSignature]) -> set[str]:
     return {finding.name for finding in found}
 
 
