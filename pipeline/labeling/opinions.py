@@ -6,7 +6,6 @@ number of classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import STUDENTS
-from pipeline.errors import UserError
-from pipeline.files.parquet import METADATA_KEY
+from pipeline.errors import UserError, list_first
 from pipeline.labeling.measures import MEASURES, Floats, compute_measures
+from pipeline.manifest.predicted_videos import check_predicted, find_predicted_rows
 from pipeline.manifest.schema import Manifest
 from pipeline.run_folder.contents import list_score_files
 from pipeline.seeds import Ints
@@ -96,24 +95,17 @@ class PredictedScores:
         if missing := [name for name in ("file", "status", *STUDENTS) if name not in names]:
             what = f"--predictions {path} lacks the columns {', '.join(missing)}"
             raise UserError(f"{what}: write it with jobs.predict RUN {manifest.path} --out FILE.parquet")
-        about = json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
-        if tuple(about.get("classes", manifest.classes)) != manifest.classes:
-            raise UserError(f"--predictions {path} has other classes than {manifest.path}: predict with a run of this manifest")
+        check_predicted(pq.read_schema(path), f"--predictions {path}", manifest)
 
     def read(self) -> Iterator[ScoredClips]:
         """Yields one clip a video. Raises UserError for a file that the manifest does not list."""
-        rows = {uri: row for row, uri in enumerate(self.manifest.table["uri"].to_pylist())}
         for piece in _read_pieces(self.path, ["file", "status", *STUDENTS]):
             piece = piece.filter(np.asarray(piece["status"]) == "ok")
-            names = [str(name) for name in piece["file"].to_pylist()]
-            found = np.array([rows.get(name, rows.get(self._strip_root(name), -1)) for name in names], np.int64)
-            if (found < 0).any():
-                name = names[int(np.flatnonzero(found < 0)[0])]
-                raise UserError(f"{self.path}: {name} is no video of {self.manifest.path}; predict this manifest")
+            found, unknown = find_predicted_rows(piece["file"].cast(pa.string()), self.manifest)
+            if unknown:
+                what = f"--predictions {self.path} cannot be used with {self.manifest.path}; predict this manifest:"
+                raise UserError(what, list_first(unknown))
             yield ScoredClips(np.zeros(len(found), np.int64), found, *(_to_matrix(piece[name]) for name in STUDENTS))
-
-    def _strip_root(self, name: str) -> str:
-        return name.removeprefix(self.manifest.root.rstrip("/") + "/")
 
 
 Scores = TrainingScores | PredictedScores

@@ -10,7 +10,6 @@ Three tables are understood, all Parquet. Videos are named by ``id``, or as ``jo
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError, list_first, suggest
-from pipeline.files.parquet import METADATA_KEY
 from pipeline.manifest.label_subset import Rows, find_rows
+from pipeline.manifest.predicted_videos import check_predicted, find_predicted_rows
 from pipeline.manifest.schema import Manifest
 
 FIELD = "method.file_label.file"
@@ -54,9 +53,8 @@ def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows) -> FileLabe
         raise UserError(f"{FIELD}={path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     if "id" not in table.column_names and "status" in table.column_names:  # jobs.predict lists what it could not predict, too
         table = table.filter(pa.array([status == "ok" for status in table["status"].to_pylist()], pa.bool_()))
-    rows, names = _find_videos(path, table, manifest)
+    rows, names, mistakes = _find_videos(path, table, manifest)
     values = _read_values(path, table, manifest)
-    mistakes = [f"video {name} is not in the manifest" for name, row in zip(names, rows.tolist(), strict=True) if row < 0]
     mistakes += [f"video {name} is there {count} times" for name, count in Counter(names).items() if count > 1]
     wrong = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) <= SUM_TOLERANCE))
     for index in np.flatnonzero(wrong):
@@ -74,24 +72,25 @@ def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows) -> FileLabe
     return FileLabels(out, digest, count)
 
 
-def _find_videos(path: str, table: pa.Table, manifest: Manifest) -> tuple[Rows, list[str]]:
+def _find_videos(path: str, table: pa.Table, manifest: Manifest) -> tuple[Rows, list[str], list[str]]:
+    """Finds the rows of the videos; returns them, the videos' names, and what is wrong with them."""
     if "id" in table.column_names:
         ids = table["id"].cast(pa.string())
-        return find_rows(ids, manifest), [str(name) for name in ids.to_pylist()]
+        rows, names = find_rows(ids, manifest), [str(name) for name in ids.to_pylist()]
+        unknown = [f"video {name} is not in the manifest" for name, row in zip(names, rows, strict=True) if row < 0]
+        return rows, names, unknown
     if "file" not in table.column_names:
         raise UserError(f"{FIELD}={path} has no column id: it needs id and a column for each class, or id and class")
-    names = [str(name).removeprefix(manifest.root.rstrip("/") + "/") for name in table["file"].to_pylist()]
-    known = {uri: row for row, uri in enumerate(manifest.table["uri"].to_pylist())}
-    return np.array([known.get(name, -1) for name in names], np.int64), names
+    files = table["file"].cast(pa.string())
+    rows, unknown = find_predicted_rows(files, manifest)
+    return rows, [str(name) for name in files.to_pylist()], unknown
 
 
 def _read_values(path: str, table: pa.Table, manifest: Manifest) -> NDArray[np.float32]:
     """Reads [N, K] probabilities from whichever columns say them."""
     classes = manifest.classes
     if "mean" in table.column_names and "file" in table.column_names and "mean" not in classes:
-        about = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-        if tuple(about.get("classes", ())) != classes:
-            raise UserError(f"{FIELD}={path} was predicted with other classes than those of {manifest.path}")
+        check_predicted(table.schema, f"{FIELD}={path}", manifest)
         return np.asarray(table["mean"].to_pylist(), np.float32)
     if "class" in table.column_names and "class" not in classes:
         return _read_hard(path, table, classes)

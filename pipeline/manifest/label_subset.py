@@ -223,13 +223,14 @@ def find_rows(ids: pa.ChunkedArray, manifest: Manifest) -> Rows:
     """Finds the manifest's row of each id, -1 where it has none.
 
     The hash table is of the ids, which are few, and not of the manifest."""
-    rows, start = np.full(len(ids), -1, np.int64), 0
+    unique = pc.unique(ids)
+    rows, start = np.full(len(unique), -1, np.int64), 0
     for chunk in manifest.table["id"].chunks:
-        indices = pc.index_in(chunk, value_set=ids)
+        indices = pc.index_in(chunk, value_set=unique)
         offsets = np.flatnonzero(np.asarray(indices.is_valid()))
         rows[np.asarray(indices.drop_null(), np.int64)] = start + offsets
         start += len(chunk)
-    return rows
+    return rows if len(unique) == len(ids) else rows[np.asarray(pc.index_in(ids, value_set=unique), np.int64)]
 
 
 def read_labels(path: str | Path, manifest: Manifest) -> LabelSubset:

@@ -93,7 +93,9 @@ class PredictionRun:
         with parts.locked():
             statuses = self._run(parts, show)
             tables = (self._read(parts, chunk) for chunk in range(self._count_chunks()))
-            about = {"version": VERSION, "classes": list(self.source.manifest.classes)}
+            about: dict[str, Any] = {"version": VERSION, "classes": list(self.source.manifest.classes)}
+            manifests = {video.manifest.fingerprint if video.manifest else None for video in self.inputs}
+            about |= {"manifest": manifests.pop()} if len(manifests) == 1 else {}  # None: the videos are of no manifest
             about["temperatures"] = dict(self.temperatures)
             about["evaluation"] = self.config.evaluation.model_dump(mode="json")
             write_predictions(tables, self.out, self.schema, about, min(self.top, len(self.source.manifest.classes)))

@@ -97,6 +97,19 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
     assert any("not counted, for they repeat one: c, a" in note for note in list_caveats(groups, []))
 
 
+def test_labels_from_another_file_are_another_setting(tmp_path: Path) -> None:
+    for name, seed, print_ in (("good-0", 0, "1" * 16), ("bad-0", 0, "2" * 16), ("bad-1", 1, "2" * 16), ("none", 0, "")):
+        folder = write_light_run(tmp_path, "fixmatch", seed, 0.5, name=name)
+        facts = json.loads((folder / "facts.json").read_text())
+        facts["fingerprints"] |= {"file_labels": print_} if print_ else {}
+        (folder / "facts.json").write_text(json.dumps(facts))
+    groups = group_runs(read_runs([tmp_path]))
+    assert {group.label: [run.name for run in group.runs] for group in groups} == {
+        "fixmatch": ["none"], f"file_label.file={'1' * 16}": ["good-0"], f"file_label.file={'2' * 16}": ["bad-0", "bad-1"],
+    }  # fmt: skip
+    assert all(not group.repeats for group in groups)
+
+
 def test_the_difference_is_taken_seed_by_seed(four: list[Path]) -> None:
     (one,) = compare_groups(group_runs(read_runs(four)))
     assert one.compute_by_seed("primary") == pytest.approx({0: 8.0, 1: 4.0})

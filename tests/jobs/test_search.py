@@ -12,7 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import label, search
@@ -20,6 +23,8 @@ from jobs.command import run
 from pipeline.config import load_config
 from pipeline.files.folder_lock import LOCK, LockFile
 from pipeline.lifecycle.train_and_evaluate import read_scores
+from pipeline.manifest.label_subset import read_labels
+from pipeline.manifest.schema import read_manifest
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.search.optuna_search import SearchPlan
@@ -46,6 +51,21 @@ def command(tiny: Path, labels: Path, tmp_path: Path) -> Any:
     """``command(*words)`` -> exit code, in ``tmp_path``."""
     fixed = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", f"data.labels={labels}", *WORDS]
     return lambda *words: run(search.main, [*fixed, *words])
+
+
+def test_labels_of_a_file_are_part_of_what_all_trials_share(tiny: Path, labels: Path, tmp_path: Path) -> None:
+    manifest, settings = read_manifest(tiny / "manifest.parquet"), []
+    ids = np.setdiff1d(manifest.find_training_rows(), read_labels(labels, manifest).rows)
+    for name in manifest.classes[:2]:
+        table = pa.table({"id": manifest.table["id"].take(pa.array(ids)), "class": [name] * len(ids)})
+        pq.write_table(table, tmp_path / "file.parquet")
+        words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", f"data.labels={labels}", *WORDS]
+        words += ["method.name=fixmatch", "method.file_label.weight=1", f"method.file_label.file={tmp_path / 'file.parquet'}"]
+        options = search.build_parser(["rates"]).parse_intermixed_args([*words, "--space", "rates"])
+        settings.append(search.check_data(search.read_request(options, ["rates"])))
+    one, other = settings
+    assert one["file_labels"] != other["file_labels"]
+    assert {**one, "file_labels": ""} == {**other, "file_labels": ""}
 
 
 def test_a_search_is_of_ordinary_runs_on_validation_videos(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -141,6 +142,7 @@ def test_a_table_of_predictions_serves_where_training_saved_nothing(
 ) -> None:
     table = tmp_path / "scores.parquet"
     assert run(predict.main, [str(trained), manifest.path, "--out", str(table)]) == DONE
+    assert json.loads(pq.read_schema(table).metadata[b"actnetformer"])["manifest"] == manifest.fingerprint
     rows = call(trained, tmp_path / "out", "--count", "40", "--predictions", str(table), "--strategy", "entropy")
     few = read_labels(trained.parent / "few.parquet", manifest)
     assert len(rows) == len(manifest.find_training_rows()) - len(few.rows)

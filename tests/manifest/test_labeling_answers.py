@@ -67,6 +67,15 @@ def test_answers_are_added_with_who_and_when_and_survive_a_file(
     assert step["before"] == before.fingerprint and len(step["sha256"]) == 64
 
 
+def test_other_answers_are_another_choice_of_labels_although_their_file_has_the_same_name(
+    manifest: Manifest, before: LabelSubset, tmp_path: Path
+) -> None:
+    free = [row for row in range(6, 12) if row not in before.rows][:2]
+    paths = (write(tmp_path, f"{video(manifest, row)},b", head="id,class") for row in free)
+    one, other = (add_answers(manifest, before, path).subset.spec for path in paths)
+    assert one != other and one.startswith("1/class + answers.csv ")
+
+
 def test_answers_that_say_what_the_manifest_knows_give_the_labels_that_drawing_them_gives(
     manifest: Manifest, before: LabelSubset, tmp_path: Path
 ) -> None:
