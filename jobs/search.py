@@ -213,7 +213,10 @@ def check_data(request: SearchRequest) -> dict[str, Any]:
     searched = request.space.distributions
     knobs = {key: value for key, value in flatten(request.base.collect_result_knobs()).items() if key not in searched}
     protocol = request.base.evaluation
-    extra = {"population": request.plan.trials, "interval": request.interval} if request.options.algorithm == "pbt" else {}
+    extra: dict[str, Any] = (
+        {"population": request.plan.trials, "interval": request.interval} if request.options.algorithm == "pbt" else {}
+    )
+    extra |= {"file_labels": prepared.run.fingerprints.file_labels} if prepared.run.fingerprints.file_labels else {}
     return {
         **knobs, **extra, "space": dict(request.space.tree),
         "metric": request.plan.metric, "objectives": list(request.plan.objectives),

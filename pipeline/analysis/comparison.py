@@ -24,6 +24,8 @@ from pipeline.run_folder.contents import PREDICTORS, flatten
 BASELINE = "supervised"
 UNUSED_BY_BASELINE = ("method.", "views.strong.", "data.unlabeled_per_labeled")
 USED_BY_BASELINE = "method.supervised."
+LABEL_FILE = "method.file_label.file"
+"""The key whose value in a setting is the fingerprint of the file's labels, wherever the file lies."""
 MAX_KEYS = 3
 """The number of keys that the name of a setting shows at most."""
 
@@ -132,7 +134,7 @@ def read_setting(run: RunRecord) -> dict[str, Any]:
     keys = {key: value for key, value in run.config.items() if key not in _find_excluded_keys() and key not in ignored}
     keys = {key: value for key, value in keys.items() if value is not None or not key.endswith(".clip.fps")}  # of segments
     keys |= {"method.name": run.method, "labels": run.labels.get("spec"), "manifest": run.manifest_fingerprint or None}
-    return keys
+    return keys | ({LABEL_FILE: run.file_labels_fingerprint} if run.file_labels_fingerprint else {})
 
 
 @cache

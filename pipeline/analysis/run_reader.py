@@ -111,6 +111,11 @@ class RunRecord:
         """The fingerprint of the label subset that the run was trained with; "" if it is unknown."""
         return str(self._fingerprints.get("labels") or self.labels.get("fingerprint") or "")
 
+    @property
+    def file_labels_fingerprint(self) -> str:
+        """The fingerprint of the labels that a file gave to unlabeled videos; "" if there was no file."""
+        return str(self._fingerprints.get("file_labels") or "")
+
     @cached_property
     def signatures(self) -> tuple[FailureSignature, ...]:
         """The failure signatures in the metrics, by the limits of the run's own monitors; none if its classes are unknown."""

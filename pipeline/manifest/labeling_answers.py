@@ -131,7 +131,7 @@ def add_answers(manifest: Manifest, before: LabelSubset, path: Path, relabel: bo
     given = {row: label for row, label in (before.given | labels).items() if row not in excluded}
     step = _describe_step(path, answers, before, len(labels), len(excluded))
     subset = build_subset(manifest, labeled, held_out, before.spec, before.seed, given, out)
-    subset = replace(subset, spec=f"{before.spec} + {path.name}", lineage=(*before.lineage, step))
+    subset = replace(subset, spec=f"{before.spec} + {path.name} {step['sha256'][:8]}", lineage=(*before.lineage, step))
     names = [f"{a.id} ({a.status.replace('_', ' ')})" for a in excluded.values()]
     repeated = sum(row in had for row in labels)
     skipped = sum(answer.status == "skipped" for answer in answers)

@@ -51,7 +51,9 @@ def find_predicted_rows(names: pa.ChunkedArray, manifest: Manifest) -> tuple[Row
     places = np.asarray(pc.index_in(files, value_set=unique), np.int64)
     rows[unknown] = np.where(counts[places] == 1, found[places], -1)
     return rows, [
-        f"video {path} is not in the manifest" if count == 0 else f"{path} is the file of {count} videos; name them by their ids"
+        f"video {path} is not in the manifest"
+        if count == 0
+        else f"{path} is the file of {count} videos; name them by their ids"
         for path, count in zip(paths, counts[places].tolist(), strict=True)
         if count != 1
     ]

@@ -61,7 +61,7 @@ def test_labels_of_a_file_are_part_of_what_all_trials_share(tiny: Path, labels: 
         pq.write_table(table, tmp_path / "file.parquet")
         words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", f"data.labels={labels}", *WORDS]
         words += ["method.name=fixmatch", "method.file_label.weight=1", f"method.file_label.file={tmp_path / 'file.parquet'}"]
-        options = search.build_parser(["rates"]).parse_intermixed_args([*words, "--space", "rates"])
+        options = search.build_parser(["rates"]).parse_intermixed_args([*words, "--space", "rates", "--trials", "1"])
         settings.append(search.check_data(search.read_request(options, ["rates"])))
     one, other = settings
     assert one["file_labels"] != other["file_labels"]
