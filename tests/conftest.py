@@ -24,10 +24,13 @@ settings.load_profile("house")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes (``pytest -n 2 --dist loadgroup``), those with Ray share one and its cluster."""
+    """Where tests run in several processes (``pytest -n 2 --dist loadgroup``), those with Ray share one and its cluster, and
+    the others of a file share one, so that what a file prepares is prepared once."""
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            item.add_marker(pytest.mark.xdist_group("ray"), append=False)
+        elif not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,14 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
         assert requirement.specifier.contains(pin), f"{requirement} is pinned to {pin}"
 
 
+def test_tests_of_a_group_share_a_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist appends a test's group to its id. pytest 9.2 ignored that: each process had its own Ray, and made every
+    file's runs and data again."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("in one process")
+    assert request.node.nodeid.endswith("@tests/test_house.py")
+
+
 # --------------------------------------------------------------------------------------------------- the image
 
 

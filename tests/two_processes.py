@@ -5,24 +5,36 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+SHARED = pytest.mark.xdist_group("two processes")
+"""For test files that call ``run_two``: they share the two processes, whose imports take seconds."""
+
 
 def run_two(target: Callable[[int, str, str], None], folder: Path, seconds: float = 60) -> None:
-    """Call ``target(rank, file to meet at, folder for results)`` in both. Neither outlives the call."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=target, args=(rank, str(folder / "meeting"), str(folder))) for rank in (0, 1)]
+    """Call ``target(rank, file to meet at, folder for results)`` in both processes, and raise what it raises in one.
+
+    The processes wait for the next call. After a failure or a timeout they are killed, because one may wait for the other.
+    """
+    pool = _start_two()
     try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(seconds)
-        assert [worker.exitcode for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+        for result in [pool.submit(target, rank, str(folder / "meeting"), str(folder)) for rank in (0, 1)]:
+            result.result(seconds)
+    except BaseException:
+        _start_two.cache_clear()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(pool._processes.values()):
+            process.kill()
+        raise
+
+
+@cache
+def _start_two() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
 
 @contextlib.contextmanager

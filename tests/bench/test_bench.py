@@ -22,12 +22,12 @@ SMALL = "data.clips_per_block=3"
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
-def test_stream_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real stream, real floor; how fast they are is printed, not tested."""
-    words = ["stream", "--json", "--steps", "16", "--repeats", "1", "--config", str(tiny / "tiny.yaml"), SMALL]
-    assert run(bench.main, words) == 0
+def test_a_quick_benchmark_of_the_stream_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real stream, real floor; how fast they are is printed, not tested. Its blocks would be too few by the configuration's own
+    size of a block."""
+    assert run(bench.main, ["stream", "--json", "--quick", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert figures["clips_per_repeat"] == 16 * 2 * 3
+    assert figures["clips_per_repeat"] == bench.QUICK_STEPS * 2 * 3
     assert figures["clips_per_second"] > 0
     assert figures["stream_ratio"] == pytest.approx(figures["clips_per_second"] / figures["floor_clips_per_second"], rel=1e-3)
     assert figures["spread"][0] <= figures["stream_ratio"] == figures["median"] <= figures["spread"][1] and figures["n"] == 1
@@ -114,19 +114,6 @@ def test_a_quick_benchmark_has_the_same_figures_with_their_spread(
     whole, quick = printed
     assert keys(quick) == keys(whole)
     assert '"n": 2' in json.dumps(quick) and '"n": 2' not in json.dumps(whole)
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(240)
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("what", ["stream", "loader"])
-def test_a_quick_benchmark_of_the_stream(what: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whose blocks would be too few by the configuration's own size of a block."""
-    assert run(bench.main, [what, "--json", "--quick", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
-    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert figures[f"{what}_ratio"] == figures["median"] > 0 and figures["n"] == 1
-    videos = figures["clips_per_repeat" if what == "stream" else "videos_per_repeat"]
-    assert videos == bench.QUICK_STEPS * 2 * 3
 
 
 @pytest.mark.long

@@ -19,7 +19,9 @@ from pipeline.methods import build_method, compute_loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
-from tests.two_processes import run_two
+from tests.two_processes import SHARED, run_two
+
+pytestmark = SHARED
 
 STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,6 +76,7 @@ def _worker(rank: int, meeting: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     torch.save({(case, rows): _train(case, rows, rank, 2) for case in CASES for rows in SHARES}, f"{results}/{rank}.pt")
     dist.destroy_process_group()
+    set_worker_rows(())  # the next test's workers have equally many
 
 
 @pytest.fixture(scope="module")

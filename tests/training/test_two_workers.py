@@ -23,7 +23,9 @@ from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.step import StepContext, take_step
 from tests.methods.traces import CLASSES, VIDEOS, batch_of, small_config
-from tests.two_processes import run_two
+from tests.two_processes import SHARED, run_two
+
+pytestmark = SHARED
 
 CPU = torch.device("cpu")
 LATE_SECONDS = 0.5

@@ -18,7 +18,9 @@ from pipeline.methods.parts.losses import (
     pseudo_label_loss,
     supervised_loss,
 )
-from tests.two_processes import run_two
+from tests.two_processes import SHARED, run_two
+
+pytestmark = SHARED
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -18,7 +18,9 @@ from pipeline.methods.parts.thresholds import (
     compute_flexmatch_share,
     compute_softmatch_weights,
 )
-from tests.two_processes import run_two
+from tests.two_processes import SHARED, run_two
+
+pytestmark = SHARED
 
 VIDEOS, CLASSES = 40, 4
 POLICIES = ("fixed", "flexmatch", "freematch", "softmatch")

@@ -26,7 +26,7 @@ from pipeline.run_folder.contents import list_score_files, read_metrics
 from pipeline.training.on_ray import trainer as ray_fit
 from pipeline.training.on_ray import worker as ray_worker
 from pipeline.training.prepared_run import prepare_run
-from tests.two_processes import run_two
+from tests.two_processes import SHARED, run_two
 
 
 def worker_pids() -> list[int]:
@@ -104,6 +104,7 @@ def _sees(rank: int, meeting: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@SHARED
 def test_a_folder_that_nodes_do_not_share_is_said_by_all_workers(tmp_path: Path) -> None:
     (tmp_path / "token").touch()
     run_two(_sees, tmp_path)
