@@ -10,8 +10,8 @@ import argparse
 import importlib.util
 import math
 import shlex
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.command import DONE, parse_positive, run
@@ -19,8 +19,10 @@ from pipeline.errors import UserError
 from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
 from pipeline.serving.limits import MEBIBYTE, Limits
+from pipeline.serving.uploads.scratch import Scratch
 
-ALLOWED = ("evaluation.", "scale.gpu=", "scale.gpus_per_worker=", "scale.cpus_per_worker=", "scale.torch_threads=")
+ALLOWED = ("evaluation.", "scale.gpu=", "scale.gpus_per_worker=", "scale.cpus_per_worker=", "scale.torch_threads=",
+           "scale.start_timeout_seconds=")  # fmt: skip
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--replicas {options.replicas} must be 0, this process, or the number of copies on Ray")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install -e .[serve]")
-    from pipeline.serving.access import Access, read_token, require_token
+    from pipeline.serving.access import Access, require_token, take_token
     from pipeline.serving.answerer import open_answerer
     from pipeline.serving.app import build_app
     from pipeline.serving.http_server import describe_address, open_socket, run_server
@@ -41,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     limits, metrics = read_limits(options), Metrics()
     rules = UriRules(tuple(map(parse_prefix, options.allow_uri)), options.allow_private_uri)
-    token = read_token(options.token_file)
+    token = take_token(options.token_file)
     require_token(options.host, token)
     check_folder(options.folder.expanduser().resolve())
     with open_socket(options.host, options.port) as bound, make_scratch(options.scratch) as scratch:
         saved = open_model(options.folder, options.overrides, ALLOWED)
-        with open_answerer(saved, options.replicas, limits, metrics) as answerer:
-            app = build_app(Service(answerer, limits, Path(scratch), rules, metrics), Access(token))
+        with open_answerer(saved, options.replicas, limits, metrics, options.scratch) as answerer:
+            app = build_app(Service(answerer, limits, scratch, rules, metrics), Access(token))
             address = describe_address(bound)
             print(f"{saved.folder.name}, {len(saved.classes)} classes: {address} (interface: {address}/docs)", flush=True)
             run_server(app, bound)
@@ -76,7 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     limits.add_argument("--max-side", type=parse_positive, default=3072, metavar="PIXELS",
                         help="frames have at most the square of it (default: 3072)")  # fmt: skip
     limits.add_argument("--timeout", default="60s", metavar="TIME", help="for an answer after the upload (default: 60s)")
-    limits.add_argument("--upload-timeout", default="60s", metavar="TIME", help="for an upload (default: 60s)")
+    limits.add_argument(
+        "--upload-timeout", default="60s", metavar="TIME", help="for a file to arrive, uploaded or behind a URI (default: 60s)"
+    )
+    limits.add_argument("--max-decoded-megabytes", type=float, default=1024, metavar="N",
+                        help="memory of decoded frames of all requests together (default: 1024)")  # fmt: skip
     limits.add_argument("--queue", type=parse_positive, default=32, metavar="N",
                         help="requests at work or waiting; more get 503 (default: 32)")  # fmt: skip
     limits.add_argument("--scratch", type=Path, metavar="FOLDER", help="for uploads at work (default: the system's)")
@@ -86,8 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
 def read_limits(options: argparse.Namespace) -> Limits:
     """Reads the limits of requests from the options. Raises UserError for those that are no numbers above 0."""
     upload_seconds = parse_seconds(options.upload_timeout, "--upload-timeout")
-    if not 0 < options.max_megabytes < math.inf:
-        raise UserError(f"--max-megabytes {options.max_megabytes:g} must be a number above 0")
+    for name, value in (("max-megabytes", options.max_megabytes), ("max-decoded-megabytes", options.max_decoded_megabytes)):
+        if not 1e-6 < value < math.inf:
+            raise UserError(f"--{name} {value:g} must be a number above 0")
     return Limits(
         upload_bytes=int(options.max_megabytes * MEBIBYTE),
         upload_seconds=upload_seconds,
@@ -97,6 +104,7 @@ def read_limits(options: argparse.Namespace) -> Limits:
         request_seconds=parse_seconds(options.timeout, "--timeout"),
         waiting=options.queue,
         uploads=2 * options.queue,
+        decoded_bytes=int(options.max_decoded_megabytes * MEBIBYTE),
     )
 
 
@@ -107,7 +115,7 @@ def build_application(args: dict[str, str]) -> object:
     """
     from pipeline.serving.access import Access, read_token, require_token
     from pipeline.serving.app import ServiceBuilder
-    from pipeline.serving.on_ray import bind_web_server
+    from pipeline.serving.on_ray.web_server import bind_web_server
     from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
 
     options = build_parser().parse_intermixed_args(shlex.split(args["command"]))
@@ -116,15 +124,18 @@ def build_application(args: dict[str, str]) -> object:
     require_token(options.host, token)
     saved, limits = open_model(options.folder, options.overrides, ALLOWED), read_limits(options)
     builder = ServiceBuilder(limits, rules, Access(token))
-    return bind_web_server(saved, max(1, options.replicas), limits, options.host, options.port, builder)
+    address = (options.host, options.port)
+    return bind_web_server(saved, max(1, options.replicas), limits, address, options.scratch, builder)
 
 
-def make_scratch(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
-    """Makes the folder of uploads, which is removed at the end. Raises UserError if there can be none."""
+@contextmanager
+def make_scratch(parent: Path | None) -> Iterator[Scratch]:
+    """Makes the folder of uploads, and removes it at the end. Raises UserError if there can be none."""
+    scratch = Scratch.make("actnetformer-serve-", parent)
     try:
-        return tempfile.TemporaryDirectory(prefix="actnetformer-serve-", dir=parent)
-    except OSError as error:
-        raise UserError(f"--scratch {parent or tempfile.gettempdir()}: no folder for uploads: {error.strerror}") from None
+        yield scratch
+    finally:
+        scratch.remove()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_moments
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection
-from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits
+from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits, compute_seconds_left
 from pipeline.seeds import Ints
 
 MAX_REMEMBERED = 10_000
@@ -72,7 +72,8 @@ class IsolatedDecoder:
             if isinstance(result, ProcessFailure) and result.is_worth_retrying:
                 result = child.call(function, video, *arguments)
             if isinstance(result, ProcessFailure):
-                if remember and len(self._lost) < MAX_REMEMBERED:
+                is_its_fault = compute_seconds_left() > 0  # else the caller had no more time
+                if remember and is_its_fault and len(self._lost) < MAX_REMEMBERED:
                     self._lost[video] = f"decoder: {result.reason}"
                 raise DecodeError(f"decoder: {result.reason}")
             yield result

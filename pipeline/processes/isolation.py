@@ -28,6 +28,7 @@ START_TIMEOUT_SECONDS = 120.0
 """Time in which a process must have imported what it needs, even on a busy machine."""
 MEMORY_CHECK_SECONDS = 0.25
 """Time between two checks of the memory of a working process."""
+_calls = threading.local()
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ class RaisedError:
     """Carries an exception that the function raised from the child process to its parent."""
 
     error: Exception
+
+
+@contextlib.contextmanager
+def end_calls_at(deadline: float) -> Iterator[None]:
+    """Ends the calls of child processes that this thread makes within the block at ``deadline``, in the time of
+    ``time.monotonic``, if their own limit is later: whoever waited for the result has then given up."""
+    before, _calls.deadline = getattr(_calls, "deadline", float("inf")), deadline
+    try:
+        yield
+    finally:
+        _calls.deadline = before
+
+
+def compute_seconds_left() -> float:
+    """Computes the time until the deadline of ``end_calls_at``; infinite outside of it."""
+    return float(getattr(_calls, "deadline", float("inf"))) - time.monotonic()
 
 
 class ChildProcess:
@@ -103,12 +120,14 @@ class ChildProcess:
         return result
 
     def _request(self, arguments: tuple[Any, ...]) -> Any:
+        if compute_seconds_left() <= 0:
+            return ProcessFailure("no time was left for it")
         if self._process is None:
             self._start()
         assert self._process is not None
         with contextlib.suppress(OSError):  # it ended while it was idle, which ``_receive`` notices
             self._pipe.send(pickle.dumps(arguments, protocol=pickle.HIGHEST_PROTOCOL))
-        return self._receive(self.limits.seconds)
+        return self._receive(min(self.limits.seconds, compute_seconds_left()))
 
     def measure_memory(self) -> int:
         """Measures the bytes of memory that the process does not share; returns 0 where the system does not tell."""
@@ -168,7 +187,7 @@ class ChildProcess:
             # time in which this process was stopped, too (a frozen container, a sleeping laptop), does not count
             waited += min(time.monotonic() - begun, 2 * MEMORY_CHECK_SECONDS)
             if waited >= seconds:
-                return ProcessFailure(f"no result after {seconds:g} s")
+                return ProcessFailure(f"no result after {round(seconds, 3):g} s")
             if self.measure_memory() > 2 * self.limits.memory_bytes:
                 megabytes = 2 * self.limits.memory_bytes / 2**20
                 return ProcessFailure(f"more than {megabytes:.0f} MB of memory", is_worth_retrying=True)

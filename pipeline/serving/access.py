@@ -46,6 +46,13 @@ def read_token(file: Path | None) -> str | None:
     return token
 
 
+def take_token(file: Path | None) -> str | None:
+    """Reads the token as ``read_token`` does, and takes it out of the environment, which processes that decode get, too."""
+    token = read_token(file)
+    os.environ.pop(TOKEN_VARIABLE, None)
+    return token
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host to listen on can be reached from this machine only."""
     try:

@@ -54,8 +54,13 @@ class InProcess:
 
 
 @contextmanager
-def open_answerer(saved: SavedRun, replicas: int, limits: Limits, metrics: Metrics) -> Iterator[Answerer]:
-    """Loads a model into this process, or with ``replicas`` above 0 that often on a Ray cluster, until the block ends."""
+def open_answerer(
+    saved: SavedRun, replicas: int, limits: Limits, metrics: Metrics, scratch: Path | None = None
+) -> Iterator[Answerer]:
+    """Loads a model into this process, or with ``replicas`` above 0 that often on a Ray cluster, until the block ends.
+
+    ``scratch`` is where replicas make their folders for uploads; None: in the system's temporary folder.
+    """
     if replicas == 0:
         here = InProcess(ServedModel(saved, limits, metrics.batch.observe))
         try:
@@ -63,7 +68,7 @@ def open_answerer(saved: SavedRun, replicas: int, limits: Limits, metrics: Metri
         finally:
             here.stop()
     else:
-        from pipeline.serving.on_ray import open_replicas  # only where --replicas asks for Ray
+        from pipeline.serving.on_ray.start import open_replicas  # only where --replicas asks for Ray
 
-        with open_replicas(saved, replicas, limits) as there:
+        with open_replicas(saved, replicas, limits, scratch) as there:
             yield there

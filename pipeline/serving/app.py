@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -22,10 +21,11 @@ from pipeline.serving.answerer import Answerer
 from pipeline.serving.answers import Answer, Problem, Wanted
 from pipeline.serving.limits import MEBIBYTE, Limits, Refusal
 from pipeline.serving.pages import read_asset, render_docs, render_page
-from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.service import Service
 from pipeline.serving.uploads.fetch_uri import UriRules
+from pipeline.serving.uploads.options import OPTIONS, check_names
 from pipeline.serving.uploads.receive_upload import drain
+from pipeline.serving.uploads.scratch import Scratch
 
 MOST_CLASSES = 1000
 """Largest ``top``."""
@@ -39,7 +39,8 @@ STATUSES = {
     403: "The URI, the site or the host is not allowed", 408: "The upload is too slow",
     413: "The file has too many bytes", 415: "No video, or in no format that is accepted",
     422: "A video that is damaged, too long or too large, or options out of range",
-    503: "Too many requests wait; Retry-After says when to come again", 504: "Not answered in time",
+    503: "Too many requests wait, or the server is being stopped; Retry-After says when to come again",
+    504: "Not answered in time", 507: "The server's disk is full",
 }  # fmt: skip
 PATHS = ("/", "/page.css", "/page.js", "/predict", "/livez", "/readyz", "/-/healthz", "/metrics", "/docs", "/openapi.json")
 REASON = "actnetformer.reason"
@@ -60,7 +61,7 @@ BODY = {
 }
 
 
-def build_app(service: Service, access: Access) -> ASGI:
+def build_app(service: Service, access: Access) -> WebApplication:
     """Builds the application: every request passes the gate, which knows who may ask, and is counted there."""
     app = FastAPI(
         title=f"Action recognition by {service.answerer.facts.name}",
@@ -79,7 +80,7 @@ def build_app(service: Service, access: Access) -> ASGI:
     app.add_exception_handler(RequestValidationError, _answer_invalid_options)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
-    return Gate(app, access, service.metrics)
+    return WebApplication(app, access, service)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ServiceBuilder:
     rules: UriRules
     access: Access
 
-    def __call__(self, answerer: Answerer, scratch: Path) -> ASGI:
+    def __call__(self, answerer: Answerer, scratch: Scratch) -> WebApplication:
         """Builds the application from who answers and from a folder for uploads."""
         return build_app(Service(answerer, self.limits, scratch, self.rules), self.access)
 
@@ -117,6 +118,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         window: Annotated[str | None, Query(description="for a timeline: length of a window, such as 2s or 500ms")] = None,
         hop: Annotated[str | None, Query(description="time between the starts of two windows (half a window)")] = None,
     ) -> Any:
+        check_names((name for name, _ in request.query_params.multi_items()), OPTIONS, "parameter of the address")
         wanted = Wanted(top=top, window=_parse_time(window, "window"), hop=_parse_time(hop, "hop"))
         if wanted.hop is not None and wanted.window is None:
             raise Refusal(422, "window", "hop needs window, for example window=2s&hop=1s")
@@ -215,11 +217,11 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
     return await _answer_refusal(request, Refusal(500, "internal", "the server failed; its log says why"))
 
 
-class Gate:
+class WebApplication:
     """Checks who asks, adds the headers that all responses have, and counts requests by path and status."""
 
-    def __init__(self, app: ASGI, access: Access, metrics: Metrics) -> None:
-        self.app, self.access, self.metrics = app, access, metrics
+    def __init__(self, app: ASGI, access: Access, service: Service) -> None:
+        self.app, self.access, self.service, self.metrics = app, access, service, service.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, as ASGI applications do."""

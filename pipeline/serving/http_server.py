@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.errors import UserError
-from pipeline.serving.access import ASGI
+from pipeline.serving.app import WebApplication
+from pipeline.serving.limits import Limits
+from pipeline.serving.service import SPARE_SECONDS, STOP_UPLOAD_SECONDS
+from pipeline.serving.uploads.receive_upload import DRAIN_SECONDS
 
 HEADER_SECONDS = 10.0
 """Time in which the headers of a request must be complete, from the opening of the connection or the first byte."""
@@ -21,8 +25,6 @@ KEEP_ALIVE_SECONDS = 15
 MOST_CONNECTIONS = 512
 """Connections above this number get 503."""
 BACKLOG = 256
-STOP_SECONDS = 30
-"""Time for requests that are being answered when the server is stopped."""
 
 
 class HeaderTimeoutProtocol(H11Protocol):
@@ -94,17 +96,35 @@ def describe_address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: ASGI) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """A server that tells its application when it begins to stop: uvicorn does so only after the last answer."""
+
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections, and ends when the requests at work are answered."""
+        self._stop()
+        await super().shutdown(sockets)
+
+
+def compute_stop_seconds(limits: Limits) -> int:
+    """Computes how long the requests at work may take at the most when the server is stopped: each has its own limits."""
+    return math.ceil(STOP_UPLOAD_SECONDS + DRAIN_SECONDS + limits.request_seconds + SPARE_SECONDS) + 1
+
+
+def make_server(app: WebApplication) -> Server:
     """Makes a server that answers by ``app``; ``serve(sockets=[...])`` runs it."""
     config = uvicorn.Config(
         app, http=HeaderTimeoutProtocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
-        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=STOP_SECONDS,
-        backlog=BACKLOG, proxy_headers=False,
+        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG, proxy_headers=False,
+        timeout_graceful_shutdown=compute_stop_seconds(app.service.limits),
     )  # fmt: skip
-    return uvicorn.Server(config)
+    return Server(config, app.service.stop)
 
 
-def run_server(app: ASGI, bound: socket.socket) -> None:
+def run_server(app: WebApplication, bound: socket.socket) -> None:
     """Answers until SIGINT or SIGTERM, and then until the requests at work are answered. Both signals are a normal end."""
     with _ignore_signals_afterward():
         make_server(app).run(sockets=[bound])

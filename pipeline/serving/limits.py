@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -16,9 +17,9 @@ class Limits:
     upload_bytes: int = 64 * MEBIBYTE
     """Largest upload, and largest file behind a URI."""
     upload_seconds: float = 60.0
-    """Time in which an upload, or a file behind a URI, must have arrived."""
+    """Time from the headers of a request until its file has arrived whole, be it an upload or a file behind a URI."""
     stall_seconds: float = 10.0
-    """Longest time between two pieces of an upload."""
+    """Longest time between two pieces of such a file."""
     video_seconds: float = 120.0
     """Longest video."""
     video_pixels: int = 4096 * 2304
@@ -35,6 +36,8 @@ class Limits:
     """Most uploads that arrive at the same time. Each may take ``upload_bytes`` of disk space, and some kilobytes of memory."""
     decoder_bytes: int = 1024 * MEBIBYTE
     """Memory of a process that inspects or decodes."""
+    decoded_bytes: int = 1024 * MEBIBYTE
+    """Memory of decoded frames that wait to be scored, of all requests together."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -67,7 +70,7 @@ def refuse_too_large(limits: Limits) -> Refusal:
 
 def refuse_too_slow(limits: Limits) -> Refusal:
     """Makes the refusal of an upload that does not arrive in time."""
-    text = f"the upload paused for {limits.stall_seconds:g} s, or was not complete after {limits.upload_seconds:g} s"
+    text = f"the file paused for {limits.stall_seconds:g} s, or had not arrived after {limits.upload_seconds:g} s"
     return Refusal(408, "too_slow", text)
 
 
@@ -75,3 +78,9 @@ def refuse_too_late(limits: Limits) -> Refusal:
     """Makes the refusal of a request that could not be answered in time."""
     text = f"there was no answer within {limits.request_seconds:g} s: the video is costly to decode, or the server is busy"
     return Refusal(504, "too_late", text)
+
+
+def refuse_busy(seconds: float) -> Refusal:
+    """Makes the refusal of a request for which there is no room, and which may come again after ``seconds``."""
+    text = "too many requests wait for their answer: try again later"
+    return Refusal(503, "busy", text, retry_after=max(1, math.ceil(seconds)))

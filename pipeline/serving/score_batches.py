@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +15,13 @@ from pipeline.evaluation.scorer import Block
 
 ScoreBlocks = Callable[[Sequence[Block]], Iterable[Columns]]
 """Scores blocks, and yields columns of their views in order, in any parts, as ``Scorer.score_videos`` does."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    block: Block
+    drop: Callable[[], None]
+    future: Future[Columns] = field(default_factory=Future)
 
 
 class ScoreBatches:
@@ -26,15 +34,18 @@ class ScoreBatches:
     def __init__(self, score: ScoreBlocks, crops: int, most: int, observe: Callable[[int], None] = lambda videos: None) -> None:
         """``most`` is how many videos are scored together at most; ``observe`` is called with how many were."""
         self.score, self.crops, self.most, self.observe = score, crops, most, observe
-        self._waiting: queue.Queue[tuple[Block, Future[Columns]] | None] = queue.Queue()
+        self._waiting: queue.Queue[_Job | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="scores", daemon=True)
         self._thread.start()
 
-    def submit(self, block: Block) -> Future[Columns]:
-        """Hands in a block; the future has the columns of its views, or what scoring them raised."""
-        future: Future[Columns] = Future()
-        self._waiting.put((block, future))
-        return future
+    def submit(self, block: Block, drop: Callable[[], None] = lambda: None) -> Future[Columns]:
+        """Hands in a block; the future has the columns of its views, or what scoring them raised.
+
+        ``drop`` is called when the block is needed no more, also if the future was canceled meanwhile.
+        """
+        job = _Job(block, drop)
+        self._waiting.put(job)
+        return job.future
 
     def stop(self) -> None:
         """Ends the thread after what it is doing."""
@@ -42,36 +53,47 @@ class ScoreBatches:
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            jobs = [first]
-            while len(jobs) < self.most:
-                try:
-                    job = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if job is None:
-                    self._waiting.put(None)
-                    break
-                jobs.append(job)
-            jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]
-            if jobs:
-                self.observe(len(jobs))
-                self._score(jobs)
+        while self._score_next():
+            pass  # a call for each batch, so that no block is held while the next one is waited for
 
-    def _score(self, jobs: Sequence[tuple[Block, Future[Columns]]]) -> None:
+    def _score_next(self) -> bool:
+        """Scores what waits, at most ``most`` blocks; returns False when the thread is to end."""
+        first = self._waiting.get()
+        if first is None:
+            return False
+        jobs = [first]
+        while len(jobs) < self.most:
+            try:
+                job = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                self._waiting.put(None)
+                break
+            jobs.append(job)
+        try:
+            if wanted := [job for job in jobs if job.future.set_running_or_notify_cancel()]:
+                self.observe(len(wanted))
+                self._score(wanted)
+        finally:
+            for job in jobs:
+                job.drop()
+        return True
+
+    def _score(self, jobs: Sequence[_Job]) -> None:
         """Scores jobs together; if that fails, each by itself, so that only those fail that must."""
         try:
-            parts = list(self.score([block for block, _ in jobs]))
+            parts = list(self.score([job.block for job in jobs]))
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0][1].set_exception(error)
+                jobs[0].future.set_exception(error)
                 return
             for job in jobs:
                 self._score([job])
             return
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         start = 0
-        for (block_columns, _), future in jobs:
-            stop = start + len(block_columns["reason"]) * self.crops
-            future.set_result({name: values[start:stop] for name, values in columns.items()})
+        for job in jobs:
+            stop = start + len(job.block[0]["reason"]) * self.crops
+            job.future.set_result({name: values[start:stop] for name, values in columns.items()})
             start = stop

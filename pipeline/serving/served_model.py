@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.clips.decode import compute_scaled_size
 from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
+from pipeline.errors import UserError
 from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.evaluation.scorer import Scorer
 from pipeline.lifecycle.saved_run import SavedRun, open_file_source
@@ -24,10 +27,11 @@ from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import NOT_FINITE, Prediction, ScoreRows, predict_inputs
 from pipeline.prediction.timeline import Windows, place_windows, predict_timelines
-from pipeline.processes.isolation import ProcessLimits, count_cores
+from pipeline.processes.isolation import ProcessLimits, count_cores, end_calls_at
 from pipeline.seeds import Ints
 from pipeline.serving.answers import Answer, ModelFacts, Timings, Wanted, make_answer
-from pipeline.serving.limits import Limits, Refusal, refuse_too_late
+from pipeline.serving.decoded_memory import DecodedMemory
+from pipeline.serving.limits import MEBIBYTE, Limits, Refusal, refuse_busy, refuse_too_late
 from pipeline.serving.score_batches import ScoreBatches
 from pipeline.serving.uploads.inspect_upload import Inspectors, hide_path
 from pipeline.video.probe import Probe
@@ -36,30 +40,62 @@ DECODE_SHARE = 1 / 3
 """Part of ``request_seconds`` after which a decoder is stopped: a video that fails as a whole is tried clip by clip."""
 
 
-def describe_model(saved: SavedRun) -> ModelFacts:
-    """Describes a model as each answer names it."""
-    knobs = saved.config.evaluation
-    return ModelFacts(
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a model is when the server is started. A copy that is loaded later, after its folder changed, must be the same."""
+
+    facts: ModelFacts
+    temperatures: Mapping[str, float]
+    """By which its probabilities are calibrated, as ``read_temperatures`` returns them."""
+
+
+def identify_model(saved: SavedRun) -> ModelIdentity:
+    """Reads what a model is."""
+    knobs, temperatures = saved.config.evaluation, read_temperatures(saved)
+    facts = ModelFacts(
         name=saved.folder.name, classes=len(saved.classes), sha256=compute_sha256(saved.weights), step=saved.step,
-        clips=knobs.clips, crops=knobs.crops, calibrated=read_temperatures(saved).is_calibrated,
+        clips=knobs.clips, crops=knobs.crops, calibrated=temperatures.is_calibrated,
     )  # fmt: skip
+    return ModelIdentity(facts, temperatures.values)
+
+
+def _load_scorer(saved: SavedRun, identity: ModelIdentity) -> Scorer:
+    """Loads the networks. Raises UserError if the file of weights is not the one of ``identity``."""
+    try:
+        scorer = Scorer(saved.config.model_dump(mode="json"), len(saved.classes), str(saved.weights))
+        found = compute_sha256(saved.weights)  # afterward: of the content that was loaded
+    except OSError as error:
+        raise UserError(f"{saved.weights} cannot be read: {error.strerror or error}") from None
+    if found != identity.facts.sha256:
+        raise UserError(f"{saved.weights} was changed after the server was started: its SHA-256 is {found[:12]}..., no longer "
+                        f"{identity.facts.sha256[:12]}...; put the earlier file back, or start the server again")  # fmt: skip
+    return scorer
 
 
 class ServedModel:
     """Answers from any number of threads. The networks are loaded once, and compute in one thread."""
 
-    def __init__(self, saved: SavedRun, limits: Limits, observe_batch: Callable[[int], None] = lambda videos: None) -> None:
-        self.config, self.limits, self.facts = saved.config, limits, describe_model(saved)
+    def __init__(
+        self,
+        saved: SavedRun,
+        limits: Limits,
+        observe_batch: Callable[[int], None] = lambda videos: None,
+        identity: ModelIdentity | None = None,
+    ) -> None:
+        """``identity`` is what the model must be, if another process has read that. Raises UserError if it is not."""
+        identity = identify_model(saved) if identity is None else identity
+        self.config, self.limits, self.facts = saved.config, limits, identity.facts
         seconds, memory = limits.request_seconds * DECODE_SHARE, limits.decoder_bytes
         # half of the memory may be taken for a moment before the decoder's process is replaced after its video
         child = ProcessLimits(seconds, memory, address_space_bytes=2 * memory)
         self.source = replace(open_file_source(saved), limits=child)
         if saved.config.scale.torch_threads:
             torch.set_num_threads(saved.config.scale.torch_threads)
-        self.temperatures = read_temperatures(saved).values
-        self.scorer = Scorer(saved.config.model_dump(mode="json"), len(saved.classes), str(saved.weights))
+        self.temperatures = identity.temperatures
+        self.scorer = _load_scorer(saved, identity)
         self._moments = compute_clip_moments(saved.config.evaluation.clips)
         self._inspectors = Inspectors(child)
+        self._memory = DecodedMemory(limits.decoded_bytes)
         self._decoders = ThreadPoolExecutor(count_cores(), thread_name_prefix="decode")
         most = max(1, 2 * self.scorer.batch // max(1, len(self._moments) * saved.config.evaluation.crops))
         self._batches = ScoreBatches(self.scorer.score_videos, saved.config.evaluation.crops, most, observe_batch)
@@ -70,16 +106,20 @@ class ServedModel:
         self._batches.stop()
         self._inspectors.stop()
 
-    def answer(self, path: Path, wanted: Wanted) -> Answer:
-        """Predicts an uploaded file. Raises Refusal if it is no usable video, beyond the limits, or takes too long."""
+    def answer(self, path: Path, wanted: Wanted, deadline: float | None = None) -> Answer:
+        """Predicts an uploaded file until ``deadline``, in the time of ``time.monotonic``; None: for ``request_seconds``.
+
+        Raises Refusal if it is no usable video, beyond the limits, or takes too long. Nothing of it is computed any more after
+        the deadline: processes that still inspect or decode it are killed.
+        """
         begun = time.monotonic()
-        deadline = begun + self.limits.request_seconds
+        deadline = begun + self.limits.request_seconds if deadline is None else deadline
         # by the threads that decode, so that there are no more child processes than twice the cores, however many ask
-        probe: Probe = self._wait(self._decoders.submit(self._inspectors.inspect, path, self.limits), deadline)
+        probe: Probe = self._wait(self._decoders.submit(self._inspect, path, deadline), deadline)
         windows = self._choose_windows(wanted, probe)
         inspected = time.monotonic()
         video, classes = InputVideo("the upload", str(path)), self.source.manifest.classes
-        score = self._make_scorer(deadline)
+        score = self._make_scorer(self._check_decoded_size(probe), deadline)
         (prediction,) = predict_inputs(self.source, self.config, [video], score, lambda locations: [probe], self.temperatures)
         if not prediction.is_ok:
             raise _refuse(prediction, path)
@@ -107,30 +147,70 @@ class ServedModel:
             raise Refusal(422, "too_many_windows", text)
         return windows
 
-    def _make_scorer(self, deadline: float) -> ScoreRows:
-        """Makes what scores the rows of a request until ``deadline``, in the time of ``time.monotonic``."""
+    def _inspect(self, path: Path, deadline: float) -> Probe:
+        with self._end_at(deadline):
+            return self._inspectors.inspect(path, self.limits)
+
+    def _check_decoded_size(self, probe: Probe) -> int:
+        """Computes how many bytes the clips of a video have at most when they are decoded; of a window as well. Raises Refusal
+        if there is never room for so many."""
+        width, height = compute_scaled_size(probe.width, probe.height, self.source.size)
+        frames = min(probe.frames, len(self._moments) * sum(clip.frames for clip in self.source.clips))
+        size = frames * width * height * 3
+        if size > self.limits.decoded_bytes:
+            text = f"{frames} frames of the video are needed, {size / MEBIBYTE:.0f} MiB when decoded; up to "
+            raise Refusal(422, "too_costly", f"{text}{self.limits.decoded_bytes / MEBIBYTE:.0f} MiB are accepted")
+        return size
+
+    def _make_scorer(self, size: int, deadline: float) -> ScoreRows:
+        """Makes what scores the rows of a request until ``deadline``; each of them has ``size`` bytes when it is decoded."""
 
         def decode_and_submit(source: VideoSource, row: int) -> Future[Columns]:
-            if time.monotonic() > deadline:
-                raise refuse_too_late(self.limits)
-            return self._batches.submit(self.scorer.prepare_block(decode_videos(source, np.array([row]), self._moments)))
+            with ExitStack() as undo:
+                undo.callback(self._memory.release, size)
+                with self._end_at(deadline):
+                    columns = decode_videos(source, np.array([row]), self._moments)
+                block = self.scorer.prepare_block(columns)
+                undo.pop_all()  # from here on whoever scores it gives the memory back
+            return self._batches.submit(block, lambda: self._memory.release(size))
+
+        def start(source: VideoSource, row: int) -> Future[Future[Columns]]:
+            decoding = self._decoders.submit(decode_and_submit, source, row)
+            decoding.add_done_callback(lambda done: self._memory.release(size) if done.cancelled() else None)
+            return decoding
 
         def score(source: VideoSource, rows: Ints) -> Iterator[Columns]:
             pending: deque[Future[Future[Columns]]] = deque()
-            remaining = iter(rows.tolist())
+            waiting = deque(rows.tolist())
             try:
-                while True:
-                    # a few ahead: a long timeline must not keep other requests' videos from being decoded
-                    while len(pending) <= count_cores() and (row := next(remaining, None)) is not None:
-                        pending.append(self._decoders.submit(decode_and_submit, source, row))
+                while waiting or pending:
+                    # a few ahead: a long timeline must not keep other requests' videos from being decoded. Only for the first
+                    # one memory is waited for: who has some and waits for more could wait for another one that does so, too
+                    while waiting and len(pending) <= count_cores():
+                        if not self._memory.reserve(size, 0.0 if pending else deadline - time.monotonic()):
+                            break
+                        pending.append(start(source, waiting.popleft()))
                     if not pending:
-                        return
-                    yield self._wait(self._wait(pending.popleft(), deadline), deadline)
+                        raise refuse_busy(self.limits.request_seconds)
+                    yield self._wait(self._wait(pending[0], deadline), deadline)
+                    pending.popleft()
             finally:
-                for future in pending:
-                    future.cancel()
+                for decoding in pending:
+                    _abandon(decoding)
 
         return score
+
+    @contextmanager
+    def _end_at(self, deadline: float) -> Iterator[None]:
+        """Raises Refusal if it is too late, also after the block, whose child processes are then killed."""
+        if time.monotonic() >= deadline:
+            raise refuse_too_late(self.limits)
+        try:
+            with end_calls_at(deadline):
+                yield
+        finally:
+            if time.monotonic() >= deadline:
+                raise refuse_too_late(self.limits)
 
     def _wait(self, future: Future[Any], deadline: float) -> Any:
         try:
@@ -138,6 +218,17 @@ class ServedModel:
         except FutureTimeoutError:
             future.cancel()
             raise refuse_too_late(self.limits) from None
+
+
+def _abandon(decoding: Future[Future[Columns]]) -> None:
+    """Cancels a video that is being decoded or scored, as far as that has not begun."""
+
+    def abandon_scoring(decoded: Future[Future[Columns]]) -> None:
+        if not decoded.cancelled() and decoded.exception() is None:
+            decoded.result().cancel()
+
+    decoding.cancel()
+    decoding.add_done_callback(abandon_scoring)
 
 
 def _refuse(prediction: Prediction, path: Path) -> Refusal:

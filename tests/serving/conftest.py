@@ -29,6 +29,7 @@ from pipeline.serving.limits import Limits
 from pipeline.serving.served_model import ServedModel
 from pipeline.serving.service import Service
 from pipeline.serving.uploads.fetch_uri import UriRules
+from pipeline.serving.uploads.scratch import Scratch
 from tests.run_folders import CLASSES, write_video
 
 CONFIG = """
@@ -110,7 +111,7 @@ class Running:
 
     def list_scratch(self) -> list[str]:
         """The uploads that were not removed."""
-        return os.listdir(self.service.scratch)
+        return os.listdir(self.service.scratch.folder)
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def run_service(
 ) -> Iterator[Running]:
     """Runs a server until the block ends."""
     scratch.mkdir(parents=True, exist_ok=True)
-    service = Service(answerer, limits, scratch, rules)
+    service = Service(answerer, limits, Scratch(scratch), rules)
     bound = open_socket("127.0.0.1", 0)
     server = make_server(build_app(service, Access(token)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

@@ -16,3 +16,11 @@ def crash(path: str, limits: object) -> None:
 
 def take_memory(path: str, limits: object) -> None:
     bytearray(3 * 2**30)
+
+
+def hang_decoding(*_: object) -> None:
+    time.sleep(60)
+
+
+def tell_environment() -> dict[str, str]:
+    return dict(os.environ)

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.files import storage
 from pipeline.serving.answerer import InProcess
-from pipeline.serving.limits import Refusal
+from pipeline.serving.limits import Limits, Refusal
+from pipeline.serving.uploads import fetch_uri
 from pipeline.serving.uploads.fetch_uri import UriRules, check_uri, fetch, find_addresses, is_public, parse_prefix
+from pipeline.serving.uploads.scratch import Scratch
 from tests.object_store import ObjectStore
 from tests.serving.conftest import LIMITS, Running, run_service
 
@@ -72,6 +75,11 @@ def test_other_uris_are_refused(uri: str, status: int) -> None:
     with pytest.raises(Refusal) as caught:
         check_uri(text, RULES)
     assert caught.value.status == status
+
+
+def fetch_here(uri: str, rules: UriRules, limits: Limits, path: Path) -> None:
+    """Fetches a file as a request does that begins now."""
+    fetch(uri, rules, limits, path, time.monotonic() + limits.upload_seconds, Scratch(path.parent))
 
 
 def test_without_rules_no_uri_is_fetched(server: Running) -> None:
@@ -136,7 +144,7 @@ def test_the_checked_address_is_connected_to_and_the_name_is_not_looked_up_again
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     with pytest.raises(Refusal) as caught:
-        fetch("https://videos.example.org/clips/a.mp4", RULES, LIMITS, tmp_path / "upload")
+        fetch_here("https://videos.example.org/clips/a.mp4", RULES, LIMITS, tmp_path / "upload")
     assert (caught.value.status, caught.value.code) == (422, "unreachable")
     assert asked == ["videos.example.org"] and connected == [("203.0.114.7", 443)]
 
@@ -267,7 +275,7 @@ def test_a_port_that_speaks_another_language_is_a_refusal(model: InProcess, tmp_
         threading.Thread(target=talk, daemon=True).start()
         rules = UriRules((f"http://127.0.0.1:{port}/",), private=True)
         with pytest.raises(Refusal) as caught:
-            fetch(f"http://127.0.0.1:{port}/x", rules, LIMITS, tmp_path / "upload")
+            fetch_here(f"http://127.0.0.1:{port}/x", rules, LIMITS, tmp_path / "upload")
     assert (caught.value.status, caught.value.code) == (422, "unreachable")
     assert "SSH" not in caught.value.text
 
@@ -278,12 +286,51 @@ def test_objects_of_a_store_are_fetched_within_the_limit(tmp_path: Path, clip: b
     with store.name_in_environment():
         store.put("bucket")
         store.put("bucket/clips/a.mp4", clip)
-        fetch("s3://bucket/clips/a.mp4", RULES, LIMITS, tmp_path / "upload")
+        fetch_here("s3://bucket/clips/a.mp4", RULES, LIMITS, tmp_path / "upload")
         assert (tmp_path / "upload").read_bytes() == clip
         with pytest.raises(Refusal) as caught:
-            fetch("s3://bucket/clips/a.mp4", RULES, replace(LIMITS, upload_bytes=100), tmp_path / "upload")
+            fetch_here("s3://bucket/clips/a.mp4", RULES, replace(LIMITS, upload_bytes=100), tmp_path / "upload")
         assert caught.value.status == 413
         with pytest.raises(Refusal) as caught:
-            fetch("s3://bucket/clips/none.mp4", RULES, LIMITS, tmp_path / "upload")
+            fetch_here("s3://bucket/clips/none.mp4", RULES, LIMITS, tmp_path / "upload")
         assert (caught.value.status, caught.value.code) == (422, "missing")
     store.stop()
+
+
+def hang(*_: Any, **__: Any) -> Any:
+    time.sleep(4)
+
+
+@pytest.mark.parametrize("what", ["the name server", "the store"])
+def test_whatever_hangs_the_time_of_an_upload_is_kept(
+    model: InProcess, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Nor does it delay the end of the server."""
+    if what == "the store":
+        monkeypatch.setattr(storage, "get_file_info", hang)
+    else:
+        monkeypatch.setattr(fetch_uri, "find_addresses", hang)
+    rules = UriRules(("s3://bucket/clips/", parse_prefix(files)), private=True)
+    with run_service(model, tmp_path / "uploads", replace(LIMITS, upload_seconds=1.0), rules) as running:
+        begun = time.monotonic()
+        reply = ask_for(running, "s3://bucket/clips/a.mp4" if what == "the store" else files + "good.mp4")
+        assert (reply.status, reply.json["error"]) == (408, "too_slow") and time.monotonic() - begun < 2.5
+        assert running.list_scratch() == []
+    assert time.monotonic() - begun < 3.5
+
+
+def test_the_time_counts_from_the_request_and_not_again_from_the_fetch(model: InProcess, files: str, tmp_path: Path) -> None:
+    rules = UriRules((parse_prefix(files),), private=True)
+    body = f'{{"uri": "{files}slow.mp4"}}'.encode()
+    lines = ["POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    limits = replace(LIMITS, upload_seconds=2.0, stall_seconds=2.0)
+    with (
+        run_service(model, tmp_path / "uploads", limits, rules) as running,
+        socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection,
+    ):
+        begun = time.monotonic()
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5])
+        time.sleep(1.5)
+        connection.sendall(body[5:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - begun < 3.0

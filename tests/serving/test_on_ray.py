@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 
 from jobs import serve as serve_job
-from pipeline.config import Config
-from pipeline.errors import UserError
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.serving.answerer import Answerer, open_answerer
 from pipeline.serving.server_metrics import Metrics
@@ -40,7 +38,7 @@ def cluster(replicas: Answerer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-def list_processes() -> list[int]:
+def list_processes(application: str) -> list[int]:
     """The processes of the replicas."""
     found = []
     for folder in Path("/proc").iterdir():
@@ -49,7 +47,7 @@ def list_processes() -> list[int]:
                 name = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            if name.startswith(b"ray::ServeReplica:actnetformer") and f"-{os.getpid()}:model".encode() in name:
+            if name.startswith(f"ray::ServeReplica:{application}:model".encode()):
                 found.append(int(folder.name))
     return found
 
@@ -72,7 +70,8 @@ def test_replicas_answer_as_this_process_does(cluster: Running, server: Running,
 
 @pytest.mark.long
 def test_nothing_is_lost_when_a_replica_is_killed(cluster: Running, clip: bytes) -> None:
-    processes = list_processes()
+    application = cluster.service.answerer.application
+    processes = list_processes(application)
     assert len(processes) == 2
     with ThreadPoolExecutor(4) as threads:
         futures = [threads.submit(cluster.post, clip) for _ in range(24)]
@@ -83,9 +82,23 @@ def test_nothing_is_lost_when_a_replica_is_killed(cluster: Running, clip: bytes)
     assert [reply.status for reply in replies] == [200] * 24
     assert len({str(reply.json["classes"][0]["name"]) for reply in replies}) == 1
     deadline = time.monotonic() + 60
-    while len(list_processes()) < 2 or processes[0] in list_processes():
+    while len(list_processes(application)) < 2 or processes[0] in list_processes(application):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    assert cluster.post(clip).status == 200
+
+
+@pytest.mark.long
+def test_a_second_server_does_not_take_the_place_of_the_first(
+    cluster: Running, saved: SavedRun, clip: bytes, tmp_path: Path
+) -> None:
+    """Processes in two containers may have the same number, and share a cluster."""
+    small = saved.config.scale.model_copy(update={"cpus_per_worker": 0.1})
+    model = replace(saved, config=saved.config.model_copy(update={"scale": small}))
+    with open_answerer(model, 1, LIMITS, Metrics()) as second, run_service(second, tmp_path / "uploads") as running:
+        assert running.post(clip).status == 200 == cluster.post(clip).status
+        assert second.application != cluster.service.answerer.application
+        assert cluster.ask("GET", "/readyz").status == 200
     assert cluster.post(clip).status == 200
 
 
@@ -130,30 +143,3 @@ def _ask(port: int, method: str, path: str, body: Any = None, headers: Any = Non
     status, content = response.status, response.read()
     connection.close()
     return status, content
-
-
-# --------------------------------------------------------------------------------------- what is reserved, without Ray
-
-
-def plan(config: Config, replicas: int, cpus: float, gpus: float = 0.0, **scale: Any) -> dict[str, float]:
-    from pipeline.serving.on_ray import plan_replica
-
-    changed = config.model_copy(update={"scale": config.scale.model_copy(update={"gpu": None, **scale})})
-    return plan_replica(changed, replicas, {"CPU": cpus, "GPU": gpus})
-
-
-def test_what_a_replica_reserves(saved: SavedRun) -> None:
-    assert plan(saved.config, 2, 16.0) == {"num_cpus": 1.0}
-    assert plan(saved.config, 2, 2.0) == {"num_cpus": 0.8}
-    assert plan(saved.config, 2, 16.0, 4.0) == {"num_cpus": 1.0, "num_gpus": 1.0}
-    assert plan(saved.config, 8, 16.0, 4.0) == {"num_cpus": 1.0}
-    assert plan(saved.config, 8, 16.0, 4.0, gpus_per_worker=0.5) == {"num_cpus": 1.0, "num_gpus": 0.5}
-    assert plan(saved.config, 2, 16.0, 4.0, gpu=False) == {"num_cpus": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("replicas", "scale", "shown"), [(8, {"gpu": True}, "needs 8 GPUs, the cluster has 4"), (1000, {}, "needs more CPUs than")]
-)
-def test_what_does_not_fit_is_a_mistake(saved: SavedRun, replicas: int, scale: Any, shown: str) -> None:
-    with pytest.raises(UserError, match=shown):
-        plan(saved.config, replicas, 16.0, 4.0, **scale)

@@ -13,12 +13,14 @@ import ray
 from ray import serve
 
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.serving import on_ray
 from pipeline.serving.access import Access
 from pipeline.serving.answerer import InProcess
 from pipeline.serving.answers import Wanted
 from pipeline.serving.app import ServiceBuilder
-from pipeline.serving.limits import Refusal
+from pipeline.serving.limits import Limits, Refusal
+from pipeline.serving.on_ray import replicas
+from pipeline.serving.on_ray.web_server import WebServer
+from pipeline.serving.served_model import identify_model
 from pipeline.serving.uploads.fetch_uri import UriRules
 from tests.serving.conftest import LIMITS, run_service
 
@@ -28,9 +30,9 @@ class Handle:
 
     def __init__(self, model: InProcess, folder: Path, errors: list[Exception]) -> None:
         self.model, self.path, self.errors, self.asked = model, folder / "sent", errors, 0
-        self.answer = SimpleNamespace(remote=self._answer)
+        self.answer = SimpleNamespace(remote=lambda *words: asyncio.ensure_future(self._answer(*words)))
 
-    async def _answer(self, content: bytes, wanted: Wanted) -> Any:
+    async def _answer(self, content: bytes, wanted: Wanted, seconds: float) -> Any:
         self.asked += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -39,6 +41,10 @@ class Handle:
             return await self.model.answer(self.path, wanted)
         except Refusal as refusal:
             return refusal
+
+
+def send_to(handle: Any, saved: SavedRun, limits: Limits = LIMITS) -> replicas.OnRay:
+    return replicas.OnRay(handle, "app", identify_model(saved), saved.classes, limits)
 
 
 UNAVAILABLE = ray.exceptions.ActorUnavailableError("gone", b"0" * 16)
@@ -50,7 +56,7 @@ def test_a_request_whose_replica_is_lost_goes_to_another_one(
     saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path, error: Exception
 ) -> None:
     handle = Handle(model, tmp_path, [error])
-    with run_service(on_ray.OnRay(handle, "app", saved, LIMITS), tmp_path / "uploads") as running:
+    with run_service(send_to(handle, saved), tmp_path / "uploads") as running:
         assert running.post(clip).status == 200 and handle.asked == 2
         refused = running.post(b"no video")
         assert (refused.status, refused.json["error"], handle.asked) == (415, "not_a_video", 3)
@@ -60,17 +66,17 @@ def test_a_request_that_loses_every_replica_is_told_to_come_again(
     saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path
 ) -> None:
     handle = Handle(model, tmp_path, [ray.exceptions.RayActorError() for _ in range(5)])
-    with run_service(on_ray.OnRay(handle, "app", saved, LIMITS), tmp_path / "uploads") as running:
+    with run_service(send_to(handle, saved), tmp_path / "uploads") as running:
         reply = running.post(clip)
         assert (reply.status, reply.json["error"], reply.headers["retry-after"]) == (503, "replica_lost", "5")
-        assert handle.asked == on_ray.ATTEMPTS and running.list_scratch() == []
+        assert handle.asked == replicas.ATTEMPTS and running.list_scratch() == []
 
 
 def test_an_error_of_the_model_is_not_sent_to_all_replicas(
     saved: SavedRun, model: InProcess, clip: bytes, tmp_path: Path
 ) -> None:
     handle = Handle(model, tmp_path, [KeyError("a bug")])
-    with run_service(on_ray.OnRay(handle, "app", saved, LIMITS), tmp_path / "uploads") as running:
+    with run_service(send_to(handle, saved), tmp_path / "uploads") as running:
         assert running.post(clip).status == 500 and handle.asked == 1
 
 
@@ -80,11 +86,11 @@ def test_an_error_of_the_model_is_not_sent_to_all_replicas(
 def test_ready_is_who_has_a_running_replica(
     saved: SavedRun, monkeypatch: pytest.MonkeyPatch, states: dict[str, int], count: int
 ) -> None:
-    deployments = {on_ray.MODEL: SimpleNamespace(replica_states=states)}
+    deployments = {replicas.MODEL: SimpleNamespace(replica_states=states)}
     status = SimpleNamespace(applications={"app": SimpleNamespace(deployments=deployments)})
     monkeypatch.setattr(serve, "status", lambda: status)
-    assert on_ray.count_replicas("app") == count and on_ray.count_replicas("another") == 0
-    assert asyncio.run(on_ray.OnRay(None, "app", saved, LIMITS).is_ready()) == (count > 0)
+    assert replicas.count_replicas("app") == count and replicas.count_replicas("another") == 0
+    assert asyncio.run(send_to(None, saved).is_ready()) == (count > 0)
 
 
 def test_the_web_server_of_an_application_is_healthy_while_it_runs(
@@ -92,7 +98,9 @@ def test_the_web_server_of_an_application_is_healthy_while_it_runs(
 ) -> None:
     monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="app"))
     build = ServiceBuilder(LIMITS, UriRules(), Access())
-    web = on_ray.WebServer(Handle(model, tmp_path, []), saved, LIMITS, "127.0.0.1", 0, build)
+    web = WebServer(
+        Handle(model, tmp_path, []), identify_model(saved), saved.classes, LIMITS, ("127.0.0.1", 0), tmp_path, build
+    )
     web.check_health()
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=60)
     connection.request("POST", "/predict", clip, {"Content-Type": "video/mp4"})

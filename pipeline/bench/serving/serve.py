@@ -31,6 +31,7 @@ from pipeline.serving.http_server import make_server, open_socket
 from pipeline.serving.limits import Limits
 from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.service import Service
+from pipeline.serving.uploads.scratch import Scratch
 from pipeline.video.probe import Probe, ProbeOptions, probe_file
 
 CLIENTS = (1, 4, 16)
@@ -126,7 +127,7 @@ class _Server:
     """A web server in a thread, on a free port."""
 
     def __init__(self, answerer: Answerer, limits: Limits, metrics: Metrics, scratch: Path) -> None:
-        self.server = make_server(build_app(Service(answerer, limits, scratch, metrics=metrics), Access()))
+        self.server = make_server(build_app(Service(answerer, limits, Scratch(scratch), metrics=metrics), Access()))
         self.socket = open_socket("127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
 

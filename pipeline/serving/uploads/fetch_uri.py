@@ -10,15 +10,16 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import SplitResult, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.serving.limits import Limits, Refusal, refuse_too_large, refuse_too_slow
+from pipeline.serving.uploads.scratch import Scratch
 
 WEB, STORES = ("http", "https"), ("s3", "s3a", "gs", "gcs")
 PIECE = 256 * 1024
@@ -107,45 +108,79 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def fetch(uri: str, rules: UriRules, limits: Limits, path: Path) -> None:
-    """Fetches a file to ``path``. Raises Refusal if it is not allowed, not there, too large or too slow."""
+def fetch(uri: str, rules: UriRules, limits: Limits, path: Path, deadline: float, scratch: Scratch) -> None:
+    """Fetches a file to ``path``, a place of ``scratch``, until ``deadline``, in the time of ``time.monotonic``. Raises Refusal
+    if it is not allowed, not there, too large or too slow."""
     parts = check_uri(uri, rules)
-    if parts.scheme in WEB:
-        _fetch_web(parts, rules, limits, path)
-    else:
-        _fetch_store(uri, limits, path)
+    with scratch.refuse_errors():
+        file = path.open("wb")
+    with file:
+        copy = _Copy(file, limits, deadline, scratch)
+        if parts.scheme in WEB:
+            _fetch_web(parts, rules, copy)
+        else:
+            _fetch_store(uri, copy)
+    if copy.count == 0:
+        raise Refusal(422, "empty", "the file behind the URI has no bytes")
 
 
-def _fetch_store(uri: str, limits: Limits, path: Path) -> None:
-    deadline = time.monotonic() + limits.upload_seconds
+@dataclass
+class _Copy:
+    """Writes what is fetched to a file, within the limits."""
+
+    file: BinaryIO
+    limits: Limits
+    deadline: float
+    scratch: Scratch
+    count: int = 0
+    """Bytes that were written."""
+
+    def compute_seconds_left(self) -> float:
+        """Computes the time that is left. Raises Refusal if there is none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise refuse_too_slow(self.limits)
+        return left
+
+    def run(self, read: Callable[[int], bytes]) -> None:
+        """Copies what ``read`` returns until it returns nothing."""
+        while piece := read(PIECE):
+            self.count += len(piece)
+            if self.count > self.limits.upload_bytes:
+                raise refuse_too_large(self.limits)
+            self.compute_seconds_left()
+            with self.scratch.refuse_errors():
+                self.file.write(piece)
+
+
+def _fetch_store(uri: str, copy: _Copy) -> None:
     try:
-        if storage.get_file_info(uri).bytes > limits.upload_bytes:
-            raise refuse_too_large(limits)
+        if storage.get_file_info(uri).bytes > copy.limits.upload_bytes:
+            raise refuse_too_large(copy.limits)
         with storage.open_file(uri) as source:
-            _copy(source.read, limits, path, deadline)
+            copy.run(source.read)
     except FileNotFoundError:
         raise Refusal(422, "missing", "there is no such file behind the URI") from None
     except OSError:
         raise Refusal(422, "unreachable", "the file behind the URI cannot be read") from None
 
 
-def _fetch_web(parts: SplitResult, rules: UriRules, limits: Limits, path: Path) -> None:
+def _fetch_web(parts: SplitResult, rules: UriRules, copy: _Copy) -> None:
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    deadline = time.monotonic() + limits.upload_seconds
     try:
-        with _connect(parts.scheme, host, find_addresses(host, port, rules.private), port, limits) as connection:
+        with _connect(parts.scheme, host, find_addresses(host, port, rules.private), port, copy) as connection:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "actnetformer"})
             with connection.getresponse() as response:
-                _check_response(response, limits)
-                _copy(response.read1, limits, path, deadline)
-                if response.length or time.monotonic() >= deadline:  # the rest is missing, which http.client lets pass
+                _check_response(response, copy.limits)
+                copy.run(response.read1)
+                copy.compute_seconds_left()
+                if response.length:  # the rest is missing, which http.client lets pass
                     raise http.client.IncompleteRead(b"")
     except TimeoutError:
-        raise refuse_too_slow(limits) from None
+        raise refuse_too_slow(copy.limits) from None
     except (OSError, http.client.HTTPException, ValueError):
-        if time.monotonic() >= deadline:
-            raise refuse_too_slow(limits) from None
+        copy.compute_seconds_left()
         raise Refusal(422, "unreachable", "the server of the URI does not answer as a web server does") from None
 
 
@@ -162,13 +197,13 @@ def _check_response(response: http.client.HTTPResponse, limits: Limits) -> None:
 
 @contextlib.contextmanager
 def _connect(
-    scheme: str, host: str, addresses: Sequence[tuple[int, Address]], port: int, limits: Limits
+    scheme: str, host: str, addresses: Sequence[tuple[int, Address]], port: int, copy: _Copy
 ) -> Iterator[http.client.HTTPConnection]:
-    """Connects to the first address that answers. After ``upload_seconds`` the connection is cut, whatever it waits for."""
+    """Connects to the first address that answers. At the deadline of ``copy`` the connection is cut, whatever it waits for."""
     connected = None
     for family, address in addresses[:4]:
         one = socket.socket(family, socket.SOCK_STREAM)
-        one.settimeout(min(limits.stall_seconds, limits.upload_seconds / 4))
+        one.settimeout(min(copy.limits.stall_seconds, copy.compute_seconds_left()))
         try:
             one.connect(address)
         except OSError:
@@ -176,6 +211,7 @@ def _connect(
             continue
         connected = one
         break
+    seconds = copy.compute_seconds_left()
     if connected is None:
         raise Refusal(422, "unreachable", "the host of the URI does not answer")
 
@@ -183,7 +219,7 @@ def _connect(
         with contextlib.suppress(OSError):
             raw.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(limits.upload_seconds, cut)
+    timer = threading.Timer(seconds, cut)
     timer.daemon = True
     timer.start()
     connection = http.client.HTTPConnection(host, port)
@@ -195,17 +231,3 @@ def _connect(
         timer.cancel()
         connection.close()
         connected.close()
-
-
-def _copy(read: Any, limits: Limits, path: Path, deadline: float) -> None:
-    count = 0
-    with path.open("wb") as file:
-        while piece := read(PIECE):
-            count += len(piece)
-            if count > limits.upload_bytes:
-                raise refuse_too_large(limits)
-            if time.monotonic() > deadline:
-                raise refuse_too_slow(limits)
-            file.write(piece)
-    if count == 0:
-        raise Refusal(422, "empty", "the file behind the URI has no bytes")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pipeline.serving.limits import Limits, Refusal, refuse_too_large, refuse_too_slow
+from pipeline.serving.uploads.options import check_names
+from pipeline.serving.uploads.read_form import save_file_of_form
+from pipeline.serving.uploads.scratch import Scratch
 
 Message = MutableMapping[str, Any]
 JSON_BYTES = 16 * 1024
@@ -26,20 +26,18 @@ FORM, JSON = "multipart/form-data", "application/json"
 
 
 class LimitedBody:
-    """The ``receive`` of an ASGI request, which raises Refusal when too many bytes come, or when they come too slowly."""
+    """The ``receive`` of an ASGI request, which raises Refusal when too many bytes come, or none for ``stall_seconds``."""
 
     def __init__(self, receive: Callable[[], Awaitable[Message]], limits: Limits, most_bytes: int | None = None) -> None:
         self.receive, self.limits = receive, limits
         self.most_bytes = limits.upload_bytes if most_bytes is None else most_bytes
         self.bytes = 0
         self.has_ended = False
-        self._deadline = asyncio.get_running_loop().time() + limits.upload_seconds
 
     async def __call__(self) -> Message:
         """Returns the next message of the request."""
-        left = self._deadline - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(max(0.0, min(left, self.limits.stall_seconds))):
+            async with asyncio.timeout(self.limits.stall_seconds):
                 message = await self.receive()
         except TimeoutError:
             raise refuse_too_slow(self.limits) from None
@@ -96,34 +94,20 @@ async def receive_body(request: Request, limits: Limits) -> AsyncIterator[Reques
         raise
 
 
-async def save_upload(request: Request, path: Path) -> None:
-    """Writes the file that a request uploads to ``path``. Raises Refusal, also for what is not a form with one file.
+async def save_upload(request: Request, path: Path, scratch: Scratch) -> None:
+    """Writes the file that a request uploads to ``path``, a place of ``scratch``. Raises Refusal, also for what is not a form
+    with one file.
 
     The request is one of ``receive_body``. Pieces are written as they come, so that memory holds only one of them.
     """
-    if get_content_type(request) == FORM:
-        await _save_form(request, path)
-    else:
-        with path.open("wb") as file:
+    with scratch.refuse_errors(), path.open("wb") as file:
+        if get_content_type(request) == FORM:
+            await save_file_of_form(request, file)
+        else:
             async for piece in request.stream():
                 file.write(piece)
     if path.stat().st_size == 0:
         raise Refusal(400, "empty", "the body has no bytes: send a video file")
-
-
-async def _save_form(request: Request, path: Path) -> None:
-    try:
-        form = await request.form(max_files=1, max_fields=8, max_part_size=JSON_BYTES)
-    except HTTPException as error:
-        raise Refusal(400, "form", f"the form cannot be read: {error.detail}") from None
-    try:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if len(files) != 1:
-            raise Refusal(400, "form", "the form has no file: send the video as a part with a filename")
-        with path.open("wb") as file:
-            await asyncio.to_thread(shutil.copyfileobj, files[0].file, file, 2**20)
-    finally:
-        await form.close()
 
 
 async def read_uri(request: Request) -> str:
@@ -132,6 +116,9 @@ async def read_uri(request: Request) -> str:
         content = json.loads(await request.body())
     except (ValueError, RecursionError):
         raise Refusal(400, "json", "the body is not JSON") from None
-    if not isinstance(content, dict) or set(content) != {"uri"} or not isinstance(content["uri"], str):
-        raise Refusal(400, "json", 'the body must be {"uri": "..."}; options such as window are parameters of the address')
-    return content["uri"]
+    if isinstance(content, dict):
+        check_names(content, ("uri",), "key of the JSON")
+    if not isinstance(content, dict) or not isinstance(content.get("uri"), str):
+        raise Refusal(400, "json", 'the body must be {"uri": "..."}')
+    uri: str = content["uri"]
+    return uri
