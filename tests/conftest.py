@@ -24,13 +24,19 @@ settings.load_profile("house")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes (``pytest -n 2 --dist loadgroup``), those with Ray share one and its cluster, and
-    the others of a file share one, so that what a file prepares is prepared once."""
+    """Shares out tests among processes (``make test``), so that what several tests need is prepared once.
+
+    Those with Ray share a process and its cluster, and come first, because together they take longest; the others share it with
+    their file, or with their folder if it has a conftest.py.
+    """
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"), append=False)
         elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+            folder = item.path.parent
+            has_fixtures = (folder / "conftest.py").is_file() and folder != Path(__file__).parent
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0] if not has_fixtures else folder.name))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")
