@@ -24,6 +24,7 @@ COMMANDS = {
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",
     "suggest": "run -> which unlabeled videos people should label next, and a page to label them on",
     "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
+    "rounds": "simulated rounds of labeling: which strategy needs the fewest labels",
     "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",
     "bench": "speed, as ratios against a stated floor",

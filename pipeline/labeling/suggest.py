@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +89,45 @@ class Suggestions:
     """What the user should know about the choice."""
 
 
+@dataclass(frozen=True)
+class ChosenVideos:
+    """The videos that a run suggests, best first."""
+
+    rows: Ints
+    """[C] rows of the manifest."""
+    scores: Floats
+    """[C] the strategy's measure of each, 0..1."""
+    probabilities: Floats
+    """[C, 2, K] class probabilities of both students."""
+    opinions: Opinions
+    source: VideoSource
+    labels: LabelSubset
+    labels_path: str
+    """The label subset that the run was trained with."""
+    notes: tuple[str, ...]
+
+
 def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, overrides: Sequence[str] = ()) -> Suggestions:
     """Chooses the videos that a run suggests to label, best first, and decodes their animations. Raises UserError."""
+    folder = folder.expanduser().resolve()
+    spare = SPARE if wish.skip_duplicates else 1
+    chosen = choose_videos(folder, replace(wish, count=wish.count * spare), predictions, overrides)
+    manifest, notes = chosen.source.manifest, list(chosen.notes)
+    suggestions = [
+        _describe(manifest, chosen.opinions, wish.strategy, *video)
+        for video in zip(chosen.rows, chosen.scores, chosen.probabilities, strict=True)
+    ]
+    shown, left_out = _decode(chosen.source, chosen.labels, suggestions, wish)
+    if left_out:
+        notes.append(f"{left_out} near-duplicates of labeled or chosen videos are left out")
+    if len(shown) < wish.count:
+        notes.append(f"only {len(shown)} of the {wish.count} videos asked for can be suggested")
+    return Suggestions(folder, chosen.source, chosen.labels_path, tuple(shown), tuple(notes))
+
+
+def choose_videos(folder: Path, wish: Wish, predictions: Path | None = None, overrides: Sequence[str] = ()) -> ChosenVideos:
+    """Chooses the videos that a run suggests to label, as many as there are up to ``wish.count``; nothing is decoded, so
+    near-duplicates are not left out. Raises UserError."""
     folder = folder.expanduser().resolve()
     trained, _ = read_run(folder)
     config = override(trained.model_dump(mode="json"), overrides, source=f"{folder / 'config.yaml'}")
@@ -103,17 +140,8 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
     opinions = read_opinions(scores, manifest.table.num_rows)
     candidates, notes = _find_candidates(source, labels, opinions, wish, scores)
     order, weights = rank_videos(wish.strategy, opinions, candidates, wish.seed)
-    wanted = min(wish.count * (SPARE if wish.skip_duplicates else 1), len(order))
-    chosen, chosen_scores, probabilities = _choose(scores, wish, order, weights, wanted, manifest.table.num_rows)
-    suggestions = [
-        _describe(manifest, opinions, wish.strategy, *video) for video in zip(chosen, chosen_scores, probabilities, strict=True)
-    ]
-    shown, left_out = _decode(source, labels, suggestions, wish)
-    if left_out:
-        notes.append(f"{left_out} near-duplicates of labeled or chosen videos are left out")
-    if len(shown) < wish.count:
-        notes.append(f"only {len(shown)} of the {wish.count} videos asked for can be suggested")
-    return Suggestions(folder, source, config.labels_path, tuple(shown), tuple(notes))
+    chosen = _choose(scores, wish, order, weights, min(wish.count, len(order)), manifest.table.num_rows)
+    return ChosenVideos(*chosen, opinions, source, labels, config.labels_path, tuple(notes))
 
 
 def _find_candidates(

@@ -15,6 +15,7 @@ from pipeline.report import formats, sentences
 from pipeline.report.html import write_file, write_page
 from pipeline.report.pages.report_page import render_report
 from pipeline.report.report_content import Content, collect_content
+from pipeline.report.sections.rounds_section import build_rounds_sections
 from pipeline.report.tables import (
     build_differences_table,
     build_other_data_table,
@@ -99,6 +100,8 @@ def _format_for_terminal(content: Content) -> str:
     if any(len(group.runs) > 1 for group in content.groups) or content.differences:
         parts.append(formats.format_text(build_settings_table(content.groups, content.differences)))
         parts.append(build_settings_table(content.groups, content.differences).caption)
+    for one in build_rounds_sections(content.given):
+        parts += [formats.format_text(one.table), one.table.caption]
     if (others := build_other_data_table(content.runs)) is not None:
         parts += [formats.format_text(others), others.caption]
     line = sentences.build_headline(content.given, content.groups, content.differences)
@@ -111,6 +114,7 @@ def _build_tables(content: Content) -> list[Any]:
     return [
         *tables,
         *([build_differences_table(content.differences)] if content.differences else []),
+        *(one.table for one in build_rounds_sections(content.given)),
         *map(build_trials_table, content.searches),
         build_runs_table(content.everything),
         *([others] if (others := build_other_data_table(content.runs)) else []),

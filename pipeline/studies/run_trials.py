@@ -33,7 +33,7 @@ def run_jobs(source: TrialSource, template: Config, budget: Budget) -> None:
 
 def _run_in_process(source: TrialSource, budget: Budget) -> None:
     """Runs jobs in this process, where breakpoints work. A run that the end of the budget meets stops with a checkpoint."""
-    deadline = time.monotonic() + (budget.seconds or float("inf"))
+    deadline = time.monotonic() + (float("inf") if budget.seconds is None else budget.seconds)
     with StopOnSignal() as sign, _signal_after(budget.seconds):
         while time.monotonic() < deadline and (job := source.next_job()) is not None:
             print(f"trial {job.name}", flush=True)

@@ -28,6 +28,7 @@ from pipeline.report.report_content import Content
 from pipeline.report.sample_clips import build_samples
 from pipeline.report.sections.evaluation_section import build_evaluation_section
 from pipeline.report.sections.label_section import build_label_sections
+from pipeline.report.sections.rounds_section import build_rounds_sections
 from pipeline.report.sections.search_section import build_search_sections
 from pipeline.report.tables import (
     build_differences_table,
@@ -92,6 +93,7 @@ def _build_context(content: Content, folder: Path) -> dict[str, Any]:
         "judged": judged,
         "split": sentences.name_splits(judged),
         "num_settings": len(groups or content.trials),
+        "rounds": build_rounds_sections(content.given),
         "searches": build_search_sections(content.given, partial(_build_trial_link, folder)),
         "labels": build_label_sections(judged, content.baseline),
         "overlaid": overlaid,

@@ -1,0 +1,95 @@
+"""``python -m jobs.rounds --config FILE --rounds 5 --count 20 [key=value ...]``: which strategy needs the fewest labels.
+
+It simulates people on data whose labels are known: a run is trained, chooses videos, gets their hidden labels, and so on. The
+same command again runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.ablate import add_budget
+from jobs.command import DONE, FAILED, add_config, check_hours, run
+from pipeline.config import load_config
+from pipeline.errors import UserError, suggest
+from pipeline.labeling.rounds import RoundsPlan, check_plan, run_rounds
+from pipeline.labeling.strategies import STRATEGIES, Strategy
+from pipeline.report.report import write_report
+from pipeline.run_folder.study_folder import read_trials
+from pipeline.studies.cost import describe_time_left
+from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulates the rounds and prints their table, which is also on the page in the study's folder."""
+    options = _build_parser().parse_intermixed_args(argv)
+    check_hours(options.hours)
+    for name in ("rounds", "count", "seeds"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.concurrent is not None and options.concurrent < 1:
+        raise UserError(f"--concurrent {options.concurrent} must be at least 1")
+    base = load_config(options.config, options.overrides).with_absolute_paths()
+    if base.method.name == "supervised" or base.train.save_scores_every == 0:
+        raise UserError(
+            "strategies choose by the scores that training saves of unlabeled videos: set method.name to one that learns from "
+            "them, and train.save_scores_every above 0"
+        )
+    plan = RoundsPlan(base, options.name, options.start, _read_strategies(options.strategies), options.rounds, options.count,
+                      options.seeds)  # fmt: skip
+    check_plan(plan)
+    if options.dry_run:
+        each = [base] * plan.num_runs
+        print(f"{plan.num_runs} runs in {plan.folder}: {', '.join(plan.strategies)}; {plan.rounds} rounds of {plan.count}")
+        print(describe_time_left(each, estimate_concurrency(base, options.concurrent), Path(base.run.storage_path), []))
+        return DONE
+    problems = run_rounds(plan, lambda: choose_concurrency(base, options.concurrent), options.hours)
+    if any(line["state"] == "complete" for line in read_trials(plan.folder)):
+        report = write_report([plan.folder])
+        print(report.table)
+        print(report.path)
+    for name, problem in problems.items():
+        print(f"failed: {name}: {problem}")
+    left = plan.num_runs - sum(line["state"] == "complete" for line in read_trials(plan.folder))
+    if left > 0 and not problems:
+        print(f"{left} runs are left: the same command continues them")
+    return FAILED if problems else DONE
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.rounds", description=__doc__)
+    add_config(parser, required=True)
+    parser.add_argument("--name", default="rounds", help="of the study's folder (default: %(default)s)")
+    parser.add_argument("--oracle", choices=["hidden"], default="hidden", help="who answers: the manifest's hidden labels")
+    parser.add_argument(
+        "--start", default="1/class", metavar="N/class", help="labels before the first round (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, required=True, metavar="N", help="how often videos are chosen, labeled and learned from"
+    )
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="videos that are labeled in a round")
+    parser.add_argument(
+        "--strategies", metavar="A,B", help=f"of {', '.join(STRATEGIES)} (default: all); random always runs, for comparison"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="simulations, with seeds run.seed, run.seed + 1, ... (default: 1)")
+    add_budget(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say how many runs there are and what they cost; stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def _read_strategies(text: str | None) -> tuple[Strategy, ...]:
+    """Reads the names, random first. Raises UserError for an unknown one."""
+    names = STRATEGIES if text is None else [name.strip() for name in text.split(",")]
+    known = {str(strategy): strategy for strategy in STRATEGIES}
+    for name in names:
+        if name not in known:
+            remedy = suggest(name, STRATEGIES) or f"; write {', '.join(STRATEGIES)}"
+            raise UserError(f"--strategies: {name!r} is not known{remedy}")
+    return tuple(dict.fromkeys(["random", *(known[name] for name in names)]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
