@@ -10,12 +10,13 @@ import argparse
 import importlib.util
 import math
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jobs.command import DONE, parse_positive, run
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
 from pipeline.serving.limits import MEBIBYTE, Limits
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install -e .[serve]")
     from pipeline.serving.access import Access, require_token, take_token
     from pipeline.serving.answerer import open_answerer
-    from pipeline.serving.app import build_app
-    from pipeline.serving.http_server import describe_address, open_socket, run_server
+    from pipeline.serving.app import build_app, build_loading_app
+    from pipeline.serving.http_server import answer_while_loading, describe_address, open_socket, run_server
     from pipeline.serving.server_metrics import Metrics
     from pipeline.serving.service import Service
     from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
@@ -45,14 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     rules = UriRules(tuple(map(parse_prefix, options.allow_uri)), options.allow_private_uri)
     token = take_token(options.token_file)
     require_token(options.host, token)
+    access = Access(token)
     check_folder(options.folder.expanduser().resolve())
-    with open_socket(options.host, options.port) as bound, make_scratch(options.scratch) as scratch:
-        saved = open_model(options.folder, options.overrides, ALLOWED)
-        with open_answerer(saved, options.replicas, limits, metrics, options.scratch) as answerer:
-            app = build_app(Service(answerer, limits, scratch, rules, metrics), Access(token))
-            address = describe_address(bound)
-            print(f"{saved.folder.name}, {len(saved.classes)} classes: {address} (interface: {address}/docs)", flush=True)
-            run_server(app, bound)
+    with (
+        stop_by_sigterm(),
+        open_socket(options.host, options.port) as bound,
+        make_scratch(options.scratch) as scratch,
+        ExitStack() as loaded,
+    ):
+        with answer_while_loading(build_loading_app(access, metrics), bound):
+            saved = open_model(options.folder, options.overrides, ALLOWED)
+            answerer = loaded.enter_context(open_answerer(saved, options.replicas, limits, metrics, options.scratch))
+            app = build_app(Service(answerer, limits, scratch, rules, metrics), access)
+        address = describe_address(bound)
+        print(f"{saved.folder.name}, {len(saved.classes)} classes: {address} (interface: {address}/docs)", flush=True)
+        run_server(app, bound)
     print("stopped; every request that had arrived was answered", flush=True)
     return DONE
 
@@ -126,6 +134,20 @@ def build_application(args: dict[str, str]) -> object:
     builder = ServiceBuilder(limits, rules, Access(token))
     address = (options.host, options.port)
     return bind_web_server(saved, max(1, options.replicas), limits, address, options.scratch, builder)
+
+
+@contextmanager
+def stop_by_sigterm() -> Iterator[None]:
+    """Ends the command in good order if SIGTERM comes while the model is being loaded. Later the web server handles it."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number, "stopped before the server was ready")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

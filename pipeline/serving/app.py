@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,7 +21,8 @@ from pipeline.serving.answerer import Answerer
 from pipeline.serving.answers import Answer, Problem, Wanted
 from pipeline.serving.limits import MEBIBYTE, Limits, Refusal
 from pipeline.serving.pages import read_asset, render_docs, render_page
-from pipeline.serving.service import Service
+from pipeline.serving.server_metrics import Metrics
+from pipeline.serving.service import Service, compute_stop_seconds
 from pipeline.serving.uploads.fetch_uri import UriRules
 from pipeline.serving.uploads.options import OPTIONS, check_names
 from pipeline.serving.uploads.receive_upload import drain
@@ -80,7 +81,24 @@ def build_app(service: Service, access: Access) -> WebApplication:
     app.add_exception_handler(RequestValidationError, _answer_invalid_options)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
-    return WebApplication(app, access, service)
+    return WebApplication(app, access, service.metrics, service.stop, compute_stop_seconds(service.limits))
+
+
+def build_loading_app(access: Access, metrics: Metrics) -> WebApplication:
+    """Builds the application of a server whose model is still being loaded: it lives, and is not ready."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["path"] == "/livez":
+            await PlainTextResponse("ok\n")(scope, receive, send)
+        else:
+            refusal = Refusal(503, "not_ready", "the model is being loaded", retry_after=5)
+            await _refuse_unread(refusal, scope, receive, send)
+
+    return WebApplication(answer, access, metrics)
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,9 @@ async def _answer_invalid_options(request: Request, error: Exception) -> Respons
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return await _answer_refusal(request, Refusal(error.status_code, "http", f"{error.detail}; see /docs"))
+    response = await _answer_refusal(request, Refusal(error.status_code, "http", f"{error.detail}; see /docs"))
+    response.headers.update(error.headers or {})  # Allow, which tells the methods that there are
+    return response
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
@@ -217,18 +237,38 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
     return await _answer_refusal(request, Refusal(500, "internal", "the server failed; its log says why"))
 
 
+async def _refuse_unread(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuses a request whose body was not read."""
+    scope[REASON] = refusal.code
+    refusal.ends_connection |= not await drain(receive)
+    await make_response(refusal)(scope, receive, send)
+
+
+def _check_length(headers: Headers) -> None:
+    """Raises Refusal for a request of two lengths: a proxy may believe the other one, and take the rest for another request
+    (request smuggling)."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        refusal = Refusal(400, "two_lengths", "the request has a Content-Length and a Transfer-Encoding: send one of them")
+        refusal.ends_connection = True
+        raise refusal
+
+
 class WebApplication:
     """Checks who asks, adds the headers that all responses have, and counts requests by path and status."""
 
-    def __init__(self, app: ASGI, access: Access, service: Service) -> None:
-        self.app, self.access, self.service, self.metrics = app, access, service, service.metrics
+    def __init__(
+        self, app: ASGI, access: Access, metrics: Metrics, stop: Callable[[], None] = lambda: None, stop_seconds: int = 5
+    ) -> None:
+        """``stop`` is called when the server begins to stop, which then waits for requests for ``stop_seconds``."""
+        self.app, self.access, self.metrics, self.stop, self.stop_seconds = app, access, metrics, stop, stop_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, as ASGI applications do."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)  # the start and the end of the server; there are no web sockets
             return
-        scope[REASON] = ""
+        # HEAD is GET without a body, which the web server leaves out
+        scope = {**scope, REASON: "", "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
         status = "500"  # unless a response begins
 
         async def send_and_note(message: Any) -> None:
@@ -240,11 +280,11 @@ class WebApplication:
 
         try:
             try:
-                self.access.check(scope["path"], Headers(scope=scope))
+                headers = Headers(scope=scope)
+                self.access.check(scope["path"], headers)
+                _check_length(headers)
             except Refusal as refusal:
-                scope[REASON] = refusal.code
-                refusal.ends_connection = not await drain(receive)
-                await make_response(refusal)(scope, receive, send_and_note)
+                await _refuse_unread(refusal, scope, receive, send_and_note)
             else:
                 await self.app(scope, receive, send_and_note)
         finally:

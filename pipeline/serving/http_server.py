@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -15,9 +15,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.errors import UserError
 from pipeline.serving.app import WebApplication
-from pipeline.serving.limits import Limits
-from pipeline.serving.service import SPARE_SECONDS, STOP_UPLOAD_SECONDS
-from pipeline.serving.uploads.receive_upload import DRAIN_SECONDS
 
 HEADER_SECONDS = 10.0
 """Time in which the headers of a request must be complete, from the opening of the connection or the first byte."""
@@ -109,19 +106,28 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def compute_stop_seconds(limits: Limits) -> int:
-    """Computes how long the requests at work may take at the most when the server is stopped: each has its own limits."""
-    return math.ceil(STOP_UPLOAD_SECONDS + DRAIN_SECONDS + limits.request_seconds + SPARE_SECONDS) + 1
-
-
 def make_server(app: WebApplication) -> Server:
     """Makes a server that answers by ``app``; ``serve(sockets=[...])`` runs it."""
     config = uvicorn.Config(
-        app, http=HeaderTimeoutProtocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
+        app, http=HeaderTimeoutProtocol, ws="none", lifespan="on", log_level="error", access_log=False, server_header=False,
         limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG, proxy_headers=False,
-        timeout_graceful_shutdown=compute_stop_seconds(app.service.limits),
+        timeout_graceful_shutdown=app.stop_seconds,
     )  # fmt: skip
-    return Server(config, app.service.stop)
+    return Server(config, app.stop)
+
+
+@contextlib.contextmanager
+def answer_while_loading(app: WebApplication, bound: socket.socket) -> Iterator[None]:
+    """Answers by ``app`` until the block ends, from a thread, on a socket that another server is to take over then."""
+    server = make_server(app)
+    # daemon: a second signal in this wait ends the program
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound.dup()]}, name="loading", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def run_server(app: WebApplication, bound: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import tempfile
 import threading
 import time
@@ -17,7 +18,14 @@ from pipeline.serving.answers import Answer, Wanted
 from pipeline.serving.limits import Limits, Refusal, refuse_busy, refuse_too_late, refuse_too_slow
 from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.uploads.fetch_uri import UriRules, check_uri, fetch
-from pipeline.serving.uploads.receive_upload import JSON, get_content_type, read_uri, receive_body, save_upload
+from pipeline.serving.uploads.receive_upload import (
+    DRAIN_SECONDS,
+    JSON,
+    get_content_type,
+    read_uri,
+    receive_body,
+    save_upload,
+)
 from pipeline.serving.uploads.scratch import Scratch
 
 SPARE_SECONDS = 1.0
@@ -25,6 +33,11 @@ SPARE_SECONDS = 1.0
 
 STOP_UPLOAD_SECONDS = 5.0
 """How long files that arrive when the server is stopped may go on arriving."""
+
+
+def compute_stop_seconds(limits: Limits) -> int:
+    """Computes how long the requests at work may take at the most when the server is stopped: each has its own limits."""
+    return math.ceil(STOP_UPLOAD_SECONDS + DRAIN_SECONDS + limits.request_seconds + SPARE_SECONDS) + 1
 
 
 class Service:

@@ -48,6 +48,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--replicas", "-1"], "--replicas -1 must be 0"),
         (["--max-megabytes", "0"], "--max-megabytes 0 must be a number above 0"),
         (["--max-megabytes", "nan"], "--max-megabytes"),
+        (["--max-decoded-megabytes", "0"], "--max-decoded-megabytes 0 must be a number above 0"),
         (["--timeout", "soon"], "--timeout soon: write a time such as 2s"),
         (["--timeout", "0s"], "request_seconds must be a number above 0"),
         (["--scratch", "/no/such/folder"], "--scratch /no/such/folder: no folder for uploads"),
@@ -105,6 +106,22 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
     return status, content
 
 
+def read_environments_below(pid: int) -> list[bytes]:
+    """The environments of the processes that a process has started."""
+    children = [one for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
+    return [Path(f"/proc/{child}/environ").read_bytes() for child in children]
+
+
+def test_sigterm_while_the_model_is_loaded_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "open_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(serve.main, [str(model), "--port", "0", "--scratch", str(tmp_path)]) == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped before the server was ready" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_server_answers_as_predict_does_and_stops_when_it_is_told_to(
     model: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,11 +142,13 @@ def test_a_server_answers_as_predict_does_and_stops_when_it_is_told_to(
                 status, content = ask(port, "POST", "/predict?top=4&window=500ms", file.read(), **bearer)
             assert ask(port, "POST", "/predict", b"x")[0] == 401
             metrics = ask(port, "GET", "/metrics", **bearer)[1].decode()
+            environments = read_environments_below(process.pid)
             process.send_signal(signal.SIGTERM)
             rest, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert status == 200, content
+    assert len(environments) >= 2 and not any(token.encode() in one for one in environments)  # inspect and decode
     assert process.returncode == DONE and "stopped; every request that had arrived was answered" in rest
     assert errors == ""
     assert re.search(r"^actnetformer_server_batch_videos_count [1-9]", metrics, re.MULTILINE)

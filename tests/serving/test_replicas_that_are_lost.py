@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,3 +111,21 @@ def test_the_web_server_of_an_application_is_healthy_while_it_runs(
     web.stop()
     with pytest.raises(RuntimeError, match="the web server has ended"):
         web.check_health()
+
+
+def test_a_request_that_is_too_late_is_withdrawn_from_its_replica(saved: SavedRun, clip: bytes, tmp_path: Path) -> None:
+    """So that its place is free at once, and the replica works for nobody no more."""
+    asked: list[asyncio.Future[Any]] = []
+
+    def ask(content: bytes, wanted: Wanted, seconds: float) -> asyncio.Future[Any]:
+        assert 0 < seconds <= 0.5
+        asked.append(asyncio.get_running_loop().create_future())
+        return asked[-1]
+
+    limits = replace(LIMITS, request_seconds=0.5, waiting=1)
+    handle = SimpleNamespace(answer=SimpleNamespace(remote=ask))
+    with run_service(send_to(handle, saved, limits), tmp_path / "uploads", limits) as running:
+        for _ in range(2):
+            reply = running.post(clip)
+            assert (reply.status, reply.json["error"]) == (504, "too_late")
+        assert [future.cancelled() for future in asked] == [True, True] and running.list_scratch() == []

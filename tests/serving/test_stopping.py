@@ -17,8 +17,8 @@ from pipeline.serving import service
 from pipeline.serving.access import Access
 from pipeline.serving.answerer import InProcess
 from pipeline.serving.app import build_app
-from pipeline.serving.http_server import Server, compute_stop_seconds, make_server, open_socket
-from pipeline.serving.service import Service
+from pipeline.serving.http_server import Server, make_server, open_socket
+from pipeline.serving.service import Service, compute_stop_seconds
 from pipeline.serving.uploads.scratch import Scratch
 from tests.serving.conftest import LIMITS, Running
 from tests.serving.test_service import Slow, wait_until

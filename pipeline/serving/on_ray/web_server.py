@@ -15,11 +15,12 @@ from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.serving.access import TOKEN_VARIABLE
 from pipeline.serving.answerer import Answerer
 from pipeline.serving.app import WebApplication
-from pipeline.serving.http_server import compute_stop_seconds, make_server, open_socket
+from pipeline.serving.http_server import make_server, open_socket
 from pipeline.serving.limits import Limits
 from pipeline.serving.on_ray.placement import plan_replica_anywhere
 from pipeline.serving.on_ray.replicas import LOGGING, OnRay, bind_replicas
 from pipeline.serving.served_model import ModelIdentity, identify_model
+from pipeline.serving.service import compute_stop_seconds
 from pipeline.serving.uploads.scratch import Scratch
 
 BuildApplication = Callable[[Answerer, Scratch], WebApplication]
