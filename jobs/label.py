@@ -6,6 +6,7 @@ With ``--add answers.csv`` the labels that people gave (``jobs.suggest``) are ad
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--import {options.import_[0]} is not known; write {', '.join(LINE_PATTERNS)}, and then the file")
     _check_adding(options)
     out = _choose_path(options.manifest, options.out)
+    _check_out(options, out)
     with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
         manifest = read_manifest(options.manifest)
         subset, notes = _choose_subset(manifest, options, hold_out)
@@ -70,6 +72,17 @@ def _check_adding(options: argparse.Namespace) -> None:
         raise UserError(f"{'--from' if options.from_ else '--relabel'} is for --add answers.csv")
     if options.add and not options.out:
         raise UserError("--add needs --out FILE: runs that were trained with the earlier labels need them as they are")
+
+
+def _check_out(options: argparse.Namespace, out: Path) -> None:
+    """Raises UserError if the labels would be written over a file that they are made from, or over labels that runs need."""
+    published = options.import_[1] if options.import_ else None
+    sources = {"MANIFEST": options.manifest, "--from": options.from_, "--add": options.add, "--import": published}
+    for option, source in sources.items():
+        if source and not storage.is_remote(source) and Path(storage.to_local_path(source)).resolve() == out.resolve():
+            raise UserError(f"--out {out} is the file of {option}, which would be lost: name another file")
+    if options.add and os.path.lexists(out):
+        raise UserError(f"--out {out} exists: name a new file, since runs that were trained with its labels need them")
 
 
 def describe_answers(added: AddedAnswers) -> list[str]:

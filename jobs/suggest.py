@@ -13,9 +13,10 @@ from pathlib import Path
 from jobs.command import DONE, run
 from pipeline.errors import UserError
 from pipeline.labeling.answer_server import HOST, AnswerFile, start_server
+from pipeline.labeling.candidates import Wish
 from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.strategies import STRATEGIES
-from pipeline.labeling.suggest import Suggestions, Wish, format_table, suggest_videos
+from pipeline.labeling.suggest import Suggestions, format_table, suggest_videos
 from pipeline.report.html import write_file, write_page
 
 MAX_COUNT = 1000
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--answers is for --serve; without it the page's button downloads the file")
     folder = Path(options.run).expanduser()
     out = (options.out or folder / "suggest").expanduser().resolve()
-    wish = Wish(options.count, options.strategy, options.seed, options.balanced, options.skip_groups, options.skip_duplicates)
+    wish = Wish(
+        options.count, options.strategy, options.seed, options.balanced, options.skip_groups, options.skip_duplicates,
+        tuple(options.without),
+    )  # fmt: skip
     suggestions = suggest_videos(folder, wish, options.predictions, options.overrides)
     write_file(format_table(suggestions.videos), out / "suggest.csv", "--out")
     write_page(render_labeling_page(suggestions), out / "label.html", "--out")
@@ -80,6 +84,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: 0)")
     parser.add_argument("--balanced", action="store_true", help="equally many of each predicted class")
     parser.add_argument("--skip-groups", action="store_true", help="no videos of a recording or person that has a label")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="FILE", type=Path, help="no videos that these answers are about"
+    )
     parser.add_argument("--skip-duplicates", action="store_true", help="no videos that look like a labeled or a chosen one")
     parser.add_argument("--predictions", metavar="FILE", type=Path, help="a Parquet table of jobs.predict, not saved scores")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="of suggest.csv and label.html (the run's suggest/)")

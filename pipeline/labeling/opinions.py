@@ -1,7 +1,7 @@
 """What both students think of every unlabeled video: read from what training saved, or from a table of ``jobs.predict``.
 
-Both are read in pieces, twice if the classes are wanted: memory grows by 60 bytes for each video of the manifest, not by the
-number of classes.
+Both are read in pieces of as many probabilities: memory grows by 60 bytes for each video of the manifest, not by the number
+of classes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pipeline.manifest.schema import Manifest
 from pipeline.run_folder.contents import list_score_files
 from pipeline.seeds import Ints
 
-PIECE = 32_768
-"""Rows that are read at once: with 400 classes 100 MB."""
+PIECE = 2**21
+"""Probabilities of each student that are read at once: 5,000 rows with 400 classes."""
 MIN_CLIPS = 3
 """How many scored clips of a video it takes to say how often its class changed."""
 RECENT = 1 / 3
@@ -55,6 +55,8 @@ class Opinions:
     """[V] share of a video's clips whose most probable class differs from that of the clip before; NaN below MIN_CLIPS."""
     clips: NDArray[np.int32]
     """[V] number of scored clips of the video."""
+    classes: NDArray[np.int32]
+    """[V] the most probable class of a video's latest clip, by the mean of both students; -1 without a clip."""
 
 
 class TrainingScores:
@@ -134,7 +136,7 @@ def read_opinions(scores: Scores, num_videos: int) -> Opinions:
             np.add.at(sums[name], piece.videos[is_recent], values[is_recent].astype(np.float32))
     means = {name: np.where(recent > 0, sums[name] / np.maximum(recent, 1), latest[name]) for name in MEASURES}
     changes = np.where(clips >= MIN_CLIPS, changed / np.maximum(clips - 1, 1), np.nan).astype(np.float32)
-    return Opinions(means, changes, clips)
+    return Opinions(means, changes, clips, last_class)
 
 
 def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:
@@ -161,14 +163,15 @@ def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:
 
 def _read_checked(scores: Scores, num_videos: int) -> Iterator[ScoredClips]:
     for piece in scores.read():
-        if len(piece.videos) and not 0 <= piece.videos.min() <= piece.videos.max() < num_videos:
+        if not len(piece.videos):
+            continue
+        if not 0 <= piece.videos.min() <= piece.videos.max() < num_videos:
             raise UserError(f"{scores.what} has scores of videos that the manifest does not have: it belongs to another one")
         sums = np.concatenate([piece.primary.sum(axis=1), piece.auxiliary.sum(axis=1)])
         if not np.allclose(sums, 1, atol=1e-2):
             wrong = int((~np.isclose(sums, 1, atol=1e-2)).sum())
             raise UserError(f"{scores.what}: {wrong} rows of probabilities do not sum to 1")
-        if len(piece.videos):
-            yield piece
+        yield piece
 
 
 def _read_range(path: Path, column: str) -> tuple[int, ...]:
@@ -178,11 +181,23 @@ def _read_range(path: Path, column: str) -> tuple[int, ...]:
 
 
 def _read_pieces(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    file = _open(path)
     try:
-        for batch in _open(path).iter_batches(PIECE, columns=columns):
+        for batch in file.iter_batches(max(1, PIECE // _count_classes(file)), columns=columns):
             yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _count_classes(file: pq.ParquetFile) -> int:
+    """The number of probabilities of one student in a row, on average, from the file's description."""
+    counts = [0, 0]
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        columns = [group.column(index) for index in range(group.num_columns)]
+        counts[0] += sum(column.num_values for column in columns if column.path_in_schema.startswith(f"{STUDENTS[0]}."))
+        counts[1] += group.num_rows
+    return max(1, counts[0] // max(1, counts[1]))
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -194,4 +209,4 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _to_matrix(column: pa.ChunkedArray) -> Floats:
     array = column.combine_chunks()
-    return np.asarray(array.flatten(), np.float64).reshape(len(array), -1)
+    return np.asarray(array.flatten(), np.float64).reshape(len(array), -1 if len(array) else 0)

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from pipeline.config import Config, override
 from pipeline.errors import UserError
+from pipeline.labeling.candidates import Wish
+from pipeline.labeling.ranking import rank_candidates
 from pipeline.labeling.strategies import Strategy
-from pipeline.labeling.suggest import Wish, choose_videos
 from pipeline.manifest.label_subset import build_subset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.studies.ablation import Trial, find_study_folder, run_study
@@ -133,8 +134,8 @@ def _label_suggested(plan: RoundsPlan, manifest: Manifest, number: int, strategy
     cell = dict(plan.list_cells(number - 1)).get(strategy if number > 1 else None)
     assert cell is not None
     before = read_labels(_name_labels(plan, cell, seed), manifest)
-    chosen = choose_videos(plan.folder / f"{cell}_seed-{seed}", Wish(plan.count, strategy, seed))
-    rows = np.union1d(before.rows, np.asarray(chosen.rows, np.int64))
+    chosen, *_ = rank_candidates(plan.folder / f"{cell}_seed-{seed}", Wish(plan.count, strategy, seed)).choose(plan.count)
+    rows = np.union1d(before.rows, chosen)
     spec = f"{plan.start} + {number} x {plan.count} {strategy}"
     write_labels(build_subset(manifest, rows, before.held_out, spec, seed), manifest, path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ MAX_FRAME_MS = 250
 """A frame is shown for its share of the video's length, but not longer: long videos are shown faster than they are."""
 MAX_DIFFERING_BITS = 19
 """Of the 192 bits of two hashes: a tenth. Copies of one video differ in few, by their compression, size and length."""
+MIN_STEP, MIN_STEPS = 4, 48
+"""A hash says something if at least so many of its 192 places differ from the place to their right by so many gray levels of
+255. Dark and flat videos have fewer: all of them would look like copies of each other."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class SmallClip:
     image: str
     """A ``data:image/webp`` URI; "" if ``problem`` says why there is none."""
     bits: NDArray[np.bool_]
-    """[192] hash of what the first, middle and last frame show."""
+    """[192] hash of what the first, middle and last frame show; empty if they show too little to tell videos apart."""
     problem: str = ""
 
 
@@ -52,19 +55,37 @@ def decode_small_clip(video: Video) -> SmallClip:
     except DecodeError as error:
         return SmallClip("", np.zeros(0, np.bool_), str(error) or "it does not decode")
     frames = frames_NHWC[shown[0]]
-    bits = np.concatenate([compute_difference_hash(frames[index]) for index in (0, len(frames) // 2, -1)])
+    bits = compute_difference_hash(frames[[0, len(frames) // 2, -1]])
     return SmallClip(encode_animation(frames, 1000 * (video.end - video.start) / len(frames)), bits)
 
 
-def compute_difference_hash(frame_HWC: UInt8s) -> NDArray[np.bool_]:
-    """Computes 64 bits: for 8 x 8 places of the gray frame, whether it is brighter than the place to its right."""
-    small = np.asarray(Image.fromarray(frame_HWC).convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    return np.asarray((small[:, :-1] > small[:, 1:]).ravel())
+def compute_difference_hash(frames_NHWC: UInt8s) -> NDArray[np.bool_]:
+    """Computes 64 bits a frame: for 8 x 8 places of the gray frame, whether it is brighter than the place to its right.
+
+    Returns no bits if too few places differ from each other, as in dark and flat videos.
+    """
+    images = [Image.fromarray(frame).convert("L").resize((9, 8), Image.Resampling.BOX) for frame in frames_NHWC]
+    gray = np.stack([np.asarray(image, np.int16) for image in images])
+    steps = (gray[:, :, :-1] - gray[:, :, 1:]).ravel()
+    tells = int((np.abs(steps) >= MIN_STEP).sum()) >= MIN_STEPS
+    return np.asarray(steps > 0) if tells else np.zeros(0, np.bool_)
 
 
-def are_near_duplicates(one: SmallClip, other: SmallClip) -> bool:
-    """Whether two videos show nearly the same in their first, middle and last frames."""
-    return bool(one.image and other.image) and int((one.bits != other.bits).sum()) <= MAX_DIFFERING_BITS
+class NearDuplicates:
+    """Videos, and whether another one shows nearly the same in its first, middle and last frames."""
+
+    def __init__(self) -> None:
+        self._known: list[NDArray[np.bool_]] = []
+
+    def add(self, clips: Iterable[SmallClip]) -> None:
+        """Adds videos; those without a hash are near-duplicates of none."""
+        self._known += [clip.bits for clip in clips if len(clip.bits)]
+
+    def has(self, clip: SmallClip) -> bool:
+        """Returns whether the video looks like one that was added."""
+        if not len(clip.bits) or not self._known:
+            return False
+        return bool(((np.stack(self._known) != clip.bits).sum(axis=1) <= MAX_DIFFERING_BITS).any())
 
 
 def encode_animation(frames_NHWC: UInt8s, frame_ms: float, quality: int = 60) -> str:

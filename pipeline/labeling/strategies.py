@@ -3,11 +3,10 @@ seed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.labeling.measures import Floats
 from pipeline.labeling.opinions import Opinions
@@ -21,6 +20,8 @@ POOL = 10
 """``mixed`` chooses among so many times as many videos as are asked for, the most uncertain ones."""
 MAX_POOL = 20_000
 """``diverse`` chooses among so many at the most, drawn by seed."""
+MIN_DISTANCE = 1e-5
+"""Videos whose squared distance is less count as equal."""
 
 
 def rank_videos(strategy: Strategy, opinions: Opinions, candidates: Ints, seed: int) -> tuple[Ints, Floats]:
@@ -39,9 +40,11 @@ def rank_videos(strategy: Strategy, opinions: Opinions, candidates: Ints, seed: 
     return candidates[order], scores[order]
 
 
-def count_pool(strategy: Strategy, count: int) -> int:
-    """Returns among how many of the best-ranked videos ``choose_diverse`` chooses ``count``."""
-    return POOL * count if strategy == "mixed" else MAX_POOL
+def count_pool(strategy: Strategy, count: int, balanced: bool) -> int:
+    """Returns among how many of the best-ranked videos ``count`` are chosen."""
+    if strategy == "diverse":
+        return max(MAX_POOL, count)
+    return POOL * count if strategy == "mixed" or balanced else count
 
 
 def choose_diverse(probabilities: Floats, weights: Floats, count: int, seed: int) -> list[int]:
@@ -51,11 +54,14 @@ def choose_diverse(probabilities: Floats, weights: Floats, count: int, seed: int
     its squared distance to the nearest chosen one. ``probabilities`` [C, 2, K] are the students' class probabilities, whose
     square roots are compared (Hellinger distance); ``weights`` [C] are 0 or more. Returns indices in the order of choice.
     """
-    points = np.sqrt(probabilities).reshape(len(probabilities), -1)
+    points = np.sqrt(probabilities, dtype=np.float32).reshape(len(probabilities), -1)
+    lengths = (points**2).sum(axis=1)
     chosen = [int(np.argmax(weights))] if count and len(points) else []
     distance = np.full(len(points), np.inf)
     while len(chosen) < min(count, len(points)):
-        distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+        last = chosen[-1]
+        to_last = lengths + lengths[last] - 2 * (points @ points[last])
+        distance = np.minimum(distance, np.where(to_last > MIN_DISTANCE, to_last, 0))
         distance[chosen] = 0
         mass = np.cumsum(np.maximum(weights, 0) * distance)
         if mass[-1] <= 0:  # all others are equal to a chosen one, or have no weight
@@ -66,14 +72,14 @@ def choose_diverse(probabilities: Floats, weights: Floats, count: int, seed: int
     return chosen
 
 
-def choose_balanced(ranked: Sequence[int], classes: Sequence[int], count: int) -> list[int]:
+def choose_balanced(classes: NDArray[np.integer[Any]], count: int) -> Ints:
     """Chooses ``count`` of the ranked videos so that each predicted class has equally many, as far as there are any.
 
-    ``classes`` are the predicted classes in the order of ``ranked``. Returns indices into ``ranked``, best first.
+    ``classes`` are the predicted classes, best video first. Returns indices into them: the best of each class, then the second
+    of each, and so on.
     """
-    taken: Counter[int] = Counter()
-    turns = []
-    for index, label in enumerate(classes):
-        turns.append((taken[label], index))
-        taken[label] += 1
-    return [index for _, index in sorted(turns)[:count]]
+    by_class = np.argsort(classes, kind="stable")
+    sizes = np.unique(classes, return_counts=True)[1]
+    turns = np.empty(len(classes), np.int64)
+    turns[by_class] = np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)])
+    return np.lexsort((np.arange(len(classes)), turns))[:count]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,48 +45,94 @@ class Answer:
     """The fingerprint of the manifest; "" if the file does not say it."""
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Reads a file of answers. Raises UserError that lists all its mistakes."""
+def read_answers(path: Path, manifest: Manifest | None = None) -> list[Answer]:
+    """Reads all lines of a file of answers. Raises UserError that lists all its mistakes.
+
+    Spaces around an id or a class are dropped, unless the manifest has that very name. Several lines about one video must say
+    the same, or that it was skipped.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"answers {path} cannot be read as text: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True)
+    lines: list[int] = []
+    answers, mistakes = [], []
     try:
-        rows = list(reader)
+        _check_head(path, reader.fieldnames or [])
+        for row in reader:
+            lines.append(reader.line_num)
+            if None in row:
+                mistakes.append(f"line {lines.pop()} has more cells than the first line")
+                continue
+            answers.append(_parse_answer(row))
     except csv.Error as error:
         raise UserError(f"answers {path}, line {reader.line_num}: {error}") from None
-    names = reader.fieldnames or []
-    if missing := [name for name in ("id", "class") if name not in names]:
-        raise UserError(f"answers {path} lack the column {' and '.join(missing)}; the first line names the columns: id,class")
-    answers: dict[str, Answer] = {}
-    mistakes = []
-    for line, row in enumerate(rows, start=2):
-        if None in row:
-            mistakes.append(f"line {line} has more cells than the first line")
-            continue
-        words = {name: (row.get(name) or "").strip() for name in COLUMNS}
-        status = words["status"] or ("class" if words["class"] else "")
-        problem = _find_mistake(words, status)
-        answer = Answer(words["id"], status, words["class"], *(words[name] for name in COLUMNS[3:]))
-        earlier = answers.setdefault(answer.id, answer)
-        if not problem and (earlier.status, earlier.label) != (answer.status, answer.label):
-            problem = f"video {answer.id} has another answer on an earlier line"
+    answers = _match_names(answers, manifest)
+    said: dict[str, Answer] = {}
+    for line, answer in zip(lines, answers, strict=True):
+        problem = _find_mistake(answer)
+        if not problem and answer.status != "skipped":
+            earlier = said.setdefault(answer.id, answer)
+            if (earlier.status, earlier.label) != (answer.status, answer.label):
+                problem = f"video {answer.id} has another answer on an earlier line"
         mistakes += [f"line {line}: {problem}"] if problem else []
     if mistakes:
         raise UserError(f"answers {path} are not understood; correct these lines:", list_first(mistakes))
-    return list(answers.values())
+    return answers
 
 
-def _find_mistake(words: dict[str, str], status: str) -> str:
-    if not words["id"]:
+def merge_answers(answers: Iterable[Answer]) -> dict[str, Answer]:
+    """Returns one answer for each video, by id: the first that is more than ``skipped``, if there is one."""
+    merged: dict[str, Answer] = {}
+    for answer in answers:
+        if answer.id not in merged or merged[answer.id].status == "skipped":
+            merged[answer.id] = answer
+    return merged
+
+
+def _check_head(path: Path, names: Sequence[str]) -> None:
+    """Raises UserError unless the first line names the columns that are needed, and each once."""
+    if missing := [name for name in ("id", "class") if name not in names]:
+        hint = "; its cells are separated by semicolons: save it with commas" if any(";" in name for name in names) else ""
+        what = f"answers {path} lack the column {' and '.join(missing)}"
+        raise UserError(f"{what}; the first line names the columns: id,class{hint}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"answers {path} have the column {' and '.join(twice)} more than once")
+
+
+def _parse_answer(row: dict[str, str]) -> Answer:
+    cells = {name: row.get(name) or "" for name in COLUMNS}
+    label = cells["class"] if cells["class"].strip() else ""
+    status = cells["status"].strip() or ("class" if label else "")
+    return Answer(cells["id"], status, label, *(cells[name].strip() for name in COLUMNS[3:]))
+
+
+def _match_names(answers: Sequence[Answer], manifest: Manifest | None) -> list[Answer]:
+    """Drops the spaces around ids and classes that the manifest does not have."""
+    ids = [answer.id for answer in answers]
+    rows = np.full(len(ids), -1) if manifest is None else find_rows(pa.chunked_array([ids], pa.string()), manifest)
+    classes = () if manifest is None else manifest.classes
+    return [
+        replace(
+            answer,
+            id=answer.id if row >= 0 else answer.id.strip(),
+            label=answer.label if answer.label in classes else answer.label.strip(),
+        )
+        for answer, row in zip(answers, rows.tolist(), strict=True)
+    ]
+
+
+def _find_mistake(answer: Answer) -> str:
+    if not answer.id:
         return "no id"
-    if not status:
-        return f"video {words['id']} has neither a class nor a status ({', '.join(STATUSES[1:])})"
-    if status not in STATUSES:
-        return f"status {status} is not known{suggest(status, STATUSES) or '; write one of ' + ', '.join(STATUSES)}"
-    if (status == "class") != bool(words["class"]):
-        return f"status {status} {'without a' if status == 'class' else 'with the'} class {words['class']}".rstrip()
+    if not answer.status:
+        return f"video {answer.id} has neither a class nor a status ({', '.join(STATUSES[1:])})"
+    if answer.status not in STATUSES:
+        nearest = suggest(answer.status, STATUSES)
+        return f"status {answer.status} is not known{nearest or '; write one of ' + ', '.join(STATUSES)}"
+    if (answer.status == "class") != bool(answer.label):
+        return f"status {answer.status} {'without a' if answer.status == 'class' else 'with the'} class {answer.label}".rstrip()
     return ""
 
 
@@ -109,13 +156,14 @@ def add_answers(manifest: Manifest, before: LabelSubset, path: Path, relabel: bo
     """Adds the answers of a file to a label subset of the manifest, which stays as it is. Raises UserError that lists all
     mistakes.
 
-    Mistakes are videos that the manifest does not have, or that are no training videos; unknown classes; answers about another
-    manifest; and, unless ``relabel``, classes that contradict what the manifest or the subset says.
+    Mistakes are videos that the manifest does not have, that are no training videos, or of whose group others are held out;
+    unknown classes; answers about another manifest; and, unless ``relabel``, answers that contradict what the manifest or the
+    subset says.
     """
-    answers = read_answers(path)
+    lines = read_answers(path, manifest)
+    answers = list(merge_answers(lines).values())
     rows = find_rows(pa.chunked_array([[answer.id for answer in answers]], pa.string()), manifest)
-    known = before.read_classes(manifest)
-    mistakes, contradictions = _check(manifest, answers, rows, known)
+    mistakes, contradictions = _check(manifest, answers, rows, before)
     if contradictions and not relabel:
         mistakes += [f"{text}; --relabel takes the answer" for text in contradictions]
     if mistakes:
@@ -126,10 +174,12 @@ def add_answers(manifest: Manifest, before: LabelSubset, path: Path, relabel: bo
     held = set(before.held_out.tolist())
     had = held | set(before.rows.tolist())
     labeled = _sort((had - held | labels.keys() - held) - excluded.keys())
+    if not len(labeled):
+        raise UserError(f"answers {path} leave no labeled video to train on; nothing was written")
     held_out = _sort(held - excluded.keys())
     out = _sort(set(before.excluded.tolist()) - labels.keys() | excluded.keys())
     given = {row: label for row, label in (before.given | labels).items() if row not in excluded}
-    step = _describe_step(path, answers, before, len(labels), len(excluded))
+    step = _describe_step(path, lines, before, len(labels), len(excluded))
     subset = build_subset(manifest, labeled, held_out, before.spec, before.seed, given, out)
     subset = replace(subset, spec=f"{before.spec} + {path.name} {step['sha256'][:8]}", lineage=(*before.lineage, step))
     names = [f"{a.id} ({a.status.replace('_', ' ')})" for a in excluded.values()]
@@ -142,29 +192,47 @@ def _sort(rows: Iterable[int]) -> Rows:
     return np.array(sorted(rows), np.int64)
 
 
-def _check(manifest: Manifest, answers: Sequence[Answer], rows: Rows, known: dict[int, int]) -> tuple[list[str], list[str]]:
-    """Lists the mistakes, and the classes that contradict what is known."""
-    trained = set(manifest.find_training_rows()[np.isin(manifest.find_training_rows(), rows)].tolist())
-    hidden = manifest.table["label"].take(pa.array(np.maximum(rows, 0), pa.int64())).to_pylist()
+def _check(manifest: Manifest, answers: Sequence[Answer], rows: Rows, before: LabelSubset) -> tuple[list[str], list[str]]:
+    """Lists the mistakes, and the answers that contradict what is known."""
+    trained = set(np.intersect1d(manifest.find_training_rows(), rows).tolist())
+    places = pa.array(np.maximum(rows, 0), pa.int64())
+    labels, groups = (manifest.table[name].take(places).to_pylist() for name in ("label", "group"))
+    unusable = {row for row, answer in zip(rows.tolist(), answers, strict=True) if answer.status in EXCLUDING}
+    held = [row for row in before.held_out.tolist() if row not in unusable]
+    held_groups = set(manifest.table["group"].take(pa.array(held, pa.int64())).to_pylist()) - {None}
+    known = before.read_classes(manifest)
     mistakes, contradictions = [], []
     if foreign := sorted({answer.manifest for answer in answers} - {"", manifest.fingerprint}):
         mistakes.append(f"they are about another manifest, {', '.join(foreign)}; this has fingerprint {manifest.fingerprint}")
-    for answer, row, label in zip(answers, rows.tolist(), hidden, strict=True):
+    for answer, row, label, group in zip(answers, rows.tolist(), labels, groups, strict=True):
         if row < 0:
             mistakes.append(f"video {answer.id} is not in the manifest")
             continue
         if row not in trained:
             mistakes.append(f"video {answer.id} is no usable training video; only these can have labels to train on")
-        if answer.status != "class":
-            continue
-        if answer.label not in manifest.classes:
+        if answer.status == "class" and answer.label not in manifest.classes:
             mistakes.append(f"video {answer.id}: class {answer.label} is not known{suggest(answer.label, manifest.classes)}")
             continue
-        before = known.get(row, int(label))
-        if before >= 0 and manifest.classes[before] != answer.label:
-            where = "its label" if row in known else "the manifest"
-            contradictions.append(f"video {answer.id}: {answer.label}, but {where} says {manifest.classes[before]}")
+        if answer.status == "class" and group in held_groups and row not in held:
+            what = f"video {answer.id} is of group {group}, of which other videos are held out"
+            mistakes.append(f"{what}: it cannot be learned from")
+        if contradiction := _find_contradiction(manifest, answer, known.get(row), int(label), row in before.excluded):
+            contradictions.append(f"video {answer.id}: {contradiction}")
     return mistakes, contradictions
+
+
+def _find_contradiction(manifest: Manifest, answer: Answer, known: int | None, label: int, was_excluded: bool) -> str:
+    """Says what an answer contradicts: a label that is ``known``, or the manifest's ``label``; "" if nothing."""
+    if answer.status == "skipped":
+        return ""
+    said = answer.label if answer.status == "class" else answer.status.replace("_", " ")
+    before = label if known is None else known
+    differs = before >= 0 and (answer.status != "class" or manifest.classes[before] != said)
+    if answer.status == "class" and was_excluded:
+        return f"{said}, but an earlier answer says that it is not to be trained on"
+    if differs and (known is not None or answer.status != "bad_video"):
+        return f"{said}, but {'the manifest' if known is None else 'its label'} says {manifest.classes[before]}"
+    return ""
 
 
 def _describe_step(path: Path, answers: Sequence[Answer], before: LabelSubset, added: int, excluded: int) -> dict[str, Any]:

@@ -267,6 +267,33 @@ def test_mistakes(manifest: Manifest, capsys: pytest.CaptureFixture[str], words:
     assert message in refused(manifest, capsys, *words)
 
 
+def test_nothing_that_labels_are_made_from_is_overwritten(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, answers, listed = tmp_path / "few.parquet", tmp_path / "answers.csv", tmp_path / "list.txt"
+    assert run(label.main, [manifest.path, "--per-class", "1", "--out", str(few)]) == DONE
+    answers.write_text(f"id,class\n{read_labels(few, manifest).ids[0]},{CLASSES[0]}\n")
+    listed.write_text("".join(f"{name}\n" for name in read_labels(few, manifest).ids))
+    link = tmp_path / "link.parquet"
+    link.symlink_to(manifest.path)
+    adding = ["--add", str(answers), "--from", str(few)]
+    for words, out, problem in (
+        (["--per-class", "1"], manifest.path, "is the file of MANIFEST, which would be lost"),
+        (["--per-class", "1"], str(link), "is the file of MANIFEST"),
+        (["--import", "list", str(listed)], str(listed), "is the file of --import"),
+        (adding, manifest.path, "is the file of MANIFEST"),
+        (adding, str(few), "is the file of --from"),
+        (adding, str(answers), "is the file of --add"),
+        (adding, str(listed), "exists: name a new file, since runs that were trained with its labels need them"),
+    ):
+        kept = {path: path.read_bytes() for path in (few, answers, listed, Path(manifest.path))}
+        assert run(label.main, [manifest.path, *words, "--out", out]) == USER_ERROR
+        assert problem in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in kept} == kept
+    assert run(label.main, [manifest.path, *adding, "--out", str(tmp_path / "more.parquet")]) == DONE
+    assert run(label.main, [manifest.path, "--per-class", "2", "--out", str(few)]) == DONE  # drawn again, as before
+
+
 def test_labels_of_an_unlabeled_pool_are_never_drawn(tmp_path: Path) -> None:
     manifest = make(tmp_path)
     place = manifest.table.schema.get_field_index("split")

@@ -13,7 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -151,20 +150,6 @@ def test_a_table_of_predictions_serves_where_training_saved_nothing(
     assert run(suggest.main, [str(trained), "--predictions", str(trained / "predictions.parquet")]) == USER_ERROR
     said = capsys.readouterr().err
     assert "needs the scores that training saved" in said and "lacks the columns" in said
-
-
-def test_groups_with_a_label_and_near_duplicates_are_left_out_on_request(
-    trained: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    every = call(trained, tmp_path / "every", "--count", "100", "--strategy", "entropy")
-    words = ("--count", "100", "--strategy", "entropy", "--skip-duplicates", "--skip-groups")
-    distinct = call(trained, tmp_path / "distinct", *words)
-    assert {row["id"] for row in distinct} <= {row["id"] for row in every}
-    assert "are of a group that has a label, and left out" in capsys.readouterr().out
-    groups = dict(zip(manifest.table["id"].to_pylist(), manifest.table["group"].to_pylist(), strict=True))
-    few = read_labels(trained.parent / "few.parquet", manifest)
-    known = {group for group in manifest.table["group"].take(pa.array(few.rows)).to_pylist() if group}
-    assert not known & {groups[row["id"]] for row in distinct}
 
 
 def test_served_answers_are_saved(trained: Path, tmp_path: Path) -> None:

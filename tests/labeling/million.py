@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.labeling.opinions import SavedScores, read_opinions, read_probabilities
+from pipeline.labeling.opinions import TrainingScores, read_opinions, read_probabilities
 from pipeline.labeling.strategies import choose_diverse, count_pool, rank_videos
 from pipeline.run_folder.contents import make_scores_path
 
@@ -44,10 +44,10 @@ def main(rows: int = 1_000_000) -> int:
             f"from pathlib import Path; from tests.labeling.million import write_scores; write_scores(Path({name!r}), {rows})"
         )
         subprocess.run([sys.executable, "-c", write], check=True)  # its memory is not what is measured
-        begun, scores, candidates = time.perf_counter(), SavedScores(folder), np.arange(rows)
+        begun, scores, candidates = time.perf_counter(), TrainingScores(folder), np.arange(rows)
         opinions = read_opinions(scores, rows)
         order, weights = rank_videos("mixed", opinions, candidates, 0)
-        pool = count_pool("mixed", COUNT)
+        pool = count_pool("mixed", COUNT, False)
         chosen = choose_diverse(read_probabilities(scores, order[:pool], rows), weights[:pool], COUNT, 0)
         gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         seconds = time.perf_counter() - begun

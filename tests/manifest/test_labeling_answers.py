@@ -9,10 +9,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
+from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.labeling_answers import add_answers, read_answers
 from pipeline.manifest.schema import Manifest, compute_fingerprint, read_manifest, write_manifest
-from tests.manifest.tables import make_table
+from pipeline.prepare.build import build_table
+from pipeline.prepare.sources import Listing
+from tests.manifest.tables import GOOD, make_table
 
 
 @pytest.fixture
@@ -89,14 +91,74 @@ def test_answers_that_say_what_the_manifest_knows_give_the_labels_that_drawing_t
 def test_bad_videos_are_no_longer_trained_on_and_named(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
     labeled, free = int(before.rows[0]), free_row(before, range(6, 12))
     path = write(tmp_path, f"{video(manifest, labeled)},bad_video,,,,,", f"{video(manifest, free)},no_action,,,,,")
-    added = add_answers(manifest, before, path)
+    with pytest.raises(UserError) as caught:
+        add_answers(manifest, before, path)
+    assert f"{video(manifest, labeled)}: bad video, but its label says a; --relabel takes the answer" in str(caught.value)
+    assert f"{video(manifest, free)}: no action, but the manifest says b; --relabel takes the answer" in str(caught.value)
+    added = add_answers(manifest, before, path, relabel=True)
+    assert len(added.relabeled) == 2
     assert added.excluded == (f"{video(manifest, labeled)} (bad video)", f"{video(manifest, free)} (no action)")
     assert labeled not in added.subset.rows and sorted(added.subset.excluded) == sorted([labeled, free])
     write_labels(added.subset, manifest, tmp_path / "more.parquet")
     assert read_labels(tmp_path / "more.parquet", manifest).excluded.tolist() == sorted([labeled, free])
-    # a later answer takes it in again
-    back = add_answers(manifest, added.subset, write(tmp_path, f"{video(manifest, free)},b", head="id,class"))
+    # a later answer takes it in again, on request
+    path = write(tmp_path, f"{video(manifest, free)},b", head="id,class")
+    with pytest.raises(UserError, match="b, but an earlier answer says that it is not to be trained on; --relabel"):
+        add_answers(manifest, added.subset, path)
+    back = add_answers(manifest, added.subset, path, relabel=True)
     assert free in back.subset.rows and back.subset.excluded.tolist() == [labeled] and len(back.subset.lineage) == 2
+
+
+def test_a_bad_video_without_a_label_contradicts_nothing(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
+    free = free_row(before, range(6, 12))
+    added = add_answers(manifest, before, write(tmp_path, f"{video(manifest, free)},bad_video,,,,,"))
+    assert added.subset.excluded.tolist() == [free] and added.relabeled == ()
+
+
+def test_labels_are_left(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
+    path = write(tmp_path, *(f"{video(manifest, row)},bad_video,,,,," for row in before.rows))
+    with pytest.raises(UserError, match="leave no labeled video to train on; nothing was written"):
+        add_answers(manifest, before, path, relabel=True)
+
+
+def test_videos_of_held_out_groups_are_listed_with_all_other_mistakes(tmp_path: Path) -> None:
+    uris = [f"{name}/{group}_{number}.mp4" for name in "ab" for group in range(3) for number in range(3)]
+    groups, labels = tuple(uri.split("_")[0] for uri in uris), tuple(uri[0] for uri in uris)
+    listing = Listing("/videos", "list", tuple(uris), labels, groups, ("train",) * len(uris))
+    manifest = write_manifest(build_table(listing, [GOOD] * len(uris)), tmp_path / "m.parquet", ("a", "b"), "/videos", "list")
+    before = draw_labels(manifest, "4/class", 0, DrawOptions(hold_out=0.5))
+    found = manifest.table["group"].to_pylist()
+    held = {found[row] for row in before.held_out}
+    beside = [row for row in range(len(uris)) if found[row] in held and row not in {*before.held_out, *before.rows}]
+    assert beside
+    lines = [f"{video(manifest, row)},{manifest.table['class'][row].as_py()}" for row in (*beside, *before.held_out)]
+    with pytest.raises(UserError) as caught:
+        add_answers(manifest, before, write(tmp_path, *lines, "x/nowhere,a", head="id,class"))
+    said = str(caught.value)
+    assert "x/nowhere is not in the manifest" in said and said.count("of which other videos are held out") == len(beside)
+    added = add_answers(manifest, before, write(tmp_path, *lines[len(beside) :], head="id,class"))
+    assert added.repeated == len(before.held_out) and added.subset.held_out.tolist() == before.held_out.tolist()
+
+
+def test_a_skipped_video_has_the_answer_of_another_person_and_all_names_are_kept(
+    manifest: Manifest, before: LabelSubset, tmp_path: Path
+) -> None:
+    name = video(manifest, 3)
+    lines = [f"{name},skipped,,Ana,,,", f"{name},class,a,Bo,,,", f"{name},class,a,Cid,,,", f"{name},skipped,,Di,,,"]
+    added = add_answers(manifest, before, write(tmp_path, *lines))
+    assert (added.added, added.skipped, added.subset.given) == (1, 0, {3: 0})
+    assert added.subset.lineage[-1]["by"] == ["Ana", "Bo", "Cid", "Di"]
+
+
+def test_names_with_spaces_around_them_are_their_own(tmp_path: Path) -> None:
+    uris, classes = ("p/1.mp4", " p/1.mp4", "q.mp4", "r.mp4"), ("go", "go ")
+    listing = Listing("/videos", "list", uris, ("go", "go ", "go", "go "), (None,) * 4, ("train",) * 4)
+    manifest = write_manifest(build_table(listing, [GOOD] * 4), tmp_path / "m.parquet", classes, "/videos", "list")
+    ids = manifest.table["id"].to_pylist()
+    truth = dict(zip(ids, manifest.table["class"].to_pylist(), strict=True))
+    lines = [f"{name},{truth[name]}" for name in ids[:-1]] + [f" {ids[-1]} ,{truth[ids[-1]]}"]
+    answers = read_answers(write(tmp_path, *lines, head="id,class"), manifest)
+    assert {answer.id: answer.label for answer in answers} == truth and len({name.strip() for name in ids}) < len(ids)
 
 
 def test_contradictions_are_listed_and_taken_only_on_request(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
@@ -132,6 +194,9 @@ def test_all_mistakes_are_said_at_once(manifest: Manifest, before: LabelSubset, 
         (["x,a", "x,b"], "id,class", "line 3: video x has another answer on an earlier line"),
         (["x,a,b"], "id,class", "more cells than the first line"),
         (['x,"a'], "id,class", "unexpected end of data"),
+        (["x,a,b"], "id,class,class", "the column class more than once"),
+        (["x;a"], "id;class", "separated by semicolons: save it with commas"),
+        (['x,a,"Ana', 'B."', "", "y,,"], "id,class,by", "  - line 5: video y has neither"),
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, lines: list[str], head: str | None, problem: str) -> None:
