@@ -153,6 +153,16 @@ def test_a_replica_keeps_uploads_where_the_owner_said(saved: Any, clip: bytes, t
         replica.model.stop()
 
 
+def test_a_replica_that_ends_leaves_no_folder(saved: Any, tmp_path: Path) -> None:
+    from pipeline.serving.on_ray.replicas import Replica
+    from pipeline.serving.served_model import identify_model
+
+    replica = Replica(saved, LIMITS, identify_model(saved), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    replica.__del__()  # as Ray Serve does
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_parent_that_does_not_exist_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--scratch .*none: no folder for uploads: No such file"):
         Scratch.make("uploads-", tmp_path / "none")

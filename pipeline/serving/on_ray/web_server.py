@@ -79,6 +79,6 @@ def bind_web_server(
     model = bind_replicas(saved, replicas, limits, identity, scratch, plan_replica_anywhere(saved.config))
     deployment = serve.deployment(
         name="web", num_replicas=1, ray_actor_options={"num_cpus": 0.1}, logging_config=LOGGING,
-        graceful_shutdown_timeout_s=compute_stop_seconds(limits),
+        graceful_shutdown_timeout_s=compute_stop_seconds(limits), graceful_shutdown_wait_loop_s=0.1,
     )  # fmt: skip
     return deployment(WebServer).bind(model, identity, saved.classes, limits, address, scratch, build)
