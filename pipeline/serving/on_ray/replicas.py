@@ -137,6 +137,7 @@ def bind_replicas(
     """Returns the application of Ray Serve that has ``replicas`` copies of the model, each with the reserved ``resources``."""
     deployment = serve.deployment(
         name=MODEL, num_replicas=replicas, max_ongoing_requests=ONGOING, max_queued_requests=-1,
-        graceful_shutdown_timeout_s=limits.request_seconds, graceful_shutdown_wait_loop_s=0.1, logging_config=LOGGING, ray_actor_options=dict(resources),
+        graceful_shutdown_timeout_s=limits.request_seconds, graceful_shutdown_wait_loop_s=0.1,
+        logging_config=LOGGING, ray_actor_options=dict(resources),
     )  # fmt: skip
     return deployment(Replica).bind(saved, limits, identity, scratch)
