@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.serving.answers import Answer, ModelFacts, Wanted
+from pipeline.serving.answers import Answer, ModelFacts, RequestOptions
 from pipeline.serving.limits import Limits
 from pipeline.serving.served_model import ServedModel
 from pipeline.serving.server_metrics import Metrics
@@ -23,7 +23,7 @@ class Answerer(Protocol):
     labels: tuple[str, ...]
     """The class names."""
 
-    async def answer(self, path: Path, wanted: Wanted) -> Answer:
+    async def answer(self, path: Path, options: RequestOptions) -> Answer:
         """Predicts a file, which must exist until this returns. Raises Refusal."""
         ...
 
@@ -39,9 +39,9 @@ class InProcess:
         self.model, self.facts, self.labels = model, model.facts, model.source.manifest.classes
         self._threads = ThreadPoolExecutor(model.limits.waiting, thread_name_prefix="answer")
 
-    async def answer(self, path: Path, wanted: Wanted) -> Answer:
+    async def answer(self, path: Path, options: RequestOptions) -> Answer:
         """Predicts a file in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.model.answer, path, wanted)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.model.answer, path, options)
 
     async def is_ready(self) -> bool:
         """Whether a request would be answered now: the model is loaded before there is an ``InProcess``."""

@@ -17,10 +17,11 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Wanted(_Part):
-    """What a request asks for beside the probabilities."""
+class RequestOptions(_Part):
+    """What a request asks for in addition to the probabilities."""
 
     top: int = 5
+    """How many classes to return."""
     window: float | None = None
     """Length in seconds of the windows of a timeline; None: no timeline."""
     hop: float | None = None
@@ -80,7 +81,9 @@ class Timings(_Part):
     """Where the time went, in seconds."""
 
     receive: float = Field(0.0, description="the upload, or the file behind the URI")
-    inspect: float = Field(description="looking at the container")
+    inspect: float = Field(
+        description="probing the file: container, packets and some decoded frames, with the wait for a free thread"
+    )
     predict: float = Field(description="decoding and both networks, with waiting for other requests")
 
 
@@ -109,14 +112,14 @@ def make_answer(
     prediction: Prediction,
     segments: Sequence[Mapping[str, Any]] | None,
     classes: Sequence[str],
-    wanted: Wanted,
+    options: RequestOptions,
     probe: Probe,
     model: ModelFacts,
     seconds: Timings,
 ) -> Answer:
     """Makes the answer from a prediction with scores, and from the rows of its timeline."""
     scores = prediction.scores
-    order = np.argsort(-scores["mean"], kind="stable")[: wanted.top].tolist()
+    order = np.argsort(-scores["mean"], kind="stable")[: options.top].tolist()
     best = {name: int(scores[name].argmax()) for name in STUDENTS}
     primary, auxiliary = (
         NetworkChoice(name=classes[best[name]], probability=float(scores[name][best[name]])) for name in STUDENTS

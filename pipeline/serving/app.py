@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.prediction.timeline import parse_seconds
 from pipeline.serving.access import ASGI, Access, Receive, Scope, Send
 from pipeline.serving.answerer import Answerer
-from pipeline.serving.answers import Answer, Problem, Wanted
+from pipeline.serving.answers import Answer, Problem, RequestOptions
 from pipeline.serving.limits import MEBIBYTE, Limits, Refusal
 from pipeline.serving.pages import read_asset, render_docs, render_page
 from pipeline.serving.server_metrics import Metrics
@@ -137,10 +137,10 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         hop: Annotated[str | None, Query(description="time between the starts of two windows (half a window)")] = None,
     ) -> Any:
         check_names((name for name, _ in request.query_params.multi_items()), OPTIONS, "parameter of the address")
-        wanted = Wanted(top=top, window=_parse_time(window, "window"), hop=_parse_time(hop, "hop"))
-        if wanted.hop is not None and wanted.window is None:
+        options = RequestOptions(top=top, window=_parse_time(window, "window"), hop=_parse_time(hop, "hop"))
+        if options.hop is not None and options.window is None:
             raise Refusal(422, "window", "hop needs window, for example window=2s&hop=1s")
-        return await service.predict(request, wanted)
+        return await service.predict(request, options)
 
 
 def _parse_time(text: str | None, name: str) -> float | None:

@@ -63,24 +63,24 @@ class Refusal(Exception):
         return f"{self.status} {self.code}: {self.text}"
 
 
-def refuse_too_large(limits: Limits) -> Refusal:
+def make_too_large_refusal(limits: Limits) -> Refusal:
     """Makes the refusal of an upload that has too many bytes."""
     return Refusal(413, "too_many_bytes", f"the file is larger than {limits.upload_bytes / MEBIBYTE:g} MiB")
 
 
-def refuse_too_slow(limits: Limits) -> Refusal:
+def make_too_slow_refusal(limits: Limits) -> Refusal:
     """Makes the refusal of an upload that does not arrive in time."""
     text = f"the file paused for {limits.stall_seconds:g} s, or had not arrived after {limits.upload_seconds:g} s"
     return Refusal(408, "too_slow", text)
 
 
-def refuse_too_late(limits: Limits) -> Refusal:
+def make_too_late_refusal(limits: Limits) -> Refusal:
     """Makes the refusal of a request that could not be answered in time."""
     text = f"there was no answer within {limits.request_seconds:g} s: the video is costly to decode, or the server is busy"
     return Refusal(504, "too_late", text)
 
 
-def refuse_busy(seconds: float) -> Refusal:
+def make_busy_refusal(seconds: float) -> Refusal:
     """Makes the refusal of a request for which there is no room, and which may come again after ``seconds``."""
     text = "too many requests wait for their answer: try again later"
     return Refusal(503, "busy", text, retry_after=max(1, math.ceil(seconds)))

@@ -29,15 +29,15 @@ from pipeline.prediction.predict_inputs import NOT_FINITE, Prediction, ScoreRows
 from pipeline.prediction.timeline import Windows, place_windows, predict_timelines
 from pipeline.processes.isolation import ProcessLimits, count_cores, end_calls_at
 from pipeline.seeds import Ints
-from pipeline.serving.answers import Answer, ModelFacts, Timings, Wanted, make_answer
+from pipeline.serving.answers import Answer, ModelFacts, RequestOptions, Timings, make_answer
 from pipeline.serving.decoded_memory import DecodedMemory
-from pipeline.serving.limits import MEBIBYTE, Limits, Refusal, refuse_busy, refuse_too_late
+from pipeline.serving.limits import MEBIBYTE, Limits, Refusal, make_busy_refusal, make_too_late_refusal
 from pipeline.serving.score_batches import ScoreBatches
 from pipeline.serving.uploads.inspect_upload import Inspectors, hide_path
 from pipeline.video.probe import Probe
 
 DECODE_SHARE = 1 / 3
-"""Part of ``request_seconds`` after which a decoder is stopped: a video that fails as a whole is tried clip by clip."""
+"""Part of ``request_seconds`` after which a decoder is stopped: there is time left to try a failed video clip by clip."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ServedModel:
         identity = identify_model(saved) if identity is None else identity
         self.config, self.limits, self.facts = saved.config, limits, identity.facts
         seconds, memory = limits.request_seconds * DECODE_SHARE, limits.decoder_bytes
-        # half of the memory may be taken for a moment before the decoder's process is replaced after its video
+        # a decoder's process above its limit is replaced after its video; during the video it may use twice that
         child = ProcessLimits(seconds, memory, address_space_bytes=2 * memory)
         self.source = replace(open_file_source(saved), limits=child)
         if saved.config.scale.torch_threads:
@@ -106,7 +106,7 @@ class ServedModel:
         self._batches.stop()
         self._inspectors.stop()
 
-    def answer(self, path: Path, wanted: Wanted, deadline: float | None = None) -> Answer:
+    def answer(self, path: Path, options: RequestOptions, deadline: float | None = None) -> Answer:
         """Predicts an uploaded file until ``deadline``, in the time of ``time.monotonic``; None: for ``request_seconds``.
 
         Raises Refusal if it is no usable video, beyond the limits, or takes too long. Nothing of it is computed any more after
@@ -114,15 +114,15 @@ class ServedModel:
         """
         begun = time.monotonic()
         deadline = begun + self.limits.request_seconds if deadline is None else deadline
-        # by the threads that decode, so that there are no more child processes than twice the cores, however many ask
+        # in the threads that decode, which limits child processes to two for each core: one that inspects, one that decodes
         probe: Probe = self._wait(self._decoders.submit(self._inspect, path, deadline), deadline)
-        windows = self._choose_windows(wanted, probe)
+        windows = self._choose_windows(options, probe)
         inspected = time.monotonic()
         video, classes = InputVideo("the upload", str(path)), self.source.manifest.classes
-        score = self._make_scorer(self._check_decoded_size(probe), deadline)
+        score = self._make_score_function(self._check_decoded_size(probe), deadline)
         (prediction,) = predict_inputs(self.source, self.config, [video], score, lambda locations: [probe], self.temperatures)
         if not prediction.is_ok:
-            raise _refuse(prediction, path)
+            raise _make_refusal(prediction, path)
         segments = None
         if windows is not None:
             average = self.config.evaluation.average
@@ -132,16 +132,16 @@ class ServedModel:
             segments = [row for row in rows if row["class"]]
         seconds = Timings(inspect=inspected - begun, predict=time.monotonic() - inspected)
         prediction = replace(prediction, reason=hide_path(prediction.reason, path))
-        return make_answer(prediction, segments, classes, wanted, probe, self.facts, seconds)
+        return make_answer(prediction, segments, classes, options, probe, self.facts, seconds)
 
-    def _choose_windows(self, wanted: Wanted, probe: Probe) -> Windows | None:
-        if wanted.window is None:
+    def _choose_windows(self, options: RequestOptions, probe: Probe) -> Windows | None:
+        if options.window is None:
             return None
-        hop = wanted.window / 2 if wanted.hop is None else wanted.hop
-        if not 0 < hop <= wanted.window < float("inf"):
+        hop = options.window / 2 if options.hop is None else options.hop
+        if not 0 < hop <= options.window < float("inf"):
             raise Refusal(422, "window", "window and hop must be above 0 seconds, and hop at most window")
-        count = max(0.0, probe.duration - wanted.window) / hop  # before they are listed: there may be billions
-        windows = Windows(wanted.window, hop)
+        count = max(0.0, probe.duration - options.window) / hop  # before they are listed: there may be billions
+        windows = Windows(options.window, hop)
         if count > self.limits.windows or len(place_windows(0.0, probe.duration, windows)) > self.limits.windows:
             text = f"the timeline would have more than {self.limits.windows} windows: choose a longer hop"
             raise Refusal(422, "too_many_windows", text)
@@ -162,7 +162,7 @@ class ServedModel:
             raise Refusal(422, "too_costly", f"{text}{self.limits.decoded_bytes / MEBIBYTE:.0f} MiB are accepted")
         return size
 
-    def _make_scorer(self, size: int, deadline: float) -> ScoreRows:
+    def _make_score_function(self, size: int, deadline: float) -> ScoreRows:
         """Makes what scores the rows of a request until ``deadline``; each of them has ``size`` bytes when it is decoded."""
 
         def decode_and_submit(source: VideoSource, row: int) -> Future[Columns]:
@@ -191,7 +191,7 @@ class ServedModel:
                             break
                         pending.append(start(source, waiting.popleft()))
                     if not pending:
-                        raise refuse_busy(self.limits.request_seconds)
+                        raise make_busy_refusal(self.limits.request_seconds)
                     yield self._wait(self._wait(pending[0], deadline), deadline)
                     pending.popleft()
             finally:
@@ -204,20 +204,20 @@ class ServedModel:
     def _end_at(self, deadline: float) -> Iterator[None]:
         """Raises Refusal if it is too late, also after the block, whose child processes are then killed."""
         if time.monotonic() >= deadline:
-            raise refuse_too_late(self.limits)
+            raise make_too_late_refusal(self.limits)
         try:
             with end_calls_at(deadline):
                 yield
         finally:
             if time.monotonic() >= deadline:
-                raise refuse_too_late(self.limits)
+                raise make_too_late_refusal(self.limits)
 
     def _wait(self, future: Future[Any], deadline: float) -> Any:
         try:
             return future.result(timeout=max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError:
             future.cancel()
-            raise refuse_too_late(self.limits) from None
+            raise make_too_late_refusal(self.limits) from None
 
 
 def _abandon(decoding: Future[Future[Columns]]) -> None:
@@ -231,7 +231,7 @@ def _abandon(decoding: Future[Future[Columns]]) -> None:
     decoding.add_done_callback(abandon_scoring)
 
 
-def _refuse(prediction: Prediction, path: Path) -> Refusal:
+def _make_refusal(prediction: Prediction, path: Path) -> Refusal:
     if prediction.status == NOT_FINITE:
         return Refusal(500, NOT_FINITE, prediction.reason)
     if "no result after" in prediction.reason:

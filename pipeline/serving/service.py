@@ -14,8 +14,8 @@ from pathlib import Path
 from starlette.requests import Request
 
 from pipeline.serving.answerer import Answerer
-from pipeline.serving.answers import Answer, Wanted
-from pipeline.serving.limits import Limits, Refusal, refuse_busy, refuse_too_late, refuse_too_slow
+from pipeline.serving.answers import Answer, RequestOptions
+from pipeline.serving.limits import Limits, Refusal, make_busy_refusal, make_too_late_refusal, make_too_slow_refusal
 from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.uploads.fetch_uri import UriRules, check_uri, fetch
 from pipeline.serving.uploads.receive_upload import (
@@ -61,7 +61,7 @@ class Service:
         self._stopping = asyncio.Event()
         self._last_seconds = 1.0
 
-    async def predict(self, request: Request, wanted: Wanted) -> Answer:
+    async def predict(self, request: Request, options: RequestOptions) -> Answer:
         """Receives a file, or fetches it, and has it predicted. Raises Refusal."""
         begun = time.monotonic()
         deadline = begun + self.limits.upload_seconds
@@ -79,7 +79,7 @@ class Service:
             undo.pop_all()
         receive_seconds = time.monotonic() - begun
         self.metrics.bytes.inc(size)
-        answer = await self._wait_for(asyncio.create_task(self._answer(place, path, wanted)))
+        answer = await self._wait_for(asyncio.create_task(self._answer(place, path, options)))
         seconds = answer.seconds.model_copy(update={"receive": receive_seconds})
         for part, value in seconds.model_dump().items():
             self.metrics.seconds.labels(part).observe(value)
@@ -103,7 +103,7 @@ class Service:
     async def _end_arrival_at(self, deadline: float) -> AsyncIterator[None]:
         """Raises Refusal in the block at ``deadline``, or soon after ``stop``: one rule for uploads and for URIs."""
         if self._stopping.is_set():
-            raise self._refuse_stopping()
+            raise self._make_stopping_refusal()
         try:
             async with asyncio.timeout_at(deadline) as limit:  # the loop's time is that of time.monotonic
                 self._arriving.add(limit)
@@ -112,9 +112,9 @@ class Service:
                 finally:
                     self._arriving.discard(limit)
         except TimeoutError:
-            raise self._refuse_stopping() if self._stopping.is_set() else refuse_too_slow(self.limits) from None
+            raise self._make_stopping_refusal() if self._stopping.is_set() else make_too_slow_refusal(self.limits) from None
 
-    def _refuse_stopping(self) -> Refusal:
+    def _make_stopping_refusal(self) -> Refusal:
         return Refusal(503, "stopping", "the server is being stopped: send the file again, to whatever takes its place", 5)
 
     @contextlib.contextmanager
@@ -122,7 +122,7 @@ class Service:
         """Raises Refusal if there are too many requests."""
         self._check_waiting()
         if self._uploads >= self.limits.uploads:
-            raise self._refuse_busy()
+            raise self._make_busy_refusal()
         self._uploads += 1
         self.metrics.uploads.set(self._uploads)
         try:
@@ -133,10 +133,10 @@ class Service:
 
     def _check_waiting(self) -> None:
         if len(self._tasks) >= self.limits.waiting:
-            raise self._refuse_busy()
+            raise self._make_busy_refusal()
 
-    def _refuse_busy(self) -> Refusal:
-        return refuse_busy(min(self._last_seconds, self.limits.request_seconds))
+    def _make_busy_refusal(self) -> Refusal:
+        return make_busy_refusal(min(self._last_seconds, self.limits.request_seconds))
 
     async def _receive(self, request: Request, path: Path, deadline: float) -> None:
         """Brings the file of a request to ``path``."""
@@ -146,7 +146,7 @@ class Service:
         uri = await read_uri(request)
         check_uri(uri, self.rules)  # before a thread is asked for it
         if self._fetches >= self.limits.uploads:
-            raise self._refuse_busy()
+            raise self._make_busy_refusal()
         await self._fetch(uri, path, deadline)
 
     def _fetch(self, uri: str, path: Path, deadline: float) -> asyncio.Future[None]:
@@ -177,11 +177,11 @@ class Service:
         self._fetches += 1
         return done
 
-    async def _answer(self, place: tempfile.TemporaryDirectory[str], path: Path, wanted: Wanted) -> Answer:
+    async def _answer(self, place: tempfile.TemporaryDirectory[str], path: Path, options: RequestOptions) -> Answer:
         """Answers a request and removes its file, also where nobody waits for the answer anymore."""
         begun = time.monotonic()
         try:
-            return await self.answerer.answer(path, wanted)
+            return await self.answerer.answer(path, options)
         except Exception:
             if path.exists():
                 raise
@@ -200,7 +200,7 @@ class Service:
             async with asyncio.timeout(self.limits.request_seconds + SPARE_SECONDS):
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise refuse_too_late(self.limits) from None
+            raise make_too_late_refusal(self.limits) from None
 
     def _forget(self, task: asyncio.Task[Answer]) -> None:
         self._tasks.discard(task)

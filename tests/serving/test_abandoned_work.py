@@ -18,7 +18,7 @@ from pipeline.clips import isolated_decode
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.processes.isolation import count_cores
 from pipeline.serving import served_model
-from pipeline.serving.answers import Wanted
+from pipeline.serving.answers import RequestOptions
 from pipeline.serving.decoded_memory import DecodedMemory
 from pipeline.serving.limits import Limits, Refusal
 from pipeline.serving.served_model import ServedModel
@@ -38,7 +38,7 @@ def open_model(saved: SavedRun, limits: Limits, upload: Path) -> Iterator[Served
     """A model whose processes have started, which takes seconds on a busy machine."""
     model = ServedModel(saved, limits)
     if limits.decoded_bytes > 10_000:
-        model.answer(upload, Wanted(), time.monotonic() + 60)
+        model.answer(upload, RequestOptions(), time.monotonic() + 60)
     try:
         yield model
     finally:
@@ -63,9 +63,9 @@ def list_children(needle: bytes) -> list[int]:
     return found
 
 
-def refuse(model: ServedModel, path: Path, wanted: Wanted | None = None) -> Refusal:
+def refuse(model: ServedModel, path: Path, options: RequestOptions | None = None) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        model.answer(path, wanted or Wanted())
+        model.answer(path, options or RequestOptions())
     return caught.value
 
 
@@ -83,7 +83,7 @@ def test_a_decoder_that_hangs_is_killed_when_the_request_is_given_up(
     while len(decoder._idle) < count_cores() or any(child._process for child in decoder._idle):
         assert time.monotonic() - begun < 2
         time.sleep(0.05)
-    assert len(patient.answer(upload, Wanted(), time.monotonic() + 60).classes) == 4
+    assert len(patient.answer(upload, RequestOptions(), time.monotonic() + 60).classes) == 4
     assert patient._memory.reserve(LIMITS.decoded_bytes, 5.0)  # nothing of it is held
 
 
@@ -109,12 +109,12 @@ def test_requests_wait_for_the_memory_of_decoded_frames(saved: SavedRun, upload:
             return submit(block, drop)
 
         model._batches.submit = note  # type: ignore[method-assign]
-        model.answer(upload, Wanted())
+        model.answer(upload, RequestOptions())
     assert 0 < decoded[0] <= size
     with open_model(saved, replace(limits, decoded_bytes=size), upload) as model:
         peak = watch(model._memory)
         with ThreadPoolExecutor(8) as threads:
-            answers = list(threads.map(partial(model.answer, upload), [Wanted(window=0.4)] * 8))
+            answers = list(threads.map(partial(model.answer, upload), [RequestOptions(window=0.4)] * 8))
         assert all(len(answer.classes) == 4 and answer.timeline for answer in answers)
         assert peak() == size and model._memory.reserve(size, 5.0)  # all of it was given back
 
@@ -138,7 +138,7 @@ def test_a_request_that_gets_no_memory_in_time_is_told_to_come_again(saved: Save
         refusal = refuse(model, upload)
         assert (refusal.status, refusal.code) == (503, "busy") and refusal.retry_after > 0
         model._memory.release(LIMITS.decoded_bytes)
-        assert model.answer(upload, Wanted(), time.monotonic() + 60).classes
+        assert model.answer(upload, RequestOptions(), time.monotonic() + 60).classes
 
 
 def test_a_video_that_never_has_room_is_refused(saved: SavedRun, upload: Path) -> None:

@@ -257,9 +257,9 @@ def test_a_video_whose_decoding_takes_too_long_is_refused_and_the_next_is_answer
 
 
 def _wanted() -> Any:
-    from pipeline.serving.answers import Wanted
+    from pipeline.serving.answers import RequestOptions
 
-    return Wanted()
+    return RequestOptions()
 
 
 def test_after_all_of_this_the_server_answers_as_before(server: Running, clip: bytes) -> None:

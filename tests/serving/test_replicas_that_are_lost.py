@@ -16,7 +16,7 @@ from ray import serve
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.serving.access import Access
 from pipeline.serving.answerer import InProcess
-from pipeline.serving.answers import Wanted
+from pipeline.serving.answers import RequestOptions
 from pipeline.serving.app import ServiceBuilder
 from pipeline.serving.limits import Limits, Refusal
 from pipeline.serving.on_ray import replicas
@@ -33,13 +33,13 @@ class Handle:
         self.model, self.path, self.errors, self.asked = model, folder / "sent", errors, 0
         self.answer = SimpleNamespace(remote=lambda *words: asyncio.ensure_future(self._answer(*words)))
 
-    async def _answer(self, content: bytes, wanted: Wanted, seconds: float) -> Any:
+    async def _answer(self, content: bytes, options: RequestOptions, seconds: float) -> Any:
         self.asked += 1
         if self.errors:
             raise self.errors.pop(0)
         self.path.write_bytes(content)
         try:
-            return await self.model.answer(self.path, wanted)
+            return await self.model.answer(self.path, options)
         except Refusal as refusal:
             return refusal
 
@@ -117,7 +117,7 @@ def test_a_request_that_is_too_late_is_withdrawn_from_its_replica(saved: SavedRu
     """So that its place is free at once, and the replica works for nobody no more."""
     asked: list[asyncio.Future[Any]] = []
 
-    def ask(content: bytes, wanted: Wanted, seconds: float) -> asyncio.Future[Any]:
+    def ask(content: bytes, options: RequestOptions, seconds: float) -> asyncio.Future[Any]:
         assert 0 < seconds <= 0.5
         asked.append(asyncio.get_running_loop().create_future())
         return asked[-1]

@@ -133,7 +133,7 @@ def test_a_replica_keeps_uploads_where_the_owner_said(saved: Any, clip: bytes, t
     import asyncio
     import time
 
-    from pipeline.serving.answers import Wanted
+    from pipeline.serving.answers import RequestOptions
     from pipeline.serving.on_ray.replicas import Replica
     from pipeline.serving.served_model import identify_model
 
@@ -142,12 +142,12 @@ def test_a_replica_keeps_uploads_where_the_owner_said(saved: Any, clip: bytes, t
         (folder,) = tmp_path.iterdir()
         assert folder.name.startswith("actnetformer-replica-")
         shutil.rmtree(folder)  # it comes back
-        assert asyncio.run(replica.answer(clip, Wanted(), 60.0)).classes
+        assert asyncio.run(replica.answer(clip, RequestOptions(), 60.0)).classes
         assert list(folder.iterdir()) == []
         folder.rmdir()
         folder.write_text("in its place", encoding="utf-8")
         begun = time.monotonic()
-        assert asyncio.run(replica.answer(clip, Wanted(), 60.0)).status == 503
+        assert asyncio.run(replica.answer(clip, RequestOptions(), 60.0)).status == 503
         assert time.monotonic() - begun < 5
     finally:
         replica.model.stop()

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.serving import service
 from pipeline.serving.answerer import InProcess
-from pipeline.serving.answers import Answer, Wanted
+from pipeline.serving.answers import Answer, RequestOptions
 from pipeline.serving.http_server import open_socket
 from pipeline.serving.limits import Limits
 from tests.serving.conftest import LIMITS, Running, run_service
@@ -31,13 +31,13 @@ class Slow(InProcess):
         self.may_go, self.begun = threading.Event(), 0
         self.paths: list[Path] = []
 
-    async def answer(self, path: Path, wanted: Wanted) -> Answer:
+    async def answer(self, path: Path, options: RequestOptions) -> Answer:
         import asyncio
 
         self.begun += 1
         self.paths.append(path)
         await asyncio.to_thread(self.may_go.wait, 20)
-        return await super().answer(path, wanted)
+        return await super().answer(path, options)
 
 
 def wait_until(condition: Any) -> None:
@@ -102,7 +102,7 @@ def test_a_stopped_server_answers_what_it_has_begun(model: InProcess, clip: byte
 
 def test_a_bug_is_told_without_its_traceback(model: InProcess, clip: bytes, tmp_path: Path) -> None:
     class Broken(InProcess):
-        async def answer(self, path: Path, wanted: Wanted) -> Answer:
+        async def answer(self, path: Path, options: RequestOptions) -> Answer:
             raise KeyError(f"secret {path}")
 
     broken = Broken(model.model)

@@ -21,8 +21,8 @@ from ray import serve
 
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.serving.access import TOKEN_VARIABLE
-from pipeline.serving.answers import Answer, Wanted
-from pipeline.serving.limits import Limits, Refusal, refuse_too_late
+from pipeline.serving.answers import Answer, RequestOptions
+from pipeline.serving.limits import Limits, Refusal, make_too_late_refusal
 from pipeline.serving.served_model import ModelIdentity, ServedModel
 from pipeline.serving.uploads.scratch import Scratch
 
@@ -51,19 +51,19 @@ class Replica:
         self._scratch = Scratch.make("actnetformer-replica-", scratch)
         self._threads = ThreadPoolExecutor(ONGOING, thread_name_prefix="answer")
 
-    async def answer(self, content: bytes, wanted: Wanted, seconds: float) -> Answer | Refusal:
+    async def answer(self, content: bytes, options: RequestOptions, seconds: float) -> Answer | Refusal:
         """Predicts the content of an uploaded file within ``seconds``. Returns a Refusal, which Ray would else wrap and log
         with a traceback."""
         deadline = time.monotonic() + seconds
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, content, wanted, deadline)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, content, options, deadline)
 
-    def _answer(self, content: bytes, wanted: Wanted, deadline: float) -> Answer | Refusal:
+    def _answer(self, content: bytes, options: RequestOptions, deadline: float) -> Answer | Refusal:
         try:
             with self._scratch.make_place() as folder:
                 path = Path(folder) / "upload"
                 with self._scratch.refuse_errors():
                     path.write_bytes(content)
-                return self.model.answer(path, wanted, deadline)
+                return self.model.answer(path, options, deadline)
         except Refusal as refusal:
             return refusal
 
@@ -83,23 +83,23 @@ class OnRay:
         self._sending = asyncio.Semaphore(max(1, SENT_BYTES // limits.upload_bytes))
         self._is_ready, self._ready_until = False, 0.0
 
-    async def answer(self, path: Path, wanted: Wanted) -> Answer:
+    async def answer(self, path: Path, options: RequestOptions) -> Answer:
         """Sends a file to a replica, or to another one if that is lost meanwhile. A request that is too late is withdrawn, so
         that no replica works for nobody."""
         deadline = time.monotonic() + self.limits.request_seconds
         try:
             async with asyncio.timeout(self.limits.request_seconds), self._sending:
-                result = await self._ask(await asyncio.to_thread(path.read_bytes), wanted, deadline)
+                result = await self._ask(await asyncio.to_thread(path.read_bytes), options, deadline)
         except TimeoutError:
-            raise refuse_too_late(self.limits) from None
+            raise make_too_late_refusal(self.limits) from None
         if isinstance(result, Refusal):
             raise result
         assert isinstance(result, Answer)
         return result
 
-    async def _ask(self, content: bytes, wanted: Wanted, deadline: float) -> Any:
+    async def _ask(self, content: bytes, options: RequestOptions, deadline: float) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
-            response = self.handle.answer.remote(content, wanted, deadline - time.monotonic())
+            response = self.handle.answer.remote(content, options, deadline - time.monotonic())
             try:
                 return await response
             except (ray.exceptions.RayActorError, serve.exceptions.DeploymentUnavailableError) as error:

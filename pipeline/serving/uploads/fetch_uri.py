@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.serving.limits import Limits, Refusal, refuse_too_large, refuse_too_slow
+from pipeline.serving.limits import Limits, Refusal, make_too_large_refusal, make_too_slow_refusal
 from pipeline.serving.uploads.scratch import Scratch
 
 WEB, STORES = ("http", "https"), ("s3", "s3a", "gs", "gcs")
@@ -139,7 +139,7 @@ class _Copy:
         """Computes the time that is left. Raises Refusal if there is none."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise refuse_too_slow(self.limits)
+            raise make_too_slow_refusal(self.limits)
         return left
 
     def run(self, read: Callable[[int], bytes]) -> None:
@@ -147,7 +147,7 @@ class _Copy:
         while piece := read(PIECE):
             self.count += len(piece)
             if self.count > self.limits.upload_bytes:
-                raise refuse_too_large(self.limits)
+                raise make_too_large_refusal(self.limits)
             self.compute_seconds_left()
             with self.scratch.refuse_errors():
                 self.file.write(piece)
@@ -156,7 +156,7 @@ class _Copy:
 def _fetch_store(uri: str, copy: _Copy) -> None:
     try:
         if storage.get_file_info(uri).bytes > copy.limits.upload_bytes:
-            raise refuse_too_large(copy.limits)
+            raise make_too_large_refusal(copy.limits)
         with storage.open_file(uri) as source:
             copy.run(source.read)
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def _fetch_web(parts: SplitResult, rules: UriRules, copy: _Copy) -> None:
                 if response.length:  # the rest is missing, which http.client lets pass
                     raise http.client.IncompleteRead(b"")
     except TimeoutError:
-        raise refuse_too_slow(copy.limits) from None
+        raise make_too_slow_refusal(copy.limits) from None
     except (OSError, http.client.HTTPException, ValueError):
         copy.compute_seconds_left()
         raise Refusal(422, "unreachable", "the server of the URI does not answer as a web server does") from None
@@ -192,7 +192,7 @@ def _check_response(response: http.client.HTTPResponse, limits: Limits) -> None:
     if (response.getheader("Content-Encoding") or "identity").lower() != "identity":
         raise Refusal(422, "compressed", "the server of the URI sends a compressed file though it was asked not to")
     if response.length is not None and response.length > limits.upload_bytes:
-        raise refuse_too_large(limits)
+        raise make_too_large_refusal(limits)
 
 
 @contextlib.contextmanager

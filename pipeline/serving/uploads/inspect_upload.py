@@ -54,13 +54,13 @@ def inspect_upload(path: str, limits: Limits) -> Probe:
     except Refusal:
         raise
     except UnusableVideoError as error:
-        raise _refuse(error.status, str(error), path) from None
+        raise _make_refusal(error.status, str(error), path) from None
     except MemoryError:
         raise Refusal(422, "too_costly", "the video takes too much memory to decode") from None
     except Exception as error:  # PyAV raises many types, UnicodeDecodeError among them; all mean that this file is bad
-        raise _refuse("undecodable", f"{type(error).__name__}: {summarize_error(error)}", path) from None
+        raise _make_refusal("undecodable", f"{type(error).__name__}: {summarize_error(error)}", path) from None
     if probe.status != "ok":
-        raise _refuse(probe.status, probe.reason or probe.status, path)
+        raise _make_refusal(probe.status, probe.reason or probe.status, path)
     check_size(probe.width, probe.height, probe.duration, probe.frames, limits)
     return probe
 
@@ -105,7 +105,7 @@ def _open(path: str) -> Iterator[Any]:
         yield container
 
 
-def _refuse(status: str, reason: str, path: str) -> Refusal:
+def _make_refusal(status: str, reason: str, path: str) -> Refusal:
     if status == "empty":
         return Refusal(400, status, "the file has no bytes")
     return Refusal(415 if status in WRONG_KIND else 422, status, hide_path(reason, path))

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from pipeline.serving.limits import Limits, Refusal, refuse_too_large, refuse_too_slow
+from pipeline.serving.limits import Limits, Refusal, make_too_large_refusal, make_too_slow_refusal
 from pipeline.serving.uploads.options import check_names
 from pipeline.serving.uploads.read_form import save_file_of_form
 from pipeline.serving.uploads.scratch import Scratch
@@ -40,11 +40,11 @@ class LimitedBody:
             async with asyncio.timeout(self.limits.stall_seconds):
                 message = await self.receive()
         except TimeoutError:
-            raise refuse_too_slow(self.limits) from None
+            raise make_too_slow_refusal(self.limits) from None
         self.bytes += len(message.get("body", b""))
         self.has_ended = not message.get("more_body", False)
         if self.bytes > self.most_bytes:
-            raise refuse_too_large(self.limits)
+            raise make_too_large_refusal(self.limits)
         return message
 
 
@@ -75,7 +75,7 @@ def check_headers(request: Request, limits: Limits) -> None:
         raise Refusal(415, "content_type", text + 'of a form (multipart/form-data), or JSON such as {"uri": "https://..."}')
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limits.upload_bytes + JSON_BYTES:  # a form has some lines around the file
-        raise refuse_too_large(limits)
+        raise make_too_large_refusal(limits)
 
 
 @contextlib.asynccontextmanager
