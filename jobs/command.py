@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import math
 import os
@@ -10,16 +11,20 @@ import re
 import select
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pipeline.errors import RunFailed, Stopped, UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says where nothing more can be written, whichever file it is: a full or read-only disk, a limit."""
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's ``main`` and returns the exit code.
 
-    UserError and RunFailed become a message on stderr and exit code 2 or 1; Stopped becomes one and exit code 130 or 143.
+    UserError and RunFailed become a message on stderr and exit code 2 or 1; Stopped becomes one and exit code 130 or 143. A
+    full disk becomes one and exit code 2.
     Characters that standard output cannot encode are written as escapes: a name must not end a command whose work is done.
     A command whose output nobody reads anymore, as behind ``| head``, ends without a message and with exit code 141, as if
     by SIGPIPE.
@@ -53,6 +58,12 @@ def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        print(f"error: {where}: {os.strerror(error.errno)}; make room, and give the same command again", file=sys.stderr)
+        return USER_ERROR
     except RuntimeError as error:
         if not str(error).startswith("Symlink loop"):  # as pathlib tells it, of whatever path a command was given
             raise
@@ -102,6 +113,15 @@ def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> No
     """Adds the option that names configuration files, of which a later one may change parts of an earlier one."""
     about = "YAML file of overrides; repeated: each changes the keys that it has (default: the paper's setting)"
     arguments.add_argument("--config", metavar="FILE", action="append", required=required, help=about)
+
+
+def parse_folder(text: str) -> Path:
+    """Parses the path of a folder of this machine. Refuses a URI, which would be taken for a path."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URI, and a folder of this machine is needed here: copy the one to or from the other"
+        )
+    return Path(text)
 
 
 def parse_positive(text: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, run
+from jobs.command import DONE, parse_folder, run
 from pipeline.analysis.run_reader import read_run_record
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
@@ -32,13 +32,15 @@ ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates on the run's own data, or on purpose on other data; prints accuracies and where the scores are."""
     arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
-    arguments.add_argument("folder", type=Path, help="a run folder, or a model folder, which needs --manifest")
+    arguments.add_argument("folder", type=parse_folder, help="a run folder, or a model folder, which needs --manifest")
     data = arguments.add_mutually_exclusive_group()
     data.add_argument("--manifest", help="evaluate on this data; unless it was trained on, classes are matched by name")
     data.add_argument("--other-data", metavar="MANIFEST", help="the same, but refused for the data that was trained on")
     about = "find temperatures on the held-out videos, which make probabilities believable; writes calibration.json"
     arguments.add_argument("--calibrate", action="store_true", help=about)
-    arguments.add_argument("--out", type=Path, metavar="FOLDER", help="write there; the run folder or model stays as it is")
+    arguments.add_argument(
+        "--out", type=parse_folder, metavar="FOLDER", help="write there; the run folder or model stays as it is"
+    )
     about = "evaluation.*, scale.*; data.manifest, data.labels, data.root of data that moved"
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
     options = arguments.parse_intermixed_args(argv)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, add_config, run
+from jobs.command import DONE, add_config, parse_folder, run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.export.check_clips import find_check_clips
@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = 1 if options.from_checkpoint else 2
     if len(options.words) < count:
         parser.error("RUN_FOLDER and OUT are needed, or --from-checkpoint and OUT")
-    folders, overrides = [Path(word) for word in options.words[:count]], options.words[count:]
+    try:
+        folders, overrides = [parse_folder(word) for word in options.words[:count]], options.words[count:]
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     if options.from_checkpoint:
         return _export_checkpoints(options, folders[0], overrides)
     if given := [f"--{name}" for name in ("config", "classes", "trained_by") if getattr(options, name)]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, parse_positive, run
+from jobs.command import DONE, FAILED, parse_folder, parse_positive, run
 from pipeline.errors import UserError
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.lifecycle.saved_run import open_file_source
@@ -25,6 +25,8 @@ from pipeline.prediction.timeline import Windows, parse_seconds
 ALLOWED = ("evaluation.", "scale.")
 MOST_LINES = 100
 """Videos up to which each one is printed although there is a file of all."""
+LEAST_HOP = 0.01
+"""Seconds between windows. Choice: an hour has at most 360,000, and those of a mistyped hop would not fit into the memory."""
 WINDOWS_OF_A_VIDEO = 60
 """How many windows a video is taken to have before its length is known, to decide whether a cluster is worth starting."""
 
@@ -72,7 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a run folder or a model folder")
+    parser.add_argument("folder", type=parse_folder, help="a run folder or a model folder")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="videos (see above), and key=value of evaluation.*, scale.*")
     parser.add_argument("--out", type=Path, metavar="FILE", help="table of all predictions: .parquet, .jsonl or .csv")
     parser.add_argument("--top", type=parse_positive, default=3, metavar="N", help="classes named for each (default: 3)")
@@ -94,7 +96,11 @@ def _parse_windows(options: argparse.Namespace) -> Windows | None:
             raise UserError("--html is a page of timelines and needs --window, for example --window 2s --hop 1s")
         return None
     seconds = parse_seconds(options.window, "--window")
-    return Windows(seconds, seconds / 2 if options.hop is None else parse_seconds(options.hop, "--hop"))
+    windows = Windows(seconds, seconds / 2 if options.hop is None else parse_seconds(options.hop, "--hop"))
+    if windows.hop < LEAST_HOP:
+        remedy = f"windows must be at least {LEAST_HOP:g}s apart, which is less than a frame lasts in most videos"
+        raise UserError(f"--window {seconds:g}s --hop {windows.hop:g}s: {remedy}")
+    return windows
 
 
 def _describe(row: dict[str, object]) -> str:

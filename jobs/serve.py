@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from jobs.command import DONE, parse_positive, run
+from jobs.command import DONE, parse_folder, parse_positive, run
 from pipeline.errors import Stopped, UserError
 from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.replicas < 0:
         raise UserError(f"--replicas {options.replicas} must be 0, this process, or the number of copies on Ray")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install -e .[serve]")
+        raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install 'actnetformer[serve]'")
     from pipeline.serving.access import Access, require_token, take_token
     from pipeline.serving.answerer import open_answerer
     from pipeline.serving.app import build_app, build_loading_app
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a model folder or a run folder")
+    parser.add_argument("folder", type=parse_folder, help="a model folder or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.gpu, scale.torch_threads, ...")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")

@@ -39,6 +39,8 @@ def lock_place(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}; choose another OUT") from None
+    if not out.name:
+        raise UserError(f"{out} is the root of all folders: choose another OUT")
     remedy = "wait until it has ended, stop it, or choose another OUT"
     with lock_file(out.with_name(f".{out.name}.lock"), str(out), remedy=remedy, elsewhere="choose another OUT"):
         for earlier in _find_leftovers(out, EARLIER):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -21,6 +21,7 @@ from pipeline.evaluation.protocol import collect_protocol
 from pipeline.export.folder_replacement import lock_place, replace_folder
 from pipeline.export.model_card import write_card
 from pipeline.export.programs import ProgramRequest, WrittenPrograms, write_programs
+from pipeline.files.tensor_files import save_tensors
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.model_folder.read_folder import (
     CALIBRATION,
@@ -89,7 +90,7 @@ def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None, trai
     evaluation = _read_results(run, "evaluation.json")
     programs, measured, files = None, {}, [WEIGHTS, *texts, CARD]
     with replace_folder(out) as scratch:
-        save_file(select_weights(run), scratch / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(select_weights(run), scratch / WEIGHTS, metadata={"format": "pt"})
         for name, text in texts.items():
             (scratch / name).write_text(text, encoding="utf-8")
         if request is not None:

@@ -7,6 +7,7 @@ they are (``.pt2``) or translated to ONNX (``onnx_programs``).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def save_torch_programs(traced: Mapping[str, ExportedProgram], folder: Path) -> 
     """Writes a ``.pt2`` file for each traced network; returns their paths."""
     paths = {name: folder / f"{name}_program.pt2" for name in traced}
     for name, path in paths.items():
-        torch.export.save(traced[name], path)
+        content = io.BytesIO()  # not the file itself: where a disk is full, torch ends the process
+        torch.export.save(traced[name], content)
+        path.write_bytes(content.getbuffer())
     return paths
 
 

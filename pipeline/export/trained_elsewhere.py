@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline.config import STUDENTS, Config, PlainConv3dSection
 from pipeline.errors import UserError
+from pipeline.files.tensor_files import save_tensors
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.methods import build_students
 from pipeline.model_folder.read_folder import compute_sha256
@@ -95,7 +95,7 @@ def open_trained_elsewhere(
             raise UserError(f"--from-checkpoint {path} has {theirs}, and --classes names {len(classes)}; {remedy}")
     with tempfile.TemporaryDirectory(prefix="actnetformer-") as scratch:
         weights = Path(scratch) / "model.safetensors"
-        save_file({f"students.{name}": value.contiguous() for name, value in students.state_dict().items()}, weights)
+        save_tensors({f"students.{name}": value.contiguous() for name, value in students.state_dict().items()}, weights)
         training = _describe(files, config, classes, trained_by, students)
         fingerprints = Fingerprints(**training["fingerprints"])
         yield TrainedElsewhere(

@@ -240,6 +240,7 @@ def test_options_that_say_nothing_are_refused(trained: Path, tmp_path: Path, cap
         (["--html", "x.html"], "--html is a page of timelines"),
         (["--hop", "1s"], "--hop needs --window"),
         (["--window", "1s", "--hop", "2s"], "the hop at most the window"),
+        (["--window", "1s", "--hop", "1e-9"], "--hop 1e-09s: windows must be at least 0.01s apart"),  # it took 22 GB
     ):
         assert run(predict.main, [str(trained), "x.mp4", *words]) == USER_ERROR
         assert message in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_without_the_extra_the_remedy_is_told(
 ) -> None:
     monkeypatch.setattr(serve, "PACKAGES", ("no_such_package", "json"))
     assert run(serve.main, [str(model)]) == USER_ERROR
-    assert "needs no_such_package: pip install -e .[serve]" in capsys.readouterr().err
+    assert "needs no_such_package: pip install 'actnetformer[serve]'" in capsys.readouterr().err
 
 
 def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.files.tensor_files import save_tensors
 from pipeline.run_folder import run_store
 
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -110,7 +111,7 @@ def write(shot: Snapshot, run_folder: Path) -> Path:
     scratch = run_folder / f".{target.name}.{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
     for name, tensors in zip(FILES, (shot.model, shot.optimizer), strict=True):
-        save_file(tensors, scratch / name)
+        save_tensors(tensors, scratch / name)
     facts = {**shot.facts, "sha256": {name: _sha256(scratch / name) for name in FILES}}
     (scratch / run_store.COMMIT_FILE).write_text(_format_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):

@@ -1,0 +1,78 @@
+"""Commands on a disk that is full, which a limit of the size of files stands for: one sentence, and nothing half written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate, export
+from jobs.command import USER_ERROR, run
+from tests.model_folders import video_of
+
+CODE = """
+import resource, sys
+from importlib import import_module
+from jobs.command import run
+command = import_module(f"jobs.{sys.argv[1]}")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+raise SystemExit(run(command.main, sys.argv[3:]))
+"""
+
+
+def fail(command: str, most: int, *words: str) -> str:
+    """Runs a command that can write no file of more than so many bytes; returns what it says on standard error."""
+    root = Path(__file__).resolve().parent.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, command, str(most), *words], cwd=root, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == USER_ERROR and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--torch-export",)])
+def test_an_export_leaves_nothing(options: tuple[str, ...], trained: Path, exported: Path, tmp_path: Path) -> None:
+    weights = (exported / "model.safetensors").stat().st_size
+    error = fail("export", weights + 100 if options else weights - 1, str(trained), str(tmp_path / "out"), *options)
+    assert error.endswith(f"error: {tmp_path / 'out'} cannot be written: File too large; choose another OUT\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_leave_nothing(exported: Path, tiny: Path, tmp_path: Path) -> None:
+    error = fail("predict", 1000, str(exported), video_of(tiny), "--out", str(tmp_path / "scores.csv"))
+    assert error.endswith("error: a file cannot be written: File too large; make room, and give the same command again\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_leaves_nothing(exported: Path, tiny: Path, tmp_path: Path) -> None:
+    error = fail("evaluate", 1000, str(exported), "--manifest", str(tiny / "manifest.parquet"), "--out", str(tmp_path))
+    assert "cannot be written: File too large; make room" in error.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_can_be_read_by_whoever_may_read_its_card(exported: Path) -> None:
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
+
+
+def test_no_folder_is_made_of_a_uri_or_in_place_of_all_folders(
+    trained: Path,
+    exported: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in ([str(trained), "s3://bucket/model"], ["s3://bucket/run", "out"]):
+        with pytest.raises(SystemExit, match=str(USER_ERROR)):
+            run(export.main, words)
+        assert "is a URI, and a folder of this machine is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=str(USER_ERROR)):
+        run(evaluate.main, [str(exported), "--manifest", str(tiny / "manifest.parquet"), "--out", "s3://bucket/results"])
+    assert "argument --out: s3://bucket/results is a URI" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+    assert run(export.main, [str(trained), "/"]) == USER_ERROR
+    assert "error: / is the root of all folders: choose another OUT" in capsys.readouterr().err
