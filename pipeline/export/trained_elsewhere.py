@@ -47,6 +47,8 @@ def parse_checkpoints(words: Sequence[str]) -> dict[str, Path]:
         files[name] = Path(path).expanduser()
     if "" in files and len(files) > 1:
         raise UserError("--from-checkpoint: give one FILE, which becomes both networks, or primary=FILE and auxiliary=FILE")
+    if folder := next((path for path in files.values() if path.is_dir()), None):
+        raise UserError(f"--from-checkpoint {folder} is a folder; give a file, such as model.safetensors of a model folder")
     return {"primary": files[""]} if "" in files else files
 
 
@@ -55,7 +57,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     UserError."""
     where = f"--classes {path}"
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = path.expanduser().read_text(encoding="utf-8-sig")  # Windows' editors write a mark first
         content = json.loads(text) if path.suffix == ".json" else text.strip("\n").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -51,12 +51,14 @@ def read_weight_file(path: Path) -> Tensors:
         raise UserError("holds no mapping of names to tensors")
     tensors = {name: _convert(value) for name, value in tree.items()}
     if foreign := [name for name, value in tensors.items() if value is None]:
-        raise UserError(f"holds no mapping of names to tensors: {foreign[0]} is {type(tree[foreign[0]]).__name__}; {RESAVE}")
+        raise UserError(f"holds no mapping of names to tensors: {foreign[0]} is {_name_kind(tree[foreign[0]])}; {RESAVE}")
     return {name: value for name, value in tensors.items() if value is not None}
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Returns the sentence that matters of an error; torch's others say how to let the code in a file run."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if "GLOBAL" in line), lines[0]).strip().partition(". ")[0]
 
 
 def _read_tree(path: Path) -> Any:
@@ -73,7 +75,15 @@ def _read_tree(path: Path) -> Any:
 def _convert(value: Any) -> torch.Tensor | None:
     if isinstance(value, np.ndarray | np.number) and np.asarray(value).dtype.kind in "fiub":
         return torch.from_numpy(np.array(value))
-    return value if isinstance(value, torch.Tensor) else None
+    return value if isinstance(value, torch.Tensor) and _name_kind(value) == "Tensor" else None
+
+
+def _name_kind(value: Any) -> str:
+    """Returns the name of a value's type, and of tensors whose numbers cannot be copied what else they are."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    kinds = {"sparse": value.layout is not torch.strided, "quantized": value.is_quantized, "empty (meta)": value.is_meta}
+    return " ".join([*(kind for kind, applies in kinds.items() if applies), "Tensor"])
 
 
 class ArrayUnpickler(pickle.Unpickler):

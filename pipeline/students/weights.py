@@ -72,6 +72,12 @@ def _load(student: nn.Module, found: Tensors) -> LoadedWeights:
     if missing:
         count = f"{len(missing)} of {len(wanted)}"
         raise UserError(f"{count} tensors are missing, the first: {missing[0]}; is this the same network?")
+    kinds = [
+        name for name, value in found.items() if name in own and own[name].is_floating_point() and not value.is_floating_point()
+    ]
+    if kinds:
+        what = f"{len(kinds)} tensors are no floating-point numbers, the first: {kinds[0]} is {found[kinds[0]].dtype}"
+        raise UserError(f"{what}; is the file quantized? take the one that it was made of")
     unlike = [name for name in found if name in own and found[name].shape != own[name].shape]
     if unlike:
         shapes = f"{unlike[0]} is {list(found[unlike[0]].shape)}, the student's is {list(own[unlike[0]].shape)}"
@@ -79,6 +85,10 @@ def _load(student: nn.Module, found: Tensors) -> LoadedWeights:
     foreign = [name for name in found if name not in own]
     if foreign:
         raise UserError(f"{len(foreign)} tensors have no place in the student, the first: {foreign[0]}; compare depth and norm")
+    if broken := [name for name, value in found.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"{len(broken)} tensors hold NaN or infinity, the first: {broken[0]}; its training diverged: take another"
+        )
     student.load_state_dict({**own, **found})
     bias = head["head.bias"]
     return LoadedWeights(takes_head, None if bias is None else len(bias))
@@ -158,7 +168,7 @@ def _list_time_weights(own: Tensors, theirs: Tensors) -> Tensors:
 def _fit_shape(name: str, value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
     """Inflates kernels [O, I, H, W] to [O, I, T, H, W], whose sum over T is the image's (Carreira & Zisserman, 2017), and
     interpolates embeddings."""
-    if own is None or value.shape == own.shape:
+    if own is None or value.shape == own.shape or not value.is_floating_point():
         return value
     if [side for side in value.shape if side != 1] == [side for side in own.shape if side != 1]:  # Caffe2's blobs
         return value.reshape(own.shape)

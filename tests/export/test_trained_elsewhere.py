@@ -16,6 +16,7 @@ import yaml
 from jobs import compare, evaluate, export, predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import ClipSection, SlowResNetSection
+from pipeline.export.trained_elsewhere import read_class_names
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.manifest.schema import read_manifest
 from pipeline.model_folder.read_folder import read_model_folder
@@ -152,10 +153,17 @@ def test_what_cannot_become_a_model_is_refused(files: Path, tmp_path: Path, caps
     assert "is for --from-checkpoint" in refuse([str(files), str(tmp_path / "out"), "--trained-by", "me"], capsys)
     assert "give one FILE, which becomes both" in refuse([*words, "--from-checkpoint", "primary=x.pth"], capsys)
     assert "compare width and depth" in refuse([*words, "primary.network.width=4"], capsys)
+    words[1] = str(files)
+    assert "is a folder; give a file, such as model.safetensors" in refuse(words, capsys)
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": {"a": Path}}))
     words[1] = str(tmp_path / "evil.pth")
     assert "code in it is not run" in refuse(words, capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_class_names_may_begin_with_the_mark_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("\ufefffirst\r\nzweite, größere\r\n".encode())
+    assert read_class_names(tmp_path / "names.txt") == ("first", "zweite, größere")
 
 
 def test_another_checkpoint_does_not_replace_it(model: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,28 @@ def test_what_holds_no_numbers_is_refused(tree: Any, message: str, tmp_path: Pat
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(tree, protocol=2))
     with pytest.raises(UserError, match=message):
         read_weight_file(tmp_path / "w.pkl")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says of some that they are deprecated
+@pytest.mark.parametrize(
+    ("convert", "kind"),
+    [
+        (torch.Tensor.to_sparse, "sparse Tensor"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "quantized Tensor"),
+        (lambda value: value.to("meta"), "empty (meta) Tensor"),
+    ],
+)
+def test_tensors_whose_numbers_cannot_be_copied_are_refused(convert: Any, kind: str, tmp_path: Path) -> None:
+    torch.save({"a": convert(torch.ones(2))}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=re.escape(f"a is {kind}")):
+        read_weight_file(tmp_path / "w.pth")
+
+
+def test_no_message_says_how_to_run_the_code_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(save_as_torch({"a": Evil(tmp_path / "ran")}))
+    with pytest.raises(UserError, match=r"code in it is not run: .*GLOBAL") as error:
+        read_weight_file(tmp_path / "w.pth")
+    assert "weights_only" not in str(error.value) and "safe_globals" not in str(error.value)
 
 
 def test_a_damaged_pickle_is_refused(tmp_path: Path) -> None:

@@ -266,6 +266,11 @@ def test_a_checkpoint_of_this_project_loads_by_student(tmp_path: Path) -> None:
         (lambda path: saved(vit(depth=3).state_dict(), path), "have no place in the student, the first: blocks.2."),
         (lambda path: saved(vit(embed_dim=32).state_dict(), path), "another shape, the first"),
         (lambda path: saved(vit(depth=1).state_dict(), path), "tensors are missing, the first: blocks.1."),
+        (lambda path: saved({name: value.int() for name, value in vit().state_dict().items()}, path), "is torch.int32; is"),
+        (
+            lambda path: saved({name: value / 0 for name, value in vit().state_dict().items()}, path),
+            "tensors hold NaN or infinity, the first: ",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_whole(make: Any, message: str, tmp_path: Path) -> None:
