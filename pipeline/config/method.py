@@ -103,7 +103,7 @@ class FileLabelSection(StrongViewsTerm):
     threshold: Share = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
     """Probability of a video's most probable class from which its label counts. Choice: as ``confidence_threshold``."""
     hard: bool = True
-    """Whether the label is the most probable class, or the probabilities themselves (distillation)."""
+    """Whether the label is the class that the file names or finds most probable, or the probabilities (distillation)."""
 
 
 class MixSection(StrongViewsTerm):

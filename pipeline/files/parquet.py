@@ -26,6 +26,8 @@ METADATA_KEY = b"actnetformer"
 """Key of the project's metadata among those of a Parquet file."""
 ROWS_PER_PART = 2**17
 """Rows in a row group; each part is one row group."""
+BUFFER = 2**16
+"""Bytes of a column that ``open_parquet`` reads at once."""
 MAX_ROWS_IN_FILE = 2**20
 """Rows up to which a table becomes one file; longer ones become folders of parts."""
 
@@ -102,6 +104,14 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     if version < VERSION:
         raise UserError(f"{what} {path} has format {version}; this program reads {VERSION}; {remedy}")
     return pa.concat_tables(tables).replace_schema_metadata(None), metadata
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a file whose ``iter_batches`` reads pages of the columns, and not whole columns of a row group, into memory.
+
+    Raises OSError and ArrowException.
+    """
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
 
 
 def _open(location: str) -> list[Path | io.BytesIO]:

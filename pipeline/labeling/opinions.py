@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import STUDENTS
 from pipeline.errors import UserError, list_first
+from pipeline.files.parquet import open_parquet
 from pipeline.labeling.measures import MEASURES, Floats, compute_measures
 from pipeline.manifest.predicted_videos import check_predicted, find_predicted_rows
 from pipeline.manifest.schema import Manifest
@@ -202,7 +203,7 @@ def _count_classes(file: pq.ParquetFile) -> int:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return open_parquet(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 

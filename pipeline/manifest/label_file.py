@@ -1,4 +1,4 @@
-"""Class probabilities of unlabeled videos from a file: another model's, an ensemble's, a crowd's.
+"""Labels of unlabeled videos from a file: another model's class probabilities, an ensemble's, a crowd's classes.
 
 Three tables are understood, all Parquet. Videos are named by ``id``, or as ``jobs.predict`` does.
 
@@ -10,7 +10,7 @@ Three tables are understood, all Parquet. Videos are named by ``id``, or as ``jo
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,100 +19,168 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError, list_first, suggest
+from pipeline.errors import UserError, list_first
+from pipeline.files.parquet import open_parquet
+from pipeline.manifest.label_file_columns import FIELD, Columns, choose_columns
 from pipeline.manifest.label_subset import Rows, find_rows
-from pipeline.manifest.predicted_videos import check_predicted, find_predicted_rows
+from pipeline.manifest.predicted_videos import find_predicted_rows
 from pipeline.manifest.schema import Manifest
 
-FIELD = "method.file_label.file"
 SUM_TOLERANCE = 0.01
-NAMES = ("id", "file", "status", "reason", "class", "confidence", "start", "end")
-"""Columns that are no classes, unless the manifest has a class of that name."""
+PIECE = 2**21
+"""Probabilities that are read at once: 5,000 videos with 400 classes."""
 
 
 @dataclass(frozen=True)
 class FileLabels:
-    """The probabilities of a file, for the videos of one manifest."""
+    """What a file says of the N unlabeled videos that it knows."""
 
-    probabilities: NDArray[np.float32]
-    """[V, K] by row of the manifest; zeros where the file says nothing. V is one more than the last unlabeled row."""
+    rows: Rows
+    """[N] rows of the manifest, ascending."""
+    classes: NDArray[np.int32]
+    """[N] the class that the file names, or the most probable one."""
+    confidence: NDArray[np.float32]
+    """[N] its probability."""
+    probabilities: NDArray[np.float16] | None
+    """[N, K] of all classes, to a relative error of 0.0005. None if only ``classes`` are trained on, or if the file names one
+    class a video: what its confidence leaves over is then spread evenly over the others."""
     fingerprint: str
-    """16 hexadecimal digits that depend on the probabilities alone."""
-    count: int
-    """Unlabeled videos of which the file says something."""
+    """16 hexadecimal digits that depend on what the file says of these videos alone."""
+
+    @property
+    def count(self) -> int:
+        """The number of unlabeled videos of which the file says something."""
+        return len(self.rows)
 
 
-def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows) -> FileLabels:
-    """Reads what the file says of the ``unlabeled`` rows. Raises UserError that lists all its mistakes.
+class _Said:
+    """What is said of each of U unlabeled rows, filled piece by piece; memory of probabilities is used as they come."""
 
-    Mistakes are columns that are missing or are no class, unknown or repeated videos, and rows that are no probabilities.
+    def __init__(self, unlabeled: Rows, num_classes: int | None) -> None:
+        """``num_classes`` is None if the probabilities are not kept."""
+        self.unlabeled = unlabeled
+        self.is_known = np.zeros(len(unlabeled), np.bool_)
+        self.classes, self.confidence = np.zeros(len(unlabeled), np.int32), np.zeros(len(unlabeled), np.float32)
+        self.digests = np.zeros((len(unlabeled), 16), np.uint8)
+        self.probabilities = None if num_classes is None else np.zeros((len(unlabeled), num_classes), np.float16)
+
+    def take(self, rows: Rows, classes: NDArray[np.int32], confidence: NDArray[np.float32], said: NDArray[np.float32]) -> None:
+        """Takes the labels of some rows, unlabeled or not; ``said`` [N, ...] is all that is known of them."""
+        own = np.flatnonzero(np.isin(rows, self.unlabeled))
+        places = np.searchsorted(self.unlabeled, rows[own])
+        self.is_known[places] = True
+        self.classes[places], self.confidence[places] = classes[own], confidence[own]
+        self.digests[places] = _digest(said[own])
+        if self.probabilities is not None:
+            self.probabilities[places] = said[own]
+
+    def finish(self) -> FileLabels:
+        """Returns what is known."""
+        known = slice(None) if self.is_known.all() else self.is_known  # a slice copies nothing
+        rows, digests = self.unlabeled[known], self.digests[known]
+        probabilities = None if self.probabilities is None else self.probabilities[known]
+        digest = hashlib.sha256(rows.astype("<i8").tobytes() + digests.tobytes()).hexdigest()[:16]
+        return FileLabels(rows, self.classes[known], self.confidence[known], probabilities, digest)
+
+
+_read_last: list[tuple[object, FileLabels]] = []
+
+
+def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows, hard: bool = True) -> FileLabels:
+    """Reads what the file says of the ``unlabeled`` rows; of probabilities, only the most probable class if ``hard``.
+
+    Raises UserError that lists all mistakes: columns that are missing or are no class, unknown or repeated videos, and what is
+    no probability. A file that is asked for again is not read again, unless it was changed.
     """
+    location = Path(path).expanduser()
     try:
-        table = pq.read_table(Path(path).expanduser())
+        file, stamp = open_parquet(location), location.stat()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{FIELD}={path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    if "id" not in table.column_names and "status" in table.column_names:  # jobs.predict lists what it could not predict, too
-        table = table.filter(pa.array([status == "ok" for status in table["status"].to_pylist()], pa.bool_()))
-    rows, names, mistakes = _find_videos(path, table, manifest)
-    values = _read_values(path, table, manifest)
-    mistakes += [f"video {name} is there {count} times" for name, count in Counter(names).items() if count > 1]
-    wrong = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) <= SUM_TOLERANCE))
-    for index in np.flatnonzero(wrong):
-        mistakes.append(f"video {names[index]}: the probabilities sum to {values[index].sum():.3g}, not 1")
+    which = hashlib.sha256(np.ascontiguousarray(unlabeled).tobytes()).digest()
+    key = (location.resolve(), stamp.st_size, stamp.st_mtime_ns, manifest.fingerprint, which, hard)
+    if not _read_last or _read_last[0][0] != key:
+        _read_last[:] = [(key, _read(file, path, manifest, unlabeled, hard))]
+    return _read_last[0][1]
+
+
+def _read(file: pq.ParquetFile, path: str, manifest: Manifest, unlabeled: Rows, hard: bool) -> FileLabels:
+    columns = choose_columns(file.schema_arrow, path, manifest)
+    mistakes = list(columns.mistakes)
+    said = _Said(unlabeled, None if hard or columns.label or columns.mistakes else len(manifest.classes))
+    times = np.zeros(manifest.table.num_rows, np.int32)
+    for table in _read_pieces(file, path, columns, len(manifest.classes)):
+        rows, unknown = _find_videos(table, columns, manifest)
+        mistakes += unknown
+        np.add.at(times, rows[rows >= 0], 1)
+        if not columns.mistakes:
+            parse = _parse_probabilities if columns.label is None else _parse_classes
+            wrong = parse(table, columns, manifest, rows, hard, said)
+            mistakes += [f"video {table[columns.video][index].as_py()}: {problem}" for index, problem in wrong]
+    for row in np.flatnonzero(times > 1).tolist():
+        mistakes.append(f"video {manifest.table['id'][row].as_py()} is there {times[row]} times")
     if mistakes:
         raise UserError(f"{FIELD}={path} cannot be used with {manifest.path}:", list_first(mistakes))
-    num_rows = int(unlabeled.max()) + 1 if len(unlabeled) else 0
-    out = np.zeros((num_rows, len(manifest.classes)), np.float32)
-    used = (rows < num_rows) & np.isin(rows, unlabeled)
-    out[rows[used]] = values[used]
-    count = int(used.sum())
-    if count == 0:
+    if not said.is_known.any():
         raise UserError(f"{FIELD}={path} says nothing about any unlabeled video of {manifest.path}")
-    digest = hashlib.sha256(out.tobytes()).hexdigest()[:16]
-    return FileLabels(out, digest, count)
+    return said.finish()
 
 
-def _find_videos(path: str, table: pa.Table, manifest: Manifest) -> tuple[Rows, list[str], list[str]]:
-    """Finds the rows of the videos; returns them, the videos' names, and what is wrong with them."""
-    if "id" in table.column_names:
-        ids = table["id"].cast(pa.string())
-        rows, names = find_rows(ids, manifest), [str(name) for name in ids.to_pylist()]
-        unknown = [f"video {name} is not in the manifest" for name, row in zip(names, rows, strict=True) if row < 0]
-        return rows, names, unknown
-    if "file" not in table.column_names:
-        raise UserError(f"{FIELD}={path} has no column id: it needs id and a column for each class, or id and class")
-    files = table["file"].cast(pa.string())
-    rows, unknown = find_predicted_rows(files, manifest)
-    return rows, [str(name) for name in files.to_pylist()], unknown
+def _read_pieces(file: pq.ParquetFile, path: str, columns: Columns, num_classes: int) -> Iterator[pa.Table]:
+    try:
+        for batch in file.iter_batches(max(1, PIECE // num_classes), columns=columns.list_names(), use_threads=False):
+            table = pa.Table.from_batches([batch])
+            if columns.status is not None:  # jobs.predict lists what it could not predict, too
+                table = table.filter(pa.array([status == "ok" for status in table[columns.status].to_pylist()], pa.bool_()))
+            if table.num_rows:
+                yield table.combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{FIELD}={path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _read_values(path: str, table: pa.Table, manifest: Manifest) -> NDArray[np.float32]:
-    """Reads [N, K] probabilities from whichever columns say them."""
-    classes = manifest.classes
-    if "mean" in table.column_names and "file" in table.column_names and "mean" not in classes:
-        check_predicted(table.schema, f"{FIELD}={path}", manifest)
-        return np.asarray(table["mean"].to_pylist(), np.float32)
-    if "class" in table.column_names and "class" not in classes:
-        return _read_hard(path, table, classes)
-    columns = [name for name in table.column_names if name not in NAMES or name in classes]
-    mistakes = [f"there is no class {name}{suggest(name, classes)}" for name in columns if name not in classes]
-    mistakes += [f"class {name} has no column" for name in classes if name not in columns]
-    if mistakes:
-        raise UserError(f"{FIELD}={path} has other classes than {manifest.path}:", list_first(mistakes))
-    return np.stack([table[name].to_numpy().astype(np.float32) for name in classes], axis=1)
+def _find_videos(table: pa.Table, columns: Columns, manifest: Manifest) -> tuple[Rows, list[str]]:
+    """Finds the rows of the videos, -1 where there is none, and says which have none."""
+    names = table[columns.video].cast(pa.string())
+    if columns.video == "file":
+        return find_predicted_rows(names, manifest)
+    rows = find_rows(names, manifest)
+    return rows, [f"video {names[index].as_py()} is not in the manifest" for index in np.flatnonzero(rows < 0).tolist()]
 
 
-def _read_hard(path: str, table: pa.Table, classes: tuple[str, ...]) -> NDArray[np.float32]:
-    """Reads one class a video. What its confidence leaves over is spread evenly over the other classes."""
-    names = [str(name) for name in table["class"].to_pylist()]
-    if unknown := sorted(set(names) - set(classes)):
-        raise UserError(f"{FIELD}={path}:", list_first([f"there is no class {one}{suggest(one, classes)}" for one in unknown]))
-    sure = np.ones(len(names), np.float32)
-    if "confidence" in table.column_names:
-        sure = table["confidence"].to_numpy().astype(np.float32)
-        if not ((sure >= 0) & (sure <= 1)).all():
-            raise UserError(f"{FIELD}={path}: confidence must be from 0 to 1")
-    labels = np.array([classes.index(name) for name in names], np.int64)
-    out = np.repeat(((1 - sure) / max(len(classes) - 1, 1))[:, None], len(classes), axis=1).astype(np.float32)
-    out[np.arange(len(names)), labels] = sure
-    return out
+Mistakes = list[tuple[int, str]]
+"""The place of a video in a piece, and what is wrong with what is said of it."""
+
+
+def _parse_probabilities(
+    table: pa.Table, columns: Columns, manifest: Manifest, rows: Rows, hard: bool, said: _Said
+) -> Mistakes:
+    values = columns.read_probabilities(table, len(manifest.classes))
+    sums, is_negative = values.sum(axis=1), np.asarray((values < 0).any(axis=1))
+    is_wrong = is_negative | ~np.isfinite(values).all(axis=1) | ~(np.abs(sums - 1) <= SUM_TOLERANCE)
+    largest = np.nan_to_num(values).argmax(axis=1).astype(np.int32)
+    said.take(rows, largest, values[np.arange(len(rows)), largest], values)
+    return [
+        (index, "a probability is below 0" if is_negative[index] else f"the probabilities sum to {sums[index]:.3g}, not 1")
+        for index in np.flatnonzero(is_wrong).tolist()
+    ]
+
+
+def _parse_classes(table: pa.Table, columns: Columns, manifest: Manifest, rows: Rows, hard: bool, said: _Said) -> Mistakes:
+    labels, wrong = columns.read_labels(table, manifest.classes)
+    confidence = columns.read_confidence(table)
+    said.take(rows, labels, confidence, np.stack([labels.astype(np.float32), confidence], axis=1))
+    is_wrong = ~((confidence >= 0) & (confidence <= 1))
+    wrong += [(index, f"confidence {confidence[index]:.3g} must be from 0 to 1") for index in np.flatnonzero(is_wrong).tolist()]
+    if not hard:
+        for index in np.flatnonzero(~is_wrong & (confidence < 1 / len(manifest.classes))).tolist():
+            what = f"confidence {confidence[index]:.3g} is less than 1 of {len(manifest.classes)} classes"
+            remedy = "leave the video out, or set method.file_label.hard=true"
+            wrong.append((index, f"{what}, so that any other would be more probable; {remedy}"))
+    return wrong
+
+
+def _digest(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Computes [N, 16] bytes of each row of values."""
+    lines = np.ascontiguousarray(values, "<f4")
+    digests = b"".join(hashlib.blake2b(line.tobytes(), digest_size=16).digest() for line in lines)
+    return np.frombuffer(digests, np.uint8).reshape(len(values), 16)

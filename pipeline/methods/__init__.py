@@ -88,7 +88,7 @@ def build_method(
                 notes.append(f"{field} has {theirs}, the data {num_classes} classes: the classifier starts at random")
     method = kind(students, Setup(config, num_classes, num_videos, num_unlabeled))
     if config.method.file_label.weight > 0:
-        method.take_file_labels(None if file_labels is None else file_labels.probabilities, num_classes, num_videos)
+        method.take_file_labels(file_labels, num_classes, num_videos)
     return method
 
 

@@ -118,7 +118,7 @@ def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
     source, labels = open_source(config, find_first_unlabeled_step(config))
     path, file_labels = config.method.file_label.file, None
     if path is not None:
-        file_labels = read_file_labels(path, source.manifest, source.plan.unlabeled)
+        file_labels = read_file_labels(path, source.manifest, source.plan.unlabeled, config.method.file_label.hard)
     known = (source.manifest.fingerprint, labels.fingerprint, file_labels.fingerprint if file_labels else "")
     fingerprints = Fingerprints(config.compute_fingerprint(), *known)
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)

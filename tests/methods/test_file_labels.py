@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from jobs import predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import parse_config
 from pipeline.errors import UserError
+from pipeline.manifest.label_file import FileLabels
 from pipeline.methods import LossWeights, compute_loss_weights
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoints.checkpoint import FILES
@@ -26,8 +28,17 @@ METHODS = ("fixmatch", "cmpl", "mvpl", "tcl", "ltg", "svformer", "actnetformer")
 
 def build(name: str, table: torch.Tensor, labels: dict[str, Any] | None = None, **file_label: Any) -> Any:
     method = built(name, labels, file_label={**FILE, **file_label})
-    method.take_file_labels(table.numpy(), CLASSES, VIDEOS)
+    method.take_file_labels(make_file_labels(table, soft=not method.section.file_label.hard), CLASSES, VIDEOS)
     return method
+
+
+def make_file_labels(table: torch.Tensor, soft: bool) -> FileLabels:
+    """Makes labels of the videos whose probabilities are not all 0, in the rows of ``table`` [V, K]."""
+    rows = np.flatnonzero(table.sum(dim=1).numpy() > 0)
+    known = table[rows]
+    confidence, classes = known.max(dim=1)
+    probabilities = known.numpy().astype(np.float16) if soft else None
+    return FileLabels(rows, classes.numpy().astype(np.int32), confidence.numpy(), probabilities, "0" * 16)
 
 
 def draw_table(seed: int = 0) -> torch.Tensor:
@@ -80,14 +91,44 @@ def test_only_sure_labels_of_videos_that_the_file_knows_count(hard: bool) -> Non
         logs = strong[name].logits.log_softmax(dim=1)
         targets = table[videos] if not hard else torch.nn.functional.one_hot(table[videos].argmax(dim=1), CLASSES).float()
         each = -(targets * logs).sum(dim=1)
-        torch.testing.assert_close(found[f"file_label_loss/{name}"], each[1:].sum() / len(videos), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[f"file_label_loss/{name}"], each[1:].sum() / len(videos), rtol=1e-3, atol=1e-5)
     assert found["mask_rate/file_to_both"] == pytest.approx(1 - 1 / len(videos))
     sure = build("fixmatch", table, threshold=1.0)(views, LossWeights(file_label=1.0))
     assert sure["file_label_loss/primary"] == 0
 
 
-def test_the_table_is_no_part_of_a_checkpoint() -> None:
-    assert not any("file_probabilities" in key for key in build("fixmatch", draw_table()).state_dict())
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_named_class_is_what_is_learned_however_unsure_it_is(hard: bool) -> None:
+    """Its loss is that of the class, or, soft, of its confidence and an even rest; 0.1 of 5 classes taught the four others."""
+    views = views_of(config_of("fixmatch"))
+    videos = views.unlabeled.videos
+    rows = np.unique(videos.numpy())
+    sure = np.where(np.arange(len(rows)) % 2, 0.3, 0.1).astype(np.float32)
+    labels = FileLabels(rows, np.full(len(rows), 2, np.int32), sure, None, "0" * 16)
+    method = built("fixmatch", None, file_label={**FILE, "threshold": 0.0 if hard else 0.2, "hard": hard})
+    method.take_file_labels(labels, CLASSES, VIDEOS)
+    found = method(views, LossWeights(file_label=1.0))
+    method.eval()
+    method.train()
+    _, _, strong = method.run_students(views, LossWeights(file_label=1.0))
+    confidence = torch.from_numpy(sure)[np.searchsorted(rows, videos.numpy())]
+    for name in ("primary", "auxiliary"):
+        logs = strong[name].logits.log_softmax(dim=1)
+        if hard:
+            each = -logs[:, 2]
+        else:
+            targets = ((1 - confidence) / (CLASSES - 1))[:, None].repeat(1, CLASSES)
+            targets[:, 2] = confidence
+            each = -(targets * logs).sum(dim=1) * (confidence > 0.2)
+        torch.testing.assert_close(found[f"file_label_loss/{name}"], each.mean(), rtol=1e-4, atol=1e-5)
+    assert found["kept_classes/file_to_both"].nonzero().ravel().tolist() == [2]
+
+
+def test_the_labels_are_neither_in_a_checkpoint_nor_broadcast_by_ddp() -> None:
+    plain = built("fixmatch", None)
+    method = build("fixmatch", draw_table())
+    assert method.state_dict().keys() == plain.state_dict().keys()
+    assert [name for name, _ in method.named_buffers()] == [name for name, _ in plain.named_buffers()]
 
 
 @pytest.mark.parametrize(

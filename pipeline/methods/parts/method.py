@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.config import STUDENTS
+from pipeline.manifest.label_file import FileLabels
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.inputs import LossWeights, Outputs, Setup, Step, Views
 from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
@@ -27,8 +26,10 @@ class Method(nn.Module):
 
     TERMS: ClassVar[tuple[str, ...]] = ()
     """The losses of unlabeled videos that the method has, by the names of their weights; none if it uses labels only."""
-    file_probabilities: torch.Tensor
-    """[V, K] what ``method.file_label.file`` says of each video; only if its loss has a weight."""
+    file_labels: dict[str, torch.Tensor]
+    """What ``method.file_label.file`` says of the N videos that it knows, only if its loss has a weight: ``classes`` [N],
+    ``confidence`` [N], perhaps ``probabilities`` [N, K], and ``places`` [V], where in them a row of the manifest is, or -1.
+    They are no buffers, since DDP broadcasts all buffers in every step."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
 
@@ -76,23 +77,41 @@ class Method(nn.Module):
         """Computes Ls: ``supervised_loss/{student}``, with gradient."""
         return supervised_losses(labeled, views, self.section.supervised.label_smoothing)
 
-    def take_file_labels(self, probabilities: NDArray[np.float32] | None, num_classes: int, num_videos: int) -> None:
-        """Takes the class probabilities [V, K] that a file gives, by row of the manifest; None: zeros of that size.
+    def take_file_labels(self, labels: FileLabels | None, num_classes: int, num_videos: int) -> None:
+        """Takes the labels that a file gives to unlabeled videos; None: none. ``num_videos`` are the rows of the manifest.
 
         They are no part of a checkpoint: a run reads its file again, and knows it by its fingerprint.
         """
-        table = torch.zeros(num_videos, num_classes) if probabilities is None else torch.from_numpy(probabilities)
-        self.register_buffer("file_probabilities", table, persistent=False)
+        places = torch.full((num_videos,), -1, dtype=torch.int32)
+        self.file_labels = {"places": places, "classes": torch.zeros(1, dtype=torch.int32), "confidence": torch.zeros(1)}
+        if labels is not None:
+            places[torch.from_numpy(labels.rows)] = torch.arange(labels.count, dtype=torch.int32)
+            tables = {name: getattr(labels, name) for name in ("classes", "confidence", "probabilities")}
+            self.file_labels |= {name: torch.from_numpy(table) for name, table in tables.items() if table is not None}
+        self._num_file_classes = num_classes
+
+    def _look_up_file_labels(self, videos_U: torch.Tensor) -> PseudoLabel:
+        """Makes the file's labels of some videos; the weight is 0 where it says nothing, or is not sure enough."""
+        if self.file_labels["places"].device != videos_U.device:
+            self.file_labels = {name: table.to(videos_U.device) for name, table in self.file_labels.items()}
+        tables, section = self.file_labels, self.section.file_label
+        places_U = tables["places"][videos_U].long()
+        known_U, places_U = places_U >= 0, places_U.clamp(min=0)
+        classes_U, confidence_U = tables["classes"][places_U].long(), tables["confidence"][places_U] * known_U
+        kept_U = ((confidence_U >= section.threshold) & (confidence_U > 0)).float()
+        if "probabilities" in tables:
+            p_UK = tables["probabilities"][places_U].float() * known_U[:, None]
+        else:  # what a named class leaves over is spread evenly, where it counts
+            num_others = max(self._num_file_classes - 1, 1)
+            left_U = torch.zeros_like(confidence_U) if section.hard else (1 - confidence_U) * known_U / num_others
+            p_UK = left_U[:, None].repeat(1, self._num_file_classes).scatter(1, classes_U[:, None], confidence_U[:, None])
+        return PseudoLabel(classes_U if section.hard else p_UK, classes_U, kept_U, p_UK)
 
     def _add_file_labels(self, outcome: Results, step: Step, weights: LossWeights) -> Results:
         """Adds Lf: each student's strong views learn what the file says of the video, where it is sure enough."""
         if not weights.file_label:
             return outcome
-        section = self.section.file_label
-        p_UK = self.file_probabilities[step.unlabeled.videos]
-        confidence_U, classes_U = p_UK.max(dim=1)
-        kept_U = ((confidence_U >= section.threshold) & (confidence_U > 0)).float()  # zeros: the file says nothing
-        label = PseudoLabel(classes_U if section.hard else p_UK, classes_U, kept_U, p_UK)
+        label = self._look_up_file_labels(step.unlabeled.videos)
         losses = pseudo_label_losses(step.strong, dict.fromkeys(STUDENTS, label))
         losses = {name.replace("pseudo_label", "file_label"): value for name, value in losses.items()}
         total = outcome["loss"] + weights.file_label * sum_terms(losses)
