@@ -216,7 +216,10 @@ class EarlierExport:
 
 
 def check_target(out: Path, training: Mapping[str, Any]) -> EarlierExport | None:
-    """Returns the older export that lies at ``out``, or None. Raises UserError if something else lies there."""
+    """Returns the older export that lies at ``out``, or None. Raises UserError if something else lies there, or if ``out`` is
+    inside of a run folder, from which training deletes checkpoints and whatever has such a name."""
+    if run := next((folder for folder in out.parents if (folder / "facts.json").is_file()), None):
+        raise UserError(f"{out} is inside of the run folder {run}, which is the training's own: choose an OUT beside it")
     if not os.path.lexists(out):
         return None
     if not out.is_dir():

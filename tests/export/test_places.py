@@ -1,4 +1,7 @@
-"""Commands on a disk that is full, which a limit of the size of files stands for: one sentence, and nothing half written."""
+"""Where nothing can be written, one sentence says so, and nothing is half written.
+
+A limit of the size of files stands for a full disk.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def test_the_folder_can_be_read_by_whoever_may_read_its_card(exported: Path) -> 
     assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
 
 
-def test_no_folder_is_made_of_a_uri_or_in_place_of_all_folders(
+def test_no_folder_is_made_of_a_uri_nor_inside_of_a_run_nor_in_place_of_all_folders(
     trained: Path,
     exported: Path,
     tiny: Path,
@@ -74,5 +77,9 @@ def test_no_folder_is_made_of_a_uri_or_in_place_of_all_folders(
         run(evaluate.main, [str(exported), "--manifest", str(tiny / "manifest.parquet"), "--out", "s3://bucket/results"])
     assert "argument --out: s3://bucket/results is a URI" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+    for inside in ("checkpoint_best", "checkpoint_000002/model"):  # training would delete them
+        assert run(export.main, [str(trained), str(trained / inside)]) == USER_ERROR
+        error = capsys.readouterr().err
+        assert f"is inside of the run folder {trained}" in error and not (trained / inside).exists()
     assert run(export.main, [str(trained), "/"]) == USER_ERROR
     assert "error: / is the root of all folders: choose another OUT" in capsys.readouterr().err
