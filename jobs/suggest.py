@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError
-from pipeline.labeling.answer_server import HOST, AnswerFile, start_server
+from pipeline.labeling.answer_server import HOST, AnswerFile, lock_answers, start_server
 from pipeline.labeling.candidates import Wish
 from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.strategies import STRATEGIES
@@ -61,15 +61,15 @@ def _describe(suggestions: Suggestions, out: Path) -> list[str]:
 
 def _serve(suggestions: Suggestions, path: Path, port: int) -> None:
     """Serves the page until Ctrl-C; every answer is in the file before the page says that it is saved."""
-    manifest = suggestions.source.manifest
     ids = frozenset(video.id for video in suggestions.videos)
-    answers = AnswerFile(path, suggestions.run.name, manifest.fingerprint, ids, frozenset(manifest.classes))
-    with start_server(lambda token: render_labeling_page(suggestions, token), answers, port) as server:
-        print(f"open http://{HOST}:{server.server_port}/ and press Ctrl-C when done; answers go to {path}", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print(f"{len(answers.answers)} answers in {path}")
+    with lock_answers(path):
+        answers = AnswerFile(path, suggestions.run.name, suggestions.source.manifest, ids)
+        with start_server(lambda token: render_labeling_page(suggestions, token, answers.id), answers, port) as server:
+            print(f"open http://{HOST}:{server.server_port}/ and press Ctrl-C when done; answers go to {path}", flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print(f"{len(answers.list_answers())} answers in {path}")
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, Answer, read_answers
+from pipeline.files.folder_lock import lock_file
+from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, Answer, merge_answers, read_answers
+from pipeline.manifest.schema import Manifest
 from pipeline.report.html import write_file
 
 HOST = "127.0.0.1"
@@ -23,15 +26,29 @@ MAX_BYTES = 16_384
 
 
 class AnswerFile:
-    """The file of answers, which is written again, completely or not at all, with each answer."""
+    """The file of answers, which is written again, completely or not at all, with each answer.
 
-    def __init__(self, path: Path, run: str, manifest: str, ids: frozenset[str], classes: frozenset[str]) -> None:
-        """Goes on with the answers that the file has. Raises UserError if they are of another manifest."""
-        self.path, self.run, self.manifest, self.ids, self.classes = path, run, manifest, ids, classes
+    Hold ``lock_answers`` while it is used.
+    """
+
+    def __init__(self, path: Path, run: str, manifest: Manifest, ids: frozenset[str]) -> None:
+        """Goes on with the answers that the file has; ``ids`` are the videos that can be answered.
+
+        Raises UserError if the answers are of another manifest, or have columns that would be lost.
+        """
+        self.path, self.run, self.manifest, self.ids = path, run, manifest, ids
+        self.id = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        """16 hexadecimal digits by which browsers know the file again."""
         self._lock = threading.Lock()
-        self.answers = {answer.id: answer for answer in read_answers(path)} if path.exists() else {}
-        if other := [answer.id for answer in self.answers.values() if answer.manifest not in ("", manifest)]:
-            raise UserError(f"{path} has answers of another manifest ({other[0]}, ...): name another file with --answers")
+        self._content: bytes | None = None
+        self._lines: list[Answer] = []
+        self._refresh()
+
+    def list_answers(self) -> list[Answer]:
+        """Lists one answer for each video. Raises UserError if somebody wrote into the file what is not understood."""
+        with self._lock:
+            self._refresh()
+            return list(merge_answers(self._lines).values())
 
     def take(self, words: Mapping[str, object]) -> str:
         """Saves an answer, or takes one back if its status is empty. Returns what is wrong with it, or ""."""
@@ -39,26 +56,64 @@ class AnswerFile:
         if not all(isinstance(text, str) and len(text) < 2000 for text in texts.values()):
             return "id, status, answer, by and at must be texts"
         values = {key: str(text) for key, text in texts.items()}
+        if any(ord(letter) < 32 for letter in values["by"] + values["at"]):
+            return "by and at must be texts of one line"
         if values["id"] not in self.ids:
             return f"{values['id']} is none of the suggested videos"
         if values["status"] not in (*STATUSES, ""):
             return f"status {values['status']} is not known"
-        if values["status"] == "class" and values["answer"] not in self.classes:
+        if values["status"] == "class" and values["answer"] not in self.manifest.classes:
             return f"class {values['answer']} is not known"
+        label = values["answer"] if values["status"] == "class" else ""
+        new = Answer(values["id"], values["status"], label, values["by"], values["at"], self.run, self.manifest.fingerprint)
         with self._lock:
-            changed = dict(self.answers)
-            changed.pop(values["id"], None)
-            if values["status"]:
-                label = values["answer"] if values["status"] == "class" else ""
-                changed[values["id"]] = Answer(
-                    values["id"], values["status"], label, values["by"], values["at"], self.run, self.manifest
-                )
             try:
-                write_file(format_answers(changed.values()), self.path, "--answers")
+                self._refresh()
+                lines = [line for line in self._lines if line.id != new.id or _is_agreement(line, new)]
+                lines += [new] if new.status else []
+                text = format_answers(lines)
+                write_file(text, self.path, "--answers")
             except UserError as error:
                 return str(error)
-            self.answers = changed
+            self._lines, self._content = lines, text.encode()
         return ""
+
+    def _refresh(self) -> None:
+        """Reads the file again if somebody has edited it. A file that was removed will be written again."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"--answers {self.path} cannot be read: {error.strerror}") from None
+        if content == self._content:
+            return
+        lines = read_answers(self.path, self.manifest)
+        if other := [line.id for line in lines if line.manifest not in ("", self.manifest.fingerprint)]:
+            raise UserError(f"{self.path} has answers of another manifest ({other[0]}, ...): name another file with --answers")
+        head = next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+        if lost := [name for name in head if name not in COLUMNS]:
+            raise UserError(
+                f"{self.path} has the columns {', '.join(lost)}, which would be lost: name another file with --answers"
+            )
+        self._lines, self._content = lines, content
+
+
+def _is_agreement(line: Answer, new: Answer) -> bool:
+    """Whether an earlier line about the same video is another person's, and says the same."""
+    return line.by != new.by and (line.status, line.label) == (new.status, new.label)
+
+
+@contextlib.contextmanager
+def lock_answers(path: Path) -> Iterator[None]:
+    """Makes this process the only one that serves answers into a file. Raises FolderInUse if another one does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--answers {path} cannot be written: {error.strerror}") from None
+    remedy = "stop it, or name another file with --answers"
+    with lock_file(path.with_name(f".{path.name}.lock"), f"--answers {path}", remedy=remedy):
+        yield
 
 
 def format_answers(answers: Iterable[Answer]) -> str:
@@ -76,6 +131,8 @@ def start_server(render: Callable[[str], str], answers: AnswerFile, port: int) -
 
     ``render`` makes the page with the token that every answer must carry, so that no other page in the browser can send one.
     """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--serve {port} is no port: write 0 (any that is free) to 65535")
     token = secrets.token_urlsafe(24)
     page = render(token).encode()
 
@@ -90,8 +147,12 @@ def start_server(render: Callable[[str], str], answers: AnswerFile, port: int) -
             if self.path == "/":
                 self._reply(200, page, "text/html; charset=utf-8")
             elif self.path == "/answers" and self._has_token():
-                saved = [(a.id, {**{k: v for k, v in asdict(a).items() if k in ("status", "by", "at")}, "answer": a.label})
-                         for a in answers.answers.values()]  # fmt: skip
+                try:
+                    known = answers.list_answers()
+                except UserError as error:
+                    self._reply(500, str(error).encode(), "text/plain; charset=utf-8")
+                    return
+                saved = [(a.id, {"status": a.status, "answer": a.label, "by": a.by, "at": a.at}) for a in known]
                 self._reply(200, json.dumps(saved).encode(), "application/json")
             else:
                 self._reply(404, b"there is only /", "text/plain")
@@ -129,6 +190,7 @@ def start_server(render: Callable[[str], str], answers: AnswerFile, port: int) -
             for name, value in {
                 "Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+                "X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'",
             }.items():  # fmt: skip
                 self.send_header(name, value)
             self.end_headers()

@@ -17,6 +17,7 @@ from pipeline.labeling.opinions import Opinions
 from pipeline.labeling.ranking import rank_candidates
 from pipeline.labeling.small_clips import NearDuplicates, SmallClip, decode_small_clips
 from pipeline.labeling.strategies import Strategy
+from pipeline.manifest.labeling_answers import guard
 from pipeline.manifest.schema import Manifest
 
 TOP = 9
@@ -131,6 +132,6 @@ def format_table(videos: Sequence[Suggestion]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for video in videos:
-        guesses = [cell for name, share in (video.primary, video.auxiliary) for cell in (name, f"{share:.4f}")]
-        writer.writerow([video.id, video.uri, f"{video.score:.4f}", video.reason, *guesses])
+        guesses = [cell for name, share in (video.primary, video.auxiliary) for cell in (guard(name), f"{share:.4f}")]
+        writer.writerow([guard(video.id), guard(video.uri), f"{video.score:.4f}", guard(video.reason), *guesses])
     return buffer.getvalue()

@@ -108,16 +108,30 @@ def _parse_answer(row: dict[str, str]) -> Answer:
     return Answer(cells["id"], status, label, *(cells[name].strip() for name in COLUMNS[3:]))
 
 
+FORMULA = ("=", "+", "-", "@")
+"""Letters with which a cell begins that a spreadsheet would compute."""
+
+
+def guard(text: str) -> str:
+    """Returns the text of a cell, with an apostrophe before it if a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _clean(name: str) -> str:
+    name = name.strip()
+    return name[1:] if name.startswith("'") and name[1:].startswith(FORMULA) else name
+
+
 def _match_names(answers: Sequence[Answer], manifest: Manifest | None) -> list[Answer]:
-    """Drops the spaces around ids and classes that the manifest does not have."""
+    """Drops the spaces around ids and classes that the manifest does not have, and the apostrophe of ``guard``."""
     ids = [answer.id for answer in answers]
     rows = np.full(len(ids), -1) if manifest is None else find_rows(pa.chunked_array([ids], pa.string()), manifest)
     classes = () if manifest is None else manifest.classes
     return [
         replace(
             answer,
-            id=answer.id if row >= 0 else answer.id.strip(),
-            label=answer.label if answer.label in classes else answer.label.strip(),
+            id=answer.id if row >= 0 else _clean(answer.id),
+            label=answer.label if answer.label in classes else _clean(answer.label),
         )
         for answer, row in zip(answers, rows.tolist(), strict=True)
     ]

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
-from pipeline.manifest.labeling_answers import add_answers, read_answers
+from pipeline.manifest.labeling_answers import add_answers, guard, read_answers
 from pipeline.manifest.schema import Manifest, compute_fingerprint, read_manifest, write_manifest
 from pipeline.prepare.build import build_table
 from pipeline.prepare.sources import Listing
@@ -203,3 +203,9 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, lines: list[str], hea
     path = write(tmp_path, *lines, **({"head": head} if head else {}))
     with pytest.raises(UserError, match=problem):
         read_answers(path)
+
+
+def test_what_a_spreadsheet_would_compute_is_guarded_and_read_back(tmp_path: Path) -> None:
+    path = write(tmp_path, *(f"{guard(name)},{guard('-go')}" for name in ("=1+1.mp4", "plain.mp4")), head="id,class")
+    assert path.read_text().splitlines()[1:] == ["'=1+1.mp4,'-go", "plain.mp4,'-go"]
+    assert [(answer.id, answer.label) for answer in read_answers(path)] == [("=1+1.mp4", "-go"), ("plain.mp4", "-go")]

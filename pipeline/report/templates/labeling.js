@@ -2,48 +2,97 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = id => document.getElementById(id);
-  const place = "answers of " + data.run + " " + data.manifest;
-  const answers = new Map();  // id -> {status, answer, by, at}
-  let current = 0, waiting = Promise.resolve();
+  // In localStorage, at data.place, are entries [id, {status, answer, by, at}]; a status of "" takes an answer back. Without a
+  // server they are all answers to videos of this run; with one, those that it has not saved yet.
+  const answers = new Map();  // what this page shows: id -> {status, answer, by, at}
+  let current = 0, isSending = false, retry = 0, changes = 0;
 
-  const remember = () => {
-    try { localStorage.setItem(place, JSON.stringify([...answers])); }
-    catch (error) { say("this browser keeps nothing: download before you close the page", true); }
-  };
   const say = (text, failed) => { find("saved").textContent = text; find("saved").className = failed ? "failed" : ""; };
-
   const known = new Set(data.videos.map(video => video.id));
-  const take = entries => entries.forEach(([id, answer]) => { if (known.has(id)) answers.set(id, answer); });
-  try { take(JSON.parse(localStorage.getItem(place) || "[]")); find("by").value = localStorage.getItem("labeled by") || ""; }
-  catch (error) { /* an earlier page left something else, or storage is forbidden */ }
+  const kept = () => {
+    try { return new Map(JSON.parse(localStorage.getItem(data.place) || "[]")); }
+    catch (error) { return new Map(); }  // an earlier page left something else, or storage is forbidden
+  };
+  const unkept = new Map();  // entries that this browser did not keep
+  const write = entries => {
+    try { localStorage.setItem(data.place, JSON.stringify([...entries])); return true; }
+    catch (error) { say("this browser keeps nothing: download before you close the page", true); return false; }
+  };
+  const keep = (id, entry) => {  // read again just before, so that other tabs and pages lose nothing
+    if (write(kept().set(id, entry))) unkept.delete(id); else unkept.set(id, entry);
+  };
+  const drop = (id, at) => {
+    const entries = kept(), is = entry => entry && entry.at === at;
+    if (is(unkept.get(id))) unkept.delete(id);
+    if (is(entries.get(id))) { entries.delete(id); write(entries); }
+  };
+  const pending = () => new Map([...kept(), ...unkept].filter(([id]) => known.has(id)));
+  const apply = entries => entries.forEach((entry, id) => {
+    const before = answers.get(id);
+    if (!known.has(id) || (before && before.at > entry.at)) return;
+    if (entry.status) answers.set(id, entry); else answers.delete(id);
+  });
 
-  const send = (id, answer) => {
-    if (!data.token) return;
-    waiting = waiting.then(async () => {
+  const send = async () => {
+    clearTimeout(retry);
+    if (!data.token || isSending) return;
+    isSending = true;
+    let why = "";
+    const failed = new Set();
+    for (let next; (next = [...pending()].find(([id]) => !failed.has(id)));) {
+      const [id, entry] = next;
       try {
         const reply = await fetch("answers", {method: "POST", headers: {"Content-Type": "application/json", "X-Token": data.token},
-          body: JSON.stringify({id, ...answer})});
+          body: JSON.stringify({id, ...entry})});
         if (!reply.ok) throw new Error(await reply.text());
-        say("saved " + answers.size + " of " + data.videos.length, false);
-      } catch (error) { say("not saved: " + error.message + "; the answers are still in this browser", true); }
-    });
+        drop(id, entry.at);
+      } catch (error) { why = error.message; failed.add(id); }
+    }
+    isSending = false;
+    const open = pending().size;
+    if (open) {
+      say(open + " not saved: " + (why || "more to send") + "; kept in this browser, and tried again", true);
+      retry = setTimeout(send, 3000);
+    } else say("saved " + answers.size + " of " + data.videos.length, false);
+  };
+  const refresh = async first => {
+    if (!data.token) { answers.clear(); apply(pending()); return show(); }
+    const before = changes;
+    try {
+      const reply = await fetch("answers", {headers: {"X-Token": data.token}});
+      if (!reply.ok) throw new Error(await reply.text());
+      const saved = new Map(await reply.json());
+      if (changes !== before) return refresh(first);  // an answer was given meanwhile
+      pending().forEach((entry, id) => {  // what the server knows better
+        if (saved.has(id) ? saved.get(id).at >= entry.at : !entry.status) drop(id, entry.at);
+      });
+      answers.clear();
+      apply(saved);
+    } catch (error) {
+      if (first) say("the server does not answer: answers are only in this browser", true);
+    }
+    apply(pending());
+    if (first) begin(); else show();
+    if (pending().size) send();
   };
 
+  const take = entry => {
+    const id = data.videos[current].id, before = answers.get(id);
+    if (before && before.at >= entry.at) entry.at = new Date(Date.parse(before.at) + 1 || Date.now()).toISOString();
+    if (entry.status) answers.set(id, entry); else answers.delete(id);
+    changes += 1;
+    keep(id, entry);
+    send();
+  };
   const give = (status, answer) => {
-    const video = data.videos[current];
-    const given = {status, answer: answer || "", by: find("by").value.trim(), at: new Date().toISOString()};
-    answers.set(video.id, given);
-    remember();
-    send(video.id, given);
+    take({status, answer: answer || "", by: find("by").value.trim(), at: new Date().toISOString()});
     const open = data.videos.findIndex((other, index) => index > current && !answers.has(other.id));
     current = open >= 0 ? open : Math.min(current + 1, data.videos.length - 1);
     show();
   };
   const clear = () => {
-    const video = data.videos[current];
-    if (!answers.delete(video.id)) return;
-    remember();
-    send(video.id, {status: "", answer: "", by: "", at: new Date().toISOString()});
+    if (!answers.has(data.videos[current].id)) return;
+    take({status: "", answer: "", by: find("by").value.trim(), at: new Date().toISOString()});
     show();
   };
   const move = by => { current = Math.max(0, Math.min(data.videos.length - 1, current + by)); show(); };
@@ -74,7 +123,10 @@
     });
     ["no_action", "bad_video", "skipped"].forEach(status =>
       find(status).setAttribute("aria-pressed", String(!!given && given.status === status)));
-    find("class").value = given && given.status === "class" ? given.answer : "";
+    const isOffered = given && video.offered.some(([name]) => name === given.answer);
+    if (document.activeElement !== find("class")) {
+      find("class").value = given && given.status === "class" && !isOffered ? given.answer : "";
+    }
   };
 
   const quote = text => /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
@@ -87,10 +139,24 @@
   find("back").onclick = () => move(-1);
   find("forward").onclick = () => move(1);
   find("clear").onclick = clear;
-  find("by").onchange = () => { try { localStorage.setItem("labeled by", find("by").value.trim()); } catch (error) { /* forbidden */ } };
-  const others = find("class");
-  others.append(new Option("", ""), ...data.classes.map(name => new Option(name, name)));
-  others.onchange = () => { if (others.value) give("class", others.value); others.blur(); };
+  try { find("by").value = localStorage.getItem("labeled by") || ""; } catch (error) { /* forbidden */ }
+  find("by").onchange = () => {
+    try { localStorage.setItem("labeled by", find("by").value.trim()); } catch (error) { /* forbidden */ }
+  };
+  const other = find("class");
+  find("classes").append(...data.classes.map(name => new Option(name, name)));
+  other.onkeydown = event => {
+    if (event.key === "Escape") { other.blur(); show(); }
+    if (event.key !== "Enter" || event.repeat || !data.videos.length) return;
+    event.preventDefault();
+    const text = other.value, same = one => one.trim().toLowerCase() === text.trim().toLowerCase();
+    const alike = data.classes.includes(text) ? [text] : data.classes.filter(same);
+    if (alike.length !== 1) return say("there is no class " + text.trim(), true);
+    other.value = "";
+    other.blur();
+    say("", false);
+    give("class", alike[0]);
+  };
   find("download").onclick = () => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([table()], {type: "text/csv"}));
@@ -101,7 +167,7 @@
   document.onkeydown = event => {
     if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT)$/.test(event.target.tagName)) return;
     const video = data.videos[current], number = Number(event.key);
-    if (!video) return;
+    if (!video || (event.repeat && !event.key.startsWith("Arrow"))) return;  // a key that is held down answers once
     if (number >= 1 && number <= video.offered.length) give("class", video.offered[number - 1][0]);
     else if (event.key === "n") give("no_action");
     else if (event.key === "b") give("bad_video");
@@ -118,15 +184,11 @@
     current = open >= 0 ? open : 0;
     show();
   };
+  apply(pending());
   begin();
-  if (data.token) fetch("answers", {headers: {"X-Token": data.token}}).then(reply => reply.json()).then(saved => {
-    const before = new Map(answers);
-    answers.clear();
-    take(saved);
-    before.forEach((answer, id) => {  // given while no server was there
-      if (!answers.has(id) || answers.get(id).at < answer.at) { answers.set(id, answer); send(id, answer); }
-    });
-    remember();
-    begin();
-  }).catch(() => say("the server does not answer: answers are only in this browser", true));
+  window.addEventListener("storage", event => { if (event.key === data.place || event.key === null) refresh(false); });
+  if (data.token) {
+    refresh(true);
+    window.addEventListener("focus", () => refresh(false));
+  }
 })();
