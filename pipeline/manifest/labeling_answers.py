@@ -176,6 +176,8 @@ def add_answers(manifest: Manifest, before: LabelSubset, path: Path, relabel: bo
     """
     lines = read_answers(path, manifest)
     answers = list(merge_answers(lines).values())
+    if not answers:
+        raise UserError(f"answers {path} hold no answer")
     rows = find_rows(pa.chunked_array([[answer.id for answer in answers]], pa.string()), manifest)
     mistakes, contradictions = _check(manifest, answers, rows, before)
     if contradictions and not relabel:
@@ -242,8 +244,8 @@ def _find_contradiction(manifest: Manifest, answer: Answer, known: int | None, l
     said = answer.label if answer.status == "class" else answer.status.replace("_", " ")
     before = label if known is None else known
     differs = before >= 0 and (answer.status != "class" or manifest.classes[before] != said)
-    if answer.status == "class" and was_excluded:
-        return f"{said}, but an earlier answer says that it is not to be trained on"
+    if was_excluded:
+        return f"{said}, but an earlier answer says that it is not to be trained on" if answer.status == "class" else ""
     if differs and (known is not None or answer.status != "bad_video"):
         return f"{said}, but {'the manifest' if known is None else 'its label'} says {manifest.classes[before]}"
     return ""

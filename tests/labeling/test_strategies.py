@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -222,3 +224,9 @@ def test_the_memory_of_a_piece_does_not_grow_with_the_classes(tmp_path: Path, mo
         write_scores(tmp_path, torch.full((3000,), -1), {name: torch.tensor(draw(3000, classes)) for name in STUDENTS})
         pieces = [piece.primary.size for piece in TrainingScores(tmp_path).read()]
         assert sum(pieces) == 3000 * classes and max(pieces) == 2**12
+
+
+def test_the_command_of_a_million_predictions_runs_with_a_few() -> None:
+    command = [sys.executable, "-m", "tests.labeling.million", "2000"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and found.stdout.startswith("100 of 2,000 videos, 400 classes"), found.stderr

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.labeling_answers import add_answers, guard, read_answers
-from pipeline.manifest.schema import Manifest, compute_fingerprint, read_manifest, write_manifest
+from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
 from pipeline.prepare.build import build_table
 from pipeline.prepare.sources import Listing
 from tests.manifest.tables import GOOD, make_table
@@ -28,7 +28,6 @@ def manifest(tmp_path: Path) -> Manifest:
     split = table["split"].to_pylist()
     split[3] = "unlabeled"
     table = table.set_column(table.schema.get_field_index("split"), table.schema.field("split"), pa.array(split))
-    assert compute_fingerprint(table, ("a", "b"))
     return write_manifest(table, tmp_path / "manifest.parquet", ("a", "b"), "/videos", "folder")
 
 
@@ -101,6 +100,8 @@ def test_bad_videos_are_no_longer_trained_on_and_named(manifest: Manifest, befor
     assert labeled not in added.subset.rows and sorted(added.subset.excluded) == sorted([labeled, free])
     write_labels(added.subset, manifest, tmp_path / "more.parquet")
     assert read_labels(tmp_path / "more.parquet", manifest).excluded.tolist() == sorted([labeled, free])
+    again = add_answers(manifest, added.subset, path)  # they do not contradict themselves
+    assert again.relabeled == () and again.subset.fingerprint == added.subset.fingerprint
     # a later answer takes it in again, on request
     path = write(tmp_path, f"{video(manifest, free)},b", head="id,class")
     with pytest.raises(UserError, match="b, but an earlier answer says that it is not to be trained on; --relabel"):
@@ -119,6 +120,8 @@ def test_labels_are_left(manifest: Manifest, before: LabelSubset, tmp_path: Path
     path = write(tmp_path, *(f"{video(manifest, row)},bad_video,,,,," for row in before.rows))
     with pytest.raises(UserError, match="leave no labeled video to train on; nothing was written"):
         add_answers(manifest, before, path, relabel=True)
+    with pytest.raises(UserError, match="hold no answer"):
+        add_answers(manifest, before, write(tmp_path))
 
 
 def test_videos_of_held_out_groups_are_listed_with_all_other_mistakes(tmp_path: Path) -> None:
