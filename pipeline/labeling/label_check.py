@@ -18,6 +18,7 @@ from pipeline.labeling.small_clips import decode_small_clips
 from pipeline.labeling.suggest import TOP, Suggestion, Suggestions
 from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.label_subset import LabelSubset, Rows, build_subset, read_labels, write_labels
+from pipeline.manifest.labeling_answers import guard
 from pipeline.manifest.schema import Manifest
 from pipeline.run_folder.contents import read_run
 from pipeline.seeds import hash_to_uint64
@@ -209,6 +210,7 @@ def format_suspects(check: LabelCheck, suspects: Suggestions) -> str:
     writer.writerow(COLUMNS)
     known = check.labels.read_classes(check.manifest)
     for video in suspects.videos:
-        guesses = [cell for name, share in (video.primary, video.auxiliary) for cell in (name, f"{share:.4f}")]
-        writer.writerow([video.id, video.uri, check.manifest.classes[known[video.row]], f"{video.score:.4f}", *guesses])
+        guesses = [cell for name, share in (video.primary, video.auxiliary) for cell in (guard(name), f"{share:.4f}")]
+        label = guard(check.manifest.classes[known[video.row]])
+        writer.writerow([guard(video.id), guard(video.uri), label, f"{video.score:.4f}", *guesses])
     return buffer.getvalue()
