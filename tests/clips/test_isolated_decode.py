@@ -37,7 +37,7 @@ def decode(
 
 
 REASONS = {
-    "hang": "decoder: no result after 3 s",
+    "hang": "decoder: no result after 5 s",
     "segfault": "decoder: the process crashed (SIGSEGV)",
     "abort": "decoder: the process crashed (SIGABRT)",
     "eat": "decoder: more than 512 MB of memory",
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, *words: str) -> Config:
-    limits = ["data.video_timeout_seconds=3", "data.decoder_memory_mb=256", "data.max_quarantined_share=1"]
+    limits = ["data.video_timeout_seconds=5", "data.decoder_memory_mb=256", "data.max_quarantined_share=1"]
     return load_config(folder / "tiny.yaml", [*limits, "train.steps=16", *words])
 
 
@@ -91,7 +91,7 @@ def test_each_is_an_error_of_its_video_and_the_next_one_decodes(tmp_path: Path, 
     good = write_numbers(tmp_path / "good.mp4", frames=12, size=(48, 48))
     bad = shutil.copy(good, tmp_path / f"{word}.mp4")
     one, other = (Video(str(path), 12, 25.0, False, 48, 48, 0.0, 0.48, "decord") for path in (good, bad))
-    here = IsolatedDecoder(ProcessLimits(3.0, 256 * 2**20))
+    here = IsolatedDecoder(ProcessLimits(5.0, 256 * 2**20))
     for _ in range(2):
         with pytest.raises(DecodeError) as caught:
             decode(here, other, 0.5, 0.5, CLIP, 32)
@@ -192,7 +192,7 @@ def test_the_ray_stream_goes_on(folder: Path) -> None:
 
 @pytest.mark.usefixtures("misbehave")
 def test_a_run_records_them(folder: Path, tmp_path: Path) -> None:
-    words = [f"run.storage_path={tmp_path}", "train.steps=4", "data.video_timeout_seconds=3", "data.max_quarantined_share=1"]
+    words = [f"run.storage_path={tmp_path}", "train.steps=4", "data.video_timeout_seconds=5", "data.max_quarantined_share=1"]
     assert train.main(["--config", str(folder / "tiny.yaml"), *words, "data.decoder_memory_mb=256"]) == 0
     records = pq.read_table(tmp_path / "tiny" / "quarantine.parquet").to_pylist()
     assert records and all(record["reason"].startswith("decoder: ") and record["replaced_by"] >= 0 for record in records)
