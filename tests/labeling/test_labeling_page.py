@@ -68,6 +68,7 @@ def open_page(browser: Any, address: str, width: int = 1280) -> tuple[Any, list[
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(address)
+    page.evaluate(PAINTED)
     return page, complaints
 
 
@@ -254,9 +255,14 @@ def file_page(browser: Any, suggestions: Suggestions, tmp_path: Path) -> Any:
     context.close()
 
 
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Waits until the browser has drawn the page."""
+
+
 def open_in(context: Any, address: str) -> Any:
     page = context.new_page()
     page.goto(address)
+    page.evaluate(PAINTED)  # keys that are pressed before are lost
     return page
 
 
@@ -288,8 +294,9 @@ def test_tabs_and_other_pages_of_a_run_keep_each_others_answers(
     file_page: Any, suggestions: Suggestions, tmp_path: Path
 ) -> None:
     one, other = open_in(*file_page), open_in(*file_page)
-    for key in "123":
+    for number, key in enumerate("123", start=1):
         one.keyboard.press(key)
+        wait_for_text(one, "#position", f"{number} answered")
     wait_for_text(other, "#position", "video 1 of 4, 3 answered")
     other.keyboard.press("ArrowLeft")
     other.keyboard.press("u")
