@@ -26,8 +26,8 @@ settings.load_profile("house")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Shares out tests among processes (``make test``), so that what several tests need is prepared once.
 
-    Those with Ray share a process and its cluster, and come first, because together they take longest; the others share it with
-    their file, or with their folder if it has a conftest.py.
+    Those with Ray share a process and its cluster, and come first, so that nothing waits for them at the end; the others share
+    it with their file, or with their folder if it has a conftest.py.
     """
     for item in items:
         if item.get_closest_marker("ray"):

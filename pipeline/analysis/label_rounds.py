@@ -37,12 +37,6 @@ class StrategyCurve:
                 return float(self.labels[index - 1] + share * (self.labels[index] - self.labels[index - 1]))
         return None
 
-    def interpolate(self, labels: float) -> float | None:
-        """Returns the mean accuracy at a number of labels, linear between rounds; None outside of them."""
-        if not self.labels[0] <= labels <= self.labels[-1]:
-            return None
-        return float(np.interp(labels, self.labels, self.accuracy.mean(axis=0)))
-
 
 def is_rounds(study: StudyRecord) -> bool:
     """Returns whether the study simulates rounds of labeling."""

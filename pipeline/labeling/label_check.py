@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.analysis.run_reader import read_predictions
-from pipeline.clips.source import open_source
+from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import STUDENTS, Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.labeling.small_clips import decode_small_clips
-from pipeline.labeling.suggest import TOP, Suggestion, Suggestions
+from pipeline.labeling.suggest import Suggestions, describe_video, guess_classes
 from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.label_subset import LabelSubset, Rows, build_subset, read_labels, write_labels
 from pipeline.manifest.labeling_answers import guard
@@ -39,10 +40,15 @@ class LabelCheck:
     run: Path
     base: Config
     """The configuration of the run, with what the command changes."""
-    manifest: Manifest
+    source: VideoSource
     labels: LabelSubset
     folds: tuple[Rows, ...]
     """The labeled rows of each fold, ascending."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the labels."""
+        return self.source.manifest
 
     @property
     def folder(self) -> Path:
@@ -75,26 +81,23 @@ def plan_label_check(run: Path, folds: int, overrides: Sequence[str] = ()) -> La
     check_inputs(run / "config.yaml", base)
     source, labels = open_source(base)
     manifest = source.manifest
-    rows = labels.rows
-    names = manifest.table["group"].to_pylist()
+    rows, known = labels.rows, labels.read_classes(manifest)
     groups: dict[str, list[int]] = {}
-    for row in rows.tolist():
-        groups.setdefault(names[row] or f"video {row}", []).append(row)
+    names = manifest.table["group"].take(pa.array(rows, pa.int64())).to_pylist()
+    for row, name in zip(rows.tolist(), names, strict=True):
+        groups.setdefault(name or f"video {row}", []).append(row)
     if len(groups) < folds:
         raise UserError(f"--folds {folds}: the {len(rows)} labeled videos are of {len(groups)} groups (persons or recordings), "
                         f"and a group is never divided; write at most --folds {len(groups)}")  # fmt: skip
     divided: list[list[int]] = [[] for _ in range(folds)]
-    known = labels.read_classes(manifest)
 
-    def rank(
-        name: str,
-    ) -> tuple[int, int, int]:  # large groups first; videos without a group class by class, so that they spread
+    def rank(name: str) -> tuple[int, int, int]:
+        """Large groups first; videos without a group class by class, so that each class spreads over the folds."""
         return -len(groups[name]), known[groups[name][0]], int(hash_to_uint64(base.run.seed, "fold", name))
 
-    order = sorted(groups, key=rank)
-    for name in order:
+    for name in sorted(groups, key=rank):
         min(divided, key=len).extend(groups[name])
-    check = LabelCheck(run, base, manifest, labels, tuple(np.array(sorted(part), np.int64) for part in divided))
+    check = LabelCheck(run, base, source, labels, tuple(np.array(sorted(part), np.int64) for part in divided))
     _check_classes(check)
     return check
 
@@ -102,12 +105,10 @@ def plan_label_check(run: Path, folds: int, overrides: Sequence[str] = ()) -> La
 def _check_classes(check: LabelCheck) -> None:
     """Raises UserError that names the classes all of whose labels lie in one fold."""
     known = check.labels.read_classes(check.manifest)
-    lost = {
-        known[row]
-        for fold in check.folds
-        for row in fold.tolist()
-        if not any(known[other] == known[row] for other in np.setdiff1d(check.labels.rows, fold).tolist())
-    }
+    everything = {known[row] for row in check.labels.rows.tolist()}
+    lost: set[int] = set()
+    for fold in check.folds:
+        lost |= everything - {known[row] for row in np.setdiff1d(check.labels.rows, fold).tolist()}
     if lost:
         names = [check.manifest.classes[label] for label in sorted(lost)]
         raise UserError(
@@ -185,19 +186,14 @@ def describe_suspects(check: LabelCheck, suspects: Sequence[Suspect]) -> Suggest
     """Describes suspects as the labeling page shows them, with the label among the offered classes."""
     videos = []
     for suspect in suspects:
-        names, mean = check.manifest.classes, suspect.probabilities.mean(axis=0)
-        guesses = [(names[int(own.argmax())], float(own.max())) for own in suspect.probabilities]
-        asked = list(dict.fromkeys([suspect.label, *(int(own.argmax()) for own in suspect.probabilities)]))
-        others = [int(index) for index in np.argsort(-mean, kind="stable") if int(index) not in asked]
-        best = sorted([*asked, *others][:TOP], key=lambda index: -mean[index])
-        (first, p), (second, q) = guesses
-        both = f"both students say {first} ({p:.0%} and {q:.0%})" if first == second else (
-            f"the students say {first} ({p:.0%}) and {second} ({q:.0%})")  # fmt: skip
-        reason = f"labeled {names[suspect.label]}, but {both}"
-        video_id, uri = (str(check.manifest.table[name][suspect.row].as_py()) for name in ("id", "uri"))
-        offered = tuple((names[index], float(mean[index])) for index in best)
-        videos.append(Suggestion(suspect.row, video_id, uri, suspect.score, reason, guesses[0], guesses[1], offered))
-    source, _ = open_source(check.base)
+        (first, p), (second, q) = guess_classes(check.manifest, suspect.probabilities)
+        both = f"the students say {first} ({p:.0%}) and {second} ({q:.0%})"
+        if first == second:
+            both = f"both students say {first} ({p:.0%} and {q:.0%})"
+        reason = f"labeled {check.manifest.classes[suspect.label]}, but {both}"
+        also = (suspect.label,)
+        videos.append(describe_video(check.manifest, suspect.row, suspect.score, suspect.probabilities, also, reason))
+    source = check.source
     for index, clip in decode_small_clips([source.describe_video(suspect.row) for suspect in suspects]):
         videos[index] = replace(videos[index], clip=clip)
     return Suggestions(check.run, source, check.base.labels_path, tuple(videos), ())

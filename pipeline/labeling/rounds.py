@@ -94,6 +94,7 @@ def run_rounds(plan: RoundsPlan, choose_concurrency: Callable[[], int], hours: f
     are cut off, and the same command continues them. Raises UserError.
     """
     deadline = None if hours is None else time.monotonic() + 3600 * hours
+    manifest = read_manifest(plan.base.data.manifest, root=plan.base.data.root)
     trials: list[Trial] = []
     concurrent: list[int] = []
 
@@ -102,7 +103,7 @@ def run_rounds(plan: RoundsPlan, choose_concurrency: Callable[[], int], hours: f
         return Budget(concurrent[0], None if deadline is None else max(0.0, (deadline - time.monotonic()) / 3600))
 
     for number in range(plan.rounds + 1):
-        new = [_prepare_trial(plan, number, cell, strategy, seed) for seed in plan.list_seeds()
+        new = [_prepare_trial(plan, manifest, number, cell, strategy, seed) for seed in plan.list_seeds()
                for strategy, cell in plan.list_cells(number)]  # fmt: skip
         trials += new
         print(f"round {number} of {plan.rounds}: {len(new)} runs", flush=True)
@@ -113,10 +114,9 @@ def run_rounds(plan: RoundsPlan, choose_concurrency: Callable[[], int], hours: f
     return {}
 
 
-def _prepare_trial(plan: RoundsPlan, number: int, cell: str, strategy: Strategy | None, seed: int) -> Trial:
+def _prepare_trial(plan: RoundsPlan, manifest: Manifest, number: int, cell: str, strategy: Strategy | None, seed: int) -> Trial:
     """Writes the label subset of one run, unless it is there, and returns the trial."""
     path = _name_labels(plan, cell, seed)
-    manifest = read_manifest(plan.base.data.manifest, root=plan.base.data.root)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         if strategy is None:

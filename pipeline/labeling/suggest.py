@@ -82,8 +82,9 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
                 left_out += 1
             elif len(shown) < wish.count:
                 known.add([clips[index]])
-                described = _describe(source.manifest, ranking.opinions, wish.strategy, *video)
-                shown.append(replace(described, clip=clips[index]))
+                described = describe_video(source.manifest, int(video[0]), *video[1:])
+                reason = _explain(described, ranking.opinions, wish.strategy)
+                shown.append(replace(described, reason=reason, clip=clips[index]))
         if len(chosen) < wanted:
             break
         wanted += SPARE * wish.count  # further down the ranking, past the near-duplicates
@@ -94,29 +95,33 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
     return Suggestions(folder, source, ranking.labels_path, tuple(shown), tuple(notes))
 
 
-def _describe(
-    manifest: Manifest, opinions: Opinions, strategy: Strategy, row: int, score: float, probabilities_2K: Floats
+def describe_video(
+    manifest: Manifest, row: int, score: float, probabilities_2K: Floats, also: Sequence[int] = (), reason: str = ""
 ) -> Suggestion:
-    row, mean = int(row), probabilities_2K.mean(axis=0)
-    guesses = [(manifest.classes[int(own.argmax())], float(own.max())) for own in probabilities_2K]
-    own_guesses = {int(own.argmax()) for own in probabilities_2K}
-    others = [int(index) for index in np.argsort(-mean, kind="stable") if int(index) not in own_guesses]
-    best = sorted([*own_guesses, *others][:TOP], key=lambda index: -mean[index])
+    """Describes a video with the guesses of both students, [2, K] probabilities; the classes ``also`` are offered, too."""
+    mean, guesses = probabilities_2K.mean(axis=0), guess_classes(manifest, probabilities_2K)
+    asked = {*also, *(int(own.argmax()) for own in probabilities_2K)}
+    others = [int(index) for index in np.argsort(-mean, kind="stable") if int(index) not in asked]
+    best = sorted([*sorted(asked), *others][:TOP], key=lambda index: -mean[index])
     offered = tuple((manifest.classes[index], float(mean[index])) for index in best)
-    table = manifest.table
-    reason = _explain(guesses, opinions, strategy, row)
-    video_id, uri = str(table["id"][row].as_py()), str(table["uri"][row].as_py())
+    video_id, uri = (str(manifest.table[name][row].as_py()) for name in ("id", "uri"))
     return Suggestion(row, video_id, uri, float(score), reason, guesses[0], guesses[1], offered)
 
 
-def _explain(guesses: Sequence[tuple[str, float]], opinions: Opinions, strategy: Strategy, row: int) -> str:
+def guess_classes(manifest: Manifest, probabilities_2K: Floats) -> list[tuple[str, float]]:
+    """Returns the most probable class of each student, with its probability."""
+    return [(manifest.classes[int(own.argmax())], float(own.max())) for own in probabilities_2K]
+
+
+def _explain(video: Suggestion, opinions: Opinions, strategy: Strategy) -> str:
     """Says in a few words why a video was chosen."""
-    (first, p), (second, q) = guesses
-    changes = opinions.changes[row]
+    (first, p), (second, q) = video.primary, video.auxiliary
     if strategy == "random":
         return "drawn by chance"
     if strategy == "unstable":
-        return f"its class changed at {changes:.0%} of {int(opinions.clips[row])} clips during training"
+        return (
+            f"its class changed at {opinions.changes[video.row]:.0%} of {int(opinions.clips[video.row])} clips during training"
+        )
     if first != second:
         return f"the students disagree: {first} ({p:.0%}) or {second} ({q:.0%})"
     if min(p, q) < 0.5:

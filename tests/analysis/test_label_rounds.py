@@ -40,7 +40,6 @@ def test_labels_needed_are_read_off_the_mean_of_the_seeds(tmp_path: Path) -> Non
     assert random.labels == (10, 20, 30) and random.accuracy.tolist() == [[0.3, 0.4, 0.5], [0.3, 0.4, 0.6]]
     assert entropy.find_labels_for(0.55) == pytest.approx(20 + 10 * 0.05 / 0.3)
     assert entropy.find_labels_for(0.3) == 10 and margin.find_labels_for(0.55) is None
-    assert entropy.interpolate(15) == pytest.approx(0.4) and entropy.interpolate(31) is None
     gain = compare_with_random(entropy, curves)
     assert gain is not None and gain.mean == pytest.approx((0.1 + 0.2 + 0.1 + 0.3) / 4) and gain.seeds == 2
     assert compare_with_random(random, curves) is None
