@@ -117,7 +117,7 @@ def read_limits(options: argparse.Namespace) -> Limits:
 
 
 def build_application(args: dict[str, str]) -> object:
-    """Builds the same service as an application of Ray Serve, for cluster/rayservice.yaml, which names this function.
+    """Builds the same service as an application of Ray Serve, for cluster/base/rayservice.yaml, which names this function.
 
     ``args`` has ``command``, the words that would be given to ``python -m jobs.serve``.
     """

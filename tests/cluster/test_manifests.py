@@ -1,46 +1,37 @@
-"""The cluster files against the schemas of those who read them, and their commands against this project's own parsers."""
+"""The objects of cluster/overlays against the schemas of those who read them, and what all pods must have."""
 
 from __future__ import annotations
 
 import copy
-import importlib
-import json
-import shlex
+import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
-import ray.autoscaler
-import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.serve.schema import ServeDeploySchema
+from click.testing import CliRunner
+from ray.scripts.scripts import drain_node
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
-from jobs import search, serve, submit, train
-from jobs.__main__ import COMMANDS
-from pipeline.config import Config, load_config
-from pipeline.errors import UserError
-from pipeline.ray_cluster.resources import plan_resources
-from pipeline.serving.access import TOKEN_VARIABLE
+from tests.cluster.rendered import OVERLAYS, Tree, find_cluster, list_nodes, read_yaml, render
 
-Tree = dict[str, Any]
+Rendered = dict[str, dict[str, Tree]]
 KUBERAY = {
-    "raycluster.yaml": "ray.io_rayclusters.yaml",
-    "rayjob.yaml": "ray.io_rayjobs.yaml",
-    "raycronjob.yaml": "ray.io_raycronjobs.yaml",
-    "rayservice.yaml": "ray.io_rayservices.yaml",
+    "RayCluster": "ray.io_rayclusters.yaml",
+    "RayJob": "ray.io_rayjobs.yaml",
+    "RayCronJob": "ray.io_raycronjobs.yaml",
+    "RayService": "ray.io_rayservices.yaml",
 }
-
-
-def _read(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)  # the CRDs have a megabyte: 20 times faster
-
-
-@pytest.fixture(scope="session")
-def cluster_files(repository: Path) -> dict[str, Tree]:
-    return {path.name: _read(path) for path in sorted((repository / "cluster").glob("*.yaml"))}
+OBJECTS = [(name, kind) for name, kinds in OVERLAYS.items() for kind in kinds]
+CUSTOM = [(name, kind) for name, kind in OBJECTS if kind in KUBERAY]
+CORE = [(name, kind) for name, kind in OBJECTS if kind not in KUBERAY]
+KUBERNETES = ["1.30", "1.37"]
+"""The oldest and the newest version of Kubernetes whose schemas the objects are compared with."""
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +40,7 @@ def schemas(repository: Path) -> dict[str, jsonschema.Draft202012Validator]:
     folder = repository.parent / "shared" / "kuberay-crds"
     if not folder.is_dir():
         pytest.skip(f"no custom resource definitions at {folder}")
-    return {name: jsonschema.Draft202012Validator(strict(_v1(_read(folder / crd)))) for name, crd in KUBERAY.items()}
+    return {kind: jsonschema.Draft202012Validator(strict(_v1(read_yaml(folder / crd)))) for kind, crd in KUBERAY.items()}
 
 
 def _v1(definition: Tree) -> Tree:
@@ -71,11 +62,24 @@ def strict(schema: Any) -> Any:
     return result
 
 
-@pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_knows_every_field(name: str, cluster_files: dict[str, Tree], schemas: dict[str, Any]) -> None:
-    errors = [f"{error.json_path}: {error.message}" for error in schemas[name].iter_errors(cluster_files[name])]
-    assert not errors
-    assert cluster_files[name]["apiVersion"] == "ray.io/v1"
+def test_overlays_make_these_objects_and_no_others(repository: Path, rendered: Rendered) -> None:
+    assert {name: sorted(objects) for name, objects in rendered.items()} == OVERLAYS
+    folder = repository / "cluster" / "overlays"
+    found = {str(path.parent.relative_to(folder)) for path in folder.rglob("kustomization.yaml")}
+    assert found - OVERLAYS.keys() == {"kind/settings", "gpu/settings"}
+    assert render(folder / "gpu" / "settings") == ""
+
+
+@pytest.mark.parametrize(("name", "kind"), CUSTOM)
+def test_kuberay_knows_every_field(name: str, kind: str, rendered: Rendered, schemas: dict[str, Any]) -> None:
+    assert [f"{error.json_path}: {error.message}" for error in schemas[kind].iter_errors(rendered[name][kind])] == []
+    assert rendered[name][kind]["apiVersion"] == "ray.io/v1"
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize(("name", "kind"), CORE)
+def test_kubernetes_knows_every_field(name: str, kind: str, version: str, rendered: Rendered) -> None:
+    kubernetes_validate.validate(rendered[name][kind], version, strict=True)
 
 
 MISTAKES = [
@@ -83,219 +87,183 @@ MISTAKES = [
     ("replica", ["workerGroupSpecs", 0, "replica"], 1),
     ("'two'", ["workerGroupSpecs", 0, "replicas"], "two"),
     ("volumeMount", ["workerGroupSpecs", 1, "template", "spec", "containers", 0, "volumeMount"], []),
-    ("claimname", ["headGroupSpec", "template", "spec", "volumes", 0, "persistentVolumeClaim", "claimname"], "x"),
+    ("sizelimit", ["headGroupSpec", "template", "spec", "volumes", 0, "emptyDir", "sizelimit"], "1Gi"),
     ("tokens", ["authOptions", "mode"], "tokens"),
 ]
 
 
-@pytest.mark.parametrize(("shown", "keys", "value"), MISTAKES, ids=[mistake[0] for mistake in MISTAKES])
-@pytest.mark.parametrize("name", KUBERAY)
-def test_a_misspelled_field_is_found(
-    name: str, shown: str, keys: list[Any], value: Any, cluster_files: dict[str, Tree], schemas: dict[str, Any]
-) -> None:
-    wrong = copy.deepcopy(cluster_files[name])
-    target: Any = _cluster(wrong)
+def put(tree: Any, keys: list[Any], value: Any) -> None:
+    """Sets what is at the place ``keys`` in a tree of mappings and lists."""
     for key in keys[:-1]:
-        target = target[key]
-    target[keys[-1]] = value
-    assert any(shown in error.message for error in schemas[name].iter_errors(wrong))
+        tree = tree[key]
+    tree[keys[-1]] = value
 
 
-def _cluster(manifest: Tree) -> Tree:
-    """The RayCluster spec of any of the files."""
-    spec: Tree = manifest["spec"].get("jobTemplate", manifest["spec"])
-    cluster: Tree = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
-    return cluster
+@pytest.mark.parametrize(("shown", "keys", "value"), MISTAKES, ids=[mistake[0] for mistake in MISTAKES])
+@pytest.mark.parametrize(("name", "kind"), [one for one in CUSTOM if one[0].startswith("gpu")])
+def test_a_misspelled_field_is_found(
+    name: str, kind: str, shown: str, keys: list[Any], value: Any, rendered: Rendered, schemas: dict[str, Any]
+) -> None:
+    wrong = copy.deepcopy(rendered[name][kind])
+    put(find_cluster(wrong), keys, value)
+    assert any(shown in error.message for error in schemas[kind].iter_errors(wrong))
 
 
-def _pods(manifest: Tree) -> Iterator[Tree]:
-    cluster = _cluster(manifest)
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        yield group["template"]["spec"]
+@pytest.mark.parametrize(
+    ("name", "kind", "keys", "value"),
+    [
+        ("gpu", "NetworkPolicy", ["spec", "podSelectors"], {}),
+        ("gpu", "NetworkPolicy", ["spec", "ingress", 0, "from", 0, "podSelector", "matchLabel"], {}),
+        ("gpu", "PersistentVolumeClaim", ["spec", "accessModes"], "ReadWriteMany"),
+        ("gpu/nightly", "CronJob", ["spec", "jobTemplate", "spec", "template", "spec", "containers", 0, "argument"], []),
+    ],
+)
+def test_a_misspelled_field_of_kubernetes_is_found(
+    name: str, kind: str, keys: list[Any], value: Any, rendered: Rendered
+) -> None:
+    wrong = copy.deepcopy(rendered[name][kind])
+    put(wrong, keys, value)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES[-1], strict=True)
 
 
-def test_all_files_of_training_hold_the_same_cluster(cluster_files: dict[str, Tree]) -> None:
-    for name in KUBERAY.keys() - {"rayservice.yaml"}:
-        assert _cluster(cluster_files[name]) == _cluster(cluster_files["raycluster.yaml"])
+def test_numbers_are_not_given_to_another_group(repository: Path, tmp_path: Path) -> None:
+    """The patches count groups; if somebody puts them in another order, Kustomize refuses."""
+    copied = shutil.copytree(repository / "cluster", tmp_path / "cluster")
+    file = copied / "base" / "raycluster.yaml"
+    file.write_text(
+        re.sub(r"groupName: (decode|train)", "groupName: other", file.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        render(copied / "overlays" / "gpu")
+    assert "/spec/workerGroupSpecs/0/groupName" in refused.value.stderr
 
 
-@pytest.mark.parametrize("name", KUBERAY)
-def test_pods_get_what_they_ask_for_and_share_the_volume(name: str, cluster_files: dict[str, Tree]) -> None:
-    claim = cluster_files["storage.yaml"]["metadata"]["name"]
-    for pod in _pods(cluster_files[name]):
+# ---------------------------------------------------------------------------------------------------------- the pods
+
+
+def list_pods(objects: dict[str, Tree]) -> Iterator[Tree]:
+    """All pod templates of the objects: nodes of Ray clusters and pods that submit."""
+    for kind, one in objects.items():
+        if kind in KUBERAY:
+            yield from list_nodes(one)
+            job = one["spec"].get("jobTemplate", one["spec"])
+            yield from [job["submitterPodTemplate"]] if "submitterPodTemplate" in job else []
+        elif kind == "CronJob":
+            yield one["spec"]["jobTemplate"]["spec"]["template"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_pods_have_no_rights_and_write_to_volumes_only(name: str, rendered: Rendered) -> None:
+    """As the Pod Security Standard "restricted" asks, with a read-only root; HOME and TMPDIR are in a volume of the pod."""
+    for template in list_pods(rendered[name]):
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        volumes = {volume.pop("name"): volume for volume in copy.deepcopy(pod["volumes"])}
+        assert {key for volume in volumes.values() for key in volume} <= {"emptyDir", "persistentVolumeClaim"}
         (container,) = pod["containers"]
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        variables = {one["name"]: one.get("value") for one in container["env"]}
+        assert variables["HOME"] == "/tmp" and not {"TMPDIR", "RAY_TMPDIR"} & variables.keys()
+        assert mounts["/tmp"]["emptyDir"].keys() == {"sizeLimit"}  # on a disk: Ray spills objects there
+        autoscaler = find_cluster(next(iter(rendered[name].values())))
+        for one in (container, autoscaler.get("autoscalerOptions", container)):
+            rights = one["securityContext"]
+            assert rights["readOnlyRootFilesystem"] is True and rights["allowPrivilegeEscalation"] is False
+            assert rights["capabilities"] == {"drop": ["ALL"]}
+            assert {mount["mountPath"] for mount in one["volumeMounts"]} >= {"/tmp"}
+
+
+@pytest.mark.parametrize(("name", "kind"), CUSTOM)
+def test_nodes_get_what_they_ask_for_and_share_the_volume(name: str, kind: str, rendered: Rendered) -> None:
+    claim = rendered[f"{name.partition('/')[0]}/shared"]["PersistentVolumeClaim"]["metadata"]["name"]
+    for template in list_nodes(rendered[name][kind]):
+        (container,) = template["spec"]["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/shared"}]
-        assert pod["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}]
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        assert mounts["/shared"]["persistentVolumeClaim"] == {"claimName": claim}
+        memory = mounts["/dev/shm"]["emptyDir"]
+        assert memory["medium"] == "Memory"
+        wanted, there = (
+            int(text.removesuffix("Gi")) for text in (container["resources"]["limits"]["memory"], memory["sizeLimit"])
+        )
+        assert 0.3 * wanted <= there < wanted  # Ray's object store takes 30 %
 
 
-def test_images_and_versions_are_the_projects_own(repository: Path, cluster_files: dict[str, Tree]) -> None:
+@pytest.mark.parametrize(("name", "kind"), CUSTOM)
+def test_nodes_are_probed_and_scraped_where_something_answers(name: str, kind: str, rendered: Rendered) -> None:
+    for place, template in enumerate(list_nodes(rendered[name][kind])):
+        (container,) = template["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert template["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"])
+        agent = {"path": "/api/healthz", "port": 52365}  # the port that KubeRay gives to Ray's agent
+        web = {"path": "/readyz", "port": ports.get("serve")}
+        asked = [container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")]
+        assert asked == [agent, agent, web if kind == "RayService" and place else agent]
+
+
+@pytest.mark.parametrize("name", [name for name, kinds in OVERLAYS.items() if "NetworkPolicy" in kinds])
+def test_only_known_peers_reach_the_pods_and_at_ports_that_they_have(name: str, rendered: Rendered) -> None:
+    policy = rendered[name]["NetworkPolicy"]["spec"]
+    wanted = policy["podSelector"]["matchLabels"]
+    side = [objects for other, objects in rendered.items() if other.partition("/")[0] == name.partition("/")[0]]
+    pods = [template for objects in side for template in list_pods(objects)]
+    assert len(pods) >= 10
+    assert all(wanted.items() <= template["metadata"]["labels"].items() for template in pods)
+    within, *others = policy["ingress"]
+    assert within == {"from": [{"podSelector": {"matchLabels": wanted}}]}
+    listening = {port["containerPort"] for pod in pods for port in pod["spec"]["containers"][0].get("ports", [])}
+    named = [port["port"] for rule in others for port in rule["ports"]]
+    assert set(named) <= listening and 6379 not in named
+    assert [port for rule in others if "from" not in rule for port in rule["ports"]] == [{"protocol": "TCP", "port": 8000}]
+
+
+def test_images_and_versions_are_the_projects_own(repository: Path, rendered: Rendered) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     image = f"{project['name']}:{project['version']}"
+    images = {"gpu": image, "kind": f"{image}-cpu"}
     pins = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    for name in KUBERAY:
-        assert {pod["containers"][0]["image"] for pod in _pods(cluster_files[name])} == {image}
-        assert f"ray=={_cluster(cluster_files[name])['rayVersion']}" in pins
-    assert cluster_files["ray-up.yaml"]["docker"]["image"] == image
-    assert f"-t {image} " in (repository / "cluster" / "README.md").read_text(encoding="utf-8")
+    readme = (repository / "cluster" / "README.md").read_text(encoding="utf-8")
+    for name, objects in rendered.items():
+        assert {pod["spec"]["containers"][0]["image"] for pod in list_pods(objects)} <= {images[name.partition("/")[0]]}
+        for kind in objects.keys() & KUBERAY.keys():
+            assert f"ray=={find_cluster(objects[kind])['rayVersion']}" in pins
+    assert read_yaml(repository / "cluster" / "ray-up.yaml")["docker"]["image"] == image
+    assert all(f"-t {one} " in readme for one in images.values())
 
 
-# ------------------------------------------------------------------------------------------- the commands in them
+def test_what_all_pods_have_is_written_once(repository: Path) -> None:
+    folders = [repository / "cluster" / name for name in ("base", "assemble", "overlays")]
+    text = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.rglob("*.yaml")))
+    for line in ("image: ", "workingDir: ", "runAsUser: ", "claimName: ", "rayVersion: ", "medium: Memory"):
+        assert len(re.findall(rf"^ *(?:\w+: )?.*\b{line}", text, flags=re.MULTILINE)) == 1, line
 
 
-def run_config(entrypoint: str, repository: Path) -> Config:
-    """Configuration of a ``python -m jobs.train`` line, read as the command itself reads it."""
-    python, option, module, *words = shlex.split(entrypoint)
-    assert (python, option) == ("python", "-m")
-    assert module in {f"jobs.{command}" for command in COMMANDS}
-    options = train.build_parser().parse_args(words)
-    return load_config([repository / file for file in options.config], options.overrides)
+def test_all_that_trains_has_the_same_cluster(rendered: Rendered) -> None:
+    gpu = find_cluster(rendered["gpu"]["RayCluster"])
+    assert find_cluster(rendered["gpu/job"]["RayJob"]) == gpu == find_cluster(rendered["gpu/raycronjob"]["RayCronJob"])
+    assert find_cluster(rendered["kind/job"]["RayJob"]) == find_cluster(rendered["kind"]["RayCluster"]) != gpu
+    decode, train = gpu["workerGroupSpecs"]
+    assert gpu["enableInTreeAutoscaling"] and decode["minReplicas"] < decode["maxReplicas"]
+    assert train["minReplicas"] == train["replicas"] == train["maxReplicas"]
 
 
-def _totals(manifest: Tree) -> tuple[float, float]:
-    """CPUs and GPUs that are there before the first job asks for any."""
-    cpus = gpus = 0.0
-    for group in _cluster(manifest)["workerGroupSpecs"]:
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        cpus += group["minReplicas"] * float(limits["cpu"])
-        gpus += group["minReplicas"] * float(limits.get("nvidia.com/gpu", 0))
-    return cpus, gpus
-
-
-def test_the_rayjob_runs_a_command_that_fits_its_cluster(repository: Path, cluster_files: dict[str, Tree]) -> None:
-    job = cluster_files["rayjob.yaml"]
-    config = run_config(job["spec"]["entrypoint"], repository)
-    resources = plan_resources(config, *_totals(job))
-    assert resources.gpu
-    assert resources.workers == _totals(job)[1]
-    assert config.run.storage_path.startswith("/shared/")
-    assert config.data.manifest.startswith("/shared/")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "error", "shown"),
-    [
-        ("scale.workers", "scale.worker", UserError, "did you mean scale.workers"),
-        ("demo.yaml", "dmo.yaml", UserError, r"did you mean .*demo\.yaml"),
-        ("jobs.train", "jobs.trian", AssertionError, "trian"),
-        ("--config", "--confg", SystemExit, "2"),
-    ],
-)
-def test_a_misspelled_command_is_found(
-    old: str, new: str, error: type[BaseException], shown: str, repository: Path, cluster_files: dict[str, Tree]
-) -> None:
-    entrypoint = cluster_files["rayjob.yaml"]["spec"]["entrypoint"]
-    assert old in entrypoint
-    with pytest.raises(error, match=shown):
-        run_config(entrypoint.replace(old, new), repository)
-
-
-# ------------------------------------------------------------------------------------------------------------ a service
-
-
-def test_the_service_runs_a_command_that_fits_its_cluster(
-    cluster_files: dict[str, Tree], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray Serve reads the configuration, and the command is read as the command itself does, up to where a model is opened."""
-    service = cluster_files["rayservice.yaml"]
-    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
-    assert config.proxy_location == "Disabled"
-    (application,) = config.applications
-    module, _, function = application.import_path.partition(":")
-    options = serve.build_parser().parse_intermixed_args(shlex.split(application.args["command"]))
-    assert getattr(importlib.import_module(module), function) is serve.build_application
-    cpus, gpus = _totals(service)
-    assert options.replicas == gpus and cpus > options.replicas
-    head, *workers = _pods(service)
-    ports = {port["name"]: port["containerPort"] for port in head["containers"][0]["ports"]}
-    assert options.host == "0.0.0.0" and options.port == ports["serve"]
-    assert str(options.folder).startswith("/shared/") and "scale.gpu=true" in options.overrides
-    for pod in (head, *workers):  # wherever the application is built, and its web server runs
-        (variable,) = pod["containers"][0]["env"]
-        assert variable["name"] == TOKEN_VARIABLE and "secretKeyRef" in variable["valueFrom"]
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    with pytest.raises(UserError, match=TOKEN_VARIABLE):
-        serve.build_application(application.args)
-    monkeypatch.setenv(TOKEN_VARIABLE, "a-token-of-this-test")
-    with pytest.raises(UserError, match="/shared/models/mine"):
-        serve.build_application(application.args)
-
-
-# ------------------------------------------------------------------------------------------------------- every night
-
-
-def order_of(words: list[str], repository: Path) -> search.SearchRequest:
-    """A ``jobs.search`` command, checked as the command itself does before it looks at the data."""
-    names = [path.stem for path in search.SPACES.glob("*.yaml")]
-    options = search.build_parser(names).parse_intermixed_args(words)
-    options.config = [str(repository / file) for file in options.config]
-    return search.read_request(options, names)
-
-
-def test_nightly_searches_are_one_command_that_fits_the_cluster(repository: Path, cluster_files: dict[str, Tree]) -> None:
-    cron, job = cluster_files["nightly.yaml"]["spec"], cluster_files["raycronjob.yaml"]["spec"]["jobTemplate"]
-    (container,) = cron["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert container["command"][:3] == ["python", "-m", "jobs.submit"]
-    sent = submit._parse_arguments([*container["command"][3:], *container["args"]])
-    python, option, module, *words = shlex.split(job["entrypoint"])
-    assert (python, option, module, sent.command) == ("python", "-m", "jobs.search", "search")
-    orders = [order_of(words, repository), order_of(sent.arguments, repository)]
-    assert orders[0].base.compute_fingerprint() == orders[1].base.compute_fingerprint()
-    assert orders[0].name == orders[1].name
-    limits = [cron["jobTemplate"]["spec"]["activeDeadlineSeconds"], job["activeDeadlineSeconds"]]
-    for order, limit in zip(orders, limits, strict=True):
-        assert order.folder.is_relative_to("/shared")
-        assert 3600 * order.options.hours < limit < 24 * 3600
-        assert plan_resources(order.base, *_totals(cluster_files["raycluster.yaml"])).gpu
-
-
-def test_the_nightly_pod_finds_the_cluster_that_stays(cluster_files: dict[str, Tree]) -> None:
-    (container,) = cluster_files["nightly.yaml"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    name = cluster_files["raycluster.yaml"]["metadata"]["name"]
-    assert f"http://{name}-head-svc:8265" in container["command"]
-    variables = {variable["name"]: variable for variable in container["env"]}
-    assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "auth_token"}
-    assert container["image"] == _pods_image(cluster_files)
-    assert cluster_files["nightly.yaml"]["spec"]["concurrencyPolicy"] == "Forbid"
-
-
-def _pods_image(cluster_files: dict[str, Tree]) -> str:
-    return str(next(_pods(cluster_files["raycluster.yaml"]))["containers"][0]["image"])
-
-
-# -------------------------------------------------------------------------------------------- the cluster launcher
-
-
-def test_the_launcher_accepts_its_file(cluster_files: dict[str, Tree]) -> None:
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
-    jsonschema.validate(cluster_files["ray-up.yaml"], schema)
-    prepared = prepare_config(copy.deepcopy(cluster_files["ray-up.yaml"]))
-    validate_config(prepared)
-    assert prepared["head_setup_commands"] == ["pip install boto3"]
-    workers = [kind for name, kind in prepared["available_node_types"].items() if name != "head"]
-    assert prepared["max_workers"] == sum(kind["max_workers"] for kind in workers)
-
-
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (["max_worker"], 1),
-        (["docker", "images"], "x"),
-        (["available_node_types", "train", "min_worker"], 1),
-        (["idle_timeout_minutes"], "ten"),
-    ],
-)
-def test_the_launcher_refuses_a_misspelled_field(keys: list[str], value: Any, cluster_files: dict[str, Tree]) -> None:
-    wrong = copy.deepcopy(cluster_files["ray-up.yaml"])
-    target = wrong
-    for key in keys[:-1]:
-        target = target[key]
-    target[keys[-1]] = value
-    with pytest.raises(jsonschema.ValidationError):
-        validate_config(prepare_config(wrong))
-
-
-def test_the_launchers_cluster_fits_the_same_run(repository: Path, cluster_files: dict[str, Tree]) -> None:
-    kinds = cluster_files["ray-up.yaml"]["available_node_types"].values()
-    cpus, gpus = (sum(kind.get("min_workers", 0) * kind["resources"].get(name, 0) for kind in kinds) for name in ("CPU", "GPU"))
-    assert plan_resources(run_config(cluster_files["rayjob.yaml"]["spec"]["entrypoint"], repository), cpus, gpus).gpu
+def test_a_spot_machine_is_drained_before_it_goes(rendered: Rendered) -> None:
+    """The hook's options are read by Ray itself, and it waits for processes that have the name of Ray Train's workers."""
+    _, _, train = list_nodes(rendered["gpu"]["RayCluster"])
+    shell, option, script = train["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    subprocess.run([shell, "-n", option, script], check=True)
+    line = script.replace("\\\n", "").splitlines()[0]
+    options = re.findall(r'(--[\w-]+) ("[^"]+"|\S+)', line)
+    seconds = int(dict(options)["--deadline-remaining-seconds"])
+    assert f"{{1..{seconds}}}" in script and train["spec"]["terminationGracePeriodSeconds"] >= seconds + 30
+    with drain_node.make_context("drain-node", [word for pair in options for word in pair]) as context:
+        assert context.params["deadline_remaining_seconds"] == seconds
+        assert context.params["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    misspelled = CliRunner().invoke(drain_node, ["--reasons", "x"])
+    assert misspelled.exit_code == 2
+    (pattern,) = re.findall(r"grep -aqs '(.+)'", script)
+    assert re.search(pattern, f"ray::{RayTrainWorker.__name__}.poll_status")

@@ -107,7 +107,7 @@ def test_a_second_server_does_not_take_the_place_of_the_first(
 def test_the_application_of_kuberay_serves_from_the_cluster_alone(
     saved: SavedRun, clip: bytes, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
-    """Built by the function that cluster/rayservice.yaml names, from the words of the command."""
+    """Built by the function that cluster/base/rayservice.yaml names, from the words of the command."""
     from ray import serve
 
     monkeypatch.setenv("ACTNETFORMER_TOKEN", TOKEN)
