@@ -15,7 +15,7 @@ from pipeline.errors import UserError, list_first
 from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluate import EvaluationFiles, evaluate
-from pipeline.evaluation.evaluation_summary import format_figures
+from pipeline.evaluation.evaluation_summary import describe_untested_classes, format_figures
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import lock_folder
 from pipeline.lifecycle.saved_model import check_folder, open_model
@@ -195,6 +195,8 @@ def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[s
     if (count := summary["labeled_without_scores"]) and summary["videos"]:
         shares = ", ".join(f"{name} {summary[name]['top1_with_undecodable']:.1%}" for name in PREDICTORS)
         notes.append(f"with these {count} labeled videos counted as wrong, top-1 is: {shares}")
+    if untested := describe_untested_classes(summary):
+        notes.append(untested)
     if other_data is not None:
         notes.append("this is not the run's own data; whether the run learned from any of these videos is not checked")
         if other_data.unknown:

@@ -1,6 +1,7 @@
 """Which training videos keep their label: ``python -m jobs.label MANIFEST --fraction 10% --seed 0 [--hold-out 10%]``.
 
 With ``--add answers.csv`` the labels that people gave (``jobs.suggest``) are added to those of ``--from labels.parquet``.
+``--new-class NAME`` takes answers with a class that the manifest does not have, and ``--manifest-out`` writes one that has it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from jobs.command import DONE, run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, find_nearest_name
 from pipeline.files import storage
 from pipeline.files.folder_lock import lock_folder
+from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.labeling_answers import AddedAnswers, add_answers
-from pipeline.manifest.schema import Manifest, read_manifest
+from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
 from pipeline.manifest.seeded_order import parse_share
 from pipeline.prepare.build import LABELS_FILE
 from pipeline.prepare.published_labels import LINE_PATTERNS, import_labels
@@ -42,26 +44,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_out(options, out)
     with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
         manifest = read_manifest(options.manifest)
-        subset, notes = _choose_subset(manifest, options, hold_out)
-        write_labels(subset, manifest, out)
+        subset, manifest, notes = _choose_subset(manifest, options, hold_out)
+        if options.new_class:
+            manifest = _write_with_manifest(subset, manifest, out, Path(options.manifest_out).absolute())
+        else:
+            write_labels(subset, manifest, out)
     print(describe_subset(manifest, subset, out, notes))
     return DONE
 
 
-def _choose_subset(manifest: Manifest, options: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, list[str]]:
-    """Draws or imports the subset that the command line asks for, and notes which videos of a published list are missing
-    here."""
+def _choose_subset(manifest: Manifest, options: argparse.Namespace, hold_out: float) -> tuple[LabelSubset, Manifest, list[str]]:
+    """Draws, imports or adds to the subset that the command line asks for. Returns it with the manifest that it belongs to,
+    which is another one if classes are added, and notes, such as which videos of a published list are missing here."""
     if options.add:
         before = read_labels(options.from_ or _choose_path(options.manifest, None), manifest)
-        added = add_answers(manifest, before, Path(options.add), options.relabel)
-        return added.subset, describe_answers(added)
+        added = add_answers(manifest, before, Path(options.add), options.relabel, options.new_class)
+        return added.subset, added.manifest, [*describe_new_classes(manifest, added), *describe_answers(added)]
     if options.import_:
         kind, file = options.import_
-        return import_labels(manifest, kind, file, options.seed, hold_out)
+        subset, notes = import_labels(manifest, kind, file, options.seed, hold_out)
+        return subset, manifest, notes
     option, spec = (
         ("--per-class", f"{options.per_class}/class") if options.fraction is None else ("--fraction", options.fraction)
     )
-    return draw_labels(manifest, spec, options.seed, DrawOptions(options.balanced, hold_out, options.nested, option)), []
+    draw = DrawOptions(options.balanced, hold_out, options.nested, option)
+    return draw_labels(manifest, spec, options.seed, draw), manifest, []
+
+
+def _write_with_manifest(subset: LabelSubset, manifest: Manifest, out: Path, manifest_out: Path) -> Manifest:
+    """Writes both files, or neither. Returns the manifest with its path."""
+    try:
+        manifest = write_manifest(
+            manifest.table, manifest_out, manifest.classes, manifest.root, manifest.source, lineage=manifest.lineage
+        )
+        write_labels(subset, manifest, out)
+    except BaseException:
+        remove_table(manifest_out)
+        raise
+    return manifest
 
 
 def _check_adding(options: argparse.Namespace) -> None:
@@ -70,6 +90,13 @@ def _check_adding(options: argparse.Namespace) -> None:
         raise UserError("--add takes the labels as they are: leave out --hold-out and --balanced")
     if not options.add and (options.from_ or options.relabel):
         raise UserError(f"{'--from' if options.from_ else '--relabel'} is for --add answers.csv")
+    if options.new_class and not options.add:
+        raise UserError("--new-class is for --add answers.csv, whose answers name the new class")
+    if options.new_class and not options.manifest_out:
+        what = "--new-class needs --manifest-out FILE: the list of classes is a part of the manifest"
+        raise UserError(f"{what}, and runs that were trained with the earlier one need it as it is")
+    if options.manifest_out and not options.new_class:
+        raise UserError("--manifest-out is for --new-class NAME: without a new class the manifest stays as it is")
     if options.add and not options.out:
         raise UserError("--add needs --out FILE: runs that were trained with the earlier labels need them as they are")
 
@@ -81,8 +108,19 @@ def _check_out(options: argparse.Namespace, out: Path) -> None:
     for option, source in sources.items():
         if source and not storage.is_remote(source) and Path(storage.to_local_path(source)).resolve() == out.resolve():
             raise UserError(f"--out {out} is the file of {option}, which would be lost: name another file")
+    problems = []
     if options.add and os.path.lexists(out):
-        raise UserError(f"--out {out} exists: name a new file, since runs that were trained with its labels need them")
+        problems.append(f"--out {out} exists: name a new file, since runs that were trained with its labels need them")
+    if options.manifest_out:
+        manifest_out = Path(options.manifest_out).absolute()
+        if "://" in options.manifest_out or not manifest_out.parent.is_dir():
+            problems.append(f"--manifest-out {options.manifest_out} must name a file in a folder that exists on this machine")
+        elif os.path.lexists(manifest_out):
+            problems.append(f"--manifest-out {manifest_out} exists: name a new file")
+        elif manifest_out.resolve() == out.resolve():
+            problems.append(f"--manifest-out and --out are the same file, {out}: name two")
+    if problems:
+        raise UserError("nothing was written:", problems)
 
 
 def describe_answers(added: AddedAnswers) -> list[str]:
@@ -92,6 +130,20 @@ def describe_answers(added: AddedAnswers) -> list[str]:
     notes += [f"{added.skipped} videos were skipped"] if added.skipped else []
     notes += [f"relabeled: {text}" for text in added.relabeled]
     return [*notes, *(f"not trained on anymore: {name}" for name in added.excluded)]
+
+
+def describe_new_classes(before: Manifest, added: AddedAnswers) -> list[str]:
+    """Describes each class that ``before`` does not have, in notes: how many labels it has, and what it looks like."""
+    manifest, labels = added.manifest, added.subset.read_classes(added.manifest)
+    notes = []
+    for label in range(len(before.classes), len(manifest.classes)):
+        name = manifest.classes[label]
+        videos = sum(labels[int(row)] == label for row in added.subset.rows)
+        what = f"class {name} is new, with {videos} labeled and no test videos: no accuracy tells how well it is recognized"
+        notes.append(f"{what}, until the data is prepared again with test videos of it")
+        if nearest := find_nearest_name(name, before.classes, cutoff=0.8):
+            notes.append(f"{name} is spelled much like {nearest}: if they are one class, correct the answers and start again")
+    return notes
 
 
 def _choose_path(manifest: str, given: str | None) -> Path:
@@ -120,6 +172,9 @@ def _build_parser() -> argparse.ArgumentParser:
     how.add_argument("--add", metavar="FILE", help="answers of people: CSV with the columns id and class, or of jobs.suggest")
     parser.add_argument("--from", dest="from_", metavar="FILE", help="with --add: the labels so far (labels.parquet)")
     parser.add_argument("--relabel", action="store_true", help="with --add: take answers that contradict what is known")
+    about = "with --add: a class that answers name and the manifest does not have; once for each"
+    parser.add_argument("--new-class", action="append", default=[], metavar="NAME", help=about)
+    parser.add_argument("--manifest-out", metavar="FILE", help="with --new-class: the manifest that has the new classes, too")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--balanced", action="store_true", help="the fraction is spread evenly: as many from every class")
     share.add_argument(

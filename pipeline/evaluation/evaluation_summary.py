@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import list_first
 from pipeline.evaluation.calibration import compute_calibration, compute_log_losses
 from pipeline.evaluation.metrics import (
     Labels,
@@ -125,6 +126,17 @@ def format_figures(summary: Mapping[str, Any]) -> list[str]:
         nll = "–" if figures["nll"] is None else f"{figures['nll']:.3f}"
         lines.append(f"{name:9} {cells[0]:>6}  {interval:>14}  {cells[1]:>6}  {cells[2]:>10}  {nll:>6}  {cells[3]:>5}")
     return lines
+
+
+def describe_untested_classes(summary: Mapping[str, Any]) -> str:
+    """Describes the classes of which no labeled video was scored, for a note; "" if there is none, or no labeled video."""
+    names = [name for name, share in summary["mean"]["per_class"].items() if share is None]
+    if not names or not summary["videos"]:
+        return ""
+    listed = ", ".join(list_first(names))
+    tested = len(summary["classes"]) - len(names)
+    what = f"no {summary['split']} videos of {listed}: accuracies say nothing of these classes"
+    return f"{what}, and the mean class accuracy is over the other {tested}"
 
 
 def _format_share(share: float | None) -> str:

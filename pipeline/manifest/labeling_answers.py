@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError, list_first, suggest
 from pipeline.manifest.label_subset import LabelSubset, Rows, build_subset, find_rows
+from pipeline.manifest.new_classes import add_classes, find_name_mistakes
 from pipeline.manifest.schema import Manifest
 
 COLUMNS = ("id", "status", "class", "by", "at", "run", "manifest")
@@ -155,6 +156,8 @@ class AddedAnswers:
     """A label subset with answers, and what became of them."""
 
     subset: LabelSubset
+    manifest: Manifest
+    """The manifest that the subset belongs to: with new classes another one, which is only in memory."""
     added: int
     """Videos that have a label now and had none."""
     repeated: int
@@ -166,20 +169,24 @@ class AddedAnswers:
     skipped: int
 
 
-def add_answers(manifest: Manifest, before: LabelSubset, path: Path, relabel: bool = False) -> AddedAnswers:
+def add_answers(
+    manifest: Manifest, before: LabelSubset, path: Path, relabel: bool = False, new_classes: Sequence[str] = ()
+) -> AddedAnswers:
     """Adds the answers of a file to a label subset of the manifest, which stays as it is. Raises UserError that lists all
     mistakes.
 
     Mistakes are videos that the manifest does not have, that are no training videos, or of whose group others are held out;
-    unknown classes; answers about another manifest; and, unless ``relabel``, answers that contradict what the manifest or the
-    subset says.
+    unknown classes that are not among ``new_classes``; answers about another manifest; and, unless ``relabel``, answers that
+    contradict what the manifest or the subset says.
     """
+    known, manifest = manifest, add_classes(manifest, new_classes)
     lines = read_answers(path, manifest)
     answers = list(merge_answers(lines).values())
     if not answers:
         raise UserError(f"answers {path} hold no answer")
     rows = find_rows(pa.chunked_array([[answer.id for answer in answers]], pa.string()), manifest)
-    mistakes, contradictions = _check(manifest, answers, rows, before)
+    mistakes, contradictions = _check(manifest, answers, rows, before, known.fingerprint)
+    mistakes = [*find_name_mistakes(known, new_classes, {answer.label for answer in answers}), *mistakes]
     if contradictions and not relabel:
         mistakes += [f"{text}; --relabel takes the answer" for text in contradictions]
     if mistakes:
@@ -196,20 +203,23 @@ def add_answers(manifest: Manifest, before: LabelSubset, path: Path, relabel: bo
     out = _sort(set(before.excluded.tolist()) - labels.keys() | excluded.keys())
     given = {row: label for row, label in (before.given | labels).items() if row not in excluded}
     step = _describe_step(path, lines, before, len(labels), len(excluded))
+    step |= {"new_classes": list(new_classes)} if new_classes else {}
     subset = build_subset(manifest, labeled, held_out, before.spec, before.seed, given, out)
     subset = replace(subset, spec=f"{before.spec} + {path.name} {step['sha256'][:8]}", lineage=(*before.lineage, step))
     names = [f"{a.id} ({a.status.replace('_', ' ')})" for a in excluded.values()]
     repeated = sum(row in had for row in labels)
     skipped = sum(answer.status == "skipped" for answer in answers)
-    return AddedAnswers(subset, len(labels) - repeated, repeated, tuple(contradictions), tuple(names), skipped)
+    return AddedAnswers(subset, manifest, len(labels) - repeated, repeated, tuple(contradictions), tuple(names), skipped)
 
 
 def _sort(rows: Iterable[int]) -> Rows:
     return np.array(sorted(rows), np.int64)
 
 
-def _check(manifest: Manifest, answers: Sequence[Answer], rows: Rows, before: LabelSubset) -> tuple[list[str], list[str]]:
-    """Lists the mistakes, and the answers that contradict what is known."""
+def _check(
+    manifest: Manifest, answers: Sequence[Answer], rows: Rows, before: LabelSubset, about: str
+) -> tuple[list[str], list[str]]:
+    """Lists the mistakes, and the answers that contradict what is known. ``about`` is the fingerprint that answers may name."""
     trained = set(np.intersect1d(manifest.find_training_rows(), rows).tolist())
     places = pa.array(np.maximum(rows, 0), pa.int64())
     labels, groups = (manifest.table[name].take(places).to_pylist() for name in ("label", "group"))
@@ -218,8 +228,8 @@ def _check(manifest: Manifest, answers: Sequence[Answer], rows: Rows, before: La
     held_groups = set(manifest.table["group"].take(pa.array(held, pa.int64())).to_pylist()) - {None}
     known = before.read_classes(manifest)
     mistakes, contradictions = [], []
-    if foreign := sorted({answer.manifest for answer in answers} - {"", manifest.fingerprint}):
-        mistakes.append(f"they are about another manifest, {', '.join(foreign)}; this has fingerprint {manifest.fingerprint}")
+    if foreign := sorted({answer.manifest for answer in answers} - {"", about}):
+        mistakes.append(f"they are about another manifest, {', '.join(foreign)}; this has fingerprint {about}")
     for answer, row, label, group in zip(answers, rows.tolist(), labels, groups, strict=True):
         if row < 0:
             mistakes.append(f"video {answer.id} is not in the manifest")
@@ -227,7 +237,8 @@ def _check(manifest: Manifest, answers: Sequence[Answer], rows: Rows, before: La
         if row not in trained:
             mistakes.append(f"video {answer.id} is no usable training video; only these can have labels to train on")
         if answer.status == "class" and answer.label not in manifest.classes:
-            mistakes.append(f"video {answer.id}: class {answer.label} is not known{suggest(answer.label, manifest.classes)}")
+            what = f"video {answer.id}: class {answer.label} is not known{suggest(answer.label, manifest.classes)}"
+            mistakes.append(f"{what}; --new-class '{answer.label}' would add it")
             continue
         if answer.status == "class" and group in held_groups and row not in held:
             what = f"video {answer.id} is of group {group}, of which other videos are held out"

@@ -71,7 +71,7 @@ def _open_mapped(path: str, root: str | None, min_rows: int, name: str) -> Mappe
     metadata = json.loads(table.schema.metadata[METADATA_KEY])
     return MappedManifest(
         table.replace_schema_metadata(None), tuple(metadata["classes"]), root or metadata["root"], metadata["source"],
-        metadata["fingerprint"], path, min_rows,
+        metadata["fingerprint"], path, tuple(metadata.get("lineage", ())), min_rows,
     )  # fmt: skip
 
 

@@ -67,6 +67,8 @@ class Manifest:
     """A hash of the classes and of all columns but uri, reason and stamp, as 16 hexadecimal digits."""
     path: str
     """Path or URI of the Parquet file or the folder of its parts; a description if the manifest is only in memory."""
+    lineage: tuple[dict[str, Any], ...] = ()
+    """An entry each time that classes were added: ``{"before": fingerprint, "new_classes": [...]}``; not in the fingerprint."""
 
     def find_usable_rows(self, *splits: str) -> NDArray[np.int64]:
         """Returns the rows of usable videos in the given splits, ascending."""
@@ -140,7 +142,13 @@ def sort_by_id(table: pa.Table) -> pa.Table:
 
 
 def write_manifest(
-    table: pa.Table, path: str | Path, classes: Sequence[str], root: str, source: str, parts: bool | None = None
+    table: pa.Table,
+    path: str | Path,
+    classes: Sequence[str],
+    root: str,
+    source: str,
+    parts: bool | None = None,
+    lineage: Sequence[dict[str, Any]] = (),
 ) -> Manifest:
     """Sorts a table that has the columns of ``SCHEMA``, and writes it with its fingerprint, completely or not at all.
 
@@ -158,8 +166,10 @@ def write_manifest(
         "fingerprint": fingerprint,
         "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "av": version("av")},
     }
+    metadata |= {"lineage": list(lineage)} if lineage else {}
     write_table(ordered, path, metadata, parts)
-    return Manifest(ordered.replace_schema_metadata(None), tuple(classes), root, source, fingerprint, str(path))
+    table = ordered.replace_schema_metadata(None)
+    return Manifest(table, tuple(classes), root, source, fingerprint, str(path), tuple(lineage))
 
 
 def read_manifest(path: str | Path, root: str | None = None) -> Manifest:
@@ -175,4 +185,5 @@ def read_manifest(path: str | Path, root: str | None = None) -> Manifest:
     if compute_fingerprint(table, classes) != metadata["fingerprint"]:
         raise UserError(f"manifest {path} was changed after it was written; {remedy}")
     root, source, fingerprint = root or metadata["root"], metadata["source"], metadata["fingerprint"]
-    return Manifest(sort_by_id(table), classes, root, source, fingerprint, str(path))
+    lineage = tuple(metadata.get("lineage", ()))
+    return Manifest(sort_by_id(table), classes, root, source, fingerprint, str(path), lineage)

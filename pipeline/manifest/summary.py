@@ -123,7 +123,9 @@ def _find_duplicates(manifest: Manifest) -> list[tuple[str, ...]]:
 def format_summary(manifest: Manifest, summary: Summary) -> str:
     """Formats the summary as a text for a terminal."""
     width = max(len(name) for name, _ in summary.counts) + 1
-    lines = [f"{manifest.path}  {manifest.source}  {manifest.table.num_rows} videos  fingerprint {manifest.fingerprint}", ""]
+    lines = [f"{manifest.path}  {manifest.source}  {manifest.table.num_rows} videos  fingerprint {manifest.fingerprint}"]
+    lines += [f"{', '.join(step['new_classes'])} added to the classes of {step['before']}" for step in manifest.lineage]
+    lines.append("")
     widths = [max(len(column) + 2, 8) for column in summary.columns]
     lines.append(f"{'class':{width}}" + "".join(f"{c:>{w}}" for c, w in zip(summary.columns, widths, strict=True)))
     for name, values in (*summary.counts, (f"{len(manifest.classes)} classes", summary.totals)):
