@@ -13,10 +13,12 @@ from pathlib import Path
 
 from jobs.command import DONE, FAILED, parse_folder, parse_positive, run
 from pipeline.errors import UserError
+from pipeline.evaluation.rejection import LARGEST_SHARE, Rejection
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.lifecycle.saved_run import open_file_source
-from pipeline.lifecycle.saved_temperatures import SavedTemperatures, read_temperatures
+from pipeline.lifecycle.saved_temperatures import SavedTemperatures, choose_rejection, read_temperatures
 from pipeline.lifecycle.train_and_evaluate import plan_scoring
+from pipeline.manifest.seeded_order import parse_share
 from pipeline.prediction.input_videos import list_inputs
 from pipeline.prediction.prediction_run import PredictionRun, Rows, describe_statuses
 from pipeline.prediction.prediction_tables import check_out
@@ -38,22 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [word for word in options.inputs if word not in words]
     overrides += [] if options.workers is None else [f"scale.workers={options.workers}"]
     out = None if options.out is None else check_out(options.out)
-    windows = _parse_windows(options)
+    windows, share = _parse_windows(options), _parse_share(options)
     saved = open_model(options.folder, overrides, ALLOWED)
     inputs = list_inputs(words, options.root)
+    found = SavedTemperatures() if options.uncalibrated and share is None else read_temperatures(saved)
+    temperatures = SavedTemperatures() if options.uncalibrated else found
+    rejection = None if share is None else choose_rejection(saved, found, share, temperatures.is_calibrated)
     to_score = len(inputs) if windows is None else WINDOWS_OF_A_VIDEO * len(inputs)
     resources = plan_scoring(saved.config, to_score)
     source = open_file_source(saved)
-    temperatures = SavedTemperatures() if options.uncalibrated else read_temperatures(saved)
-    if temperatures.note:
-        print(f"note: {temperatures.note}", file=sys.stderr, flush=True)
+    for note in (temperatures.note, _describe_rejection(rejection) if rejection else ""):
+        if note:
+            print(f"note: {note}", file=sys.stderr, flush=True)
     prediction = PredictionRun(
-        source, saved.config, saved.weights, inputs, options.top, resources, out, windows, temperatures.values
+        source, saved.config, saved.weights, inputs, options.top, resources, out, windows, temperatures.values, rejection
     )
 
+    rejected = 0
     segments: dict[int, Rows] = {}
 
     def show(index: int, of_video: Rows) -> None:
+        nonlocal rejected
+        rejected += of_video[0].get("rejected") is True
         if options.html:
             segments[index] = of_video
         if out is None or len(inputs) <= MOST_LINES:
@@ -65,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         write_timeline_page(source, inputs, segments, options.html)
         print(f"page of timelines: {options.html}")
+    if rejection is not None:
+        print(f"{rejected:,} of {statuses['ok']:,} predicted videos are rejected: they seem to show none of the known classes")
     if out is not None:
         print(f"{describe_statuses(statuses)}: {out}")
     return DONE if statuses["ok"] == len(inputs) else FAILED
@@ -81,6 +91,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, metavar="N", help="scoring workers on Ray; 0: this process (scale.workers)")
     about = "give probabilities as the networks do, although the model has temperatures (calibration.json)"
     parser.add_argument("--uncalibrated", action="store_true", help=about)
+    about = "mark videos that seem to show none of the known classes, and at most this share of the others, such as 5%%"
+    parser.add_argument("--reject-unknown", metavar="SHARE", help=about)
     parser.add_argument("--root", metavar="FOLDER", help="where the paths in lists and manifests start (default: see docs)")
     parser.add_argument("--window", metavar="2s", help="classify long videos window by window: a timeline for each")
     parser.add_argument("--hop", metavar="1s", help="time between the starts of two windows (default: half a window)")
@@ -103,6 +115,27 @@ def _parse_windows(options: argparse.Namespace) -> Windows | None:
     return windows
 
 
+def _parse_share(options: argparse.Namespace) -> float | None:
+    if options.reject_unknown is None:
+        return None
+    if options.window is not None:
+        what = (
+            "--reject-unknown cannot be used with --window: the share was found on whole videos, and does not hold for windows"
+        )
+        raise UserError(f"{what}; compare the column confidence yourself")
+    share = parse_share(options.reject_unknown, "--reject-unknown")
+    if share > LARGEST_SHARE:
+        raise UserError(f"--reject-unknown {options.reject_unknown} would mark most known videos: write at most 50%")
+    return share
+
+
+def _describe_rejection(rejection: Rejection) -> str:
+    """Describes when a video is rejected, and where that was found."""
+    what = f"videos whose probability is below {rejection.threshold:.4f} are rejected as none of the known classes"
+    held_out = f"{rejection.below} of {rejection.videos} held-out videos"
+    return f"{what}; so are at most {100 * rejection.share:g}% of the videos of known classes, and {held_out}"
+
+
 def _describe(row: dict[str, object]) -> str:
     """Describes a video's most probable classes, or one segment of it, in one line."""
     if row["status"] != "ok":
@@ -111,7 +144,8 @@ def _describe(row: dict[str, object]) -> str:
         return f"{row['file']}  {row['start']:.1f} to {row['end']:.1f} s  {row['class']} {row['confidence']:.1%}"
     names, probabilities = row["top_classes"], row["top_probabilities"]
     assert isinstance(names, list) and isinstance(probabilities, list)
-    return f"{row['file']}  " + "  ".join(f"{name} {value:.1%}" for name, value in zip(names, probabilities, strict=True))
+    best = "  ".join(f"{name} {value:.1%}" for name, value in zip(names, probabilities, strict=True))
+    return f"{row['file']}  {f'none of the known classes? {best}' if row['rejected'] else best}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Finds a run's temperatures on held-out videos, and keeps them in calibration.json beside its evaluation."""
+"""Finds a run's temperatures on held-out videos, and keeps them in calibration.json beside its evaluation, with the
+probabilities by which ``jobs.predict`` rejects videos of no known class."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pipeline.config import Config
 from pipeline.evaluation.calibration import TEMPERATURES, apply_temperature, compute_calibration, fit_temperature
 from pipeline.evaluation.evaluate import evaluate_split
 from pipeline.evaluation.parts import choose_parts_folder, delete_parts
+from pipeline.evaluation.rejection import collect_confidences
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import PREDICTORS, write_text
 
@@ -35,8 +37,9 @@ def calibrate(
     its content:
 
     ``{"step": s, "protocol": {...}, "weights_sha256": digest, "videos": n, "data": fingerprint, student: {"temperature": T |
-    None, "before": figures, "after": figures | None}, ...}`` and the entries of ``about``. T is None where no temperature makes
-    the videos most likely (``fit_temperature``). The figures are those of ``compute_calibration`` on the held-out videos.
+    None, "before": figures, "after": figures | None}, ..., "confidences": {"before": [...], "after": [...] | None}}`` and the
+    entries of ``about``. T is None where no temperature makes the videos most likely (``fit_temperature``). The figures are
+    those of ``compute_calibration`` on the held-out videos, the confidences those of ``collect_confidences`` by the mean.
     ``config.evaluation.split`` must be ``validation``, whose videos have labels.
     """
     assert config.evaluation.split == "validation", "a temperature is never found on test videos"
@@ -56,6 +59,11 @@ def calibrate(
         temperature = fit_temperature(labels, own)
         after = None if temperature is None else compute_calibration(labels, apply_temperature(own, temperature))
         content[name] = {"temperature": temperature, "before": compute_calibration(labels, own), "after": after}
+    own, temperature = scores.scores["mean"], content["mean"]["temperature"]
+    content["confidences"] = {
+        "before": collect_confidences(labels, own),
+        "after": None if temperature is None else collect_confidences(labels, apply_temperature(own, temperature)),
+    }
     write_text(out / CALIBRATION_FILE, json.dumps(content, indent=1))
     delete_parts(parts, with_other_weights=True)
     return content

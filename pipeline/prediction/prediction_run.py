@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
+from pipeline.evaluation.rejection import Rejection
 from pipeline.prediction.input_videos import InputVideo, compute_digest
 from pipeline.prediction.predict_inputs import (
     CHUNK,
@@ -33,7 +34,7 @@ from pipeline.ray_cluster.resources import Resources
 
 Rows = list[dict[str, Any]]
 """The rows of the table that belong to one video: one, or one for each segment of a timeline."""
-VERSION = 3
+VERSION = 4
 """To be raised when the same command would write something else: parts of an earlier version are then not continued."""
 FEW = 10
 """Up to so many videos no progress is shown."""
@@ -59,6 +60,8 @@ class PredictionRun:
     """How long videos are divided; None: a video is one prediction."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
     """Those of ``read_temperatures``, by which probabilities are calibrated."""
+    rejection: Rejection | None = None
+    """When a video is rejected as showing none of the known classes; None: that is not asked. Not with ``windows``."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -78,6 +81,7 @@ class PredictionRun:
         knobs = self.config.model_dump(mode="json", include={"data", "primary", "auxiliary", "evaluation", "train"})
         content = [VERSION, weights, knobs, self.source.manifest.classes, compute_digest(self.inputs), self.top, self.chunk]
         content.append(dict(self.temperatures))
+        content.append(None if self.rejection is None else asdict(self.rejection))
         content.append(None if self.windows is None else asdict(self.windows))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -97,6 +101,7 @@ class PredictionRun:
             manifests = {video.manifest.fingerprint if video.manifest else None for video in self.inputs}
             about |= {"manifest": manifests.pop()} if len(manifests) == 1 else {}  # None: the videos are of no manifest
             about["temperatures"] = dict(self.temperatures)
+            about |= {"rejection": asdict(self.rejection)} if self.rejection else {}
             about["evaluation"] = self.config.evaluation.model_dump(mode="json")
             write_predictions(tables, self.out, self.schema, about, min(self.top, len(self.source.manifest.classes)))
             parts.delete()
@@ -145,7 +150,8 @@ class PredictionRun:
             else:
                 predictions = predict_inputs(self.source, self.config, inputs, score, probe, self.temperatures)
                 is_calibrated = "mean" in self.temperatures
-                found = ([make_row(prediction, classes, self.top, is_calibrated)] for prediction in predictions)
+                threshold = self.rejection.threshold if self.rejection else None
+                found = ([make_row(prediction, classes, self.top, is_calibrated, threshold)] for prediction in predictions)
             kept: Rows = []
             statuses: Counter[str] = Counter()
             for index, rows in enumerate(found, start=chunk * self.chunk):

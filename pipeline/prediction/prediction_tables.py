@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("class", pa.string()),  # the most probable one, by the mean of both students
         ("probability", pa.float64()),
         ("calibrated", pa.bool_()),  # whether a temperature was applied to the probabilities of the mean
+        ("rejected", pa.bool_()),  # whether it seems to show none of the known classes; null if that was not asked
         ("agree", pa.bool_()),  # whether both students find the same class most probable
         ("top_classes", pa.list_(pa.string())),  # the most probable ones, by the mean
         ("top_probabilities", pa.list_(pa.float64())),
@@ -53,8 +54,11 @@ def check_out(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def make_row(prediction: Prediction, classes: Sequence[str], top: int, is_calibrated: bool = False) -> dict[str, Any]:
-    """Makes the table's row of one prediction, with the ``top`` most probable classes."""
+def make_row(
+    prediction: Prediction, classes: Sequence[str], top: int, is_calibrated: bool = False, threshold: float | None = None
+) -> dict[str, Any]:
+    """Makes the table's row of one prediction, with the ``top`` most probable classes. A video whose probability is below
+    ``threshold`` is rejected; None: that is not asked."""
     video = prediction.video
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {"file": video.name, "start": video.start, "end": video.end}
@@ -67,6 +71,7 @@ def make_row(prediction: Prediction, classes: Sequence[str], top: int, is_calibr
     row["top_probabilities"] = [float(prediction.scores["mean"][index]) for index in order]
     row["class"], row["probability"] = classes[best["mean"]], float(prediction.scores["mean"][best["mean"]])
     row["calibrated"] = is_calibrated
+    row["rejected"] = None if threshold is None else row["probability"] < threshold
     row["agree"] = best["primary"] == best["auxiliary"]
     for name in STUDENTS:
         row[f"{name}_class"] = classes[best[name]]
