@@ -79,7 +79,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strategy", choices=STRATEGIES, default="mixed",
         help="mixed: uncertain and different from each other (default); disagreement of the students; entropy or margin of "
-        "their mean; unstable over training; diverse; random",
+        "their mean; unfamiliar: like no class; unstable over training; diverse; random",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: 0)")
     parser.add_argument("--balanced", action="store_true", help="equally many of each predicted class")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-MEASURES = ("disagreement", "entropy", "margin")
+MEASURES = ("disagreement", "entropy", "margin", "unfamiliar")
 
 
 def compute_measures(primary_NK: Floats, auxiliary_NK: Floats) -> dict[str, Floats]:
@@ -16,6 +16,7 @@ def compute_measures(primary_NK: Floats, auxiliary_NK: Floats) -> dict[str, Floa
         "disagreement": compute_disagreement(primary_NK, auxiliary_NK),
         "entropy": compute_entropy(mean) / np.log(max(mean.shape[1], 2)),
         "margin": compute_margin(mean),
+        "unfamiliar": 1 - mean.max(axis=1),  # the score by which jobs.predict rejects videos of no known class
     }
 
 

@@ -1,6 +1,6 @@
 """What both students think of every unlabeled video: read from what training saved, or from a table of ``jobs.predict``.
 
-Both are read in pieces of as many probabilities: memory grows by 60 bytes for each video of the manifest, not by the number
+Both are read in pieces of as many probabilities: memory grows by 70 bytes for each video of the manifest, not by the number
 of classes.
 """
 
@@ -44,6 +44,9 @@ class ScoredClips:
     primary: Floats
     """[M, K] class probabilities."""
     auxiliary: Floats
+    rejected: NDArray[np.bool_] | None = None
+    """[M] whether ``jobs.predict --reject-unknown`` found that a video seems to show none of the classes; None if it was not
+    asked."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Opinions:
     """[V] number of scored clips of the video."""
     classes: NDArray[np.int32]
     """[V] the most probable class of a video's latest clip, by the mean of both students; -1 without a clip."""
+    rejected: NDArray[np.bool_] | None = None
+    """[V] whether a video seems to show none of the classes; None if the scores do not say it."""
 
 
 class TrainingScores:
@@ -80,7 +85,7 @@ class TrainingScores:
         for path in self.files:
             for piece in _read_pieces(path, ["step", "video", *STUDENTS]):
                 steps, videos = (piece[name].to_numpy().astype(np.int64) for name in ("step", "video"))
-                yield ScoredClips(steps, videos, *(_to_matrix(piece[name]) for name in STUDENTS))
+                yield ScoredClips(steps, videos, _to_matrix(piece["primary"]), _to_matrix(piece["auxiliary"]))
 
 
 class PredictedScores:
@@ -98,17 +103,22 @@ class PredictedScores:
         if missing := [name for name in ("file", "status", *STUDENTS) if name not in names]:
             what = f"--predictions {path} lacks the columns {', '.join(missing)}"
             raise UserError(f"{what}: write it with jobs.predict RUN {manifest.path} --out FILE.parquet")
+        self.columns = ["file", "status", *STUDENTS, *(["rejected"] if "rejected" in names else [])]
         check_predicted(pq.read_schema(path), f"--predictions {path}", manifest)
 
     def read(self) -> Iterator[ScoredClips]:
         """Yields one clip a video. Raises UserError for a file that the manifest does not list."""
-        for piece in _read_pieces(self.path, ["file", "status", *STUDENTS]):
+        for piece in _read_pieces(self.path, self.columns):
             piece = piece.filter(np.asarray(piece["status"]) == "ok")
             found, unknown = find_predicted_rows(piece["file"].cast(pa.string()), self.manifest)
             if unknown:
                 what = f"--predictions {self.path} cannot be used with {self.manifest.path}; predict this manifest:"
                 raise UserError(what, list_first(unknown))
-            yield ScoredClips(np.zeros(len(found), np.int64), found, *(_to_matrix(piece[name]) for name in STUDENTS))
+            rejected = None
+            if "rejected" in self.columns and not piece["rejected"].null_count:
+                rejected = np.asarray(piece["rejected"], np.bool_)
+            clips = np.zeros(len(found), np.int64)
+            yield ScoredClips(clips, found, _to_matrix(piece["primary"]), _to_matrix(piece["auxiliary"]), rejected)
 
 
 Scores = TrainingScores | PredictedScores
@@ -119,6 +129,7 @@ def read_opinions(scores: Scores, num_videos: int) -> Opinions:
     sums, latest = ({name: np.zeros(num_videos, np.float32) for name in MEASURES} for _ in range(2))
     recent, clips, changed = (np.zeros(num_videos, np.int32) for _ in range(3))
     last_class = np.full(num_videos, -1, np.int32)
+    rejected: NDArray[np.bool_] | None = None
     for piece in _read_checked(scores, num_videos):
         measures = compute_measures(piece.primary, piece.auxiliary)
         classes = (piece.primary + piece.auxiliary).argmax(axis=1).astype(np.int32)
@@ -132,12 +143,15 @@ def read_opinions(scores: Scores, num_videos: int) -> Opinions:
         np.add.at(recent, piece.videos[is_recent], 1)
         is_last = np.append(is_first[1:], True)
         last_class[videos[is_last]] = ordered[is_last]
+        if piece.rejected is not None:
+            rejected = np.zeros(num_videos, np.bool_) if rejected is None else rejected
+            rejected[piece.videos] = piece.rejected
         for name, values in measures.items():
             latest[name][videos[is_last]] = values[order][is_last]
             np.add.at(sums[name], piece.videos[is_recent], values[is_recent].astype(np.float32))
     means = {name: np.where(recent > 0, sums[name] / np.maximum(recent, 1), latest[name]) for name in MEASURES}
     changes = np.where(clips >= MIN_CLIPS, changed / np.maximum(clips - 1, 1), np.nan).astype(np.float32)
-    return Opinions(means, changes, clips, last_class)
+    return Opinions(means, changes, clips, last_class, rejected)
 
 
 def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:

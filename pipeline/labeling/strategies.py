@@ -12,7 +12,7 @@ from pipeline.labeling.measures import Floats
 from pipeline.labeling.opinions import Opinions
 from pipeline.seeds import Ints, draw_uniform
 
-Strategy = Literal["mixed", "disagreement", "entropy", "margin", "unstable", "diverse", "random"]
+Strategy = Literal["mixed", "disagreement", "entropy", "margin", "unfamiliar", "unstable", "diverse", "random"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 DIVERSE: tuple[Strategy, ...] = ("mixed", "diverse")
 """Strategies that choose among a pool by the students' probabilities, and need a second pass over the scores."""

@@ -88,6 +88,7 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
         if len(chosen) < wanted:
             break
         wanted += SPARE * wish.count  # further down the ranking, past the near-duplicates
+    notes += _describe_marks(shown, ranking.opinions, wish.strategy, source.manifest)
     if left_out:
         notes.append(f"{left_out} near-duplicates of labeled or chosen videos are left out")
     if len(shown) < wish.count:
@@ -113,8 +114,32 @@ def guess_classes(manifest: Manifest, probabilities_2K: Floats) -> list[tuple[st
     return [(manifest.classes[int(own.argmax())], float(own.max())) for own in probabilities_2K]
 
 
+NEW_CLASS = "new class?"
+"""The mark of videos that seem to show none of the classes."""
+
+
+def _describe_marks(videos: Sequence[Suggestion], opinions: Opinions, strategy: Strategy, manifest: Manifest) -> list[str]:
+    """Notes how many of the videos are marked as showing something new, or, if that is what they are chosen for, why none
+    can be."""
+    if opinions.rejected is not None:
+        marked = sum(bool(opinions.rejected[video.row]) for video in videos)
+        why = "jobs.predict rejected them as none of the known classes"
+        return [f'{marked} of {len(videos)} videos are marked "{NEW_CLASS}": {why}']
+    if strategy != "unfamiliar":
+        return []
+    predict = f"jobs.predict RUN {manifest.path} --reject-unknown 5% --out scores.parquet"
+    return [
+        f'no video is marked "{NEW_CLASS}", because that takes held-out videos: {predict}, and --predictions scores.parquet'
+    ]
+
+
 def _explain(video: Suggestion, opinions: Opinions, strategy: Strategy) -> str:
-    """Says in a few words why a video was chosen."""
+    """Says in a few words why a video was chosen, and marks it if it seems to show none of the classes."""
+    is_new = opinions.rejected is not None and bool(opinions.rejected[video.row])
+    return f"{NEW_CLASS} {_explain_choice(video, opinions, strategy)}" if is_new else _explain_choice(video, opinions, strategy)
+
+
+def _explain_choice(video: Suggestion, opinions: Opinions, strategy: Strategy) -> str:
     (first, p), (second, q) = video.primary, video.auxiliary
     if strategy == "random":
         return "drawn by chance"
@@ -122,6 +147,9 @@ def _explain(video: Suggestion, opinions: Opinions, strategy: Strategy) -> str:
         return (
             f"its class changed at {opinions.changes[video.row]:.0%} of {int(opinions.clips[video.row])} clips during training"
         )
+    if strategy == "unfamiliar":
+        best, share = video.offered[0]
+        return f"like none of the classes: most like {best} ({share:.0%})"
     if first != second:
         return f"the students disagree: {first} ({p:.0%}) or {second} ({q:.0%})"
     if min(p, q) < 0.5:

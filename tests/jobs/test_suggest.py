@@ -127,7 +127,7 @@ def test_held_out_videos_are_evaluated_by_the_labels_that_people_gave(
 def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path, tmp_path: Path) -> None:
     chosen = {
         name: [row["id"] for row in call(trained, tmp_path / name, "--count", "6", "--strategy", name)]
-        for name in ("mixed", "disagreement", "entropy", "margin", "unstable", "diverse", "random")
+        for name in ("mixed", "disagreement", "entropy", "margin", "unfamiliar", "unstable", "diverse", "random")
     }
     again = [row["id"] for row in call(trained, tmp_path / "again", "--count", "6", "--strategy", "mixed")]
     assert again == chosen["mixed"] and all(len(set(ids)) == len(ids) for ids in chosen.values())

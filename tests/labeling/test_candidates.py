@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jobs import label, predict, suggest, train
+from jobs import evaluate, label, predict, suggest, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video
 from pipeline.labeling.small_clips import SmallClip
@@ -136,3 +137,30 @@ def test_near_duplicates_are_replaced_by_videos_further_down(
     left = call(folder, tmp_path, "--strategy", "random", "--skip-duplicates")
     assert left == [every[0], *every[5:]] and len(every) > 6
     assert f"only {len(left)} of the 100 videos asked for can be suggested" in capsys.readouterr().out
+
+
+def test_videos_that_the_prediction_rejected_are_marked_and_the_least_familiar_come_first(
+    folder: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again, table = tmp_path / "tiny", tmp_path / "scores.parquet"
+    shutil.copytree(folder / "tiny", again)
+    assert run(evaluate.main, [str(again), "--calibrate"]) == DONE
+    assert run(predict.main, [str(again), manifest.path, "--reject-unknown", "45%", "--out", str(table)]) == DONE
+    predicted = {row["file"]: row for row in pq.read_table(table).to_pylist()}
+    words = ["--strategy", "unfamiliar", "--count", "1000"]
+    capsys.readouterr()
+    assert run(suggest.main, [str(again), *words, "--predictions", str(table)]) == DONE
+    with (again / "suggest" / "suggest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    marked = [row["id"] for row in rows if row["reason"].startswith("new class? like none of the classes: most like ")]
+    assert marked == [row["id"] for row in rows if predicted[row["id"]]["rejected"]] and 0 < len(marked) < len(rows)
+    best = [np.mean([predicted[row["id"]][name] for name in ("primary", "auxiliary")], axis=0).max() for row in rows]
+    assert [float(row["score"]) for row in rows] == pytest.approx([1 - one for one in best], abs=1e-4)
+    assert best == sorted(best)
+    note = f'{len(marked)} of {len(rows)} videos are marked "new class?"'
+    assert f"note: {note}" in capsys.readouterr().out
+    assert "new class? like none of the classes" in (again / "suggest" / "label.html").read_text(encoding="utf-8")
+
+    assert run(suggest.main, [str(again), *words]) == DONE  # by what training saved: of clips, for which there is no threshold
+    assert 'no video is marked "new class?", because that takes held-out videos: jobs.predict RUN' in capsys.readouterr().out
+    assert "new class?" not in (again / "suggest" / "suggest.csv").read_text(encoding="utf-8")

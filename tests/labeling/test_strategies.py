@@ -46,6 +46,8 @@ def test_measures_equal_loops() -> None:
         best = sorted(mean)
         wanted = {"entropy": entropy / math.log(5), "disagreement": (entropy - (one + two) / 2) / math.log(2)}
         wanted["margin"] = 1 - (best[-1] - best[-2])
+        wanted["unfamiliar"] = 1 - best[-1]
+        assert wanted.keys() == found.keys()
         for name, value in wanted.items():
             assert found[name][index] == pytest.approx(value, abs=1e-9), name
 
@@ -53,10 +55,11 @@ def test_measures_equal_loops() -> None:
 def test_measures_reach_their_ends() -> None:
     certain, other = np.array([[1.0, 0, 0]]), np.array([[0, 1.0, 0]])
     assert {name: value[0] for name, value in compute_measures(certain, certain).items()} == pytest.approx(
-        {"disagreement": 0, "entropy": 0, "margin": 0}
+        {"disagreement": 0, "entropy": 0, "margin": 0, "unfamiliar": 0}
     )
     assert compute_measures(certain, other)["disagreement"][0] == pytest.approx(1)
-    assert compute_measures(np.full((1, 3), 1 / 3), np.full((1, 3), 1 / 3))["entropy"][0] == pytest.approx(1)
+    even = compute_measures(np.full((1, 3), 1 / 3), np.full((1, 3), 1 / 3))
+    assert even["entropy"][0] == pytest.approx(1) and even["unfamiliar"][0] == pytest.approx(2 / 3)
 
 
 def save(folder: Path, steps: int, videos: int = 6, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
