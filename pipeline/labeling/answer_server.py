@@ -63,7 +63,10 @@ class AnswerFile:
         if values["status"] not in (*STATUSES, ""):
             return f"status {values['status']} is not known"
         if values["status"] == "class" and values["answer"] not in self.manifest.classes:
-            return f"class {values['answer']} is not known"
+            if words.get("isNew") is not True:
+                return f"class {values['answer']} is not known"
+            if not values["answer"].isprintable() or values["answer"] != values["answer"].strip() or not values["answer"]:
+                return "a new class must be a name of one line without spaces around it"
         label = values["answer"] if values["status"] == "class" else ""
         new = Answer(values["id"], values["status"], label, values["by"], values["at"], self.run, self.manifest.fingerprint)
         with self._lock:

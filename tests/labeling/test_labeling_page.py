@@ -281,13 +281,47 @@ def test_another_class_is_written_and_entered(file_page: Any) -> None:
     page.keyboard.type("wav1")
     assert "0 answered" in page.inner_text("#position")
     page.keyboard.press("Enter")
-    assert page.inner_text("#saved") == "there is no class wav1" and "0 answered" in page.inner_text("#position")
+    assert page.inner_text("#saved") == "there is no class wav1: correct it, or add it with Shift and Enter"
+    assert "0 answered" in page.inner_text("#position")
     page.keyboard.press("Backspace")
     page.keyboard.type("e")
     page.keyboard.press("Enter")
     assert "video 2 of 4, 1 answered" in page.inner_text("#position")
     page.keyboard.press("n")  # the field no longer takes the keys
     assert "video 3 of 4, 2 answered" in page.inner_text("#position")
+
+
+def test_a_class_that_is_added_on_purpose_is_saved_and_offered_for_the_next_videos(
+    browser: Any, server: Any, tmp_path: Path
+) -> None:
+    running, answers, (token, *_) = server
+    page, complaints = open_page(browser, f"http://{HOST}:{running.server_port}/")
+    page.fill("#class", " juggle ")
+    page.press("#class", "Enter")
+    assert "there is no class juggle" in page.inner_text("#saved") and not (tmp_path / "answers.csv").exists()
+    page.press("#class", "Shift+Enter")
+    wait_for_text(page, "#saved", "saved 1 of 4")
+    page.fill("#class", "JUGGLE")  # now it is a class like the others
+    page.press("#class", "Enter")
+    wait_for_text(page, "#saved", "saved 2 of 4")
+    page.keyboard.press("2")
+    wait_for_text(page, "#saved", "saved 3 of 4")
+    found = [(one.id, one.status, one.label) for one in read_answers(tmp_path / "answers.csv")]
+    assert found == [("v/0", "class", "juggle"), ("v/1", "class", "juggle"), ("v/2", "class", "wave")]
+    assert complaints == []
+    page.close()
+    other = browser.new_context().new_page()
+    other.goto(f"http://{HOST}:{running.server_port}/")
+    wait_for_text(other, "#position", "video 4 of 4, 3 answered")
+    other.fill("#class", "juggle")
+    other.press("#class", "Enter")
+    wait_for_text(other, "#saved", "saved 4 of 4")
+    assert [one.label for one in answers.list_answers()] == ["juggle", "juggle", "wave", "juggle"]
+    other.close()
+    good = {"id": "v/0", "status": "class", "answer": "sing", "by": "", "at": ""}
+    for wrong in ({}, {"isNew": "yes"}, {"isNew": True, "answer": " sing"}, {"isNew": True, "answer": "si\nng"}):
+        assert ask(running, "POST", "/answers", good | wrong, X_Token=token)[0] == 400
+    assert ask(running, "POST", "/answers", good | {"isNew": True}, X_Token=token) == (200, b"saved")
 
 
 def test_tabs_and_other_pages_of_a_run_keep_each_others_answers(

@@ -2,9 +2,10 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = id => document.getElementById(id);
-  // In localStorage, at data.place, are entries [id, {status, answer, by, at}]; a status of "" takes an answer back. Without a
-  // server they are all answers to videos of this run; with one, those that it has not saved yet.
+  // In localStorage, at data.place, are entries [id, {status, answer, isNew, by, at}]; a status of "" takes an answer back.
+  // Without a server they are all answers to videos of this run; with one, those that it has not saved yet.
   const answers = new Map();  // what this page shows: id -> {status, answer, by, at}
+  const added = new Set();  // classes that people added, which the manifest does not have
   let current = 0, isSending = false, retry = 0, changes = 0;
 
   const say = (text, failed) => { find("saved").textContent = text; find("saved").className = failed ? "failed" : ""; };
@@ -31,7 +32,13 @@
     const before = answers.get(id);
     if (!known.has(id) || (before && before.at > entry.at)) return;
     if (entry.status) answers.set(id, entry); else answers.delete(id);
+    if (entry.status === "class") offer(entry.answer);
   });
+  const offer = name => {
+    if (data.classes.includes(name) || added.has(name)) return;
+    added.add(name);
+    find("classes").append(new Option(name, name));
+  };
 
   const send = async () => {
     clearTimeout(retry);
@@ -85,7 +92,8 @@
     send();
   };
   const give = (status, answer) => {
-    take({status, answer: answer || "", by: find("by").value.trim(), at: new Date().toISOString()});
+    if (status === "class") offer(answer);
+    take({status, answer: answer || "", isNew: added.has(answer), by: find("by").value.trim(), at: new Date().toISOString()});
     const open = data.videos.findIndex((other, index) => index > current && !answers.has(other.id));
     current = open >= 0 ? open : Math.min(current + 1, data.videos.length - 1);
     show();
@@ -150,8 +158,13 @@
     if (event.key !== "Enter" || event.repeat || !data.videos.length) return;
     event.preventDefault();
     const text = other.value, same = one => one.trim().toLowerCase() === text.trim().toLowerCase();
-    const alike = data.classes.includes(text) ? [text] : data.classes.filter(same);
-    if (alike.length !== 1) return say("there is no class " + text.trim(), true);
+    const names = [...data.classes, ...added];
+    const alike = names.includes(text) ? [text] : names.filter(same);
+    if (!alike.length && text.trim() && event.shiftKey) alike.push(text.trim());
+    if (alike.length !== 1) {
+      const remedy = alike.length || !text.trim() ? "" : ": correct it, or add it with Shift and Enter";
+      return say("there is no class " + text.trim() + remedy, true);
+    }
     other.value = "";
     other.blur();
     say("", false);
