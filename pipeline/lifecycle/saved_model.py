@@ -36,10 +36,13 @@ def open_model(folder: Path, overrides: Sequence[str] = (), allowed: Sequence[st
     check_overrides(overrides, allowed)
     model = read_model_folder(folder)
     knobs = {**model.knobs, "scale": {"workers": 0}}  # no Ray unless the command asks for it
-    if model.training.get("checkpoint") == "best":  # named with all results; the configuration asks that it was kept
-        knobs["evaluation"] = {**knobs.get("evaluation", {}), "checkpoint": "best"}
-        knobs["train"] = {**knobs.get("train", {}), "keep_best": 1}
+    kept = model.training.get("checkpoint", "last")  # named with all results
+    knobs["evaluation"] = {**knobs["evaluation"], "checkpoint": kept}
+    knobs["train"] = {**knobs["train"], "keep_best": 1}  # the configuration asks that the best one was kept
     config = override(knobs, overrides, source=f"{folder / 'config.json'} and the command line").with_absolute_paths()
+    if (asked := config.evaluation.checkpoint) != kept:
+        remedy = f"leave that out, or export the run again with evaluation.checkpoint={asked}"
+        raise UserError(f"evaluation.checkpoint={asked}: {folder} holds one checkpoint only, its run's {kept}; {remedy}")
     saved = SavedRun(
         folder=folder,
         config=config,

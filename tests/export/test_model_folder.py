@@ -82,6 +82,20 @@ def test_results_of_the_folder_say_which_checkpoint_it_holds(trained: Path, mode
         assert phrase in describe_protocol({"protocol": collect_protocol(open_model(model).config)})
 
 
+@pytest.mark.parametrize(("kept", "other"), [("best", "last"), ("last", "best")])
+def test_another_checkpoint_than_the_folder_holds_is_refused(
+    model: Path, tiny: Path, kept: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else its results would be told as those of weights that the folder does not have."""
+    rewrite(model, "training.json", read(model, "training.json") | {"checkpoint": kept})
+    words = [str(model), "--manifest", str(tiny / "manifest.parquet")]
+    assert run(evaluate.main, [*words, f"evaluation.checkpoint={other}"]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert f"evaluation.checkpoint={other}: {model} holds one checkpoint only, its run's {kept}" in said
+    assert "export the run again" in said and not (model / "evaluation.json").exists()
+    assert open_model(model, [f"evaluation.checkpoint={kept}"], evaluate.ALLOWED).config.evaluation.checkpoint == kept
+
+
 def test_fine_tuning_starts_from_the_folder(
     model: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
