@@ -88,34 +88,44 @@ def _steps(keyword: str) -> list[str]:
     return [line.removeprefix(keyword).strip() for line in text.splitlines() if line.startswith(f"{keyword} ")]
 
 
-def test_the_image_has_the_tested_versions_of_ray_and_python() -> None:
-    (base,) = _steps("FROM")
-    assert base == f"rayproject/ray:{_pins()['ray']}-py311-${{DEVICE}}"
+def _copied() -> list[str]:
+    """What the image gets from the repository."""
+    steps = [step.split() for step in _steps("COPY") if not step.startswith("--from")]
+    return [source for step in steps for source in step[:-1] if not source.startswith("--")]
+
+
+def test_the_images_have_the_tested_versions_of_ray_and_python() -> None:
+    base = f"rayproject/ray:{_pins()['ray']}-py311"
+    assert _steps("FROM") == ["scratch AS project", f"{base}-cpu AS cpu", f"{base}-gpu AS gpu"]  # the last one is the default
     assert "PYTHON ?= python3.11\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_the_image_and_the_environment_are_installed_by_the_same_script() -> None:
-    installs = [step for step in _steps("RUN") if "install" in step]
-    assert installs == ["docker/install.sh python dependencies serve", "docker/install.sh python project"]
+def test_the_images_and_the_environment_are_installed_by_the_same_script() -> None:
+    """And images without what only tests need: neither the extra dev nor a server of tests."""
+    installs = [re.sub(r'^PIP_EXTRA_INDEX_URL="[^"]+" +', "", step) for step in _steps("RUN") if "install" in step]
+    assert installs == 2 * ["docker/install.sh python dependencies serve mlflow", "docker/install.sh python project"]
     recipe = subprocess.run(["make", "-n", "-B", ".venv"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "docker/install.sh .venv/bin/python dependencies dev\n" in recipe
     assert "docker/install.sh .venv/bin/python project --editable\n" in recipe
 
 
-def test_the_image_gets_what_it_copies() -> None:
+def test_the_images_get_what_they_copy() -> None:
     ignore = (ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
-    for step in _steps("COPY"):
-        for source in step.split()[1:-1]:
-            assert (ROOT / source).exists()
-            assert f"!{source}" in ignore
+    assert {"pipeline", "jobs", "docker/install.sh"} <= set(_copied())
+    for source in _copied():
+        assert (ROOT / source).exists()
+        assert f"!{source}" in ignore
+
+
+def test_the_images_do_not_run_as_root() -> None:
+    assert _steps("USER") == ["1000:100", "1000:100"]
 
 
 def test_the_installed_package_has_its_data(tmp_path: Path) -> None:
-    for step in _steps("COPY"):
-        for source in step.split()[1:-1]:
-            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-            (tmp_path / source).parent.mkdir(exist_ok=True)
-            copy(ROOT / source, tmp_path / source)
+    for source in set(_copied()):
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        copy(ROOT / source, tmp_path / source)
     command = ["docker/install.sh", sys.executable, "project", "--quiet", "--target", str(tmp_path / "site")]
     log = {**os.environ, "INSTALL_LOG": str(tmp_path / "install.log")}
     subprocess.run(command, cwd=tmp_path, check=True, timeout=100, env=log)
