@@ -21,7 +21,7 @@ from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
 from pipeline.evaluation.protocol import describe_protocols
-from pipeline.model_folder.read_folder import is_model_folder
+from pipeline.model_folder.read_folder import WEIGHTS, is_model_folder, read_checksums, read_model_folder
 from pipeline.run_folder.contents import PREDICTORS
 
 
@@ -30,7 +30,7 @@ class ModelResults:
     """Which test videos one student of a run, or the mean of both, classified correctly."""
 
     name: str
-    """``RUN``, or ``RUN:STUDENT``."""
+    """``RUN:STUDENT``."""
     is_correct: Mapping[str, bool]
     """Whether the predicted class is the true one, by video id; videos of unknown class are left out."""
     labels: Mapping[str, str]
@@ -73,8 +73,10 @@ class PairedModels:
     """The numbers of videos that both, only one, or neither of the models classified correctly."""
     classes: tuple[ClassGap, ...]
     """The classes, by descending gap."""
+    protocol: str = ""
+    """A sentence on how the videos were scored; "" if neither model tells."""
     notes: tuple[str, ...] = ()
-    """What a reader should know, for example that only one model was tested on some videos."""
+    """What is missing, for example that only one model was tested on some videos."""
 
 
 def read_results(spec: str) -> ModelResults:
@@ -91,7 +93,7 @@ def read_results(spec: str) -> ModelResults:
     right = find_predicted_classes(predictions.scores[student]) == predictions.labels
     known = [index for index, label in enumerate(predictions.labels) if label >= 0]
     return ModelResults(
-        f"{name}:{student}" if folder != spec else name,
+        f"{name}:{student}",
         {predictions.ids[index]: bool(right[index]) for index in known},
         {predictions.ids[index]: predictions.classes[predictions.labels[index]] for index in known},
         evaluation,
@@ -102,15 +104,16 @@ def _read_scores(path: Path) -> tuple[str, Predictions, Mapping[str, Any]]:
     """Reads the scores of test videos. Returns the name of the run or model that they are of, the scores, and what is known of
     their protocol, as in evaluation.json. Raises UserError."""
     if is_model_folder(path):
+        path = path.resolve()
         files = sorted(path.glob("predictions*.parquet"))
         if len(files) > 1:
             raise UserError(f"{path} was evaluated on several data sets: name one of its files instead:", list(map(str, files)))
         if not files:
             remedy = f"python -m jobs.evaluate {path} --manifest MANIFEST writes them"
             raise UserError(f"{path} is a model folder without scores of test videos; {remedy}")
-        return path.resolve().name, *_read_score_file(files[0])
+        return path.name, *_read_score_file(files[0])
     if path.is_file() and path.suffix == ".parquet":
-        return path.resolve().parent.name, *_read_score_file(path)
+        return path.resolve().parent.name, *_read_score_file(path.resolve())
     runs = read_report_input([path]).runs
     if len(runs) != 1:
         raise UserError(f"{path} contains {len(runs)} runs; give the folder of a single run")
@@ -121,12 +124,28 @@ def _read_scores(path: Path) -> tuple[str, Predictions, Mapping[str, Any]]:
 
 
 def _read_score_file(path: Path) -> tuple[Predictions, Mapping[str, Any]]:
+    if is_model_folder(path.parent):
+        _check_model(path)
     problems: list[str] = []
     predictions = read_predictions(path, problems)
     if predictions is None:
         raise UserError(f"{path} does not hold the scores of test videos, as python -m jobs.evaluate writes them:", problems)
     about: dict[str, Any] = json.loads(pq.read_schema(path).metadata[b"actnetformer"])
     return predictions, about if "protocol" in about else {}
+
+
+def _check_model(scores: Path) -> None:
+    """Raises UserError unless the model folder of a file of scores is whole, and its weights are those of the scores, as far
+    as the evaluation beside them tells."""
+    folder = read_model_folder(scores.parent).folder
+    evaluation = folder / scores.with_suffix(".json").name.replace("predictions", "evaluation", 1)
+    try:
+        weights = json.loads(evaluation.read_text(encoding="utf-8")).get("weights_sha256") if evaluation.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{evaluation} cannot be read: {error}; python -m jobs.evaluate {folder} writes it") from None
+    if weights is not None and weights != read_checksums(folder)[WEIGHTS]:
+        remedy = f"python -m jobs.evaluate {folder} --manifest MANIFEST replaces them"
+        raise UserError(f"{scores} holds scores of other weights than {folder / WEIGHTS} (SHA-256 {weights}); {remedy}")
 
 
 def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
@@ -147,7 +166,6 @@ def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
     for one, both in ((first, second), (second, first)):
         if alone := len(one.labels.keys() - both.labels.keys()):
             notes.append(f"{alone:,} videos were tested only with {one.name} and are ignored here.")
-    notes += _compare_protocols(first, second)
     return PairedModels(
         first=first,
         second=second,
@@ -159,19 +177,20 @@ def compare_models(first: ModelResults, second: ModelResults) -> PairedModels:
         only_second=counts[2],
         neither=counts[3],
         classes=_compute_class_gaps(first, ids, hits),
+        protocol=_compare_protocols(first, second),
         notes=tuple(notes),
     )
 
 
-def _compare_protocols(first: ModelResults, second: ModelResults) -> list[str]:
-    """Returns a note on how the videos were scored; none if neither model tells."""
+def _compare_protocols(first: ModelResults, second: ModelResults) -> str:
+    """Returns a sentence on how the videos were scored; "" if neither model tells."""
     phrases = describe_protocols(first.evaluation, second.evaluation)
     if not any(phrases):
-        return []
+        return ""
     if not all(phrases):
         unknown = first if not phrases[0] else second
-        return [f"Protocol of one model: {phrases[0] or phrases[1]}; that of {unknown.name} is unknown."]
-    return [f"Protocol of both: {phrases[0]}." if phrases[0] == phrases[1] else f"Protocols differ: {'; '.join(phrases)}."]
+        return f"Protocol of one model: {phrases[0] or phrases[1]}; that of {unknown.name} is unknown."
+    return f"Protocol of both: {phrases[0]}." if phrases[0] == phrases[1] else f"Protocols differ: {'; '.join(phrases)}."
 
 
 def _estimate_percent(values_N: NDArray[np.float64]) -> Estimate:

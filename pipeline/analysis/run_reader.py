@@ -140,7 +140,7 @@ class RunRecord:
 
     def describe_protocol(self, with_step: bool = True) -> str:
         """Describes in a phrase how the run was evaluated; "" if it was not."""
-        step = {} if with_step else {"step": None}
+        step = {} if with_step or self.evaluation.get("step") == 0 else {"step": None}  # 0: weights trained elsewhere
         return describe_protocol({**self.completed_evaluation, **step})
 
     @property

@@ -72,16 +72,25 @@ def describe_protocol(evaluation: Mapping[str, Any]) -> str:
     if "clips" not in knobs:
         return ""
     views = [f"{knobs[name]} {name if knobs[name] != 1 else name[:-1]}" for name in ("clips", "crops")]
-    average, checkpoint, step = knobs.get("average", "probabilities"), knobs.get("checkpoint", "last"), evaluation.get("step")
-    weights = "last checkpoint" if checkpoint == "last" else "checkpoint best on held-out videos"
-    weights = "weights trained elsewhere" if step == 0 else weights + ("" if step is None else f" (step {step})")
-    parts = [" x ".join(views), f"mean of {average}", weights]
+    parts = [" x ".join(views), f"mean of {knobs.get('average', 'probabilities')}", describe_checkpoint(evaluation)]
     clips = [knobs[name] for name in ("primary", "auxiliary") if name in knobs and knobs is not evaluation]
     if clips:
         rates = dict.fromkeys("whole video" if clip["fps"] is None else f"{clip['fps']:g} fps" for clip in clips)
         sizes = dict.fromkeys(f"{clip['size']} px" for clip in clips)
         parts += [" and ".join(rates), " and ".join(sizes)]
     return ", ".join([*parts, f"{knobs.get('split', 'test')} split"])
+
+
+def describe_checkpoint(evaluation: Mapping[str, Any]) -> str:
+    """Describes the weights of an evaluation.json, for example ``last checkpoint (step 1000)``, as far as the file tells; ""
+    if it tells no protocol."""
+    knobs, step = evaluation.get("protocol") or evaluation, evaluation.get("step")
+    if "clips" not in knobs:
+        return ""
+    if step == 0:
+        return "weights trained elsewhere"
+    which = "last checkpoint" if knobs.get("checkpoint", "last") == "last" else "checkpoint best on held-out videos"
+    return which if step is None else f"{which} (step {step})"
 
 
 def describe_protocols(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
@@ -93,7 +102,8 @@ def describe_protocols(first: Mapping[str, Any], second: Mapping[str, Any]) -> t
     common = told[0].keys() & told[1].keys()
     if "clips" in common:
         told = [{name: knobs[name] for name in common} for knobs in told]
-    one, other = (describe_protocol({"protocol": knobs}) for knobs in told)
+    steps = [0 if evaluation.get("step") == 0 else None for evaluation in (first, second)]  # 0: weights trained elsewhere
+    one, other = (describe_protocol({"protocol": knobs, "step": step}) for knobs, step in zip(told, steps, strict=True))
     return one, other
 
 

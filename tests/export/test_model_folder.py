@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_the_model_alone_predicts_evaluates_and_is_compared(
     capsys.readouterr()
     assert run(compare.main, [str(model), str(trained)]) == DONE
     assert run(compare.main, [f"{model}:primary", f"{model / 'predictions.parquet'}:auxiliary"]) == DONE
+    assert "drift:auxiliary" in capsys.readouterr().out
+    for name, content, problem in (
+        ("model.safetensors", None, "model.safetensors is missing"),
+        ("labels.json", b'["drift_up", "drift_down", "drift_left", "drift_right"]', "labels.json was altered"),
+        ("evaluation.json", json.dumps(own | {"weights_sha256": "0" * 64}).encode(), "holds scores of other weights"),
+        ("evaluation.json", b"[]", "evaluation.json cannot be read"),
+    ):
+        kept = (model / name).read_bytes()
+        (model / name).unlink() if content is None else (model / name).write_bytes(content)
+        for spec in (str(model), f"{model / 'predictions.parquet'}:primary"):
+            assert run(compare.main, [spec, str(trained)]) == USER_ERROR
+            assert problem in capsys.readouterr().err
+        (model / name).write_bytes(kept)
     (model / "predictions_on_0123.parquet").write_bytes((model / "predictions.parquet").read_bytes())
     assert run(compare.main, [str(model), str(trained)]) == USER_ERROR
     assert "predictions_on_0123.parquet" in capsys.readouterr().err

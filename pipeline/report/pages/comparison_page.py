@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.analysis.paired_models import PairedModels
 from pipeline.analysis.statistics import format_p
+from pipeline.evaluation.protocol import describe_checkpoint
 from pipeline.report.html import SORTING, hash_script, render_page, write_page
 from pipeline.report.plots.class_plots import draw_class_gaps
 from pipeline.report.plots.drawing import Drawing
@@ -16,19 +17,22 @@ def build_summary_table(pair: PairedModels) -> Table:
     """Builds a table with a row for each model and one for their difference."""
     rows = []
     for model, value in zip((pair.first, pair.second), pair.estimates, strict=True):
-        rows.append((Cell(model.name, model.name), build_percent_cell(value.mean), build_interval_cell(value), Cell("")))
+        weights = describe_checkpoint(model.evaluation) or "unknown"
+        row = (Cell(model.name, model.name), Cell(weights, weights), build_percent_cell(value.mean), build_interval_cell(value))
+        rows.append((*row, Cell("")))
     difference = pair.difference
     rows.append((
-        Cell("difference"), Cell(format_signed(difference.mean), difference.mean),
+        Cell("difference"), Cell(""), Cell(format_signed(difference.mean), difference.mean),
         build_interval_cell(difference, difference=True), Cell(f"p {format_p(difference.p)}", difference.p),
     ))  # fmt: skip
     caption = (
         f"Top-1 in percent on {len(pair.ids):,} videos, with the 95 % interval of a bootstrap over videos, paired for the "
         f"difference; p is McNemar's, exact. Both are right on {pair.both:,} videos, only {pair.first.name} on "
         f"{pair.only_first:,}, only {pair.second.name} on {pair.only_second:,}, neither on {pair.neither:,}. Another seed of "
-        "either may lie outside: jobs.report compares settings over seeds."
+        f"either may lie outside: jobs.report compares settings over seeds. {pair.protocol}".rstrip()
     )
-    return Table(("model", "top-1 %", "95 % interval", "McNemar"), (False, True, True, True), tuple(rows), caption)
+    columns = ("model", "weights", "top-1 %", "95 % interval", "McNemar")
+    return Table(columns, (False, False, True, True, True), tuple(rows), caption)
 
 
 def build_class_gaps_table(pair: PairedModels) -> Table:
