@@ -4,7 +4,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-long gpu-check check clean
+.PHONY: help .venv demo test test-long gpu-check check audit clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z.-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,18 @@ check: .venv ## style, types and layers
 	$(python) -m ruff format --check --quiet .
 	$(python) -m mypy
 	$(VENV)/bin/lint-imports
+
+audit: .venv ## known flaws in what the images hold and in what developers have; an SBOM of the former; asks a web service
+	$(PYTHON) -m venv build/audit/tools
+	build/audit/tools/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	$(python) docker/list_packages.py serve mlflow > build/audit/image.txt
+	$(python) docker/list_packages.py dev > build/audit/developers.txt
+	build/audit/tools/bin/cyclonedx-py requirements build/audit/image.txt --pyproject pyproject.toml --output-reproducible \
+		--output-file build/audit/image.cdx.json
+	for list in image developers; do \
+		echo "== $$list"; \
+		build/audit/tools/bin/pip-audit --no-deps --disable-pip --requirement build/audit/$$list.txt || failed=1; \
+	done; exit $${failed:-0}
 
 clean: ## remove the environment and caches; data/ and runs/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build actnetformer.egg-info

@@ -109,6 +109,26 @@ def test_the_images_and_the_environment_are_installed_by_the_same_script() -> No
     assert "docker/install.sh .venv/bin/python project --editable\n" in recipe
 
 
+def test_the_images_hold_nothing_that_only_developers_need() -> None:
+    """By what the packages installed here say that they need. ``make audit`` looks at the same lists."""
+    recipe = subprocess.run(["make", "-n", "audit"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"docker/list_packages\.py (.+) > build/audit/(\w+)\.txt", recipe) == [
+        ("serve mlflow", "image"),
+        ("dev", "developers"),
+    ]
+    lists = []
+    for extras in (["serve", "mlflow"], ["dev"]):
+        command = [sys.executable, "docker/list_packages.py", *extras]
+        lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+        lists.append(dict(line.split("==") for line in lines))
+    image, developers = lists
+    pins = _pins()
+    assert {name: version for name, version in (image | developers).items() if pins[name] != version} == {}
+    assert {"torch", "ray", "fastapi", "mlflow-skinny", "python-multipart"} <= image.keys()
+    tools = {"pytest", "moto", "flask", "flask-cors", "hypothesis", "mypy", "ruff", "playwright", "duckdb", "scikit-learn"}
+    assert tools <= developers.keys() and not tools & image.keys()
+
+
 def test_the_images_get_what_they_copy() -> None:
     ignore = (ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert {"pipeline", "jobs", "docker/install.sh"} <= set(_copied())
