@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private.state import state as ray_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import DataConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
@@ -30,14 +31,24 @@ def end_controller(control: Any, reason: str) -> None:
     """Ends the controller by ``end_with_reason``, after it has given back what was reserved for the workers.
 
     Ray does that for a controller that dies only where it has a dashboard; elsewhere the next start would wait for what this
-    one holds. The placement group is searched for among all objects of the process, which has no other, because Ray 2.60
-    hands it to no callback before the workers run.
+    one holds.
     """
-    for candidate in gc.get_objects():
-        if type(candidate) is PlacementGroup:
-            with contextlib.suppress(Exception):
-                ray.util.remove_placement_group(candidate)
+    with contextlib.suppress(Exception):
+        remove_own_placement_groups()
     end_with_reason(control, None, reason)
+
+
+def remove_own_placement_groups() -> None:
+    """Removes the placement groups that this actor made.
+
+    Ray 2.60 hands the workers' group to no callback before they run. The cluster's records name the actor that made a group,
+    which ``ray.util.placement_group_table`` leaves out, and ``ray.util.state`` needs a dashboard; so they are read here.
+    """
+    own = bytes.fromhex(ray.get_runtime_context().get_actor_id())
+    for record in ray_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(record)
+        if group.creator_actor_id == own:
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 class StartTimeout(WorkerGroupCallback):  # type: ignore[misc]

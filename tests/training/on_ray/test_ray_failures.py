@@ -55,11 +55,11 @@ def of_workers(*raised: Exception) -> Exception:
             raise one
         except Exception as error:
             wrapped = construct_user_exception_with_traceback(error)
-        statuses[rank] = WorkerStatus(running=False, error=travelled(wrapped))
-    return travelled(WorkerGroupPollStatus(statuses).get_worker_group_error())
+        statuses[rank] = WorkerStatus(running=False, error=traveled(wrapped))
+    return traveled(WorkerGroupPollStatus(statuses).get_worker_group_error())
 
 
-def travelled(error: Any) -> Any:
+def traveled(error: Any) -> Any:
     return cloudpickle.loads(cloudpickle.dumps(error))
 
 
@@ -95,7 +95,7 @@ class Fits:
 def test_what_would_happen_again_ends_the_run_at_once_with_its_cause(
     tmp_path: Path, error: UserError | RunFailed, where: str
 ) -> None:
-    fits = Fits(tmp_path, [of_workers(FinalFailure(error)) if where == "worker" else travelled(ControllerError(error))])
+    fits = Fits(tmp_path, [of_workers(FinalFailure(error)) if where == "worker" else traveled(ControllerError(error))])
     with pytest.raises(type(error), match=re.escape(str(error))):
         fits.outcome()
     (line,) = fits.lines()
@@ -120,7 +120,7 @@ def test_a_node_that_is_taken_away_is_no_failure(tmp_path: Path) -> None:
 def test_workers_that_do_not_start_are_failures_like_others(tmp_path: Path, kind: type[Exception]) -> None:
     """Of the start, or of the controller itself: recorded, and limited by train.max_failures."""
     error = kind(2) if kind is WorkerGroupStartupTimeoutError else kind("it died")
-    end = travelled(error if isinstance(error, ray.exceptions.RayActorError) else ControllerError(error))
+    end = traveled(error if isinstance(error, ray.exceptions.RayActorError) else ControllerError(error))
     fits = Fits(tmp_path, [end, end, {"loss": 1.0}])
     assert fits.outcome(max_failures=2) == {"loss": 1.0}
     assert [(line["worker"], line["stopped"]) for line in fits.lines()] == [(None, None)] * 2
@@ -141,7 +141,7 @@ def test_its_reason_is_the_cause_of_a_process_that_ended_itself(tmp_path: Path) 
 
 def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> None:
     said: list[Any] = []
-    watch = travelled(StartTimeout("control", 0.2))  # as Ray sends it
+    watch = traveled(StartTimeout("control", 0.2))  # as Ray sends it
     watch.end = lambda *words: said.append(words)
     with watch.on_worker_group_start():
         pass
@@ -154,6 +154,39 @@ def test_a_start_that_takes_too_long_ends_the_controller_with_the_reason() -> No
         time.sleep(0.5)
     ((whom, words),) = said
     assert whom == "control" and words.startswith("the workers did not run after 0.2 s")
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_controller_gives_back_what_it_reserved_and_nothing_of_others() -> None:
+    @ray.remote(num_cpus=0)
+    class Controller:
+        def __init__(self) -> None:  # one that waits for room, as while the workers start
+            ray.util.placement_group([{"CPU": 99}], name=ray.get_runtime_context().get_actor_id())
+
+        async def give_back(self) -> None:
+            thread = threading.Thread(target=controller.remove_own_placement_groups)  # the timer's is another thread too
+            thread.start()
+            thread.join()
+
+        def get_id(self) -> str:
+            return str(ray.get_runtime_context().get_actor_id())
+
+    own, other = Controller.remote(), Controller.remote()  # type: ignore[attr-defined]
+    names = ray.get([own.get_id.remote(), other.get_id.remote()])
+    assert find_placement_groups(names) == names
+    ray.get(own.give_back.remote())
+    assert find_placement_groups(names) == names[1:]
+    for actor in (own, other):
+        ray.kill(actor)
+
+
+def find_placement_groups(names: list[str]) -> list[str]:
+    groups = ray.util.placement_group_table().values()
+    there = {group["name"] for group in groups if group["state"] != "REMOVED"}
+    return [name for name in names if name in there]
 
 
 def test_labels_that_were_drawn_again_end_the_run_at_its_next_start(tiny: Path, tmp_path: Path) -> None:
