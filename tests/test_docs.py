@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from jobs.__main__ import COMMANDS
-from pipeline.config import Config
+from pipeline.config import Config, load_config
+from pipeline.evaluation.protocol import collect_protocol, describe_protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -132,3 +133,44 @@ def test_the_index_lists_every_page() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_no_line_is_too_long(page: str) -> None:
     assert [line for line in text_of(page).splitlines() if len(line) > LONGEST_LINE] == []
+
+
+def sections_without_protocol(text: str) -> list[str]:
+    """Headings of the sections that have a table with top-1 figures, and do not say by which protocol they were measured."""
+    found = []
+    for section in re.split(r"^(?=#+ )", text, flags=re.MULTILINE):
+        figures = re.search(r"^\|.*\b\d{1,3}\.\d\b", section, flags=re.MULTILINE)
+        told = re.search(
+            r"[Pp]rotocol: \d+ clips? x \d+ crops?, .*?checkpoint|protocol .*?not known", " ".join(section.split())
+        )
+        if figures and "top-1" in section.lower() and not told:
+            found.append(section.partition("\n")[0])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_of_top1_name_their_protocol(page: str) -> None:
+    assert sections_without_protocol(text_of(page)) == []
+
+
+def test_a_table_of_top1_without_a_protocol_is_found() -> None:
+    table, protocol = (
+        "Top-1 in %:\n\n| a | 71.2 |\n\n",
+        "Protocol: 2 clips x\n1 crop, mean of probabilities, last checkpoint.\n",
+    )
+    text = f"# A\n\n{protocol}\n{table}## B\n\n{table}## C\n\n| seconds | 1.5 |\n"
+    assert sections_without_protocol(text) == ["## B"]
+
+
+@pytest.mark.parametrize(
+    ("config", "pages"),
+    [
+        ("demo", ("README.md", "docs/results_synthetic.md")),
+        ("studies", ("docs/results_synthetic.md",)),
+        ("actions", ("docs/results.md",)),
+    ],
+)
+def test_the_protocol_of_measured_results_is_that_of_their_configuration(config: str, pages: tuple[str, ...]) -> None:
+    read = load_config([ROOT / f"jobs/configs/{config}.yaml"])
+    phrase = describe_protocol({"protocol": collect_protocol(read), "step": read.train.steps})
+    assert [page for page in pages if f"Protocol: {phrase}." not in " ".join(text_of(page).split())] == []
