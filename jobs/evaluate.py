@@ -15,7 +15,7 @@ from pipeline.errors import UserError, list_first
 from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluate import EvaluationFiles, evaluate
-from pipeline.evaluation.evaluation_summary import describe_untested_classes, format_figures
+from pipeline.evaluation.evaluation_summary import describe_lost_videos, describe_untested_classes, format_figures
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import lock_folder
 from pipeline.lifecycle.saved_model import check_folder, open_model
@@ -192,9 +192,8 @@ def _list_notes(summary: dict[str, Any], other_data: OtherData | None) -> list[s
     if summary["unusable"]:
         paths = [f"{path}: {reason}" for path, reason in summary["unusable"].items()]
         notes.append(f"{len(paths)} videos of this split were found unusable by jobs.prepare, the first: {paths[0]}")
-    if (count := summary["labeled_without_scores"]) and summary["videos"]:
-        shares = ", ".join(f"{name} {summary[name]['top1_with_undecodable']:.1%}" for name in PREDICTORS)
-        notes.append(f"with these {count} labeled videos counted as wrong, top-1 is: {shares}")
+    if lost := describe_lost_videos(summary):
+        notes.append(lost)
     if untested := describe_untested_classes(summary):
         notes.append(untested)
     if other_data is not None:

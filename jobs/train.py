@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jobs.command import DONE, FAILED, add_config, parse_positive, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluation_summary import describe_untested_classes
+from pipeline.evaluation.evaluation_summary import describe_lost_videos, describe_untested_classes
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import FolderNotWritable
 from pipeline.hardware import choose_device
@@ -73,8 +73,8 @@ def _train(prepared: PreparedRun, options: argparse.Namespace) -> int:
     accuracies = "  ".join(f"{name} {summary[name]['top1']:.1%}" for name in ("primary", "auxiliary", "mean"))
     split, videos = summary.get("split", "test"), summary["videos"]
     print(f"{split} top-1 after step {summary['step']} on {videos} videos: {accuracies} ({describe_protocol(summary)})")
-    if untested := describe_untested_classes(summary):
-        print(f"note: {untested}")
+    for note in filter(None, (describe_lost_videos(summary), describe_untested_classes(summary))):
+        print(f"note: {note}")
     print(f"run folder: {prepared.run.folder}")
     return DONE
 

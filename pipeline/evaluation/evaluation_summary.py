@@ -139,5 +139,15 @@ def describe_untested_classes(summary: Mapping[str, Any]) -> str:
     return f"{what}, and the mean class accuracy is over the other {tested}"
 
 
+def describe_lost_videos(summary: Mapping[str, Any]) -> str:
+    """Describes top-1 with every labeled video that has no scores counted as wrong, for a note; "" if all have scores, or
+    none has."""
+    count = summary.get("labeled_without_scores", 0)
+    if not count or not summary["videos"]:
+        return ""
+    shares = ", ".join(f"{name} {summary[name]['top1_with_undecodable']:.1%}" for name in ("primary", "auxiliary", "mean"))
+    return f"with the labeled videos that have no scores ({count}) counted as wrong, top-1 is: {shares}"
+
+
 def _format_share(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"

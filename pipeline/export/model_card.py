@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
+from pipeline.evaluation.evaluation_summary import describe_lost_videos
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.export.int8_figures import describe_int8
 from pipeline.lifecycle.saved_run import SavedRun
@@ -111,6 +112,7 @@ def _write_figures(evaluation: Mapping[str, Any]) -> str:
     notes = [f"In %, of n = {videos} (fingerprint {data.get('fingerprint', 'unknown')}); {describe_protocol(evaluation)}."]
     notes += ["In brackets: the 95 % interval over videos."] if any("(" in row.partition("|")[2] for row in rows) else []
     notes += [f"{lost} more videos could not be decoded and are not counted."] if lost else []
+    notes += [f"{counted[0].upper()}{counted[1:]}."] if (counted := describe_lost_videos(evaluation)) else []
     notes.append("They are of one training run: how much they vary from seed to seed is not known from them.")
     head = "| network | top-1 | top-5 | mean class accuracy |\n| --- | ---: | ---: | ---: |"
     return "\n".join([head, *rows]) + "\n\n" + " ".join(notes)

@@ -148,7 +148,7 @@ def test_videos_without_scores_are_listed_and_counted_both_ways(
         assert before[name]["top1_with_undecodable"] == before[name]["top1"]
     said = capsys.readouterr().out
     assert "1 videos could not be decoded and are left out of these accuracies" in said
-    assert "1 labeled videos counted as wrong, top-1 is:" in said
+    assert "with the labeled videos that have no scores (1) counted as wrong, top-1 is:" in said
 
 
 def test_videos_that_were_unusable_when_prepared_are_counted_as_wrong_too(
