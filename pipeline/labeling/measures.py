@@ -16,7 +16,7 @@ def compute_measures(primary_NK: Floats, auxiliary_NK: Floats) -> dict[str, Floa
         "disagreement": compute_disagreement(primary_NK, auxiliary_NK),
         "entropy": compute_entropy(mean) / np.log(max(mean.shape[1], 2)),
         "margin": compute_margin(mean),
-        "unfamiliar": 1 - mean.max(axis=1),  # the score by which jobs.predict rejects videos of no known class
+        "unfamiliar": 1 - mean.max(axis=1),
     }
 
 

@@ -44,9 +44,12 @@ class ScoredClips:
     primary: Floats
     """[M, K] class probabilities."""
     auxiliary: Floats
+    confidences: Floats | None = None
+    """[M] the probability of the most probable class as ``jobs.predict`` gives it, by the calibrated mean of both students;
+    None if the mean of ``primary`` and ``auxiliary`` is all that is known."""
     rejected: NDArray[np.bool_] | None = None
-    """[M] whether ``jobs.predict --reject-unknown`` found that a video seems to show none of the classes; None if it was not
-    asked."""
+    """[M] whether ``jobs.predict --reject-unknown`` found that a video seems to show none of the classes, which depends on
+    ``confidences``; None if it was not asked."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class TrainingScores:
         for path in self.files:
             for piece in _read_pieces(path, ["step", "video", *STUDENTS]):
                 steps, videos = (piece[name].to_numpy().astype(np.int64) for name in ("step", "video"))
-                yield ScoredClips(steps, videos, _to_matrix(piece["primary"]), _to_matrix(piece["auxiliary"]))
+                primary, auxiliary = (_to_matrix(piece[name]) for name in STUDENTS)
+                yield ScoredClips(steps, videos, primary, auxiliary)
 
 
 class PredictedScores:
@@ -103,7 +107,7 @@ class PredictedScores:
         if missing := [name for name in ("file", "status", *STUDENTS) if name not in names]:
             what = f"--predictions {path} lacks the columns {', '.join(missing)}"
             raise UserError(f"{what}: write it with jobs.predict RUN {manifest.path} --out FILE.parquet")
-        self.columns = ["file", "status", *STUDENTS, *(["rejected"] if "rejected" in names else [])]
+        self.columns = ["file", "status", *STUDENTS, *(name for name in ("probability", "rejected") if name in names)]
         check_predicted(pq.read_schema(path), f"--predictions {path}", manifest)
 
     def read(self) -> Iterator[ScoredClips]:
@@ -114,11 +118,11 @@ class PredictedScores:
             if unknown:
                 what = f"--predictions {self.path} cannot be used with {self.manifest.path}; predict this manifest:"
                 raise UserError(what, list_first(unknown))
-            rejected = None
-            if "rejected" in self.columns and not piece["rejected"].null_count:
-                rejected = np.asarray(piece["rejected"], np.bool_)
-            clips = np.zeros(len(found), np.int64)
-            yield ScoredClips(clips, found, _to_matrix(piece["primary"]), _to_matrix(piece["auxiliary"]), rejected)
+            confidences = np.asarray(piece["probability"], np.float64) if "probability" in self.columns else None
+            is_asked = "rejected" in self.columns and not piece["rejected"].null_count
+            rejected = np.asarray(piece["rejected"], np.bool_) if is_asked else None
+            primary, auxiliary = (_to_matrix(piece[name]) for name in STUDENTS)
+            yield ScoredClips(np.zeros(len(found), np.int64), found, primary, auxiliary, confidences, rejected)
 
 
 Scores = TrainingScores | PredictedScores
@@ -132,6 +136,8 @@ def read_opinions(scores: Scores, num_videos: int) -> Opinions:
     rejected: NDArray[np.bool_] | None = None
     for piece in _read_checked(scores, num_videos):
         measures = compute_measures(piece.primary, piece.auxiliary)
+        if piece.confidences is not None:
+            measures["unfamiliar"] = 1 - piece.confidences
         classes = (piece.primary + piece.auxiliary).argmax(axis=1).astype(np.int32)
         is_recent = piece.steps >= scores.recent_from
         order = np.argsort(piece.videos, kind="stable")  # a video's clips beside each other, in the order of training

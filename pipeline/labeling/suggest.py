@@ -148,8 +148,7 @@ def _explain_choice(video: Suggestion, opinions: Opinions, strategy: Strategy) -
             f"its class changed at {opinions.changes[video.row]:.0%} of {int(opinions.clips[video.row])} clips during training"
         )
     if strategy == "unfamiliar":
-        best, share = video.offered[0]
-        return f"like none of the classes: most like {best} ({share:.0%})"
+        return f"like none of the classes: the most probable one has {1 - video.score:.0%}"
     if first != second:
         return f"the students disagree: {first} ({p:.0%}) or {second} ({q:.0%})"
     if min(p, q) < 0.5:

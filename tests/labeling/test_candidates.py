@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,10 @@ def test_videos_that_the_prediction_rejected_are_marked_and_the_least_familiar_c
     again, table = tmp_path / "tiny", tmp_path / "scores.parquet"
     shutil.copytree(folder / "tiny", again)
     assert run(evaluate.main, [str(again), "--calibrate"]) == DONE
+    calibration = json.loads((again / "calibration.json").read_text(encoding="utf-8"))
+    for name, temperature in (("primary", 0.2), ("auxiliary", 5.0)):  # so that their mean is not the calibrated mean
+        calibration[name]["temperature"] = temperature
+    (again / "calibration.json").write_text(json.dumps(calibration), encoding="utf-8")
     assert run(predict.main, [str(again), manifest.path, "--reject-unknown", "45%", "--out", str(table)]) == DONE
     predicted = {row["file"]: row for row in pq.read_table(table).to_pylist()}
     words = ["--strategy", "unfamiliar", "--count", "1000"]
@@ -152,11 +157,11 @@ def test_videos_that_the_prediction_rejected_are_marked_and_the_least_familiar_c
     assert run(suggest.main, [str(again), *words, "--predictions", str(table)]) == DONE
     with (again / "suggest" / "suggest.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    marked = [row["id"] for row in rows if row["reason"].startswith("new class? like none of the classes: most like ")]
+    marked = [row["id"] for row in rows if row["reason"].startswith("new class? like none of the classes: the most ")]
     assert marked == [row["id"] for row in rows if predicted[row["id"]]["rejected"]] and 0 < len(marked) < len(rows)
-    best = [np.mean([predicted[row["id"]][name] for name in ("primary", "auxiliary")], axis=0).max() for row in rows]
+    best = [predicted[row["id"]]["probability"] for row in rows]
     assert [float(row["score"]) for row in rows] == pytest.approx([1 - one for one in best], abs=1e-4)
-    assert best == sorted(best)
+    assert best == pytest.approx(sorted(best), abs=1e-6) and marked == [row["id"] for row in rows[: len(marked)]]
     note = f'{len(marked)} of {len(rows)} videos are marked "new class?"'
     assert f"note: {note}" in capsys.readouterr().out
     assert "new class? like none of the classes" in (again / "suggest" / "label.html").read_text(encoding="utf-8")
