@@ -33,13 +33,13 @@ def write_card(
     run: SavedRun,
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    is_calibrated: bool,
+    calibration: Mapping[str, Any],
     programs: Mapping[str, Any],
 ) -> str:
     """Writes the card's text.
 
-    ``training`` is the content of training.json, ``evaluation`` that of the run's evaluation.json, or empty, and ``programs``
-    that of programs.json, or empty.
+    ``training`` is the content of training.json, ``evaluation`` that of the run's evaluation.json, or empty; ``calibration``
+    and ``programs`` are those of the folder's calibration.json and programs.json, or empty.
     """
     parts = [
         f"---\n{yaml.safe_dump(_make_front_matter(name, evaluation), sort_keys=False, allow_unicode=True)}---",
@@ -47,12 +47,13 @@ def write_card(
         _describe_task(run),
         "## Figures",
         _write_figures(evaluation),
+        *([_describe_temperatures(calibration)] if calibration else []),
         "## Protocol",
         _describe_protocol(run.config),
         "## Training data",
         _describe_data(run, training),
         "## Limits",
-        "\n".join(f"- {line}" for line in _list_limits(evaluation, is_calibrated)),
+        "\n".join(f"- {line}" for line in _list_limits(evaluation, bool(calibration))),
         "## Use",
         _describe_use(),
         *(["## Programs without this project", describe_programs(programs)] if programs else []),
@@ -105,17 +106,40 @@ def _write_figures(evaluation: Mapping[str, Any]) -> str:
         for key in ("top1", "top5", "mean_class_accuracy"):
             value, interval = figures.get(key), intervals.get(key)
             cells.append("–" if value is None else f"{100 * value:.1f}{_write_interval(interval)}")
+        cells += [_write_number(figures.get("nll"), "{:.3f}"), _write_number(figures.get("ece"), "{:.1%}").rstrip("%")]
         rows.append(f"| {' | '.join(cells)} |")
     data = evaluation.get("data", {})
     videos = f"{evaluation['videos']} videos of split {evaluation.get('split', 'test')} of {data.get('source', 'unknown data')}"
     lost = len(evaluation.get("undecodable", {})) + len(evaluation.get("unusable", {}))
-    notes = [f"In %, of n = {videos} (fingerprint {data.get('fingerprint', 'unknown')}); {describe_protocol(evaluation)}."]
+    where = f"{videos} (fingerprint {data.get('fingerprint', 'unknown')})"
+    notes = [f"In %, but for NLL in nats; of n = {where}; {describe_protocol(evaluation)}."]
     notes += ["In brackets: the 95 % interval over videos."] if any("(" in row.partition("|")[2] for row in rows) else []
     notes += [f"{lost} more videos could not be decoded and are not counted."] if lost else []
     notes += [f"{counted[0].upper()}{counted[1:]}."] if (counted := describe_lost_videos(evaluation)) else []
     notes.append("They are of one training run: how much they vary from seed to seed is not known from them.")
-    head = "| network | top-1 | top-5 | mean class accuracy |\n| --- | ---: | ---: | ---: |"
+    notes.append("NLL (negative log-likelihood) and ECE (expected calibration error) are of uncalibrated probabilities.")
+    head = "| network | top-1 | top-5 | mean class accuracy | NLL | ECE |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     return "\n".join([head, *rows]) + "\n\n" + " ".join(notes)
+
+
+def _describe_temperatures(calibration: Mapping[str, Any]) -> str:
+    """Describes the temperatures, and what they change on the held-out videos by which they were found."""
+    parts = []
+    for student, title in DISPLAY_NAMES.items():
+        one = calibration.get(student) or {}
+        before, after = one.get("before") or {}, one.get("after") or {}
+        changes = [
+            f"{key.upper()} {_write_number(before.get(key), style)} before and {_write_number(after.get(key), style)} after"
+            for key, style in (("nll", "{:.3f}"), ("ece", "{:.1%}"))
+        ]
+        value = one.get("temperature")
+        parts.append(f"{title}: none" if value is None else f"{title}: {value:.3f} ({', '.join(changes)})")
+    where = f"on {calibration.get('videos', 'some')} held-out videos, by {describe_protocol(calibration)}"
+    return f"Temperatures (calibration.json), found {where}: {'; '.join(parts)}."
+
+
+def _write_number(value: float | None, style: str) -> str:
+    return "–" if value is None else style.format(value)
 
 
 def _write_interval(interval: Sequence[float] | None) -> str:

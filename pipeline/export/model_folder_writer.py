@@ -98,7 +98,7 @@ def _export_model(run: SavedRun, out: Path, request: ProgramRequest | None, trai
             measured = programs.to_json()
             (scratch / PROGRAMS).write_text(_dump(measured), encoding="utf-8")
             files += [PROGRAMS, *programs.files]
-        card = write_card(out.name, run, training, evaluation, CALIBRATION in texts, measured)
+        card = write_card(out.name, run, training, evaluation, calibration, measured)
         (scratch / CARD).write_text(card, encoding="utf-8")
         write_checksums(scratch, files)
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
