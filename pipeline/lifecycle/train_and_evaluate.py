@@ -54,9 +54,7 @@ def train_up_to(prepared: PreparedRun, step: int) -> int:
     part = prepared.stop_at(step)
     resources = plan_training(part)
     with lock_run(prepared.run.config):
-        if prepared.step < step:
-            _train(part, resources)
-    return prepared.step
+        return _train(part, resources)[1]
 
 
 def advance(prepared: PreparedRun, step: int, concurrent: int = 1) -> dict[str, float]:
@@ -96,12 +94,13 @@ def _evaluate_at(prepared: PreparedRun, concurrent: int) -> dict[str, Any]:
 def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, int]:
     """Trains what is missing up to ``run.end``; returns the newest checkpoint's weights and step."""
     prepared.create_folder()
+    newest, problems = prepared.newest, list[str]()
     if prepared.step < prepared.run.end:
         _fit(prepared, resources)
-    newest, problems = checkpoint.find_newest(prepared.run.folder, prepared.run.store)
+        newest, problems = checkpoint.find_newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
-    return newest / "model.safetensors", checkpoint.read_facts(newest)["step"]
+    return newest / "model.safetensors", checkpoint.parse_step(newest.name)
 
 
 def find_best_weights(folder: Path, store: str | None = None) -> tuple[Path, int]:

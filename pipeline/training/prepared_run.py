@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,16 +35,18 @@ class PreparedRun:
     """What facts.json will hold beside versions and fingerprints."""
     notes: tuple[str, ...] = ()
     """What the user should know before the run starts."""
+    newest: Path | None = None
+    """The newest whole checkpoint when the run was prepared; None before the first. Finding it reads a whole checkpoint, so it
+    is found once; training asks again at its own start."""
 
     @property
     def step(self) -> int:
-        """The step of the newest whole checkpoint, 0 without one."""
-        newest, _ = checkpoint.find_newest(self.run.folder, self.run.store)
-        return 0 if newest is None else int(checkpoint.read_facts(newest)["step"])
+        """The step of ``newest``, 0 without one."""
+        return 0 if self.newest is None else checkpoint.parse_step(self.newest.name)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the newest whole checkpoint is the last one."""
+        """Whether ``newest`` is the last checkpoint of the run."""
         return self.step >= self.run.config.train.steps
 
     def stop_at(self, step: int) -> PreparedRun:
@@ -97,15 +100,16 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
         counts = f"{run.file_labels.count:,} of {len(source.plan.unlabeled):,} unlabeled videos"
         notes.append(f"{config.method.file_label.file} has labels of {counts}")
     facts["parameters"] = {name: sum(p.numel() for p in student.parameters()) for name, student in students.items()}
-    prepared = PreparedRun(run, source, facts)
     try:
         if run.store is not None:
             run_store.pull_files(run.store, run.folder)
         check_run_folder(config, fingerprints)
-        if prepared.is_finished:
-            return prepared
+        newest, _ = checkpoint.find_newest(run.folder, run.store)
     except OSError as error:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
+    prepared = PreparedRun(run, source, facts, newest=newest)
+    if prepared.is_finished:
+        return prepared
     notes = notes if prepared.step == 0 else []  # later the weights are those of the checkpoint
     return replace(prepared, notes=(*notes, *note_missing_files(source, config, required=not dry_run)))
 

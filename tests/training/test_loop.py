@@ -20,6 +20,7 @@ from pipeline.config import load_config
 from pipeline.errors import RunFailed
 from pipeline.run_folder.contents import read_metrics, read_quarantine
 from pipeline.training import loop
+from pipeline.training.checkpoints import checkpoint
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import prepare_run
 
@@ -251,6 +252,25 @@ def test_a_finished_run_that_is_started_again_changes_nothing(tiny: Path, tmp_pa
     before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes(), weights(tmp_path / "tiny" / "checkpoint_000004")
     assert fit_in_process(prepared) == {}
     assert ((tmp_path / "tiny" / "metrics.jsonl").read_bytes(), weights(tmp_path / "tiny" / "checkpoint_000004")) == before
+
+
+def test_a_continued_run_reads_its_checkpoint_once_at_each_turn(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finding the newest reads it whole: before training, when training begins, and to evaluate; once for a finished run."""
+    find, folders = checkpoint.find_newest, []
+
+    def count(folder: Path, store: str | None = None) -> Any:
+        folders.append(folder)
+        return find(folder, store)
+
+    monkeypatch.setattr(checkpoint, "find_newest", count)
+    counts = []
+    for words in (["--max-steps", "3"], ["--max-steps", "6"], [], []):
+        folders.clear()
+        assert command(tiny, tmp_path, *words) == 0
+        counts.append(len(folders))
+    assert counts == [3, 3, 3, 1] and "is done: 12 steps are trained" in capsys.readouterr().out
 
 
 def test_an_exception_in_a_step_keeps_the_checkpoints_before(
