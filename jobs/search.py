@@ -209,7 +209,7 @@ def check_data(request: SearchRequest) -> dict[str, Any]:
     prepared = prepare_run(build_sample_config(request, 0.5))
     for note in prepared.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
-    prepared.source.find_evaluation_rows("validation")
+    prepared.run.source.find_evaluation_rows("validation")
     searched = request.space.distributions
     knobs = {key: value for key, value in flatten(request.base.collect_result_knobs()).items() if key not in searched}
     protocol = request.base.evaluation

@@ -85,10 +85,10 @@ def overfit(config: Config, videos: int) -> OverfitResult:
 def _overfit(config: Config, videos: int) -> OverfitResult:
     _clear_folder(config.run_folder)
     prepared = prepare_run(config)
-    chosen = choose_videos(prepared.source, videos)
+    chosen = choose_videos(prepared.run.source, videos)
     plan = replace(prepared.run.plan, labeled=chosen)
     prepared = replace(prepared, run=replace(prepared.run, plan=plan), facts={**prepared.facts, "overfit": videos})
-    columns = _decode_middle_clips(prepared.source, chosen)
+    columns = _decode_middle_clips(prepared.run.source, chosen)
     check_training(prepared.run, None)
     prepared.create_folder()
     fit_in_process(prepared, partial(_yield_batches, plan, columns, prepared.run.config.train.steps))

@@ -38,7 +38,7 @@ def complete_run(prepared: PreparedRun, concurrent: int = 1) -> dict[str, Any]:
         weights, step = newest = _train(prepared, resources)
         if prepared.run.config.evaluation.checkpoint == "best":
             weights, step = find_best_weights(prepared.run.folder, prepared.run.store)
-        summary = evaluate(prepared.source, prepared.run.config, weights, step, resources, trained_steps=newest[1])
+        summary = evaluate(prepared.run.source, prepared.run.config, weights, step, resources, trained_steps=newest[1])
         if prepared.run.store is not None:
             run_store.push_files(prepared.run.folder, prepared.run.store)
     return summary
@@ -88,7 +88,7 @@ def _evaluate_at(prepared: PreparedRun, concurrent: int) -> dict[str, Any]:
     if reached != prepared.run.end:
         folder = prepared.run.folder
         raise UserError(f"{folder} is at step {reached} and was not evaluated at {prepared.run.end}: delete it to run it again")
-    return evaluate_split(prepared.source, prepared.run.config, weights, resources)[0]
+    return evaluate_split(prepared.run.source, prepared.run.config, weights, resources)[0]
 
 
 def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, int]:

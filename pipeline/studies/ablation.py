@@ -130,7 +130,7 @@ def find_unfinished(trials: Sequence[Trial]) -> list[Trial]:
     for trial in trials:
         if trial.labels is None or Path(trial.config.labels_path).is_file():
             ready = prepare_run(trial.config)
-            ready.source.find_evaluation_rows(trial.config.evaluation.split)
+            ready.run.source.find_evaluation_rows(trial.config.evaluation.split)
             notes |= dict.fromkeys(ready.notes)
             if read_evaluation(ready) is not None:
                 continue

@@ -36,7 +36,7 @@ def describe_run(prepared: PreparedRun) -> list[str]:
     run, plan = prepared.run, prepared.run.plan
     config, train = run.config, run.config.train
     workers = max(1, config.scale.workers)
-    block_layout = lay_out_blocks(prepared.source, config, prepared.step, workers)
+    block_layout = lay_out_blocks(prepared.run.source, config, prepared.step, workers)
     unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
     first = find_first_unlabeled_step(config)
     decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled

@@ -35,7 +35,7 @@ def fit_in_process(prepared: PreparedRun, batches: Callable[[int], Iterator[Batc
             find_stop_reason=lambda step: make_stop_exception(signals.number, step), progress=progress,
         )  # fmt: skip
         try:
-            own_batches = partial(load_batches, prepared.source, limit_steps(config, prepared.run.end))
+            own_batches = partial(load_batches, prepared.run.source, limit_steps(config, prepared.run.end))
             return train(prepared.run, batches or own_batches, worker)
         except NotSaved as error:
             raise RunFailed(str(error)) from error

@@ -71,7 +71,10 @@ class TrainingRun:
     """What is to be trained, the same on all workers."""
 
     config: Config
+    source: VideoSource
+    """The run's videos, among them the held-out ones that ``train.keep_best`` chooses checkpoints by."""
     plan: Plan
+    """The plan of ``source``; a check of overfitting has other labeled videos."""
     num_classes: int
     usable_videos: int
     """Number of videos in the plan, of which data.max_quarantined_share is a share."""
@@ -85,8 +88,6 @@ class TrainingRun:
     """Whether the first worker records some steps into ``profile.json`` of the folder."""
     file_labels: FileLabels | None = None
     """The labels that ``method.file_label.file`` gives to unlabeled videos."""
-    source: VideoSource | None = None
-    """The run's videos, among them the held-out ones that ``train.keep_best`` chooses checkpoints by."""
 
     @property
     def end(self) -> int:
@@ -295,7 +296,6 @@ class TrainingLoop:
         run, worker, state = self.run, self.worker, self.state
         if not run.config.train.keep_best or worker.rank > 0:
             return {}
-        assert run.source is not None
         begun = time.perf_counter()
         show_alive = partial(worker.progress.enter, state.step, "checkpoint")
         accuracies = measure_accuracies(state.method, run.source, run.config, show_alive)

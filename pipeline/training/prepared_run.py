@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.clips.source import VideoSource, open_source
+from pipeline.clips.source import open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -30,7 +30,6 @@ class PreparedRun:
     """A run whose configuration, data and folder were checked, with its inputs opened."""
 
     run: TrainingRun
-    source: VideoSource
     facts: dict[str, Any]
     """What facts.json will hold beside versions and fingerprints."""
     notes: tuple[str, ...] = ()
@@ -76,7 +75,8 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
     is trained to its end.
     """
     config = config.with_absolute_paths()
-    run, source, labels = open_inputs(config)
+    run, labels = open_inputs(config)
+    source = run.source
     classes, fingerprints = source.manifest.classes, run.fingerprints
     facts: dict[str, Any] = {
         "method": config.method.name,
@@ -107,17 +107,17 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
         newest, _ = checkpoint.find_newest(run.folder, run.store)
     except OSError as error:
         raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
-    prepared = PreparedRun(run, source, facts, newest=newest)
+    prepared = PreparedRun(run, facts, newest=newest)
     if prepared.is_finished:
         return prepared
     notes = notes if prepared.step == 0 else []  # later the weights are those of the checkpoint
     return replace(prepared, notes=(*notes, *note_missing_files(source, config, required=not dry_run)))
 
 
-def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
+def open_inputs(config: Config) -> tuple[TrainingRun, LabelSubset]:
     """Opens the manifest and labels of a configuration.
 
-    Returns what is trained, its videos, and the labels. Raises UserError.
+    Returns what is trained, and the labels. Raises UserError.
     """
     source, labels = open_source(config, find_first_unlabeled_step(config))
     path, file_labels = config.method.file_label.file, None
@@ -128,25 +128,26 @@ def open_inputs(config: Config) -> tuple[TrainingRun, VideoSource, LabelSubset]:
     usable = len(source.plan.labeled) + len(source.plan.unlabeled)
     folder, store = config.run_folder, config.run_store
     run = TrainingRun(
-        config, source.plan, len(source.manifest.classes), usable, fingerprints, folder, store, file_labels=file_labels,
-        source=source,
+        config, source, source.plan, len(source.manifest.classes), usable, fingerprints, folder, store, file_labels=file_labels,
     )  # fmt: skip
-    return run, source, labels
+    return run, labels
 
 
-def reopen_inputs(config: Config, fingerprints: Fingerprints) -> tuple[TrainingRun, VideoSource]:
+def reopen_inputs(config: Config, fingerprints: Fingerprints) -> TrainingRun:
     """Opens the inputs by ``open_inputs`` in another process than the one of ``prepare_run``, which found ``fingerprints``.
 
-    Raises UserError if the manifest or labels are others now. The run folder is not asked: where runs lie on object storage,
-    this machine's copy may be an older run's.
+    Each process opens them itself at each start. Sent by Ray, the table of up to ``MAPPED_ROWS`` videos would travel to each
+    worker (tens of MB), and a larger one is mapped from a file that each node needs anyway; and a start after a failure must
+    see whether the files are still those that the run began with. Raises UserError if the manifest or labels are others now.
+    The run folder is not asked: where runs lie on object storage, this machine's copy may be an older run's.
     """
-    run, source, _ = open_inputs(config)
+    run, _ = open_inputs(config)
     if run.fingerprints != fingerprints:
         raise UserError(
             f"the manifest or labels of run {config.run.name} were written again since it started: put the earlier ones back, "
             "or choose another run.name"
         )
-    return run, source
+    return run
 
 
 def limit_steps(config: Config, step: int) -> Config:

@@ -143,7 +143,7 @@ def test_another_runs_folder_is_left_alone(tiny: Path, tmp_path: Path, capsys: p
 
 
 def test_the_videos_are_of_different_classes(tiny: Path) -> None:
-    _, source, _ = open_inputs(load_config(tiny / "tiny.yaml"))
+    source = open_inputs(load_config(tiny / "tiny.yaml"))[0].source
     assert set(source.columns["label"][choose_videos(source, 4)]) == {0, 1, 2, 3}
     assert len(set(choose_videos(source, 7))) == 7
 

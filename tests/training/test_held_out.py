@@ -102,10 +102,10 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
     assert not any("held_out" in name for line in read_metrics(tmp_path / "unscored") for name in line)
 
     config = config_of(tiny, tmp_path, held, *noisy, "evaluation.clips=1")
-    videos = held_out.find_held_out_videos(prepared.source)
-    assert videos.tolist() == read_labels(str(held), prepared.source.manifest).held_out.tolist() and len(videos) == 4
-    said = score_all_views(prepared.source, config, last["cut"] / "model.safetensors", videos, None)
-    labels = np.array([prepared.source.columns["label"][video] for video in said["video"].tolist()])
+    videos = held_out.find_held_out_videos(prepared.run.source)
+    assert videos.tolist() == read_labels(str(held), prepared.run.source.manifest).held_out.tolist() and len(videos) == 4
+    said = score_all_views(prepared.run.source, config, last["cut"] / "model.safetensors", videos, None)
+    labels = np.array([prepared.run.source.columns["label"][video] for video in said["video"].tolist()])
     for name in STUDENTS:
         accuracy = float((said[name].argmax(axis=1) == labels).mean())
         assert read_metrics(tmp_path / "cut")[-1][f"held_out_accuracy/{name}"] == accuracy
@@ -119,7 +119,7 @@ def test_modes_come_back(tiny: Path, tmp_path: Path, held: Path) -> None:
     method.students["primary"].blocks[0].eval()
     before = [module.training for module in method.students.modules()]
     alive: list[int] = []
-    found = held_out.measure_accuracies(method, prepared.source, prepared.run.config, lambda: alive.append(1))
+    found = held_out.measure_accuracies(method, prepared.run.source, prepared.run.config, lambda: alive.append(1))
     assert [module.training for module in method.students.modules()] == before
     assert set(found) == set(STUDENTS) and alive == [1]
 

@@ -116,7 +116,7 @@ def test_supervised_decodes_no_unlabeled_video(tiny: Path, tmp_path: Path) -> No
     line = read_metrics(tmp_path / "tiny")[-1]
     assert "contrast_loss" not in line
     config = load_config(tiny / "tiny.yaml", ["method.name=supervised", f"run.storage_path={tmp_path}/x"])
-    assert prepare_run(config).source.plan.slots == 1
+    assert prepare_run(config).run.source.plan.slots == 1
 
 
 def test_clips_are_counted_that_were_decoded(tiny: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def damaged(tiny: Path, tmp_path: Path) -> Path:
         shutil.copy(tiny / name, copy)
     words = [f"data.manifest={copy}/manifest.parquet", f"data.root={copy}/videos", f"run.storage_path={tmp_path}/none"]
     prepared = prepare_run(load_config(tiny / "tiny.yaml", words))
-    victim = Path(prepared.source.manifest.locate(int(prepared.source.plan.unlabeled[0])))
+    victim = Path(prepared.run.source.manifest.locate(int(prepared.run.source.plan.unlabeled[0])))
     assert victim.is_relative_to(copy)
     victim.write_bytes(victim.read_bytes()[:500])
     return copy

@@ -150,11 +150,13 @@ def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.Monkey
         rows_per_step, sizes = 4, (VIDEOS, VIDEOS // 2)
 
     plan: Any = Plan()
+    source: Any = None  # nothing is evaluated
     worker = TrainWorker(0, 1, torch.device("cpu"), lambda method: method)
     from pipeline.run_folder.contents import Fingerprints
 
     for switched in (True, False):
-        run = TrainingRun(config_of(deterministic=switched), plan, CLASSES, VIDEOS, Fingerprints("", "", ""), tmp_path)
+        config, nothing = config_of(deterministic=switched), Fingerprints("", "", "")
+        run = TrainingRun(config, source, plan, CLASSES, VIDEOS, nothing, tmp_path)
         with pytest.raises(InterruptedError):
             train(run, batches, worker)
     assert seen == [(True, ":4096:8"), (False, None)]

@@ -83,8 +83,8 @@ def train_until(name: str, tree: str, percent: float) -> dict[str, float]:
     with quiet, tempfile.TemporaryDirectory(prefix="peers-") as folder:
         prepared = prepare_bench_run(config, folder, steps)
         timed = build_timed_step(prepared)
-        checked = replace(prepared.source, held_out=prepared.source.find_evaluation_rows(config.evaluation.split))
-        request = StepsRequest(prepared.source, timed.config, steps, timed.device)
+        checked = replace(prepared.run.source, held_out=prepared.run.source.find_evaluation_rows(config.evaluation.split))
+        request = StepsRequest(prepared.run.source, timed.config, steps, timed.device)
         begun, checks, accuracy, step = time.perf_counter(), 0.0, 0.0, 0
         for step, step_input in enumerate(take_first_steps(load, request), start=1):
             take_training_step(timed, step_input)

@@ -143,7 +143,7 @@ def measure_loader(name: str, tree: str, steps: int, steps_after: int) -> dict[s
     with quiet, tempfile.TemporaryDirectory(prefix="peers-") as folder:
         prepared = prepare_bench_run(config, folder, steps + steps_after)
         timed = build_timed_step(prepared)
-        request = StepsRequest(prepared.source, timed.config, steps, timed.device)
+        request = StepsRequest(prepared.run.source, timed.config, steps, timed.device)
         if LOADERS[name].whole_epochs:  # so that its processes have started: others start theirs before the steady state
             measure_views_rate(load, replace(request, steps=2), timed, whole_epochs=True)
         layout = _lay_out_blocks(name, prepared, config)
@@ -191,7 +191,7 @@ def end_own_ray() -> None:
 
 def _lay_out_blocks(name: str, prepared: PreparedRun, config: Config) -> BlockLayout | None:
     """Returns the blocks in which batches arrive; None if each arrives by itself."""
-    return lay_out_blocks(prepared.source, prepared.run.config, 0, 1) if name == OURS and config.scale.workers else None
+    return lay_out_blocks(prepared.run.source, prepared.run.config, 0, 1) if name == OURS and config.scale.workers else None
 
 
 def measure_views_rate(

@@ -126,11 +126,11 @@ class PlannedData(DataConfig):  # type: ignore[misc]
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
     ) -> list[dict[str, Any]]:
         """Returns each worker's part of the stream; Ray calls it at each start of workers."""
-        run, source = reopen_inputs(parse_config(self.tree), self.fingerprints)
+        run = reopen_inputs(parse_config(self.tree), self.fingerprints)
         newest, _ = checkpoint.find_newest(run.folder, run.store)
         first_step = checkpoint.read_facts(newest)["step"] if newest else 0
         resources = replace(self.resources, workers=world_size)
-        stream = build_ray_stream(source, limit_steps(run.config, self.end), first_step, resources)
+        stream = build_ray_stream(run.source, limit_steps(run.config, self.end), first_step, resources)
         parts: list[dict[str, Any]] = super().configure(
             {"train": stream}, world_size, worker_handles, worker_node_ids, **kwargs
         )

@@ -76,7 +76,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
 def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: WorkerProgress) -> dict[str, Any]:
     adopt_lock(config.run_store, loop_config["lock"])
-    run, _ = reopen_inputs(config, loop_config["fingerprints"])
+    run = reopen_inputs(config, loop_config["fingerprints"])
     run = replace(run, stop_step=loop_config["stop_step"], is_profiled=loop_config["is_profiled"])
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     assert isinstance(device, torch.device)
