@@ -246,6 +246,26 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
     return evaluation if steps and evaluation.get("trained_steps", evaluation.get("step")) == steps else {}
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    method: str
+    """The value of ``method.name``, or ``unknown``."""
+    step: int
+    """The last step that was logged; 0 if none was."""
+    steps: int | None
+    """The steps that it is trained for; None if config.yaml does not tell."""
+
+
+def read_progress(folder: Path) -> Progress:
+    """Reads how far a run is from config.yaml and metrics.jsonl, either of which may be missing."""
+    config, lines = _read_config(folder / "config.yaml", []), read_json_lines(folder / "metrics.jsonl")
+    return Progress(
+        str(config.get("method.name") or "unknown"), int(lines[-1]["step"]) if lines else 0, config.get("train.steps")
+    )
+
+
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -122,6 +122,21 @@ def make_in_use_error(what: str, holder: LockHolder | None, remedy: str) -> Fold
     return FolderInUse(f"{what} {IN_USE}: {holder or 'one that has just ended'}; {remedy}")
 
 
+def find_writer(folder: Path) -> LockHolder | None:
+    """Finds the process that writes into a folder; None if none does, as far as a look can tell.
+
+    A process of another machine counts if it refreshed its lock within DEAD_SECONDS, by this machine's clock.
+    """
+    path = folder / LOCK
+    owner = SoftFileLease(path, lease_duration=DEAD_SECONDS).owner
+    try:
+        is_fresh = time.time() - path.stat().st_mtime < DEAD_SECONDS
+    except OSError:
+        return None
+    is_alive = is_running_here(owner) or (is_fresh and not is_on_this_machine(owner))
+    return LockFile(path).get_holder() if is_alive else None
+
+
 def is_lock_file(path: Path) -> bool:
     """Whether a file in a folder belongs to the folder's lock."""
     return path.name.startswith(LOCK)

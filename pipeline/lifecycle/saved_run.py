@@ -25,6 +25,7 @@ from pipeline.manifest.verify import find_changed_files, sample_evenly
 from pipeline.run_folder.contents import Fingerprints, compute_config_digest, read_run
 from pipeline.seeds import Ints
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import FILES, read_facts
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequenc
     newest, problems = checkpoint.find_newest(folder)
     if newest is None:
         raise UserError(f"{folder} has no whole checkpoint yet: run jobs.train first", problems)
-    state = checkpoint.read_facts(newest)
+    state = read_facts(newest)
     if state["fingerprints"] != fingerprints.as_dict():
         raise UserError(f"{newest} is a checkpoint of another run (its fingerprints are not those of facts.json): remove it")
-    weights, step = newest / checkpoint.FILES[0], int(state["step"])
+    weights, step = newest / FILES[0], int(state["step"])
     if config.evaluation.checkpoint == "best":
         weights, step = find_best_weights(folder)
     moved, note = _has_moved(trained, config), _note_kept_root(trained, config)

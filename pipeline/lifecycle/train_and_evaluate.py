@@ -16,6 +16,7 @@ from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import PREDICTORS, lock_run, read_metrics, write_text
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import FILES, parse_step, read_facts
 from pipeline.training.gpu_memory import check_training
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import PreparedRun
@@ -100,7 +101,7 @@ def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, in
         newest, problems = checkpoint.find_newest(prepared.run.folder, prepared.run.store)
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
-    return newest / "model.safetensors", checkpoint.parse_step(newest.name)
+    return newest / "model.safetensors", parse_step(newest.name)
 
 
 def find_best_weights(folder: Path, store: str | None = None) -> tuple[Path, int]:
@@ -108,7 +109,7 @@ def find_best_weights(folder: Path, store: str | None = None) -> tuple[Path, int
     best, problems = checkpoint.find_best(folder, store)
     if best is None:
         raise UserError(f"evaluation.checkpoint=best: {folder} has no such checkpoint; evaluation.checkpoint=last:", problems)
-    return best / checkpoint.FILES[0], int(checkpoint.read_facts(best)["step"])
+    return best / FILES[0], int(read_facts(best)["step"])
 
 
 def _fit(prepared: PreparedRun, resources: Resources | None) -> None:

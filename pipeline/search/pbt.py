@@ -33,6 +33,7 @@ from pipeline.seeds import draw_uniform
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import DamagedCheckpoint
 from pipeline.training.prepared_run import prepare_run
 
 Score: TypeAlias = tuple[float, float]
@@ -238,7 +239,7 @@ class Population:
             source = self.build_config(member.parent).run_folder / f"checkpoint_{member.start:06d}"
             try:
                 checkpoint.fork(source, prepared.run.folder, prepared.run.fingerprints.as_dict())
-            except checkpoint.DamagedCheckpoint as error:
+            except DamagedCheckpoint as error:
                 raise UserError(f"{member.run_name} cannot start from {member.parent.run_name}: {error}") from None
 
     def _record(self, before: Sequence[Member], after: Sequence[Member], step: int, scores: Mapping[int, Score]) -> None:

@@ -19,6 +19,7 @@ from pipeline.methods import build_method, find_first_unlabeled_step
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import Fingerprints, check_run_folder, create_run_folder
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import parse_step
 from pipeline.training.held_out import check_evaluation_videos, check_held_out, note_missing_files
 from pipeline.training.loop import TrainingRun
 from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, choose_profiled_steps
@@ -41,7 +42,7 @@ class PreparedRun:
     @property
     def step(self) -> int:
         """The step of ``newest``, 0 without one."""
-        return 0 if self.newest is None else checkpoint.parse_step(self.newest.name)
+        return 0 if self.newest is None else parse_step(self.newest.name)
 
     @property
     def is_finished(self) -> bool:

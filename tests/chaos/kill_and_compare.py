@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import FILES
 from tests.chaos.kills import KINDS, STORE_BYTES, Ring, next_kind, possible_kinds
 
 NODES = 2
@@ -142,7 +143,7 @@ def _compare(reference: Path, folder: Path, kills: Sequence[Kill]) -> dict[str, 
     for place, kill in enumerate(kills):
         until = kills[place + 1].step if place + 1 < len(kills) else steps[-1]
         kill.equal = same_steps and all(differences[step] <= ROUNDING for step in steps if kill.step < step <= until)
-    weights, others = (load_file(_final(path) / checkpoint.FILES[0]) for path in (reference, folder))
+    weights, others = (load_file(_final(path) / FILES[0]) for path in (reference, folder))
     bits = weights.keys() == others.keys() and all(bool((weights[key] == others[key]).all()) for key in weights)
     largest = max(differences.values(), default=float("nan"))
     gaps = "no line is missing or double" if same_steps else f"LINES DIFFER: {steps}"

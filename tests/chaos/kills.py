@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import FILES
 from pipeline.training.on_ray.restarts import FAILURES, MONITOR
 
 CPUS_PER_NODE = 2
@@ -240,7 +241,7 @@ def _damage(ring: Ring, name: str) -> str:
     newest, _ = checkpoint.find_newest(Path(ring.config.run.storage_path) / name)
     if newest is None:
         return ""
-    with (newest / checkpoint.FILES[0]).open("r+b") as file:
+    with (newest / FILES[0]).open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"damaged!")
     return _signal(ring, "RayTrainWorker", signal.SIGKILL, "the newest checkpoint was damaged, a train worker killed")

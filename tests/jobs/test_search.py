@@ -30,6 +30,7 @@ from pipeline.run_folder.study_folder import read_trials
 from pipeline.search.optuna_search import SearchPlan
 from pipeline.studies import run_trials
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import FILES
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import prepare_run
 from tests.two_processes import without_ray
@@ -121,7 +122,7 @@ def test_a_search_is_of_ordinary_runs_on_validation_videos(
 
 
 def weights(folder: Path) -> list[bytes]:
-    return [(folder / "checkpoint_000008" / name).read_bytes() for name in checkpoint.FILES]
+    return [(folder / "checkpoint_000008" / name).read_bytes() for name in FILES]
 
 
 class Killed(BaseException):

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.label_file import FileLabels
 from pipeline.methods import LossWeights, compute_loss_weights
 from pipeline.run_folder.contents import read_metrics
-from pipeline.training.checkpoints.checkpoint import FILES
+from pipeline.training.checkpoints.checkpoint_facts import FILES
 from tests.methods.built_methods import built, config_of, views_of
 from tests.methods.traces import CLASSES, VIDEOS
 

@@ -26,7 +26,7 @@ from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials
 from pipeline.studies.ablation import _ListedTrials
-from pipeline.training.checkpoints.checkpoint import FILES
+from pipeline.training.checkpoints.checkpoint_facts import FILES
 
 GRID = "question: Does contrast matter?\ngrid: {method.contrast.weight: [0, 1, 2]}\n"
 

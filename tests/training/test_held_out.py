@@ -19,7 +19,7 @@ from pipeline.manifest.label_subset import read_labels
 from pipeline.methods import build_students
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import held_out, loop
-from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import prepare_run
 from tests.training.test_loop import comparable, weights
@@ -95,7 +95,7 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
     fit_in_process(prepared)
     last = {name: tmp_path / name / "checkpoint_000012" for name in ("whole", "cut", "unscored")}
     assert weights(last["whole"]) == weights(last["cut"]) == weights(last["unscored"])
-    scores = {name: checkpoint.read_facts(folder)["scores"] for name, folder in last.items()}
+    scores = {name: read_facts(folder)["scores"] for name, folder in last.items()}
     assert list(scores["whole"]) == ["3", "6", "9", "12"] and scores["unscored"] == {}
     assert scores["cut"] == scores["whole"]
     assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")

@@ -17,11 +17,11 @@ from pipeline.training.checkpoints.checkpoint import (
     TrainState,
     choose_kept_steps,
     delete_old_checkpoints,
-    parse_step,
     sync_to_disk,
     take_snapshot,
     write,
 )
+from pipeline.training.checkpoints.checkpoint_facts import parse_step
 
 
 class NotSaved(RuntimeError):

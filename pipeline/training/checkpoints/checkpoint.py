@@ -14,8 +14,6 @@ checkpoint up to 2 s late, which loses it in a crash. ``background_writer.py`` d
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -29,11 +27,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.files.tensor_files import save_tensors
+from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.run_folder import run_store
-
-FILES = ("model.safetensors", "optimizer.safetensors")
-KEYS_BEFORE_SEAL = {"step", "next_row", "fingerprints", "scores", "scaler", "unwritten", "optimizers", "sha256", "forked_from"}
-"""The keys of state.json before it had a checksum of itself; such a checkpoint still loads."""
+from pipeline.training.checkpoints.checkpoint_facts import (
+    FILES,
+    DamagedCheckpoint,
+    format_sealed,
+    parse_step,
+    read_facts,
+    verify_checkpoint,
+)
 
 NOT_FINITE = (
     "that would happen again, so the run stops at the checkpoint before: lower primary.optimizer.lr and auxiliary.optimizer.lr,"
@@ -81,10 +84,6 @@ class Snapshot:
         return f"checkpoint_{self.facts['step']:06d}"
 
 
-class DamagedCheckpoint(Exception):
-    """A checkpoint folder does not hold what was written; the message names the file."""
-
-
 def take_snapshot(state: TrainState) -> Snapshot:
     """Copies a state to the host; after this the training may go on."""
     tensors, rest = _pack_optimizers(state.optimizers)
@@ -112,8 +111,8 @@ def write(shot: Snapshot, run_folder: Path) -> Path:
     scratch.mkdir(parents=True)
     for name, tensors in zip(FILES, (shot.model, shot.optimizer), strict=True):
         save_tensors(tensors, scratch / name)
-    facts = {**shot.facts, "sha256": {name: _sha256(scratch / name) for name in FILES}}
-    (scratch / run_store.COMMIT_FILE).write_text(_format_sealed(facts), encoding="utf-8")
+    facts = {**shot.facts, "sha256": {name: compute_sha256(scratch / name) for name in FILES}}
+    (scratch / run_store.COMMIT_FILE).write_text(format_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
         sync_to_disk(path)
     if target.exists():  # a resumed run came by again: the same state, or the damaged one that was skipped
@@ -135,11 +134,11 @@ def fork(checkpoint: Path, run_folder: Path, fingerprints: Mapping[str, str]) ->
     scratch.mkdir(parents=True)
     for name, digest in facts["sha256"].items():
         shutil.copyfile(checkpoint / name, scratch / name)
-        if _sha256(scratch / name) != digest:
+        if compute_sha256(scratch / name) != digest:
             raise DamagedCheckpoint(f"{checkpoint / name} is damaged")
     origin = {"run": checkpoint.parent.name, "step": facts["step"], "fingerprints": facts["fingerprints"]}
     facts = {**facts, "fingerprints": dict(fingerprints), "forked_from": origin}
-    (scratch / run_store.COMMIT_FILE).write_text(_format_sealed(facts), encoding="utf-8")
+    (scratch / run_store.COMMIT_FILE).write_text(format_sealed(facts), encoding="utf-8")
     for path in (*scratch.iterdir(), scratch):
         sync_to_disk(path)
     os.replace(scratch, target)
@@ -199,43 +198,6 @@ def find_best(run_folder: Path, store: str | None = None) -> tuple[Path | None, 
     return best, problems
 
 
-def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Compares all checksums and returns the content of state.json. Raises DamagedCheckpoint."""
-    facts = read_facts(checkpoint)
-    for name, digest in facts["sha256"].items():
-        if not (checkpoint / name).is_file() or _sha256(checkpoint / name) != digest:
-            raise DamagedCheckpoint(f"{checkpoint / name} is missing or damaged")
-    return facts
-
-
-def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """Reads state.json and compares its own checksum. Raises DamagedCheckpoint."""
-    path = checkpoint / run_store.COMMIT_FILE
-    try:
-        facts: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise DamagedCheckpoint(f"{path} is missing or damaged")
-    seal = facts.pop("seal", None)
-    if seal != _compute_seal(facts) and (seal is not None or not set(facts) <= KEYS_BEFORE_SEAL):
-        raise DamagedCheckpoint(f"{path} is damaged: its checksum is another")
-    if not isinstance(facts.get("sha256"), dict) or set(facts["sha256"]) != set(FILES):
-        raise DamagedCheckpoint(f"{path} names no checksums")
-    if facts.get("step") != parse_step(checkpoint.name):
-        raise DamagedCheckpoint(f"{path} is damaged: it says step {facts.get('step')}")
-    return facts
-
-
-def _format_sealed(facts: Mapping[str, Any]) -> str:
-    """Formats state.json with a checksum of its content that does not depend on the layout of the text."""
-    return json.dumps({**facts, "seal": _compute_seal(facts)}, indent=1)
-
-
-def _compute_seal(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def delete_old_checkpoints(run_folder: Path, step: int, keep: int, best: Mapping[int, float] = {}, keep_best: int = 0) -> None:
     """Deletes the checkpoints that ``choose_kept_steps`` does not keep, and leftovers of interrupted writes."""
     for leftover in run_folder.glob(".checkpoint_*"):
@@ -255,12 +217,6 @@ def choose_kept_steps(
     past = sorted(number for number in steps if number <= step)
     scored = sorted((number for number in past if number in scores), key=lambda number: (-scores[number], number))
     return {*past[-keep:], *scored[:keep_best]}
-
-
-def parse_step(name: str) -> int:
-    """Reads the step from a checkpoint's name: checkpoint_000100 -> 100, and -1 for any other name."""
-    number = name.rpartition("_")[2]
-    return int(number) if number.isdigit() else -1
 
 
 def _list_checkpoints(run_folder: Path, store: str | None) -> Iterator[Path]:
@@ -313,11 +269,6 @@ def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 values[name] = torch.zeros_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_to_disk(path: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import Fingerprints
 from pipeline.stream.on_ray import build_ray_stream
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from pipeline.training.on_ray.run_control import end_with_reason
 from pipeline.training.prepared_run import limit_steps, reopen_inputs
 
@@ -128,7 +129,7 @@ class PlannedData(DataConfig):  # type: ignore[misc]
         """Returns each worker's part of the stream; Ray calls it at each start of workers."""
         run = reopen_inputs(parse_config(self.tree), self.fingerprints)
         newest, _ = checkpoint.find_newest(run.folder, run.store)
-        first_step = checkpoint.read_facts(newest)["step"] if newest else 0
+        first_step = read_facts(newest)["step"] if newest else 0
         resources = replace(self.resources, workers=world_size)
         stream = build_ray_stream(run.source, limit_steps(run.config, self.end), first_step, resources)
         parts: list[dict[str, Any]] = super().configure(

@@ -24,6 +24,7 @@ from pipeline.files.store_lock import get_held_token
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from pipeline.training.loop import TrainingRun
 from pipeline.training.on_ray.backend import SurvivingTorchConfig
 from pipeline.training.on_ray.controller import CheckpointBeforeResize, PlannedData, StartTimeout, make_placeholder
@@ -175,7 +176,7 @@ def list_failures(error: BaseException, end_reasons: Mapping[int | None, str]) -
 def _restart_or_raise(failures: Sequence[Failure], restarts: Restarts, run: TrainingRun) -> None:
     """Records the failures; returns if the workers should start again, and raises the reason if that would be useless."""
     newest, _ = checkpoint.find_newest(run.folder, run.store)
-    step = checkpoint.read_facts(newest)["step"] if newest else 0
+    step = read_facts(newest)["step"] if newest else 0
     ending = restarts.decide(step, failures)
     path = run.folder / FAILURES
     record_failures(path, step, failures, ending)

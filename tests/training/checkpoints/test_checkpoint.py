@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.checkpoints.checkpoint import DamagedCheckpoint, TrainState
+from pipeline.training.checkpoints.checkpoint import TrainState
+from pipeline.training.checkpoints.checkpoint_facts import DamagedCheckpoint, read_facts
 
 PRINTS = {"config": "c", "manifest": "m", "labels": "l"}
 
@@ -138,7 +139,7 @@ def test_a_checkpoint_from_before_state_json_had_a_checksum_loads(tmp_path: Path
 def test_a_fork_is_sealed_anew(tmp_path: Path) -> None:
     path = checkpoint.fork(checkpoint.save(state(), tmp_path / "one"), tmp_path / "other", {**PRINTS, "config": "d"})
     assert checkpoint.find_newest(tmp_path / "other") == (path, [])
-    assert checkpoint.read_facts(path)["forked_from"]["step"] == 3
+    assert read_facts(path)["forked_from"]["step"] == 3
 
 
 def test_an_interrupted_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +148,7 @@ def test_an_interrupted_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path, mo
     def die(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_sha256", die)
+    monkeypatch.setattr(checkpoint, "compute_sha256", die)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(state(steps=4), tmp_path)
     monkeypatch.undo()

@@ -16,6 +16,7 @@ from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training import loop
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import FILES
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import prepare_run
 from tests.object_store import ObjectStore
@@ -34,7 +35,7 @@ def test_a_checkpoint_is_there_with_its_commit_and_not_before(s3: ObjectStore, t
     assert puts[-3:] == ["state.json"] * 3 and "state.json" not in puts[:-3]
     assert run_store.list_checkpoints(store) == ["checkpoint_000004", "checkpoint_000002"]
     run_store.delete_checkpoint(store, "checkpoint_000004")
-    for name in checkpoint.FILES:  # a kill before the commit
+    for name in FILES:  # a kill before the commit
         storage.upload(newer / name, f"{store}/checkpoint_000004/{name}")
     assert checkpoint.find_newest(tmp_path / "there", store) == (tmp_path / "there" / "checkpoint_000002", [])
 

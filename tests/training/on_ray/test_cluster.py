@@ -21,6 +21,7 @@ from jobs import train
 from jobs.command import run
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoints import checkpoint
+from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from tests.chaos.kills import used_memory
 
 LR = ["primary.optimizer.lr=0.001", "auxiliary.optimizer.lr=0.001"]  # at 0.01 rounding grows to 9 % in 200 steps
@@ -201,7 +202,7 @@ def test_sigterm_to_workers_on_two_nodes_loses_no_step(cluster: Any, tiny: Path,
     finally:
         end(driver)
     newest, _ = checkpoint.find_newest(folder)
-    assert newest is not None and checkpoint.read_facts(newest)["step"] - last(folder) in (0, 1)  # a line every other step
+    assert newest is not None and read_facts(newest)["step"] - last(folder) in (0, 1)  # a line every other step
     again = start(cluster, tiny, *words)
     assert again.wait(300) == 0, log.read_text()[-3000:]
     assert failures(folder) == []

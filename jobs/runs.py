@@ -1,0 +1,83 @@
+"""Lists runs and studies: ``python -m jobs.runs [FOLDER]``, the one that changed last first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jobs.command import DONE, parse_folder, run
+from pipeline.analysis.run_list import ListedRun, list_runs
+
+COLUMNS = ("run", "what", "state", "done", "top-1 %", "changed", "size")
+NUMBERS = ("done", "top-1 %", "size")
+UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a table, or with ``--json`` a list of objects."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.runs",
+        description="List the runs and studies in a folder: state, steps, accuracy of the mean of both students, age, size.",
+        epilog="example: python -m jobs.runs runs --all",
+    )
+    parser.add_argument("folder", nargs="?", type=parse_folder, default=Path("runs"), metavar="FOLDER", help="default: runs")
+    parser.add_argument("--all", action="store_true", help="list the runs of studies, too")
+    parser.add_argument("--json", action="store_true", help="print a list of objects, with all accuracies and bytes")
+    options = parser.parse_args(argv)
+    found = list_runs(options.folder, options.all)
+    if options.json:
+        print(json.dumps([one.to_dict() for one in found], indent=1))
+        return DONE
+    if not found:
+        print(f"no run in {options.folder}; python -m jobs.train --config FILE begins one")
+        return DONE
+    print("\n".join(format_list(found, options.folder, datetime.now(UTC))))
+    return DONE
+
+
+def format_list(found: Sequence[ListedRun], folder: Path, now: datetime) -> list[str]:
+    """Formats a list for a terminal: a line for each run or study, then the protocols of the accuracies."""
+    rows = [COLUMNS, *(_format_row(one, folder, now) for one in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(COLUMNS, row, widths, strict=True)
+        lines.append("  ".join(t.rjust(width) if name in NUMBERS else t.ljust(width) for name, t, width in cells).rstrip())
+    protocols = dict.fromkeys(one.protocol for one in found if one.protocol)
+    return [*lines, *(["", f"top-1 of the mean of both students: {'; '.join(protocols)}"] if protocols else [])]
+
+
+def _format_row(one: ListedRun, folder: Path, now: datetime) -> tuple[str, ...]:
+    name = str(one.folder.relative_to(folder)) if one.folder != folder else str(folder)
+    top1 = one.top1.get("mean")
+    done = f"{one.done:,}" if one.planned is None else f"{one.done:,}/{one.planned:,}"
+    what, unit = (one.method, "steps") if one.kind == "run" else (one.kind, "trials")
+    accuracy = "" if top1 is None else f"{top1:.1f}"
+    age = format_age((now - one.changed).total_seconds())
+    return name, what, one.state, f"{done} {unit}", accuracy, age, format_bytes(one.bytes)
+
+
+def format_age(seconds: float) -> str:
+    """Formats how long ago something was, in its largest whole unit: ``3 hours ago``."""
+    for unit, length in UNITS:
+        if seconds >= length:
+            number = int(seconds // length)
+            return f"{number} {unit}{'s' * (number > 1)} ago"
+    return "just now"
+
+
+def format_bytes(number: int) -> str:
+    """Formats a number of bytes with at least two digits: ``12 KiB``, ``3.4 GiB``."""
+    size, unit = number / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}" if 0 < size < 10 else f"{size:.0f} {unit}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
