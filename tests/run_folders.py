@@ -100,6 +100,19 @@ def save_predictions(
     (folder / "evaluation.json").write_text(json.dumps(summary))
 
 
+def evaluate_on_other_data(folder: Path, manifest: Manifest, keep_own: bool = False) -> None:
+    """Gives a run folder's results the names and entries of an evaluation on other data, as if the manifest were such."""
+    own = json.loads((folder / "evaluation.json").read_text())
+    about: dict[str, Any] = {"data": {"manifest": manifest.path, "root": manifest.root, "fingerprint": manifest.fingerprint}}
+    about["other_data"] = {"trained_on": "0123456789abcdef", "unknown_classes": {"loop <a>": 3}}
+    (folder / f"evaluation_on_{manifest.fingerprint}.json").write_text(json.dumps(own | about))
+    scores = (folder / "predictions.parquet").read_bytes()
+    (folder / f"predictions_on_{manifest.fingerprint}.parquet").write_bytes(scores)
+    if not keep_own:
+        (folder / "evaluation.json").unlink()
+        (folder / "predictions.parquet").unlink()
+
+
 def save_run(
     parent: Path,
     manifest: Manifest,

@@ -24,6 +24,7 @@ from pipeline.config import MonitorSection, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import summarize
 from pipeline.evaluation.protocol import describe_protocol
+from pipeline.model_folder.read_folder import CONFIG, TRAINING, is_model_folder
 from pipeline.run_folder.contents import PREDICTORS, flatten
 from pipeline.training.monitoring.failure_signatures import FailureSignature, find_signatures
 
@@ -74,6 +75,8 @@ class RunRecord:
     """The contents of evaluation_on_*.json, which jobs.evaluate --other-data wrote, sorted by the name of the data."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """The content of calibration.json, which jobs.evaluate --calibrate wrote; empty if there is none."""
+    is_model: bool = False
+    """Whether the folder is a model folder, which has no training."""
 
     @property
     def name(self) -> str:
@@ -131,7 +134,7 @@ class RunRecord:
     def last_step(self) -> int:
         """The last step that any file mentions; 0 if none does."""
         logged = int(self.lines[-1]["step"]) if self.lines else 0
-        return max(logged, int(self.evaluation.get("step") or 0))
+        return max(logged, int(self.evaluation.get("step") or 0), int(self.facts.get("step") or 0))  # of a model: its weights'
 
     @property
     def split(self) -> str:
@@ -185,26 +188,39 @@ class RunRecord:
         return None if share is None or not math.isfinite(share) else 100 * share
 
 
+def name_data(evaluation: Mapping[str, Any]) -> str:
+    """Names the data of an evaluation by the last two names of its manifest's path; the table of evaluations has all of it."""
+    return "/".join(Path(str((evaluation.get("data") or {}).get("manifest"))).parts[-2:])
+
+
 def is_run(path: Path) -> bool:
     """Returns whether a folder holds any file of a run, or what ``jobs.evaluate --other-data`` wrote elsewhere."""
     return any((path / name).is_file() for name in RUN_FILES) or (path.is_dir() and any(path.glob(OTHER_DATA)))
 
 
 def read_run_record(folder: Path) -> RunRecord:
-    """Reads all files of a run folder but for checkpoints and saved scores."""
+    """Reads all files of a run folder, or of a model folder, but for weights and saved scores."""
     missing: list[str] = []
-    predictions = read_predictions(folder / "predictions.parquet", missing)
+    is_model = is_model_folder(folder)
+    has_own = (folder / "evaluation.json").is_file() or (folder / "predictions.parquet").is_file()
+    of_own_data: list[str] = [] if not has_own and any(folder.glob(OTHER_DATA)) else missing  # else said in a sentence
+    predictions = read_predictions(folder / "predictions.parquet", of_own_data)
+    if is_model:
+        config, facts = _read_model(folder, missing)
+    else:
+        config, facts = _read_config(folder / "config.yaml", missing), _read_json(folder / "facts.json", missing)
     run = RunRecord(
         folder=folder,
-        config=_read_config(folder / "config.yaml", missing),
-        facts=_read_json(folder / "facts.json", missing),
-        lines=_read_lines(folder / "metrics.jsonl", missing),
-        evaluation=_read_evaluation(folder / "evaluation.json", predictions, missing),
+        config=config,
+        facts=facts,
+        lines=() if is_model else _read_lines(folder / "metrics.jsonl", missing),
+        evaluation=_read_evaluation(folder / "evaluation.json", predictions, of_own_data),
         predictions=predictions,
         quarantine=_read_quarantine(folder / "quarantine.parquet", missing),
         missing=(),
         other_data=_read_other_data(folder, missing),
         calibration=_read_json(folder / CALIBRATION, missing) if (folder / CALIBRATION).is_file() else {},
+        is_model=is_model,
     )
     missing += _explain_other_data(run)
     if run.is_unfinished and run.lines:
@@ -212,8 +228,23 @@ def read_run_record(folder: Path) -> RunRecord:
     return replace(run, missing=tuple(missing))
 
 
+def _read_model(folder: Path, missing: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads config.json and training.json of a model folder, by the names that a run's config.yaml and facts.json have for the
+    same."""
+    training = _read_json(folder / TRAINING, missing)
+    knobs = {name: value for name, value in _read_json(folder / CONFIG, missing).items() if isinstance(value, dict)}
+    method = {"method": "trained elsewhere"} if "trained_elsewhere" in training else {}
+    config = {"run.name": folder.name, "run.seed": training.get("seed"), **flatten(knobs)}
+    return config, {**training, **method, "versions": training.get("trained_with")}
+
+
 def _read_other_data(folder: Path, missing: list[str]) -> tuple[Mapping[str, Any], ...]:
-    contents = [_read_json(path, missing) for path in sorted(folder.glob(OTHER_DATA))]
+    paths = sorted(folder.glob(OTHER_DATA))
+    contents = [_read_json(path, missing) for path in paths]
+    for path in paths:
+        scores = path.with_name(path.stem.replace("evaluation", "predictions", 1) + ".parquet")
+        if not scores.is_file():
+            missing.append(f"{scores.name}: without it there are no classes and no confusion matrix of that data.")
     return tuple(sorted(filter(None, contents), key=lambda content: str((content.get("data") or {}).get("manifest"))))
 
 
@@ -224,6 +255,8 @@ def _explain_other_data(run: RunRecord) -> list[str]:
     if elsewhere and not run.config:
         runs = [f"{path}, which was trained on the manifest of fingerprint {print_}" for path, print_ in elsewhere.items()]
         return [f"Its own data: these are results of other data than the run's. The run: {'; '.join(runs)}."]
+    if run.other_data and not run.evaluation and not run.is_model:
+        return ["evaluation.json: not evaluated on its own data yet; python -m jobs.evaluate writes it."]
     data = run.evaluation.get("data") or {}
     if run.evaluation.get("other_data"):
         trained_on = run.evaluation["other_data"].get("trained_on")

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.analysis.run_reader import RUN_FILES, RunRecord, is_run, read_json_lines, read_outcome, read_run_record
 from pipeline.config import translate_old_keys
 from pipeline.errors import UserError, find_nearest_name
+from pipeline.model_folder.read_folder import is_model_folder
 from pipeline.run_folder.contents import PREDICTORS
 
 SEARCH = "search"
@@ -296,4 +297,6 @@ def _explain_no_run(path: Path) -> str | None:
         return f"{path}: is a file"
     if is_run(path) or any((path / name).is_file() for name in ("study.json", "trials.jsonl")):
         return None
+    if is_model_folder(path):
+        return f"{path}: is a model that was not evaluated yet; python -m jobs.evaluate {path} --manifest FILE does it"
     return None if any(is_run(child) for child in path.iterdir()) else f"{path}: holds none of these, nor a folder that does"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.comparison import BASELINE, Difference, Group
 from pipeline.analysis.response import Response
-from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.run_reader import RunRecord, name_data
 from pipeline.analysis.statistics import ALPHA, Estimate, format_p
 from pipeline.analysis.study_reader import ReportInput, StudyRecord
 from pipeline.evaluation.metrics import compute_confusion_matrix, compute_mean_and_sd, find_predicted_classes
@@ -73,6 +74,8 @@ def name_splits(groups: Sequence[Group]) -> str:
 def _describe_answer(groups: Sequence[Group], differences: Sequence[Difference]) -> str:
     evaluated = [group for group in groups if group.get_top1("mean")]
     if not evaluated:
+        if len(groups) == 1 and (others := list(filter(None, map(_describe_other_data, groups[0].runs[0].other_data)))):
+            return " ".join(others[:MOST_NAMED])
         return "Not known yet: " + ("the run was not evaluated." if len(groups) == 1 else "no run was evaluated.")
     if len(differences) == 1:
         return _describe_single_difference(differences[0])
@@ -88,6 +91,16 @@ def _describe_answer(groups: Sequence[Group], differences: Sequence[Difference])
         f"{_format_percent(group, 'mean')} of {videos:,} by the mean of both students; "
         f"{_format_percent(group, 'primary')} by the primary, {_format_percent(group, 'auxiliary')} by the auxiliary alone."
     )
+
+
+def _describe_other_data(evaluation: Mapping[str, Any]) -> str:
+    """Describes the accuracies of an evaluation on other data; "" if its file does not tell them."""
+    shares: list[Any] = [(evaluation.get(predictor) or {}).get("top1") for predictor in ("mean", "primary", "auxiliary")]
+    if None in shares or not evaluation.get("videos"):
+        return ""
+    mean, primary, auxiliary = (f"{100 * share:.1f}{NBSP}%" for share in shares)
+    videos = f"{evaluation['videos']:,} in {name_data(evaluation)}"
+    return f"{mean} of {videos} by the mean of both students; {primary} by the primary, {auxiliary} by the auxiliary alone."
 
 
 def _describe_single_difference(difference: Difference) -> str:

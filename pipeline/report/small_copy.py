@@ -99,9 +99,10 @@ def _copy_run(source: Path, target: Path) -> None:
             write_text(target / name, "".join(lines))
     if (source / "quarantine.parquet").is_file():
         pq.write_table(_shorten_uris(pq.read_table(source / "quarantine.parquet")), target / "quarantine.parquet")
-    if (source / "predictions.parquet").is_file():
-        table = _round_scores(pq.read_table(source / "predictions.parquet"))
-        pq.write_table(table, target / "predictions.parquet", compression="zstd", compression_level=19)
+    for path in (source / "predictions.parquet", *sorted(source.glob("predictions_on_*.parquet"))):
+        if path.is_file():
+            table = _round_scores(pq.read_table(path))
+            pq.write_table(table, target / path.name, compression="zstd", compression_level=19)
 
 
 def _round_scores(table: pa.Table) -> pa.Table:

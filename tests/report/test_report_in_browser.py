@@ -16,6 +16,7 @@ from pipeline.manifest.schema import Manifest
 from pipeline.report.pages.label_report import write_label_report
 from pipeline.report.report import Report, write_report
 from tests.report.test_report import MAX_BYTES, PAGES
+from tests.run_folders import evaluate_on_other_data
 from tests.study_folders import write_population, write_scores
 
 WIDTHS = (1280, 390)
@@ -96,21 +97,25 @@ def check_layout(page: Any) -> int:
 
 @pytest.fixture(scope="module")
 def further(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_run: Any) -> dict[str, Path]:
-    """Pages of a run that saved scores, of these scores alone, and of a population."""
+    """Pages of a run that saved scores, of these scores alone, of a run that has results of other data, too, and of a
+    population."""
     parent = tmp_path_factory.mktemp("further")
     folder = write_run(parent, manifest)
     generator = torch.Generator().manual_seed(0)
     scores = {name: (3 * torch.randn(60, 4, generator=generator)).softmax(dim=1) for name in ("primary", "auxiliary")}
     write_scores(folder, torch.randint(-1, 4, (60,), generator=generator), scores, steps=30)
+    other = write_run(parent / "other", manifest)
+    evaluate_on_other_data(other, manifest, keep_own=True)
     return {
         "labels": write_report([folder]).path,
+        "other_data": write_report([other]).path,
         "label_quality": write_label_report([folder]).files[-1],
         "population": write_report([write_population(parent / "pbt")]).path,
     }
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["labels", "label_quality", "population"])
+@pytest.mark.parametrize("name", ["labels", "label_quality", "other_data", "population"])
 def test_pages_of_labels_and_populations_fit_their_window_too(
     browser: Any, further: dict[str, Path], name: str, width: int
 ) -> None:
@@ -118,7 +123,7 @@ def test_pages_of_labels_and_populations_fit_their_window_too(
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.goto(further[name].as_uri())
-    assert check_layout(page) >= {"labels": 20, "label_quality": 8, "population": 1}[name]
+    assert check_layout(page) >= {"labels": 20, "label_quality": 8, "other_data": 20, "population": 1}[name]
     assert complaints == []
     page.close()
 

@@ -20,14 +20,15 @@ from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import TrialRecord
 from pipeline.report import sentences
 from pipeline.report.html import REPORT_SCRIPT, hash_script, render_page
-from pipeline.report.plots.confusion_order import list_cells, order_by_confusion
 from pipeline.report.plots.drawing import NUM_COLORS, Drawing
-from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_confusion, draw_panel
+from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_panel
 from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
 from pipeline.report.report_content import Content
 from pipeline.report.sample_clips import build_samples
+from pipeline.report.sections.class_section import build_class_section
 from pipeline.report.sections.evaluation_section import build_evaluation_section
 from pipeline.report.sections.label_section import build_label_sections
+from pipeline.report.sections.other_data_section import build_other_data_sections
 from pipeline.report.sections.rounds_section import build_rounds_sections
 from pipeline.report.sections.search_section import build_search_sections
 from pipeline.report.tables import (
@@ -38,10 +39,6 @@ from pipeline.report.tables import (
 )
 from pipeline.run_folder.contents import PREDICTORS
 
-MAX_CONFUSIONS = 4
-"""The number of confusion matrices on a page at most, one per setting."""
-MAX_ERRORS = 30
-"""The number of most frequent errors that are listed if a confusion matrix cannot name its classes."""
 MAX_WHOLE_CONFIGURATIONS = 40
 """Up to so many runs, the page has each whole configuration, 6 KB each; with more runs it is in their folders only."""
 
@@ -53,7 +50,7 @@ class RunCommand:
     run: RunRecord
     href: str
     command: str
-    """The result of ``run_description.build_command``: the command that makes this very run."""
+    """The result of ``run_description.build_command``: the command that makes this very run; empty for a model."""
     study: str
     """The command of the study or search that the run belongs to, if any."""
     baseline: str
@@ -74,7 +71,6 @@ def render_report(content: Content, folder: Path) -> str:
 def _build_context(content: Content, folder: Path) -> dict[str, Any]:
     groups, differences, overlaid = content.groups, content.differences, content.overlaid
     judged = groups or content.trials[:1]
-    columns, classes = sentences.build_class_table(judged)
     shown = _choose_sample_run(judged)
     return {
         "headline": sentences.build_headline(content.given, groups, differences),
@@ -90,7 +86,6 @@ def _build_context(content: Content, folder: Path) -> dict[str, Any]:
         "responses": _draw_responses(content),
         "response_title": sentences.choose_response_title(choose_response(groups), differences),
         "response_note": sentences.explain_response(choose_response(groups), differences),
-        "judged": judged,
         "split": sentences.name_splits(judged),
         "num_settings": len(groups or content.trials),
         "rounds": build_rounds_sections(content.given),
@@ -100,12 +95,12 @@ def _build_context(content: Content, folder: Path) -> dict[str, Any]:
         "num_colors": NUM_COLORS,
         "properties": run_description.build_setting_table(overlaid),
         "curves": _draw_curves(overlaid),
-        "class_columns": columns,
-        "classes": classes,
+        "classes": build_class_section(judged),
         "largest_open": LARGEST_LABELED,
-        "confusions": _draw_confusions(judged),
         "shown": shown,
         "evaluation": build_evaluation_section(shown),
+        "other_data_sections": build_other_data_sections([*([shown] if shown else []), *content.runs]),
+        "has_training": not all(run.is_model for run in content.runs),
         "samples": build_samples(shown) if shown else [],
         "signatures": sentences.list_signatures(content.runs),
         "quarantined": sentences.count_quarantined(content.runs),
@@ -159,24 +154,6 @@ def _draw_curves(groups: Sequence[Group]) -> list[Drawing]:
     ]
 
 
-Confusion = tuple[Drawing, list[tuple[str, str, int, int]], dict[str, str] | None]
-"""A drawn confusion matrix, its most frequent errors and, if its classes are not named, what names the cells."""
-
-
-def _draw_confusions(groups: Sequence[Group]) -> list[Confusion]:
-    counted = [(group, result) for group in groups if (result := sentences.count_confusions(group))]
-    return [_draw_confusion(group.label, *result, index) for index, (group, result) in enumerate(counted[:MAX_CONFUSIONS])]
-
-
-def _draw_confusion(label: str, counts: Any, classes: Sequence[str], index: int) -> Confusion:
-    cells, worst = None, sentences.find_largest_errors(counts, classes)
-    if len(classes) > LARGEST_LABELED:
-        order = order_by_confusion(counts)
-        counts, classes = counts[order][:, order], [classes[place] for place in order]
-        cells, worst = list_cells(counts, classes), sentences.find_largest_errors(counts, classes, MAX_ERRORS)
-    return Drawing(label, draw_confusion(counts, classes, f"Confusion matrix of {label}", f"confusion{index}")), worst, cells
-
-
 def _describe_commands(content: Content, folder: Path) -> list[RunCommand]:
     whole = len(content.runs) <= MAX_WHOLE_CONFIGURATIONS
     base = content.baseline.runs[0] if content.baseline else None
@@ -185,7 +162,7 @@ def _describe_commands(content: Content, folder: Path) -> list[RunCommand]:
         RunCommand(
             run=run,
             href=_build_link(folder, run),
-            command=run_description.build_command(run),
+            command="" if run.is_model else run_description.build_command(run),
             study=study.command if (study := content.given.find_study(run)) else "",
             baseline="" if run is base else name,
             differing=run_description.find_differing_keys(run, base) if base is not None else [],

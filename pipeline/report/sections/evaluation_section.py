@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.run_reader import Predictions, RunRecord
+from pipeline.analysis.run_reader import Predictions, RunRecord, name_data
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluation_summary import compute_figures
 from pipeline.report.plots.drawing import Drawing
@@ -27,7 +27,10 @@ MOST_LISTED = 20
 class EvaluationFigures:
     """What the page shows of one run's evaluation."""
 
+    id: str
+    """The section's id on the page."""
     run: str
+    """The run's name, and the other data if it was evaluated on such."""
     protocol: str
     """The protocol in one phrase; "" if the files do not tell."""
     figures: Table
@@ -44,8 +47,8 @@ class EvaluationFigures:
     """How many more there are."""
 
 
-def build_evaluation_section(run: RunRecord | None) -> EvaluationFigures | None:
-    """Builds the section of a run, or None if it has no scores of videos with labels."""
+def build_evaluation_section(run: RunRecord | None, place: str = "evaluation") -> EvaluationFigures | None:
+    """Builds the section of a run, or None if it has no scores of videos with labels. ``place`` is its id on the page."""
     predictions = run.predictions if run is not None else None
     if run is None or predictions is None or not (predictions.labels >= 0).any():
         return None
@@ -58,7 +61,9 @@ def build_evaluation_section(run: RunRecord | None) -> EvaluationFigures | None:
             after = compute_calibration(predictions.labels, apply_temperature(predictions.scores[predictor], temperature))
             calibrated[predictor] = after
         calibrated_bins = after["reliability"] if after else []
-        svg = draw_reliability(figures[predictor]["reliability"], calibrated_bins, predictor, f"reliability-{predictor}")
+        svg = draw_reliability(
+            figures[predictor]["reliability"], calibrated_bins, predictor, f"{place}-reliability-{predictor}"
+        )
         curves.append(Drawing(predictor, svg))
     hardest, confused = choose_hardest(predictions), choose_most_confused(predictions)
     confused = [index for index in confused if index not in hardest][:NUM_VIDEOS]
@@ -68,8 +73,10 @@ def build_evaluation_section(run: RunRecord | None) -> EvaluationFigures | None:
     samples = [replace(sample, note=note) for sample, note in zip(samples, notes, strict=True)]
     lost = [(path, reason) for key in ("undecodable", "unusable", "partly_decoded")
             for path, reason in (run.evaluation.get(key) or {}).items()]  # fmt: skip
+    other = f" on {name_data(run.evaluation)}" if run.evaluation.get("other_data") else ""
     return EvaluationFigures(
-        run=run.name,
+        id=place,
+        run=run.name + other,
         protocol=run.describe_protocol(),
         figures=build_figures_table(run, figures),
         curves=curves,
@@ -121,6 +128,8 @@ def _explain_temperatures(run: RunRecord, temperatures: dict[str, float]) -> str
             f"Temperatures were found on {run.calibration.get('videos')} held-out videos; the figures after them are of the "
             "test videos. They change no predicted class, and so no accuracy."
         )
+    if not run.calibration and run.is_model:
+        return "No temperatures: a run is calibrated (python -m jobs.evaluate RUN_FOLDER --calibrate), and then exported again."
     if not run.calibration:
         return "No temperatures yet: python -m jobs.evaluate RUN_FOLDER --calibrate finds them on held-out videos."
     if run.split != "test":
