@@ -123,6 +123,10 @@ class ReportInput:
         """Returns the study whose folder holds the run, or None."""
         return next((study for study in self.studies if run.folder.is_relative_to(study.folder)), None)
 
+    def list_runs(self, study: StudyRecord) -> list[RunRecord]:
+        """Lists the runs that a study's folder holds."""
+        return [run for run in self.runs if self.find_study(run) is study]
+
 
 def read_report_input(folders: Sequence[str | Path]) -> ReportInput:
     """Reads each run folder, and each one inside a study's folder. Raises UserError that names every path that is neither.

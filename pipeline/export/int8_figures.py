@@ -84,7 +84,7 @@ def measure_int8(floats: Mapping[str, Path], int8s: Mapping[str, Path], videos: 
         "videos": len(labels),
         "labeled_videos": int((labels >= 0).sum()),
         "undecodable_videos": failed,
-        "measured_on": {**videos.about, "protocol": "1 clip x 1 crop"},
+        "measured_on": dict(videos.about),
         "calibrated_on": {"videos": len(videos.calibration_rows), "fingerprint": videos.calibration.manifest.fingerprint},
         "cores": count_cores(),
         "cpu": _find_cpu_name(),
@@ -159,7 +159,8 @@ def describe_int8(int8: Mapping[str, Any]) -> list[str]:
             notes.append(f"note: {name} loses {one.lost_points:.1f} points of top-1, more than {LOST_POINTS:g} ({right})")
     data = int8["measured_on"]
     where = f"{int8['labeled_videos']} labeled {data['split']} videos of {data['source']} (of {data['chosen_from']})"
-    lines.append(f"measured on {where}, one clip each; ranges found on {int8['calibrated_on']['videos']} training videos")
+    ranges = f"ranges found on {int8['calibrated_on']['videos']} training videos"
+    lines.append(f"measured on {where}; protocol: {data['protocol']}; {ranges}")
     return [*lines, *notes]
 
 

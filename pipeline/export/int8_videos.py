@@ -12,6 +12,7 @@ import torch
 from pipeline.clips.source import VideoSource
 from pipeline.config import override
 from pipeline.errors import UserError
+from pipeline.evaluation.protocol import collect_protocol, describe_protocol
 from pipeline.export.check_clips import decode_middle_clips
 from pipeline.lifecycle.saved_run import SavedRun, has_own_data, open_other_data, open_run_source
 from pipeline.manifest.verify import sample_evenly
@@ -37,7 +38,8 @@ class Int8Videos:
     """Videos whose labels are classes of the run; -1 for others."""
     rows: Ints
     about: Mapping[str, Any]
-    """``source``, ``fingerprint`` and ``split`` of the data, and ``chosen_from``, the number of the split's usable videos."""
+    """``source``, ``fingerprint`` and ``split`` of the data; ``chosen_from``, the number of the split's usable videos; and
+    ``protocol`` in a phrase."""
 
 
 def find_int8_videos(run: SavedRun, words: Sequence[str]) -> Int8Videos:
@@ -59,9 +61,10 @@ def find_int8_videos(run: SavedRun, words: Sequence[str]) -> Int8Videos:
         training = np.setdiff1d(training, labeled)  # held-out ones, with evaluation.split=validation
     if not len(training):
         raise UserError(f"{own.manifest.path} has no training video by which --onnx-int8 can find the ranges of activations")
+    one_clip = collect_protocol(run.config) | {"clips": 1, "crops": 1, "average": "probabilities"}
     about = {
         "source": source.manifest.source, "fingerprint": source.manifest.fingerprint, "split": split,
-        "chosen_from": len(labeled),
+        "chosen_from": len(labeled), "protocol": describe_protocol({"protocol": one_clip, "step": run.step}),
     }  # fmt: skip
     return Int8Videos(own, sample_evenly(training, CALIBRATION_VIDEOS), source, rows, about)
 

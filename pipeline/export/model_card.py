@@ -72,8 +72,9 @@ def _make_front_matter(name: str, evaluation: Mapping[str, Any]) -> dict[str, An
         "tags": ["video-classification", "action-recognition", "semi-supervised", "actnetformer"],
         "metrics": ["accuracy"],
     }
+    how = f"n = {evaluation['videos']}; {describe_protocol(evaluation)}" if evaluation else ""
     metrics = [
-        {"type": "accuracy", "name": f"top-1, {title} (n = {evaluation['videos']})", "value": round(100 * top1, 2)}
+        {"type": "accuracy", "name": f"top-1, {title} ({how})", "value": round(100 * top1, 2)}
         for student, title in DISPLAY_NAMES.items()
         if (top1 := evaluation.get(student, {}).get("top1")) is not None
     ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.analysis.comparison import Difference, Group
-from pipeline.report.tables import Table, sum_hours
+from pipeline.report.tables import Table, join_protocols, sum_hours
 from pipeline.run_folder.contents import PREDICTORS
 
 LATEX = {
@@ -56,7 +56,7 @@ def escape_latex(text: str) -> str:
 CSV_FIELDS = (
     "setting", "scored_by", "n", "top1", "sd", "low", "high", "interval_over",
     "baseline", "pairs", "difference", "difference_sd", "difference_low", "difference_high", "difference_over", "p", "p_holm",
-    "verdict", "hours", "clips", "folders",
+    "verdict", "protocol", "hours", "clips", "folders",
 )  # fmt: skip
 
 
@@ -74,7 +74,12 @@ def format_csv(
     for group in groups:
         difference = next((one for one in differences if one.group is group), None)
         clips = [run.clips for run in group.runs if run.clips is not None]
-        cost = (sum_hours(group), sum(clips) if clips else None, " ".join(str(run.folder) for run in group.runs))
+        cost = (
+            join_protocols(group.runs),
+            sum_hours(group),
+            sum(clips) if clips else None,
+            " ".join(str(run.folder) for run in group.runs),
+        )
         params = [searched_params.get(group.runs[0].folder, {}).get(key) for key in keys]
         for predictor in PREDICTORS:
             value = group.get_top1(predictor)

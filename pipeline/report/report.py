@@ -115,7 +115,7 @@ def _build_tables(content: Content) -> list[Any]:
         *tables,
         *([build_differences_table(content.differences)] if content.differences else []),
         *(one.table for one in build_rounds_sections(content.given)),
-        *map(build_trials_table, content.searches),
+        *(build_trials_table(study, content.given.list_runs(study)) for study in content.searches),
         build_runs_table(content.everything),
         *([others] if (others := build_other_data_table(content.runs)) else []),
     ]

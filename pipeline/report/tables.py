@@ -111,6 +111,7 @@ def build_differences_table(differences: Sequence[Difference]) -> Table:
     ]  # fmt: skip
     base = _join_sorted({difference.baseline.label for difference in differences})
     text = f"Points of top-1 over {base}, paired by seed and by video. Each of the three ways to score is corrected for itself."
+    text += list_protocols([run for difference in differences for pair in difference.pairs for run in pair])
     return Table(columns, (False, False, True, True, True, True, False, True, True, False), tuple(rows), text)
 
 
@@ -157,16 +158,21 @@ def build_other_data_table(runs: Iterable[RunRecord]) -> Table | None:
 
 def list_protocols(runs: Iterable[RunRecord]) -> str:
     """Returns `` Protocol: ....``, with every protocol by which one of the runs was evaluated, or ""."""
-    known = [phrase for phrase in dict.fromkeys(run.describe_protocol(with_step=False) for run in runs) if phrase]
-    return f" Protocol{'s' * (len(known) > 1)}: {'; '.join(known)}." if known else ""
+    known = join_protocols(runs)
+    return f" Protocol{'s' * ('; ' in known)}: {known}." if known else ""
+
+
+def join_protocols(runs: Iterable[RunRecord]) -> str:
+    """Joins every protocol by which one of the runs was evaluated by a semicolon; "" if none was."""
+    return "; ".join(filter(None, dict.fromkeys(run.describe_protocol(with_step=False) for run in runs)))
 
 
 def _build_text_cell(value: Any) -> Cell:
     return Cell("?" if value is None else str(value), None if value is None else str(value))
 
 
-def build_trials_table(study: StudyRecord, link: Any = lambda trial: "") -> Table:
-    """Builds a table of a search's trials: their state, what they chose, and the result."""
+def build_trials_table(study: StudyRecord, runs: Iterable[RunRecord] = (), link: Any = lambda trial: "") -> Table:
+    """Builds a table of a search's trials: their state, what they chose, and the result. ``runs`` are those of the study."""
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.params))
     keys = [key for key in keys if len({repr(trial.params.get(key)) for trial in study.trials}) > 1 or key in study.space]
     objectives = study.objectives
@@ -181,6 +187,7 @@ def build_trials_table(study: StudyRecord, link: Any = lambda trial: "") -> Tabl
     ]  # fmt: skip
     numeric = (True, False, *(_is_numeric_key(study.trials, key) for key in keys), *(True for _ in objectives), True)
     text = f"Trials of {study.name}, the best first by {objectives[0].name}. A pruned trial was stopped early by its scheduler."
+    text += list_protocols(runs)
     return Table(columns, numeric, tuple(rows), text)
 
 

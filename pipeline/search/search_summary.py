@@ -9,7 +9,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.search.optuna_search import Search, SearchPlan
+from pipeline.config import Config
+from pipeline.evaluation.protocol import collect_protocol, describe_protocol
+from pipeline.search.optuna_search import Search, SearchPlan, build_trial_config
 from pipeline.search.optuna_storage import list_run_trials
 from pipeline.search.pbt import Member, Population
 
@@ -59,10 +61,12 @@ def format_trials(search: Search) -> list[str]:
     words += [f"{counts[TrialState.FAIL]} failed"] if counts[TrialState.FAIL] else []
     words += [f"{counts[TrialState.RUNNING]} under way or cut off"] if counts[TrialState.RUNNING] else []
     lines = [f"{len(own)} of {plan.trials} trials: {', '.join(words)}"]
-    for trial in sort_best_trials(search.study, own)[:SHOWN]:
+    shown = sort_best_trials(search.study, own)[:SHOWN]
+    for trial in shown:
         values = "  ".join(_format_value(name, value) for name, value in zip(plan.objectives, trial.values, strict=True))
         lines.append(f"{trial.user_attrs.get('run')}  {values}  {' '.join(search.space.build_overrides(trial.params))}")
-    return lines
+    configs = [build_trial_config(search.base, search.space, trial.number, trial.params) for trial in shown]
+    return [*lines, *_list_protocols(configs, plan.metric)]
 
 
 def sort_best_trials(study: optuna.Study, own: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -80,12 +84,19 @@ def format_members(population: Population, members: Sequence[Member]) -> list[st
     if not scored:
         return ["no member has come to its end yet"]
     lines = [f"{member.run_name}  {_format_value('accuracy', score[0])}" for member, score in scored[:SHOWN]]
+    lines += _list_protocols([population.build_config(member) for member, _ in scored[:SHOWN]], population.metric)
     lines.append(f"the knobs of {scored[0][0].run_name} over its training:")
     for part in scored[0][0].lineage:
         until = part["until"] or population.base.train.steps
         words = population.space.build_overrides(part["params"])
         lines.append(f"  steps {part['from']} to {until} ({part['run']}): {' '.join(words)}")
     return lines
+
+
+def _list_protocols(configs: Sequence[Config], metric: str) -> list[str]:
+    """Lists how the accuracies above were measured, a line for each protocol."""
+    phrases = dict.fromkeys(describe_protocol({"protocol": collect_protocol(config)}) for config in configs)
+    return [f"top-1 of {metric}: {phrase}" for phrase in phrases]
 
 
 def build_test_command(plan: SearchPlan, config_files: Sequence[str], words: Sequence[str]) -> str:

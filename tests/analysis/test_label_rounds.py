@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.analysis.label_rounds import compare_with_random, is_rounds, read_curves
-from pipeline.analysis.study_reader import read_study_record
-from pipeline.report.sections.rounds_section import build_rounds_table
-from tests.study_folders import line, write_study
+from pipeline.analysis.study_reader import read_report_input, read_study_record
+from pipeline.manifest.schema import Manifest
+from pipeline.report.sections.rounds_section import build_rounds_sections, build_rounds_table
+from tests.study_folders import SaveRun, line, write_study
 
 
 def write_rounds(folder: Path, accuracies: dict[tuple[str, int], list[float]], start: tuple[float, ...] = (0.3, 0.3)) -> Path:
@@ -46,6 +47,14 @@ def test_labels_needed_are_read_off_the_mean_of_the_seeds(tmp_path: Path) -> Non
     table = build_rounds_table(curves)
     assert [row[0].text for row in table.rows] == ["random", "entropy", "margin"]
     assert [row[-1].text for row in table.rows] == ["30", "22", "–"] and "55.0 % at 30 labels" in table.caption
+
+
+def test_the_table_tells_the_protocol_of_the_runs(tmp_path: Path, manifest: Manifest, write_run: SaveRun) -> None:
+    study = write_rounds(tmp_path / "rounds", {("random", 0): [0.4], ("random", 1): [0.4]})
+    write_run(study, manifest)
+    (section,) = build_rounds_sections(read_report_input([study]))
+    phrase = "10 clips x 3 crops, mean of probabilities, last checkpoint, test split"
+    assert section.table.caption.endswith(f"a dash if that was not reached. Protocol: {phrase}.")
 
 
 def test_a_strategy_counts_up_to_the_round_that_all_its_seeds_have(tmp_path: Path) -> None:

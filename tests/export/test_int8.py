@@ -68,6 +68,8 @@ def test_no_video_that_is_measured_on_was_calibrated_by(tiny: Path, tmp_path: Pa
     assert run(train.main, [*words, "train.steps=1", "train.warmup_steps=0", "method.name=supervised"]) == DONE
     for split in ("test", "validation"):
         chosen = find_int8_videos(open_saved_run(tmp_path / "tiny", [f"evaluation.split={split}"], ("evaluation.",)), ())
+        phrase = "1 clip x 1 crop, mean of probabilities, last checkpoint (step 1), 8 fps and 16 fps, 32 px"
+        assert chosen.about["protocol"] == f"{phrase}, {split} split"
         assert len(chosen.rows) and not set(chosen.rows) & set(chosen.calibration_rows)
         splits = chosen.calibration.manifest.table["split"].to_pylist()
         assert {splits[row] for row in chosen.calibration_rows} <= {"train", "unlabeled"}
@@ -105,8 +107,10 @@ def test_a_loss_that_matters_is_said() -> None:
     same = Int8Figures(0.39, 0.38, 9, 5, 0.9, 4.0, 1.0, 0.5)
     content = {
         "programs": {"primary_int8.onnx": asdict(worse), "mean_int8.onnx": asdict(same)},
-        "labeled_videos": 400, "measured_on": {"split": "test", "source": "list", "chosen_from": 430},
-        "calibrated_on": {"videos": 64},
+        "measured_on": {"split": "test", "source": "list", "chosen_from": 430, "protocol": "1 clip x 1 crop"},
+        "labeled_videos": 400, "calibrated_on": {"videos": 64},
     }  # fmt: skip
-    (note,) = [line for line in describe_int8(content) if line.startswith("note: ")]
+    lines = describe_int8(content)
+    assert "measured on 400 labeled test videos of list (of 430); protocol: 1 clip x 1 crop; ranges found on" in lines[2]
+    (note,) = [line for line in lines if line.startswith("note: ")]
     assert "primary_int8.onnx loses 2.0 points of top-1, more than 1 (9 videos only float gets right, 1 only int8)" in note

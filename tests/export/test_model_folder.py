@@ -45,6 +45,8 @@ def test_the_folder_holds_the_model_and_no_path_of_this_machine(exported: Path, 
     assert [one["value"] for one in result["metrics"]] == [
         round(100 * summary[name]["top1"], 2) for name in ("primary", "auxiliary", "mean")
     ]
+    phrase = "2 clips x 1 crop, mean of probabilities, last checkpoint (step 2), 8 fps and 16 fps, 32 px, test split"
+    assert all(one["name"].endswith(f"(n = 8; {phrase})") for one in result["metrics"])
     prints = read(trained, "facts.json")["fingerprints"]
     assert all(text in card for text in ("n = 8 videos", "## Limits", "arXiv:2404.06243", *prints.values()))
 

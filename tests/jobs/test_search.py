@@ -134,7 +134,8 @@ def test_a_population_killed_twice_comes_to_the_same_end(
 ) -> None:
     words = ["--space", "rates_and_losses", "--algorithm", "pbt", "--trials", "3", "--interval", "4", "run.seed=1"]
     assert command(*words, "--name", "whole") == 0
-    assert "the knobs of" in capsys.readouterr().out
+    phrase = "2 clips x 1 crop, mean of probabilities, last checkpoint, 8 fps and 16 fps, 32 px, validation split"
+    assert f"top-1 of mean: {phrase}\nthe knobs of" in capsys.readouterr().out
     decisions = json.loads((tmp_path / "whole" / "population.json").read_text(encoding="utf-8"))
     assert command(*words, "--name", "whole", "--dry-run") == 0
     assert "nothing is left to train" in capsys.readouterr().out

@@ -70,6 +70,12 @@ def test_an_ablation_answers_its_question_and_says_what_is_missing(reports: dict
     assert re.search(r"hours of training on [\d,]+ clips", html)
 
 
+def test_the_differences_tell_their_protocol(reports: dict[str, Report]) -> None:
+    told = "is corrected for itself. Protocol: 10 clips x 3 crops, mean of probabilities, last checkpoint, test split."
+    for ending in (".html", ".md"):
+        assert told in reports["several"].path.with_suffix(ending).read_text(encoding="utf-8")
+
+
 def test_a_map_of_two_knobs_and_no_claim_from_one_seed(reports: dict[str, Report]) -> None:
     html = reports["frame_rate"].path.read_text(encoding="utf-8").replace("\xa0", " ")
     assert "Top-1 over primary.clip.fps and auxiliary.clip.fps" in html
@@ -101,6 +107,10 @@ def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict
         assert "| 29 | running |" in markdown and "| confidence_threshold |" in markdown and r"29 & running &" in latex
         assert "- rates: Trial 13 failed: worker 0: the loss is not finite" in markdown
         assert "% missing: rates: Trial 13 failed" in latex
+        phrase = "10 clips x 3 crops, mean of probabilities, last checkpoint, validation split"
+        assert all(row["protocol"] == phrase for row in trials)
+        told = "A pruned trial was stopped early by its scheduler. Protocol: " + phrase
+        assert told in markdown and told in page.read_text(encoding="utf-8")
     assert "contrast.weight=1" in markdown and "| trial-00003 | trial 3 |" in markdown
 
 

@@ -116,7 +116,10 @@ def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path
     own = list_run_trials(second.study)
     assert {trial.state for trial in own} == {TrialState.COMPLETE}
     assert sort_best_trials(second.study, own)[0].value == max(trial.value or 0 for trial in own)
-    assert "12 of 12 trials: 12 complete" in format_trials(second)[0]
+    lines = format_trials(second)
+    assert "12 of 12 trials: 12 complete" in lines[0]
+    phrase = "10 clips x 3 crops, mean of probabilities, last checkpoint, 8 fps and 16 fps, 224 px"
+    assert lines[-1] == f"top-1 of mean: {phrase}, test split" and len(lines) == 1 + 10 + 1
     write_study_facts(tmp_path, {"name": "s", "kind": "search", "objectives": list_objectives(second.plan)})
     write_trials(tmp_path, build_trial_lines(second.study, second.plan))
     report = read_study_record(tmp_path)  # as the page reads it

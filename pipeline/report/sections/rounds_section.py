@@ -9,10 +9,11 @@ import numpy as np
 
 from pipeline.analysis.curves import Curve, Panel
 from pipeline.analysis.label_rounds import RANDOM, StrategyCurve, compare_with_random, is_rounds, read_curves
+from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import ReportInput, StudyRecord
 from pipeline.report.plots.drawing import NUM_COLORS, Drawing
 from pipeline.report.plots.line_plots import draw_panel
-from pipeline.report.tables import Cell, Table, format_signed
+from pipeline.report.tables import Cell, Table, format_signed, list_protocols
 
 DASH = "–"
 
@@ -33,7 +34,7 @@ def build_rounds_sections(given: ReportInput) -> list[RoundsSection]:
         RoundsSection(
             study,
             Drawing("Top-1 of both students' mean, by labels", _draw(curves, f"rounds{index}")),
-            build_rounds_table(curves),
+            build_rounds_table(curves, given.list_runs(study)),
         )
         for index, study in enumerate(studies)
         if (curves := read_curves(study))
@@ -55,8 +56,9 @@ def _draw(curves: Sequence[StrategyCurve], prefix: str) -> str:
     return draw_panel(panel, lines, [curve.strategy for curve in drawn], last, prefix)
 
 
-def build_rounds_table(curves: Sequence[StrategyCurve]) -> Table:
-    """Builds the table of strategies: accuracy at the start and the end, gain over random choice, and labels needed."""
+def build_rounds_table(curves: Sequence[StrategyCurve], runs: Sequence[RunRecord] = ()) -> Table:
+    """Builds the table of strategies: accuracy at the start and the end, gain over random choice, and labels needed. ``runs``
+    are those of the study."""
     random = next((curve for curve in curves if curve.strategy == RANDOM), None)
     target = None if random is None else float(random.accuracy.mean(axis=0)[-1])
     rows = []
@@ -81,7 +83,7 @@ def build_rounds_table(curves: Sequence[StrategyCurve]) -> Table:
         tuple(rows),
         "Top-1 of the mean of both students, mean ± sd of n seeds. Over random: points above choosing by chance, mean of all "
         "rounds, with Student's t over seeds. Labels needed: how many it takes to reach what random choice reached in its last "
-        f"round{reached}, linear between rounds; a dash if that was not reached.",
+        f"round{reached}, linear between rounds; a dash if that was not reached.{list_protocols(runs)}",
     )
 
 

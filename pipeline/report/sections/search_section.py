@@ -38,10 +38,12 @@ class SearchSection:
 def build_search_sections(given: ReportInput, link: Callable[[TrialRecord], str]) -> list[SearchSection]:
     """Builds a section for each search that has a trial. ``link`` returns a trial's folder relative to the page."""
     searches = [study for study in given.studies if study.is_search and study.trials]
-    return [_build_section(study, link, f"search{index}") for index, study in enumerate(searches)]
+    return [_build_section(study, given.list_runs(study), link, f"search{index}") for index, study in enumerate(searches)]
 
 
-def _build_section(study: StudyRecord, link: Callable[[TrialRecord], str], prefix: str) -> SearchSection:
+def _build_section(
+    study: StudyRecord, runs: Sequence[RunRecord], link: Callable[[TrialRecord], str], prefix: str
+) -> SearchSection:
     trials, important = select_judged_trials(study), compute_importances(study)
     small, notes = [], []
     if trials:
@@ -72,7 +74,7 @@ def _build_section(study: StudyRecord, link: Callable[[TrialRecord], str], prefi
         )
     if len(trials) > 1 and find_searched_keys(study):
         wide.append(Drawing("Trials, from knobs to value", draw_parallel_coordinates(study, f"{prefix}-parallel")))
-    table = build_trials_table(study, link)
+    table = build_trials_table(study, runs, link)
     return SearchSection(study, describe_best_trial(study), tuple(wide), tuple(small), tuple(notes), table)
 
 
