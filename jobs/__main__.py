@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "run or model -> web service and page that classify uploaded videos",
     "runs": "folder -> its runs and studies: state, accuracy, age, size",
     "info": "any file or folder of these commands -> what it is, and whether it is whole",
+    "watch": "runs or studies that are under way -> their report in a browser, which follows them",
     "report": "runs, ablations, searches -> tables and one self-contained HTML page",
     "compare": "two runs, or both students of one -> which is right where, and which classes favor which",
     "label_quality": "run -> how good cross, self and mean pseudo-labels were, at every threshold",

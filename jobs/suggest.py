@@ -12,12 +12,13 @@ from pathlib import Path
 
 from jobs.command import DONE, run
 from pipeline.errors import UserError
-from pipeline.labeling.answer_server import HOST, AnswerFile, lock_answers, start_server
+from pipeline.labeling.answer_server import AnswerFile, lock_answers, start_server
 from pipeline.labeling.candidates import Wish
 from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.strategies import STRATEGIES
 from pipeline.labeling.suggest import Suggestions, format_table, suggest_videos
 from pipeline.report.html import write_file, write_page
+from pipeline.report.loopback import HOST
 
 MAX_COUNT = 1000
 """Videos on a page: their animations take 40 MB."""

@@ -7,11 +7,10 @@ import csv
 import hashlib
 import io
 import json
-import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -19,8 +18,8 @@ from pipeline.files.folder_lock import lock_file
 from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, Answer, merge_answers, read_answers
 from pipeline.manifest.schema import Manifest
 from pipeline.report.html import write_file
+from pipeline.report.loopback import HOST, LoopbackHandler, open_port
 
-HOST = "127.0.0.1"
 MAX_BYTES = 16_384
 """Of an answer that is sent."""
 
@@ -134,14 +133,8 @@ def start_server(render: Callable[[str], str], answers: AnswerFile, port: int) -
 
     ``render`` makes the page with the token that every answer must carry, so that no other page in the browser can send one.
     """
-    if not 0 <= port < 2**16:
-        raise UserError(f"--serve {port} is no port: write 0 (any that is free) to 65535")
     token = secrets.token_urlsafe(24)
-    try:
-        return _AnswerServer(port, token, render(token).encode(), answers)
-    except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise UserError(f"port {port} of {HOST} cannot be used ({why}): name another with --serve PORT") from None
+    return open_port(lambda: _AnswerServer(port, token, render(token).encode(), answers), port, "--serve")
 
 
 class _AnswerServer(ThreadingHTTPServer):
@@ -152,67 +145,39 @@ class _AnswerServer(ThreadingHTTPServer):
         super().__init__((HOST, port), _Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     """Answers the page's requests, and nobody else's."""
 
     server: _AnswerServer
 
-    timeout = 30
-
-    def do_GET(self) -> None:
-        if not self._is_local():
-            return
+    def answer_get(self) -> None:
         if self.path == "/":
-            self._reply(200, self.server.page, "text/html; charset=utf-8")
+            self.reply(200, self.server.page, "text/html; charset=utf-8")
         elif self.path == "/answers" and self._has_token():
             try:
                 known = self.server.answers.list_answers()
             except UserError as error:
-                self._reply(500, str(error).encode(), "text/plain; charset=utf-8")
+                self.reply(500, str(error).encode(), "text/plain; charset=utf-8")
                 return
             saved = [(a.id, {"status": a.status, "answer": a.label, "by": a.by, "at": a.at}) for a in known]
-            self._reply(200, json.dumps(saved).encode(), "application/json")
+            self.reply(200, json.dumps(saved).encode(), "application/json")
         else:
-            self._reply(404, b"there is only /", "text/plain")
+            self.reply(404, b"there is only /", "text/plain")
 
-    def do_POST(self) -> None:
-        if not self._is_local():
-            return
+    def answer_post(self) -> None:
         if self.path != "/answers" or not self._has_token():
-            self._reply(403, b"open the page again: it belongs to a server that has ended", "text/plain")
+            self.reply(403, b"open the page again: it belongs to a server that has ended", "text/plain")
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BYTES:
-            self._reply(413, b"an answer is shorter", "text/plain")
+            self.reply(413, b"an answer is shorter", "text/plain")
             return
         try:
             words = json.loads(self.rfile.read(int(length)))
             problem = self.server.answers.take(words) if isinstance(words, dict) else "an answer is an object"
         except ValueError:
             problem = "an answer is JSON"
-        self._reply(400 if problem else 200, (problem or "saved").encode(), "text/plain; charset=utf-8")
-
-    def _is_local(self) -> bool:
-        """Whether the browser was sent here by this machine's address; a foreign name that leads here is refused."""
-        host = self.headers.get("Host", "")
-        if host in (f"{HOST}:{self.server.server_port}", f"localhost:{self.server.server_port}"):
-            return True
-        self._reply(403, b"not by this name", "text/plain")
-        return False
+        self.reply(400 if problem else 200, (problem or "saved").encode(), "text/plain; charset=utf-8")
 
     def _has_token(self) -> bool:
         return secrets.compare_digest(self.headers.get("X-Token", "").encode(), self.server.token.encode())
-
-    def _reply(self, code: int, body: bytes, kind: str) -> None:
-        self.send_response(code)
-        for name, value in {
-            "Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-            "X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'",
-        }.items():  # fmt: skip
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Logs nothing: the terminal shows the address."""

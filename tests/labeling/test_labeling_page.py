@@ -21,12 +21,13 @@ import pytest
 
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError
-from pipeline.labeling.answer_server import HOST, AnswerFile, lock_answers, start_server
+from pipeline.labeling.answer_server import AnswerFile, lock_answers, start_server
 from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.small_clips import SmallClip, encode_animation
 from pipeline.labeling.suggest import Suggestion, Suggestions
 from pipeline.manifest.labeling_answers import read_answers
 from pipeline.manifest.schema import SCHEMA, Manifest
+from pipeline.report.loopback import HOST
 
 CLASSES = ("clap, twice", "wave", "</script><b>jump")
 IDS = frozenset(f"v/{row}" for row in range(4))

@@ -63,9 +63,12 @@ class RunCommand:
     """The whole configuration; empty if there are too many runs."""
 
 
-def render_report(content: Content, folder: Path) -> str:
-    """Renders the page, which will lie in ``folder``, as one string; the same runs give the same bytes."""
-    return render_page("report.html.j2", _build_context(content, folder))
+def render_report(content: Content, folder: Path, live: Sequence[str] = ()) -> str:
+    """Renders the page, which will lie in ``folder``, as one string; the same runs give the same bytes.
+
+    ``live`` are sentences about runs that are under way, for a page that is served and not kept.
+    """
+    return render_page("report.html.j2", {**_build_context(content, folder), "live": list(live)})
 
 
 def _build_context(content: Content, folder: Path) -> dict[str, Any]:
