@@ -45,15 +45,19 @@ LIMITS = Limits(upload_bytes=2 * 2**20, upload_seconds=20.0, video_seconds=20.0,
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedRun:
     """A model of four classes whose weights are random."""
-    folder = tmp_path_factory.mktemp("served") / "drift"
+    return save_random_model(tmp_path_factory.mktemp("served") / "drift", CLASSES)
+
+
+def save_random_model(folder: Path, classes: tuple[str, ...], seed: int = 0) -> SavedRun:
+    """Writes weights drawn at random, and returns the model as commands open one."""
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     config = load_config(folder / "config.yaml")
-    torch.manual_seed(0)
-    students = build_students(config, len(CLASSES)).state_dict()
+    torch.manual_seed(seed)
+    students = build_students(config, len(classes)).state_dict()
     weights = folder / "model.safetensors"
     save_file({f"students.{name}": value.contiguous() for name, value in students.items()}, weights)
-    return SavedRun(folder, config, CLASSES, Fingerprints("", "", ""), 0, weights, 7, 7)
+    return SavedRun(folder, config, classes, Fingerprints("", "", ""), 0, weights, 7, 7)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from pipeline.serving.answerer import InProcess
+from pipeline.serving.served_model import ServedModel
 from tests.run_folders import CLASSES
-from tests.serving.conftest import Running, run_service
+from tests.serving.conftest import LIMITS, Running, run_service, save_random_model
 from tests.serving.test_access import TOKEN
 
 WIDTHS = (1280, 390)
+SEVEN = (*CLASSES, "turn", "jump", "wait")
+"""More classes than the page shows."""
+SEED = 5
+"""Of weights that do not give every window of the joined clips the same class."""
 OUTSIDE = """() => [...document.querySelectorAll('body *')].filter(e => e.getClientRects().length &&
   !e.closest('.scroll, #bars') && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
   .map(e => e.tagName + '#' + e.id)"""
@@ -29,6 +35,37 @@ DROP = """([name, bytes]) => {
   }
 }"""
 """Drops a file on the page, as a mouse would."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    """A model of seven classes, in the place of the room's, which has four."""
+    answerer = InProcess(ServedModel(save_random_model(tmp_path_factory.mktemp("seven") / "model", SEVEN, SEED), LIMITS))
+    yield answerer
+    answerer.stop()
+
+
+@pytest.fixture(scope="module")
+def server(model: InProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server without a token that answers by it."""
+    with run_service(model, tmp_path_factory.mktemp("scratch") / "uploads") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def joined(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Four real clips one after the other: 213 frames, 8.52 s."""
+    path = tmp_path_factory.mktemp("joined") / "joined.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for name in ("fight/fi001.mp4", "no_fight/nofi148.mp4", "fight/fi003.mp4", "no_fight/nofi150.mp4"):
+            with av.open(str(shared_data / "fights" / name)) as clip:
+                for frame in clip.decode(video=0):
+                    image = frame.to_ndarray(width=320, height=240, format="rgb24")
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +106,7 @@ def list_rows(page: Any, table: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", WIDTHS, indirect=True)
-def test_a_clip_that_is_dropped_is_shown_with_its_classes_both_networks_and_the_timeline(
+def test_a_clip_that_is_dropped_is_shown_with_its_five_best_classes_both_networks_and_the_timeline(
     page: Any, server: Running, shared_data: Path
 ) -> None:
     clip = shared_data / "fights" / "fight" / "fi001.mp4"
@@ -81,7 +118,7 @@ def test_a_clip_that_is_dropped_is_shown_with_its_classes_both_networks_and_the_
     assert page.locator("#name").inner_text() == "fi001.mp4"
     assert page.locator("#best").inner_text() == told["classes"][0]["name"]
     rows = list_rows(page, "classes")
-    assert [row[0] for row in rows] == [one["name"] for one in told["classes"]] and len(rows) == len(CLASSES)
+    assert [row[0] for row in rows] == [one["name"] for one in told["classes"]] and len(rows) == 5 < len(SEVEN)
     for row, one in zip(rows, told["classes"], strict=True):
         assert row[1:] == [f"{100 * one[name]:.1f} %" for name in ("probability", "primary", "auxiliary")]
     said = page.locator("#agreement").inner_text()
@@ -95,6 +132,26 @@ def test_a_clip_that_is_dropped_is_shown_with_its_classes_both_networks_and_the_
     assert abs(bars["x"] + bars["width"] - box["x"] - box["width"]) < 2  # to the end of the clip
     check_layout(page)
     assert page.complaints == [] and page.hosts <= {server.address, f"blob:{server.address}"}
+
+
+@pytest.mark.parametrize("page", WIDTHS, indirect=True)
+def test_the_segments_of_a_longer_clip_lie_where_they_belong(page: Any, server: Running, joined: bytes) -> None:
+    told = server.post(joined, "/predict?top=5&window=2s&hop=1s").json["timeline"]
+    assert len(told) > 1 and told[0]["name"] != told[1]["name"]
+    page.goto(server.address)
+    page.locator("#file").set_input_files({"name": "joined.mp4", "mimeType": "video/mp4", "buffer": joined})
+    page.locator("#result").wait_for(state="visible", timeout=30_000)
+    assert page.locator("#end").inner_text() == "8.5 s" and "320 x 240" in page.locator("#facts").inner_text()
+    times = [f"{told[1][name]:.1f} s" for name in ("start", "end")]
+    assert list_rows(page, "segments")[1][:2] == times
+    assert [row[2] for row in list_rows(page, "segments")] == [one["name"] for one in told]
+    whole, bars = page.locator("#bars").bounding_box(), [bar.bounding_box() for bar in page.locator("#bars span").all()]
+    assert len(bars) == len(told)
+    for bar, one in zip(bars, told, strict=True):
+        assert abs((bar["x"] - whole["x"]) / whole["width"] - one["start"] / 8.52) < 0.02
+        assert abs(bar["width"] / whole["width"] - (one["end"] - one["start"]) / 8.52) < 0.02
+    check_layout(page)
+    assert page.complaints == []
 
 
 @pytest.mark.parametrize("page", WIDTHS, indirect=True)
