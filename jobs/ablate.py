@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, FAILED, add_config, check_hours, run
+from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError, suggest
 from pipeline.report.report import write_report
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    arguments = argparse.ArgumentParser(prog="python -m jobs.ablate", description=__doc__)
+    arguments = make_parser("ablate", __doc__, "contrast_weight --config jobs/configs/demo.yaml --seeds 3")
     arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
     add_config(arguments, required=True)
     arguments.add_argument("--name", help="of the study's folder (default: the study's), for other overrides beside the first")

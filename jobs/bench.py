@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.command import DONE, add_config, parse_positive, run
+from jobs.command import DONE, add_config, make_parser, parse_positive, run
 from pipeline.bench.figures import MIN_BLOCKS, configure_quick
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -222,7 +222,7 @@ def _build_parser() -> argparse.ArgumentParser:
         return "default: " + "; ".join(f"{what} {value}" for what, value in each.items())
 
     what = "; ".join(f"{name}: {one.about} ({one.minutes:g} min)" for name, one in BENCHMARKS.items())
-    arguments = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    arguments = make_parser("bench", __doc__, "step --config jobs/configs/demo.yaml --quick")
     arguments.add_argument("what", choices=BENCHMARKS, help=f"{what}. Minutes are of two cores with the demo's configuration")
     add_config(arguments)
     arguments.add_argument(

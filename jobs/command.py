@@ -10,6 +10,7 @@ import os
 import re
 import select
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -107,6 +108,19 @@ def mark_files(argv: Sequence[str]) -> list[str]:
     A word that may be an option remains one: a file named ``--hash`` must be given as ``./--hash``, or behind ``--``.
     """
     return [f"./{word}" if word[:1] == "-" and not OPTION.fullmatch(word) and os.path.lexists(word) else word for word in argv]
+
+
+def make_parser(command: str, description: str | None, example: str, allow_abbrev: bool = True) -> argparse.ArgumentParser:
+    """Makes the parser of ``python -m jobs.COMMAND``, whose help ends with an example: the words behind the command."""
+    paragraphs = [textwrap.fill(text, 100) for text in (description or "").strip().split("\n\n")]
+    program = f"python -m jobs.{command}"
+    return argparse.ArgumentParser(
+        prog=program,
+        description="\n\n".join(paragraphs).replace("``", ""),
+        epilog=f"example:\n  {program} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=allow_abbrev,
+    )
 
 
 def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> None:

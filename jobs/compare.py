@@ -5,11 +5,10 @@ STUDENT is primary, auxiliary or mean (the default): RUN:primary RUN:auxiliary c
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, run
+from jobs.command import DONE, make_parser, run
 from pipeline.analysis.paired_models import compare_models, read_results
 from pipeline.report import formats
 from pipeline.report.pages.comparison_page import build_class_gaps_table, build_summary_table, write_comparison_page
@@ -17,7 +16,7 @@ from pipeline.report.pages.comparison_page import build_class_gaps_table, build_
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints both tables, and writes the page if ``--out`` names it."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description=__doc__)
+    parser = make_parser("compare", __doc__, "runs/first runs/second:primary --out page.html")
     for name in ("first", "second"):
         about = "folder of an evaluated run or model, or a file of its scores; and which student's scores"
         parser.add_argument(name, metavar="RUN[:STUDENT]", help=about)

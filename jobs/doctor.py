@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, run
+from jobs.command import DONE, FAILED, make_parser, run
 from pipeline.config import load_config
 from pipeline.doctor import machine
 from pipeline.doctor.cluster import check_configuration, check_ray, check_storage
@@ -48,7 +48,7 @@ def find_version() -> str:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description=__doc__)
+    parser = make_parser("doctor", __doc__, "--config jobs/configs/demo.yaml")
     parser.add_argument("--json", action="store_true", help="print a JSON object, to be attached to a report of a bug")
     parser.add_argument(
         "--storage", action="append", default=[], metavar="URI", help="write, read and delete a file there; repeatable"

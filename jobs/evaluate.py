@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, parse_folder, run
+from jobs.command import DONE, make_parser, parse_folder, run
 from pipeline.analysis.run_reader import read_run_record
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
@@ -31,7 +30,7 @@ ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates on the run's own data, or on purpose on other data; prints accuracies and where the scores are."""
-    arguments = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
+    arguments = make_parser("evaluate", __doc__, "runs/first evaluation.clips=10 evaluation.crops=3")
     arguments.add_argument("folder", type=parse_folder, help="a run folder, or a model folder, which needs --manifest")
     data = arguments.add_mutually_exclusive_group()
     data.add_argument("--manifest", help="evaluate on this data; unless it was trained on, classes are matched by name")

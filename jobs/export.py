@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, add_config, parse_folder, run
+from jobs.command import DONE, add_config, make_parser, parse_folder, run
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.export.check_clips import find_check_clips
@@ -74,7 +74,7 @@ def _export(saved: SavedRun, out: Path, options: argparse.Namespace, training: d
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser = make_parser("export", __doc__, "runs/first models/first --onnx")
     about = "the run; OUT, the folder to write, where an older export of the same run is replaced; evaluation.*: the test "
     about += "protocol that the folder asks for, and which checkpoint; data.manifest, data.labels and data.root of data that "
     about += "moved, on which programs are compared; with --from-checkpoint there is no run, and key=value of any kind"

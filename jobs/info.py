@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.command import DONE, parse_folder, run
+from jobs.command import DONE, make_parser, parse_folder, run
 from pipeline.analysis.path_description import KNOWN, describe_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the facts, a line each, or with ``--json`` as objects."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.info",
-        description=f"Say what a file or folder is: {KNOWN}. Models and checkpoints are compared with their checksums.",
-        epilog="example: python -m jobs.info runs/first data/mine/manifest.parquet",
-    )
+    about = f"Say what a file or folder is: {KNOWN}. Models and checkpoints are compared with their checksums."
+    parser = make_parser("info", about, "runs/first data/mine/manifest.parquet")
     parser.add_argument("paths", nargs="+", type=parse_folder, metavar="PATH", help="a file or folder")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     options = parser.parse_args(argv)

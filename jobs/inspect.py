@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, add_config, check_hours, run
+from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError, list_first
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect_manifest(argv: Sequence[str]) -> int:
     """Prints what is in a manifest. Returns 1 if ``--verify`` finds a changed file."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.inspect", description=__doc__)
+    parser = make_parser("inspect", __doc__, "data/mine/manifest.parquet --html page.html")
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
     parser.add_argument("--root", metavar="DIR", help="where the videos are now, if they moved")
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its stored hash")

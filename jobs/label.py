@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.command import DONE, run
+from jobs.command import DONE, make_parser, run
 from pipeline.errors import UserError, find_nearest_name
 from pipeline.files import storage
 from pipeline.files.folder_lock import lock_folder
@@ -157,7 +157,7 @@ def _choose_path(manifest: str, given: str | None) -> Path:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.label", description=__doc__)
+    parser = make_parser("label", __doc__, "data/mine/manifest.parquet --fraction 10% --balanced --seed 1 --out other.parquet")
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--per-class", type=int, metavar="N", help="videos of every class")

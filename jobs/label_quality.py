@@ -5,17 +5,16 @@ The run may be finished or under way: training writes its scores with every chec
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, run
+from jobs.command import DONE, make_parser, run
 from pipeline.report.pages.label_report import write_label_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the answers and a table for each setting, and writes label_quality.csv into each run folder, and a page."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.label_quality", description=__doc__)
+    parser = make_parser("label_quality", __doc__, "runs/first")
     parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="runs with saved scores, or a folder of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the page (label_quality.html in the run's folder, or beside)")
     options = parser.parse_args(argv)

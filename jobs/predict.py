@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, parse_folder, parse_positive, run
+from jobs.command import DONE, FAILED, make_parser, parse_folder, parse_positive, run
 from pipeline.errors import UserError
 from pipeline.evaluation.rejection import LARGEST_SHARE, Rejection
 from pipeline.lifecycle.saved_model import open_model
@@ -81,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("predict", __doc__, "models/first videos/ --out predictions.csv")
     parser.add_argument("folder", type=parse_folder, help="a run folder or a model folder")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="videos (see above), and key=value of evaluation.*, scale.*")
     parser.add_argument("--out", type=Path, metavar="FILE", help="table of all predictions: .parquet, .jsonl or .csv")

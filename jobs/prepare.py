@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from jobs.command import DONE, run
+from jobs.command import DONE, make_parser, run
 from pipeline.errors import UserError, list_first
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
@@ -141,7 +141,7 @@ HELP = {
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
+    parser = make_parser("prepare", __doc__, "folder VIDEOS data/mine --labeled 10%")
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     for name, text in HELP.items():
         source = sources.add_parser(name, help=text, description=text)

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jobs.command import DONE, run
+from jobs.command import DONE, make_parser, run
 from pipeline.config import convert_to_type_of, explain_unknown, list_keys
 from pipeline.config.text import parse_word
 from pipeline.errors import UserError
@@ -22,9 +21,8 @@ from pipeline.report.small_copy import copy_runs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables and the files' paths."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.report", description="Compare runs, ablations and searches: tables and one HTML page."
-    )
+    about = "Compare runs, ablations and searches: tables and one HTML page."
+    parser = make_parser("report", about, "runs/first runs/second --out page.html")
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="a run, or a folder of runs (ablation, search), whole or partial"
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.ablate import add_budget
-from jobs.command import DONE, FAILED, add_config, check_hours, run
+from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
 from pipeline.config import load_config
 from pipeline.errors import UserError, suggest
 from pipeline.labeling.rounds import RoundsPlan, check_plan, run_rounds
@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.rounds", description=__doc__)
+    parser = make_parser(
+        "rounds", __doc__, "--config jobs/configs/actions.yaml --start 1/class --rounds 4 --count 20 --seeds 3"
+    )
     add_config(parser, required=True)
     parser.add_argument("--name", default="rounds", help="of the study's folder (default: %(default)s)")
     parser.add_argument("--oracle", choices=["hidden"], default="hidden", help="who answers: the manifest's hidden labels")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.command import DONE, parse_folder, run
+from jobs.command import DONE, make_parser, parse_folder, run
 from pipeline.analysis.run_list import ListedRun, list_runs
 
 COLUMNS = ("run", "what", "state", "done", "top-1 %", "changed", "size")
@@ -18,11 +17,8 @@ UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or with ``--json`` a list of objects."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.runs",
-        description="List the runs and studies in a folder: state, steps, accuracy of the mean of both students, age, size.",
-        epilog="example: python -m jobs.runs runs --all",
-    )
+    about = "List the runs and studies in a folder: state, steps, accuracy of the mean of both students, age, size."
+    parser = make_parser("runs", about, "runs --all")
     parser.add_argument("folder", nargs="?", type=parse_folder, default=Path("runs"), metavar="FOLDER", help="default: runs")
     parser.add_argument("--all", action="store_true", help="list the runs of studies, too")
     parser.add_argument("--json", action="store_true", help="print a list of objects, with all accuracies and bytes")

@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import TrialState
 
 from jobs.ablate import add_budget
-from jobs.command import DONE, FAILED, add_config, check_hours, run
+from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError, suggest
 from pipeline.files.folder_lock import lock_file
@@ -147,7 +147,7 @@ def run_population(request: SearchRequest, study: optuna.Study, budget: Budget, 
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    arguments = argparse.ArgumentParser(prog="python -m jobs.search", description=__doc__)
+    arguments = make_parser("search", __doc__, "--config jobs/configs/demo.yaml --space rates --trials 20 --hours 2")
     add = arguments.add_argument
     add_config(arguments, required=True)
     add("--space", metavar="SPACE", required=True, help=f"one of {', '.join(names)}, or the path of a YAML file")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from jobs.command import DONE, parse_folder, parse_positive, run
+from jobs.command import DONE, make_parser, parse_folder, parse_positive, run
 from pipeline.errors import Stopped, UserError
 from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("serve", __doc__, "models/first --port 8000")
     parser.add_argument("folder", type=parse_folder, help="a model folder or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.gpu, scale.torch_threads, ...")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")

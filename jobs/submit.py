@@ -25,7 +25,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.__main__ import COMMANDS
-from jobs.command import DONE, FAILED, INTERRUPTED, run
+from jobs.command import DONE, FAILED, INTERRUPTED, make_parser, run
 from pipeline.config.text import parse_untyped, read_yaml
 from pipeline.errors import UserError, suggest
 from pipeline.ray_cluster.address import TOKEN_REMEDY
@@ -184,7 +184,9 @@ def _describe_job_commands(address: str, job: str) -> str:
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__, allow_abbrev=False)
+    parser = make_parser(
+        "submit", __doc__, "--address http://HEAD:8265 train --config jobs/configs/demo.yaml", allow_abbrev=False
+    )
     parser.add_argument("--address", metavar="URL", help=f"dashboard of the cluster (RAY_ADDRESS, else {DEFAULT_ADDRESS})")
     parser.add_argument("--working-dir", metavar="DIR", default=".", help="folder to upload (default: the current one)")
     parser.add_argument("--runtime-env", metavar="FILE", help="YAML with more of Ray's runtime environment, as env_vars")

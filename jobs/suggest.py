@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, run
+from jobs.command import DONE, make_parser, run
 from pipeline.errors import UserError
 from pipeline.labeling.answer_server import AnswerFile, lock_answers, start_server
 from pipeline.labeling.candidates import Wish
@@ -74,7 +74,7 @@ def _serve(suggestions: Suggestions, path: Path, port: int) -> None:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.suggest", description=__doc__)
+    parser = make_parser("suggest", __doc__, "runs/first --count 40 --strategy mixed")
     parser.add_argument("run", metavar="RUN_FOLDER", help="a run that saved scores of its unlabeled videos, finished or not")
     parser.add_argument("--count", type=int, default=40, metavar="N", help="videos to suggest (default: 40)")
     parser.add_argument(

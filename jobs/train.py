@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 
-from jobs.command import DONE, FAILED, add_config, parse_positive, run
+from jobs.command import DONE, FAILED, add_config, make_parser, parse_positive, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import describe_lost_videos, describe_untested_classes
@@ -27,7 +28,7 @@ from pipeline.training.prepared_run import PreparedRun, prepare_run
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    arguments = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
+    arguments = make_parser("train", __doc__, "--config jobs/configs/demo.yaml run.name=first train.steps=500")
     add_config(arguments)
     steps_help = "stop at step N; without it the command goes on"
     arguments.add_argument("--max-steps", metavar="N", type=parse_positive, help=steps_help)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(prepared: PreparedRun, options: argparse.Namespace) -> int:
     config = prepared.run.config
     show_notes(prepared)
-    print(describe_plan(prepared), flush=True)
+    print(f"{describe_plan(prepared)}\nresults go to {prepared.run.folder}", flush=True)
     if options.profile:
         prepared = (prepared.stop_at(options.max_steps) if options.max_steps else prepared).with_profile()
     if options.max_steps is not None and options.max_steps < config.train.steps:
@@ -76,6 +77,8 @@ def _train(prepared: PreparedRun, options: argparse.Namespace) -> int:
     for note in filter(None, (describe_lost_videos(summary), describe_untested_classes(summary))):
         print(f"note: {note}")
     print(f"run folder: {prepared.run.folder}")
+    folder, model = shlex.quote(str(prepared.run.folder)), shlex.quote(f"models/{config.run.name}")
+    print(f"next     python -m jobs.report {folder}\n         python -m jobs.export {folder} {model}")
     return DONE
 
 

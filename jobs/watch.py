@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from jobs.command import DONE, parse_positive, run
+from jobs.command import DONE, make_parser, parse_positive, run
 from pipeline.report.live_page import LivePage, start_live_server
 from pipeline.report.loopback import HOST
 
@@ -14,11 +13,9 @@ PORT = 8643
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.watch",
-        description="Serve the report of runs or studies to this machine; the page follows while they go on.",
-        epilog=f"over SSH: ssh -L {PORT}:localhost:{PORT} MACHINE, then open http://localhost:{PORT}/",
-    )
+    about = "Serve the report of runs or studies to this machine; the page follows while they go on.\n\nOver SSH: "
+    about += f"ssh -L {PORT}:localhost:{PORT} MACHINE, then open http://localhost:{PORT}/"
+    parser = make_parser("watch", about, "runs/first")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, or a folder of runs (ablation, search)")
     parser.add_argument("--port", type=int, default=PORT, help=f"0: any that is free (default: {PORT})")
     parser.add_argument("--every", type=parse_positive, default=20, metavar="SECONDS", help="between two pages (default: 20)")

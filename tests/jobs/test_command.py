@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import ablate, search
+from jobs.__main__ import COMMANDS
 from jobs.command import USER_ERROR, check_hours, run
 
 
@@ -104,3 +107,19 @@ def test_inspect_and_head(tiny: Path) -> None:
         buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=100, env=buffered)
         assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example_of_what_exists(command: str, capsys: pytest.CaptureFixture[str], repository: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"jobs.{command}").main(["--help"])
+    assert end.value.code in (None, 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "example:"
+    program, example = f"  python -m jobs.{command} ", lines[-1]
+    assert example.startswith(program)
+    words, before = shlex.split(example.removeprefix(program)), "\n".join(lines[:-2])
+    behind = {"submit": "train", "prepare": "folder"}.get(command)  # a command of its own, with its own options
+    own = words[: words.index(behind)] if behind else words
+    assert all(word in before for word in own if word.startswith("--")), own
+    assert all((repository / word).is_file() for word in words if word.startswith("jobs/configs/"))
