@@ -240,17 +240,16 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
 async def _refuse_unread(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuses a request whose body was not read."""
     scope[REASON] = refusal.code
-    refusal.ends_connection |= not await drain(receive)
-    await make_response(refusal)(scope, receive, send)
+    has_ended = await drain(receive)
+    await make_response(refusal if has_ended else refusal.end_connection())(scope, receive, send)
 
 
 def _check_length(headers: Headers) -> None:
     """Raises Refusal for a request of two lengths: a proxy may believe the other one, and take the rest for another request
     (request smuggling)."""
     if "transfer-encoding" in headers and "content-length" in headers:
-        refusal = Refusal(400, "two_lengths", "the request has a Content-Length and a Transfer-Encoding: send one of them")
-        refusal.ends_connection = True
-        raise refusal
+        text = "the request has a Content-Length and a Transfer-Encoding: send one of them"
+        raise Refusal(400, "two_lengths", text, ends_connection=True)
 
 
 class WebApplication:

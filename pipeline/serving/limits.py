@@ -49,15 +49,19 @@ class Refusal(Exception):
     """A request that is not answered with a prediction.
 
     ``status`` is the HTTP status, ``code`` names the reason in a word, ``text`` in a sentence for whoever made the request.
-    ``retry_after`` are the seconds after which the same request may succeed, or 0.
+    ``retry_after`` are the seconds after which the same request may succeed, or 0. ``ends_connection`` says whether a part of
+    the request was not read, so that nothing else can come through its connection.
     """
 
-    ends_connection = False
-    """Whether a part of the request was not read, so that nothing else can come through its connection."""
-
-    def __init__(self, status: int, code: str, text: str, retry_after: int = 0) -> None:
-        super().__init__(status, code, text, retry_after)  # as arguments, so that it is the same on the other side of a process
+    def __init__(self, status: int, code: str, text: str, retry_after: int = 0, ends_connection: bool = False) -> None:
+        # as arguments, so that it is the same on the other side of a process
+        super().__init__(status, code, text, retry_after, ends_connection)
         self.status, self.code, self.text, self.retry_after = status, code, text, retry_after
+        self.ends_connection = ends_connection
+
+    def end_connection(self) -> Refusal:
+        """Returns the same refusal, after which the connection is closed."""
+        return Refusal(self.status, self.code, self.text, self.retry_after, ends_connection=True)
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.text}"

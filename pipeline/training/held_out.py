@@ -14,6 +14,7 @@ from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError, list_first
 from pipeline.manifest.verify import find_missing_files, sample_evenly
+from pipeline.methods import Method
 from pipeline.methods.parts.precision import center_logits
 from pipeline.processes.isolation import count_cores
 from pipeline.seeds import Ints
@@ -86,16 +87,14 @@ def note_missing_files(source: VideoSource, config: Config, required: bool) -> l
     return [f"{what}; a run would be refused: {remedy}; the first: {missing[0]}"]
 
 
-def measure_accuracies(
-    method: nn.Module, source: VideoSource, config: Config, show_alive: Callable[[], None]
-) -> dict[str, float]:
+def measure_accuracies(method: Method, source: VideoSource, config: Config, show_alive: Callable[[], None]) -> dict[str, float]:
     """Measures the share of the held-out videos that each student classifies correctly from one view in their middle.
 
     As in evaluation, it is computed in the run's precision, and with the running means of weights if there are any. A video
     that cannot be decoded counts as wrong. Nothing of the training changes: BatchNorm's statistics stay as they are, and no
     random number is drawn. ``show_alive`` is called after every batch.
     """
-    students: nn.ModuleDict = getattr(method, "averages", None) or method.students  # type: ignore[assignment]
+    students = method.students if method.averages is None else method.averages
     videos, size = find_held_out_videos(source), config.evaluation.batch_views or BATCH_VIEWS
     blocks = [videos[start : start + size] for start in range(0, len(videos), size)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from functools import partial
 from typing import Any
 
@@ -29,8 +28,7 @@ def apply_train_options(method: Method, train: TrainSection) -> Method:
     if train.sync_batch_norm:
         changed = synchronize_norms(changed)
     if train.ema_decay is not None:
-        # part of the method, so that every checkpoint has it; without gradient, so that DDP leaves it alone
-        changed.averages = copy.deepcopy(changed.students).requires_grad_(False)
+        changed.start_averages()
     if train.activation_checkpointing:
         for student in changed.students.values():
             for block in list_blocks(student):
@@ -43,13 +41,10 @@ def apply_train_options(method: Method, train: TrainSection) -> Method:
     return result
 
 
-def update_ema(method: nn.Module, students: nn.ModuleDict, decay: float | None, step: int) -> None:
-    """Updates ``averages``, the running means of the students' weights, after step ``step`` (from 0); BatchNorm's statistics
-    are copied."""
-    averages = getattr(method, "averages", None)
-    if averages is None or decay is None:
-        return
-    move_toward(averages, students, min(decay, (1 + step) / (10 + step)))
+def update_ema(method: Method, decay: float | None, step: int) -> None:
+    """Updates ``method.averages`` after step ``step`` (from 0), if there are any; BatchNorm's statistics are copied."""
+    if method.averages is not None and decay is not None:
+        move_toward(method.averages, method.students, min(decay, (1 + step) / (10 + step)))
 
 
 def list_blocks(student: Any) -> list[nn.Module]:

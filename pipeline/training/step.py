@@ -129,7 +129,7 @@ def _update(state: TrainState, config: Config) -> Results:
         norms[f"gradient_norm/{name}"] = norm
     if state.scaler is not None:
         state.scaler.update()
-    update_ema(state.method, state.students, config.train.ema_decay, state.step)
+    update_ema(state.method, config.train.ema_decay, state.step)
     return norms
 
 

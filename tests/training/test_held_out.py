@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_scores_are_those_of_evaluation_and_change_nothing(
 def test_modes_come_back(tiny: Path, tmp_path: Path, held: Path) -> None:
     """What a method keeps in another mode than its students stays in it."""
     prepared = prepare_run(config_of(tiny, tmp_path, held))
-    method = torch.nn.Module()
+    method: Any = torch.nn.Module()
+    method.averages = None
     method.students = build_students(prepared.run.config, 4)
     method.students["primary"].blocks[0].eval()
     before = [module.training for module in method.students.modules()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -32,10 +33,12 @@ class Method(nn.Module):
     They are no buffers, since DDP broadcasts all buffers in every step."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
+    averages: nn.ModuleDict | None
+    """The running means of the students' weights; None if there are none."""
 
     def __init__(self, students: nn.ModuleDict, setup: Setup) -> None:
         super().__init__()
-        self.students = students
+        self.students, self.averages = students, None
         self.section = setup.method
 
     def forward(self, views: Views, weights: LossWeights) -> Results:
@@ -58,8 +61,8 @@ class Method(nn.Module):
         return {**outcome, "loss": self._reach_heads(outcome["loss"])}
 
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
-        """Returns the whole loss of a step with losses of unlabeled videos, and the monitored quantities, as ``results``
-        does."""
+        """Returns the whole loss of a step with losses of unlabeled videos, and the monitored quantities, by
+        ``collect_results``."""
         raise NotImplementedError(f"{type(self).__name__} has the terms {self.TERMS} and no forward_unlabeled")
 
     def has_unlabeled_losses(self, views: Views, weights: LossWeights) -> bool:
@@ -89,6 +92,13 @@ class Method(nn.Module):
             tables = {name: getattr(labels, name) for name in ("classes", "confidence", "probabilities")}
             self.file_labels |= {name: torch.from_numpy(table) for name, table in tables.items() if table is not None}
         self._num_file_classes = num_classes
+
+    def start_averages(self) -> None:
+        """Starts running means of the students' weights.
+
+        They are a part of the method, so that every checkpoint has them; without gradient, so that DDP leaves them alone.
+        """
+        self.averages = copy.deepcopy(self.students).requires_grad_(False)
 
     def _look_up_file_labels(self, videos_U: torch.Tensor) -> PseudoLabel:
         """Makes the file's labels of some videos; the weight is 0 where it says nothing, or is not sure enough."""

@@ -90,8 +90,9 @@ async def receive_body(request: Request, limits: Limits) -> AsyncIterator[Reques
     except Refusal as refusal:
         # a client that sends nothing, or waits for leave to send, needs no draining
         is_sending = refusal.status != 408 and not ("expect" in request.headers and body.bytes == 0)
-        refusal.ends_connection = not (body.has_ended or (is_sending and await drain(request.receive)))
-        raise
+        if body.has_ended or (is_sending and await drain(request.receive)):
+            raise
+        raise refusal.end_connection() from None
 
 
 async def save_upload(request: Request, path: Path, scratch: Scratch) -> None:

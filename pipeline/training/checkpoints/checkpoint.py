@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.files.tensor_files import save_tensors
+from pipeline.methods import Method
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.run_folder import run_store
 from pipeline.training.checkpoints.checkpoint_facts import (
@@ -49,7 +50,7 @@ NOT_FINITE = (
 class TrainState:
     """Everything that a run is made of at one step."""
 
-    method: nn.Module
+    method: Method
     """What is stored: both students, and the method's own state."""
     students: nn.ModuleDict
     """The same students, by name."""

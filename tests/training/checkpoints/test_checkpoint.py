@@ -19,7 +19,7 @@ PRINTS = {"config": "c", "manifest": "m", "labels": "l"}
 
 def state(seed: int = 0, steps: int = 3) -> TrainState:
     torch.manual_seed(seed)
-    method = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    method: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     optimizers = {
         "primary": torch.optim.SGD(method[0].parameters(), lr=0.1, momentum=0.9),
         "auxiliary": torch.optim.AdamW(method[1].parameters(), lr=0.1),
@@ -54,7 +54,7 @@ def test_momenta_come_back_in_the_memory_format_of_their_parameters(tmp_path: Pa
 
     def new(seed: int) -> TrainState:
         torch.manual_seed(seed)
-        method = nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
+        method: Any = nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
         make: Any = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}[algorithm]
         return TrainState(method, nn.ModuleDict(), {"primary": make(method.parameters(), lr=0.1)}, PRINTS)
 
