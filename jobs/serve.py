@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install 'actnetformer[serve]'")
     from pipeline.serving.access import Access, require_token, take_token
-    from pipeline.serving.answerer import open_answerer
     from pipeline.serving.app import build_app, build_loading_app
     from pipeline.serving.http_server import answer_while_loading, describe_address, open_socket, run_server
+    from pipeline.serving.in_process import open_answerer
     from pipeline.serving.server_metrics import Metrics
     from pipeline.serving.service import Service
     from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix

@@ -22,9 +22,10 @@ from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.methods import build_students
 from pipeline.run_folder.contents import Fingerprints
 from pipeline.serving.access import Access
-from pipeline.serving.answerer import Answerer, InProcess
+from pipeline.serving.answerer import Answerer
 from pipeline.serving.app import build_app
 from pipeline.serving.http_server import describe_address, make_server, open_socket
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.limits import Limits
 from pipeline.serving.served_model import ServedModel
 from pipeline.serving.service import Service

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 
 from pipeline.errors import UserError
 from pipeline.serving.access import OPEN_PATHS, TOKEN_VARIABLE, Access, is_loopback, read_token, require_token
-from pipeline.serving.answerer import InProcess
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.limits import Refusal
 from tests.serving.conftest import Running, run_service
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.files import storage
-from pipeline.serving.answerer import InProcess
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.limits import Limits, Refusal
 from pipeline.serving.uploads import fetch_uri
 from pipeline.serving.uploads.fetch_uri import UriRules, check_uri, fetch, find_addresses, is_public, parse_prefix

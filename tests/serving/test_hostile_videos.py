@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.processes.isolation import ProcessLimits
-from pipeline.serving.answerer import InProcess
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.limits import Limits, Refusal
 from pipeline.serving.served_model import ServedModel
 from pipeline.serving.uploads.inspect_upload import Inspectors, begins_like_container

@@ -18,7 +18,8 @@ import pytest
 
 from jobs import serve as serve_job
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.serving.answerer import Answerer, open_answerer
+from pipeline.serving.answerer import Answerer
+from pipeline.serving.in_process import open_answerer
 from pipeline.serving.server_metrics import Metrics
 from tests.serving.conftest import LIMITS, Running, run_service
 from tests.serving.test_access import TOKEN

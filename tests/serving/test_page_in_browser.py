@@ -11,7 +11,7 @@ from typing import Any
 import av
 import pytest
 
-from pipeline.serving.answerer import InProcess
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.served_model import ServedModel
 from tests.run_folders import CLASSES
 from tests.serving.conftest import LIMITS, Running, run_service, save_random_model

@@ -15,9 +15,9 @@ from ray import serve
 
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.serving.access import Access
-from pipeline.serving.answerer import InProcess
 from pipeline.serving.answers import RequestOptions
 from pipeline.serving.app import ServiceBuilder
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.limits import Limits, Refusal
 from pipeline.serving.on_ray import replicas
 from pipeline.serving.on_ray.web_server import WebServer

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.serving.answerer import InProcess
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
 from pipeline.serving.uploads.scratch import Scratch
 from tests.serving.conftest import LIMITS, Running, run_service

@@ -16,9 +16,9 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.serving import service
-from pipeline.serving.answerer import InProcess
 from pipeline.serving.answers import Answer, RequestOptions
 from pipeline.serving.http_server import open_socket
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.limits import Limits
 from tests.serving.conftest import LIMITS, Running, run_service
 

@@ -15,9 +15,9 @@ import pytest
 
 from pipeline.serving import service
 from pipeline.serving.access import Access
-from pipeline.serving.answerer import InProcess
 from pipeline.serving.app import build_app
 from pipeline.serving.http_server import Server, make_server, open_socket
+from pipeline.serving.in_process import InProcess
 from pipeline.serving.service import Service, compute_stop_seconds
 from pipeline.serving.uploads.scratch import Scratch
 from tests.serving.conftest import LIMITS, Running

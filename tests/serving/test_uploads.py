@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.serving import http_server
-from pipeline.serving.answerer import InProcess
+from pipeline.serving.in_process import InProcess
 from tests.serving.conftest import LIMITS, Running, run_service
 from tests.serving.test_predictions import BOUNDARY, make_form
 

@@ -25,9 +25,10 @@ from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import choose_scorer, predict_inputs
 from pipeline.run_folder.contents import Fingerprints
 from pipeline.serving.access import Access
-from pipeline.serving.answerer import Answerer, open_answerer
+from pipeline.serving.answerer import Answerer
 from pipeline.serving.app import build_app
 from pipeline.serving.http_server import make_server, open_socket
+from pipeline.serving.in_process import open_answerer
 from pipeline.serving.limits import Limits
 from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.service import Service
