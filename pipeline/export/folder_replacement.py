@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files.disk import sync_to_disk
 from pipeline.files.folder_lock import lock_file
-from pipeline.training.checkpoints.checkpoint import sync_to_disk
 
 EARLIER = ".earlier"
 """The end of the name of an old folder that was moved aside."""

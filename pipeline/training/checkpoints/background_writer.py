@@ -9,6 +9,7 @@ from typing import Self
 
 from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
+from pipeline.files.disk import sync_to_disk
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import list_score_files
 from pipeline.training.checkpoints.checkpoint import (
@@ -17,7 +18,6 @@ from pipeline.training.checkpoints.checkpoint import (
     TrainState,
     choose_kept_steps,
     delete_old_checkpoints,
-    sync_to_disk,
     take_snapshot,
     write,
 )

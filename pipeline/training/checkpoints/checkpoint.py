@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.files.disk import sync_to_disk
 from pipeline.files.tensor_files import save_tensors
 from pipeline.methods import Method
 from pipeline.model_folder.read_folder import compute_sha256
@@ -270,12 +271,3 @@ def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 values[name] = torch.zeros_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def sync_to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
