@@ -14,7 +14,7 @@ from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_alignment_monitors, compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, collect_results, contrast_students, pseudo_label_losses, sum_terms
+from pipeline.methods.parts.terms import Results, collect_results, compute_pseudo_label_losses, contrast_students, sum_terms
 
 
 class ActNetFormer(Method):
@@ -35,14 +35,14 @@ class ActNetFormer(Method):
         with torch.no_grad():
             probabilities = self.labels.predict_probabilities(step.weak, unlabeled.weak)
             # The threshold: the most probable class is a label, which counts where its probability is at least tau.
-            labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
+            pseudo_labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.true_labels)
 
         # The exchange: the primary learns the auxiliary's labels, and the auxiliary the primary's.
         exchange = self.labels.labelers  # {"primary": "auxiliary", "auxiliary": "primary"}, if the knobs are the paper's
-        given = {learner: labels[labeler] for learner, labeler in exchange.items()}
+        given = {learner: pseudo_labels[labeler] for learner, labeler in exchange.items()}
 
         # Lu_Z and Lu_A: each student's strong view learns the label that it was given.
-        pseudo_label = pseudo_label_losses(step.strong, given)
+        pseudo_label = compute_pseudo_label_losses(step.strong, given)
 
         # Lca: both students' weak views of one video attract, those of different videos repel; no stop-gradient.
         features = self.features(self.students, step.weak)
@@ -52,5 +52,5 @@ class ActNetFormer(Method):
         loss = loss + weights.pseudo_label * sum_terms(pseudo_label) + weights.contrast * contrast
 
         watched = compute_label_monitors(given, exchange, hidden) | compute_alignment_monitors(features, len(hidden))
-        watched |= self.features.gradients(step.labeled, step.weak, step.strong)
+        watched |= self.features.monitor_gradients(step.labeled, step.weak, step.strong)
         return collect_results(loss, step.supervised, pseudo_label, {"contrast_loss": contrast}, watched)

@@ -14,7 +14,7 @@ from pipeline.methods.parts.inputs import LossWeights, Setup, Step
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import LabelSource, PseudoLabels
-from pipeline.methods.parts.terms import Results, collect_results, pseudo_label_losses, sum_terms
+from pipeline.methods.parts.terms import Results, collect_results, compute_pseudo_label_losses, sum_terms
 
 
 class FixMatch(Method):
@@ -30,7 +30,7 @@ class FixMatch(Method):
     def forward_unlabeled(self, step: Step, weights: LossWeights) -> Results:
         """Trains each student's strong views with its confident predictions for the weak views."""
         given = self.labels.assign_labels(step)
-        pseudo_label = pseudo_label_losses(step.strong, given)
+        pseudo_label = compute_pseudo_label_losses(step.strong, given)
         loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         watched = compute_label_monitors(given, self.labels.labelers, step.unlabeled.hidden_labels)
         return collect_results(loss, step.supervised, pseudo_label, watched)

@@ -12,11 +12,11 @@ from torch import nn
 
 from pipeline.methods.parts.contrast_features import ContrastFeatures
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
-from pipeline.methods.parts.losses import alignment_loss
+from pipeline.methods.parts.losses import compute_alignment_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_alignment_monitors, compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, collect_results, contrast_students, pseudo_label_losses, sum_terms
+from pipeline.methods.parts.terms import Results, collect_results, compute_pseudo_label_losses, contrast_students, sum_terms
 
 
 class LTG(Method):
@@ -33,10 +33,10 @@ class LTG(Method):
         """Labels both students by the mean of their logits, and contrasts and aligns their weak views."""
         hidden = step.unlabeled.hidden_labels
         given = self.labels.assign_labels(step)
-        pseudo_label = pseudo_label_losses(step.strong, given)
+        pseudo_label = compute_pseudo_label_losses(step.strong, given)
         features = self.features(self.students, step.weak)
         contrast = contrast_students(features, self.section.contrast, videos=len(hidden))
-        aligned = alignment_loss(features["primary"], features["auxiliary"])  # stop-gradient to the auxiliary's
+        aligned = compute_alignment_loss(features["primary"], features["auxiliary"])  # stop-gradient to the auxiliary's
         loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         loss = loss + weights.contrast * contrast + weights.alignment * aligned
         parts = {"contrast_loss": contrast, "alignment_loss": aligned}

@@ -18,7 +18,7 @@ from pipeline.methods.parts.inputs import LossWeights, Output, Outputs, Setup, S
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Losses, Results, collect_results, pseudo_label_losses, sum_terms
+from pipeline.methods.parts.terms import Losses, Results, collect_results, compute_pseudo_label_losses, sum_terms
 
 
 class MvPL(Method):
@@ -43,11 +43,11 @@ class MvPL(Method):
             weak = self._see_modalities(views.unlabeled.weak)
         return labeled, weak, self._see_modalities(views.unlabeled.strong, strong=True)
 
-    def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
+    def compute_supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
         """Computes the means over modalities, and ``supervised_loss/{student}/{modality}``."""
         each: dict[Modality, Losses] = {}
         for kind in self.section.modalities:
-            each[kind] = super().supervised_losses(_select_modality(labeled, kind), views)
+            each[kind] = super().compute_supervised_losses(_select_modality(labeled, kind), views)
         named = {f"{key}/{kind}": value for kind, terms in each.items() for key, value in terms.items()}
         return _average_over_modalities(each) | named
 
@@ -60,9 +60,9 @@ class MvPL(Method):
                 seen = {name: derive_modality(unlabeled.weak[name], kind) for name in STUDENTS} if self.labels.teachers else {}
                 predicted.append(self.labels.predict_probabilities(_select_modality(step.weak, kind), seen))
             probabilities = {name: torch.stack([p[name] for p in predicted]).mean(dim=0) for name in STUDENTS}
-            labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
-        given = {learner: labels[labeler] for learner, labeler in self.labels.labelers.items()}
-        each = {kind: pseudo_label_losses(_select_modality(step.strong, kind), given) for kind in modalities}
+            pseudo_labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.true_labels)
+        given = {learner: pseudo_labels[labeler] for learner, labeler in self.labels.labelers.items()}
+        each = {kind: compute_pseudo_label_losses(_select_modality(step.strong, kind), given) for kind in modalities}
         pseudo_label = _average_over_modalities(each)
         loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)

@@ -13,11 +13,11 @@ from torch import nn
 from pipeline.config import STUDENTS
 from pipeline.methods.parts.forward import freeze_statistics
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
-from pipeline.methods.parts.losses import consistency_loss
+from pipeline.methods.parts.losses import compute_consistency_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, collect_results, pseudo_label_losses, sum_terms
+from pipeline.methods.parts.terms import Results, collect_results, compute_pseudo_label_losses, sum_terms
 
 
 class SVFormer(Method):
@@ -35,9 +35,9 @@ class SVFormer(Method):
         unlabeled = step.unlabeled
         with torch.no_grad():
             probabilities = self.labels.predict_probabilities(step.weak, unlabeled.weak)
-            labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.labels)
-        given = {learner: labels[labeler] for learner, labeler in self.labels.labelers.items()}
-        pseudo_label = pseudo_label_losses(step.strong, given)
+            pseudo_labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.true_labels)
+        given = {learner: pseudo_labels[labeler] for learner, labeler in self.labels.labelers.items()}
+        pseudo_label = compute_pseudo_label_losses(step.strong, given)
         mixed = {}
         for name in STUDENTS:
             clips, shares = mix_tubes(unlabeled.strong[name], self.section.mix.patch, self.section.mix.concentration)
@@ -45,7 +45,7 @@ class SVFormer(Method):
             targets = shares[:, None] * own + (1 - shares[:, None]) * own.roll(1, dims=0)
             with torch.set_grad_enabled(weights.mix > 0), freeze_statistics(self.students[name]):
                 logits = self.students[name](clips)[0]
-            mixed[f"mix_loss/{name}"] = consistency_loss(logits, targets, self.section.mix.consistency)
+            mixed[f"mix_loss/{name}"] = compute_consistency_loss(logits, targets, self.section.mix.consistency)
         loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         loss = loss + weights.mix * sum_terms(mixed)
         watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)

@@ -14,11 +14,11 @@ from torch import nn
 from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.methods.parts.inputs import LossWeights, Setup, Step
-from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss
+from pipeline.methods.parts.losses import compute_contrast_loss, compute_group_contrast_loss
 from pipeline.methods.parts.method import Method
 from pipeline.methods.parts.monitors import compute_label_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
-from pipeline.methods.parts.terms import Results, collect_results, pseudo_label_losses, sum_terms
+from pipeline.methods.parts.terms import Results, collect_results, compute_pseudo_label_losses, sum_terms
 
 
 class TCL(Method):
@@ -43,14 +43,14 @@ class TCL(Method):
         by classes."""
         unlabeled = step.unlabeled
         given = self.labels.assign_labels(step)
-        pseudo_label = pseudo_label_losses(step.strong, given)
+        pseudo_label = compute_pseudo_label_losses(step.strong, given)
         knobs, contrast, groups = self.section.contrast, {}, {}
         for name in STUDENTS:
             fast = step.weak[name].logits.float().softmax(dim=1)
             with torch.set_grad_enabled(weights.has_weak_gradient):
                 slow = self.students[name](unlabeled.weak[name][:, :, ::2])[0].float().softmax(dim=1)
-            contrast[f"contrast_loss/{name}"] = contrast_loss(fast, slow, knobs.temperature, knobs.negatives)
-            groups[f"group_contrast_loss/{name}"] = group_contrast_loss(fast, slow, knobs.temperature)
+            contrast[f"contrast_loss/{name}"] = compute_contrast_loss(fast, slow, knobs.temperature, knobs.negatives)
+            groups[f"group_contrast_loss/{name}"] = compute_group_contrast_loss(fast, slow, knobs.temperature)
         loss = weights.supervised * sum_terms(step.supervised) + weights.pseudo_label * sum_terms(pseudo_label)
         loss = loss + weights.contrast * sum_terms(contrast) + weights.group_contrast * sum_terms(groups)
         watched = compute_label_monitors(given, self.labels.labelers, unlabeled.hidden_labels)

@@ -11,10 +11,15 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import LossWeights, UnlabeledViews, Views, build_method
 from pipeline.methods.parts.inputs import Output, Step
-from pipeline.methods.parts.losses import contrast_loss, group_contrast_loss, pseudo_label_loss, supervised_loss
+from pipeline.methods.parts.losses import (
+    compute_contrast_loss,
+    compute_group_contrast_loss,
+    compute_pseudo_label_loss,
+    compute_supervised_loss,
+)
 from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabel
-from pipeline.methods.parts.terms import pseudo_label_losses
+from pipeline.methods.parts.terms import compute_pseudo_label_losses
 from pipeline.methods.svformer import mix_tubes
 
 FULL = LossWeights(pseudo_label=2.0, contrast=2.0)
@@ -90,10 +95,10 @@ def test_parts_equal_their_definition(batch_norm: str) -> None:
     for teacher, learner in (("primary", "auxiliary"), ("auxiliary", "primary")):
         confidence, labels = weak[teacher].detach().softmax(1).max(1)
         keep = confidence >= threshold + 1e-4
-        wanted = pseudo_label_loss(method.students[learner](_unlabeled(views).strong[learner])[0], labels, keep)
+        wanted = compute_pseudo_label_loss(method.students[learner](_unlabeled(views).strong[learner])[0], labels, keep)
         assert torch.allclose(results[f"pseudo_label_loss/{learner}"], wanted, atol=1e-5)
         assert results[f"mask_rate/{teacher}_to_{learner}"] == keep.float().mean()
-    wanted = contrast_loss(weak["primary"].softmax(1), weak["auxiliary"].softmax(1), 0.5)
+    wanted = compute_contrast_loss(weak["primary"].softmax(1), weak["auxiliary"].softmax(1), 0.5)
     assert torch.allclose(results["contrast_loss"], wanted, atol=1e-5)
 
 
@@ -110,7 +115,7 @@ def test_mean_labels_are_the_softmax_of_mean_logits() -> None:
     weak = [method.students[name](_unlabeled(views).weak[name])[0] for name in method.students]
     for name, student in method.students.items():
         losses = [
-            pseudo_label_loss(student(_unlabeled(views).strong[name])[0], targets, torch.ones(6))
+            compute_pseudo_label_loss(student(_unlabeled(views).strong[name])[0], targets, torch.ones(6))
             for targets in (((weak[0] + weak[1]) / 2).softmax(1), (weak[0].softmax(1) + weak[1].softmax(1)) / 2)
         ]
         assert not torch.allclose(*losses, rtol=1e-3)
@@ -140,8 +145,8 @@ def test_tcls_slow_clip_is_every_second_frame_of_the_fast_one() -> None:
     results = method(views, FULL)
     for name, student in method.students.items():
         fast, slow = (student(_unlabeled(views).weak[name][:, :, frames])[0].softmax(1) for frames in ([0, 1, 2, 3], [0, 2]))
-        assert torch.allclose(results[f"contrast_loss/{name}"], contrast_loss(fast, slow, 0.5), rtol=1e-4)
-        assert torch.allclose(results[f"group_contrast_loss/{name}"], group_contrast_loss(fast, slow, 0.5), rtol=1e-4)
+        assert torch.allclose(results[f"contrast_loss/{name}"], compute_contrast_loss(fast, slow, 0.5), rtol=1e-4)
+        assert torch.allclose(results[f"group_contrast_loss/{name}"], compute_group_contrast_loss(fast, slow, 0.5), rtol=1e-4)
 
 
 @torch.no_grad()
@@ -154,7 +159,7 @@ def test_mvpls_label_is_the_mean_of_what_it_says_of_each_modality() -> None:
             gradient = torch.stack([clips[:, :, t + 1] - clips[:, :, t] for t in (0, 1, 1)], dim=2)
             said += [student(clips)[0], student(gradient)[0]]
         targets = (weak[0].softmax(1) + weak[1].softmax(1)) / 2
-        losses = [pseudo_label_loss(logits, targets, torch.ones(6)) for logits in strong]
+        losses = [compute_pseudo_label_loss(logits, targets, torch.ones(6)) for logits in strong]
         assert torch.allclose(results[f"pseudo_label_loss/{name}"], sum(losses) / 2, rtol=1e-4)
 
 
@@ -186,7 +191,7 @@ def test_pseudo_labels_teach_the_other_student_only(teacher: str, learner: str, 
         for clips in (unlabeled.weak, unlabeled.strong)
     )
     given = method.labels.assign_labels(Step(views.labels, unlabeled, {}, weak, strong))
-    loss = pseudo_label_losses(strong, given)[f"pseudo_label_loss/{learner}"]
+    loss = compute_pseudo_label_losses(strong, given)[f"pseudo_label_loss/{learner}"]
     assert _gradient(loss, method.students[learner]) > 0
     assert _gradient(loss, method.students[teacher]) == 0
 
@@ -204,7 +209,9 @@ def test_weak_views_get_gradient_from_the_contrast_and_nothing_else() -> None:
 def test_without_unlabeled_losses_actnetformer_is_the_supervised_baseline(name: str) -> None:
     views, method = _views(), _method(name=name)
     results = method(views, LossWeights())
-    wanted = sum(supervised_loss(method.students[part](views.labeled[part])[0], views.labels) for part in method.students)
+    wanted = sum(
+        compute_supervised_loss(method.students[part](views.labeled[part])[0], views.labels) for part in method.students
+    )
     assert torch.equal(results["loss"], torch.as_tensor(wanted))
     assert set(results) == {"loss", "supervised_loss/primary", "supervised_loss/auxiliary"}
 
@@ -268,7 +275,7 @@ def test_embeddings_of_one_width_are_contrasted() -> None:
     torch.manual_seed(0)
     method, views = build_method(parse_config(config), 5), _views()
     features = [method.students[name](_unlabeled(views).weak[name])[1] for name in ("primary", "auxiliary")]
-    assert torch.allclose(method(views, FULL)["contrast_loss"], contrast_loss(features[0], features[1], 0.5), atol=1e-5)
+    assert torch.allclose(method(views, FULL)["contrast_loss"], compute_contrast_loss(features[0], features[1], 0.5), atol=1e-5)
 
 
 def test_mask_counts_leave_unknown_labels_out() -> None:

@@ -15,7 +15,7 @@ from pipeline.config import STUDENTS, OptimizerSection, TrainSection, parse_conf
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, LossWeights, Views, make_views
 from pipeline.methods.fixmatch import FixMatch
-from pipeline.methods.parts.losses import supervised_loss
+from pipeline.methods.parts.losses import compute_supervised_loss
 from pipeline.methods.parts.make_views import draw_mixup_shares, mix_clips
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.optimizer import build_optimizer
@@ -105,7 +105,7 @@ def test_smoothed_labels() -> None:
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     spread = 0.9 * torch.nn.functional.one_hot(labels, 4) + 0.1 / 4
     wanted = -(spread * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    assert float(supervised_loss(logits, labels, 0.1)) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(compute_supervised_loss(logits, labels, 0.1)) == pytest.approx(float(wanted), rel=1e-5)
     plain, smoothed = (steps(small_config(method={"supervised": {"label_smoothing": value}}), 1)[1][0] for value in (0.0, 0.1))
     assert float(smoothed["supervised_loss/primary"]) != pytest.approx(float(plain["supervised_loss/primary"]), abs=1e-5)
 
@@ -114,7 +114,7 @@ def test_mixed_clips_and_their_labels() -> None:
     logits, labels, shares = torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.25, 0.5])
     said = logits.log_softmax(dim=1)
     wanted = -(said[0, 0] + 0.25 * said[1, 1] + 0.75 * said[1, 0] + 0.5 * said[2, 2] + 0.5 * said[2, 1]) / 3
-    assert float(supervised_loss(logits, labels, shares_B=shares)) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(compute_supervised_loss(logits, labels, shares_B=shares)) == pytest.approx(float(wanted), rel=1e-5)
 
     clips = torch.randn(3, 3, 2, 4, 4)
     mixed = mix_clips(clips, shares)

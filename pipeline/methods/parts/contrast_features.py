@@ -57,7 +57,7 @@ class ContrastFeatures(nn.Module):
             return {name: logits[name].float().softmax(dim=1) for name in logits}
         return features
 
-    def gradients(self, labeled: Outputs, weak: Outputs, strong: Outputs) -> Monitors:
+    def monitor_gradients(self, labeled: Outputs, weak: Outputs, strong: Outputs) -> Monitors:
         """Returns the ``compute_gradient_monitors`` at the tensors where the contrast enters the students.
 
         There are none for frames, whose features are not the ones that logits are computed from.

@@ -57,7 +57,7 @@ class Views:
 class Step:
     """A step whose losses use unlabeled videos: its views, the students' outputs for them, and the supervised losses."""
 
-    labels: torch.Tensor
+    true_labels: torch.Tensor
     """[B] int64 in 0..K-1, of the labeled videos."""
     unlabeled: UnlabeledViews
     labeled: Outputs

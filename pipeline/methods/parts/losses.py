@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pipeline.collectives import count_on_workers, gather_with_gradient, get_rank
 
 
-def supervised_loss(
+def compute_supervised_loss(
     logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float = 0.0, shares_B: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Computes Ls, the mean cross-entropy of the labeled clips, with smoothed labels (Szegedy et al., CVPR 2016).
@@ -31,7 +31,7 @@ def supervised_loss(
     return (shares_B * own + (1 - shares_B) * other).mean()
 
 
-def pseudo_label_loss(strong_logits_UK: torch.Tensor, labels: torch.Tensor, weights_U: torch.Tensor) -> torch.Tensor:
+def compute_pseudo_label_loss(strong_logits_UK: torch.Tensor, labels: torch.Tensor, weights_U: torch.Tensor) -> torch.Tensor:
     """Computes Lu, the cross-entropy with labels [U] int64 or [U, K] probabilities.
 
     Each clip counts by its weight (bool or 0..1), and the sum is divided by the number of all clips (FixMatch eq. 4), so the
@@ -40,7 +40,7 @@ def pseudo_label_loss(strong_logits_UK: torch.Tensor, labels: torch.Tensor, weig
     return (F.cross_entropy(strong_logits_UK.float(), labels, reduction="none") * weights_U).mean()
 
 
-def contrast_loss(
+def compute_contrast_loss(
     primary_MD: torch.Tensor,
     auxiliary_MD: torch.Tensor,
     temperature: float,
@@ -70,7 +70,7 @@ def contrast_loss(
     return F.cross_entropy(similarity.masked_fill(ignored, float("-inf")), partners)
 
 
-def group_contrast_loss(fast_UK: torch.Tensor, slow_UK: torch.Tensor, temperature: float) -> torch.Tensor:
+def compute_group_contrast_loss(fast_UK: torch.Tensor, slow_UK: torch.Tensor, temperature: float) -> torch.Tensor:
     """Computes TCL's group contrast: NT-Xent between the mean softmax vectors of each pseudo-class (argmax) in two views.
 
     The groups are over all workers, with gradient; a class that does not occur in both views has no group. The loss is 0 with
@@ -97,7 +97,7 @@ def _average_groups(view_GK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _multiply(groups_GK.T, view_GK.T) / sizes_K.clamp(min=1)[:, None], sizes_K
 
 
-def consistency_loss(logits_UK: torch.Tensor, targets_UK: torch.Tensor, kind: Literal["mse", "kl"]) -> torch.Tensor:
+def compute_consistency_loss(logits_UK: torch.Tensor, targets_UK: torch.Tensor, kind: Literal["mse", "kl"]) -> torch.Tensor:
     """Computes the mean over clips of the squared distance between softmax vectors (summed over classes), or of KL(target ||
     softmax)."""
     if kind == "mse":
@@ -105,7 +105,7 @@ def consistency_loss(logits_UK: torch.Tensor, targets_UK: torch.Tensor, kind: Li
     return F.kl_div(logits_UK.float().log_softmax(dim=1), targets_UK, reduction="batchmean")
 
 
-def alignment_loss(features_MD: torch.Tensor, target_MD: torch.Tensor) -> torch.Tensor:
+def compute_alignment_loss(features_MD: torch.Tensor, target_MD: torch.Tensor) -> torch.Tensor:
     """Computes LTG's alignment, the mean of 1 - cosine, without gradient to the target."""
     return (1 - (_normalize(features_MD) * _normalize(target_MD.detach())).sum(dim=1)).mean()
 

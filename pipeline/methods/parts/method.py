@@ -14,7 +14,14 @@ from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.inputs import LossWeights, Outputs, Setup, Step, Views
 from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabel, PseudoLabels
-from pipeline.methods.parts.terms import Losses, Results, collect_results, pseudo_label_losses, sum_terms, supervised_losses
+from pipeline.methods.parts.terms import (
+    Losses,
+    Results,
+    collect_results,
+    compute_pseudo_label_losses,
+    compute_supervised_losses,
+    sum_terms,
+)
 
 
 class Method(nn.Module):
@@ -29,8 +36,8 @@ class Method(nn.Module):
     """The losses of unlabeled videos that the method has, by the names of their weights; none if it uses labels only."""
     file_labels: dict[str, torch.Tensor]
     """What ``method.file_label.file`` says of the N videos that it knows, only if its loss has a weight: ``classes`` [N],
-    ``confidence`` [N], perhaps ``probabilities`` [N, K], and ``places`` [V], where in them a row of the manifest is, or -1.
-    They are no buffers, since DDP broadcasts all buffers in every step."""
+    ``confidence`` [N], perhaps ``probabilities`` [N, K], and ``indices`` [V]: for each row of the manifest its index in them,
+    or -1. They are no buffers, since DDP broadcasts all buffers in every step."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
     averages: nn.ModuleDict | None
@@ -50,7 +57,7 @@ class Method(nn.Module):
             if isinstance(part, PseudoLabels):
                 part.update_ema(self.students)
         labeled, weak, strong = self.run_students(views, weights)
-        supervised = self.supervised_losses(labeled, views)
+        supervised = self.compute_supervised_losses(labeled, views)
         if views.unlabeled is None or not weak:
             outcome = collect_results(weights.supervised * sum_terms(supervised), supervised)
         else:
@@ -76,19 +83,19 @@ class Method(nn.Module):
             views = Views(views.labeled, views.labels)
         return pass_views(self.students, views, weights, self.section.batch_norm)
 
-    def supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
+    def compute_supervised_losses(self, labeled: Outputs, views: Views) -> Losses:
         """Computes Ls: ``supervised_loss/{student}``, with gradient."""
-        return supervised_losses(labeled, views, self.section.supervised.label_smoothing)
+        return compute_supervised_losses(labeled, views, self.section.supervised.label_smoothing)
 
     def take_file_labels(self, labels: FileLabels | None, num_classes: int, num_videos: int) -> None:
         """Takes the labels that a file gives to unlabeled videos; None: none. ``num_videos`` are the rows of the manifest.
 
         They are no part of a checkpoint: a run reads its file again, and knows it by its fingerprint.
         """
-        places = torch.full((num_videos,), -1, dtype=torch.int32)
-        self.file_labels = {"places": places, "classes": torch.zeros(1, dtype=torch.int32), "confidence": torch.zeros(1)}
+        indices = torch.full((num_videos,), -1, dtype=torch.int32)
+        self.file_labels = {"indices": indices, "classes": torch.zeros(1, dtype=torch.int32), "confidence": torch.zeros(1)}
         if labels is not None:
-            places[torch.from_numpy(labels.rows)] = torch.arange(labels.count, dtype=torch.int32)
+            indices[torch.from_numpy(labels.rows)] = torch.arange(labels.count, dtype=torch.int32)
             tables = {name: getattr(labels, name) for name in ("classes", "confidence", "probabilities")}
             self.file_labels |= {name: torch.from_numpy(table) for name, table in tables.items() if table is not None}
         self._num_file_classes = num_classes
@@ -102,15 +109,15 @@ class Method(nn.Module):
 
     def _look_up_file_labels(self, videos_U: torch.Tensor) -> PseudoLabel:
         """Makes the file's labels of some videos; the weight is 0 where it says nothing, or is not sure enough."""
-        if self.file_labels["places"].device != videos_U.device:
+        if self.file_labels["indices"].device != videos_U.device:
             self.file_labels = {name: table.to(videos_U.device) for name, table in self.file_labels.items()}
         tables, section = self.file_labels, self.section.file_label
-        places_U = tables["places"][videos_U].long()
-        known_U, places_U = places_U >= 0, places_U.clamp(min=0)
-        classes_U, confidence_U = tables["classes"][places_U].long(), tables["confidence"][places_U] * known_U
+        indices_U = tables["indices"][videos_U].long()
+        known_U, indices_U = indices_U >= 0, indices_U.clamp(min=0)
+        classes_U, confidence_U = tables["classes"][indices_U].long(), tables["confidence"][indices_U] * known_U
         kept_U = ((confidence_U >= section.threshold) & (confidence_U > 0)).float()
         if "probabilities" in tables:
-            p_UK = tables["probabilities"][places_U].float() * known_U[:, None]
+            p_UK = tables["probabilities"][indices_U].float() * known_U[:, None]
         else:  # what a named class leaves over is spread evenly, where it counts
             num_others = max(self._num_file_classes - 1, 1)
             left_U = torch.zeros_like(confidence_U) if section.hard else (1 - confidence_U) * known_U / num_others
@@ -122,7 +129,7 @@ class Method(nn.Module):
         if not weights.file_label:
             return outcome
         label = self._look_up_file_labels(step.unlabeled.videos)
-        losses = pseudo_label_losses(step.strong, dict.fromkeys(STUDENTS, label))
+        losses = compute_pseudo_label_losses(step.strong, dict.fromkeys(STUDENTS, label))
         losses = {name.replace("pseudo_label", "file_label"): value for name, value in losses.items()}
         total = outcome["loss"] + weights.file_label * sum_terms(losses)
         watched = compute_direction_monitors("file_to_both", label, step.unlabeled.hidden_labels)

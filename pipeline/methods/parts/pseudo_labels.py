@@ -118,7 +118,7 @@ class PseudoLabels(nn.Module):
         ``ActNetFormer`` writes these steps out.
         """
         probabilities = self.predict_probabilities(step.weak, step.unlabeled.weak)
-        labels = self.apply_thresholds(probabilities, step.unlabeled.videos, step.labels)
+        labels = self.apply_thresholds(probabilities, step.unlabeled.videos, step.true_labels)
         return {learner: labels[labeler] for learner, labeler in self.labelers.items()}
 
     def _make_label(self, p_UK: torch.Tensor, weights_U: torch.Tensor, thresholds_U: torch.Tensor) -> PseudoLabel:

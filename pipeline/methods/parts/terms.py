@@ -17,19 +17,19 @@ Results = dict[str, torch.Tensor]
 """What a method returns: ``loss`` with gradient, and everything else without."""
 
 
-def supervised_losses(labeled: Outputs, views: Views, smoothing: float = 0.0) -> Losses:
+def compute_supervised_losses(labeled: Outputs, views: Views, smoothing: float = 0.0) -> Losses:
     """Computes Ls: ``supervised_loss/{student}``, the cross-entropy of the labeled clips."""
     how = (views.labels, smoothing, views.mixed_shares)
-    return {f"supervised_loss/{name}": losses.supervised_loss(output.logits, *how) for name, output in labeled.items()}
+    return {f"supervised_loss/{name}": losses.compute_supervised_loss(output.logits, *how) for name, output in labeled.items()}
 
 
-def pseudo_label_losses(strong: Outputs, labels: Mapping[str, PseudoLabel]) -> Losses:
+def compute_pseudo_label_losses(strong: Outputs, labels: Mapping[str, PseudoLabel]) -> Losses:
     """Computes Lu: ``pseudo_label_loss/{learner}``, the cross-entropy of each learner's strong views with its ``labels``.
 
     It is divided by the number of all clips, and has a gradient into the learner only. It is empty without strong views.
     """
     return {
-        f"pseudo_label_loss/{learner}": losses.pseudo_label_loss(strong[learner].logits, label.targets, label.weights)
+        f"pseudo_label_loss/{learner}": losses.compute_pseudo_label_loss(strong[learner].logits, label.targets, label.weights)
         for learner, label in labels.items()
         if learner in strong
     }
@@ -41,7 +41,9 @@ def contrast_students(features: Mapping[str, torch.Tensor], section: ContrastSec
     The loss on tensors is ``losses.contrast_loss``.
     """
     primary, auxiliary = features["primary"], features["auxiliary"]
-    return losses.contrast_loss(primary, auxiliary, section.temperature, section.negatives, moments=len(primary) // videos)
+    return losses.compute_contrast_loss(
+        primary, auxiliary, section.temperature, section.negatives, moments=len(primary) // videos
+    )
 
 
 def sum_terms(terms: Losses) -> torch.Tensor:

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 
 from pipeline.methods.parts.losses import (
-    alignment_loss,
     compute_alignment,
-    consistency_loss,
-    contrast_loss,
-    group_contrast_loss,
-    pseudo_label_loss,
-    supervised_loss,
+    compute_alignment_loss,
+    compute_consistency_loss,
+    compute_contrast_loss,
+    compute_group_contrast_loss,
+    compute_pseudo_label_loss,
+    compute_supervised_loss,
 )
 from tests.two_processes import SHARED, run_two
 
@@ -35,18 +35,18 @@ def _softmax(logits: list[float]) -> list[float]:
 def test_supervised_loss_is_the_mean_negative_log_likelihood() -> None:
     logits, labels = _draw(5, 3), torch.tensor([0, 2, 1, 1, 0])
     wanted = -sum(math.log(_softmax(row)[label]) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)) / 5
-    assert float(supervised_loss(logits, labels)) == pytest.approx(wanted, rel=1e-6)
+    assert float(compute_supervised_loss(logits, labels)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_pseudo_label_loss_divides_by_all_clips() -> None:
     logits, labels, keep = _draw(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([True, False, True, False])
     kept = [-math.log(_softmax(logits[i].tolist())[int(labels[i])]) for i in (0, 2)]
-    assert float(pseudo_label_loss(logits, labels, keep)) == pytest.approx(sum(kept) / 4, rel=1e-6)
+    assert float(compute_pseudo_label_loss(logits, labels, keep)) == pytest.approx(sum(kept) / 4, rel=1e-6)
 
 
 def test_pseudo_label_loss_of_none_kept_is_zero_with_a_zero_gradient() -> None:
     logits = _draw(4, 3).requires_grad_()
-    loss = pseudo_label_loss(logits, torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool))
+    loss = compute_pseudo_label_loss(logits, torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool))
     loss.backward()
     assert float(loss.detach()) == 0
     assert logits.grad is not None and not logits.grad.any()
@@ -83,26 +83,26 @@ def slow_contrast(
 def test_contrast_loss_equals_the_double_loop(videos: int, temperature: float, moments: int, negatives: Any) -> None:
     primary, auxiliary = _draw(videos * moments, 4), _draw(videos * moments, 4, seed=1)
     wanted = slow_contrast(primary, auxiliary, temperature, negatives, moments)
-    found = contrast_loss(primary, auxiliary, temperature, negatives, moments)
+    found = compute_contrast_loss(primary, auxiliary, temperature, negatives, moments)
     assert float(found) == pytest.approx(wanted, rel=1e-10, abs=1e-12)
 
 
 def test_contrast_loss_is_symmetric_and_sees_directions_only() -> None:
     primary, auxiliary = _draw(5, 4), _draw(5, 4, seed=1)
-    loss = contrast_loss(primary, auxiliary, 0.5)
-    assert torch.allclose(loss, contrast_loss(auxiliary, primary, 0.5))
-    assert torch.allclose(loss, contrast_loss(3 * primary, auxiliary / 7, 0.5))
+    loss = compute_contrast_loss(primary, auxiliary, 0.5)
+    assert torch.allclose(loss, compute_contrast_loss(auxiliary, primary, 0.5))
+    assert torch.allclose(loss, compute_contrast_loss(3 * primary, auxiliary / 7, 0.5))
 
 
 def test_contrast_loss_is_least_where_students_agree_and_videos_differ() -> None:
     apart = torch.eye(4)
-    assert contrast_loss(apart, apart, 0.5) < contrast_loss(apart, apart.roll(1, 0), 0.5)
-    assert contrast_loss(apart, apart, 0.5) < contrast_loss(torch.ones(4, 4), torch.ones(4, 4), 0.5)
+    assert compute_contrast_loss(apart, apart, 0.5) < compute_contrast_loss(apart, apart.roll(1, 0), 0.5)
+    assert compute_contrast_loss(apart, apart, 0.5) < compute_contrast_loss(torch.ones(4, 4), torch.ones(4, 4), 0.5)
 
 
 def test_contrast_gradient_reaches_both_students() -> None:
     primary, auxiliary = _draw(3, 4).requires_grad_(), _draw(3, 4, seed=1).requires_grad_()
-    contrast_loss(primary, auxiliary, 0.5).backward()
+    compute_contrast_loss(primary, auxiliary, 0.5).backward()
     assert primary.grad is not None and bool(primary.grad.any(dim=1).all())
     assert auxiliary.grad is not None and bool(auxiliary.grad.any(dim=1).all())
 
@@ -146,12 +146,12 @@ def _slow_groups(fast: list[list[float]], slow: list[list[float]], temperature: 
 def test_group_contrast_equals_the_one_over_dictionaries(seed: int) -> None:
     fast, slow = _draw(12, 4, seed=seed).softmax(1), _draw(12, 4, seed=seed + 50).softmax(1)
     wanted = _slow_groups(fast.tolist(), slow.tolist(), 0.5)
-    assert float(group_contrast_loss(fast, slow, 0.5)) == pytest.approx(wanted, rel=1e-5)
+    assert float(compute_group_contrast_loss(fast, slow, 0.5)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_one_group_has_nothing_to_differ_from() -> None:
     fast = torch.eye(4)[[1, 1]].requires_grad_()
-    loss = group_contrast_loss(fast, torch.eye(4)[[1, 2]], 0.5)
+    loss = compute_group_contrast_loss(fast, torch.eye(4)[[1, 2]], 0.5)
     loss.backward()
     assert float(loss.detach()) == 0
     assert fast.grad is not None and not fast.grad.any()
@@ -162,14 +162,14 @@ def test_consistency_is_the_squared_distance_or_the_divergence() -> None:
     pairs = [(_softmax(row), target) for row, target in zip(logits.tolist(), targets.tolist(), strict=True)]
     squares = sum(sum((p - t) ** 2 for p, t in zip(*pair, strict=True)) for pair in pairs) / 3
     divergence = sum(sum(t * math.log(t / p) for p, t in zip(*pair, strict=True)) for pair in pairs) / 3
-    assert float(consistency_loss(logits, targets, "mse")) == pytest.approx(squares, rel=1e-5)
-    assert float(consistency_loss(logits, targets, "kl")) == pytest.approx(divergence, rel=1e-4)
-    assert float(consistency_loss(targets.log(), targets, "kl")) == pytest.approx(0, abs=1e-6)
+    assert float(compute_consistency_loss(logits, targets, "mse")) == pytest.approx(squares, rel=1e-5)
+    assert float(compute_consistency_loss(logits, targets, "kl")) == pytest.approx(divergence, rel=1e-4)
+    assert float(compute_consistency_loss(targets.log(), targets, "kl")) == pytest.approx(0, abs=1e-6)
 
 
 def test_alignment_loss_moves_the_first_only() -> None:
     one, other = _draw(3, 4).requires_grad_(), _draw(3, 4, seed=1).requires_grad_()
-    loss = alignment_loss(one, other)
+    loss = compute_alignment_loss(one, other)
     loss.backward()
     wanted = sum(1 - _cosine(a, b) for a, b in zip(one.tolist(), other.tolist(), strict=True)) / 3
     assert float(loss.detach()) == pytest.approx(wanted)
@@ -181,7 +181,7 @@ def test_soft_labels_are_a_cross_entropy_with_probabilities() -> None:
     logits, targets = _draw(2, 3), _draw(2, 3, seed=1).softmax(1)
     rows = zip(logits.tolist(), targets.tolist(), strict=True)
     values = [-sum(t * math.log(p) for t, p in zip(target, _softmax(row), strict=True)) for row, target in rows]
-    found = pseudo_label_loss(logits, targets.float(), torch.tensor([1.0, 0.25]))
+    found = compute_pseudo_label_loss(logits, targets.float(), torch.tensor([1.0, 0.25]))
     assert float(found) == pytest.approx((values[0] + 0.25 * values[1]) / 2, rel=1e-5)
 
 
@@ -197,10 +197,10 @@ def test_autocast_does_not_round_what_is_compared() -> None:
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "contrast": lambda one, other: contrast_loss(one, other, 0.5),
-    "cross": lambda one, other: contrast_loss(one, other, 0.5, "cross"),
-    "moments": lambda one, other: contrast_loss(one, other, 0.5, moments=3),
-    "groups": lambda one, other: group_contrast_loss(one.softmax(1), other.softmax(1), 0.5),
+    "contrast": lambda one, other: compute_contrast_loss(one, other, 0.5),
+    "cross": lambda one, other: compute_contrast_loss(one, other, 0.5, "cross"),
+    "moments": lambda one, other: compute_contrast_loss(one, other, 0.5, moments=3),
+    "groups": lambda one, other: compute_group_contrast_loss(one.softmax(1), other.softmax(1), 0.5),
 }
 """What depends on all workers' features."""
 
