@@ -50,11 +50,11 @@ class Appearance(NamedTuple):
     and range."""
 
 
-def _factor(share: float) -> float:
+def _compute_factor(share: float) -> float:
     return 1 + 0.9 * share
 
 
-def _gray(clips: torch.Tensor, white: float = 1) -> torch.Tensor:
+def _make_gray(clips: torch.Tensor, white: float = 1) -> torch.Tensor:
     """Computes the luma of torchvision's ``rgb_to_grayscale``, [N, T, 1, H, W] in 0..``white``."""
     red, green, blue = clips.split(1, dim=2)
     gray: torch.Tensor = red.mul(0.2989 * white).add_(green, alpha=0.587 * white).add_(blue, alpha=0.114 * white)
@@ -66,23 +66,23 @@ def _blend(clips: torch.Tensor, others: torch.Tensor, factors: torch.Tensor) -> 
     return clips.sub_(others).mul_(factors).add_(others)
 
 
-def _brightness(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def _change_brightness(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return clips.mul_(factors).clamp_(0, 1)
 
 
-def _color(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    return _blend(clips, _gray(clips), factors).clamp_(0, 1)
+def _change_color(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    return _blend(clips, _make_gray(clips), factors).clamp_(0, 1)
 
 
-def _contrast(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    gray = _gray(clips, white=1 << 24)
+def _change_contrast(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    gray = _make_gray(clips, white=1 << 24)
     # a sum of integers: one of floats would depend on how many clips are summed beside each other
     total = gray.sum(dim=(1, 2, 3, 4), keepdim=True, dtype=torch.int64)
     mean: torch.Tensor = total * (1 / (1 << 24) / gray[0].numel())
     return _blend(clips, mean, factors).clamp_(0, 1)
 
 
-def _sharpness(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def _change_sharpness(clips: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Moves pixels toward or away from a mean over 3 x 3 of them that counts the middle five times; the frame's border
     stays."""
     height, width = clips.shape[-2:]
@@ -104,7 +104,7 @@ def _posterize(clips: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return posterized
 
 
-def _autocontrast(clips: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+def _stretch_contrast(clips: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """Stretches each channel of a clip so that its darkest pixel is 0 and its brightest 1; a channel of one brightness
     stays."""
     darkest, brightest = clips.amin(dim=CLIP, keepdim=True), clips.amax(dim=CLIP, keepdim=True)
@@ -134,13 +134,13 @@ GEOMETRIC: dict[str, Callable[[float], Matrix]] = {
 """For each operation a function from a strength in -1..1 to a [3, 3] map. Full strength is that of torchvision's RandAugment
 (30 degrees, 0.3, 45 %)."""
 APPEARANCE: dict[str, Appearance] = {
-    "brightness": Appearance(_factor, _brightness),
-    "color": Appearance(_factor, _color),
-    "sharpness": Appearance(_factor, _sharpness),
+    "brightness": Appearance(_compute_factor, _change_brightness),
+    "color": Appearance(_compute_factor, _change_color),
+    "sharpness": Appearance(_compute_factor, _change_sharpness),
     "solarize": Appearance(lambda share: 1 - abs(share), _solarize),
     "posterize": Appearance(lambda share: 2.0 ** (8 - round(4 * abs(share))), _posterize),
-    "contrast": Appearance(_factor, _contrast),
-    "autocontrast": Appearance(abs, _autocontrast),
+    "contrast": Appearance(_compute_factor, _change_contrast),
+    "autocontrast": Appearance(abs, _stretch_contrast),
     "equalize": Appearance(abs, _equalize),
 }
 """The operations on pixels, by name."""
