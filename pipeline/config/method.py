@@ -14,12 +14,12 @@ class LabelSection(Section):
 
     source: Literal["other", "self", "mean", "ema"] | None = None
     """Who labels: the ``other`` student (cross pseudo-labels), the student ``self``, the softmax of both students' ``mean``
-    logits, or an ``ema`` of the student's own weights. None is the method's own: other for actnetformer and cmpl, self for
+    logits, or an ``ema`` of the student's own weights. null is the method's own: other for actnetformer and cmpl, self for
     fixmatch, mvpl and tcl, mean for ltg, ema for svformer."""
     hard: bool = True
     """Whether the label is the most probable class (every paper here), or the probabilities themselves."""
     temperature: float = Field(1.0, gt=0, json_schema_extra=MID_RUN)
-    """Of soft labels: below 1 sharpens them."""
+    """Divides the logits of soft labels before their softmax: below 1 it sharpens them."""
     thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = "fixed"
     """Which labels count: confidence over ``confidence_threshold`` (fixed, FixMatch); over a class's share of it that rises
     with the class's labels so far (flexmatch); over running confidence, per class (freematch); or a weight that falls off
@@ -28,14 +28,15 @@ class LabelSection(Section):
     """Before all else: probabilities times target over running mean, normalized (ReMixMatch). The target is ``uniform``
     (SoftMatch's) or the class distribution of the ``labeled`` clips."""
     primary_threshold: Share | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
-    """Confidence threshold of labels that the primary gives; None: ``confidence_threshold``. This one and the next are
+    """Confidence threshold of labels that the primary gives; null: ``confidence_threshold``. This one and the next are
     refused where they would do nothing: with ``mean`` labels, freematch and softmatch."""
     auxiliary_threshold: Share | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
     """Confidence threshold of labels that the auxiliary gives: a transformer from scratch is confident later."""
     momentum: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
-    """Of the policies' running means, a step. FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
+    """Share of their old value that the running means of ``thresholds`` and ``distribution_alignment`` keep in a step.
+    FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
     ema_decay: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
-    """Of the weights of ``ema`` teachers, a step (SVFormer: 0.99)."""
+    """Share of its old weights that an ``ema`` teacher keeps in a step (SVFormer: 0.99)."""
 
 
 class TermSection(Section):
@@ -72,7 +73,8 @@ class SupervisedSection(TermSection):
 
 
 class ContrastSection(WeakViewsTerm):
-    """Lca, the contrast between the students' features of unlabeled videos; for TCL between two speeds of a clip."""
+    """Lca, the contrast between the students' features of unlabeled videos; for TCL between two speeds of a clip.
+    Of actnetformer, ltg and tcl."""
 
     weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN)
     """beta (paper: 2)."""
@@ -133,19 +135,15 @@ class MethodSection(Section):
     ramp_steps: Steps = Field(0, ge=0)
     """Steps over which losses of unlabeled videos rise linearly from 0, unless they have a ``ramp`` of their own. Choice."""
     supervised: SupervisedSection = SupervisedSection()
-    """Ls, every method's."""
     pseudo_label: StrongViewsTerm = StrongViewsTerm(weight=2.0)
-    """gamma and Lu, the loss of pseudo-labels (paper: 2). Of all methods but supervised."""
+    """Lu, the loss of pseudo-labels; its weight is gamma (paper: 2). Of all methods but supervised."""
     contrast: ContrastSection = ContrastSection()
-    """beta and Lca (paper: 2). Of actnetformer, ltg and tcl."""
     group_contrast: WeakViewsTerm = WeakViewsTerm()
     """TCL's contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of ``contrast``)."""
     alignment: WeakViewsTerm = WeakViewsTerm()
     """LTG's 1 - cosine of the primary's to the auxiliary's features (LTG: 1)."""
     mix: MixSection = MixSection()
-    """SVFormer's mixed clips."""
     file_label: FileLabelSection = Field(FileLabelSection(), json_schema_extra=LATER)
-    """Lf, labels from a file."""
     labels: LabelSection = LabelSection()
     modalities: tuple[Literal["rgb", "temporal_gradient", "optical_flow"], ...] = ("rgb", "temporal_gradient")
     """MvPL: what the shared network sees, rgb first, which is what it is tested on. The paper has all three; flow is left

@@ -1,19 +1,15 @@
 """Writes the reference of all knobs from their declarations: ``python -m pipeline.config.reference docs/configuration.md``.
 
-Type, default, unit, range and text are those of the fields. The source is found in the text, and who reads a knob is found in
-the code. ``tests/config/test_reference.py`` keeps the page current.
+Type, default, unit, range and text are those of the fields. ``tests/config/test_reference.py`` keeps the page current.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,15 +17,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from pipeline.config.load import find_sections, list_keys
-from pipeline.config.method import find_short_name
+from pipeline.config.load import find_sections
 from pipeline.config.run import Config
 from pipeline.config.section import Section, Unit
 
-CODE = Path(__file__).resolve().parents[1]
-"""The package whose code reads the knobs."""
-CITATION = re.compile(r"\(?((?:[A-Z][\w-]+(?: & | et al\.,? |, |: )?)+(?:[A-Z]+ )?\d{4})\)?")
-METHODS = ("TCL", "LTG", "SVFormer", "MvPL", "FixMatch", "FreeMatch", "SoftMatch", "ReMixMatch", "SimCLR", "SlowFast", "ResNet")
 HEAD = """# Configuration
 
 All knobs. `python -m pipeline.config.reference docs/configuration.md` writes this page from their declarations in
@@ -37,8 +28,8 @@ All knobs. `python -m pipeline.config.reference docs/configuration.md` writes th
 given has its default.
 
 - **Range**: the smallest and largest value that is accepted; a parenthesis leaves the end itself out.
-- **Source**: what the text says of where the default is from: *paper* is ActNetFormer's; *choice* is ours, where it is silent.
-- **Read by**: the packages of `pipeline/` whose code reads the knob.
+- The text says where a default is from: *paper* is ActNetFormer's, other papers are named, and *choice* is ours, where the
+  paper is silent.
 - † The trained weights do not depend on it: a run may go on with another value.
 - ‡ Population-based training may change it in the middle of a run (`jobs.search --algorithm pbt`).
 """
@@ -52,11 +43,17 @@ class Knob:
     field: FieldInfo
     default: Any
     section: type[Section]
+    about: str
+    """What the section is there for, where several sections are of the same kind; else empty."""
     marks: frozenset[str]
 
 
 def list_knobs(
-    section: type[Section] = Config, default: Section | None = None, prefix: str = "", marks: frozenset[str] = frozenset()
+    section: type[Section] = Config,
+    default: Section | None = None,
+    prefix: str = "",
+    about: str = "",
+    marks: frozenset[str] = frozenset(),
 ) -> Iterator[Knob]:
     """Lists every key that can be set, in the order of declaration; those of each kind of network one after the other."""
     for name, field in section.model_fields.items():
@@ -65,9 +62,9 @@ def list_knobs(
         children = find_sections(field.annotation)
         for child in children:
             given = value if isinstance(value, child) else None
-            yield from list_knobs(child, given, f"{prefix}{name}.", own)
+            yield from list_knobs(child, given, f"{prefix}{name}.", field.description or "", own)
         if not children:
-            yield Knob(f"{prefix}{name}", field, value, section, own)
+            yield Knob(f"{prefix}{name}", field, value, section, about, own)
 
 
 def build_page() -> str:
@@ -82,7 +79,7 @@ def build_page() -> str:
         kind = next((str(knob.default) for knob in found if knob.key.endswith(".arch")), "")
         both = f"`primary.network` and `auxiliary.network`, arch `{kind}`"
         title = both if path == "primary.network" else f"`{path}`"
-        parts += [f"## {title}", "", _wrap(" ".join((section.__doc__ or "").split()), ""), ""]
+        parts += [f"## {title}", "", _wrap(_join_lines(f"{found[0].about} {section.__doc__ or ''}"), ""), ""]
         parts += [*(_format_entry(knob) for knob in found if knob.field.description), ""]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -90,16 +87,18 @@ def build_page() -> str:
 def _format_entry(knob: Knob) -> str:
     mark = ("†" if "same_weights" in knob.marks else "") + ("‡" if "mid_run" in knob.marks else "")
     unit, accepted = find_unit(knob.field), describe_range(knob.field)
-    text = " ".join((knob.field.description or "").replace("``", "`").split())
+    text = _join_lines(knob.field.description or "")
     facts = [
         describe_type(knob.field.annotation) + (f" ({unit})" if unit else ""),
         f"default {_format_code(knob.default)}",
         f"range {accepted}" if accepted else "",
-        f"source: {source}" if (source := find_source(text)) else "",
-        f"read by {', '.join(find_readers(knob))}",
     ]
     lines = [f"- `{knob.key.rpartition('.')[2]}`{mark}", f"*{'; '.join(fact for fact in facts if fact)}.*", text]
     return "\n".join([lines[0] + "  ", _wrap(lines[1], "  ") + "  ", _wrap(text, "  ")])
+
+
+def _join_lines(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
 
 
 def _wrap(text: str, indent: str) -> str:
@@ -153,64 +152,6 @@ def _list_metadata(field: FieldInfo) -> list[Any]:
         return extra + [one for part in get_args(annotation) if not isinstance(part, str) for one in within(part)]
 
     return [*field.metadata, *within(field.annotation)]
-
-
-def find_source(text: str) -> str:
-    """Finds in a knob's text where its default comes from."""
-    found = [m.group(1) for m in CITATION.finditer(text)]
-    found += [name for name in METHODS if re.search(rf"\b{name}\b", text) and not any(name in other for other in found)]
-    paper = ["paper"] if re.search(r"\bpaper('s)?\b", text) and "paper is silent" not in text else []
-    choice = ["choice"] if re.search(r"\bchoice\b", text, re.IGNORECASE) else []
-    return ", ".join([*paper, *found[:2], *choice])
-
-
-@dataclass(frozen=True)
-class FileReads:
-    """The attributes that a file of the package reads."""
-
-    room: str
-    text: str
-    owners: Mapping[str, set[str]]
-    """For each attribute that is read, the names before the dot."""
-
-
-@cache
-def _read_files() -> list[FileReads]:
-    found = []
-    for path in sorted(CODE.rglob("*.py")):
-        first, *others = path.relative_to(CODE).parts
-        if first == "config" and others != ["run.py"]:  # where knobs are declared; what follows from them is in run.py
-            continue
-        text, owners = path.read_text(encoding="utf-8"), dict[str, set[str]]()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Attribute):
-                before = getattr(node.value, "attr", None) or getattr(node.value, "id", "")
-                owners.setdefault(node.attr, set()).add(str(before))
-        found.append(FileReads(first.removesuffix(".py"), text, owners))
-    return found
-
-
-def find_readers(knob: Knob) -> list[str]:
-    """Finds the packages whose code reads the knob.
-
-    An attribute counts if it is read from something with the name of the knob's section; from anything, if the name has
-    several words and no other knob has it; or from anything in a file that names the section or its class.
-    """
-    *sections, last = knob.key.split(".")
-    alone = "_" in last and len({find_short_name(key) for key in _list_all_keys() if key.endswith(f".{last}")}) == 1
-    classes = [kind.__name__ for kind in knob.section.__mro__ if issubclass(kind, Section) and kind is not Section]
-    rooms: dict[str, None] = {}
-    for file in _read_files():
-        owners = file.owners.get(last, set())
-        named = sections[-1] in file.owners or any(name in file.text for name in classes)
-        if sections[-1] in owners or (owners - {"self"} and (alone or named)):
-            rooms[file.room] = None
-    return list(rooms)
-
-
-@cache
-def _list_all_keys() -> list[str]:
-    return list_keys()
 
 
 def main(words: list[str]) -> int:

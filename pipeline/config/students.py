@@ -68,13 +68,13 @@ class SlowResNetSection(Section):
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
     ``timm:resnet50.a1_in1k``, downloaded, inflated in time), a model folder of ``jobs.export``, or a file (.safetensors, .pt,
-    .pth, .pyth, .pkl) with the keys of timm, SlowFast (also Caffe2's), PyTorchVideo, mmaction2, or this project. None, random,
+    .pth, .pyth, .pkl) with the keys of timm, SlowFast (also Caffe2's), PyTorchVideo, mmaction2, or this project. null, random,
     is the paper's."""
     weights_pixels: WeightsPixels | None = Field(None, json_schema_extra=LATER)
     """By which mean and deviation the pixels were normalized on which a file of ``weights`` was trained: ``slowfast`` (0.45 and
     0.225 for all colors, as the views here), ``slowfast_bgr`` (the same with blue first), ``imagenet`` (0.485, 0.456, 0.406 and
     0.229, 0.224, 0.225), ``half`` (0.5 and 0.5), ``torchvision`` (its video networks'). The first kernel is then made to take
-    the views' pixels. None: ``imagenet`` for keys of mmaction2, ``slowfast`` for others. Of ``timm:`` and ``torchvision:``
+    the views' pixels. null: ``imagenet`` for keys of mmaction2, ``slowfast`` for others. Of ``timm:`` and ``torchvision:``
     names and of model folders it is known."""
 
 
@@ -105,11 +105,11 @@ class TimeSformerSection(Section):
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
     ``timm:deit_small_patch16_224.fb_in1k``, downloaded), a model folder of ``jobs.export``, or a file (.safetensors, .pt, .pth,
-    .pyth, .pkl) with the keys of timm, the TimeSformer authors, or this project. Embeddings are interpolated to the clip. None:
+    .pyth, .pkl) with the keys of timm, the TimeSformer authors, or this project. Embeddings are interpolated to the clip. null:
     random, the paper's."""
     weights_pixels: WeightsPixels | None = Field(None, json_schema_extra=LATER)
     """By which mean and deviation the pixels were normalized on which a file of ``weights`` was trained, as for a slow_resnet.
-    None: ``slowfast``, which is the TimeSformer authors', too; timm's ViTs have ``imagenet`` or ``half``."""
+    null: ``slowfast``, which is the TimeSformer authors', too; timm's ViTs have ``imagenet`` or ``half``."""
 
 
 class VideoResNetSection(Section):
@@ -121,11 +121,11 @@ class VideoResNetSection(Section):
     """Dropout before the classifier. Choice."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
-    ``torchvision:KINETICS400_V1``, downloaded), a model folder, or a file with torchvision's or this project's keys. None:
+    ``torchvision:KINETICS400_V1``, downloaded), a model folder, or a file with torchvision's or this project's keys. null:
     random."""
     weights_pixels: WeightsPixels | None = Field(None, json_schema_extra=LATER)
     """By which mean and deviation the pixels were normalized on which a file of ``weights`` was trained, as for a slow_resnet:
-    ``torchvision`` for torchvision's files. None: ``slowfast``."""
+    ``torchvision`` for torchvision's files. null: ``slowfast``."""
 
 
 class PlainConv3dSection(Section):
@@ -142,7 +142,7 @@ class PlainConv3dSection(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the classifier."""
     weights: str | None = None
-    """Start from these weights, the head excepted if its classes are others: a file or a model folder of this project. None:
+    """Start from these weights, the head excepted if its classes are others: a file or a model folder of this project. null:
     random."""
 
 
@@ -169,7 +169,7 @@ class OptimizerSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay, not applied to norms, biases and embeddings."""
     clip_gradient_norm: float | None = Field(None, gt=0)
-    """Largest gradient norm of this student; none by default."""
+    """Largest gradient norm of this student; null: gradients are not clipped."""
 
 
 class PrimarySection(Section):

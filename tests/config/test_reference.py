@@ -12,8 +12,6 @@ from pipeline.config.reference import (
     build_page,
     describe_range,
     describe_type,
-    find_readers,
-    find_source,
     find_unit,
     list_knobs,
     main,
@@ -38,11 +36,6 @@ def test_it_has_every_knob_once_for_each_section() -> None:
             assert f"- `{knob.key.rpartition('.')[2]}`" in text
 
 
-def test_every_knob_is_read_somewhere() -> None:
-    """A knob that nobody reads does nothing, and is removed."""
-    assert [knob.key for knob in list_knobs() if not knob.key.endswith(".arch") and not find_readers(knob)] == []
-
-
 def test_facts_of_a_field_are_told_in_words() -> None:
     class Shown(Section):
         share: Share = Field(0.5, gt=0, le=1)
@@ -57,11 +50,13 @@ def test_facts_of_a_field_are_told_in_words() -> None:
     assert [describe_range(field) for field in fields.values()] == ["(0, 1]", "[1, ∞)", "", ""]
 
 
-def test_sources_are_those_of_the_text() -> None:
-    assert find_source("beta (paper: 2).") == "paper"
-    assert find_source("Off (Szegedy et al., 2016). Choice.") == "Szegedy et al., 2016, choice"
-    assert find_source("The paper is silent: choice. TCL has 0.5.") == "TCL, choice"
-    assert find_source("Folder of the run.") == ""
+def test_a_loss_says_what_it_is_and_where_its_weight_is_from() -> None:
+    """Several losses are of one kind of section, whose text says nothing of a single one."""
+    text = " ".join(build_page().split())
+    assert "## `method.pseudo_label` Lu, the loss of pseudo-labels; its weight is gamma (paper: 2)." in text
+    assert "## `method.group_contrast` TCL's contrast between mean predictions" in text
+    assert "## `method.alignment` LTG's 1 - cosine" in text
+    assert "``" not in text and "None:" not in text
 
 
 def test_marks_reach_the_keys_below_a_marked_section() -> None:
