@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config import STUDENTS
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, LossWeights, build_method, compute_loss_weights
+from pipeline.methods import METHODS, LossWeights, build_method, compute_loss_weights, svformer
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.optimizer import build_optimizer
 from tests.methods.built_methods import FULL, POLICIES, built, config_of, views_of
@@ -46,6 +46,32 @@ def test_every_trained_parameter_gets_a_gradient_in_every_step(name: str, weight
     trained_ones = {key: value for key, value in method.named_parameters() if value.requires_grad}
     assert [key for key, value in trained_ones.items() if value.grad is None] == []
     assert not [key for key in trained_ones if not key.startswith("students.")]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_temperature_below_1_sharpens_soft_labels(temperature: float) -> None:
+    """At 0.5 each probability is squared, and all are divided by their sum."""
+    method = built("cmpl", labels={"hard": False, "temperature": temperature})
+    p_UK = torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    labels = method.labels.apply_thresholds(dict.fromkeys(STUDENTS, p_UK), torch.tensor([24, 25]), torch.tensor([0, 1]))
+    powers = p_UK ** (1 / temperature)
+    for name in STUDENTS:
+        assert torch.allclose(labels[name].targets, powers / powers.sum(dim=1, keepdim=True), atol=1e-6)
+
+
+def test_mixed_clips_are_compared_as_the_knob_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    compare, losses = svformer.compute_consistency_loss, {}
+
+    def note(logits: torch.Tensor, targets: torch.Tensor, kind: Any) -> torch.Tensor:
+        kinds.append(kind)
+        return compare(logits, targets, kind)
+
+    monkeypatch.setattr(svformer, "compute_consistency_loss", note)
+    for kind in ("mse", "kl"):
+        results = built("svformer", mix={"patch": 8, "consistency": kind})(views_of(config_of("svformer")), FULL)
+        losses[kind] = float(results["mix_loss/primary"])
+    assert kinds == ["mse", "mse", "kl", "kl"] and losses["mse"] != losses["kl"]
 
 
 @EACH

@@ -45,6 +45,13 @@ def student(name: str) -> Student:
     return built
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_plain_network_has_the_layers_that_are_asked_for(layers: int) -> None:
+    section = PrimarySection.model_validate({"network": {"arch": "plain_conv3d", "width": 8, "layers": layers}})
+    built = build_student(section.network, ClipSection(frames=4, fps=8, size=32), 5)
+    assert [module.out_channels for module in built.modules() if isinstance(module, nn.Conv3d)] == [8, 16, 32][:layers]
+
+
 def clips(number: int = 2) -> torch.Tensor:
     return torch.randn(number, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 

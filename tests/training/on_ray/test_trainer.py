@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +21,14 @@ import torch.distributed as dist
 from jobs import train
 from jobs.command import run
 from pipeline.config import load_config
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import list_score_files, read_metrics
 from pipeline.training.on_ray import trainer as ray_fit
 from pipeline.training.on_ray import worker as ray_worker
+from pipeline.training.on_ray.controller import CheckpointBeforeResize
 from pipeline.training.prepared_run import prepare_run
+from pipeline.training.stop_signal import StopOnSignal
 from tests.two_processes import SHARED, run_two
 
 
@@ -123,6 +126,39 @@ def test_collectives_have_a_limit_of_a_second_at_least(
     prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"train.step_timeout_seconds={limit}", "scale.workers=1"]))
     ray_fit._build_trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"control": None})
     assert made[0].timeout_s == seconds
+
+
+def test_workers_have_the_seconds_of_the_knob_to_save_and_stop(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a resize they are the callback's; at a signal the driver waits as long, and then says what it did not get."""
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", ["scale.stop_seconds=0.3", "scale.workers=1"]))
+    made: list[Any] = []
+    monkeypatch.setattr(ray_fit, "TorchTrainer", lambda *_, run_config, **__: made.append(run_config))
+    ray_fit._build_trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"control": None})
+    assert [callback.seconds for callback in made[0].callbacks if isinstance(callback, CheckpointBeforeResize)] == [0.3]
+
+    asked: list[int] = []
+    control = SimpleNamespace(request_stop=SimpleNamespace(remote=asked.append))
+    signals = StopOnSignal()
+    signals.number = signal.SIGTERM
+    released = threading.Event()
+    with pytest.raises(Stopped, match=r"stopped after scale\.stop_seconds=0\.3 without a checkpoint of the last steps"):
+        ray_fit._fit_while_listening(
+            lambda: {"late": released.wait(30)}, signals, control, prepared.run.config.scale.stop_seconds
+        )
+    assert asked == [signal.SIGTERM]
+    released.set()
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_whose_videos_take_longer_than_the_limit_says_which_knob_that_is(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run.storage_path={tmp_path}", "scale.workers=1", "train.max_failures=0", "data.decode_timeout_seconds=0.001"]
+    assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *words]) == 1
+    assert "no batch arrived within 0 s (data.decode_timeout_seconds)" in capsys.readouterr().err
 
 
 @pytest.mark.ray
