@@ -3,7 +3,8 @@
 The importance of a knob is the share (0..1) of the variance of the objective's ranks that it explains. For numbers this is the
 fit of a parabola over the knob's ranks, because the best value often lies inside the range; for words it is eta squared.
 Effects that two knobs have only together are not seen. With few trials any knob explains something: each importance therefore
-comes with the value that it stays below in 95 % of 1,000 random permutations of the objective.
+comes with the value that it stays below in 95 % of 1,000 random permutations of the objective. Optuna's importances have no
+such value, and need Optuna, without which a report can be made.
 """
 
 from __future__ import annotations

@@ -127,7 +127,11 @@ def _is_safe(parent: Path) -> bool:
 
 
 def _lock(folder: Path) -> int | None:
-    """Locks ``folder`` and returns the descriptor of the lock, or None if another process holds it."""
+    """Locks ``folder`` and returns the descriptor of the lock, or None if another process holds it.
+
+    The folder itself, not a file in it as ``filelock`` would: so it can be removed while it is locked, and a link that another
+    user puts in its place is not followed.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,8 @@
-"""Draws a search as inline SVG: history, parallel coordinates, importances, the Pareto front and a population's schedules."""
+"""Draws a search as inline SVG: history, parallel coordinates, importances, the Pareto front and a population's schedules.
+
+These are not the plots of ``optuna.visualization``: those need Optuna and its study, while a report is made from the files of a
+study folder, also where Optuna is not installed, and they know neither a population's schedules nor the ranges of chance.
+"""
 
 from __future__ import annotations
 
