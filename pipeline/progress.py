@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 T = TypeVar("T")
 LOG_SECONDS = 10.0
-"""Between two lines of a log file."""
+"""Time between two lines of a log file."""
 
 
 def show_progress(

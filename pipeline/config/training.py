@@ -83,14 +83,15 @@ class TrainSection(Section):
 
 
 class MonitorSection(Section):
-    """When something that the method is known to fail by is said to have happened. None of these changes the result."""
+    """When the log warns of a failure that the method is known for. No knob of this section changes the result."""
 
     patience_steps: Steps = Field(100, ge=1)
     """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told. Choice."""
 
 
 class TrackingSection(Section):
-    """Where metrics go beside metrics.jsonl and TensorBoard's files, which every run has. None changes the result."""
+    """Where metrics go beside metrics.jsonl and TensorBoard's files, which every run has. No knob of this section changes the
+    result."""
 
     mlflow: str | None = None
     """Tracking URI of MLflow, such as http://HOST:5000 (``pip install .[mlflow]``)."""
@@ -124,7 +125,7 @@ class EvaluationSection(Section):
 
 
 class ScaleSection(Section):
-    """Where the work runs. None of these changes the result."""
+    """Where the work runs. No knob of this section changes the result."""
 
     workers: int = Field(1, ge=0)
     """Train workers; 0 runs the same loop in the calling process, without Ray."""

@@ -21,7 +21,7 @@ BINS = 15
 SMALLEST = 1e-12
 """Probabilities below count as this much: the logarithm of 0 would hide all other videos."""
 TEMPERATURES = (0.05, 20.0)
-"""Between which ``fit_temperature`` looks."""
+"""The smallest and the largest temperature that ``fit_temperature`` tries."""
 
 
 class ReliabilityBin(NamedTuple):

@@ -27,9 +27,9 @@ from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.seeds import Ints
 
 SECONDS = 30.0
-"""Between two parts: what a kill costs at most."""
+"""Time between two parts that are written, and so the most work that a kill costs."""
 FOLDER = ".evaluation_parts"
-"""Below the folder of the results: ``WEIGHTS/EVALUATION/``, both by their fingerprints."""
+"""Name of the folder of parts, below that of the results. It holds ``WEIGHTS/EVALUATION/``, named by their fingerprints."""
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 """What the folders below are named by; a folder of another name was not made here, and is left alone."""
 

@@ -2,7 +2,7 @@
 
 Linux exchanges two names at once on most file systems. On others, such as NFS, the old folder is renamed first, to a hidden
 name that ends in ``.earlier``. A process that is killed before it has renamed the new one leaves neither at its place; the next
-one that locks the place puts the old folder back before it does anything else.
+one that locks the output puts the old folder back before it does anything else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def lock_place(out: Path) -> Iterator[Path]:
+def lock_output(out: Path) -> Iterator[Path]:
     """Makes this process the only one that writes ``out``, and yields its path without symbolic links. Raises UserError.
 
     What a killed process moved aside is put back.
@@ -53,7 +53,7 @@ def lock_place(out: Path) -> Iterator[Path]:
 def replace_folder(out: Path) -> Iterator[Path]:
     """Yields an empty folder that takes the place of ``out`` when the block ends, and is deleted if the block raises.
 
-    What killed processes left beside ``out`` is deleted at the end. ``out`` is that of ``lock_place``.
+    What killed processes left beside ``out`` is deleted at the end. ``out`` is that of ``lock_output``.
     """
     try:
         scratch = _choose_name(out)

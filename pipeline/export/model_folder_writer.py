@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.calibration import is_of_evaluation
 from pipeline.evaluation.protocol import collect_protocol
-from pipeline.export.folder_replacement import lock_place, replace_folder
+from pipeline.export.folder_replacement import lock_output, replace_folder
 from pipeline.export.model_card import write_card
 from pipeline.export.programs import ProgramRequest, WrittenPrograms, write_programs
 from pipeline.files.tensor_files import save_tensors
@@ -71,7 +71,7 @@ def export_model(
     Raises UserError if ``out`` holds anything but an older export of the same run, and if a program computes something else,
     and if another process writes ``out``.
     """
-    with lock_place(out) as resolved:
+    with lock_output(out) as resolved:
         return _export_model(run, resolved, request, describe_training(run) if training is None else training)
 
 

@@ -178,7 +178,7 @@ class LockFile:
         self._lease = lease
         token = lease.token or ""
         with contextlib.suppress(OSError):  # the details are only for messages
-            _write_atomically(self._details, json.dumps(asdict(LockHolder.this_process(token))))
+            _write_atomically(self._details, json.dumps(asdict(LockHolder.describe_this_process(token))))
         return True
 
     def get_holder(self) -> LockHolder | None:

@@ -39,7 +39,7 @@ class LockHolder:
     """For a lock on an object store: how often it was refreshed."""
 
     @classmethod
-    def this_process(cls, token: str, place: str = "") -> LockHolder:
+    def describe_this_process(cls, token: str, place: str = "") -> LockHolder:
         """Describes this process, with the command that started it."""
         try:
             user = getpass.getuser()

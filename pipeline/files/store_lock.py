@@ -48,7 +48,7 @@ def lock_store(store: str, folder: Path, remedy: str = "") -> Iterator[None]:
         yield
         return
     status, released = folder.stat(), threading.Event()
-    me = LockHolder.this_process(uuid.uuid4().hex, f"{read_boot_id():x}:{status.st_dev}:{status.st_ino}:{folder}")
+    me = LockHolder.describe_this_process(uuid.uuid4().hex, f"{read_boot_id():x}:{status.st_dev}:{status.st_ino}:{folder}")
     try:
         _acquire(store, me, remedy)
     except OSError as error:

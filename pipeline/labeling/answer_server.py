@@ -21,7 +21,7 @@ from pipeline.report.html import write_file
 from pipeline.report.loopback import HOST, LoopbackHandler, open_port
 
 MAX_BYTES = 16_384
-"""Of an answer that is sent."""
+"""Largest size of an answer that the page sends."""
 
 
 class AnswerFile:

@@ -39,7 +39,7 @@ class Wish:
 
 
 def find_answered(manifest: Manifest, paths: Sequence[Path]) -> Ints:
-    """Finds the rows of the videos of which files of answers say more than that they were skipped. Raises UserError."""
+    """Finds the rows of the videos that files of answers answer; skipped videos are not among them. Raises UserError."""
     rows = [np.empty(0, np.int64)]
     for path in paths:
         answers = [answer for answer in merge_answers(read_answers(path, manifest)).values() if answer.status != "skipped"]

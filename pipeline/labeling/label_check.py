@@ -61,7 +61,7 @@ class Suspect:
     """A labeled video whose label both students reject."""
 
     row: int
-    """Of the manifest."""
+    """The video's row in the manifest."""
     label: int
     """The class that the label says."""
     score: float

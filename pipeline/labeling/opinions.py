@@ -163,16 +163,16 @@ def read_opinions(scores: Scores, num_videos: int) -> Opinions:
 def read_probabilities(scores: Scores, rows: Ints, num_videos: int) -> Floats:
     """Reads the class probabilities [C, 2, K] of C videos, primary and auxiliary, in another pass: means over recent clips, as
     the measures are. A video without a clip has zeros."""
-    place = np.full(num_videos, -1, np.int64)
-    place[rows] = np.arange(len(rows))
+    index_of_row = np.full(num_videos, -1, np.int64)
+    index_of_row[rows] = np.arange(len(rows))
     sums: Floats | None = None
     for piece in _read_checked(scores, num_videos):
         if sums is None:
             sums, latest = (np.zeros((len(rows), 2, piece.primary.shape[1])) for _ in range(2))
             recent = np.zeros(len(rows), np.int64)
-        wanted = np.flatnonzero(place[piece.videos] >= 0)
+        wanted = np.flatnonzero(index_of_row[piece.videos] >= 0)
         both = np.stack([piece.primary[wanted], piece.auxiliary[wanted]], axis=1)
-        indices, is_recent = place[piece.videos[wanted]], piece.steps[wanted] >= scores.recent_from
+        indices, is_recent = index_of_row[piece.videos[wanted]], piece.steps[wanted] >= scores.recent_from
         for index, probabilities in zip(indices, both, strict=True):  # in order, so that the last one stays
             latest[index] = probabilities
         np.add.at(sums, indices[is_recent], both[is_recent])

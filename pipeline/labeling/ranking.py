@@ -50,10 +50,10 @@ class Ranking:
         """
         strategy, balanced = self.wish.strategy, self.wish.balanced
         pool = min(count_pool(strategy, count, balanced), len(self.rows), MAX_READ)
-        places = np.arange(len(self.rows))
+        indices = np.arange(len(self.rows))
         if balanced:  # the pool has as many of each class, too
-            places = choose_balanced(self.opinions.classes[self.rows], pool)
-        rows, measures = self.rows[places[:pool]], self.measures[places[:pool]]
+            indices = choose_balanced(self.opinions.classes[self.rows], pool)
+        rows, measures = self.rows[indices[:pool]], self.measures[indices[:pool]]
         probabilities = read_probabilities(self.scores, rows, len(self.opinions.classes))
         predicted = probabilities.mean(axis=1).argmax(axis=1) if balanced else np.zeros(pool, np.int64)
         chosen = np.arange(pool)

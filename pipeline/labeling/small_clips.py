@@ -20,7 +20,7 @@ FRAMES, SIDE = 16, 144
 MAX_FRAME_MS = 250
 """A frame is shown for its share of the video's length, but not longer: long videos are shown faster than they are."""
 MAX_DIFFERING_BITS = 19
-"""Of the 192 bits of two hashes: a tenth. Copies of one video differ in few, by their compression, size and length."""
+"""Most bits, of 192, in which the hashes of copies differ: a tenth. Compression, size and length change few of them."""
 MIN_STEP, MIN_STEPS = 4, 48
 """A hash says something if at least so many of its 192 places differ from the place to their right by so many gray levels of
 255. Dark and flat videos have fewer: all of them would look like copies of each other."""

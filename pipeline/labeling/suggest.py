@@ -33,7 +33,7 @@ class Suggestion:
     """A video to label."""
 
     row: int
-    """Of the manifest."""
+    """The video's row in the manifest."""
     id: str
     uri: str
     score: float

@@ -53,8 +53,8 @@ class FileLabels:
         return len(self.rows)
 
 
-class _Said:
-    """What is said of each of U unlabeled rows, filled piece by piece; memory of probabilities is used as they come."""
+class _CollectedLabels:
+    """What the file says of each of U unlabeled rows, filled piece by piece; memory of probabilities is used as they come."""
 
     def __init__(self, unlabeled: Rows, num_classes: int | None) -> None:
         """``num_classes`` is None if the probabilities are not kept."""
@@ -64,15 +64,17 @@ class _Said:
         self.digests = np.zeros((len(unlabeled), 16), np.uint8)
         self.probabilities = None if num_classes is None else np.zeros((len(unlabeled), num_classes), np.float16)
 
-    def take(self, rows: Rows, classes: NDArray[np.int32], confidence: NDArray[np.float32], said: NDArray[np.float32]) -> None:
-        """Takes the labels of some rows, unlabeled or not; ``said`` [N, ...] is all that is known of them."""
+    def take(
+        self, rows: Rows, classes: NDArray[np.int32], confidence: NDArray[np.float32], values: NDArray[np.float32]
+    ) -> None:
+        """Takes the labels of some rows, unlabeled or not; ``values`` [N, ...] is all that is known of them."""
         own = np.flatnonzero(np.isin(rows, self.unlabeled))
-        places = np.searchsorted(self.unlabeled, rows[own])
-        self.is_known[places] = True
-        self.classes[places], self.confidence[places] = classes[own], confidence[own]
-        self.digests[places] = _digest(said[own])
+        indices = np.searchsorted(self.unlabeled, rows[own])
+        self.is_known[indices] = True
+        self.classes[indices], self.confidence[indices] = classes[own], confidence[own]
+        self.digests[indices] = _digest(values[own])
         if self.probabilities is not None:
-            self.probabilities[places] = said[own]
+            self.probabilities[indices] = values[own]
 
     def finish(self) -> FileLabels:
         """Returns what is known."""
@@ -107,7 +109,7 @@ def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows, hard: bool 
 def _read(file: pq.ParquetFile, path: str, manifest: Manifest, unlabeled: Rows, hard: bool) -> FileLabels:
     columns = choose_columns(file.schema_arrow, path, manifest)
     mistakes = list(columns.mistakes)
-    said = _Said(unlabeled, None if hard or columns.label or columns.mistakes else len(manifest.classes))
+    collected = _CollectedLabels(unlabeled, None if hard or columns.label or columns.mistakes else len(manifest.classes))
     times = np.zeros(manifest.table.num_rows, np.int32)
     for table in _read_pieces(file, path, columns, len(manifest.classes)):
         rows, unknown = _find_videos(table, columns, manifest)
@@ -115,15 +117,15 @@ def _read(file: pq.ParquetFile, path: str, manifest: Manifest, unlabeled: Rows, 
         np.add.at(times, rows[rows >= 0], 1)
         if not columns.mistakes:
             parse = _parse_probabilities if columns.label is None else _parse_classes
-            wrong = parse(table, columns, manifest, rows, hard, said)
+            wrong = parse(table, columns, manifest, rows, hard, collected)
             mistakes += [f"video {table[columns.video][index].as_py()}: {problem}" for index, problem in wrong]
     for row in np.flatnonzero(times > 1).tolist():
         mistakes.append(f"video {manifest.table['id'][row].as_py()} is there {times[row]} times")
     if mistakes:
         raise UserError(f"{FIELD}={path} cannot be used with {manifest.path}:", list_first(mistakes))
-    if not said.is_known.any():
+    if not collected.is_known.any():
         raise UserError(f"{FIELD}={path} says nothing about any unlabeled video of {manifest.path}")
-    return said.finish()
+    return collected.finish()
 
 
 def _read_pieces(file: pq.ParquetFile, path: str, columns: Columns, num_classes: int) -> Iterator[pa.Table]:
@@ -148,27 +150,29 @@ def _find_videos(table: pa.Table, columns: Columns, manifest: Manifest) -> tuple
 
 
 Mistakes = list[tuple[int, str]]
-"""The place of a video in a piece, and what is wrong with what is said of it."""
+"""The index of a video in a piece, and what is wrong with what the file says of it."""
 
 
 def _parse_probabilities(
-    table: pa.Table, columns: Columns, manifest: Manifest, rows: Rows, hard: bool, said: _Said
+    table: pa.Table, columns: Columns, manifest: Manifest, rows: Rows, hard: bool, collected: _CollectedLabels
 ) -> Mistakes:
     values = columns.read_probabilities(table, len(manifest.classes))
     sums, is_negative = values.sum(axis=1), np.asarray((values < 0).any(axis=1))
     is_wrong = is_negative | ~np.isfinite(values).all(axis=1) | ~(np.abs(sums - 1) <= SUM_TOLERANCE)
     largest = np.nan_to_num(values).argmax(axis=1).astype(np.int32)
-    said.take(rows, largest, values[np.arange(len(rows)), largest], values)
+    collected.take(rows, largest, values[np.arange(len(rows)), largest], values)
     return [
         (index, "a probability is below 0" if is_negative[index] else f"the probabilities sum to {sums[index]:.3g}, not 1")
         for index in np.flatnonzero(is_wrong).tolist()
     ]
 
 
-def _parse_classes(table: pa.Table, columns: Columns, manifest: Manifest, rows: Rows, hard: bool, said: _Said) -> Mistakes:
+def _parse_classes(
+    table: pa.Table, columns: Columns, manifest: Manifest, rows: Rows, hard: bool, collected: _CollectedLabels
+) -> Mistakes:
     labels, wrong = columns.read_labels(table, manifest.classes)
     confidence = columns.read_confidence(table)
-    said.take(rows, labels, confidence, np.stack([labels.astype(np.float32), confidence], axis=1))
+    collected.take(rows, labels, confidence, np.stack([labels.astype(np.float32), confidence], axis=1))
     is_wrong = ~((confidence >= 0) & (confidence <= 1))
     wrong += [(index, f"confidence {confidence[index]:.3g} must be from 0 to 1") for index in np.flatnonzero(is_wrong).tolist()]
     if not hard:

@@ -31,7 +31,7 @@ class MappedManifest(Manifest):
     """A manifest whose table is memory-mapped. When it is pickled, only its path is sent, and the receiver maps it anew."""
 
     min_rows: int = MAPPED_ROWS
-    """As in ``open_manifest``."""
+    """Number of rows from which on ``open_manifest`` maps a manifest."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_manifest, (self.path, self.root, self.min_rows)

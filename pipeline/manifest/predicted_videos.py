@@ -43,17 +43,17 @@ def find_predicted_rows(names: pa.ChunkedArray, manifest: Manifest) -> tuple[Row
     found, counts = np.full(len(unique), -1, np.int64), np.zeros(len(unique), np.int64)
     start = 0
     for chunk in manifest.table["uri"].chunks:
-        indices = pc.index_in(chunk, value_set=unique)
-        places = np.asarray(indices.drop_null(), np.int64)
-        found[places] = start + np.flatnonzero(np.asarray(indices.is_valid()))
-        np.add.at(counts, places, 1)
+        matches = pc.index_in(chunk, value_set=unique)
+        indices = np.asarray(matches.drop_null(), np.int64)
+        found[indices] = start + np.flatnonzero(np.asarray(matches.is_valid()))
+        np.add.at(counts, indices, 1)
         start += len(chunk)
-    places = np.asarray(pc.index_in(files, value_set=unique), np.int64)
-    rows[unknown] = np.where(counts[places] == 1, found[places], -1)
+    indices = np.asarray(pc.index_in(files, value_set=unique), np.int64)
+    rows[unknown] = np.where(counts[indices] == 1, found[indices], -1)
     return rows, [
         f"video {path} is not in the manifest"
         if count == 0
         else f"{path} is the file of {count} videos; name them by their ids"
-        for path, count in zip(paths, counts[places].tolist(), strict=True)
+        for path, count in zip(paths, counts[indices].tolist(), strict=True)
         if count != 1
     ]

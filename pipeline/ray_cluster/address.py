@@ -31,8 +31,8 @@ UNSET = f"unset {VARIABLE} to use this machine"
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why no cluster can be joined at an address."""
+class UnusableAddress:
+    """An address at which no cluster can be joined, and why."""
 
     reason: str
     absent: bool
@@ -95,7 +95,7 @@ def _split_host_and_port(rest: str) -> tuple[str | None, bool]:
         return host, False
 
 
-def find_refusal(address: str) -> Refusal | None:
+def find_refusal(address: str) -> UnusableAddress | None:
     """Asks for at most ``ANSWER_SECONDS`` whether a cluster can be joined at HOST:PORT. Returns why not, or None if it can."""
     options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
     channel = init_grpc_channel(address, options)
@@ -107,21 +107,21 @@ def find_refusal(address: str) -> Refusal | None:
         channel.close()
     if reply.ray_version and reply.ray_version != ray.__version__:
         reason = f"its Ray is {reply.ray_version}, this environment's is {ray.__version__}"
-        return Refusal(reason, absent=False, remedy=f"use the same version on both sides, or {UNSET}")
+        return UnusableAddress(reason, absent=False, remedy=f"use the same version on both sides, or {UNSET}")
     return None
 
 
-def _explain_rpc_error(code: grpc.StatusCode, details: str) -> Refusal:
+def _explain_rpc_error(code: grpc.StatusCode, details: str) -> UnusableAddress:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Refusal(f"no answer within {ANSWER_SECONDS:g} s", absent=False)
+        return UnusableAddress(f"no answer within {ANSWER_SECONDS:g} s", absent=False)
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        return Refusal("it wants a token, or another one", absent=False, wants_token=True, remedy=TOKEN_REMEDY)
+        return UnusableAddress("it wants a token, or another one", absent=False, wants_token=True, remedy=TOKEN_REMEDY)
     if code == grpc.StatusCode.UNIMPLEMENTED:
-        return Refusal("what listens there is another service, not a cluster's GCS", absent=True)
+        return UnusableAddress("what listens there is another service, not a cluster's GCS", absent=True)
     if "Connection refused" in details:
-        return Refusal("connection refused: nobody listens there", absent=True)
+        return UnusableAddress("connection refused: nobody listens there", absent=True)
     if "DNS" in details or "Domain name" in details or "resolve" in details.lower():
-        return Refusal("the host's name is unknown here", absent=False)
+        return UnusableAddress("the host's name is unknown here", absent=False)
     if any(word in details for word in ("unreachable", "No route", "timed out", "Timeout")):
-        return Refusal(f"the host is not reachable: {details.rpartition(': ')[2]}", absent=False)
-    return Refusal("what listens there does not speak Ray's protocol", absent=True)
+        return UnusableAddress(f"the host is not reachable: {details.rpartition(': ')[2]}", absent=False)
+    return UnusableAddress("what listens there does not speak Ray's protocol", absent=True)

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware, check_hardware, is_on_gpu, read_hardware
 from pipeline.ray_cluster import address as addresses
-from pipeline.ray_cluster.address import VARIABLE, Refusal
+from pipeline.ray_cluster.address import VARIABLE, UnusableAddress
 from pipeline.ray_cluster.output import divert_harmless_lines
 from pipeline.ray_cluster.resources import Node, Resources, plan_resources_on_nodes
 from pipeline.ray_cluster.sockets import make_short_temporary_folder, shorten_temporary_folder_of_children
@@ -99,7 +99,7 @@ def _known_address() -> str | None:
     return address
 
 
-def _find_refusal(address: str) -> Refusal | None:
+def _find_refusal(address: str) -> UnusableAddress | None:
     """Returns why no cluster can be joined there, or None if one can be."""
     refusal = addresses.find_refusal(address)
     noted = addresses.read_ray_address() in (None, "auto")
@@ -131,7 +131,7 @@ def _choose_address() -> str | None:
     return "local"
 
 
-def _is_gone(address: str, refusal: Refusal) -> bool:
+def _is_gone(address: str, refusal: UnusableAddress) -> bool:
     return refusal.absent and address.rpartition(":")[0] == ray.util.get_node_ip_address()
 
 

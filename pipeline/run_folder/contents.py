@@ -59,7 +59,7 @@ class Fingerprints:
     manifest: str
     labels: str
     file_labels: str = ""
-    """Of the labels that a file gives to unlabeled videos, if there is one."""
+    """Fingerprint of the labels that a file gives to unlabeled videos; empty without such a file."""
 
     def as_dict(self) -> dict[str, str]:
         """Returns them as a dict, for JSON."""

@@ -7,8 +7,8 @@ from collections import deque
 
 
 class DecodedMemory:
-    """So many bytes, which threads reserve and release. Whoever waits gets some in the order of waiting, so that many small
-    requests do not keep a large one waiting for ever."""
+    """A number of bytes that threads reserve and release. Threads that wait are served in the order in which they came, so that
+    many small requests do not keep a large one waiting for ever."""
 
     def __init__(self, total: int) -> None:
         self.total, self.used = total, 0

@@ -46,7 +46,7 @@ class ModelIdentity:
 
     facts: ModelFacts
     temperatures: Mapping[str, float]
-    """By which its probabilities are calibrated, as ``read_temperatures`` returns them."""
+    """The temperatures that calibrate its probabilities, as ``read_temperatures`` returns them."""
 
 
 def identify_model(saved: SavedRun) -> ModelIdentity:

@@ -1,4 +1,4 @@
-"""Takes requests from their first byte to their answer, and no more of them at a time than there is room for."""
+"""Handles each request from its first byte to its answer, and refuses requests for which there is no room."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class Service:
         with contextlib.ExitStack() as undo:
             async with receive_body(request, self.limits) as limited:
                 with self._count_upload():
-                    place = self.scratch.make_place()
-                    undo.callback(place.cleanup)
-                    path = Path(place.name) / "upload"
+                    upload_folder = self.scratch.make_upload_folder()
+                    undo.callback(upload_folder.cleanup)
+                    path = Path(upload_folder.name) / "upload"
                     async with self._end_arrival_at(deadline):
                         await self._receive(limited, path, deadline)
             self._check_waiting()
@@ -79,7 +79,7 @@ class Service:
             undo.pop_all()
         receive_seconds = time.monotonic() - begun
         self.metrics.bytes.inc(size)
-        answer = await self._wait_for(asyncio.create_task(self._answer(place, path, options)))
+        answer = await self._wait_for(asyncio.create_task(self._answer(upload_folder, path, options)))
         seconds = answer.seconds.model_copy(update={"receive": receive_seconds})
         for part, value in seconds.model_dump().items():
             self.metrics.seconds.labels(part).observe(value)
@@ -177,7 +177,7 @@ class Service:
         self._fetches += 1
         return done
 
-    async def _answer(self, place: tempfile.TemporaryDirectory[str], path: Path, options: RequestOptions) -> Answer:
+    async def _answer(self, upload_folder: tempfile.TemporaryDirectory[str], path: Path, options: RequestOptions) -> Answer:
         """Answers a request and removes its file, also where nobody waits for the answer anymore."""
         begun = time.monotonic()
         try:
@@ -188,7 +188,7 @@ class Service:
             text = "the uploaded file was removed from the server's disk meanwhile: send it again"
             raise Refusal(503, "upload_lost", text, retry_after=1) from None
         finally:
-            place.cleanup()
+            upload_folder.cleanup()
             self._last_seconds = time.monotonic() - begun
 
     async def _wait_for(self, task: asyncio.Task[Answer]) -> Answer:

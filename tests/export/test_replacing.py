@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.export.folder_replacement import exchange_names, lock_place, replace_folder
+from pipeline.export.folder_replacement import exchange_names, lock_output, replace_folder
 from pipeline.files.folder_lock import FolderInUse
 
 LEFT = "0" * 32
@@ -25,12 +25,12 @@ def out(tmp_path: Path) -> Path:
 
 def test_a_second_export_to_the_same_folder_is_refused_and_leaves_the_first_alone(out: Path) -> None:
     (out.parent / "link").symlink_to(out)
-    with lock_place(out) as resolved, replace_folder(resolved) as scratch:
+    with lock_output(out) as resolved, replace_folder(resolved) as scratch:
         (scratch / "model").write_text("new")
         for same in (out, out.parent / "link"):
-            with pytest.raises(FolderInUse, match="choose another OUT"), lock_place(same):
+            with pytest.raises(FolderInUse, match="choose another OUT"), lock_output(same):
                 raise AssertionError("both have it")
-    with lock_place(out.parent / "link") as resolved:
+    with lock_output(out.parent / "link") as resolved:
         assert resolved == out
     assert (out / "model").read_text() == "new"
     assert sorted(path.name for path in out.parent.iterdir()) == ["drift[1]", "link"]
@@ -71,7 +71,7 @@ KILLED_EVERYWHERE = """
 import os, shutil, signal, sys
 from pathlib import Path
 from pipeline.export import folder_replacement
-from pipeline.export.folder_replacement import EARLIER, lock_place, replace_folder
+from pipeline.export.folder_replacement import EARLIER, lock_output, replace_folder
 
 parent, is_exchanged = Path(sys.argv[1]), sys.argv[2] == "exchange"
 if not is_exchanged:
@@ -89,7 +89,7 @@ def write(kill_at):
             count += 1
             if count == kill_at + 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-    with lock_place(parent / "model") as out:  # of killed holders tests/files/test_folder_lock.py tells
+    with lock_output(parent / "model") as out:  # of killed holders tests/files/test_folder_lock.py tells
         sys.addaudithook(step)
         with replace_folder(out) as scratch:
             for name in ("a", "b"):
@@ -117,7 +117,7 @@ while True:
         break
     assert os.WTERMSIG(status) == signal.SIGKILL, status
     if read(parent / "model") is None:
-        with lock_place(parent / "model") as out:
+        with lock_output(parent / "model") as out:
             assert read(out) == old
     assert write(-1) == 0
     assert read(parent / "model") == new

@@ -93,7 +93,7 @@ def choose_hardest(predictions: Predictions) -> list[int]:
     """Chooses the labeled videos to whose true class the mean of the students gives the lowest probability; indices."""
     known = np.flatnonzero(predictions.labels >= 0)
     of_true = np.nan_to_num(predictions.scores["mean"][known, predictions.labels[known]])
-    return [int(known[place]) for place in np.argsort(of_true, kind="stable")[:NUM_VIDEOS]]
+    return [int(known[index]) for index in np.argsort(of_true, kind="stable")[:NUM_VIDEOS]]
 
 
 def choose_most_confused(predictions: Predictions) -> list[int]:
@@ -103,7 +103,7 @@ def choose_most_confused(predictions: Predictions) -> list[int]:
     if predictions.scores["mean"].shape[1] < 2:
         return []
     two = -np.partition(-predictions.scores["mean"][known], 1, axis=1)[:, :2]
-    return [int(known[place]) for place in np.argsort(two[:, 0] - two[:, 1], kind="stable")[: 2 * NUM_VIDEOS]]
+    return [int(known[index]) for index in np.argsort(two[:, 0] - two[:, 1], kind="stable")[: 2 * NUM_VIDEOS]]
 
 
 def _read_figures(run: RunRecord, predictions: Predictions, predictor: str) -> dict[str, Any]:

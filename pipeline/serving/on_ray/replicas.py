@@ -35,7 +35,7 @@ ATTEMPTS = 3
 READY_SECONDS = 2.0
 """How long the state of the replicas is believed."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-"""Of Ray Serve's own processes: requests are counted by ``/metrics``."""
+"""Logging of Ray Serve's own processes. It has no line for each request, because ``/metrics`` counts them."""
 MODEL = "model"
 """Name of the deployment of replicas."""
 
@@ -59,7 +59,7 @@ class Replica:
 
     def _answer(self, content: bytes, options: RequestOptions, deadline: float) -> Answer | Refusal:
         try:
-            with self._scratch.make_place() as folder:
+            with self._scratch.make_upload_folder() as folder:
                 path = Path(folder) / "upload"
                 with self._scratch.refuse_errors():
                     path.write_bytes(content)

@@ -109,8 +109,8 @@ def is_public(address: str) -> bool:
 
 
 def fetch(uri: str, rules: UriRules, limits: Limits, path: Path, deadline: float, scratch: Scratch) -> None:
-    """Fetches a file to ``path``, a place of ``scratch``, until ``deadline``, in the time of ``time.monotonic``. Raises Refusal
-    if it is not allowed, not there, too large or too slow."""
+    """Fetches a file to ``path``, which lies in ``scratch``, until ``deadline``, in the time of ``time.monotonic``. Raises
+    Refusal if it is not allowed, not there, too large or too slow."""
     parts = check_uri(uri, rules)
     with scratch.refuse_errors():
         file = path.open("wb")

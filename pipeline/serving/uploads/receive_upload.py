@@ -96,8 +96,8 @@ async def receive_body(request: Request, limits: Limits) -> AsyncIterator[Reques
 
 
 async def save_upload(request: Request, path: Path, scratch: Scratch) -> None:
-    """Writes the file that a request uploads to ``path``, a place of ``scratch``. Raises Refusal, also for what is not a form
-    with one file.
+    """Writes the file that a request uploads to ``path``, which lies in ``scratch``. Raises Refusal, also for what is not a
+    form with one file.
 
     The request is one of ``receive_body``. Pieces are written as they come, so that memory holds only one of them.
     """

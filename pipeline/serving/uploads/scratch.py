@@ -34,7 +34,7 @@ class Scratch:
             where = parent or tempfile.gettempdir()
             raise UserError(f"--scratch {where}: no folder for uploads: {error.strerror}") from None
 
-    def make_place(self) -> tempfile.TemporaryDirectory[str]:
+    def make_upload_folder(self) -> tempfile.TemporaryDirectory[str]:
         """Makes a folder for one upload, so that it lies beside no other one. Raises Refusal if that is not possible."""
         with self.refuse_errors():
             try:
