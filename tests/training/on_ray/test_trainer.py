@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import torch.distributed as dist
 
 from jobs import train
@@ -24,11 +25,14 @@ from pipeline.config import load_config
 from pipeline.errors import Stopped, UserError
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import list_score_files, read_metrics
+from pipeline.stream.on_ray import NoBatch
 from pipeline.training.on_ray import trainer as ray_fit
 from pipeline.training.on_ray import worker as ray_worker
 from pipeline.training.on_ray.controller import CheckpointBeforeResize
 from pipeline.training.prepared_run import prepare_run
 from pipeline.training.stop_signal import StopOnSignal
+from pipeline.training.watchdog import WorkerProgress
+from tests.stream.test_stream_failures import Silent
 from tests.two_processes import SHARED, run_two
 
 
@@ -149,16 +153,27 @@ def test_workers_have_the_seconds_of_the_knob_to_save_and_stop(tiny: Path, monke
     released.set()
 
 
-@pytest.mark.long
-@pytest.mark.ray
-@pytest.mark.timeout(400)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_run_whose_videos_take_longer_than_the_limit_says_which_knob_that_is(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_worker_waits_for_its_first_batch_ten_times_as_long_as_the_knob_says(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [f"run.storage_path={tmp_path}", "scale.workers=1", "train.max_failures=0", "data.decode_timeout_seconds=0.001"]
-    assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *words]) == 1
-    assert "no batch arrived within 0 s (data.decode_timeout_seconds)" in capsys.readouterr().err
+    """All of a worker's start but Ray's process, with a stream that hangs for longer."""
+    words = [f"run.storage_path={tmp_path}", "data.decode_timeout_seconds=0.1"]
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", words))
+    monkeypatch.setattr(ray_worker, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray_worker, "_count_nodes", lambda: 1)
+    monkeypatch.setattr(ray_worker, "Gauges", lambda name: lambda line: None)
+    monkeypatch.setattr(ray_worker.ray.train, "get_dataset_shard", lambda name: Silent())
+    monkeypatch.setattr(ray_worker, "train", lambda run, batches, own: next(batches(0)))
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1, get_local_world_size=lambda: 1)
+    facts = {"fingerprints": prepared.run.fingerprints, "stop_step": None, "is_profiled": False}
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(NoBatch, match=r"no batch arrived within 1 s \(data\.decode_timeout_seconds\)"):
+            ray_worker._train_here(
+                prepared.run.config, {**facts, "lock": None, "token": None, "control": None}, context, WorkerProgress()
+            )
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.ray
