@@ -1,15 +1,18 @@
 """Writes the reference of all knobs from their declarations: ``python -m pipeline.config.reference docs/configuration.md``.
 
-Type, default, unit, range and text are those of the fields. ``tests/config/test_reference.py`` keeps the page current.
+Type, default, unit, range and text are those of the fields, and the packages that use a section are found in the code.
+``tests/config/test_reference.py`` keeps the page current.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,6 +24,8 @@ from pipeline.config.load import find_sections
 from pipeline.config.run import Config
 from pipeline.config.section import Section, Unit
 
+CODE = Path(__file__).resolve().parents[1]
+"""The package whose code uses the knobs."""
 HEAD = """# Configuration
 
 All knobs. `python -m pipeline.config.reference docs/configuration.md` writes this page from their declarations in
@@ -30,6 +35,7 @@ given has its default.
 - **Range**: the smallest and largest value that is accepted; a parenthesis leaves the end itself out.
 - The text says where a default is from: *paper* is ActNetFormer's, other papers are named, and *choice* is ours, where the
   paper is silent.
+- **Used by**: the packages of `pipeline/` whose code takes the section, or reads a knob by its section's name (`labels.hard`).
 - † The trained weights do not depend on it: a run may go on with another value.
 - ‡ Population-based training may change it in the middle of a run (`jobs.search --algorithm pbt`).
 """
@@ -80,6 +86,7 @@ def build_page() -> str:
         both = f"`primary.network` and `auxiliary.network`, arch `{kind}`"
         title = both if path == "primary.network" else f"`{path}`"
         parts += [f"## {title}", "", _wrap(_join_lines(f"{found[0].about} {section.__doc__ or ''}"), ""), ""]
+        parts += [_wrap(f"Used by {', '.join(find_users(path, section, found))}.", ""), ""]
         parts += [*(_format_entry(knob) for knob in found if knob.field.description), ""]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -152,6 +159,45 @@ def _list_metadata(field: FieldInfo) -> list[Any]:
         return extra + [one for part in get_args(annotation) if not isinstance(part, str) for one in within(part)]
 
     return [*field.metadata, *within(field.annotation)]
+
+
+@dataclass(frozen=True)
+class FileReads:
+    """What a file of the package reads."""
+
+    package: str
+    owners: Mapping[str, set[str]]
+    """For each attribute, the names before its dot."""
+    names: set[str]
+    """Names of classes and variables."""
+
+
+@cache
+def _read_files() -> list[FileReads]:
+    found = []
+    for path in sorted(CODE.rglob("*.py")):
+        first = path.relative_to(CODE).parts[0]
+        if first == "config":  # where knobs are declared
+            continue
+        owners, names = dict[str, set[str]](), set[str]()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                before = getattr(node.value, "attr", None) or getattr(node.value, "id", "")
+                owners.setdefault(node.attr, set()).add(str(before))
+            names |= {node.id} if isinstance(node, ast.Name) else set()
+        found.append(FileReads(first.removesuffix(".py"), owners, names))
+    return found
+
+
+def find_users(path: str, section: type[Section], knobs: list[Knob]) -> list[str]:
+    """Finds the packages whose code names the section's class, or reads one of its knobs from something with its name."""
+    last = path.rpartition(".")[2]
+    classes = {kind.__name__ for kind in section.__mro__ if issubclass(kind, Section) and kind is not Section}
+    keys = [knob.key.rpartition(".")[2] for knob in knobs]
+    users = {
+        one.package for one in _read_files() if classes & one.names or any(last in one.owners.get(key, ()) for key in keys)
+    }
+    return sorted(users)
 
 
 def main(words: list[str]) -> int:

@@ -59,6 +59,14 @@ def test_a_loss_says_what_it_is_and_where_its_weight_is_from() -> None:
     assert "``" not in text and "None:" not in text
 
 
+def test_a_section_names_the_packages_that_use_it() -> None:
+    text = " ".join(build_page().split())
+    losses = ("method.contrast", "method.pseudo_label", "method.mix", "method.labels")
+    for path, users in {**dict.fromkeys(losses, "methods"), "primary.optimizer": "training"}.items():
+        section = text[text.index(f"## `{path}`") :]
+        assert section[section.index("Used by ") :].startswith(f"Used by {users}. "), path
+
+
 def test_marks_reach_the_keys_below_a_marked_section() -> None:
     marks = {knob.key: knob.marks for knob in list_knobs()}
     assert "same_weights" in marks["scale.workers"] and "same_weights" in marks["train.log_every"]
