@@ -17,6 +17,7 @@ STUDY = HERE / "methods_few_labels"
 METHODS = {
     "supervised": ("supervised", "0.45"),
     "cmpl": ("CMPL", "tab:orange"),
+    "fixmatch": ("FixMatch", "tab:green"),
     "actnetformer-softmax": ("ActNetFormer, softmax", "tab:red"),
     "actnetformer": ("ActNetFormer, projections", "tab:blue"),
 }
