@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         draw_subsets(trials, write=False)
         find_unfinished(trials)
-        list_trials(study, trials, base, options.concurrent)
+        print_trials(study, trials, base, options.concurrent)
         return DONE
     budget = cache(lambda: Budget(choose_concurrency(base, options.concurrent), options.hours))
     if not all(read_progress(trial.config).is_done for trial in trials):
@@ -105,7 +105,7 @@ def choose_cells(study: Study, names: str | None) -> Mapping[str, Mapping[str, A
     return {name: values for name, values in study.cells.items() if name in chosen}
 
 
-def list_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent: int | None) -> None:
+def print_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent: int | None) -> None:
     """Prints each trial, how far its run is, and what the rest will cost."""
     for trial in trials:
         print(f"{read_progress(trial.config)!s:12} {trial.config.run.name}")

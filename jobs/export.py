@@ -17,9 +17,9 @@ from pipeline.export.check_clips import find_check_clips
 from pipeline.export.int8_figures import describe_int8
 from pipeline.export.int8_videos import find_int8_videos
 from pipeline.export.model_folder_writer import export_model
-from pipeline.export.onnx_programs import check_packages
+from pipeline.export.onnx_programs import require_onnx_packages
 from pipeline.export.programs import ProgramRequest
-from pipeline.export.trained_elsewhere import open_trained_elsewhere, parse_checkpoints, read_class_names
+from pipeline.export.trained_elsewhere import open_trained_elsewhere, parse_checkpoints, read_class_file
 from pipeline.lifecycle.saved_run import SavedRun, open_saved_run
 
 ALLOWED = ("evaluation.", "data.manifest=", "data.labels=", "data.root=")
@@ -50,7 +50,7 @@ def _export_checkpoints(options: argparse.Namespace, out: Path, overrides: Seque
         need = "--config FILE, which says network, clip and test protocol, and --classes FILE, its class names in order"
         raise UserError(f"--from-checkpoint needs {need} (docs/models.md)")
     files, config = parse_checkpoints(options.from_checkpoint), load_config(options.config, overrides)
-    with open_trained_elsewhere(files, config, read_class_names(options.classes), options.trained_by) as elsewhere:
+    with open_trained_elsewhere(files, config, read_class_file(options.classes), options.trained_by) as elsewhere:
         if len(files) == 1:
             print("note: both networks of the folder are this one, so that their mean is it, too")
         return _export(elsewhere.run, out, options, elsewhere.training)
@@ -104,7 +104,7 @@ def _choose_programs(saved: SavedRun, options: argparse.Namespace) -> ProgramReq
         return None
     is_onnx = options.onnx or options.onnx_int8
     if is_onnx:
-        check_packages("--onnx")
+        require_onnx_packages("--onnx")
     int8 = find_int8_videos(saved, options.check_on) if options.onnx_int8 else None
     return ProgramRequest(options.torch_export, is_onnx, find_check_clips(saved, options.check_on), int8)
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import FolderNotWritable
 from pipeline.hardware import choose_device
 from pipeline.lifecycle.overfit import overfit
-from pipeline.lifecycle.train_and_evaluate import complete_run, plan_resources, read_evaluation, train_up_to
+from pipeline.lifecycle.train_and_evaluate import complete_run, plan_run_resources, read_evaluation, train_up_to
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import lock_run
 from pipeline.training import dry_run
@@ -129,7 +129,7 @@ def _describe_resources(prepared: PreparedRun) -> tuple[str, Resources | None]:
             choose_device(prepared.run.config)
         description = "no Ray cluster answers; a run would start one on this machine, or join the one that RAY_ADDRESS names"
         return f"reserves: {description}", None
-    resources = plan_resources(prepared.run.config)
+    resources = plan_run_resources(prepared.run.config)
     assert resources is not None
     worker = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.worker.items())
     return f"reserves: {resources.workers} x {worker} to train, {resources.decoders}", resources

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +284,29 @@ def test_no_two_modules_of_the_pipeline_share_a_name_without_a_reason() -> None:
     assert shared_names([name for name in _files() if name.startswith("pipeline/")]) == {}
     twice = ["pipeline/a/frames.py", "pipeline/b/frames.py", "pipeline/bench/frames.py", "pipeline/a/on_ray.py"]
     assert shared_names(twice) == {"frames.py": twice[:2]}
+
+
+def list_public_names(files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The public classes and functions of modules, by their path and text; not ``main``, which every program has."""
+    for path, text in files.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_") and node.name != "main":
+                yield node.name, path
+
+
+def find_shared(files: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that two modules give to something public."""
+    found: dict[str, list[str]] = {}
+    for name, path in list_public_names(files):
+        found.setdefault(name, []).append(path)
+    return {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_no_two_public_classes_or_functions_share_a_name() -> None:
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in _files() if re.match(r"pipeline/.*\.py$", name)}
+    assert len(texts) > 200
+    assert find_shared(texts).keys() == {"get_file_info"}, "as storage names it, of files, of videos and of numbered images"
+    assert find_shared({"a": "class Answer: ...", "b": "def _f(): ...\nclass Answer: ..."}) == {"Answer": ["a", "b"]}
 
 
 # ------------------------------------------------------------------------------------------------------ the text

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import is_run, read_outcome, read_progress
+from pipeline.analysis.run_reader import is_run, read_logged_progress, read_outcome
 from pipeline.analysis.study_reader import read_study_record
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import describe_protocol
@@ -89,7 +89,7 @@ def describe_folder(folder: Path) -> ListedRun:
         ended = "empty" if not study.trials else "stopped" if left else "complete"
         state, done = "running" if is_being_written else ended, len(study.trials) - left
         return ListedRun(folder, study.kind, state, "", done, len(study.trials), {}, "", changed, size)
-    progress, outcome = read_progress(folder), read_outcome(folder)
+    progress, outcome = read_logged_progress(folder), read_outcome(folder)
     step, steps = max(progress.step, int(outcome.get("step") or 0)), progress.steps
     has_ended = steps is not None and step >= steps
     ended = "complete" if outcome else "trained" if has_ended else "stopped" if step else "empty"

@@ -280,7 +280,7 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Progress:
+class LoggedProgress:
     """How far a run is."""
 
     method: str
@@ -291,10 +291,10 @@ class Progress:
     """The steps that it is trained for; None if config.yaml does not tell."""
 
 
-def read_progress(folder: Path) -> Progress:
+def read_logged_progress(folder: Path) -> LoggedProgress:
     """Reads how far a run is from config.yaml and metrics.jsonl, either of which may be missing."""
     config, lines = _read_config(folder / "config.yaml", []), read_json_lines(folder / "metrics.jsonl")
-    return Progress(
+    return LoggedProgress(
         str(config.get("method.name") or "unknown"), int(lines[-1]["step"]) if lines else 0, config.get("train.steps")
     )
 

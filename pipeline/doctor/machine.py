@@ -119,7 +119,7 @@ def check_disk(folders: dict[str, Path]) -> list[Finding]:
     return findings
 
 
-def list_folders(runs: Path) -> dict[str, Path]:
+def list_checked_folders(runs: Path) -> dict[str, Path]:
     """Lists the folders that commands write into."""
     return {"runs": runs.absolute(), "temporary": Path(tempfile.gettempdir())}
 

@@ -25,7 +25,7 @@ OPSET = 20
 """The version of ONNX's operators; onnxruntime has read it since 1.17."""
 
 
-def check_packages(option: str) -> None:
+def require_onnx_packages(option: str) -> None:
     """Raises UserError if what writes and runs ONNX files is not installed: before anything is computed."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"{option} needs {', '.join(missing)}: pip install 'actnetformer[onnx]'")

@@ -52,7 +52,7 @@ def parse_checkpoints(words: Sequence[str]) -> dict[str, Path]:
     return {"primary": files[""]} if "" in files else files
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
+def read_class_file(path: Path) -> tuple[str, ...]:
     """Reads class names in the order of a network's outputs: a line each, or JSON, a list or names with their numbers. Raises
     UserError."""
     where = f"--classes {path}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_file
-from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, Answer, merge_answers, read_answers
+from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, LabelAnswer, merge_answers, read_answers
 from pipeline.manifest.schema import Manifest
 from pipeline.report.html import write_file
 from pipeline.report.loopback import HOST, LoopbackHandler, open_port
@@ -40,10 +40,10 @@ class AnswerFile:
         """16 hexadecimal digits by which browsers know the file again."""
         self._lock = threading.Lock()
         self._content: bytes | None = None
-        self._lines: list[Answer] = []
+        self._lines: list[LabelAnswer] = []
         self._refresh()
 
-    def list_answers(self) -> list[Answer]:
+    def list_answers(self) -> list[LabelAnswer]:
         """Lists one answer for each video. Raises UserError if somebody wrote into the file what is not understood."""
         with self._lock:
             self._refresh()
@@ -67,7 +67,9 @@ class AnswerFile:
             if not values["answer"].isprintable() or values["answer"] != values["answer"].strip() or not values["answer"]:
                 return "a new class must be a name of one line without spaces around it"
         label = values["answer"] if values["status"] == "class" else ""
-        new = Answer(values["id"], values["status"], label, values["by"], values["at"], self.run, self.manifest.fingerprint)
+        new = LabelAnswer(
+            values["id"], values["status"], label, values["by"], values["at"], self.run, self.manifest.fingerprint
+        )
         with self._lock:
             try:
                 self._refresh()
@@ -101,7 +103,7 @@ class AnswerFile:
         self._lines, self._content = lines, content
 
 
-def _is_agreement(line: Answer, new: Answer) -> bool:
+def _is_agreement(line: LabelAnswer, new: LabelAnswer) -> bool:
     """Whether an earlier line about the same video is another person's, and says the same."""
     return line.by != new.by and (line.status, line.label) == (new.status, new.label)
 
@@ -118,7 +120,7 @@ def lock_answers(path: Path) -> Iterator[None]:
         yield
 
 
-def format_answers(answers: Iterable[Answer]) -> str:
+def format_answers(answers: Iterable[LabelAnswer]) -> str:
     """Formats answers as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -16,7 +16,7 @@ from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import STUDENTS, Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.labeling.small_clips import decode_small_clips
-from pipeline.labeling.suggest import Suggestions, describe_video, guess_classes
+from pipeline.labeling.suggest import Suggestions, describe_candidate, guess_classes
 from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.label_subset import LabelSubset, Rows, build_subset, read_labels, write_labels
 from pipeline.manifest.labeling_answers import guard
@@ -120,7 +120,7 @@ def _check_classes(check: LabelCheck) -> None:
 
 def run_label_check(check: LabelCheck, choose_concurrency: Callable[[], int], hours: float | None = None) -> dict[str, str]:
     """Trains and evaluates the runs that are missing, and returns what went wrong, by run."""
-    trials = list_trials(check)
+    trials = list_fold_trials(check)
     for trial, fold in zip(trials, check.folds, strict=True):
         path = Path(trial.config.labels_path)
         rest = np.setdiff1d(check.labels.rows, fold)
@@ -143,7 +143,7 @@ def _set_storage(check: LabelCheck) -> Config:
     return override(check.base.model_dump(mode="json"), [f"run.storage_path={check.run.parent}"], source="label check")
 
 
-def list_trials(check: LabelCheck) -> list[Trial]:
+def list_fold_trials(check: LabelCheck) -> list[Trial]:
     """Lists the run of each fold, which is trained on the other folds and evaluated on its own."""
     trials = []
     for number in range(len(check.folds)):
@@ -165,7 +165,7 @@ def find_suspects(check: LabelCheck) -> tuple[list[Suspect], int]:
     for row in check.labels.rows.tolist():
         rows[str(check.manifest.table["id"][row].as_py())] = row
     suspects, checked = [], 0
-    for trial in list_trials(check):
+    for trial in list_fold_trials(check):
         if not read_progress(trial.config).is_done:
             continue
         problems: list[str] = []
@@ -192,7 +192,7 @@ def describe_suspects(check: LabelCheck, suspects: Sequence[Suspect]) -> Suggest
             both = f"both students say {first} ({p:.0%} and {q:.0%})"
         reason = f"labeled {check.manifest.classes[suspect.label]}, but {both}"
         also = (suspect.label,)
-        videos.append(describe_video(check.manifest, suspect.row, suspect.score, suspect.probabilities, also, reason))
+        videos.append(describe_candidate(check.manifest, suspect.row, suspect.score, suspect.probabilities, also, reason))
     source = check.source
     for index, clip in decode_small_clips([source.describe_video(suspect.row) for suspect in suspects]):
         videos[index] = replace(videos[index], clip=clip)

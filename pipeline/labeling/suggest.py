@@ -82,7 +82,7 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
                 left_out += 1
             elif len(shown) < wish.count:
                 known.add([clips[index]])
-                described = describe_video(source.manifest, int(video[0]), *video[1:])
+                described = describe_candidate(source.manifest, int(video[0]), *video[1:])
                 reason = _explain(described, ranking.opinions, wish.strategy)
                 shown.append(replace(described, reason=reason, clip=clips[index]))
         if len(chosen) < wanted:
@@ -96,7 +96,7 @@ def suggest_videos(folder: Path, wish: Wish, predictions: Path | None = None, ov
     return Suggestions(folder, source, ranking.labels_path, tuple(shown), tuple(notes))
 
 
-def describe_video(
+def describe_candidate(
     manifest: Manifest, row: int, score: float, probabilities_2K: Floats, also: Sequence[int] = (), reason: str = ""
 ) -> Suggestion:
     """Describes a video with the guesses of both students, [2, K] probabilities; the classes ``also`` are offered, too."""

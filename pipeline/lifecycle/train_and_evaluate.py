@@ -121,7 +121,7 @@ def _fit(prepared: PreparedRun, resources: Resources | None) -> None:
         fit_on_ray(prepared, resources)
 
 
-def plan_resources(config: Config, concurrent: int = 1) -> Resources | None:
+def plan_run_resources(config: Config, concurrent: int = 1) -> Resources | None:
     """Joins or starts a cluster and plans what a run will take of it; None for scale.workers=0, which needs no Ray.
 
     Raises UserError if it does not fit, and for a GPU or a compiler that is wanted and cannot be used.
@@ -136,17 +136,17 @@ def plan_resources(config: Config, concurrent: int = 1) -> Resources | None:
 
 
 def plan_scoring(config: Config, num_videos: int) -> Resources | None:
-    """Plans, as ``plan_resources`` does, what scoring ``num_videos`` takes; None also if they are so few that this process is
-    done sooner."""
-    return plan_resources(config) if is_worth_cluster(config, num_videos) else None
+    """Plans, as ``plan_run_resources`` does, what scoring ``num_videos`` takes; None also if they are so few that this process
+    is done sooner."""
+    return plan_run_resources(config) if is_worth_cluster(config, num_videos) else None
 
 
 def plan_training(prepared: PreparedRun, concurrent: int = 1) -> Resources | None:
-    """Plans, as ``plan_resources`` does, what training takes.
+    """Plans, as ``plan_run_resources`` does, what training takes.
 
     Raises UserError, before anything is written, also if training would lack GPU memory or a compiler.
     """
-    resources = plan_resources(prepared.run.config, concurrent)
+    resources = plan_run_resources(prepared.run.config, concurrent)
     if prepared.step < prepared.run.end:
         check_training(prepared.run, resources)
     return resources

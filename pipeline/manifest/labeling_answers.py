@@ -28,7 +28,7 @@ EXCLUDING = ("no_action", "bad_video")
 
 
 @dataclass(frozen=True)
-class Answer:
+class LabelAnswer:
     """What a person says of one video."""
 
     id: str
@@ -46,7 +46,7 @@ class Answer:
     """The fingerprint of the manifest; "" if the file does not say it."""
 
 
-def read_answers(path: Path, manifest: Manifest | None = None) -> list[Answer]:
+def read_answers(path: Path, manifest: Manifest | None = None) -> list[LabelAnswer]:
     """Reads all lines of a file of answers. Raises UserError that lists all its mistakes.
 
     Spaces around an id or a class are dropped, unless the manifest has that very name. Several lines about one video must say
@@ -70,11 +70,11 @@ def read_answers(path: Path, manifest: Manifest | None = None) -> list[Answer]:
     except csv.Error as error:
         raise UserError(f"answers {path}, line {reader.line_num}: {error}") from None
     answers = _match_names(answers, manifest)
-    said: dict[str, Answer] = {}
+    collected: dict[str, LabelAnswer] = {}
     for line, answer in zip(lines, answers, strict=True):
         problem = _find_mistake(answer)
         if not problem and answer.status != "skipped":
-            earlier = said.setdefault(answer.id, answer)
+            earlier = collected.setdefault(answer.id, answer)
             if (earlier.status, earlier.label) != (answer.status, answer.label):
                 problem = f"video {answer.id} has another answer on an earlier line"
         mistakes += [f"line {line}: {problem}"] if problem else []
@@ -83,9 +83,9 @@ def read_answers(path: Path, manifest: Manifest | None = None) -> list[Answer]:
     return answers
 
 
-def merge_answers(answers: Iterable[Answer]) -> dict[str, Answer]:
+def merge_answers(answers: Iterable[LabelAnswer]) -> dict[str, LabelAnswer]:
     """Returns one answer for each video, by id: the first that is more than ``skipped``, if there is one."""
-    merged: dict[str, Answer] = {}
+    merged: dict[str, LabelAnswer] = {}
     for answer in answers:
         if answer.id not in merged or merged[answer.id].status == "skipped":
             merged[answer.id] = answer
@@ -102,11 +102,11 @@ def _check_head(path: Path, names: Sequence[str]) -> None:
         raise UserError(f"answers {path} have the column {' and '.join(twice)} more than once")
 
 
-def _parse_answer(row: dict[str, str]) -> Answer:
+def _parse_answer(row: dict[str, str]) -> LabelAnswer:
     cells = {name: row.get(name) or "" for name in COLUMNS}
     label = cells["class"] if cells["class"].strip() else ""
     status = cells["status"].strip() or ("class" if label else "")
-    return Answer(cells["id"], status, label, *(cells[name].strip() for name in COLUMNS[3:]))
+    return LabelAnswer(cells["id"], status, label, *(cells[name].strip() for name in COLUMNS[3:]))
 
 
 FORMULA = ("=", "+", "-", "@")
@@ -123,7 +123,7 @@ def _clean(name: str) -> str:
     return name[1:] if name.startswith("'") and name[1:].startswith(FORMULA) else name
 
 
-def _match_names(answers: Sequence[Answer], manifest: Manifest | None) -> list[Answer]:
+def _match_names(answers: Sequence[LabelAnswer], manifest: Manifest | None) -> list[LabelAnswer]:
     """Drops the spaces around ids and classes that the manifest does not have, and the apostrophe of ``guard``."""
     ids = [answer.id for answer in answers]
     rows = np.full(len(ids), -1) if manifest is None else find_rows(pa.chunked_array([ids], pa.string()), manifest)
@@ -138,7 +138,7 @@ def _match_names(answers: Sequence[Answer], manifest: Manifest | None) -> list[A
     ]
 
 
-def _find_mistake(answer: Answer) -> str:
+def _find_mistake(answer: LabelAnswer) -> str:
     if not answer.id:
         return "no id"
     if not answer.status:
@@ -217,7 +217,7 @@ def _sort(rows: Iterable[int]) -> Rows:
 
 
 def _check(
-    manifest: Manifest, answers: Sequence[Answer], rows: Rows, before: LabelSubset, about: str
+    manifest: Manifest, answers: Sequence[LabelAnswer], rows: Rows, before: LabelSubset, about: str
 ) -> tuple[list[str], list[str]]:
     """Lists the mistakes, and the answers that contradict what is known. ``about`` is the fingerprint that answers may name."""
     trained = set(np.intersect1d(manifest.find_training_rows(), rows).tolist())
@@ -248,21 +248,23 @@ def _check(
     return mistakes, contradictions
 
 
-def _find_contradiction(manifest: Manifest, answer: Answer, known: int | None, label: int, was_excluded: bool) -> str:
+def _find_contradiction(manifest: Manifest, answer: LabelAnswer, known: int | None, label: int, was_excluded: bool) -> str:
     """Says what an answer contradicts: a label that is ``known``, or the manifest's ``label``; "" if nothing."""
     if answer.status == "skipped":
         return ""
-    said = answer.label if answer.status == "class" else answer.status.replace("_", " ")
+    answered = answer.label if answer.status == "class" else answer.status.replace("_", " ")
     before = label if known is None else known
-    differs = before >= 0 and (answer.status != "class" or manifest.classes[before] != said)
+    differs = before >= 0 and (answer.status != "class" or manifest.classes[before] != answered)
     if was_excluded:
-        return f"{said}, but an earlier answer says that it is not to be trained on" if answer.status == "class" else ""
+        return f"{answered}, but an earlier answer says that it is not to be trained on" if answer.status == "class" else ""
     if differs and (known is not None or answer.status != "bad_video"):
-        return f"{said}, but {'the manifest' if known is None else 'its label'} says {manifest.classes[before]}"
+        return f"{answered}, but {'the manifest' if known is None else 'its label'} says {manifest.classes[before]}"
     return ""
 
 
-def _describe_step(path: Path, answers: Sequence[Answer], before: LabelSubset, added: int, excluded: int) -> dict[str, Any]:
+def _describe_step(
+    path: Path, answers: Sequence[LabelAnswer], before: LabelSubset, added: int, excluded: int
+) -> dict[str, Any]:
     """Describes where labels came from: the file, who answered and when, the run that suggested, and the subset before."""
     times = sorted(answer.at for answer in answers if answer.at)
     return {

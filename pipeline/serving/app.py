@@ -20,7 +20,7 @@ from pipeline.serving.access import ASGI, Access, Receive, Scope, Send
 from pipeline.serving.answerer import Answerer
 from pipeline.serving.answers import Answer, Problem, RequestOptions
 from pipeline.serving.limits import MEBIBYTE, Limits, Refusal
-from pipeline.serving.pages import read_asset, render_docs, render_page
+from pipeline.serving.pages import read_asset, render_docs, render_upload_page
 from pipeline.serving.server_metrics import Metrics
 from pipeline.serving.service import Service, compute_stop_seconds
 from pipeline.serving.uploads.fetch_uri import UriRules
@@ -176,7 +176,7 @@ def _add_pages(app: FastAPI, service: Service, access: Access) -> None:
         "model": service.answerer.facts, "needs_token": access.token is not None, "limits": limits,
         "mebibytes": limits.upload_bytes / MEBIBYTE,
     }  # fmt: skip
-    page = render_page(facts)
+    page = render_upload_page(facts)
 
     @app.get("/", include_in_schema=False, response_class=HTMLResponse)
     async def show_page() -> Response:

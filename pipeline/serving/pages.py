@@ -32,7 +32,7 @@ def read_asset(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def render_page(facts: Mapping[str, Any]) -> str:
+def render_upload_page(facts: Mapping[str, Any]) -> str:
     """Renders the page to drop a clip on."""
     return _render("page.html.j2", facts)
 

@@ -16,7 +16,7 @@ import yaml
 from jobs import compare, evaluate, export, predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import ClipSection, SlowResNetSection
-from pipeline.export.trained_elsewhere import read_class_names
+from pipeline.export.trained_elsewhere import read_class_file
 from pipeline.lifecycle.saved_model import open_model
 from pipeline.manifest.schema import read_manifest
 from pipeline.model_folder.read_folder import read_model_folder
@@ -163,7 +163,7 @@ def test_what_cannot_become_a_model_is_refused(files: Path, tmp_path: Path, caps
 
 def test_class_names_may_begin_with_the_mark_of_windows(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes("\ufefffirst\r\nzweite, größere\r\n".encode())
-    assert read_class_names(tmp_path / "names.txt") == ("first", "zweite, größere")
+    assert read_class_file(tmp_path / "names.txt") == ("first", "zweite, größere")
 
 
 def test_another_checkpoint_does_not_replace_it(model: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:

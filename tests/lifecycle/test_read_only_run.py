@@ -59,7 +59,7 @@ def test_a_finished_run_in_a_read_only_folder_tells_its_results(
         with read_only(place):
             assert run(train.main, [*words, "train.steps=1"]) == DONE
             again = capsys.readouterr().out.splitlines()
-            assert again[-2:] == first[-2:] and "test top-1 after step 1 on 8 videos" in again[-2]
+            assert again[-4:] == first[-4:] and "test top-1 after step 1 on 8 videos" in again[-4]
             assert run(train.main, [*words, "train.steps=4", "run.name=part"]) == USER_ERROR  # steps are left to train
             error = capsys.readouterr().err
             assert f"folder {place}/runs/part cannot be made or written into" in error and "another run.storage_path" in error

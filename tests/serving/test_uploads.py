@@ -26,6 +26,13 @@ def strict(model: InProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
+@pytest.fixture(scope="module")
+def server(model: InProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that waits as long as the test machine may need."""
+    with run_service(model, tmp_path_factory.mktemp("server") / "uploads", LIMITS) as running:
+        yield running
+
+
 def open_request(running: Running, *headers: str, path: str = "/predict") -> socket.socket:
     """A connection through which the headers of an upload were sent."""
     lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{running.port}", "Content-Type: video/mp4", *headers]
@@ -46,18 +53,18 @@ def measure_memory() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_length_above_the_limit_is_refused_by_the_header_alone(strict: Running) -> None:
-    with open_request(strict, f"Content-Length: {10**12}", "Expect: 100-continue") as connection:
+def test_a_length_above_the_limit_is_refused_by_the_header_alone(server: Running) -> None:
+    with open_request(server, f"Content-Length: {10**12}", "Expect: 100-continue") as connection:
         begun = time.monotonic()
         reply = read_all(connection)
     assert reply.startswith(b"HTTP/1.1 413") and b"connection: close" in reply.lower() and b"too_many_bytes" in reply
     assert time.monotonic() - begun < 10
 
 
-def test_an_endless_upload_is_cut_off_and_memory_and_disk_hold_no_more_than_the_limit(strict: Running) -> None:
+def test_an_endless_upload_is_cut_off_and_memory_and_disk_hold_no_more_than_the_limit(server: Running) -> None:
     """Half a GiB in chunks, as fast as the server takes it."""
     before = measure_memory()
-    with open_request(strict, "Transfer-Encoding: chunked") as connection:
+    with open_request(server, "Transfer-Encoding: chunked") as connection:
         piece = b"100000\r\n" + bytes(2**20) + b"\r\n"
         sent = peak = 0
         try:
@@ -73,13 +80,13 @@ def test_an_endless_upload_is_cut_off_and_memory_and_disk_hold_no_more_than_the_
             reply = b""
     assert reply[:12] in (b"HTTP/1.1 413", b"")
     assert peak - before < 64 * 2**20
-    assert strict.list_scratch() == []
+    assert server.list_scratch() == []
 
 
-def test_a_file_a_little_too_large_is_refused_in_every_form(strict: Running) -> None:
+def test_a_file_a_little_too_large_is_refused_in_every_form(server: Running) -> None:
     content = bytes(LIMITS.upload_bytes + 20_000)
     form, kind = make_form(content)
-    for reply in (strict.post(content), strict.post(iter([content])), strict.post(form, kind=kind)):
+    for reply in (server.post(content), server.post(iter([content])), server.post(form, kind=kind)):
         assert (reply.status, reply.json["error"]) == (413, "too_many_bytes") and "2 MiB" in reply.json["detail"]
 
 
@@ -141,8 +148,8 @@ def test_the_second_request_of_a_connection_must_come_in_time_too(
      b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\nabcde"],
     ids=["TLS", "no path", "a megabyte of headers", "no number", "two lengths"],
 )  # fmt: skip
-def test_what_is_no_http_is_answered_with_400(strict: Running, request_bytes: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+def test_what_is_no_http_is_answered_with_400(server: Running, request_bytes: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         try:
             connection.sendall(request_bytes)
             reply = read_all(connection)
@@ -151,11 +158,11 @@ def test_what_is_no_http_is_answered_with_400(strict: Running, request_bytes: by
     assert reply.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
-def test_a_client_that_goes_away_leaves_nothing(strict: Running) -> None:
-    with open_request(strict, "Content-Length: 1000") as connection:
+def test_a_client_that_goes_away_leaves_nothing(server: Running) -> None:
+    with open_request(server, "Content-Length: 1000") as connection:
         connection.sendall(b"x" * 500)
     deadline = time.monotonic() + 5
-    while strict.service._uploads or strict.list_scratch():
+    while server.service._uploads or server.list_scratch():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -178,32 +185,32 @@ BAD: dict[str, tuple[Any, str, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_malformed_bodies_are_refused(strict: Running, name: str) -> None:
+def test_malformed_bodies_are_refused(server: Running, name: str) -> None:
     body, kind, status, code = BAD[name]
-    reply = strict.post(body, kind=kind)
+    reply = server.post(body, kind=kind)
     assert (reply.status, reply.json["error"]) == (status, code), reply.body
 
 
-def test_a_form_with_many_files_or_fields_is_refused(strict: Running, clip: bytes) -> None:
+def test_a_form_with_many_files_or_fields_is_refused(server: Running, clip: bytes) -> None:
     part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="f"; filename="a.mp4"\r\n\r\nabc\r\n'
     field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="f"\r\n\r\nabc\r\n'
     kind = f"multipart/form-data; boundary={BOUNDARY}"
     long = part.replace("filename", f"x={'y' * 9000}; filename")
     for lines, refused in ((part * 2, (400, "form")), (long, (400, "form")), (field * 100, (422, "options"))):
-        reply = strict.post(f"{lines}--{BOUNDARY}--\r\n".encode(), kind=kind)
+        reply = server.post(f"{lines}--{BOUNDARY}--\r\n".encode(), kind=kind)
         assert (reply.status, reply.json["error"]) == refused
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\\..\\b", "x" * 3000, "list.m3u8", "%2e%2e/x"])
-def test_the_name_of_a_file_means_nothing(strict: Running, clip: bytes, name: str) -> None:
+def test_the_name_of_a_file_means_nothing(server: Running, clip: bytes, name: str) -> None:
     body, kind = make_form(clip, filename=name)
-    assert strict.post(body, kind=kind).status == 200
-    assert strict.list_scratch() == []
+    assert server.post(body, kind=kind).status == 200
+    assert server.list_scratch() == []
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd, gzip"])
-def test_compressed_bodies_are_not_unpacked(strict: Running, clip: bytes, encoding: str) -> None:
-    reply = strict.post(clip, Content_Encoding=encoding)
+def test_compressed_bodies_are_not_unpacked(server: Running, clip: bytes, encoding: str) -> None:
+    reply = server.post(clip, Content_Encoding=encoding)
     assert (reply.status, reply.json["error"]) == (415, "compressed")
 
 
@@ -212,6 +219,6 @@ def test_compressed_bodies_are_not_unpacked(strict: Running, clip: bytes, encodi
     [("GET", "/predict", 405), ("PUT", "/predict", 405), ("POST", "/", 405), ("GET", "/nothing", 404), ("GET", "/../x", 404),
      ("GET", "/templates/page.html.j2", 404), ("GET", "/page.js/..%2f..%2f", 404), ("DELETE", "/metrics", 405)],
 )  # fmt: skip
-def test_other_addresses_and_methods_are_refused(strict: Running, method: str, path: str, status: int) -> None:
-    reply = strict.ask(method, path)
+def test_other_addresses_and_methods_are_refused(server: Running, method: str, path: str, status: int) -> None:
+    reply = server.ask(method, path)
     assert (reply.status, reply.json["error"]) == (status, "http")
