@@ -60,7 +60,7 @@ def commands_of(text: str) -> list[list[str]]:
 def source_of(name: str) -> str:
     """The code of a command and of the commands whose options it shares."""
     own = (ROOT / f"jobs/{name}.py").read_text(encoding="utf-8")
-    shared = re.findall(r"^from jobs\.(\w+) import", own, flags=re.MULTILINE)
+    shared = re.findall(r"^ *from jobs\.(\w+) import", own, flags=re.MULTILINE)
     return own + "".join((ROOT / f"jobs/{other}.py").read_text(encoding="utf-8") for other in shared)
 
 
