@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.analysis.run_list import describe_folder
+from pipeline.analysis.run_list import describe_folder, read_top1
 from pipeline.analysis.run_reader import is_run
 from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import Config, load_config
@@ -107,9 +107,10 @@ def _describe_model(folder: Path) -> dict[str, Any]:
     networks = [model.knobs[student]["network"]["arch"] for student in ("primary", "auxiliary")]
     training, labels = model.training, model.training.get("labels") or {}
     evaluation = folder / "evaluation.json"
-    summary = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
-    shares = {name: (summary.get(name) or {}).get("top1") for name in ("primary", "auxiliary", "mean")} if summary else {}
-    top1 = {name: None if share is None else 100 * share for name, share in shares.items()}
+    try:
+        summary = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{evaluation} cannot be read: {error}; python -m jobs.evaluate {folder} writes it") from None
     return {
         "what": "model, whole: all checksums are right",
         "students": " and ".join(networks),
@@ -119,7 +120,7 @@ def _describe_model(folder: Path) -> dict[str, Any]:
         "fingerprints": training["fingerprints"],
         "calibrated": bool(model.calibration),
         "programs": sorted(one.name for one in folder.iterdir() if one.suffix in (".onnx", ".pt2")) or None,
-        **_describe_accuracy(top1, describe_protocol(summary) if summary else ""),
+        **_describe_accuracy(read_top1(summary), describe_protocol(summary) if summary else ""),
     }
 
 
@@ -148,7 +149,9 @@ def _describe_parquet(path: Path) -> dict[str, Any]:
             f"{path} is no readable Parquet file ({str(error).splitlines()[0]}); jobs.info describes {KNOWN}"
         ) from None
     if not isinstance(about, dict):
-        raise UserError(f"{path} is a Parquet file of another program; jobs.info describes {KNOWN}")
+        raise UserError(f"{path} is a Parquet file without this program's description; jobs.info describes {KNOWN}")
+    if not ({"spec", "fingerprint", "manifest_fingerprint"} <= about.keys() or {"root"} <= about.keys() or "classes" in about):
+        raise UserError(f"{path} is neither manifest, label subset nor predictions; jobs.info describes {KNOWN}")
     if "spec" in about:
         return {
             "what": "label subset", "videos": rows, "drawn": f"{about['spec']}, seed {about['seed']}",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import is_run, read_logged_progress, read_outcome
+from pipeline.analysis.run_reader import read_logged_progress, read_outcome
 from pipeline.analysis.study_reader import read_study_record
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import describe_protocol
@@ -65,7 +65,7 @@ def list_runs(folder: Path, inside_studies: bool = False) -> list[ListedRun]:
 
 def _find_runs(folder: Path, inside_studies: bool) -> Iterator[Path]:
     is_study = (folder / STUDY_FACTS).is_file()
-    if is_study or is_run(folder):
+    if is_study or all((folder / name).is_file() for name in ("config.yaml", "facts.json")):
         yield folder
         if not (is_study and inside_studies):
             return
@@ -74,9 +74,12 @@ def _find_runs(folder: Path, inside_studies: bool) -> Iterator[Path]:
 
 
 def _list_folders(folder: Path) -> list[Path]:
-    """Lists the folders in a folder, without hidden ones and symbolic links."""
-    with os.scandir(folder) as entries:
-        return sorted(Path(one) for one in entries if one.is_dir(follow_symlinks=False) and not one.name.startswith("."))
+    """Lists the folders in a folder, without hidden ones and symbolic links. Raises UserError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(one) for one in entries if one.is_dir(follow_symlinks=False) and not one.name.startswith("."))
+    except PermissionError:
+        raise UserError(f"{folder} cannot be read by you; name a folder below it, or one of your own") from None
 
 
 def describe_folder(folder: Path) -> ListedRun:
@@ -93,10 +96,14 @@ def describe_folder(folder: Path) -> ListedRun:
     step, steps = max(progress.step, int(outcome.get("step") or 0)), progress.steps
     has_ended = steps is not None and step >= steps
     ended = "complete" if outcome else "trained" if has_ended else "stopped" if step else "empty"
-    shares = {name: (outcome.get(name) or {}).get("top1") for name in PREDICTORS} if outcome else {}
-    top1 = {name: None if share is None else round(100 * share, 4) for name, share in shares.items()}
     state, protocol = "running" if is_being_written else ended, describe_protocol(outcome) if outcome else ""
-    return ListedRun(folder, "run", state, progress.method, step, steps, top1, protocol, changed, size)
+    return ListedRun(folder, "run", state, progress.method, step, steps, read_top1(outcome), protocol, changed, size)
+
+
+def read_top1(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    """Reads the top-1 accuracies, in percent by predictor, from the content of evaluation.json; none if that is empty."""
+    shares = {name: (evaluation.get(name) or {}).get("top1") for name in PREDICTORS} if evaluation else {}
+    return {name: None if share is None else round(100 * share, 4) for name, share in shares.items()}
 
 
 def _measure(folder: Path) -> tuple[datetime, int]:

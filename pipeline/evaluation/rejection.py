@@ -49,15 +49,15 @@ def find_rejection(confidences: Sequence[float], share: float) -> Rejection | No
     """Finds the threshold at which at most ``share`` of the videos of known classes are rejected, from those of held-out ones.
 
     It is the k-th lowest of n confidences with k = floor(share * (n + 1)): a further video of the same kind is as likely to be
-    at each place among them, so it lies below the k-th with a probability of k / (n + 1) at the most. None if k is 0, that is
+    at each rank among them, so it lies below the k-th with a probability of k / (n + 1) at the most. None if k is 0, that is
     with fewer than ``count_least`` videos: then no threshold keeps the promise.
     """
     assert 0 < share <= LARGEST_SHARE
-    place = math.floor(share * (len(confidences) + 1) + 1e-9)
-    if place < 1:
+    rank = math.floor(share * (len(confidences) + 1) + 1e-9)
+    if rank < 1:
         return None
     ascending = sorted(confidences)
-    threshold = ascending[place - 1]
+    threshold = ascending[rank - 1]
     return Rejection(share, threshold, len(ascending), sum(value < threshold for value in ascending))
 
 

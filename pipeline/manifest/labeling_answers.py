@@ -221,8 +221,8 @@ def _check(
 ) -> tuple[list[str], list[str]]:
     """Lists the mistakes, and the answers that contradict what is known. ``about`` is the fingerprint that answers may name."""
     trained = set(np.intersect1d(manifest.find_training_rows(), rows).tolist())
-    places = pa.array(np.maximum(rows, 0), pa.int64())
-    labels, groups = (manifest.table[name].take(places).to_pylist() for name in ("label", "group"))
+    indices = pa.array(np.maximum(rows, 0), pa.int64())
+    labels, groups = (manifest.table[name].take(indices).to_pylist() for name in ("label", "group"))
     unusable = {row for row, answer in zip(rows.tolist(), answers, strict=True) if answer.status in EXCLUDING}
     held = [row for row in before.held_out.tolist() if row not in unusable]
     held_groups = set(manifest.table["group"].take(pa.array(held, pa.int64())).to_pylist()) - {None}

@@ -13,6 +13,7 @@ import pytest
 from jobs import info
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.analysis.path_description import describe_path
+from pipeline.errors import UserError
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
 from tests.study_folders import line, write_study
@@ -44,7 +45,7 @@ def test_what_is_nothing_of_this_program_is_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     (tmp_path / "odd.yaml").write_text("train: {stps: 3}\n")
     for name, message in (
-        ("absent", "does not exist"), (".", "nothing of this program"), ("other.parquet", "of another program"),
+        ("absent", "does not exist"), (".", "nothing of this program"), ("other.parquet", "without this program's description"),
         ("broken.parquet", "no readable Parquet file"), ("odd.yaml", "did you mean train.steps"),
     ):  # fmt: skip
         assert run(info.main, [str(tmp_path / name)]) == USER_ERROR
@@ -57,3 +58,10 @@ def test_it_is_printed_in_lines_and_as_json(tiny: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.splitlines()[1].split() == ["what", "manifest"]
     assert run(info.main, [path, path, "--json"]) == DONE
     assert [one["what"] for one in json.loads(capsys.readouterr().out)] == ["manifest", "manifest"]
+
+
+def test_a_table_of_this_program_that_is_none_of_these_is_not_taken_for_predictions(tmp_path: Path) -> None:
+    table = pa.table({"x": [1]}).replace_schema_metadata({b"actnetformer": b'{"version": 2}'})
+    pq.write_table(table, tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match="neither manifest, label subset nor predictions"):
+        describe_path(tmp_path / "odd.parquet")

@@ -123,3 +123,11 @@ def test_no_run_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFix
 )  # fmt: skip
 def test_ages_and_sizes_have_their_unit(format_it: Callable[[float], str], value: float, text: str) -> None:
     assert format_it(value) == text
+
+
+def test_a_folder_with_somebody_elses_config_yaml_is_no_run(make_run: Any) -> None:
+    folder = make_run()
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("a: 1\n")
+    assert [one.folder for one in list_runs(folder.parent)] == [folder]

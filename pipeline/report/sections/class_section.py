@@ -39,17 +39,17 @@ class ClassFigures:
     """Whether a setting has several seeds, over which its figures are averaged."""
 
 
-def build_class_section(groups: Sequence[Group], place: str = "classes", of: str = "") -> ClassFigures:
-    """Builds the section of these settings. ``place`` is its id on the page."""
+def build_class_section(groups: Sequence[Group], anchor: str = "classes", of: str = "") -> ClassFigures:
+    """Builds the section of these settings. ``anchor`` is its id on the page."""
     columns, rows = sentences.build_class_table(groups)
     counted = [(group, result) for group in groups if (result := sentences.count_confusions(group))]
     return ClassFigures(
-        id=place,
+        id=anchor,
         of=of,
         columns=columns,
         rows=rows,
         confusions=[
-            _draw_confusion(group.label, *result, f"{place}-confusion{index}")
+            _draw_confusion(group.label, *result, f"{anchor}-confusion{index}")
             for index, (group, result) in enumerate(counted[:MAX_CONFUSIONS])
         ],
         split=sentences.name_splits(groups),
@@ -58,10 +58,10 @@ def build_class_section(groups: Sequence[Group], place: str = "classes", of: str
     )
 
 
-def _draw_confusion(label: str, counts: Any, classes: Sequence[str], place: str) -> Confusion:
+def _draw_confusion(label: str, counts: Any, classes: Sequence[str], anchor: str) -> Confusion:
     cells, worst = None, sentences.find_largest_errors(counts, classes)
     if len(classes) > LARGEST_LABELED:
         order = order_by_confusion(counts)
         counts, classes = counts[order][:, order], [classes[number] for number in order]
         cells, worst = list_cells(counts, classes), sentences.find_largest_errors(counts, classes, MAX_ERRORS)
-    return Drawing(label, draw_confusion(counts, classes, f"Confusion matrix of {label}", place)), worst, cells
+    return Drawing(label, draw_confusion(counts, classes, f"Confusion matrix of {label}", anchor)), worst, cells

@@ -47,8 +47,8 @@ class EvaluationFigures:
     """How many more there are."""
 
 
-def build_evaluation_section(run: RunRecord | None, place: str = "evaluation") -> EvaluationFigures | None:
-    """Builds the section of a run, or None if it has no scores of videos with labels. ``place`` is its id on the page."""
+def build_evaluation_section(run: RunRecord | None, anchor: str = "evaluation") -> EvaluationFigures | None:
+    """Builds the section of a run, or None if it has no scores of videos with labels. ``anchor`` is its id on the page."""
     predictions = run.predictions if run is not None else None
     if run is None or predictions is None or not (predictions.labels >= 0).any():
         return None
@@ -62,7 +62,7 @@ def build_evaluation_section(run: RunRecord | None, place: str = "evaluation") -
             calibrated[predictor] = after
         calibrated_bins = after["reliability"] if after else []
         svg = draw_reliability(
-            figures[predictor]["reliability"], calibrated_bins, predictor, f"{place}-reliability-{predictor}"
+            figures[predictor]["reliability"], calibrated_bins, predictor, f"{anchor}-reliability-{predictor}"
         )
         curves.append(Drawing(predictor, svg))
     hardest, confused = choose_hardest(predictions), choose_most_confused(predictions)
@@ -75,7 +75,7 @@ def build_evaluation_section(run: RunRecord | None, place: str = "evaluation") -
             for path, reason in (run.evaluation.get(key) or {}).items()]  # fmt: skip
     other = f" on {name_data(run.evaluation)}" if run.evaluation.get("other_data") else ""
     return EvaluationFigures(
-        id=place,
+        id=anchor,
         run=run.name + other,
         protocol=run.describe_protocol(),
         figures=build_figures_table(run, figures),

@@ -25,10 +25,10 @@ def build_other_data_sections(runs: Sequence[RunRecord]) -> list[OtherDataFigure
     run = next((run for run in runs if run.other_data), None)
     sections = []
     for number, record in enumerate(_read_other_evaluations(run) if run is not None else ()):
-        place = f"other-data{number}"
-        if (evaluation := build_evaluation_section(record, place)) is not None:
+        anchor = f"other-data{number}"
+        if (evaluation := build_evaluation_section(record, anchor)) is not None:
             of = f" in {name_data(record.evaluation)}"
-            classes = build_class_section([Group(record.method, (record,))], f"{place}-classes", of)
+            classes = build_class_section([Group(record.method, (record,))], f"{anchor}-classes", of)
             sections.append(OtherDataFigures(evaluation, classes))
     return sections
 
