@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.section import SAME_WEIGHTS, Mebibytes, Pixels, Seconds, Section, Share, Videos
+from pipeline.config.section import PAPER, SAME_WEIGHTS, Mebibytes, Pixels, Seconds, Section, Share, Videos
 
 
 class RunSection(Section):
@@ -34,10 +34,10 @@ class DataSection(Section):
     """Folder or URI that relative video paths start from; by default the one stored in the manifest."""
     labeled_per_step: Videos = Field(8, ge=1)
     """B, labeled videos in one optimizer step over all workers: the global batch, independent of their number."""
-    unlabeled_per_labeled: int = Field(5, ge=0)
+    unlabeled_per_labeled: int = Field(5, ge=0, json_schema_extra=PAPER)
     """mu, unlabeled videos for each labeled one. The paper's ratio is 1:5. Methods without unlabeled data use 0."""
     decode_size: Pixels = Field(256, ge=16)
-    """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it. Choice."""
+    """Side in pixels of the square window that is decoded, at short-side scale; views crop inside it."""
     moments: Literal["shared", "own"] = "shared"
     """Whether both students' clips of a video are centered on the same moment, or each lies at a random one of its own, so
     that the contrast compares different times. The paper's figure shows one clip: shared is choice. It is about windows: with

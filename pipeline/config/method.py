@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import LATER, MID_RUN, SAME_WEIGHTS, Pixels, Section, Share, Steps
+from pipeline.config.section import LATER, LTG, MID_RUN, PAPER, SAME_WEIGHTS, SVFORMER, TCL, Pixels, Section, Share, Steps
 
 
 class LabelSection(Section):
@@ -16,11 +16,11 @@ class LabelSection(Section):
     """Who labels: the ``other`` student (cross pseudo-labels), the student ``self``, the softmax of both students' ``mean``
     logits, or an ``ema`` of the student's own weights. null is the method's own: other for actnetformer and cmpl, self for
     fixmatch, mvpl and tcl, mean for ltg, ema for svformer."""
-    hard: bool = True
+    hard: bool = Field(True, json_schema_extra=PAPER)
     """Whether the label is the most probable class (every paper here), or the probabilities themselves."""
     temperature: float = Field(1.0, gt=0, json_schema_extra=MID_RUN)
     """Divides the logits of soft labels before their softmax: below 1 it sharpens them."""
-    thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = "fixed"
+    thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = Field("fixed", json_schema_extra=PAPER)
     """Which labels count: confidence over ``confidence_threshold`` (fixed, FixMatch); over a class's share of it that rises
     with the class's labels so far (flexmatch); over running confidence, per class (freematch); or a weight that falls off
     below the running confidence (softmatch)."""
@@ -35,7 +35,7 @@ class LabelSection(Section):
     momentum: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
     """Share of their old value that the running means of ``thresholds`` and ``distribution_alignment`` keep in a step.
     FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
-    ema_decay: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
+    ema_decay: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN | SVFORMER)
     """Share of its old weights that an ``ema`` teacher keeps in a step (SVFormer: 0.99)."""
 
 
@@ -72,18 +72,25 @@ class SupervisedSection(TermSection):
     (Zhang et al., 2018; 0.2 is usual); the same share for both students. 0, off, is choice."""
 
 
+class PseudoLabelSection(StrongViewsTerm):
+    """Lu, the loss of pseudo-labels, of all methods but supervised."""
+
+    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN | PAPER)
+    """gamma, the factor of the loss in the total; 0 leaves it out."""
+
+
 class ContrastSection(WeakViewsTerm):
     """Lca, the contrast between the students' features of unlabeled videos; for TCL between two speeds of a clip.
     Of actnetformer, ltg and tcl."""
 
-    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN)
-    """beta (paper: 2)."""
-    temperature: float = Field(0.5, gt=0, json_schema_extra=MID_RUN)
-    """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5. Choice: 0.5."""
-    features: Literal["probabilities", "embeddings", "projection"] = "probabilities"
+    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN | PAPER)
+    """beta, the factor of the loss in the total; 0 leaves it out."""
+    temperature: float = Field(0.5, gt=0, json_schema_extra=MID_RUN | TCL)
+    """tau as a temperature: the paper's summary says 0.8; TCL, whose loss it adopts, 0.5."""
+    features: Literal["probabilities", "embeddings", "projection"] = Field("probabilities", json_schema_extra=TCL)
     """What is aligned: softmax vectors (as TCL; fits the paper's parameter count), the pooled features of equal width, or
     their ``projection`` by a small network of each student's (as LTG). Of methods that contrast students: actnetformer, ltg."""
-    negatives: Literal["both", "cross"] = "both"
+    negatives: Literal["both", "cross"] = Field("both", json_schema_extra=PAPER)
     """Whose features of other videos repel: both students' (the paper's figure), or the other student's only (LTG)."""
     level: Literal["video", "frame"] = "video"
     """Whether a student's feature stands for its clip, or for each of its frames, paired with the other student's frame
@@ -91,6 +98,20 @@ class ContrastSection(WeakViewsTerm):
     ``views.weak.time``. Of methods that contrast students: actnetformer, ltg. The paper leaves it open: choice."""
     projection_width: int = Field(128, ge=2)
     """Outputs of the projection networks. Choice: SimCLR's 128; LTG's configurations have 512."""
+
+
+class GroupContrastSection(WeakViewsTerm):
+    """TCL's contrast between mean predictions of each pseudo-class. Its authors give it 1, and 9 to ``contrast``."""
+
+    weight: float = Field(1.0, ge=0, json_schema_extra=MID_RUN | TCL)
+    """Factor of the loss in the total; 0 leaves it out."""
+
+
+class AlignmentSection(WeakViewsTerm):
+    """LTG's 1 - cosine of the primary's to the auxiliary's features."""
+
+    weight: float = Field(1.0, ge=0, json_schema_extra=MID_RUN | LTG)
+    """Factor of the loss in the total; 0 leaves it out."""
 
 
 class FileLabelSection(StrongViewsTerm):
@@ -111,37 +132,34 @@ class FileLabelSection(StrongViewsTerm):
 class MixSection(StrongViewsTerm):
     """Lmix of SVFormer, the loss of clips that are mixed in tubes of patches."""
 
-    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN)
-    """Choice: SVFormer's weight of pseudo-labels."""
-    patch: Pixels = Field(16, ge=1)
+    weight: float = Field(2.0, ge=0, json_schema_extra=MID_RUN | SVFORMER)
+    """Factor of the loss in the total, by default SVFormer's weight of pseudo-labels; 0 leaves it out."""
+    patch: Pixels = Field(16, ge=1, json_schema_extra=SVFORMER)
     """Side of a tube in pixels; the transformer's patch, so that whole tokens are mixed."""
-    concentration: float = Field(10.0, gt=0)
+    concentration: float = Field(10.0, gt=0, json_schema_extra=SVFORMER)
     """alpha of the Beta(alpha, alpha) that the mixed share is drawn from (SVFormer: 10)."""
-    consistency: Literal["mse", "kl"] = "mse"
+    consistency: Literal["mse", "kl"] = Field("mse", json_schema_extra=SVFORMER)
     """Squared error between probabilities (SVFormer), or Kullback-Leibler divergence, to see whether it matters (choice)."""
 
 
 class MethodSection(Section):
     """The loss: L = (Ls_Z + Ls_A) + gamma (Lu_Z + Lu_A) + beta Lca for ActNetFormer; other methods have other terms."""
 
-    name: str = "actnetformer"
+    name: str = Field("actnetformer", json_schema_extra=PAPER)
     """A name of ``pipeline.methods.METHODS``: supervised, fixmatch, cmpl, mvpl, tcl, ltg, svformer or actnetformer. Every
     method trains both students; one that is about a single network (fixmatch, mvpl, tcl, svformer) trains each for itself."""
-    confidence_threshold: Share = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
+    confidence_threshold: Share = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN | PAPER)
     """tau as a threshold: weak-view confidence from which a pseudo-label is kept (paper: 0.8). Without effect where
     ``labels.thresholds`` is freematch or softmatch, which measure confidence against their own running mean."""
     supervised_steps: Steps = Field(0, ge=0)
     """Steps with the supervised loss only, before unlabeled videos count. Choice; FixMatch's video relatives use a warm-up."""
     ramp_steps: Steps = Field(0, ge=0)
-    """Steps over which losses of unlabeled videos rise linearly from 0, unless they have a ``ramp`` of their own. Choice."""
+    """Steps over which losses of unlabeled videos rise linearly from 0, unless they have a ``ramp`` of their own."""
     supervised: SupervisedSection = SupervisedSection()
-    pseudo_label: StrongViewsTerm = StrongViewsTerm(weight=2.0)
-    """Lu, the loss of pseudo-labels; its weight is gamma (paper: 2). Of all methods but supervised."""
+    pseudo_label: PseudoLabelSection = PseudoLabelSection()
     contrast: ContrastSection = ContrastSection()
-    group_contrast: WeakViewsTerm = WeakViewsTerm()
-    """TCL's contrast between mean predictions of each pseudo-class (the authors' command: 1, beside 9 of ``contrast``)."""
-    alignment: WeakViewsTerm = WeakViewsTerm()
-    """LTG's 1 - cosine of the primary's to the auxiliary's features (LTG: 1)."""
+    group_contrast: GroupContrastSection = GroupContrastSection()
+    alignment: AlignmentSection = AlignmentSection()
     mix: MixSection = MixSection()
     file_label: FileLabelSection = Field(FileLabelSection(), json_schema_extra=LATER)
     labels: LabelSection = LabelSection()

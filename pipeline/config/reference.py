@@ -1,18 +1,16 @@
 """Writes the reference of all knobs from their declarations: ``python -m pipeline.config.reference docs/configuration.md``.
 
-Type, default, unit, range and text are those of the fields, and the packages that use a section are found in the code.
+Type, default, unit, range, source and text are those of the fields, and the packages that read a knob are found in the code.
 ``tests/config/test_reference.py`` keeps the page current.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,12 +18,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from pipeline.config.knob_readers import find_readers
 from pipeline.config.load import find_sections
 from pipeline.config.run import Config
 from pipeline.config.section import Section, Unit
 
-CODE = Path(__file__).resolve().parents[1]
-"""The package whose code uses the knobs."""
 HEAD = """# Configuration
 
 All knobs. `python -m pipeline.config.reference docs/configuration.md` writes this page from their declarations in
@@ -33,9 +30,10 @@ All knobs. `python -m pipeline.config.reference docs/configuration.md` writes th
 given has its default.
 
 - **Range**: the smallest and largest value that is accepted; a parenthesis leaves the end itself out.
-- The text says where a default is from: *paper* is ActNetFormer's, other papers are named, and *choice* is ours, where the
-  paper is silent.
-- **Used by**: the packages of `pipeline/` whose code takes the section, or reads a knob by its section's name (`labels.hard`).
+- **Source**: where the default is from: *paper* is ActNetFormer, other papers are named, and *choice* is ours, where the paper
+  is silent.
+- **Used by**: the packages of `pipeline/` whose code reads the knob. `config` derives from it what the others use, or checks
+  that it goes with other knobs.
 - † The trained weights do not depend on it: a run may go on with another value.
 - ‡ Population-based training may change it in the middle of a run (`jobs.search --algorithm pbt`).
 """
@@ -52,6 +50,12 @@ class Knob:
     about: str
     """What the section is there for, where several sections are of the same kind; else empty."""
     marks: frozenset[str]
+
+    @property
+    def source(self) -> str:
+        """Where its default is from."""
+        extra = self.field.json_schema_extra
+        return str(extra.get("source", "choice")) if isinstance(extra, dict) else "choice"
 
 
 def list_knobs(
@@ -86,7 +90,6 @@ def build_page() -> str:
         both = f"`primary.network` and `auxiliary.network`, arch `{kind}`"
         title = both if path == "primary.network" else f"`{path}`"
         parts += [f"## {title}", "", _wrap(_join_lines(f"{found[0].about} {section.__doc__ or ''}"), ""), ""]
-        parts += [_wrap(f"Used by {', '.join(find_users(path, section, found))}.", ""), ""]
         parts += [*(_format_entry(knob) for knob in found if knob.field.description), ""]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -99,6 +102,8 @@ def _format_entry(knob: Knob) -> str:
         describe_type(knob.field.annotation) + (f" ({unit})" if unit else ""),
         f"default {_format_code(knob.default)}",
         f"range {accepted}" if accepted else "",
+        f"source: {knob.source}",
+        f"used by {', '.join(find_users(knob))}",
     ]
     lines = [f"- `{knob.key.rpartition('.')[2]}`{mark}", f"*{'; '.join(fact for fact in facts if fact)}.*", text]
     return "\n".join([lines[0] + "  ", _wrap(lines[1], "  ") + "  ", _wrap(text, "  ")])
@@ -161,43 +166,11 @@ def _list_metadata(field: FieldInfo) -> list[Any]:
     return [*field.metadata, *within(field.annotation)]
 
 
-@dataclass(frozen=True)
-class FileReads:
-    """What a file of the package reads."""
-
-    package: str
-    owners: Mapping[str, set[str]]
-    """For each attribute, the names before its dot."""
-    names: set[str]
-    """Names of classes and variables."""
-
-
-@cache
-def _read_files() -> list[FileReads]:
-    found = []
-    for path in sorted(CODE.rglob("*.py")):
-        first = path.relative_to(CODE).parts[0]
-        if first == "config":  # where knobs are declared
-            continue
-        owners, names = dict[str, set[str]](), set[str]()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute):
-                before = getattr(node.value, "attr", None) or getattr(node.value, "id", "")
-                owners.setdefault(node.attr, set()).add(str(before))
-            names |= {node.id} if isinstance(node, ast.Name) else set()
-        found.append(FileReads(first.removesuffix(".py"), owners, names))
-    return found
-
-
-def find_users(path: str, section: type[Section], knobs: list[Knob]) -> list[str]:
-    """Finds the packages whose code names the section's class, or reads one of its knobs from something with its name."""
-    last = path.rpartition(".")[2]
-    classes = {kind.__name__ for kind in section.__mro__ if issubclass(kind, Section) and kind is not Section}
-    keys = [knob.key.rpartition(".")[2] for knob in knobs]
-    users = {
-        one.package for one in _read_files() if classes & one.names or any(last in one.owners.get(key, ()) for key in keys)
-    }
-    return sorted(users)
+def find_users(knob: Knob) -> list[str]:
+    """Finds the packages whose code reads the knob, in alphabetical order."""
+    name = knob.key.rpartition(".")[2]
+    users = [packages for (kind, field), packages in find_readers().items() if field == name and issubclass(knob.section, kind)]
+    return sorted(frozenset().union(*users))
 
 
 def main(words: list[str]) -> int:

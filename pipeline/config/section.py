@@ -41,6 +41,24 @@ LATER: Any = {"later": True}
 """The knob did not exist when earlier runs were recorded: its default is what they used, and is not in the fingerprint."""
 
 
+def from_source(source: str) -> Any:
+    """Marks a knob whose default is taken from ``source``; the default of any other knob is this project's choice.
+
+    Marks are joined by ``|``: ``json_schema_extra=MID_RUN | PAPER``.
+    """
+    return {"source": source}
+
+
+PAPER = from_source("paper")
+"""The default is ActNetFormer's (arXiv 2404.06243)."""
+SVFORMER = from_source("SVFormer")
+"""The default is that of SVFormer (Xing et al., CVPR 2023)."""
+TCL = from_source("TCL")
+"""The default is that of TCL (Singh et al., CVPR 2021)."""
+LTG = from_source("LTG")
+"""The default is that of LTG (Xiao et al., CVPR 2022)."""
+
+
 @dataclass(frozen=True)
 class Refused:
     """Stands in for a text that is no value of its field; pydantic refuses it as well, and lists it with all other mistakes."""

@@ -7,25 +7,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import LATER, MID_RUN, FrameRate, Frames, Pixels, Section
+from pipeline.config.section import LATER, MID_RUN, PAPER, FrameRate, Frames, Pixels, Section, from_source
 
 
 class ClipSection(Section):
     """What one student sees of a video: ``frames`` frames of ``size`` pixels square, from a window or from the whole video."""
 
-    sampling: Literal["window", "segments"] = Field("window", json_schema_extra=LATER)
+    sampling: Literal["window", "segments"] = Field("window", json_schema_extra=LATER | PAPER)
     """``window``: consecutive frames at ``fps`` frames a second (the paper's). ``segments`` (TSN, Wang et al., ECCV 2016; also
     TSM and TCL): the whole video is divided into ``frames`` parts of equal duration, and one frame of each part is seen: at a
     random time of the part in training, in its middle in evaluation. A manifest row with ``start`` and ``end`` is the whole
     video here."""
-    frames: Frames = Field(8, ge=1)
+    frames: Frames = Field(8, ge=1, json_schema_extra=from_source("paper, for the primary"))
     """Frames in a clip; of segments also their number. The paper's primary input is 3 x 8 x 224 x 224."""
     fps: FrameRate | None = Field(8.0, gt=0)
     """Frames per second of video time in a window, whatever the file's own rate: primary lower, auxiliary higher. Segments
     have none (null): what sets their rate is ``frames``."""
-    size: Pixels = Field(224, ge=8)
+    size: Pixels = Field(224, ge=8, json_schema_extra=from_source("paper, for the primary"))
     """Side of the square clip that the student sees, in pixels."""
-    modality: Literal["rgb", "temporal_gradient", "optical_flow"] = "rgb"
+    modality: Literal["rgb", "temporal_gradient", "optical_flow"] = Field("rgb", json_schema_extra=PAPER)
     """What is made of the frames before the student sees them, in training and evaluation: LTG's second student sees
     ``temporal_gradient``, differences of neighboring frames. ``optical_flow`` needs OpenCV (``pip install .[flow]``)."""
 
@@ -55,17 +55,17 @@ class SlowResNetSection(Section):
     """Slow pathway ResNet: no temporal stride, temporal kernels only in res4 and res5."""
 
     arch: Literal["slow_resnet"] = "slow_resnet"
-    depth: Literal[10, 14, 18, 26, 34, 50, 101] = 50
+    depth: Literal[10, 14, 18, 26, 34, 50, 101] = Field(50, json_schema_extra=PAPER)
     """Layers. 50 is the paper's; 10, 18 and 34 use basic blocks, the others bottlenecks; 10, 14 and 26 have fewer blocks."""
-    width: int = Field(64, ge=4)
+    width: int = Field(64, ge=4, json_schema_extra=PAPER)
     """Channels of the stem; 64 is ResNet's."""
-    temporal_kernel: Literal[1, 3, 5] = 3
+    temporal_kernel: Literal[1, 3, 5] = Field(3, json_schema_extra=PAPER)
     """Frames under a kernel in res4 and res5: 3 is the paper's, 1 makes a network that looks at single frames."""
     norm: Literal["batch", "group"] = "batch"
     """Normalization. ``group`` (8 channels a group) has no statistics across clips, so results do not depend on workers."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the classifier. Choice."""
-    weights: str | None = None
+    """Dropout before the classifier."""
+    weights: str | None = Field(None, json_schema_extra=PAPER)
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ResNet by timm, e.g.
     ``timm:resnet50.a1_in1k``, downloaded, inflated in time), a model folder of ``jobs.export``, or a file (.safetensors, .pt,
     .pth, .pyth, .pkl) with the keys of timm, SlowFast (also Caffe2's), PyTorchVideo, mmaction2, or this project. null, random,
@@ -82,27 +82,27 @@ class TimeSformerSection(Section):
     """TimeSformer on ViT blocks: divided space-time attention by default. ViT-S is the paper's."""
 
     arch: Literal["timesformer"] = "timesformer"
-    width: int = Field(384, ge=8)
+    width: int = Field(384, ge=8, json_schema_extra=PAPER)
     """Embedding width: 192 (Ti), 384 (S), 768 (B)."""
-    depth: int = Field(12, ge=1)
+    depth: int = Field(12, ge=1, json_schema_extra=PAPER)
     """Transformer blocks."""
-    heads: int = Field(6, ge=1)
+    heads: int = Field(6, ge=1, json_schema_extra=PAPER)
     """Attention heads."""
-    patch: Pixels = Field(16, ge=2)
+    patch: Pixels = Field(16, ge=2, json_schema_extra=PAPER)
     """Side of a patch in pixels; must divide the clip's size."""
-    tubelet: Frames = Field(1, ge=1)
+    tubelet: Frames = Field(1, ge=1, json_schema_extra=PAPER)
     """Frames in one patch: 1 as in the paper, 2 as in ViViT and VideoMAE; must divide the clip's frames."""
-    stem: Literal["patch", "convolutions"] = Field("patch", json_schema_extra=LATER)
+    stem: Literal["patch", "convolutions"] = Field("patch", json_schema_extra=LATER | PAPER)
     """How pixels become tokens: one linear map a patch, as in the paper, or 3x3x3 convolutions that halve the picture until one
     pixel is a patch (Xiao et al., NeurIPS 2021), which small transformers without pretraining need. With ``convolutions``
     ``patch`` is a power of 2, and ``tubelet`` one up to ``patch``: the last convolutions halve time."""
-    attention: Literal["divided", "joint", "space"] = "divided"
+    attention: Literal["divided", "joint", "space"] = Field("divided", json_schema_extra=PAPER)
     """Divided space-time, joint space-time, or space only."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the classifier. Choice."""
+    """Dropout before the classifier."""
     drop_path: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth rate of the last block, rising linearly from 0. Choice."""
-    weights: str | None = None
+    """Stochastic depth rate of the last block, rising linearly from 0."""
+    weights: str | None = Field(None, json_schema_extra=PAPER)
     """Start from these weights, the head excepted if its classes are others: ``timm:NAME`` (an image ViT by timm, e.g.
     ``timm:deit_small_patch16_224.fb_in1k``, downloaded), a model folder of ``jobs.export``, or a file (.safetensors, .pt, .pth,
     .pyth, .pkl) with the keys of timm, the TimeSformer authors, or this project. Embeddings are interpolated to the clip. null:
@@ -118,7 +118,7 @@ class VideoResNetSection(Section):
     arch: Literal["r3d_18", "r2plus1d_18"] = "r3d_18"
     """3-D kernels (33.2 M parameters), or 2-D in space and 1-D in time (31.3 M)."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the classifier. Choice."""
+    """Dropout before the classifier."""
     weights: str | None = None
     """Start from these weights, the head excepted if its classes are others: ``torchvision:NAME`` (e.g.
     ``torchvision:KINETICS400_V1``, downloaded), a model folder, or a file with torchvision's or this project's keys. null:
@@ -156,7 +156,7 @@ Network = Annotated[
 class OptimizerSection(Section):
     """SGD, as in the paper; everything but the algorithm is choice."""
 
-    algorithm: Literal["sgd", "adamw"] = "sgd"
+    algorithm: Literal["sgd", "adamw"] = Field("sgd", json_schema_extra=PAPER)
     """SGD (paper), or AdamW (Loshchilov & Hutter, 2019), the usual one for transformers: set ``lr`` near 0.0005 with it."""
     lr: float = Field(0.1, gt=0)
     """Peak learning rate for the whole global batch."""

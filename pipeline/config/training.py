@@ -86,7 +86,7 @@ class MonitorSection(Section):
     """When the log warns of a failure that the method is known for. No knob of this section changes the result."""
 
     patience_steps: Steps = Field(100, ge=1)
-    """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told. Choice."""
+    """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told."""
 
 
 class TrackingSection(Section):

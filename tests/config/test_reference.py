@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from pydantic import Field
 
 from pipeline.config import Config, list_keys
+from pipeline.config.knob_readers import KnobReads, list_classes
 from pipeline.config.reference import (
     build_page,
     describe_range,
     describe_type,
     find_unit,
+    find_users,
     list_knobs,
     main,
 )
@@ -51,20 +55,60 @@ def test_facts_of_a_field_are_told_in_words() -> None:
 
 
 def test_a_loss_says_what_it_is_and_where_its_weight_is_from() -> None:
-    """Several losses are of one kind of section, whose text says nothing of a single one."""
     text = " ".join(build_page().split())
-    assert "## `method.pseudo_label` Lu, the loss of pseudo-labels; its weight is gamma (paper: 2)." in text
+    start = text.index("## `method.pseudo_label` Lu, the loss of pseudo-labels")
+    weight = "- `weight`‡ *number; default `2`; range [0, ∞); source: paper; used by methods.* gamma, the factor of the loss"
+    assert weight in text[start : start + 300]
     assert "## `method.group_contrast` TCL's contrast between mean predictions" in text
     assert "## `method.alignment` LTG's 1 - cosine" in text
     assert "``" not in text and "None:" not in text
 
 
-def test_a_section_names_the_packages_that_use_it() -> None:
-    text = " ".join(build_page().split())
-    losses = ("method.contrast", "method.pseudo_label", "method.mix", "method.labels")
-    for path, users in {**dict.fromkeys(losses, "methods"), "primary.optimizer": "training"}.items():
-        section = text[text.index(f"## `{path}`") :]
-        assert section[section.index("Used by ") :].startswith(f"Used by {users}. "), path
+def test_every_knob_names_its_source() -> None:
+    sources = {knob.key: knob.source for knob in list_knobs()}
+    assert sources["method.confidence_threshold"] == sources["method.contrast.weight"] == "paper"
+    assert sources["method.contrast.temperature"] == "TCL" and sources["method.labels.ema_decay"] == "SVFormer"
+    assert sources["scale.workers"] == sources["primary.clip.fps"] == "choice"
+    assert build_page().count("source: ") == build_page().count("\n- `")
+
+
+def test_every_knob_is_read_and_names_who_reads_it() -> None:
+    """A knob without a reader would do nothing, unless code goes over all fields of its section."""
+    readers = {knob.key: find_users(knob) for knob in list_knobs()}
+    chosen_by_pydantic = {key for key in readers if key.endswith(".arch")}
+    assert {key for key, packages in readers.items() if not packages} <= chosen_by_pydantic
+    assert readers["method.labels.source"] == readers["method.mix.ramp"] == ["methods"]
+    assert readers["primary.optimizer.lr"] == readers["auxiliary.optimizer.lr"] == ["training"]
+    assert readers["data.video_timeout_seconds"] == ["clips"] and readers["tracking.wandb"] == ["training"]
+
+
+def read_fields(code: str) -> set[tuple[str, str]]:
+    """Lists the fields that a file with this code would read."""
+    classes = dict(list_classes())
+    attributes = {"config": classes["Config"]}
+    results = {"load": classes["Config"]}
+    return {(kind.__name__, name) for kind, name in KnobReads(classes, attributes, results).list_fields(ast.parse(code))}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def f(labels: LabelSection):\n    return labels.hard", {("LabelSection", "hard")}),
+        ("def f(labels: object):\n    return labels.hard", set()),
+        ("def f(run):\n    return run.config.run.seed", {("Config", "run"), ("RunSection", "seed")}),
+        ("labels = load('a.yaml').method.labels\nprint(labels.hard)", {("Config", "method"), ("MethodSection", "labels"),
+         ("LabelSection", "hard")}),
+        ("for part in (load().run, load().data):\n    part.seed", {("Config", "run"), ("Config", "data"),
+         ("RunSection", "seed")}),
+        ("def f(terms: list[MixSection]):\n    return [term.patch for term in terms]", {("MixSection", "patch")}),
+        ("def f(config: Config, name):\n    return getattr(config, name).clip.size", {("PrimarySection", "clip"),
+         ("AuxiliarySection", "clip"), ("ClipSection", "size")}),
+        ("class A:\n    def g(self):\n        return self.mix.patch\n    def f(self, mix: MixSection):\n        self.mix = mix",
+         set()),  # a second reading knows the attribute; see find_readers
+    ],
+)  # fmt: skip
+def test_what_holds_a_section_is_known_from_written_types(code: str, found: set[tuple[str, str]]) -> None:
+    assert read_fields(code) == found
 
 
 def test_marks_reach_the_keys_below_a_marked_section() -> None:
