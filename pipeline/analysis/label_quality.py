@@ -1,10 +1,11 @@
 """Measures the quality of pseudo-labels from the scores that training saved.
 
 A student that learns from a pseudo-label (the learner) can get it from the other student (``cross``), from itself (``self``),
-or from the softmax of both students' mean logits (``mean``). For each confidence threshold two things are measured: coverage,
-the share of clips whose label is kept, and accuracy, the share of the kept labels that are right. A student's labels are
-equally right for whoever learns from them, but only those teach a learner something new that differ from its own prediction,
-so these are counted, too. The thresholds here are fixed ones, whatever policy the run was trained with.
+from the softmax of both students' mean logits (``mean``), or from a ``file`` (``method.file_label``). For each confidence
+threshold two things are measured: coverage, the share of clips whose label is kept, and accuracy, the share of the kept labels
+that are right. A student's labels are equally right for whoever learns from them, but only those teach a learner something new
+that differ from its own prediction, so these are counted, too. The thresholds here are fixed ones, whatever policy the run was
+trained with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pipeline.config import STUDENTS
 from pipeline.run_folder.contents import list_score_files
 
 LABELERS = (*STUDENTS, "mean")
-SOURCES = ("cross", "self", "mean")
+FILE = "file"
+"""The labeler, and the source, of labels that a file gives."""
+SOURCES = ("cross", "self", "mean", FILE)
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100))
 MAX_WINDOWS = 10
 """The training time is divided into at most so many parts; with fewer saved steps, each step is one."""
@@ -48,6 +51,11 @@ class SavedScores:
     confidence: dict[str, NDArray[np.float32]]
     """The probability [M] of that class, 0..1, by labeler."""
     num_classes: int
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where labels can come from: a file among them only if the run has one."""
+        return SOURCES if FILE in self.classes else tuple(source for source in SOURCES if source != FILE)
 
     def select(self, kept: NDArray[np.bool_]) -> SavedScores:
         """Returns the clips for which ``kept`` [M] is true."""
@@ -112,13 +120,14 @@ def read_saved_scores(folder: Path) -> tuple[SavedScores | None, list[str]]:
 
 
 def join_scores(parts: Sequence[SavedScores]) -> SavedScores:
-    """Joins the scores of several files or runs; the videos keep their row numbers."""
+    """Joins the scores of several files or runs; the videos keep their row numbers. Labelers are those that all have."""
+    labelers = [name for name in (*LABELERS, FILE) if all(name in part.classes for part in parts)]
     return SavedScores(
         steps=np.concatenate([part.steps for part in parts]),
         videos=np.concatenate([part.videos for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
-        classes={name: np.concatenate([part.classes[name] for part in parts]) for name in LABELERS},
-        confidence={name: np.concatenate([part.confidence[name] for part in parts]) for name in LABELERS},
+        classes={name: np.concatenate([part.classes[name] for part in parts]) for name in labelers},
+        confidence={name: np.concatenate([part.confidence[name] for part in parts]) for name in labelers},
         num_classes=max(part.num_classes for part in parts),
     )
 
@@ -127,7 +136,7 @@ def _summarize_scores(table: pa.Table) -> SavedScores:
     """Computes the most probable class and the confidence of each labeler, which is all that is needed of the K scores."""
     steps, videos, labels = (table[key].to_numpy().astype(np.int64) for key in ("step", "video", "label"))
     scores = {}
-    for name in STUDENTS:
+    for name in (*STUDENTS, *(name for name in [FILE] if name in table.column_names)):
         column = table[name].combine_chunks()
         scores[name] = column.values.to_numpy().reshape(len(column), -1)
     num_classes = scores["primary"].shape[1]
@@ -142,7 +151,7 @@ def _summarize_scores(table: pa.Table) -> SavedScores:
 def find_labeler(learner: str, source: str) -> str:
     """Returns the labeler that labels ``learner`` if the labels come from ``source``."""
     other = STUDENTS[1 - STUDENTS.index(learner)]
-    return {"cross": other, "self": learner, "mean": "mean"}[source]
+    return {"cross": other, "self": learner, "mean": "mean", FILE: FILE}[source]
 
 
 def count_labels(scores: SavedScores, learner: str, source: str, thresholds: Sequence[float] = THRESHOLDS) -> LabelCounts:
@@ -194,7 +203,9 @@ class SourceComparison:
 
 def compare_sources(scores: SavedScores, learner: str, thresholds: Thresholds) -> SourceComparison:
     """Compares the sources of labels for one learner; clips of unknown class count for the coverage only."""
-    counts = {source: count_labels(scores, learner, source, [thresholds[find_labeler(learner, source)]]) for source in SOURCES}
+    counts = {
+        source: count_labels(scores, learner, source, [thresholds[find_labeler(learner, source)]]) for source in scores.sources
+    }
     order, known = np.argsort(-scores.confidence[learner], kind="stable"), scores.labels >= 0
     first = order[known[order]][: int(counts["cross"].kept[:-1].sum())]
     return SourceComparison(

@@ -49,7 +49,8 @@ class TrainSection(Section):
     """Steps between two lines of metrics.jsonl (each line is the mean over the steps since the one before)."""
     save_scores_every: Steps = Field(10, ge=0, json_schema_extra=SAME_WEIGHTS)
     """Steps between two whose weak-view scores of the unlabeled videos are kept, for ``jobs.label_quality``; 0 keeps none. A
-    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes."""
+    kept step takes at most 8 bytes x unlabeled videos x classes: 32 KB for 40 videos and 101 classes;
+    half as much again with ``method.file_label``."""
     checkpoint_every: Steps = Field(500, ge=1, json_schema_extra=SAME_WEIGHTS)
     """Steps between two checkpoints; the last step always makes one."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=SAME_WEIGHTS)

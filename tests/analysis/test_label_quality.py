@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,16 +20,17 @@ from jobs import label_quality, train
 from jobs.command import run
 from pipeline.analysis.comparison import group_runs
 from pipeline.analysis.label_quality import (
-    SOURCES,
     SavedScores,
     compare_sources,
     count_labels,
     find_labeler,
+    join_scores,
     read_saved_scores,
     split_training_time,
 )
 from pipeline.analysis.run_reader import read_run_record
 from pipeline.config import STUDENTS, Config
+from pipeline.manifest.schema import read_manifest
 from pipeline.methods import build_method
 from pipeline.methods.parts.inputs import Setup
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
@@ -98,7 +100,33 @@ def test_each_labeler_has_its_own_threshold(make_run: Any) -> None:
     rows = csv.DictReader(label_tables.format_counts_csv(said, own, ["a", "b", "c"]).splitlines())
     in_windows = [row for row in rows if row["class"] == "a" and row["first_step"] == row["last_step"]]
     assert {row["labeler"]: float(row["threshold"]) for row in in_windows} == own
-    assert len(in_windows) == 2 * 2 * len(SOURCES)  # of two steps and two learners, at the labeler's own threshold alone
+    assert (
+        len(in_windows) == 2 * 2 * len(said.sources) == 2 * 2 * 3
+    )  # of two steps and two learners, at the labeler's own threshold alone
+
+
+def test_a_file_labels_beside_the_students() -> None:
+    """Its labels teach both students alike; where it says nothing of a video its confidence is 0."""
+    students = said_of(BY_HAND)
+    classes = students.classes | {"file": np.array([0, 1, 0, 2])}
+    confidence = students.confidence | {"file": np.array([0.9, 0.7, 0.9, 0.0], np.float32)}
+    said = SavedScores(students.steps, students.videos, students.labels, classes, confidence, 3)
+    assert said.sources == ("cross", "self", "mean", "file") and students.sources == ("cross", "self", "mean")
+    counts = count_labels(said, "primary", "file", [0.5, 0.8])
+    assert counts.compute_coverage() == pytest.approx([3 / 4, 2 / 4])
+    assert counts.compute_accuracy() == pytest.approx([2 / 3, 1 / 2])
+    assert counts.compute_differing_share() == pytest.approx([2 / 3, 1 / 2])  # the primary itself says 0, 0, 2
+    limits = {**dict.fromkeys(LABELERS, 0.8), "file": 0.6}
+    text = label_tables.describe_comparison(compare_sources(said, "auxiliary", limits))
+    assert text.endswith(" At 0.6 the file labels 75.0 % of the clips, 66.7 % of them right.")
+    table = label_tables.build_classes_table(said, limits, ["a", "b", "c"])
+    assert table.columns[-2:] == ("file: kept %", "file: right %") and "0.6 (file)" in table.caption
+    assert [cell.text for cell in table.rows[0][-2:]] == ["100.0", "100.0"]
+    by = {row[1].text for row in label_tables.build_thresholds_table(said, limits).rows}
+    assert by == {"cross (primary)", "cross (auxiliary)", "self (primary)", "self (auxiliary)", "mean", "file"}
+    assert join_scores([said, students]).sources == students.sources
+    lines = [curve.group for _, curves in label_tables.build_panels(said, "primary", limits) for curve in curves]
+    assert max(lines) == 3
 
 
 def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(make_run: Any) -> None:
@@ -126,7 +154,7 @@ def test_counts_agree_with_counting_one_by_one(seed: int, clips: int, num_classe
     said = SavedScores(np.arange(clips), np.arange(clips), ints["label"], classes, sure, num_classes)
     thresholds = [0.3, 0.5, 0.57, 0.99]
     for learner in STUDENTS:
-        for source in SOURCES:
+        for source in said.sources:
             found, who = count_labels(said, learner, source, thresholds), find_labeler(learner, source)
             for place, threshold in enumerate(thresholds):
                 for row in range(num_classes + 1):
@@ -197,6 +225,39 @@ def test_the_command_writes_a_table_a_csv_and_a_page(finished: Path, capsys: pyt
     page = (finished / "label_quality.html").read_text(encoding="utf-8")
     assert "Primary as the learner" in page and 'href="http' not in page
     assert 6 <= page.count("<svg") <= 10  # accuracies of fewer than 10 labels are not drawn
+
+
+def test_labels_of_a_file_are_counted_as_training_counted_them(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Soft labels, whose probabilities are kept in 16 bits: a confidence of 0.8 is still one of 0.8."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    generator = np.random.default_rng(0)
+    ids = manifest.table["id"].to_pylist()
+    table = generator.dirichlet(np.ones(len(manifest.classes)), len(ids))
+    table[::3] = [0.8, *[0.2 / (len(manifest.classes) - 1)] * (len(manifest.classes) - 1)]
+    columns = {name: table[:, index].astype(np.float32) for index, name in enumerate(manifest.classes)}
+    kept = [index for index in range(len(ids)) if index % 4]  # of every fourth it says nothing
+    pq.write_table(pa.table({"id": ids, **columns}).take(kept), tmp_path / "labels.parquet")
+    words = [f"method.file_label.file={tmp_path / 'labels.parquet'}", "method.file_label.weight=1", "method.file_label.start=2",
+             "method.file_label.hard=false", "method.file_label.threshold=0.8"]  # fmt: skip
+    here = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", *WORDS]
+    assert run(train.main, [*here, *words]) == 0
+    capsys.readouterr()
+    assert run(label_quality.main, [str(tmp_path / "tiny")]) == 0
+    assert " At 0.8 the file labels " in capsys.readouterr().out
+    rows = csv.DictReader((tmp_path / "tiny" / "label_quality.csv").read_text(encoding="utf-8").splitlines())
+    at_own = {
+        int(row["first_step"]): row for row in rows
+        if row["source"] == "file" and row["learner"] == "primary" and row["threshold"] == "0.8" and row["class"] == "all"
+        and row["first_step"] == row["last_step"]
+    }  # fmt: skip
+    lines = {line["step"]: line for line in read_metrics(tmp_path / "tiny") if "mask_rate/file_to_both" in line}
+    assert sorted(lines) == [3, 4, 5, 6, 7, 8]
+    for step, line in lines.items():
+        assert float(at_own[step]["coverage"]) == pytest.approx(line["mask_rate/file_to_both"], abs=1e-5)
+    assert sum(int(row["kept"]) for row in at_own.values()) > 0
+    assert "labeled by" in (tmp_path / "tiny" / "label_quality.html").read_text(encoding="utf-8")
 
 
 def test_the_report_has_the_section(finished: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.config import STUDENTS
 from pipeline.manifest.label_file import FileLabels
 from pipeline.methods.parts.forward import pass_views
 from pipeline.methods.parts.inputs import LossWeights, Outputs, Setup, Step, Views
-from pipeline.methods.parts.monitors import compute_direction_monitors, compute_student_monitors
+from pipeline.methods.parts.monitors import SCORES, compute_direction_monitors, compute_student_monitors
 from pipeline.methods.parts.pseudo_labels import PseudoLabel, PseudoLabels
 from pipeline.methods.parts.terms import (
     Losses,
@@ -122,13 +122,17 @@ class Method(nn.Module):
             num_others = max(self._num_file_classes - 1, 1)
             left_U = torch.zeros_like(confidence_U) if section.hard else (1 - confidence_U) * known_U / num_others
             p_UK = left_U[:, None].repeat(1, self._num_file_classes).scatter(1, classes_U[:, None], confidence_U[:, None])
-        return PseudoLabel(classes_U if section.hard else p_UK, classes_U, kept_U, p_UK)
+        scores_UK = p_UK.scatter(1, classes_U[:, None], confidence_U[:, None])  # to all digits, as the threshold sees it
+        return PseudoLabel(classes_U if section.hard else p_UK, classes_U, kept_U, scores_UK)
 
     def _add_file_labels(self, outcome: Results, step: Step, weights: LossWeights) -> Results:
         """Adds Lf: each student's strong views learn what the file says of the video, where it is sure enough."""
-        if not weights.file_label:
+        if not self.section.file_label.weight:
             return outcome
         label = self._look_up_file_labels(step.unlabeled.videos)
+        outcome = outcome | {f"{SCORES}/file": label.scores}
+        if not weights.file_label:
+            return outcome
         losses = compute_pseudo_label_losses(step.strong, dict.fromkeys(STUDENTS, label))
         losses = {name.replace("pseudo_label", "file_label"): value for name, value in losses.items()}
         total = outcome["loss"] + weights.file_label * sum_terms(losses)

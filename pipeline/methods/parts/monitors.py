@@ -21,7 +21,8 @@ Monitors = dict[str, torch.Tensor]
 TENTHS = 10
 """The number of bins of the histogram of confidence."""
 SCORES = "scores"
-"""The first part of the keys of the saved scores, which are no scalars: each student's softmax [U, K] on the weak views."""
+"""The first part of the keys of the saved scores, which are no scalars: each student's softmax [U, K] on the weak views, and
+the probabilities of a file of labels, 0 where it says nothing of a video."""
 
 
 def compute_label_monitors(labels: Mapping[str, PseudoLabel], labelers: Mapping[str, str], hidden_U: torch.Tensor) -> Monitors:

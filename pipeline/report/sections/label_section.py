@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.analysis.comparison import Group, select_best_groups
 from pipeline.analysis.label_quality import (
+    FILE,
     LABELERS,
     SOURCES,
     SavedScores,
@@ -107,6 +108,8 @@ def read_own_thresholds(run: RunRecord) -> dict[str, float]:
     """Reads the confidence thresholds that the run was trained with, by labeler."""
     shared = run.config.get("method.confidence_threshold", DEFAULT_THRESHOLD)
     thresholds = {name: run.config.get(f"method.labels.{name}_threshold") for name in LABELERS}
+    if run.config.get("method.file_label.weight"):
+        thresholds[FILE] = run.config.get("method.file_label.threshold")
     return {name: float(shared if limit is None else limit) for name, limit in thresholds.items()}
 
 

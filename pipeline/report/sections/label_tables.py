@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.analysis.curves import Curve, Panel
 from pipeline.analysis.label_quality import (
+    FILE,
     SOURCES,
     THRESHOLDS,
     LabelCounts,
@@ -29,7 +30,9 @@ SHOWN_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """The thresholds of the table; the CSV has all 50."""
 FEWEST = 10
 """A curve shows the accuracy of no fewer labels than these."""
-EACH_LABELER = (("primary", "primary", "self"), ("auxiliary", "auxiliary", "self"), ("mean", "primary", "mean"))
+EACH_LABELER = (
+    ("primary", "primary", "self"), ("auxiliary", "auxiliary", "self"), ("mean", "primary", "mean"), (FILE, "primary", FILE)
+)  # fmt: skip
 """(labeler, a learner and a source for which it gives the labels)."""
 
 FIELDS = (
@@ -52,7 +55,7 @@ def format_counts_csv(scores: SavedScores, own_thresholds: Thresholds, classes: 
     all_time = (int(scores.steps.min()), int(scores.steps.max()), scores)
     for first, last, part in [all_time, *split_training_time(scores)]:
         for learner in STUDENTS:
-            for source in SOURCES:
+            for source in scores.sources:
                 counts, labeler = count_labels(part, learner, source, thresholds), find_labeler(learner, source)
                 for index, threshold in enumerate(thresholds):
                     names = classes if part is scores or threshold == own_thresholds[labeler] else ()
@@ -91,6 +94,9 @@ def describe_comparison(comparison: SourceComparison) -> str:
     if comparison.differing_share > 0:
         text += f" {_format_percent(comparison.differing_share)} of the kept labels are not what it says itself"
         text += f"; {_format_percent(comparison.differing_accuracy)} of those are right."
+    if FILE in comparison.coverage:
+        text += f" At {at[FILE]:.3g} the file labels {_format_percent(comparison.coverage[FILE])} of the clips, "
+        text += f"{_format_percent(comparison.accuracy[FILE])} of them right."
     return text
 
 
@@ -103,9 +109,9 @@ def build_thresholds_table(scores: SavedScores, own_thresholds: Thresholds) -> T
     thresholds = sorted({*SHOWN_THRESHOLDS, *own_thresholds.values()})
     rows = []
     for learner in STUDENTS:
-        for source in SOURCES:
+        for source in scores.sources:
             counts = count_labels(scores, learner, source, thresholds)
-            by = source if source == "mean" else f"{source} ({find_labeler(learner, source)})"
+            by = source if source in ("mean", FILE) else f"{source} ({find_labeler(learner, source)})"
             columns_of_shares = (
                 counts.compute_coverage(), counts.compute_accuracy(),
                 counts.compute_differing_share(), counts.compute_differing_accuracy(),
@@ -124,7 +130,9 @@ def build_thresholds_table(scores: SavedScores, own_thresholds: Thresholds) -> T
 def build_classes_table(scores: SavedScores, own_thresholds: Thresholds, classes: Sequence[str]) -> Table:
     """Builds a table of each true class: the coverage and accuracy of each labeler at its threshold in training."""
     counts = {
-        labeler: count_labels(scores, learner, source, [own_thresholds[labeler]]) for labeler, learner, source in EACH_LABELER
+        labeler: count_labels(scores, learner, source, [own_thresholds[labeler]])
+        for labeler, learner, source in EACH_LABELER
+        if source in scores.sources
     }
     rows = []
     for index, name in enumerate(classes):
@@ -145,7 +153,7 @@ def build_classes_table(scores: SavedScores, own_thresholds: Thresholds, classes
 
 def _format_thresholds(own_thresholds: Thresholds) -> str:
     """Returns ``0.8``, or the threshold of each labeler if they differ."""
-    each = [f"{own_thresholds[who]:.3g} ({who})" for who in (*STUDENTS, "mean")]
+    each = [f"{limit:.3g} ({who})" for who, limit in own_thresholds.items()]
     return ", ".join(each) if len(set(own_thresholds.values())) > 1 else f"{own_thresholds['mean']:.3g}"
 
 
@@ -159,12 +167,12 @@ def build_panels(scores: SavedScores, learner: str, own_thresholds: Thresholds) 
     They show accuracy and coverage over the threshold, accuracy over coverage, and both over the training time at the
     thresholds with which the labelers were trained.
     """
-    all_time = {source: count_labels(scores, learner, source) for source in SOURCES}
+    all_time = {source: count_labels(scores, learner, source) for source in scores.sources}
     grid = np.array(THRESHOLDS)
     parts = split_training_time(scores)
     times = np.array([(first + last) / 2 for first, last, _ in parts])
-    at = {source: own_thresholds[find_labeler(learner, source)] for source in SOURCES}
-    over_time = {source: [count_labels(part, learner, source, [at[source]]) for *_, part in parts] for source in SOURCES}
+    at = {source: own_thresholds[find_labeler(learner, source)] for source in scores.sources}
+    over_time = {source: [count_labels(part, learner, source, [at[source]]) for *_, part in parts] for source in scores.sources}
     threshold = f"{at['cross']:.3g}" if len(set(at.values())) == 1 else "its threshold"
     full_range: Any = {"limits": (0, 100)}
     upper_range: Any = {"limits": (None, 100)}

@@ -19,8 +19,9 @@ from pipeline.run_folder.contents import make_scores_path
 class ScoreLog:
     """Keeps the softmax scores of the weak views of every ``every``-th step, on the device until ``write``.
 
-    Columns: ``step`` (from 1), ``video`` (row of the manifest), ``label`` (hidden; -1 where unknown), and for each student
-    K float32. A step without unlabeled views leaves no row. Nothing but ``write`` waits for the device.
+    Columns: ``step`` (from 1), ``video`` (row of the manifest), ``label`` (hidden; -1 where unknown), and K float32 for each
+    student, and as ``file`` for ``method.file_label``. A step without unlabeled views leaves no row. Nothing but ``write``
+    waits for the device.
     """
 
     def __init__(self, every: int, folder: Path, rank: int, step: int) -> None:
