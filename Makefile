@@ -4,7 +4,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-long gpu-check check audit clean
+.PHONY: help .venv demo test test-long gpu-check check docs docs-serve audit clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z.-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,13 @@ check: .venv ## style, types and layers
 	$(python) -m ruff format --check --quiet .
 	$(python) -m mypy
 	$(VENV)/bin/lint-imports
+
+docs: .venv ## the documentation as a site without a network: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	@echo "the site: build/site/index.html"
+
+docs-serve: .venv ## the same at http://127.0.0.1:8000, made again whenever a page is saved
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 audit: .venv ## known flaws in what the images hold and in what developers have; an SBOM of the former; asks a web service
 	$(PYTHON) -m venv build/audit/tools
