@@ -26,7 +26,8 @@ GRACE_SECONDS = 30.0
 
 def main(incoming: str, outgoing: str, shared: str, name: str, seconds: str, address_space: str) -> None:
     """Runs the function for each message with arguments, and sends back its result, until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent handles Ctrl-C; `ray job stop` sends SIGTERM to children, too
     requests, responses = Connection(int(incoming), writable=False), Connection(int(outgoing), readable=False)
     module, _, function = name.partition(":")
     call = getattr(importlib.import_module(module), function)

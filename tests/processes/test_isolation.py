@@ -52,6 +52,21 @@ def test_exceptions_of_the_function_are_raised_in_the_parent() -> None:
         list(map_in_processes(act, ["a", "mistake"], processes=1))
 
 
+def test_a_signal_that_asks_the_parent_to_stop_ends_no_work_of_its_children() -> None:
+    """Ctrl-C reaches a terminal's whole process group, and `ray job stop` sends SIGTERM to all descendants of a command: a
+    video that a child decodes would be taken for a damaged one, and the run would go on with another."""
+    child = ChildProcess(act, ProcessLimits(30.0))
+    try:
+        pid = int(child.call("a").split()[1])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+            assert child.call("b") == f"b {pid}"
+    finally:
+        child.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def test_nothing_to_do() -> None:
     assert list(map_in_processes(act, [])) == []
 
