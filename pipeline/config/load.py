@@ -18,6 +18,7 @@ from pipeline.config.section import Refused, drop_frame_rate, merge
 from pipeline.config.students import ARCHS
 from pipeline.config.text import convert, parse_word, read_yaml
 from pipeline.errors import UserError, find_nearest_name
+from pipeline.files.url_passwords import has_password, hide_passwords
 
 
 def load_config(files: str | Path | Sequence[str | Path] | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -34,7 +35,22 @@ def load_config(files: str | Path | Sequence[str | Path] | None = None, override
     for path in paths:
         read = _read_yaml(Path(path))
         tree = merge(tree, translate_old_names(read) if is_recorded(Path(path)) else read)
-    return override(tree, overrides, source=", ".join(str(path) for path in paths) or "command line")
+    config = override(tree, overrides, source=", ".join(str(path) for path in paths) or "command line")
+    _refuse_passwords(config.model_dump())
+    return config
+
+
+def _refuse_passwords(tree: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError if a value holds a URL with a password: configurations are recorded, logged and shown on pages."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            _refuse_passwords(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and has_password(value):
+            raise UserError(
+                f"{prefix}{key}={hide_passwords(value)}: the password would be written into config.yaml and reports; leave it "
+                "out, and set a variable of the environment instead (MLflow: MLFLOW_TRACKING_USERNAME and _PASSWORD; S3: "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
 
 
 def is_recorded(path: Path) -> bool:

@@ -15,6 +15,8 @@ from typing import TypeGuard
 
 from filelock import OwnerRecord
 
+from pipeline.files.url_passwords import hide_passwords
+
 FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the kernel's first process id namespace. To a holder's host name, filelock adds the namespace of a container."""
 _users_command: str | None = None
@@ -55,12 +57,12 @@ class LockHolder:
 
 
 def get_command_line() -> str:
-    """Returns the command that the user gave, quoted for a shell.
+    """Returns the command that the user gave, quoted for a shell, without passwords in URLs.
 
     It is the one that started this process or, in a process that Ray started, the one handed to ``set_command_line``.
     """
     own = shlex.join(["python", "-m", *sys.orig_argv[2:]] if sys.orig_argv[1:2] == ["-m"] else sys.argv)
-    return _users_command or own
+    return hide_passwords(_users_command or own)
 
 
 def set_command_line(command: str) -> None:

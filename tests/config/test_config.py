@@ -194,3 +194,13 @@ def test_round_trip_and_every_key_is_documented() -> None:
 def test_values_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().train.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("source", ["word", "file"])
+def test_a_password_is_refused_without_showing_it(tmp_path: Path, source: str) -> None:
+    """config.yaml, the command's line in locks and studies, and the report would show it."""
+    url = "http://ada:pl4nted@host:5000"
+    (tmp_path / "a.yaml").write_text(f"tracking: {{mlflow: '{url}'}}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"tracking\.mlflow=http://ada:\*\*\*@host:5000: the password.*MLFLOW_") as refused:
+        load_config(tmp_path / "a.yaml") if source == "file" else load_config(None, [f"tracking.mlflow={url}"])
+    assert "pl4nted" not in str(refused.value)
