@@ -30,6 +30,7 @@ COMMANDS = {
     "rounds": "simulated rounds of labeling: which strategy needs the fewest labels",
     "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
     "submit": "any of these commands on a Ray cluster",
+    "cluster": "a Ray cluster -> its nodes and jobs; their logs, and stopping them",
     "bench": "speed, as ratios against a stated floor",
 }
 

@@ -1,40 +1,38 @@
 """Runs a command of this project on a Ray cluster: ``python -m jobs.submit [options] COMMAND [ARGUMENTS]``.
 
 The working directory is uploaded (less what .gitignore and .rayignore name), the command's log is shown as it comes,
-and its exit code is passed on. Paths among the arguments are paths on the cluster.
+and its exit code is passed on. Paths among the arguments are paths on the cluster. A job that is stopped has a minute to
+write a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import http.client
-import logging
 import os
+import re
 import shlex
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobDetails
 
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, make_parser, run
+from pipeline.config import load_config
 from pipeline.config.text import parse_untyped, read_yaml
 from pipeline.errors import UserError, suggest
-from pipeline.ray_cluster.address import TOKEN_REMEDY
+from pipeline.files.url_passwords import has_password, hide_passwords
+from pipeline.ray_cluster.cluster_jobs import FOLDER, STOP_SECONDS, STOP_WAIT
+from pipeline.ray_cluster.dashboard import DEFAULT_ADDRESS, Cluster, ConnectionLost, Dashboard, find_dashboard_address
+from pipeline.ray_cluster.job_log import follow_log
+from pipeline.ray_cluster.job_upload import MAX_MEGABYTES, check_upload, measure_upload
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-MEANT = "for example --address http://HEAD:8265, where HEAD is the address of the cluster's head node"
-DRIVER_PORTS = (6379, 10001)
-"""Ports that drivers connect to (GCS and Ray Client), which are often mistaken for the dashboard's."""
-CONNECT_SECONDS = 10.0
+NOT_SENT = ("submit", "cluster", "schedule")
+"""Commands that speak to a cluster from outside, and are not sent to one."""
+SECRET = re.compile(r"SECRET|TOKEN|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+"""What names of variables with secrets have in them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,24 +40,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse_arguments(argv)
     command = build_entrypoint(args.command, args.arguments)
     environment = read_runtime_env(args.runtime_env, args.working_dir)
+    environment["env_vars"] = {
+        STOP_WAIT: str(STOP_SECONDS), **environment.get("env_vars", {}), **read_variables(args.env, os.environ)
+    }  # fmt: skip
     address = find_dashboard_address(args.address, os.environ)
-    client = connect_client(address)
+    cluster = Dashboard(address)
+    upload = measure_upload(Path(environment["working_dir"]), environment.get("excludes") or ())
+    check_upload(upload, args.upload_limit)
+    print(f"upload: {upload.describe()}", flush=True)
+    folder = find_results(args.command, args.arguments, Path(environment["working_dir"]))
+    if folder is not None and "://" not in folder and not PurePosixPath(folder).is_absolute():
+        print(f"note: {folder} is a path in the job's own folder, which the cluster deletes: give an absolute run.storage_path "
+              "on storage that all nodes share", file=sys.stderr, flush=True)  # fmt: skip
     try:
-        job = client.submit_job(entrypoint=command, runtime_env=environment)
+        job = cluster.client.submit_job(
+            entrypoint=command, runtime_env=environment, metadata={FOLDER: folder} if folder is not None else None
+        )
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the cluster at {address} did not take the job: {error}") from None
     print(f"job {job}: {command}\n{_describe_job_commands(address, job)}", flush=True)
-    return DONE if args.no_wait else follow_job(client, address, job)
+    return DONE if args.no_wait else follow_job(cluster, job)
 
 
 def build_entrypoint(command: str, arguments: Sequence[str]) -> str:
     """Builds the shell line that runs ``command`` on the cluster. Raises UserError for an unknown command, or this one."""
-    allowed = [name for name in COMMANDS if name != "submit"]
-    if command == "submit":
-        raise UserError(f"submit cannot submit itself; give one of: {', '.join(allowed)}")
+    allowed = [name for name in COMMANDS if name not in NOT_SENT]
+    if command in NOT_SENT:
+        itself = "submit itself" if command == "submit" else f"submit {command}, which is for this machine"
+        raise UserError(f"submit cannot {itself}; give one of: {', '.join(allowed)}")
     if command not in allowed:
         remedy = suggest(command, allowed) or f"; give one of: {', '.join(allowed)}"
         raise UserError(f"unknown command {command}{remedy}")
+    for word in arguments:
+        if has_password(word):
+            raise UserError(
+                f"{hide_passwords(word)} has a password, which the cluster would show to whoever lists its jobs: leave it out, "
+                "and send it as a variable by its name (PostgreSQL: --env PGPASSWORD; MLflow: --env MLFLOW_TRACKING_PASSWORD)"
+            )
     return shlex.join(["python", "-m", f"jobs.{command}", *arguments])
 
 
@@ -78,77 +95,78 @@ def read_runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
     if "working_dir" in tree:
         raise UserError(f"--runtime-env {file} names a working_dir; use --working-dir instead")
     if isinstance(tree.get("env_vars"), dict):  # values stay the text that was written: 010 is not 8
-        tree["env_vars"] = {name: str(text) if isinstance(text, str) else text for name, text in written["env_vars"].items()}
+        variables = written["env_vars"].items()
+        tree["env_vars"] = {name: str(text) if isinstance(text, str) else text for name, text in variables}
+        if secret := next((name for name in tree["env_vars"] if SECRET.search(str(name))), None):
+            raise UserError(
+                f"--runtime-env {file} holds {secret}: keep secrets out of files; set the variable in this shell, and send it "
+                f"by its name, --env {secret}"
+            )
     return {**tree, "working_dir": str(folder)}
 
 
-def find_dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
-    """Returns the URL of the cluster's dashboard: ``--address``, else that of Ray's own variables, else this machine's.
+def read_variables(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Reads the variables to send. Raises UserError for one that is not set, and for a value in the place of a name."""
+    for name in names:
+        if "=" in name:
+            raise UserError(
+                f"--env {name.partition('=')[0]}=... gives a value, which would stay in your shell's history: give the name "
+                "only, and its value is taken from this shell's environment"
+            )
+        if name not in environ:
+            raise UserError(f"--env {name}: there is no such variable in this shell's environment; export it first")
+    return {name: environ[name] for name in names}
 
-    Raises UserError, with the URL that was probably meant, for what is no URL of a web server.
+
+def find_results(command: str, arguments: Sequence[str], folder: Path) -> str | None:
+    """Finds the folder of the run or study that a command will write, as a path on the cluster or a URI.
+
+    Returns None for commands that write none, and for mistakes, which the command itself explains. ``folder`` is the working
+    directory.
     """
-    named = {"--address": given, **{name: environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}}
-    source, address = next(((name, said) for name, said in named.items() if said), ("", DEFAULT_ADDRESS))
-    if address in ("auto", "local"):
-        raise UserError(
-            f"{source} {address} tells a command which cluster to join, but not where jobs are sent: give the dashboard's URL, "
-            f"{MEANT}; on that node itself {DEFAULT_ADDRESS}"
-        )
-    scheme, separator, rest = address.rpartition("://")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    for name in ("--name", "--space", "--algorithm"):
+        parser.add_argument(name)
     try:
-        parts = urlsplit(f"//{rest}")
-        host = parts.hostname
-    except ValueError:  # brackets that hold no IPv6 address
-        raise UserError(f"{source} {address} is no URL; give the dashboard's, {MEANT}") from None
-    try:
-        port = parts.port
-    except ValueError:
-        raise UserError(f"{source} {address}: its port must be a number; give the dashboard's URL, {MEANT}") from None
-    if separator and not host:
-        raise UserError(f"{source} {address} names no host; give the dashboard's URL, {MEANT}")
-    host = f"[{host}]" if ":" in (host or "") else host or "HEAD"
-    if separator and scheme.lower() not in ("http", "https"):
-        raise UserError(
-            f"{source} {address} is not a dashboard's address, which jobs are sent to; give its URL, --address http://{host}:8265"
-        )
-    if not separator:
-        likely = 8265 if port in (None, *DRIVER_PORTS) else port
-        drivers = f"names port {port}, where drivers join the cluster; jobs are sent to its dashboard"
-        about = drivers if port in DRIVER_PORTS else "is no URL"
-        raise UserError(f"{source} {address} {about}: give --address http://{host}:{likely}")
-    return address.rstrip("/")
+        known, others = parser.parse_known_args(arguments)
+        words = [word for word in others if re.match(r"[a-z_.]+=", word)]
+        config = load_config([folder / file for file in known.config], words)
+    except (argparse.ArgumentError, UserError):
+        return None
+    study = {
+        "train": config.run.name,
+        "search": known.name or (known.space and Path(known.space).stem + ("_pbt" if known.algorithm == "pbt" else "")),
+        "ablate": known.name or (others and not others[0].startswith("-") and Path(others[0]).stem),
+    }.get(command)
+    return f"{config.run.storage_path.rstrip('/')}/{study}" if study else None
 
 
-def connect_client(address: str) -> JobSubmissionClient:
-    """Connects a client to the cluster at ``address``, within seconds. Raises UserError with the remedy."""
-    _require_answer(address)
-    for noisy in ("ray._private.runtime_env.packaging", "ray.dashboard.modules.job.sdk"):  # every ignore file, every socket
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes its variables before the argument ``address``
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError as error:
-        reason = error.message.splitlines()[0]
-        raise UserError(f"the cluster at {address} refused the token ({reason}); {TOKEN_REMEDY}") from None
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{address} is not the dashboard of a Ray cluster: {error}") from None
+def follow_job(cluster: Cluster, job: str) -> int:
+    """Shows the job's log until it ends, and returns its exit code. Ctrl-C leaves the job running.
 
-
-def follow_job(client: JobSubmissionClient, address: str, job: str) -> int:
-    """Shows the job's log until it ends, and returns its exit code. Ctrl-C leaves the job running."""
+    A lost connection is made again. Raises UserError if that takes longer than 10 minutes, RunFailed if the cluster no longer
+    knows the job.
+    """
     try:
-        asyncio.run(_print_log(client, job))
-        while not (details := client.get_job_info(job)).status.is_terminal():
-            time.sleep(1)
+        details = follow_log(cluster, job, show=_show, warn=_warn)
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on\n{_describe_job_commands(address, job)}", file=sys.stderr)
+        print(f"\njob {job} goes on\n{_describe_job_commands(cluster.address, job)}", file=sys.stderr)
         return INTERRUPTED
-    except (OSError, RuntimeError) as error:
-        commands = _describe_job_commands(address, job)
+    except ConnectionLost as error:
+        commands = _describe_job_commands(cluster.address, job)
         raise UserError(f"lost sight of job {job}, which may still run: {error}\n{commands}") from None
     reason = (details.message or "").partition(",")[0]  # after the comma Ray repeats the log
     print(f"job {job} {details.status}" + (f": {reason}" if details.status != "SUCCEEDED" else ""), flush=True)
     return read_exit_code(details)
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _warn(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def read_exit_code(details: JobDetails) -> int:
@@ -159,28 +177,9 @@ def read_exit_code(details: JobDetails) -> int:
     return code if code > 0 else 128 - code  # killed by a signal, as a shell tells it
 
 
-def _require_answer(address: str) -> None:
-    """Raises UserError if nothing answers at the address: Ray's own client has no time limit and would wait forever."""
-    try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # it answers; the client tells a wrong token from a wrong server
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", error)).strip()
-        reason = reason if reason.isprintable() else "what answers is no web server"
-        raise UserError(
-            f"no Ray cluster answers at {address} within {CONNECT_SECONDS:g} s ({reason}); give --address http://HEAD:8265, "
-            "the dashboard's address, and forward the port when the cluster is remote (see cluster/README.md)"
-        ) from None
-
-
-async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
-
-
 def _describe_job_commands(address: str, job: str) -> str:
-    return f"  follow: ray job logs --follow --address {address} {job}\n  stop:   ray job stop --address {address} {job}"
+    command = f"python -m jobs.cluster --address {address}"
+    return f"  follow: {command} logs {job}\n  stop:   {command} stop {job}"
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -190,8 +189,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--address", metavar="URL", help=f"dashboard of the cluster (RAY_ADDRESS, else {DEFAULT_ADDRESS})")
     parser.add_argument("--working-dir", metavar="DIR", default=".", help="folder to upload (default: the current one)")
     parser.add_argument("--runtime-env", metavar="FILE", help="YAML with more of Ray's runtime environment, as env_vars")
+    parser.add_argument(
+        "--env", metavar="NAME", action="append", default=[], help="send this variable of this shell; for secrets"
+    )
+    limit = f"upload up to this, whatever it is (default: {MAX_MEGABYTES:g}, and no data set, run or environment)"
+    parser.add_argument("--upload-limit", metavar="MB", type=float, help=limit)
     parser.add_argument("--no-wait", action="store_true", help="return as soon as the cluster has the job")
-    parser.add_argument("command", metavar="COMMAND", help=", ".join(name for name in COMMANDS if name != "submit"))
+    parser.add_argument("command", metavar="COMMAND", help=", ".join(name for name in COMMANDS if name not in NOT_SENT))
     parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER, help="the command's own, unchanged")
     return parser.parse_args(argv)
 

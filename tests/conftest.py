@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# a local cluster needs no token and must not write one to the home folder; tests/jobs/test_submit.py sets its own
+# a local cluster needs no token and must not write one to the home folder; tests/ray_heads.py sets its own
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.run_folders"]
+pytest_plugins = ["tests.ray_heads", "tests.run_folders"]
 
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
 settings.load_profile("house")

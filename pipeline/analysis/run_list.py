@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import read_logged_progress, read_outcome
+from pipeline.analysis.run_reader import read_last_failure, read_logged_progress, read_outcome
 from pipeline.analysis.study_reader import read_study_record
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import describe_protocol
@@ -45,6 +45,14 @@ class ListedRun:
     """When a file of it changed last, in UTC."""
     bytes: int
     """What its files take up on disk."""
+    seconds_per_step: float | None = None
+    """Of a run, the mean of the steps that were logged last; None if none was."""
+    seconds_left: float | None = None
+    """Of a run, the time left, as it estimated when it logged last; None if no step was logged."""
+    data_wait: float | None = None
+    """Of a run, the share (0..1) of the time of its last logged steps in which it waited for data."""
+    last_failure: str | None = None
+    """When, where and why a worker of the run failed last; None if none did."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON."""
@@ -97,7 +105,17 @@ def describe_folder(folder: Path) -> ListedRun:
     has_ended = steps is not None and step >= steps
     ended = "complete" if outcome else "trained" if has_ended else "stopped" if step else "empty"
     state, protocol = "running" if is_being_written else ended, describe_protocol(outcome) if outcome else ""
-    return ListedRun(folder, "run", state, progress.method, step, steps, read_top1(outcome), protocol, changed, size)
+    return ListedRun(
+        folder, "run", state, progress.method, step, steps, read_top1(outcome), protocol, changed, size,
+        progress.seconds_per_step, progress.seconds_left, progress.data_wait, _describe_failure(read_last_failure(folder)),
+    )  # fmt: skip
+
+
+def _describe_failure(line: Mapping[str, Any] | None) -> str | None:
+    if line is None:
+        return None
+    step = "" if line.get("step") is None else f", step {line['step']}"
+    return f"{line.get('time', 'once')}{step}: {line.get('cause', 'unknown cause')}"
 
 
 def read_top1(evaluation: Mapping[str, Any]) -> dict[str, float | None]:

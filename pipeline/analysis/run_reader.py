@@ -289,14 +289,40 @@ class LoggedProgress:
     """The last step that was logged; 0 if none was."""
     steps: int | None
     """The steps that it is trained for; None if config.yaml does not tell."""
+    seconds_per_step: float | None = None
+    """The mean of the last logged steps; None if none was logged."""
+    seconds_left: float | None = None
+    """The time left as the last logged line estimates it; None if none was logged."""
+    data_wait: float | None = None
+    """The share (0..1) of its last logged steps that the run waited for data."""
 
 
 def read_logged_progress(folder: Path) -> LoggedProgress:
     """Reads how far a run is from config.yaml and metrics.jsonl, either of which may be missing."""
     config, lines = _read_config(folder / "config.yaml", []), read_json_lines(folder / "metrics.jsonl")
+    last = lines[-1] if lines else {}
+    seconds, waited = last.get("seconds/step"), last.get("seconds/data")
     return LoggedProgress(
-        str(config.get("method.name") or "unknown"), int(lines[-1]["step"]) if lines else 0, config.get("train.steps")
+        str(config.get("method.name") or "unknown"),
+        int(last.get("step", 0)),
+        config.get("train.steps"),
+        seconds,
+        last.get("eta_seconds"),
+        waited / max(seconds, 1e-9) if seconds is not None and waited is not None else None,
     )
+
+
+def read_last_failure(folder: Path) -> Mapping[str, Any] | None:
+    """Reads the last line of failures.jsonl: when and at which step a worker failed, and why; None if none did."""
+    path = folder / "failures.jsonl"
+    for text in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []):
+        try:
+            line = json.loads(text)
+        except ValueError:  # a kill has cut it off
+            continue
+        if isinstance(line, dict):
+            return line
+    return None
 
 
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
