@@ -6,6 +6,7 @@ notebook change the file.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -18,9 +19,11 @@ SECONDS = 600
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-    """Executes all cells, as JupyterLab would in docs/. Raises CellExecutionError at the first one that fails."""
+    """Executes all cells, as JupyterLab would in docs/, with the code of this checkout. Raises CellExecutionError at the first
+    one that fails."""
     kernel = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=kernel).execute()
+    environment = {**os.environ, "PYTHONPATH": str(NOTEBOOK.parent.parent)}
+    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=kernel).execute(env=environment)
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from docs.site.commands import build_page, find_parser, main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
 """Elements that a browser loads by itself, and the attribute that says from where."""
 
