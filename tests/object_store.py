@@ -25,17 +25,17 @@ SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, S
 class ObjectStore:
     """``failures``: how many requests for a path that contains the key are still to be answered 503; ``delays``: seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.failures: Counter[str] = Counter()
         self.delays: dict[str, float] = {}
         self.requests: list[tuple[str, str]] = []
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.server.start()
         self.backend = self.server.get_host_and_port()
-        self.proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.proxy = ThreadingHTTPServer((address, port), _handler(self))
         self.proxy.daemon_threads = True
         threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self.proxy.server_address[1]}"
+        self.endpoint = f"http://{address}:{self.proxy.server_address[1]}"
 
     def put(self, path: str, content: bytes = b"") -> None:
         """Store an object, or make a bucket of a path without a slash."""
@@ -44,6 +44,16 @@ class ObjectStore:
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
         connection.close()
+
+    def read(self, path: str) -> bytes:
+        """Reads what a GET of the path returns."""
+        connection = http.client.HTTPConnection(*self.backend)
+        connection.request("GET", f"/{path}", headers={"Authorization": SIGNED})
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+        connection.close()
+        return content
 
     @contextlib.contextmanager
     def name_in_environment(self) -> Iterator[None]:

@@ -136,26 +136,31 @@ def _last(lines: Sequence[Mapping[str, Any]]) -> int:
 
 def _compare(reference: Path, folder: Path, kills: Sequence[Kill]) -> dict[str, Any]:
     """Lines of metrics and final weights against those of the run left alone."""
-    wanted, found = read_metrics(reference), read_metrics(folder)
-    steps = [line["step"] for line in found]
-    same_steps = steps == [line["step"] for line in wanted]
-    differences = {line["step"]: _difference(line, other) for line, other in zip(wanted, found, strict=False)}
+    found = compare_folders(reference, folder)
+    steps, differences = found.pop("steps"), found.pop("differences")
     for place, kill in enumerate(kills):
         until = kills[place + 1].step if place + 1 < len(kills) else steps[-1]
-        kill.equal = same_steps and all(differences[step] <= ROUNDING for step in steps if kill.step < step <= until)
+        kill.equal = found["same_steps"] and all(differences[step] <= ROUNDING for step in steps if kill.step < step <= until)
+    gaps = "no line is missing or double" if found["same_steps"] else f"LINES DIFFER: {steps}"
+    same = "the same bits" if found["same_weights"] else "OTHER WEIGHTS"
+    largest = found["largest_relative_difference"]
+    outcome = f"{gaps}; largest relative difference of a metric {largest:.1e}; {same} in the last checkpoint"
+    return {"run": folder.name, "kills": len(kills), "lines": len(steps), **found, "outcome": outcome}
+
+
+def compare_folders(reference: Path, folder: Path) -> dict[str, Any]:
+    """Compares two run folders: ``same_steps``, ``same_weights`` (bit for bit, of the last checkpoint),
+    ``largest_relative_difference`` of a metric, the ``steps`` of the second's lines and their ``differences``."""
+    wanted, found = read_metrics(reference), read_metrics(folder)
+    steps = [line["step"] for line in found]
+    differences = {line["step"]: _difference(line, other) for line, other in zip(wanted, found, strict=False)}
     weights, others = (load_file(_final(path) / FILES[0]) for path in (reference, folder))
-    bits = weights.keys() == others.keys() and all(bool((weights[key] == others[key]).all()) for key in weights)
-    largest = max(differences.values(), default=float("nan"))
-    gaps = "no line is missing or double" if same_steps else f"LINES DIFFER: {steps}"
-    same = "the same bits" if bits else "OTHER WEIGHTS"
     return {
-        "run": folder.name,
-        "kills": len(kills),
-        "lines": len(found),
-        "same_steps": same_steps,
-        "largest_relative_difference": largest,
-        "same_weights": bits,
-        "outcome": f"{gaps}; largest relative difference of a metric {largest:.1e}; {same} in the last checkpoint",
+        "same_steps": steps == [line["step"] for line in wanted],
+        "same_weights": weights.keys() == others.keys() and all(bool((weights[key] == others[key]).all()) for key in weights),
+        "largest_relative_difference": max(differences.values(), default=float("nan")),
+        "steps": steps,
+        "differences": differences,
     }
 
 

@@ -1,0 +1,219 @@
+"""What is done to a run on several machines, and what must come of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.kill_and_compare import compare_folders
+from tests.multinode.cluster import BUCKET, Cluster
+from tests.multinode.training import Run
+
+BREAK_AT = 12
+"""The step at which something is broken: behind two checkpoints."""
+STEPS = 30
+BACK_SECONDS = 240.0
+"""The time within which the next step must be done, or the message be there."""
+END_SECONDS = 600.0
+
+
+@dataclass
+class Outcome:
+    """One row of the table."""
+
+    case: str
+    what: str
+    back: float = float("nan")
+    """Seconds from the fault to the next step, or to the message."""
+    problems: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+Fault = Callable[[Cluster, Run], str]
+"""Breaks something; returns what."""
+
+
+def lose_train_node(cluster: Cluster, run: Run) -> str:
+    cluster.kill("train-2")
+    cluster.start_node("train-2")
+    return "a node that trains was lost, another came"
+
+
+def lose_decode_node(cluster: Cluster, run: Run) -> str:
+    cluster.kill("decode-1")
+    cluster.start_node("decode-1")
+    return "the node that decodes was lost, another came"
+
+
+def cut_network(seconds: float) -> Fault:
+    def cut(cluster: Cluster, run: Run) -> str:
+        machine = cluster.network.machines["train-2"]
+        machine.cut()
+        end = time.monotonic() + seconds
+        cluster.wait(lambda: time.monotonic() > end, seconds + 5, "")
+        machine.join()
+        return f"a node that trains was off the network for {seconds:.0f} s"
+
+    return cut
+
+
+def fill_disk(cluster: Cluster, run: Run) -> str:
+    machine = cluster.network.machines["decode-1"]
+    machine.fill_tmp()
+    end = time.monotonic() + 20
+    cluster.wait(lambda: time.monotonic() > end, 30, "")
+    machine.free_tmp()
+    return "the disk of the node that decodes was full for 20 s"
+
+
+def slow_down(cluster: Cluster, run: Run) -> str:
+    cluster.network.machines["decode-1"].limit_rate(3)
+    return "the node that decodes has 3 Mbit/s from then on"
+
+
+def restart_head(cluster: Cluster, run: Run) -> str:
+    cluster.kill("head")
+    cluster.network.add("head")
+    cluster.start_head()
+    for name in cluster.nodes:
+        cluster.rays[name].kill()  # a raylet whose head is gone ends by itself, after up to a minute
+        cluster.network.machines[name].kill()
+        cluster.rays.pop(name).wait(30)
+        cluster.start_node(name)
+    run.start()
+    return "the head was lost with the command; both were started again"
+
+
+def fail_storage(cluster: Cluster, run: Run) -> str:
+    cluster.command_store("fail", f"{BUCKET}/runs", 12)
+    cluster.command_store("fail", f"{BUCKET}/data", 12)
+    return "the storage answered 24 requests with 503"
+
+
+def slow_storage(cluster: Cluster, run: Run) -> str:
+    cluster.command_store("delay", BUCKET, 2)
+    end = time.monotonic() + 20
+    cluster.wait(lambda: time.monotonic() > end, 30, "")
+    cluster.command_store("delay", BUCKET, 0)
+    return "the storage took 2 s a request for 20 s"
+
+
+FAULTS: dict[str, Fault] = {
+    "train-node": lose_train_node,
+    "decode-node": lose_decode_node,
+    "storage-503": fail_storage,
+    "storage-slow": slow_storage,
+    "disk-full": fill_disk,
+    "slow-node": slow_down,
+    "head": restart_head,
+    "network-30-s": cut_network(30),
+    "network-5-min": cut_network(300),
+}
+SHORT = ("train-node",)
+"""What CI tries."""
+OTHERS = ("same-bits", "elastic", "token")
+"""What is no fault of a run that goes on: see ``run_cases``."""
+
+
+def run_cases(cluster: Cluster, names: Sequence[str], report: Callable[[Outcome], None]) -> list[Outcome]:
+    """Trains once undisturbed, and then once for each case; ``report`` is called with each outcome as it comes."""
+    outcomes: list[Outcome] = []
+
+    def note(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        report(outcome)
+
+    reference = _train_undisturbed(cluster, note)
+    if reference is None:
+        return outcomes
+    special = {"same-bits": _compare_with_one_process, "elastic": _add_node, "token": _use_wrong_token}
+    for name in names:
+        try:
+            note(special[name](cluster, reference) if name in special else _break(cluster, name, reference))
+        except (RuntimeError, TimeoutError) as error:
+            note(Outcome(name, "", problems=[str(error)]))
+            cluster.command_store("delay", BUCKET, 0)
+    return outcomes
+
+
+def _train_undisturbed(cluster: Cluster, note: Callable[[Outcome], None]) -> Path | None:
+    run, began = Run(cluster, "undisturbed"), time.monotonic()
+    run.start()
+    try:
+        run.wait_for_step(1, BACK_SECONDS)
+        first = time.monotonic() - began
+        folder = run.finish(END_SECONDS)
+    except (RuntimeError, TimeoutError) as error:
+        note(Outcome("undisturbed", "", problems=[str(error)]))
+        return None
+    note(
+        Outcome(
+            "undisturbed", "two train workers on two machines, decoding on a third", first, note="seconds to the first step"
+        )
+    )
+    return folder
+
+
+def _break(cluster: Cluster, name: str, reference: Path) -> Outcome:
+    run = Run(cluster, name)
+    run.start()
+    run.wait_for_step(BREAK_AT, BACK_SECONDS)
+    broken, began = run.step, time.monotonic()
+    outcome = Outcome(name, FAULTS[name](cluster, run))
+    run.wait_for_step(broken + 2, BACK_SECONDS + (300 if "5-min" in name else 0))  # one more may have been under way
+    outcome.back = time.monotonic() - began
+    outcome.problems = _compare(reference, run.finish(END_SECONDS))
+    return outcome
+
+
+def _compare(reference: Path, folder: Path, bits: bool = True) -> list[str]:
+    found = compare_folders(reference, folder)
+    problems = [] if found["same_steps"] else ["a line of metrics is missing or double"]
+    if bits and not found["same_weights"]:
+        problems.append("other weights")
+    if found["largest_relative_difference"] > (1e-6 if bits else 1e-3):
+        problems.append(f"metrics differ by {found['largest_relative_difference']:.1e}")
+    return problems
+
+
+def _compare_with_one_process(cluster: Cluster, reference: Path) -> Outcome:
+    """One process rounds sums differently than two workers; the rows of each step are the same."""
+    run = Run(cluster, "one-process", ["scale.workers=0", "scale.train_labels={}", "scale.decode_labels={}"])
+    run.start()
+    folder = run.finish(END_SECONDS)
+    return Outcome("same-bits", "one process on the head alone", problems=_compare(reference, folder, bits=False),
+                   note="metrics equal to 1e-3")  # fmt: skip
+
+
+def _add_node(cluster: Cluster, reference: Path) -> Outcome:
+    """Begins with one node that trains, and gets a second one."""
+    cluster.kill("train-2")
+    run = Run(cluster, "elastic", ["scale.min_workers=1", "scale.resize_seconds=5"])
+    run.start()
+    run.wait_for_step(BREAK_AT, BACK_SECONDS)
+    began = time.monotonic()
+    cluster.start_node("train-2")
+    cluster.wait(lambda: "with 2 workers" in run.text or run.has_ended(), BACK_SECONDS, "the second worker did not join")
+    outcome = Outcome("elastic", "began with one worker, a second node came", time.monotonic() - began)
+    outcome.problems = _compare(reference, run.finish(END_SECONDS), bits=False)
+    if "with 2 workers" not in run.text:
+        outcome.problems.append("it ended with one worker")
+    return outcome
+
+
+def _use_wrong_token(cluster: Cluster, reference: Path) -> Outcome:
+    """What who comes with an old token is told."""
+    config = str(cluster.folder / "config.yaml")
+    began = time.monotonic()
+    told = cluster.run_on_head(
+        [sys.executable, "-m", "jobs.train", "--config", config, "run.name=token"],
+        {"RAY_AUTH_TOKEN": "0" * 64, "RAY_ADDRESS": cluster.head_address},
+    )
+    outcome = Outcome("token", "the command had a token that is not the cluster's", time.monotonic() - began)
+    if told.returncode != 2 or "RAY_AUTH_TOKEN" not in told.stderr:
+        outcome.problems.append(f"exit code {told.returncode}: {told.stderr[-300:]}")
+    outcome.note = "exit code 2"
+    return outcome
