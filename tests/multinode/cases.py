@@ -18,6 +18,8 @@ STEPS = 30
 BACK_SECONDS = 240.0
 """The time within which the next step must be done, or the message be there."""
 END_SECONDS = 600.0
+OF_WORKERS = ("gradient_share", "alignment/different")
+"""Metrics that are means of what each worker sees in its own clips, and so depend on the number of workers."""
 
 
 @dataclass
@@ -79,9 +81,7 @@ def restart_head(cluster: Cluster, run: Run) -> str:
     cluster.network.add("head")
     cluster.start_head()
     for name in cluster.nodes:
-        cluster.rays[name].kill()  # a raylet whose head is gone ends by itself, after up to a minute
-        cluster.network.machines[name].kill()
-        cluster.rays.pop(name).wait(30)
+        cluster.kill(name)  # a raylet whose head is gone ends by itself, but only after a minute
         cluster.start_node(name)
     run.start()
     return "the head was lost with the command; both were started again"
@@ -170,11 +170,11 @@ def _break(cluster: Cluster, name: str, reference: Path) -> Outcome:
 
 
 def _compare(reference: Path, folder: Path, bits: bool = True) -> list[str]:
-    found = compare_folders(reference, folder)
+    found = compare_folders(reference, folder, () if bits else OF_WORKERS)
     problems = [] if found["same_steps"] else ["a line of metrics is missing or double"]
     if bits and not found["same_weights"]:
         problems.append("other weights")
-    if found["largest_relative_difference"] > (1e-6 if bits else 1e-3):
+    if found["largest_relative_difference"] > (1e-6 if bits else 1e-5):
         problems.append(f"metrics differ by {found['largest_relative_difference']:.1e}")
     return problems
 
@@ -185,7 +185,7 @@ def _compare_with_one_process(cluster: Cluster, reference: Path) -> Outcome:
     run.start()
     folder = run.finish(END_SECONDS)
     return Outcome("same-bits", "one process on the head alone", problems=_compare(reference, folder, bits=False),
-                   note="metrics equal to 1e-3")  # fmt: skip
+                   note="metrics equal to 1e-5")  # fmt: skip
 
 
 def _add_node(cluster: Cluster, reference: Path) -> Outcome:

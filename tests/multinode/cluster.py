@@ -107,7 +107,7 @@ class Cluster:
     def kill(self, name: str) -> None:
         """Ends a machine at once; a supervisor does not bring it back."""
         self.network.machines[name].kill()
-        self.rays.pop(name).wait(30)
+        self.rays.pop(name)
 
     def supervise(self) -> None:
         """Starts Ray again on the machines where it ended."""

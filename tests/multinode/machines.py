@@ -38,6 +38,7 @@ class Machine:
 
     def __init__(self, network: Network, name: str, address: str, link: str) -> None:
         self.network, self.name, self.address, self.link = network, name, address, link
+        self.processes: list[subprocess.Popen[bytes]] = []
         namespaces = ["--net", "--pid", "--mount", "--uts", "--ipc"]
         sizes = f"mount -t tmpfs -o size={TMP_MEGABYTES}m tmp /tmp && mount -t tmpfs -o size={SHM_MEGABYTES}m shm /dev/shm"
         names = f"cp /etc/hosts /tmp/hosts && echo {address} {name} >> /tmp/hosts && mount --bind /tmp/hosts /etc/hosts"
@@ -80,9 +81,11 @@ class Machine:
     def start(self, command: Sequence[str], log: IO[Any], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Starts a command on this machine, with its output in ``log``."""
         known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.enter(*command), stdin=subprocess.PIPE, stdout=log, stderr=log, env={**known, **environment}, bufsize=0
         )
+        self.processes.append(process)
+        return process
 
     def cut(self) -> None:
         """Takes the machine off the network; its processes go on."""
@@ -109,7 +112,8 @@ class Machine:
     def kill(self) -> None:
         """Ends the machine at once: all its processes, its memory, its disks."""
         self.first.kill()  # --kill-child: the first process of its process namespace ends with it, and so do all others
-        self.first.wait(30)
+        for process in [self.first, *self.processes]:
+            process.communicate(timeout=30)
         deadline = time.monotonic() + 10
         while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
