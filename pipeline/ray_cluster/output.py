@@ -85,8 +85,11 @@ _lines = HarmlessLines()
 def divert_harmless_lines() -> Iterator[None]:
     """Sends harmless lines of this process and of Ray's to a file beside Ray's logs, whose path is printed.
 
-    Ray is started or joined within the ``with`` block; the lines are diverted from then on.
+    Ray is started or joined within the ``with`` block; the lines are diverted from then on. What Ray prints of its processes
+    has colors only on a terminal.
     """
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray alone would color lines of log files, too
     for handler in logging.getLogger("ray").handlers:
         if not any(isinstance(one, WithoutHarmless) for one in handler.filters):
             handler.addFilter(WithoutHarmless())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.worker import print_worker_logs
 
 from pipeline.ray_cluster import output
 
@@ -94,3 +97,20 @@ def test_rays_own_log_in_this_process_is_treated_alike(
         assert not (tmp_path / "ray.log").exists()  # Ray has not said yet where its logs are
     assert seen == [CONCERNS[-2]]
     assert "is enabled" in (tmp_path / "ray.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("is_terminal", "colored"), [(True, True), (False, False)])
+def test_lines_of_rays_processes_are_colored_on_a_terminal_only(
+    is_terminal: bool, colored: bool, lines: output.HarmlessLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_COLOR_PREFIX", raising=False)
+    monkeypatch.setattr(output, "_beside_rays_logs", lambda: tmp_path / "ray.log")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: is_terminal)
+    with output.divert_harmless_lines():
+        pass
+    printed = io.StringIO()
+    data = {"lines": ["step 1/2"], "pid": 7, "ip": "10.0.0.2", "localhost": "10.0.0.1", "actor_name": "RayTrainWorker"}
+    print_worker_logs(data, printed)
+    assert ("\x1b[" in printed.getvalue()) is colored and "step 1/2" in printed.getvalue()
+    os.environ.pop("RAY_COLOR_PREFIX", None)
