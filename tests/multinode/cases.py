@@ -12,9 +12,9 @@ from tests.chaos.kill_and_compare import compare_folders
 from tests.multinode.cluster import BUCKET, Cluster
 from tests.multinode.training import Run
 
-BREAK_AT = 12
+BREAK_AT = 25
 """The step at which something is broken: behind two checkpoints."""
-STEPS = 30
+STEPS = 200
 BACK_SECONDS = 240.0
 """The time within which the next step must be done, or the message be there."""
 END_SECONDS = 600.0
@@ -193,7 +193,7 @@ def _add_node(cluster: Cluster, reference: Path) -> Outcome:
     cluster.kill("train-2")
     run = Run(cluster, "elastic", ["scale.min_workers=1", "scale.resize_seconds=5"])
     run.start()
-    run.wait_for_step(BREAK_AT, BACK_SECONDS)
+    run.wait_for_step(1, BACK_SECONDS)
     began = time.monotonic()
     cluster.start_node("train-2")
     cluster.wait(lambda: "with 2 workers" in run.text or run.has_ended(), BACK_SECONDS, "the second worker did not join")

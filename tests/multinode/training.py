@@ -17,9 +17,9 @@ data: {{manifest: s3://{bucket}/data/manifest.parquet, root: s3://{bucket}/data/
 primary: {{network: {{depth: 10, width: 8, norm: group}}, clip: {{frames: 4, fps: 8, size: 32}}, optimizer: {{lr: 0.001}}}}
 auxiliary: {{network: {{width: 32, depth: 2, heads: 2, patch: 8, tubelet: 2}}, clip: {{frames: 4, fps: 16, size: 32}},
   optimizer: {{lr: 0.001}}}}
-train: {{steps: {steps}, warmup_steps: 2, log_every: 1, checkpoint_every: 5, max_failures: 10, step_timeout_seconds: 30}}
+train: {{steps: {steps}, warmup_steps: 2, log_every: 1, checkpoint_every: 10, max_failures: 10, step_timeout_seconds: 30}}
 evaluation: {{clips: 1, crops: 1}}
-scale: {{workers: 2, torch_threads: 1, start_timeout_seconds: 60, cpus_per_worker: 1, cpus_per_decoder: 1,
+scale: {{workers: 2, torch_threads: 1, start_timeout_seconds: 60, cpus_per_worker: 2, cpus_per_decoder: 1,
   train_labels: {{role: train}}, decode_labels: {{role: decode}}}}
 """
 
