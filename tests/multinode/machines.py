@@ -18,7 +18,9 @@ from typing import IO, Any
 SUBNET = "10.231.0."
 GATEWAY = f"{SUBNET}254"
 SWITCH = "switch"
-TOOLS = ("ip", "tc", "unshare", "nsenter", "mount")
+TOOLS = ("ip", "tc", "unshare", "nsenter", "setpriv", "mount")
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "SIGKILL")
+"""Before a command: it is killed when the process that started it ends, however that ends."""
 TMP_MEGABYTES = 600
 SHM_MEGABYTES = 400
 
@@ -44,7 +46,7 @@ class Machine:
         names = f"cp /etc/hosts /tmp/hosts && echo {address} {name} >> /tmp/hosts && mount --bind /tmp/hosts /etc/hosts"
         script = f"{sizes} && {names} && hostname {name} && echo ready && exec sleep infinity"
         self.first = subprocess.Popen(
-            ["unshare", *namespaces, "--fork", "--kill-child", "--mount-proc", "sh", "-c", script],
+            [*ENDS_WITH_US, "unshare", *namespaces, "--fork", "--kill-child", "--mount-proc", "sh", "-c", script],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.first.stdout is not None and self.first.stderr is not None
@@ -129,7 +131,7 @@ class Network:
         self._made = 0
 
     def __enter__(self) -> Network:
-        self._switch = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self._switch = subprocess.Popen([*ENDS_WITH_US, "unshare", "--net", "sleep", "infinity"])
         self.pid, own = self._switch.pid, os.readlink("/proc/self/ns/net")
         deadline = time.monotonic() + 10
         while os.readlink(f"/proc/{self.pid}/ns/net") == own and time.monotonic() < deadline:
