@@ -148,13 +148,12 @@ def _compare(reference: Path, folder: Path, kills: Sequence[Kill]) -> dict[str, 
     return {"run": folder.name, "kills": len(kills), "lines": len(steps), **found, "outcome": outcome}
 
 
-def compare_folders(reference: Path, folder: Path, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def compare_folders(reference: Path, folder: Path) -> dict[str, Any]:
     """Compares two run folders: ``same_steps``, ``same_weights`` (bit for bit, of the last checkpoint),
-    ``largest_relative_difference`` of a metric, the ``steps`` of the second's lines and their ``differences``. Metrics whose
-    names begin with one of ``without`` do not count."""
+    ``largest_relative_difference`` of a metric, the ``steps`` of the second's lines and their ``differences``."""
     wanted, found = read_metrics(reference), read_metrics(folder)
     steps = [line["step"] for line in found]
-    differences = {line["step"]: _difference(line, other, without) for line, other in zip(wanted, found, strict=False)}
+    differences = {line["step"]: _difference(line, other) for line, other in zip(wanted, found, strict=False)}
     weights, others = (load_file(_final(path) / FILES[0]) for path in (reference, folder))
     return {
         "same_steps": steps == [line["step"] for line in wanted],
@@ -165,9 +164,9 @@ def compare_folders(reference: Path, folder: Path, without: tuple[str, ...] = ()
     }
 
 
-def _difference(line: Mapping[str, Any], other: Mapping[str, Any], without: tuple[str, ...] = ()) -> float:
+def _difference(line: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Largest relative difference of two lines' values, clocks excepted; infinite if one lacks a value."""
-    names = [name for name in {*line, *other} if not name.startswith((*CLOCK, *without))]
+    names = [name for name in {*line, *other} if not name.startswith(CLOCK)]
     if any(name not in line or name not in other for name in names):
         return float("inf")
     pairs = [(line[name], other[name]) for name in names]
