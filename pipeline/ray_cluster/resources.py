@@ -176,6 +176,26 @@ def _count_fitting_workers(config: Config, cpus: float, gpus: float | None) -> i
     return max(fitting, scale.min_workers or 1)
 
 
+def count_workers(nodes: Sequence[Node], resources: Resources, most: int) -> int:
+    """Counts how many workers, up to ``most``, fit on ``nodes`` beside at least one decode task.
+
+    ``nodes`` are what is left for the run on each machine. Ray places each worker on one machine that has the run's
+    ``train_labels``.
+    """
+
+    def fit(cpus: float, node: Node) -> int:
+        fitting = int(cpus / resources.cpus_per_worker + 1e-6) if resources.cpus_per_worker else most
+        return min(fitting, int(node.gpus / resources.gpus_per_worker + 1e-6)) if resources.gpu else fitting
+
+    train = [fit(node.cpus, node) if node.has_labels(resources.train_labels) else 0 for node in nodes]
+    best = 0
+    for own, node in zip(train, nodes, strict=True):
+        left = node.cpus - resources.cpus_per_decoder
+        if node.has_labels(resources.decode_labels) and left > -1e-6:  # the decode task is here
+            best = max(best, sum(train) - own + min(own, fit(left, node)))
+    return min(best, most)
+
+
 def _round_down(cpus: float) -> float:
     """Rounds down to hundredths, so that fractions never add up to more CPUs than there are."""
     return int(cpus * 100) / 100

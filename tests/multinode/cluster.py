@@ -104,6 +104,20 @@ class Cluster:
         self.rays[name] = self.network.machines[name].start(command, log, self.environment)
         self.starts.append(name)
 
+    def restore(self) -> None:
+        """Puts back what a case took away: machines, networks, disks, and what the storage was told to do."""
+        subprocess.run(self.network.machines["head"].enter("pkill", "-KILL", "-f", "jobs.train"), check=False, timeout=30)
+        for machine in self.network.machines.values():
+            machine.repair()
+        for name in self.nodes:
+            if name not in self.rays:
+                self.start_node(name)
+        for name in self.nodes:
+            self.wait(lambda name=name: self.has_started(name), START_SECONDS, f"{name} did not start")  # type: ignore[misc]
+        for key in ("data", "runs"):
+            self.command_store("delay", f"{BUCKET}/{key}", 0)
+            self.command_store("fail", f"{BUCKET}/{key}", 0)
+
     def kill(self, name: str) -> None:
         """Ends a machine at once; a supervisor does not bring it back."""
         self.network.machines[name].kill()

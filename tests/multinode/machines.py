@@ -40,6 +40,7 @@ class Machine:
 
     def __init__(self, network: Network, name: str, address: str, link: str) -> None:
         self.network, self.name, self.address, self.link = network, name, address, link
+        self._is_limited = False
         self.processes: list[subprocess.Popen[bytes]] = []
         namespaces = ["--net", "--pid", "--mount", "--uts", "--ipc"]
         sizes = f"mount -t tmpfs -o size={TMP_MEGABYTES}m tmp /tmp && mount -t tmpfs -o size={SHM_MEGABYTES}m shm /dev/shm"
@@ -99,6 +100,7 @@ class Machine:
 
     def limit_rate(self, megabits: float) -> None:
         """Limits what the machine receives and what it sends, to so many Mbit a second each."""
+        self._is_limited = True
         shape = ["root", "tbf", "rate", f"{megabits:g}mbit", "burst", "64kb", "latency", "400ms"]
         run_tool(*self.enter("tc", "qdisc", "replace", "dev", "eth0", *shape))
         self.network.configure("tc", "qdisc", "replace", "dev", self.link, *shape)
@@ -106,6 +108,15 @@ class Machine:
     def fill_tmp(self) -> None:
         """Fills the machine's /tmp, where Ray spills and logs and decoders write."""
         subprocess.run(self.enter("sh", "-c", "cat /dev/zero > /tmp/filler"), capture_output=True, check=False)
+
+    def repair(self) -> None:
+        """Undoes ``cut``, ``limit_rate`` and ``fill_tmp``."""
+        self.join()
+        if self._is_limited:
+            run_tool(*self.enter("tc", "qdisc", "delete", "dev", "eth0", "root"))
+            self.network.configure("tc", "qdisc", "delete", "dev", self.link, "root")
+            self._is_limited = False
+        self.free_tmp()
 
     def free_tmp(self) -> None:
         """Removes what ``fill_tmp`` wrote."""

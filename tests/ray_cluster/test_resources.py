@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.ray_cluster.resources import Node, plan_resources, plan_resources_on_nodes
+from pipeline.ray_cluster.resources import Node, Resources, count_workers, plan_resources, plan_resources_on_nodes
 
 
 def fit(*words: str, cpus: float = 2, gpus: float = 0) -> object:
@@ -115,3 +115,31 @@ def test_an_elastic_run_starts_with_what_there_is() -> None:
         fit(*elastic[:2], "scale.gpu=true", cpus=8, gpus=1)
     with pytest.raises(UserError, match=r"min_workers=5 is more than workers=4"):
         fit("scale.workers=4", "scale.min_workers=5")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "labels", "per_worker", "workers"),
+    [
+        ([(2, "train"), (2, "train"), (2, "decode")], True, 2.0, 2),
+        ([(2, "train"), (2, "decode")], True, 2.0, 1),  # Ray's own count takes the node that decodes for one that trains
+        ([(2, "train")], True, 2.0, 0),  # nowhere to decode
+        ([(2, "any")], False, 1.0, 1),  # the other CPU decodes
+        ([(2, "any"), (2, "any")], False, 1.0, 3),
+        ([(2, "any"), (2, "any")], False, 2.0, 1),
+        ([(1, "any")] * 3, False, 2.0, 0),  # a worker is on one machine
+        ([(8, "any")] * 2, False, 0.1, 4),  # as many as the run wants
+    ],
+)
+def test_an_elastic_run_has_as_many_workers_as_fit_beside_a_decode_task(
+    nodes: list[tuple[float, str]], labels: bool, per_worker: float, workers: int
+) -> None:
+    machines = [Node(cpus, 0, {"role": role}) for cpus, role in nodes]
+    apart = ({"role": "train"}, {"role": "decode"}) if labels else ({}, {})
+    assert count_workers(machines, Resources(4, per_worker, 0.5, False, *apart), most=4) == workers
+
+
+def test_workers_of_an_elastic_run_share_gpus_as_the_run_says() -> None:
+    machines = [Node(16, 2), Node(16, 1), Node(16, 0)]
+    assert count_workers(machines, Resources(8, 1.0, 0.5, True), most=8) == 3
+    assert count_workers(machines, Resources(8, 1.0, 0.5, True, gpus_per_worker=0.5), most=8) == 6
+    assert count_workers(machines, Resources(8, 16.0, 0.5, True), most=8) == 2  # the third machine decodes

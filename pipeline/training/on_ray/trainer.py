@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped
@@ -28,6 +27,7 @@ from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from pipeline.training.loop import TrainingRun
 from pipeline.training.on_ray.backend import SurvivingTorchConfig
 from pipeline.training.on_ray.controller import CheckpointBeforeResize, PlannedData, StartTimeout, make_placeholder
+from pipeline.training.on_ray.elastic_workers import ElasticTrainer
 from pipeline.training.on_ray.restarts import FAILURES, Failure, Restarts, find_root_cause, record_failures
 from pipeline.training.on_ray.run_control import RunControl, on_this_node
 from pipeline.training.on_ray.worker import train_worker
@@ -79,12 +79,13 @@ def _set_limits(config: Config) -> None:
     os.environ.update({name: str(value) for name, value in limits.items()})
 
 
-def _build_trainer(run: TrainingRun, resources: Resources, worker_inputs: dict[str, Any]) -> TorchTrainer:
+def _build_trainer(run: TrainingRun, resources: Resources, worker_inputs: dict[str, Any]) -> ElasticTrainer:
     config = run.config
     scale, limit = config.scale, config.train.step_timeout_seconds
     tree = config.model_dump(mode="json")
-    return TorchTrainer(
+    return ElasticTrainer(
         train_worker,
+        resources=resources,
         train_loop_config={"config": tree, **worker_inputs},
         torch_config=SurvivingTorchConfig(timeout_s=math.ceil(limit or 10**6)),
         datasets={"train": make_placeholder},

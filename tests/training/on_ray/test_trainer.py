@@ -126,7 +126,7 @@ def test_collectives_have_a_limit_of_a_second_at_least(
 ) -> None:
     """0 would be no time at all."""
     made: list[Any] = []
-    monkeypatch.setattr(ray_fit, "TorchTrainer", lambda *_, torch_config, **__: made.append(torch_config))
+    monkeypatch.setattr(ray_fit, "ElasticTrainer", lambda *_, torch_config, **__: made.append(torch_config))
     prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"train.step_timeout_seconds={limit}", "scale.workers=1"]))
     ray_fit._build_trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"control": None})
     assert made[0].timeout_s == seconds
@@ -136,7 +136,7 @@ def test_workers_have_the_seconds_of_the_knob_to_save_and_stop(tiny: Path, monke
     """At a resize they are the callback's; at a signal the driver waits as long, and then says what it did not get."""
     prepared = prepare_run(load_config(tiny / "tiny.yaml", ["scale.stop_seconds=0.3", "scale.workers=1"]))
     made: list[Any] = []
-    monkeypatch.setattr(ray_fit, "TorchTrainer", lambda *_, run_config, **__: made.append(run_config))
+    monkeypatch.setattr(ray_fit, "ElasticTrainer", lambda *_, run_config, **__: made.append(run_config))
     ray_fit._build_trainer(prepared.run, Resources(1, 1.0, 1.0, gpu=False), {"control": None})
     assert [callback.seconds for callback in made[0].callbacks if isinstance(callback, CheckpointBeforeResize)] == [0.3]
 

@@ -1,0 +1,67 @@
+"""Decides how many workers an elastic run (``scale.min_workers``) has, in place of Ray's own policy.
+
+Ray 2.60 asks its coordinator of autoscaling, which looks at no labels: a machine that may not train
+(``scale.train_labels``) counts as room for workers, for which the run then waits in vain. It also knows nothing of the decode
+task that every run needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import ray
+from ray._private.state import state as ray_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingPolicy
+
+from pipeline.ray_cluster.resources import Node, Resources, count_workers
+
+
+class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer whose number of workers is decided here if it may change."""
+
+    def __init__(self, *args: Any, resources: Resources, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self._resources = resources
+
+    def _initialize_and_run_controller(self, *, scaling_policy: ScalingPolicy, **words: Any) -> Any:
+        if isinstance(scaling_policy, ElasticScalingPolicy):
+            scaling_policy = FittingWorkers(self.scaling_config, self._resources)
+        return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **words)
+
+
+class FittingWorkers(ElasticScalingPolicy):  # type: ignore[misc]
+    """As many workers as fit on the machines that may train, beside a decode task. Machines that an autoscaler could add are
+    asked for as Ray's own policy does."""
+
+    def __init__(self, scaling_config: ScalingConfig, resources: Resources) -> None:
+        super().__init__(scaling_config)
+        self._resources = resources
+
+    def _get_reserved_resources(self) -> list[Node]:
+        return read_free_nodes()
+
+    def _count_possible_workers(self, reserved_resources: list[Node]) -> int:
+        return count_workers(reserved_resources, self._resources, self.scaling_config.max_workers)
+
+
+def read_free_nodes() -> list[Node]:
+    """Reads what the cluster's machines have, without what placement groups of other jobs hold: other runs, trials, servers.
+
+    This job's own are its workers, whose places are to be given out again.
+    """
+    held: dict[str, Counter[str]] = {}
+    own = ray.get_runtime_context().get_job_id()
+    for record in ray_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(record)
+        if group.state == PlacementGroupTableData.CREATED and group.creator_job_id.hex() != own:
+            for bundle in group.bundles:
+                held.setdefault(bundle.node_id.hex(), Counter()).update(bundle.unit_resources)
+    alive = [(node["Resources"], held.get(node["NodeID"], Counter()), node) for node in ray.nodes() if node["Alive"]]
+    return [
+        Node(total.get("CPU", 0) - taken["CPU"], total.get("GPU", 0) - taken["GPU"], node.get("Labels", {}))
+        for total, taken, node in alive
+    ]
