@@ -57,7 +57,7 @@ def _evaluate(options: Options) -> Figures:
 
 
 def _loader(options: Options) -> Figures:
-    from pipeline.bench.loader import bench_loader
+    from pipeline.bench.peers.loader import bench_loader
 
     return bench_loader(_load_config(options), options.steps, options.repeats)
 
@@ -91,7 +91,7 @@ def _scale(options: Options) -> Figures:
 
 
 def _serve(options: Options) -> Figures:
-    from pipeline.bench.serving.serve import bench_serve
+    from pipeline.bench.serve import bench_serve
 
     return bench_serve(_load_config(options), options.replicas, options.requests, options.repeats)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jobs.command import DONE, make_parser, run
 from pipeline.analysis.paired_models import compare_models, read_results
-from pipeline.report import formats
 from pipeline.report.pages.comparison_page import build_class_gaps_table, build_summary_table, write_comparison_page
+from pipeline.report.parts import formats
 
 
 def main(argv: Sequence[str] | None = None) -> int:

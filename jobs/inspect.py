@@ -17,9 +17,9 @@ from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import format_summary, summarize_manifest
 from pipeline.manifest.verify import find_altered_files
 from pipeline.methods import find_first_unlabeled_step
-from pipeline.report.html import write_file, write_page
 from pipeline.report.pages.contact_sheet import write_contact_sheet
 from pipeline.report.pages.step_views import write_step_page
+from pipeline.report.parts.html import write_file, write_page
 
 
 def main(argv: Sequence[str] | None = None) -> int:

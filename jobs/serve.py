@@ -19,8 +19,8 @@ from jobs.command import DONE, make_parser, parse_folder, parse_positive, run
 from pipeline.errors import Stopped, UserError
 from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
-from pipeline.serving.limits import MEBIBYTE, Limits
-from pipeline.serving.uploads.scratch import Scratch
+from pipeline.serving.requests.limits import MEBIBYTE, Limits
+from pipeline.serving.requests.scratch import Scratch
 
 ALLOWED = ("evaluation.", "scale.gpu=", "scale.gpus_per_worker=", "scale.cpus_per_worker=", "scale.torch_threads=",
            "scale.start_timeout_seconds=")  # fmt: skip
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--replicas {options.replicas} must be 0, this process, or the number of copies on Ray")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"jobs.serve needs {', '.join(missing)}: pip install 'actnetformer[serve]'")
-    from pipeline.serving.access import Access, require_token, take_token
-    from pipeline.serving.app import build_app, build_loading_app
-    from pipeline.serving.http_server import answer_while_loading, describe_address, open_socket, run_server
     from pipeline.serving.in_process import open_answerer
-    from pipeline.serving.server_metrics import Metrics
-    from pipeline.serving.service import Service
-    from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
+    from pipeline.serving.requests.fetch_uri import UriRules, parse_prefix
+    from pipeline.serving.web.access import Access, require_token, take_token
+    from pipeline.serving.web.app import build_app, build_loading_app
+    from pipeline.serving.web.http_server import answer_while_loading, describe_address, open_socket, run_server
+    from pipeline.serving.web.server_metrics import Metrics
+    from pipeline.serving.web.service import Service
 
     limits, metrics = read_limits(options), Metrics()
     rules = UriRules(tuple(map(parse_prefix, options.allow_uri)), options.allow_private_uri)
@@ -119,10 +119,10 @@ def build_application(args: dict[str, str]) -> object:
 
     ``args`` has ``command``, the words that would be given to ``python -m jobs.serve``.
     """
-    from pipeline.serving.access import Access, read_token, require_token
-    from pipeline.serving.app import ServiceBuilder
     from pipeline.serving.on_ray.web_server import bind_web_server
-    from pipeline.serving.uploads.fetch_uri import UriRules, parse_prefix
+    from pipeline.serving.requests.fetch_uri import UriRules, parse_prefix
+    from pipeline.serving.web.access import Access, read_token, require_token
+    from pipeline.serving.web.app import ServiceBuilder
 
     options = build_parser().parse_intermixed_args(shlex.split(args["command"]))
     rules = UriRules(tuple(map(parse_prefix, options.allow_uri)), options.allow_private_uri)

@@ -17,8 +17,8 @@ from pipeline.labeling.candidates import Wish
 from pipeline.labeling.labeling_page import render_labeling_page
 from pipeline.labeling.strategies import STRATEGIES
 from pipeline.labeling.suggest import Suggestions, format_table, suggest_videos
-from pipeline.report.html import write_file, write_page
 from pipeline.report.loopback import HOST
+from pipeline.report.parts.html import write_file, write_page
 
 MAX_COUNT = 1000
 """Videos on a page: their animations take 40 MB."""

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.ray_heads", "tests.run_folders"]
+pytest_plugins = ["tests.ray_heads", "tests.run_folders", "tests.model_folders"]
 
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
 settings.load_profile("house")
@@ -26,16 +26,19 @@ settings.load_profile("house")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Shares out tests among processes (``make test``), so that what several tests need is prepared once.
 
-    Those with Ray share a process and its cluster, and come first, so that nothing waits for them at the end; the others share
-    it with their file, or with their folder if it has a conftest.py.
+    Those with Ray share a process and its cluster, and come first, so that nothing waits for them at the end. Those of the
+    model that is exported share a process, too; the others share it with their file, or with the folder around it that has a
+    conftest.py.
     """
+    here = Path(__file__).parent
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"), append=False)
         elif not item.get_closest_marker("xdist_group"):
-            folder = item.path.parent
-            has_fixtures = (folder / "conftest.py").is_file() and folder != Path(__file__).parent
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0] if not has_fixtures else folder.name))
+            is_exported = not {"exported", "programs"}.isdisjoint(getattr(item, "fixturenames", ()))
+            shared = [folder for folder in item.path.parents if here in folder.parents and (folder / "conftest.py").is_file()]
+            file = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group("exported" if is_exported else shared[0].name if shared else file))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 

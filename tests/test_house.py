@@ -238,6 +238,8 @@ MOST_FILES = 14
 """Beside each other in a folder: more cannot be taken in at a glance."""
 MIRRORS = ("bench", "config")
 """Rooms whose files are named after what they measure or what they have the knobs of."""
+WITHOUT_TESTS: dict[str, str] = {}
+"""Folders of ``pipeline/`` that have no folder of tests, and why."""
 WAYS = {"in_process.py", "on_ray.py"}
 """Each room with two ways to do its work calls them so: here, or on a cluster."""
 
@@ -284,6 +286,59 @@ def test_no_two_modules_of_the_pipeline_share_a_name_without_a_reason() -> None:
     assert shared_names([name for name in _files() if name.startswith("pipeline/")]) == {}
     twice = ["pipeline/a/frames.py", "pipeline/b/frames.py", "pipeline/bench/frames.py", "pipeline/a/on_ray.py"]
     assert shared_names(twice) == {"frames.py": twice[:2]}
+
+
+def find_folders(names: list[str], room: str, file: str = r"\w+") -> set[str]:
+    """The folders below ``room`` that hold a Python file whose name matches, relative to it; files beside it do not count."""
+    matches = (re.fullmatch(rf"{room}/(.+)/{file}\.py", name) for name in names)
+    return {match[1] for match in matches if match}
+
+
+def test_the_tests_mirror_the_folders_of_the_pipeline() -> None:
+    """So that one finds the tests of a file, and sees which folder has none."""
+    names = _files()
+    rooms, tested = find_folders(names, "pipeline"), find_folders(names, "tests", r"test_\w+")
+    assert "training/on_ray" in rooms and rooms - tested == WITHOUT_TESTS.keys()
+    assert find_folders(["pipeline/a/b/x.py", "pipeline/y.py", "pipeline/a/t/z.css"], "pipeline") == {"a/b"}
+    assert find_folders(["tests/a/test_x.py", "tests/b/helper.py"], "tests", r"test_\w+") == {"a"}
+
+
+def find_two_way(files: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Pairs of a folder's own files (named like the folder) and its sub-folders, or of two sub-folders, that import each other.
+
+    ``files`` are modules' texts by path. ``pipeline/`` itself is left out: its layers are a contract of lint-imports.
+    """
+    arrows = set()
+    for path, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                package = node.module.replace(".", "/")
+                for alias in node.names:
+                    paths = (f"{package}/{alias.name}.py", f"{package}.py", f"{package}/__init__.py")
+                    arrows |= {find_fork(path, other) for other in paths if other in files}
+    return {(one, other) for one, other in arrows if one < other and (other, one) in arrows}
+
+
+def find_fork(path: str, other: str) -> tuple[str, str]:
+    """Where the paths of two files part below a room: each one's next folder, or the common one for a file directly in it."""
+    one, two = Path(path).parts[:-1], Path(other).parts[:-1]
+    common = 0
+    while common < min(len(one), len(two)) and one[common] == two[common]:
+        common += 1
+    if common < 2:  # in two rooms
+        return "", ""
+    return "/".join(one[: common + 1]), "/".join(two[: common + 1])
+
+
+def test_a_folder_either_uses_its_sub_folder_or_is_used_by_it() -> None:
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in _files() if re.match(r"pipeline/.*\.py$", name)}
+    assert find_two_way(texts) == set()
+    down, up = "from pipeline.a.b.x import one", "from pipeline.a import y"
+    assert find_two_way({"pipeline/a/y.py": down, "pipeline/a/b/x.py": ""}) == set()
+    assert find_two_way({"pipeline/a/y.py": down, "pipeline/a/b/x.py": up}) == {("pipeline/a", "pipeline/a/b")}
+    assert find_two_way({"pipeline/a/__init__.py": down, "pipeline/a/b/x.py": "from pipeline.a import two"}) != set()
+    beside = {"pipeline/a/b/x.py": "from pipeline.a.c.z import one", "pipeline/a/c/z.py": "from pipeline.a.b.x import two"}
+    assert find_two_way(beside) == {("pipeline/a/b", "pipeline/a/c")}
 
 
 def list_public_names(files: Mapping[str, str]) -> Iterator[tuple[str, str]]:

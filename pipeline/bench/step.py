@@ -159,7 +159,7 @@ def _measure_logging(timed: TimedStep) -> float:
             log.add_seconds("data", 0.0)
             log.add_seconds("compute", 0.0)
             log.add(scores.keep(step, results, timed.batch), timed.batch)
-        log.write(train.log_every)
+        log.write(train.log_every, {})
 
     with MetricSinks(timed.config, run.folder, run.num_classes, lambda line: None) as sinks:
         log = MetricLog(timed.config, run.folder, run.plan, run.usable_videos, 0, 1, 0, sinks=[sinks])

@@ -17,8 +17,8 @@ from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_file
 from pipeline.manifest.labeling_answers import COLUMNS, STATUSES, LabelAnswer, merge_answers, read_answers
 from pipeline.manifest.schema import Manifest
-from pipeline.report.html import write_file
 from pipeline.report.loopback import HOST, LoopbackHandler, open_port
+from pipeline.report.parts.html import write_file
 
 MAX_BYTES = 16_384
 """Largest size of an answer that the page sends."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.labeling.suggest import Suggestion, Suggestions
-from pipeline.report.html import hash_script, render_page
+from pipeline.report.parts.html import hash_script, render_page
 
 SCRIPT = (Path(__file__).parent.parent / "report" / "templates" / "labeling.js").read_text(encoding="utf-8")
 

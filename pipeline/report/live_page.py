@@ -16,8 +16,8 @@ from pipeline.analysis.study_reader import ReportInput, read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import find_writer
 from pipeline.report.loopback import HOST, LoopbackHandler, open_port
+from pipeline.report.pages.report_content import collect_content
 from pipeline.report.pages.report_page import render_report
-from pipeline.report.report_content import collect_content
 
 FRESH_SECONDS = 600.0
 """A run whose files changed within this time counts as under way, even if no process holds it: its study may begin the next."""

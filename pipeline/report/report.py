@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 from pipeline.analysis.study_reader import ReportInput, read_report_input
 from pipeline.errors import UserError
-from pipeline.report import formats, sentences
-from pipeline.report.html import write_file, write_page
+from pipeline.report.pages.report_content import Content, collect_content
 from pipeline.report.pages.report_page import render_report
-from pipeline.report.report_content import Content, collect_content
-from pipeline.report.sections.rounds_section import build_rounds_sections
-from pipeline.report.tables import (
+from pipeline.report.parts import formats, sentences
+from pipeline.report.parts.html import write_file, write_page
+from pipeline.report.parts.tables import (
     build_differences_table,
     build_other_data_table,
     build_runs_table,
@@ -24,6 +23,7 @@ from pipeline.report.tables import (
     build_trials_table,
     list_protocols,
 )
+from pipeline.report.sections.rounds_section import build_rounds_sections
 
 Format = Literal["html", "md", "csv", "tex"]
 FORMATS: tuple[Format, ...] = ("html", "md", "csv", "tex")

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.serving.answerer import Answerer
-from pipeline.serving.answers import Answer, RequestOptions
-from pipeline.serving.limits import Limits
-from pipeline.serving.served_model import ServedModel
-from pipeline.serving.server_metrics import Metrics
+from pipeline.serving.model.answerer import Answerer
+from pipeline.serving.model.answers import Answer, RequestOptions
+from pipeline.serving.model.served_model import ServedModel
+from pipeline.serving.requests.limits import Limits
+from pipeline.serving.web.server_metrics import Metrics
 
 
 class InProcess:

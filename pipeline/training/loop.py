@@ -36,7 +36,7 @@ from pipeline.training.monitoring.profiling import StepProfile, choose_profiled_
 from pipeline.training.monitoring.score_log import ScoreLog
 from pipeline.training.monitoring.stopwatch import Stopwatch, time_collectives
 from pipeline.training.monitoring.tracking import MetricSinks
-from pipeline.training.optimizer import build_optimizer
+from pipeline.training.optimizer import build_optimizer, get_learning_rate
 from pipeline.training.step import StepContext, take_step
 from pipeline.training.watchdog import WorkerProgress
 
@@ -253,7 +253,8 @@ class TrainingLoop:
 
     def log_metrics(self) -> None:
         """Writes a line of metrics. Raises RunFailed if the training has diverged, NotSaved if a checkpoint was not written."""
-        self.metrics.write(self.state.step, self._measure_held_out() if self.is_checkpoint_due else {})
+        rates = {f"lr/{name}": get_learning_rate(optimizer) for name, optimizer in self.state.optimizers.items()}
+        self.metrics.write(self.state.step, rates | (self._measure_held_out() if self.is_checkpoint_due else {}))
         _check_finite(self.metrics.latest, self.state.step)
         self.writer.check()
 

@@ -30,6 +30,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def get_learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Returns the learning rate that was set last."""
+    return float(optimizer.param_groups[0]["lr"])
+
+
 def clip_gradient(student: nn.Module, limit: float | None) -> torch.Tensor:
     """Clips a student's gradient to the norm ``limit`` (None: not at all), and returns its norm before that."""
     return nn.utils.clip_grad_norm_(student.parameters(), float("inf") if limit is None else limit)

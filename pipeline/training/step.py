@@ -25,9 +25,6 @@ from pipeline.training.model_options import update_ema
 from pipeline.training.optimizer import clip_gradient, set_learning_rate
 from pipeline.training.schedule import compute_lr_factor
 
-STEP_PHASES = ("views", "forward", "backward", "update")
-"""The phases of a step, which are the names of its ranges in a profile."""
-
 
 @dataclass(frozen=True)
 class StepContext:

@@ -20,9 +20,9 @@ from pipeline.analysis.comparison import (
 from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError
-from pipeline.report.formats import format_text
-from pipeline.report.sentences import list_caveats
-from pipeline.report.tables import build_runs_table, build_settings_table, format_signed
+from pipeline.report.parts.formats import format_text
+from pipeline.report.parts.sentences import list_caveats
+from pipeline.report.parts.tables import build_runs_table, build_settings_table, format_signed
 
 
 def read_runs(folders: list[Path]) -> list[RunRecord]:

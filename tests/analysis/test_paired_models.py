@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -78,15 +75,6 @@ def test_protocols_are_compared_by_what_both_tell_and_without_the_step() -> None
     assert compare(newer, {}).endswith("that of B is unknown.") and compare({}, {}) == ""
 
 
-def test_each_models_checkpoint_and_step_stand_in_its_row() -> None:
-    knobs = {"clips": 10, "crops": 3}
-    told = [{"step": 1000, "protocol": knobs}, {"step": 400, "protocol": knobs | {"checkpoint": "best"}}, {}]
-    first, second, third = (replace(model(name, "++-+"), evaluation=own) for name, own in zip("ABC", told, strict=True))
-    weights = [row[1].text for row in build_summary_table(compare_models(first, second)).rows]
-    assert weights == ["last checkpoint (step 1000)", "checkpoint best on held-out videos (step 400)", ""]
-    assert build_summary_table(compare_models(first, third)).rows[1][1].text == "unknown"
-
-
 def test_other_videos_and_other_classes_are_refused() -> None:
     with pytest.raises(UserError, match="no labeled test video in common"):
         compare_models(model("A", "++++"), model("B", "++++", start=9))
@@ -126,26 +114,3 @@ def test_the_command_prints_both_tables_and_writes_the_page(
     for text in (printed, html):
         assert text.count("Protocol of both: 10 clips x 3 crops, mean of probabilities, last checkpoint, test split.") == 1
     assert printed.count("last checkpoint (step 1000)") == 2 and "What is missing" not in html
-
-
-def test_the_page_draws_the_gap_of_each_class_between_both_students_of_a_run(make_run: SaveRun, tmp_path: Path) -> None:
-    """The longest bar is that of the largest gap; the others are compared with it."""
-    run, page = make_run(), tmp_path / "page.html"
-    assert command.main([f"{run}:primary", f"{run}:auxiliary", "--out", str(page)]) == 0
-    rows = pq.read_table(run / "predictions.parquet").to_pylist()
-    gaps = {}
-    for name in {row["class"] for row in rows}:
-        hits = [[int(np.argmax(row[one]) == row["label"]) for one in ("primary", "auxiliary")] for row in rows
-                if row["class"] == name]  # fmt: skip
-        gaps[f"{name} ({len(hits)})"] = 100 * float(np.mean([one - other for one, other in hits]))
-    order = sorted(gaps, key=lambda name: (-gaps[name], name))
-    assert len({*gaps.values()}) > 1, "these scores show nothing"
-    html = page.read_text(encoding="utf-8")
-    svg = html[html.index("<svg") : html.index("</svg>")]
-    assert 'aria-label="Gap of each class: actnetformer-0:primary minus actnetformer-0:auxiliary, in points of top-1"' in svg
-    assert re.findall(r">([a-z]+ \(\d+\))</text>", svg) == order
-    bar = r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*" clip-path="[^"]*" style="fill: var\(--series-(\d)\)'
-    bars = [(float(end) - float(start), color) for start, end, color in re.findall(bar, svg)]
-    assert [color for _, color in bars] == ["0" if gaps[name] >= 0 else "1" for name in order]
-    scale = max(abs(length) for length, _ in bars) / max(map(abs, gaps.values()))
-    assert [length / scale for length, _ in bars] == pytest.approx([gaps[name] for name in order], abs=0.01)

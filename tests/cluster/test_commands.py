@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from jobs import search, serve, submit
 from pipeline.errors import UserError
 from pipeline.ray_cluster.resources import plan_resources
-from pipeline.serving.access import TOKEN_VARIABLE
+from pipeline.serving.web.access import TOKEN_VARIABLE
 from tests.cluster.rendered import Tree, count_resources, list_nodes, run_config
 
 Rendered = dict[str, dict[str, Tree]]

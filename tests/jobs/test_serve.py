@@ -19,7 +19,7 @@ import pytest
 from jobs import export, predict, serve, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.manifest.schema import read_manifest
-from pipeline.serving.access import TOKEN_VARIABLE
+from pipeline.serving.web.access import TOKEN_VARIABLE
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,8 @@ from pipeline.methods import METHODS, build_method, make_views
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.training.dry_run import estimate_memory, measure_activations
 from pipeline.training.model_options import apply_train_options
-from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, choose_profiled_steps, format_profile
+from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, STEP_PHASES, choose_profiled_steps, format_profile
 from pipeline.training.prepared_run import open_inputs
-from pipeline.training.step import STEP_PHASES
 from tests.methods.traces import CLASSES, batch_of, small_config
 
 

@@ -18,7 +18,6 @@ from pipeline.prediction.prediction_parts import Parts
 from pipeline.prediction.prediction_run import PredictionRun
 from pipeline.prediction.prediction_tables import make_row
 from pipeline.prediction.timeline import Windows, predict_timelines
-from pipeline.report.pages import timeline_page
 
 VIDEO = InputVideo("a.mp4", "a.mp4")
 NAN = float("nan")
@@ -108,12 +107,3 @@ def test_parts_of_one_file_keep_their_own_rows(monkeypatch: pytest.MonkeyPatch, 
     run.run(lambda index, rows: shown.update({index: rows[0]["start"]}))
     assert shown == {0: 0.0, 1: 1.0, 2: 2.0}
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_a_video_that_vanished_after_it_was_predicted_has_a_reason_on_the_page(tmp_path: Path) -> None:
-    source: Any = SimpleNamespace(manifest=SimpleNamespace(classes=("a",)))
-    gone = str(tmp_path / "gone.mp4")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(timeline_page, "replace", lambda source, **_: source)
-        frames, _, _, problem = timeline_page.read_small_frames(source, InputVideo(gone, gone))
-    assert frames == [] and problem.startswith("no frames: ") and "no such file" in problem

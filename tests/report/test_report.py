@@ -17,7 +17,7 @@ from pipeline.analysis.run_reader import read_run_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest
-from pipeline.report.html import REPORT_SCRIPT, hash_script
+from pipeline.report.parts.html import REPORT_SCRIPT, hash_script
 from pipeline.report.report import Report, write_report
 from pipeline.run_folder.contents import flatten
 from tests.study_folders import line, write_population, write_study

@@ -21,16 +21,16 @@ from pipeline.config import load_config
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.methods import build_students
 from pipeline.run_folder.contents import Fingerprints
-from pipeline.serving.access import Access
-from pipeline.serving.answerer import Answerer
-from pipeline.serving.app import build_app
-from pipeline.serving.http_server import describe_address, make_server, open_socket
 from pipeline.serving.in_process import InProcess
-from pipeline.serving.limits import Limits
-from pipeline.serving.served_model import ServedModel
-from pipeline.serving.service import Service
-from pipeline.serving.uploads.fetch_uri import UriRules
-from pipeline.serving.uploads.scratch import Scratch
+from pipeline.serving.model.answerer import Answerer
+from pipeline.serving.model.served_model import ServedModel
+from pipeline.serving.requests.fetch_uri import UriRules
+from pipeline.serving.requests.limits import Limits
+from pipeline.serving.requests.scratch import Scratch
+from pipeline.serving.web.access import Access
+from pipeline.serving.web.app import build_app
+from pipeline.serving.web.http_server import describe_address, make_server, open_socket
+from pipeline.serving.web.service import Service
 from tests.run_folders import CLASSES, write_video
 
 CONFIG = """

@@ -20,7 +20,7 @@ from pipeline.prediction.predict_inputs import choose_scorer, predict_inputs
 from pipeline.prediction.timeline import Windows, predict_timelines
 from pipeline.processes.isolation import count_cores
 from pipeline.serving.in_process import InProcess
-from pipeline.serving.score_batches import ScoreBatches
+from pipeline.serving.model.score_batches import ScoreBatches
 from pipeline.video.probe import ProbeOptions, probe_file
 from tests.run_folders import CLASSES
 from tests.serving.conftest import Running

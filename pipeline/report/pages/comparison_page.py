@@ -7,10 +7,10 @@ from pathlib import Path
 from pipeline.analysis.paired_models import PairedModels
 from pipeline.analysis.statistics import format_p
 from pipeline.evaluation.protocol import describe_checkpoint
-from pipeline.report.html import SORTING, hash_script, render_page, write_page
+from pipeline.report.parts.html import SORTING, hash_script, render_page, write_page
+from pipeline.report.parts.tables import Cell, Table, build_interval_cell, build_percent_cell, format_signed
 from pipeline.report.plots.class_plots import draw_class_gaps
 from pipeline.report.plots.drawing import Drawing
-from pipeline.report.tables import Cell, Table, build_interval_cell, build_percent_cell, format_signed
 
 
 def build_summary_table(pair: PairedModels) -> Table:

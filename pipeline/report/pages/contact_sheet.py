@@ -16,7 +16,7 @@ from pipeline.manifest.seeded_order import order_by_hash
 from pipeline.manifest.summary import Summary
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
 from pipeline.progress import show_progress
-from pipeline.report.html import encode_image, render_page, write_page
+from pipeline.report.parts.html import encode_image, render_page, write_page
 
 SIDE, MAX_LISTED = 112, 1000
 """The side of a square thumbnail in pixels, and the number of files and of duplicates that a page lists at most."""

@@ -12,8 +12,8 @@ from pipeline.analysis.label_quality import read_saved_scores
 from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError
-from pipeline.report import formats
-from pipeline.report.html import SORTING, hash_script, render_page, write_file, write_page
+from pipeline.report.parts import formats
+from pipeline.report.parts.html import SORTING, hash_script, render_page, write_file, write_page
 from pipeline.report.sections import label_tables
 from pipeline.report.sections.label_section import (
     LabelQualitySection,

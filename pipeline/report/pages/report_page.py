@@ -18,25 +18,25 @@ from pipeline.analysis.curves import PANELS, build_curves
 from pipeline.analysis.response import choose_response
 from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import TrialRecord
-from pipeline.report import sentences
-from pipeline.report.html import REPORT_SCRIPT, hash_script, render_page
-from pipeline.report.plots.drawing import NUM_COLORS, Drawing
-from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_panel
-from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
-from pipeline.report.report_content import Content
-from pipeline.report.sample_clips import build_samples
-from pipeline.report.sections.class_section import build_class_section
-from pipeline.report.sections.evaluation_section import build_evaluation_section
-from pipeline.report.sections.label_section import build_label_sections
-from pipeline.report.sections.other_data_section import build_other_data_sections
-from pipeline.report.sections.rounds_section import build_rounds_sections
-from pipeline.report.sections.search_section import build_search_sections
-from pipeline.report.tables import (
+from pipeline.report.pages.report_content import Content
+from pipeline.report.parts import sentences
+from pipeline.report.parts.html import REPORT_SCRIPT, hash_script, render_page
+from pipeline.report.parts.tables import (
     build_differences_table,
     build_other_data_table,
     build_runs_table,
     build_settings_table,
 )
+from pipeline.report.plots.drawing import NUM_COLORS, Drawing
+from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_panel
+from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
+from pipeline.report.sections.class_section import build_class_section
+from pipeline.report.sections.evaluation_section import build_evaluation_section
+from pipeline.report.sections.label_section import build_label_sections
+from pipeline.report.sections.other_data_section import build_other_data_sections
+from pipeline.report.sections.rounds_section import build_rounds_sections
+from pipeline.report.sections.sample_clips import build_samples
+from pipeline.report.sections.search_section import build_search_sections
 from pipeline.run_folder.contents import PREDICTORS
 
 MAX_WHOLE_CONFIGURATIONS = 40

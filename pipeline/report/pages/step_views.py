@@ -19,7 +19,7 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import STUDENTS, Config
 from pipeline.errors import UserError
 from pipeline.methods import Views, compute_loss_weights, make_views
-from pipeline.report.html import encode_image, render_page, write_page
+from pipeline.report.parts.html import encode_image, render_page, write_page
 from pipeline.stream.batches import to_batch
 
 HEIGHT, QUALITY = 96, 85

@@ -12,8 +12,8 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import ClipSection
 from pipeline.prediction.file_manifest import make_manifest
 from pipeline.prediction.input_videos import InputVideo
-from pipeline.report.html import SORTING, encode_image, hash_script, render_page, write_page
-from pipeline.report.tables import Cell, Table, build_percent_cell
+from pipeline.report.parts.html import SORTING, encode_image, hash_script, render_page, write_page
+from pipeline.report.parts.tables import Cell, Table, build_percent_cell
 
 MOST_VIDEOS = 50
 """Videos on a page: each one's frames take about 40 KB."""

@@ -15,8 +15,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from pipeline.analysis.comparison import Difference, Group
 from pipeline.analysis.response import Response
 from pipeline.analysis.statistics import Estimate
+from pipeline.report.parts.tables import format_number, shorten_key
 from pipeline.report.plots.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, render_svg, style_axes
-from pipeline.report.tables import format_number, shorten_key
 from pipeline.run_folder.contents import PREDICTORS
 
 LOGARITHMIC = 16

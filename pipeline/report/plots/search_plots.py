@@ -17,9 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from pipeline.analysis.importance import Importance, find_searched_keys, is_number, select_judged_trials
 from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
+from pipeline.report.parts.tables import format_number, shorten_key, sort_best_first
 from pipeline.report.plots.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, format_tick, render_svg, style_axes
 from pipeline.report.plots.response_plots import LOGARITHMIC
-from pipeline.report.tables import format_number, shorten_key, sort_best_first
 
 TOP_SHARE = 0.1
 """The share of the judged trials that stand out in parallel coordinates; at least one does."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.analysis.comparison import Group
-from pipeline.report import sentences
+from pipeline.report.parts import sentences
 from pipeline.report.plots.confusion_order import list_cells, order_by_confusion
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_confusion

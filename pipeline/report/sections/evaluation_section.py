@@ -11,10 +11,10 @@ import numpy as np
 from pipeline.analysis.run_reader import Predictions, RunRecord, name_data
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluation_summary import compute_figures
+from pipeline.report.parts.tables import DASH, Cell, Table, build_percent_cell
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.reliability_plots import draw_reliability
-from pipeline.report.sample_clips import Sample, show_videos
-from pipeline.report.tables import DASH, Cell, Table, build_percent_cell
+from pipeline.report.sections.sample_clips import Sample, show_videos
 from pipeline.run_folder.contents import PREDICTORS
 
 NUM_VIDEOS = 4

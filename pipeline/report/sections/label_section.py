@@ -19,10 +19,10 @@ from pipeline.analysis.label_quality import (
 )
 from pipeline.analysis.run_reader import RunRecord
 from pipeline.config import STUDENTS
+from pipeline.report.parts.tables import Table
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.line_plots import draw_panel
 from pipeline.report.sections import label_tables
-from pipeline.report.tables import Table
 from pipeline.run_folder.contents import list_score_files
 
 MAX_SECTIONS = 4

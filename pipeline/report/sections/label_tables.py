@@ -24,7 +24,7 @@ from pipeline.analysis.label_quality import (
     split_training_time,
 )
 from pipeline.config import STUDENTS
-from pipeline.report.tables import Cell, Table, format_signed
+from pipeline.report.parts.tables import Cell, Table, format_signed
 
 SHOWN_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """The thresholds of the table; the CSV has all 50."""

@@ -11,9 +11,9 @@ from pipeline.analysis.curves import Curve, Panel
 from pipeline.analysis.label_rounds import RANDOM, StrategyCurve, compare_with_random, is_rounds, read_curves
 from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import ReportInput, StudyRecord
+from pipeline.report.parts.tables import Cell, Table, format_signed, list_protocols
 from pipeline.report.plots.drawing import NUM_COLORS, Drawing
 from pipeline.report.plots.line_plots import draw_panel
-from pipeline.report.tables import Cell, Table, format_signed, list_protocols
 
 DASH = "–"
 

@@ -9,6 +9,8 @@ from pipeline.analysis.comparison import Group
 from pipeline.analysis.importance import compute_importances, find_searched_keys, select_judged_trials
 from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.study_reader import ReportInput, StudyRecord, TrialRecord
+from pipeline.report.parts.sentences import describe_best_trial
+from pipeline.report.parts.tables import Table, build_trials_table, shorten_key, sort_best_first
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.search_plots import (
     draw_history,
@@ -18,8 +20,6 @@ from pipeline.report.plots.search_plots import (
     draw_schedule,
     find_scheduled_keys,
 )
-from pipeline.report.sentences import describe_best_trial
-from pipeline.report.tables import Table, build_trials_table, shorten_key, sort_best_first
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import ray
 from ray import serve
 
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.serving.access import TOKEN_VARIABLE
-from pipeline.serving.answers import Answer, RequestOptions
-from pipeline.serving.limits import Limits, Refusal, make_too_late_refusal
-from pipeline.serving.served_model import ModelIdentity, ServedModel
-from pipeline.serving.uploads.scratch import Scratch
+from pipeline.serving.model.answers import Answer, RequestOptions
+from pipeline.serving.model.served_model import ModelIdentity, ServedModel
+from pipeline.serving.requests.limits import Limits, Refusal, make_too_late_refusal
+from pipeline.serving.requests.scratch import Scratch
+from pipeline.serving.web.access import TOKEN_VARIABLE
 
 ONGOING = 16
 """Requests that a replica has at the same time, so that there is something to score together."""

@@ -15,11 +15,11 @@ from ray import serve
 from pipeline.errors import UserError
 from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.ray_cluster.connect import connect, is_reachable
-from pipeline.serving.answerer import Answerer
-from pipeline.serving.limits import Limits
+from pipeline.serving.model.answerer import Answerer
+from pipeline.serving.model.served_model import identify_model
 from pipeline.serving.on_ray.placement import find_lack, plan_replica
 from pipeline.serving.on_ray.replicas import LOGGING, OnRay, bind_replicas
-from pipeline.serving.served_model import identify_model
+from pipeline.serving.requests.limits import Limits
 
 POLL_SECONDS = 0.5
 """Time between two looks at replicas that start."""

@@ -12,16 +12,16 @@ from typing import Any
 from ray import serve
 
 from pipeline.lifecycle.saved_run import SavedRun
-from pipeline.serving.access import TOKEN_VARIABLE
-from pipeline.serving.answerer import Answerer
-from pipeline.serving.app import WebApplication
-from pipeline.serving.http_server import make_server, open_socket
-from pipeline.serving.limits import Limits
+from pipeline.serving.model.answerer import Answerer
+from pipeline.serving.model.served_model import ModelIdentity, identify_model
 from pipeline.serving.on_ray.placement import plan_replica_anywhere
 from pipeline.serving.on_ray.replicas import LOGGING, OnRay, bind_replicas
-from pipeline.serving.served_model import ModelIdentity, identify_model
-from pipeline.serving.service import compute_stop_seconds
-from pipeline.serving.uploads.scratch import Scratch
+from pipeline.serving.requests.limits import Limits
+from pipeline.serving.requests.scratch import Scratch
+from pipeline.serving.web.access import TOKEN_VARIABLE
+from pipeline.serving.web.app import WebApplication
+from pipeline.serving.web.http_server import make_server, open_socket
+from pipeline.serving.web.service import compute_stop_seconds
 
 BuildApplication = Callable[[Answerer, Scratch], WebApplication]
 """Makes the web application from who answers and from a folder for uploads."""

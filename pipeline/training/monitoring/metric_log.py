@@ -18,7 +18,6 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import write_quarantine
 from pipeline.training.monitoring.metric_line import compute_line
-from pipeline.training.schedule import compute_lr_factor
 
 ACTIVITIES = ("data", "compute", "collective", "checkpoint")
 """What a worker spends seconds on; ``collective`` is part of ``compute``."""
@@ -82,8 +81,8 @@ class MetricLog:
         """Adds time that this worker spent, to be logged as ``seconds/{activity}`` of a step."""
         self._spent[activity] = self._spent.get(activity, 0.0) + seconds
 
-    def write(self, step: int, more: Mapping[str, float] = {}) -> None:
-        """Ends a line at this step and hands it to the sinks; ``more`` are numbers to add to it.
+    def write(self, step: int, more: Mapping[str, float]) -> None:
+        """Ends a line at this step and hands it to the sinks; ``more`` are numbers to add to it, such as learning rates.
 
         All workers must call it together. Raises UserError on all of them if too many videos failed to decode.
         """
@@ -91,8 +90,6 @@ class MetricLog:
         totals = self._sum_over_workers()
         record: dict[str, Any] = {"step": step, "epoch": round(self.plan.compute_epoch(step * self.plan.rows_per_step), 4)}
         record |= compute_line(totals, {name: count * self.world for name, count in self._counts.items()})
-        factor = compute_lr_factor(step - 1, self.config.train)
-        record |= {f"lr/{name}": getattr(self.config, name).optimizer.lr * factor for name in ("primary", "auxiliary")}
         record |= {"seconds/step": seconds / self._here} | self._seconds_per_step()
         rate = (time.perf_counter() - self._begun) / max(1, step - self._begun_step)
         record |= {

@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config import MethodSection
 from pipeline.methods import compute_loss_weights
-from pipeline.training.step import STEP_PHASES
 
+STEP_PHASES = ("views", "forward", "backward", "update")
+"""What ``training.step`` names the phases of a step, each a range of the profile."""
 SKIPPED, PROFILED = 5, 5
 """How many steps warm up (decoders start, memory is allocated, kernels are chosen), and how many are recorded after them."""
 FILE = "profile.json"

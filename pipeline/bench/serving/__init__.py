@@ -1,1 +1,0 @@
-"""How fast a served model answers: clients, a server and a plain loop on the same files."""
