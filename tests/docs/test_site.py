@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from docs.site.commands import build_page, find_parser, main
+from tests.docs.conftest import run_mkdocs
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
@@ -36,23 +34,6 @@ def find_foreign(page: str) -> list[str]:
     loaded = _Loaded()
     loaded.feed(page)
     return [address for address in loaded.addresses if re.match(r"(https?:)?//", address)]
-
-
-def run_mkdocs(*words: str, config: Path = ROOT / "mkdocs.yml") -> subprocess.CompletedProcess[str]:
-    """Builds a site, and ends with an error at any warning, as ``make docs`` does."""
-    pytest.importorskip("mkdocs", reason="no mkdocs: pip install -e .[docs]")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config), *words]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
-    folder = tmp_path_factory.mktemp("site")
-    done = run_mkdocs("--site-dir", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.mark.timeout(300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import importlib
 import json
 import re
@@ -69,6 +70,22 @@ def write_answers(run_folder: Path, answers: Path) -> int:
     return len(ids)
 
 
+def unlisted_in(run_folder: Path) -> list[str]:
+    """What a run left, and docs/training.md does not list as part of a run folder. Hidden files are the program's own."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = page[page.index("## The run folder") : page.index("## Metrics")]
+    patterns = re.findall(r"^ {6}(\S+)  ", listed, flags=re.MULTILINE)
+    left = sorted(path.name + "/" * path.is_dir() for path in run_folder.iterdir() if not path.name.startswith("."))
+    return [name for name in left if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def test_a_file_that_no_page_lists_is_found(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_000004").mkdir()
+    for name in ("metrics.jsonl", "label_quality.csv", "surprise.bin"):
+        (tmp_path / name).touch()
+    assert unlisted_in(tmp_path) == ["surprise.bin"]
+
+
 @pytest.mark.timeout(600)
 def test_your_own_videos_and_better_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
@@ -87,6 +104,8 @@ def test_your_own_videos_and_better_labels(tmp_path: Path, monkeypatch: pytest.M
     assert all(Path(page).is_file() for page in ("data/mine/videos.html", "data/mine/step.html", "mine.html"))
     with Path("classes.csv").open(newline="", encoding="utf-8") as file:
         assert {row["class"] for row in csv.DictReader(file)} <= {"jump", "wave"}
+
+    assert unlisted_in(Path("runs/mine")) == []
 
     first, (name, *words), train, *_ = commands_of("howto/better_labels.md")
     assert first[0] == "suggest" and name == "label" and train[0] == "train"
