@@ -12,13 +12,18 @@ import select
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline.errors import RunFailed, Stopped, UserError
+from pipeline.errors import RunFailed, Stopped, UserError, suggest
 
 DONE, FAILED, USER_ERROR, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the system says where nothing more can be written, whichever file it is: a full or read-only disk, a limit."""
+CONFIGS = Path(__file__).parent / "configs"
+"""The configurations that are installed with the commands."""
+PROJECT = "actnetformer"
+"""The name by which pip knows this project, and of the program that runs all commands."""
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -111,9 +116,12 @@ def mark_files(argv: Sequence[str]) -> list[str]:
 
 
 def make_parser(command: str, description: str | None, example: str, allow_abbrev: bool = True) -> argparse.ArgumentParser:
-    """Makes the parser of ``python -m jobs.COMMAND``, whose help ends with an example: the words behind the command."""
+    """Makes the parser of a command, whose help ends with an example: the words behind the command.
+
+    The help calls the command as its user did, ``actnetformer COMMAND`` or ``python -m jobs.COMMAND``, which are the same.
+    """
     paragraphs = [textwrap.fill(text, 100) for text in (description or "").strip().split("\n\n")]
-    program = f"python -m jobs.{command}"
+    program = f"{PROJECT} {command}" if Path(sys.argv[0]).name == PROJECT else f"python -m jobs.{command}"
     return argparse.ArgumentParser(
         prog=program,
         description="\n\n".join(paragraphs).replace("``", ""),
@@ -125,8 +133,37 @@ def make_parser(command: str, description: str | None, example: str, allow_abbre
 
 def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> None:
     """Adds the option that names configuration files, of which a later one may change parts of an earlier one."""
-    about = "YAML file of overrides; repeated: each changes the keys that it has (default: the paper's setting)"
-    arguments.add_argument("--config", metavar="FILE", action="append", required=required, help=about)
+    about = "YAML file of overrides, or the name of an installed one, such as demo; repeated: each changes the keys that it has"
+    default = "" if required else " (default: the paper's setting)"
+    arguments.add_argument(
+        "--config", metavar="FILE", type=find_config, action="append", required=required, help=about + default
+    )
+
+
+def find_config(word: str) -> str:
+    """Finds the file that ``--config`` names: one of the user's, or an installed one by its name.
+
+    ``demo`` and ``jobs/configs/demo.yaml``, as the manuals write it, name the same installed file in every folder, unless the
+    folder has such a file itself. Raises argparse.ArgumentTypeError for a mere word that names neither.
+    """
+    installed = CONFIGS / f"{word.removeprefix('jobs/configs/').removesuffix('.yaml')}.yaml"
+    if Path(word).exists():
+        return word
+    if installed.is_file():
+        return str(installed)
+    if re.fullmatch(r"[\w-]+", word):
+        names = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
+        hint = suggest(word, names) or f"; installed are {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"there is no file {word}, and no configuration of this name is installed{hint}")
+    return word
+
+
+def find_version() -> str:
+    """Returns the version of this project, or ``not installed`` where it runs from its folder only."""
+    try:
+        return version(PROJECT)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def parse_folder(text: str) -> Path:

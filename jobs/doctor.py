@@ -8,43 +8,44 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, make_parser, run
-from pipeline.config import load_config
-from pipeline.doctor import machine
-from pipeline.doctor.cluster import check_configuration, check_ray, check_storage
-from pipeline.doctor.decoders import check_decoders
+from jobs.command import DONE, FAILED, add_config, find_version, make_parser, run
 from pipeline.doctor.findings import Finding, count_problems, format_findings
+from pipeline.doctor.packages import check_packages, check_python
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the findings; returns 1 if one of them is a problem."""
     options = _build_parser().parse_intermixed_args(argv)
-    config = load_config(options.config, options.overrides) if options.config or options.overrides else None
-    runs = Path(config.run.storage_path if config and "://" not in config.run.storage_path else "runs")
-    findings: list[Finding] = [machine.check_python(), *machine.check_packages(), machine.check_gpu(), *check_decoders()]
-    findings += [machine.check_files(), machine.check_shared_memory(), *machine.check_disk(machine.list_checked_folders(runs))]
-    findings += [machine.check_proxies(), machine.check_terminal_encoding(), *check_ray()]
-    findings += [check_storage(folder) for folder in options.storage]
-    findings += [check_configuration(config)] if config else []
+    findings = [check_python(), *check_packages()]
+    try:
+        findings += _check_machine(options)
+    except ImportError as error:
+        findings.append(Finding("the rest", "problem", f"cannot be checked: {error}", "install what is missing, and ask again"))
     problems = count_problems(findings)
     if options.json:
         report = {"version": find_version(), "problems": problems, "findings": [finding.to_dict() for finding in findings]}
         print(json.dumps(report, indent=1))
     else:
         print("\n".join(format_findings(findings)))
-        print(f"{problems} problems" if problems else "no problem found")
+        print("no problem found" if not problems else f"{problems} problem{'s' * (problems > 1)}")
     return FAILED if problems else DONE
 
 
-def find_version() -> str:
-    """Returns the version of this project, or what is known of it where it is not installed."""
-    try:
-        return version(machine.PROJECT)
-    except PackageNotFoundError:
-        return "not installed"
+def _check_machine(options: argparse.Namespace) -> list[Finding]:
+    """Checks all that needs packages. Raises ImportError if one of them is missing."""
+    from pipeline.config import load_config
+    from pipeline.doctor import cluster, decoders, machine
+    from pipeline.doctor.packages import check_torchvision
+
+    config = load_config(options.config, options.overrides) if options.config or options.overrides else None
+    runs = Path(config.run.storage_path if config and "://" not in config.run.storage_path else "runs")
+    findings = [check_torchvision(), machine.check_gpu(), *decoders.check_decoders()]
+    findings += [machine.check_files(), machine.check_shared_memory(), *machine.check_disk(machine.list_checked_folders(runs))]
+    findings += [machine.check_proxies(), machine.check_terminal_encoding(), *cluster.check_ray()]
+    findings += [cluster.check_storage(folder) for folder in options.storage]
+    return [*findings, *([cluster.check_configuration(config)] if config else [])]
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--storage", action="append", default=[], metavar="URI", help="write, read and delete a file there; repeatable"
     )
-    parser.add_argument("--config", action="append", metavar="FILE", help="whether the cluster or machine has what it reserves")
+    add_config(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     return parser
 

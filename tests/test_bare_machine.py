@@ -99,3 +99,31 @@ def test_a_command_imports_no_other_one() -> None:
     code = "import sys, jobs.__main__; print(*sorted(n for n in sys.modules if n.startswith(('jobs.', 'torch', 'ray'))))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert told.stdout.split() == ["jobs.__main__", "jobs.command"]
+
+
+@pytest.mark.parametrize(("absent", "command"), [("torch", "train"), ("yaml", "report"), ("optuna", "search")])
+def test_an_installation_that_was_interrupted_ends_no_command_with_a_traceback(
+    absent: str, command: str, tmp_path: Path
+) -> None:
+    """And doctor still works, and says what is missing."""
+    (tmp_path / "sitecustomize.py").write_text(HOOK.replace(repr(ABSENT), repr((absent,))), encoding="utf-8")
+    root = Path(__file__).resolve().parent.parent
+    interrupted = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    for words in ((f"jobs.{command}", "--help"), ("jobs", command, "--help")):
+        done = subprocess.run([sys.executable, "-m", *words], env=interrupted, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: the installation is not complete: No module named '{absent}'; ")
+        assert "actnetformer doctor" in done.stderr and done.stderr.count("\n") == 1
+    if absent == "torch":
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.doctor"], env=interrupted, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 1 and done.stderr == ""
+        assert "problem  the rest  cannot be checked: No module named 'torch'" in done.stdout
+
+
+def test_what_is_no_broken_installation_keeps_its_traceback(tmp_path: Path) -> None:
+    """A name of our own that does not exist is a mistake in the code, and a traceback says where."""
+    for line in ("import jobs.no_such_command", "import jobs; from jobs.command import no_such_name", "import jobs; 1 / 0"):
+        done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1 and done.stderr.startswith("Traceback")

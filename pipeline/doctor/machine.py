@@ -1,69 +1,22 @@
-"""Checks of Python, packages, the GPU and the limits of this machine. Nothing here needs Ray, decord or a network."""
+"""Checks of the GPU and the limits of this machine. Nothing here needs Ray, decord or a network."""
 
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import shutil
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from pipeline.doctor.findings import Finding
 from pipeline.hardware import Hardware, read_hardware
 
-PROJECT = "actnetformer"
-PYTHON = SpecifierSet(">=3.11,<3.13")
-OPTIONAL = {"ray": "training in this process works without it (scale.workers=0)", "decord": "PyAV decodes instead, slower"}
-"""Dependencies without which some commands work, and what their absence means."""
 MIN_FILES, WANTED_FILES = 1024, 4096
 """How many files a process must and should be able to open."""
 MIN_SHARED_GB = 1.0
 MIN_DISK_GB = 2.0
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-
-
-def check_python() -> Finding:
-    """Checks the version of Python."""
-    found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    if platform.python_version() in PYTHON:
-        return Finding("python", "ok", found)
-    return Finding("python", "problem", found, f"install Python {PYTHON}: Ray and decord have packages for it")
-
-
-def check_packages(wanted: list[str] | None = None) -> list[Finding]:
-    """Checks that the packages that pyproject.toml asks for are there, in versions that it allows."""
-    if wanted is None:
-        try:
-            wanted = requires(PROJECT) or []
-        except PackageNotFoundError:
-            what = f"the package {PROJECT} is not installed; commands run from its folder"
-            return [Finding("packages", "note", what, "pip install -e . in the repository lets doctor check the versions")]
-    needed = [Requirement(line) for line in wanted]
-    needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
-    findings, fine = [], 0
-    for one in needed:
-        try:
-            have = version(one.name)
-        except PackageNotFoundError:
-            state = "note" if one.name in OPTIONAL else "problem"
-            found = f"{one.name} is missing" + (f": {OPTIONAL[one.name]}" if one.name in OPTIONAL else "")
-            findings.append(Finding("packages", state, found, f'pip install "{one.name}{one.specifier}"'))  # type: ignore[arg-type]
-            continue
-        if one.specifier.contains(have, prereleases=True):
-            fine += 1
-        else:
-            remedy = f'pip install "{one.name}{one.specifier}"'
-            findings.append(Finding("packages", "problem", f"{one.name} {have}, but {one.specifier} is needed", remedy))
-    return [
-        Finding("packages", "note" if findings else "ok", f"{fine} of {len(needed)} are there in versions that fit"),
-        *findings,
-    ]
 
 
 def check_gpu(hardware: Hardware | None = None) -> Finding:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import doctor
 from jobs.command import DONE, FAILED, USER_ERROR, run
-from pipeline.doctor import cluster, decoders, machine
+from pipeline.doctor import cluster, decoders, machine, packages
 from pipeline.doctor.findings import Finding, format_findings
 from pipeline.hardware import Hardware
 
@@ -30,11 +30,23 @@ def test_a_decoder_that_finds_other_frames_is_named() -> None:
 
 
 def test_packages_that_are_missing_or_do_not_fit_are_named() -> None:
-    found = machine.check_packages(["numpy>=1", "numpy<1", "no-such-package>=2", "decord-of-nobody; extra == 'dev'", "ray>=1"])
+    found = packages.check_packages(["numpy>=1", "numpy<1", "no-such-package>=2", "decord-of-nobody; extra == 'dev'", "ray>=1"])
     assert [(one.state, one.found.split(",")[0]) for one in found[1:]] == [
         ("problem", f"numpy {__import__('numpy').__version__}"), ("problem", "no-such-package is missing"),
     ]  # fmt: skip
     assert found[2].remedy == 'pip install "no-such-package>=2"' and "2 of 4" in found[0].found
+
+
+def test_a_torchvision_that_torch_was_not_made_for_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packages.check_torchvision().state == "ok"
+
+    def import_module(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+
+    monkeypatch.setattr(packages.importlib, "import_module", import_module)  # as beside a torch without CUDA
+    found = packages.check_torchvision()
+    assert found.state == "problem" and found.found.endswith(": operator torchvision::nms does not exist")
+    assert "from the same index" in found.remedy
 
 
 def test_gpus_that_cannot_be_used_are_problems_and_none_is_a_note() -> None:
@@ -90,14 +102,14 @@ def test_the_command_reports_in_json_and_by_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "check_decoders", lambda: [Finding("h264", "ok", "decoded by pyav")])
-    monkeypatch.setattr(doctor, "check_ray", lambda: [])
+    monkeypatch.setattr(decoders, "check_decoders", lambda: [Finding("h264", "ok", "decoded by pyav")])
+    monkeypatch.setattr(cluster, "check_ray", lambda: [])
     assert run(doctor.main, ["--json", "--storage", str(tmp_path), "scale.workers=0"]) == DONE
     report = json.loads(capsys.readouterr().out)
     assert report["problems"] == 0 and {"python", "storage", "configuration"} <= {one["subject"] for one in report["findings"]}
     assert run(doctor.main, ["--storage", str(tmp_path / "gone")]) == FAILED
     said = capsys.readouterr().out
-    assert "problem  storage" in said and said.endswith("1 problems\n")
+    assert "problem  storage" in said and said.endswith("1 problem\n")
     assert run(doctor.main, ["scale.worker=0"]) == USER_ERROR
     assert "scale.workers" in capsys.readouterr().err
-    assert sys.version.split()[0] in format_findings([machine.check_python()])[0]
+    assert sys.version.split()[0] in format_findings([packages.check_python()])[0]

@@ -14,7 +14,7 @@ import pytest
 
 from jobs import ablate, search
 from jobs.__main__ import COMMANDS
-from jobs.command import USER_ERROR, check_hours, run
+from jobs.command import USER_ERROR, check_hours, find_config, run
 
 
 def test_hours() -> None:
@@ -37,6 +37,23 @@ def test_a_time_limit_that_is_none_is_refused(
 def test_a_study_has_one_seed_and_one_trial_at_once_at_least(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ablate.main, ["threshold", "--config", "none.yaml", option, "0"]) == USER_ERROR
     assert "--seeds and --concurrent must be at least 1" in capsys.readouterr().err
+
+
+def test_a_configuration_is_found_by_its_name_and_as_manuals_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = str(repository / "jobs" / "configs" / "demo.yaml")
+    assert find_config("demo") == find_config("jobs/configs/demo.yaml") == find_config(demo) == demo
+    assert find_config("gpus/4") == str(repository / "jobs" / "configs" / "gpus" / "4.yaml")
+    assert find_config("mine.yaml") == "mine.yaml"  # what reads it says that there is no such file
+    Path("demo").touch()
+    assert find_config("demo") == "demo"
+    for word, hint in (("dmeo", "; did you mean demo?"), ("unlike", "; installed are actions, demo, ")):
+        with pytest.raises(SystemExit, match="2"):
+            importlib.import_module("jobs.train").main(["--config", word])
+        refused = f"there is no file {word}, and no configuration of this name is installed{hint}"
+        assert refused in " ".join(capsys.readouterr().err.split())
 
 
 COMMAND = """
