@@ -42,6 +42,7 @@ GROUPS = {
     "develop": {
         "doctor": "what works on this machine, and what to do about what does not",
         "info": "any file or folder of these commands -> what it is, and whether it is whole",
+        "completion": "shell -> a file that completes these commands with the Tab key",
         "bench": "speed, as ratios against a stated floor",
     },
 }

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from unittest import mock
 
 from jobs.__main__ import COMMANDS
+from jobs.completion import find_parser
 
 WORDS: dict[str, tuple[tuple[str, ...], ...]] = {"inspect": ((), ("clips",), ("labels",))}
 """Of a command that has more than one parser, the words that lead to each."""
@@ -22,26 +21,6 @@ This page is for whoever looks up an argument: it lists every command with all t
 the commands' own parsers by `python -m docs.site.commands docs/commands.md`, so do not edit it. `actnetformer COMMAND` is short
 for `python -m jobs.COMMAND`, and a `key=value` changes a [knob](configuration.md) of the configuration.
 """
-
-
-class _Found(Exception):
-    """Carries a command's parser out of the command."""
-
-
-def find_parser(command: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Returns the parser with which ``jobs.COMMAND`` would read ``words``. The command itself does nothing."""
-
-    def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        raise _Found(parser)
-
-    main = importlib.import_module(f"jobs.{command}").main
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
-        try:
-            main(list(words))
-        except _Found as found:
-            parser: argparse.ArgumentParser = found.args[0]
-            return parser
-    raise LookupError(f"jobs.{command} reads its arguments by no parser")
 
 
 def build_page() -> str:
