@@ -61,7 +61,7 @@ def write_completion(shell: str) -> str:
     for name, about in COMMANDS.items():
         parser = commands.add_parser(name, parents=[find_parser(name)], add_help=False, help=about)
         _complete_values(parser)
-    text: str = shtab.complete(root, shell, preamble={shell: PREAMBLE[shell].replace("KEYS", " ".join(list_keys()))})
+    text: str = shtab.complete(root, shell, preamble=PREAMBLE[shell].replace("KEYS", " ".join(list_keys())))
     return text
 
 
