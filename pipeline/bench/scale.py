@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 import torch
 
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate
@@ -30,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels
 from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.progress import show_progress
-from pipeline.ray_cluster.connect import connect
+from pipeline.ray_cluster.connect import connect, count_cpus
 from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
@@ -108,8 +106,7 @@ def measure_run_start(config: Config, size: int, folder: Path, steps: int) -> di
     source, _ = open_source(here)
     again = time.perf_counter()
     connect()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = compute_decoder_cpus(ray.cluster_resources()["CPU"])
+    cpus = compute_decoder_cpus(count_cpus())
     started = time.perf_counter()
     layout = lay_out_blocks(source, here, 0, 1)
     (shard,) = build_ray_stream(source, here, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -12,12 +13,13 @@ import ray.data
 import torch
 
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
+from pipeline.clips.batch import Batch
 from pipeline.clips.plan import BlockLayout, compute_worker_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import show_progress
-from pipeline.ray_cluster.connect import connect_to_one_node
+from pipeline.ray_cluster.connect import connect_to_one_node, count_cpus
 from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
@@ -45,9 +47,8 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
             f"data.labeled_per_step={source.plan.rows_per_step}: bench stream shares a step out to {PROCESSES} equally"
         )
     connect_to_one_node("bench stream")
-    cpus = ray.cluster_resources().get("CPU", 1.0)
+    cpus = count_cpus()
     resources = Resources(PROCESSES, 0.0, compute_decoder_cpus(cpus) if cpus <= PROCESSES else cpus / PROCESSES, gpu=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     floors, streams, firsts = [], [], []
     for _ in show_progress(range(repeats), repeats, "repeats"):
         floors.append(measure_floor_rate(source, layout))
@@ -66,29 +67,49 @@ def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def measure_stream_rate(source: VideoSource, config: Config, resources: Resources) -> tuple[float, float]:
-    """Measures the stream with consumers that discard its batches.
-
-    The consumers run before the stream starts, like train workers, which import torch and build networks before they ask for
-    a batch.
-
-    Returns:
-        Videos per second in the steady state, and seconds to the first batch.
-    """
-    consumers = [_Consumer.remote() for _ in range(resources.workers)]  # type: ignore[attr-defined]
-    ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
-    begun = time.time()
-    shards = build_ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
+    """Measures videos per second of the stream in its steady state, and the seconds to its first batch, which is discarded
+    like all others."""
     layout = lay_out_blocks(source, config, 0, resources.workers)
-    pairs = zip(consumers, shards, strict=True)
-    arrivals = ray.get([consumer.record_arrivals.remote(shard, layout.share) for consumer, shard in pairs])
+    begun, arrivals = time_consumers(source, config, resources)
     return compute_steady_rate(arrivals, layout.share * source.plan.slots, layout), min(times[0] for times in arrivals) - begun
 
 
-@ray.remote(num_cpus=0)
+def time_consumers(
+    source: VideoSource,
+    config: Config,
+    resources: Resources,
+    use: Callable[[Batch], Any] | None = None,
+    device: str = "cpu",
+) -> tuple[float, list[list[float]]]:
+    """Reads the stream to its end with ``resources.workers`` consumers, which call ``use`` with each batch.
+
+    The consumers run before the stream starts, like train workers, which import torch and build networks before they ask for
+    a batch. Each has a GPU if ``device`` is "cuda".
+
+    Returns:
+        The time in seconds at which the stream started, and for each consumer those at which its batches were used.
+    """
+    options = {"num_cpus": 0, "num_gpus": 1 if device == "cuda" else 0}
+    consumers = [ray.remote(_Consumer).options(**options).remote() for _ in range(resources.workers)]
+    ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
+    begun = time.time()
+    shards = build_ray_stream(source, config, 0, resources).streaming_split(resources.workers, equal=True)
+    share = lay_out_blocks(source, config, 0, resources.workers).share
+    pairs = zip(consumers, shards, strict=True)
+    return begun, ray.get([consumer.record_times.remote(shard, share, use, device) for consumer, shard in pairs])
+
+
 class _Consumer:
-    def record_arrivals(self, shard: ray.data.DataIterator, share: int) -> list[float]:
-        """Returns the times in seconds at which the batches arrived, as tensors like those of a train worker."""
-        return [time.time() for _ in read_shard_batches(shard, share, torch.device("cpu"), timeout=60.0)]
+    def record_times(
+        self, shard: ray.data.DataIterator, share: int, use: Callable[[Batch], Any] | None, device: str
+    ) -> list[float]:
+        """Returns the times in seconds at which the batches were used, tensors like those of a train worker."""
+        times = []
+        for batch in read_shard_batches(shard, share, torch.device(device), timeout=60.0):
+            if use is not None:
+                use(batch)
+            times.append(time.time())
+        return times
 
 
 def measure_floor_rate(source: VideoSource, layout: BlockLayout) -> float:

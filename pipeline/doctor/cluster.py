@@ -7,6 +7,7 @@ import os
 import stat
 import time
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.config import Config
@@ -21,12 +22,10 @@ def check_ray() -> list[Finding]:
         return [
             Finding("ray", "note", "not installed", "only scale.workers=0 works: pip install 'ray[default,data,train,tune]'")
         ]
-    import ray
+    from pipeline.ray_cluster.connect import find_temporary_folder, is_reachable
+    from pipeline.ray_cluster.sockets import is_short_enough
 
-    from pipeline.ray_cluster.connect import is_reachable
-    from pipeline.ray_cluster.sockets import find_temporary_folder, is_short_enough
-
-    findings = [Finding("ray", "ok", f"Ray {ray.__version__}")]
+    findings = [Finding("ray", "ok", f"Ray {version('ray')}")]
     try:
         where = os.environ.get("RAY_ADDRESS") or "this machine"
         running = f"a cluster answers at {where}" if is_reachable() else "no cluster answers; a command starts one here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from ray._common.utils import get_ray_address_file
+from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
 from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 
 from pipeline.config import Config
@@ -48,7 +49,9 @@ def connect() -> None:
         return
     address = _choose_address()
     starts = address == "local"  # whoever joins a cluster uses its folder
-    folder = make_short_temporary_folder() if starts else None
+    folder = make_short_temporary_folder(find_temporary_folder()) if starts else None
+    if folder is not None:
+        atexit.register(disconnect)  # before the folder's short name is removed, which its processes use: last in, first out
     try:
         # the dashboard's processes speak through sockets in TMPDIR, not in Ray's folder
         with divert_harmless_lines(), shorten_temporary_folder_of_children() if starts else contextlib.nullcontext():
@@ -61,6 +64,21 @@ def connect() -> None:
         raise UserError(f"the Ray cluster cannot be joined: {error}") from None
     except OSError as error:
         raise UserError(f"Ray cannot start on this machine: {error}; TMPDIR must name a folder that can be written") from None
+
+
+def disconnect() -> None:
+    """Leaves the cluster; one that ``connect`` started ends, with all of its processes."""
+    ray.shutdown()
+
+
+def count_cpus() -> float:
+    """Counts the CPUs of the cluster that ``connect`` joined."""
+    return float(ray.cluster_resources().get("CPU", 1.0))
+
+
+def find_temporary_folder() -> Path:
+    """Finds the folder in which Ray makes its files and sockets, as TMPDIR and RAY_TMPDIR say."""
+    return Path(get_default_ray_temp_dir())
 
 
 def connect_to_one_node(what: str) -> None:

@@ -16,9 +16,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import ray
-from ray._common.utils import get_default_ray_temp_dir
-
 from pipeline.errors import UserError
 
 SOCKET_BYTES = 107
@@ -33,13 +30,13 @@ LINK = "r"
 _log = logging.getLogger(__name__)
 
 
-def make_short_temporary_folder() -> str | None:
-    """Makes a shorter path to Ray's temporary folder if its own path is too long; returns None if it is short enough.
+def make_short_temporary_folder(folder: Path) -> str | None:
+    """Makes a shorter path to ``folder``, Ray's temporary one, if its own path is too long; returns None if it is short enough.
 
-    The new path, a link, is printed and is removed when this process ends. A process that is killed leaves its link behind,
-    which the next one removes. Raises UserError if no folder can hold the link.
+    The new path, a link, is printed and is removed when this process ends, before which Ray must be ended: its processes use
+    the name. A process that is killed leaves its link behind, which the next one removes. Raises UserError if no folder can
+    hold the link.
     """
-    folder = find_temporary_folder()
     if is_short_enough(folder):
         return None
     try:
@@ -52,11 +49,6 @@ def make_short_temporary_folder() -> str | None:
         latest.unlink(missing_ok=True)
     _log.warning("%s is too long a path for Ray's sockets: %s is another name for it while this command runs", folder, link)
     return str(link)
-
-
-def find_temporary_folder() -> Path:
-    """Finds the folder in which Ray makes its files and sockets, as TMPDIR and RAY_TMPDIR say."""
-    return Path(get_default_ray_temp_dir())
 
 
 @contextlib.contextmanager
@@ -98,7 +90,7 @@ def make_link(folder: Path, parents: Iterable[str]) -> Path:
             if _lock(own) is None:  # else the system releases it when this process ends, however that is
                 continue  # another process is about to remove it as left over
             (own / LINK).symlink_to(folder, target_is_directory=True)
-            atexit.register(_remove_at_exit, own)
+            atexit.register(_remove, own)
             return own / LINK
     raise UserError(f"{folder} is too long a path for Ray's sockets: set RAY_TMPDIR to a folder with a short path")
 
@@ -139,11 +131,6 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _remove_at_exit(folder: Path) -> None:
-    ray.shutdown()  # its processes still use the name
-    _remove(folder)
 
 
 def _remove(folder: Path) -> None:

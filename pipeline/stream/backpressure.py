@@ -2,18 +2,19 @@
 
 Bytes alone do not limit this stream. Tickets, the numbers of blocks to decode, are so small that Ray would make all of them at
 once: 3 M of them take 10 GB in the process that makes them. And Ray's limit for decoded blocks is half of all object stores,
-more than a slow trainer will ever need. This is a file of its own because it uses parts of Ray that are not public.
+more than a slow trainer will ever need. This is a file of its own because it uses parts of Ray that are not public. Tasks
+import it, so it does without torch.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
-from ray._private.internal_api import node_stats
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -31,6 +32,12 @@ KEPT_STATISTICS = 100
 in a run of a million blocks."""
 _AHEAD = "actnetformer.blocks_ahead"
 _FIRST = "actnetformer.first_tasks"
+
+
+def make_tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the block numbers ``first`` .. ``last`` - 1 of a span, one ticket each."""
+    for number in range(int(span["first"][0]), int(span["last"][0])):
+        yield {"block": np.array([number])}
 
 
 class BlockCount(BackpressurePolicy):  # type: ignore[misc]
@@ -105,18 +112,3 @@ def limit_blocks_ahead(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
     context.enable_progress_bars = False  # ours has rate and time left; Ray counts tickets
     context.memory_usage_poll_interval_s = None  # a thread in each task that reads /proc
     context.issue_detectors_config.detectors = []  # they advise on memory of single tasks
-
-
-@dataclass(frozen=True)
-class StoreUse:
-    """How many bytes this node's object store holds, and how many it has written to disk so far because it was full."""
-
-    used: int
-    spilled: int
-
-
-def read_store_use() -> StoreUse:
-    """Asks the object store of the node that this process runs on. Needs a connection to Ray."""
-    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
-    return StoreUse(int(stats.object_store_bytes_used), int(stats.spilled_bytes_total))

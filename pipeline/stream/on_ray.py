@@ -26,9 +26,9 @@ from pipeline.errors import UserError
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.ray_cluster.resources import Resources
 from pipeline.seeds import Floats, Ints
-from pipeline.stream.backpressure import limit_blocks_ahead
+from pipeline.stream.backpressure import limit_blocks_ahead, make_tickets
 from pipeline.stream.batches import lay_out_blocks, to_batch
-from pipeline.stream.ray_tasks import get_shared, make_tickets
+from pipeline.stream.object_store import get_shared
 
 TICKETS_PER_TASK = 1024
 """Blocks announced by one task of the few that announce blocks."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.ray_cluster import sockets
+from pipeline.ray_cluster import connect, sockets
 
 START = """
     import json, os, stat, sys, time
@@ -108,7 +108,7 @@ def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path: Path, long_
 def test_a_short_folder_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp")
-    assert sockets.make_short_temporary_folder() is None
+    assert sockets.make_short_temporary_folder(connect.find_temporary_folder()) is None
 
 
 LISTEN = """

@@ -20,10 +20,10 @@ from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.ray_cluster.resources import Resources
-from pipeline.stream.backpressure import TICKETS, read_store_use
+from pipeline.stream.backpressure import TICKETS
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.in_process import load_batches
-from pipeline.stream.object_store import read_store_figures
+from pipeline.stream.object_store import read_store_figures, read_store_use
 from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 from pipeline.training.on_ray.prometheus import Gauges
 from tests.stream.blank_videos import FRAMES, SIZE, blank, is_child
@@ -126,8 +126,8 @@ def test_a_slow_trainer_neither_spills_nor_fills_the_store(tiny: Path) -> None:
 
 def test_decode_tasks_do_not_import_torch() -> None:
     """Their processes' first block would wait for it."""
-    modules = "pipeline.stream.ray_tasks, pipeline.clips.source, pipeline.clips.isolated_decode"
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    modules = "backpressure, pipeline.stream.object_store, pipeline.clips.source, pipeline.clips.isolated_decode"
+    code = f"import sys, pipeline.stream.{modules}; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["False"]
 

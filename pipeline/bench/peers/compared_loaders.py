@@ -152,7 +152,9 @@ def measure_loader(name: str, tree: str, steps: int, steps_after: int) -> dict[s
             del timed
             free_memory()
             if uses_ray:
-                end_own_ray()  # with the stream that was not read to its end
+                from pipeline.ray_cluster.connect import disconnect
+
+                disconnect()  # with the stream that was not read to its end
             rate = 1 / measure_run(config, steps, steps_after)
         else:
             rate, _ = measure_training_rate(load, request, timed, LOADERS[name].whole_epochs)
@@ -180,13 +182,6 @@ def start_loader(name: str, tree: str) -> tuple[Config, Loader, bool]:
         os.environ["RAY_ADDRESS"] = "local"
         connect()
     return config, load, uses_ray
-
-
-def end_own_ray() -> None:
-    """Ends the Ray that ``start_loader`` started, with all of its processes."""
-    import ray
-
-    ray.shutdown()
 
 
 def _lay_out_blocks(name: str, prepared: PreparedRun, config: Config) -> BlockLayout | None:

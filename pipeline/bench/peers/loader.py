@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from typing import Any
 
-import ray
 import torch
 from torch.utils.data import DataLoader
 
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
 from pipeline.bench.peers.requests import RowViews, count_views_per_step
 from pipeline.bench.peers.svformer_loader import make_svformer_views
+from pipeline.bench.stream import time_consumers
+from pipeline.clips.batch import Batch
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.hardware import choose_device
 from pipeline.methods import make_views
 from pipeline.processes.allocator import keep_freed_memory
 from pipeline.progress import show_progress
-from pipeline.ray_cluster.connect import connect_to_one_node
+from pipeline.ray_cluster.connect import connect_to_one_node, count_cpus
 from pipeline.ray_cluster.resources import Resources
 from pipeline.ray_cluster.sockets import shorten_temporary_folder_of_children
 from pipeline.stream.batches import lay_out_blocks
-from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 
 PROCESSES = 2
 """The number of processes of the DataLoader, and of the stream's decode tasks at once."""
@@ -44,8 +45,7 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     source, _ = open_source(config)
     check_steps(steps, lay_out_blocks(source, config, 0, 1).steps_per_block)
     connect_to_one_node("bench loader")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = ray.cluster_resources().get("CPU", 1.0) / PROCESSES  # as many tasks as the DataLoader has processes
+    cpus = count_cpus() / PROCESSES  # as many tasks as the DataLoader has processes
     loaders, streams = [], []
     for _ in show_progress(range(repeats), repeats, "repeats"):
         loaders.append(measure_data_loader_rate(source, config, steps))
@@ -63,26 +63,19 @@ def bench_loader(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 
 def measure_stream_views_rate(source: VideoSource, config: Config, cpus: float) -> float:
     """Measures videos per second of the stream with one consumer that makes their views; Ray decodes on ``cpus`` CPUs."""
-    (shard,) = build_ray_stream(source, config, 0, Resources(1, 0.0, cpus, gpu=False)).streaming_split(1, equal=True)
     device = choose_device(config).type
-    remote = _consume.options(num_cpus=0, num_gpus=1 if device == "cuda" else 0)
-    times = ray.get(remote.remote(shard, config.model_dump(mode="json"), device))
-    return compute_steady_rate([times], source.plan.rows_per_step * source.plan.slots, lay_out_blocks(source, config, 0, 1))
+    make = partial(_make_views, config, device)
+    _, times = time_consumers(source, config, Resources(1, 0.0, cpus, gpu=False), make, device)
+    return compute_steady_rate(times, source.plan.rows_per_step * source.plan.slots, lay_out_blocks(source, config, 0, 1))
 
 
-@ray.remote  # type: ignore[untyped-decorator]
-def _consume(shard: ray.data.DataIterator, tree: dict[str, Any], device: str) -> list[float]:
-    """Makes the views of every batch and returns the times in seconds at which they were there."""
+def _make_views(config: Config, device: str, batch: Batch) -> None:
+    """Makes the views of a batch as training does, and waits until they are there."""
     torch.set_num_threads(1)
-    keep_freed_memory()  # as in training
-    config = Config.model_validate(tree)
-    times = []
-    for batch in read_shard_batches(shard, config.data.labeled_per_step, torch.device(device), timeout=60.0):
-        make_views(batch, config, config.run.seed, device)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.time())
-    return times
+    keep_freed_memory()
+    make_views(batch, config, config.run.seed, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure_data_loader_rate(source: VideoSource, config: Config, steps: int) -> float:

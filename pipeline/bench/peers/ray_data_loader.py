@@ -21,7 +21,7 @@ from pipeline.bench.peers.tensor_views import make_view_of_frames
 from pipeline.clips.decode import compute_crop_corner, compute_scaled_size
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
-from pipeline.stream.ray_tasks import get_shared
+from pipeline.stream.object_store import get_shared
 
 Row = dict[str, Any]
 

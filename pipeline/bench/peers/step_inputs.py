@@ -93,12 +93,9 @@ def load_in_process(request: StepsRequest) -> Iterator[StepInput]:
 
 def load_on_ray(request: StepsRequest) -> Iterator[StepInput]:
     """Loads with this project's loader for ``scale.workers=1``: Ray Data's tasks, which leave the training process its CPUs."""
-    import ray.data
-
     from pipeline.ray_cluster.connect import check_cluster
     from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     config = set_steps(request.config, request.steps + STEPS_AHEAD * compute_steps_per_block(request))
     on_one = config.model_copy(update={"scale": config.scale.model_copy(update={"workers": 1})})
     (shard,) = build_ray_stream(request.source, config, 0, check_cluster(on_one)).streaming_split(1, equal=True)

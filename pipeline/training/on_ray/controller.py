@@ -1,4 +1,4 @@
-"""What runs in Ray Train's controller: it makes the workers' stream, and steps in before workers start and end."""
+"""What runs in Ray Train's controller: it makes the workers' stream, and steps in when workers start and end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import ray.data
 from ray._private.state import state as ray_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import DataConfig
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
@@ -79,6 +81,28 @@ class StartTimeout(WorkerGroupCallback):  # type: ignore[misc]
         """Stops the timer; Ray calls it when all workers run the train function."""
         assert self._timer is not None
         self._timer.cancel()
+
+
+class SurvivingBackend(_TorchBackend):  # type: ignore[misc]
+    """Ends a group of workers even if Ray's memory monitor ended one of them.
+
+    Ray itself expects workers that have died, but not for this reason: what was reserved for them then stayed reserved, and
+    the next workers had no room.
+    """
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Ends the process group; Ray calls it before it ends the workers."""
+        with contextlib.suppress(ray.exceptions.OutOfMemoryError):
+            super().on_shutdown(worker_group, backend_config)
+
+
+class SurvivingTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's configuration of torch.distributed, with ``SurvivingBackend``."""
+
+    @property
+    def backend_cls(self) -> type[SurvivingBackend]:
+        """Returns the class that Ray sets the workers up with."""
+        return SurvivingBackend
 
 
 class CheckpointBeforeResize(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]

@@ -25,8 +25,13 @@ from pipeline.run_folder import run_store
 from pipeline.training.checkpoints import checkpoint
 from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from pipeline.training.loop import TrainingRun
-from pipeline.training.on_ray.backend import SurvivingTorchConfig
-from pipeline.training.on_ray.controller import CheckpointBeforeResize, PlannedData, StartTimeout, make_placeholder
+from pipeline.training.on_ray.controller import (
+    CheckpointBeforeResize,
+    PlannedData,
+    StartTimeout,
+    SurvivingTorchConfig,
+    make_placeholder,
+)
 from pipeline.training.on_ray.elastic_workers import ElasticTrainer
 from pipeline.training.on_ray.restarts import FAILURES, Failure, Restarts, find_root_cause, record_failures
 from pipeline.training.on_ray.run_control import RunControl, on_this_node

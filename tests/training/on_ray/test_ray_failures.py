@@ -35,8 +35,7 @@ from pipeline.manifest.schema import read_manifest
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.on_ray import controller, run_control, worker
-from pipeline.training.on_ray.backend import SurvivingBackend, SurvivingTorchConfig
-from pipeline.training.on_ray.controller import CheckpointBeforeResize, StartTimeout
+from pipeline.training.on_ray.controller import CheckpointBeforeResize, StartTimeout, SurvivingBackend, SurvivingTorchConfig
 from pipeline.training.on_ray.restarts import FinalFailure, StepFailed
 from pipeline.training.on_ray.run_control import RESIZE
 from pipeline.training.on_ray.trainer import _set_limits, fit_with_restarts
