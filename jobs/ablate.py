@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
+from pipeline.analysis.records.run_progress import read_saved_progress
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError, suggest
 from pipeline.report.report import write_report
@@ -25,7 +26,7 @@ from pipeline.studies.ablation import (
     plan_trials,
     run_study,
 )
-from pipeline.studies.cost import describe_time_left, read_progress
+from pipeline.studies.cost import describe_time_left
 from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
 from pipeline.studies.study_file import Study, read_study
 from pipeline.studies.trials import Budget
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_trials(study, trials, base, options.concurrent)
         return DONE
     budget = cache(lambda: Budget(choose_concurrency(base, options.concurrent), options.hours))
-    if not all(read_progress(trial.config).is_done for trial in trials):
+    if not all(read_saved_progress(trial.config).is_done for trial in trials):
         budget()  # that a trial does not fit is said before anything is written; where all are done no Ray is started
     problems = run_study(study, trials, base, budget)
     left = show_results(study, trials)
@@ -108,7 +109,7 @@ def choose_cells(study: Study, names: str | None) -> Mapping[str, Mapping[str, A
 def print_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent: int | None) -> None:
     """Prints each trial, how far its run is, and what the rest will cost."""
     for trial in trials:
-        print(f"{read_progress(trial.config)!s:12} {trial.config.run.name}")
+        print(f"{read_saved_progress(trial.config)!s:12} {trial.config.run.name}")
     configs = [trial.config for trial in trials]
     print(f"{len(trials)} trials in {find_study_folder(study.name, base)}")
     folders = [config.run_folder for config in configs]
@@ -117,7 +118,7 @@ def print_trials(study: Study, trials: Sequence[Trial], base: Config, concurrent
 
 def show_results(study: Study, trials: Sequence[Trial]) -> int:
     """Prints the tables, and writes the page and the tables into the study's folder. Returns how many trials are left."""
-    finished = sum(read_progress(trial.config).is_done for trial in trials)
+    finished = sum(read_saved_progress(trial.config).is_done for trial in trials)
     if finished:
         report = write_report([trials[0].config.run_folder.parent])
         print(f"{study.question}\n\n{report.table}\n\n{finished} of {len(trials)} trials\n{report.path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import DONE, make_parser, parse_folder, run
-from pipeline.analysis.run_reader import read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
 from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.records.run_record import RunRecord
 from pipeline.analysis.statistics import Estimate, adjust_by_holm, describe_verdict, estimate_mean, estimate_over_seeds
 from pipeline.config import Config, list_marked_keys
 from pipeline.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.comparison import Group
-from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.records.run_record import RunRecord
 
 MAX_POINTS = 400
 """The number of points of one curve at most: more than its pixels would only make the page large."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.analysis.study_reader import StudyRecord, TrialRecord
+from pipeline.analysis.records.study_record import StudyRecord, TrialRecord
 
 PERMUTATIONS = 1000
 FEWEST = 5

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analysis.records.study_record import StudyRecord
 from pipeline.analysis.statistics import Estimate, estimate_over_seeds
-from pipeline.analysis.study_reader import StudyRecord
 
 RANDOM, START = "random", "start"
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import Predictions, read_predictions
+from pipeline.analysis.records.run_reader import read_predictions
+from pipeline.analysis.records.run_record import Predictions
+from pipeline.analysis.records.study_reader import read_report_input
 from pipeline.analysis.statistics import Estimate, estimate_mean
-from pipeline.analysis.study_reader import read_report_input
 from pipeline.errors import UserError, suggest
 from pipeline.evaluation.metrics import find_predicted_classes
 from pipeline.evaluation.protocol import describe_protocols

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.analysis.records.run_reader import is_run
+from pipeline.analysis.records.study_reader import read_study_record
 from pipeline.analysis.run_list import describe_folder, read_top1
-from pipeline.analysis.run_reader import is_run
-from pipeline.analysis.study_reader import read_study_record
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import describe_protocol

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.analysis.comparison import BASELINE, Group, read_setting
-from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.records.run_record import RunRecord
 from pipeline.clips.sampling import describe_clip
 from pipeline.config import ClipSection, Config, load_config
 from pipeline.config.text import format_word

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import read_last_failure, read_logged_progress, read_outcome
-from pipeline.analysis.study_reader import read_study_record
+from pipeline.analysis.records.run_progress import read_last_failure, read_logged_progress, read_outcome
+from pipeline.analysis.records.study_reader import read_study_record
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.files.folder_lock import find_writer

@@ -124,4 +124,9 @@ def is_of_finished_run(evaluation: Mapping[str, Any], config: Config) -> bool:
         knobs.get(name, earlier.get(name)) == getattr(wanted, name)
         for name in ("clips", "crops", "split", "average", "checkpoint")
     )
-    return is_same and evaluation.get("trained_steps", evaluation.get("step")) == config.train.steps
+    return is_same and is_of_trained_run(evaluation, config.train.steps)
+
+
+def is_of_trained_run(evaluation: Mapping[str, Any], steps: int) -> bool:
+    """Returns whether an evaluation.json is of a run that was trained for ``steps``; what it evaluates may be older weights."""
+    return bool(evaluation.get("trained_steps", evaluation.get("step")) == steps)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.analysis.run_reader import read_predictions
+from pipeline.analysis.records.run_progress import read_saved_progress
+from pipeline.analysis.records.run_reader import read_predictions
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import STUDENTS, Config, override
 from pipeline.errors import UserError, list_first
@@ -24,7 +25,6 @@ from pipeline.manifest.schema import Manifest
 from pipeline.run_folder.contents import read_run
 from pipeline.seeds import hash_to_uint64
 from pipeline.studies.ablation import Trial, run_study
-from pipeline.studies.cost import read_progress
 from pipeline.studies.study_file import Study
 from pipeline.studies.trials import Budget
 
@@ -166,7 +166,7 @@ def find_suspects(check: LabelCheck) -> tuple[list[Suspect], int]:
         rows[str(check.manifest.table["id"][row].as_py())] = row
     suspects, checked = [], 0
     for trial in list_fold_trials(check):
-        if not read_progress(trial.config).is_done:
+        if not read_saved_progress(trial.config).is_done:
             continue
         problems: list[str] = []
         scores = read_predictions(trial.config.run_folder / "predictions.parquet", problems)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.analysis.records.run_progress import read_saved_progress
 from pipeline.config import Config, override
 from pipeline.errors import UserError
 from pipeline.labeling.candidates import Wish
@@ -22,7 +23,6 @@ from pipeline.labeling.strategies import Strategy
 from pipeline.manifest.label_subset import build_subset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.studies.ablation import Trial, find_study_folder, run_study
-from pipeline.studies.cost import read_progress
 from pipeline.studies.study_file import Study
 from pipeline.studies.trials import Budget
 
@@ -109,7 +109,7 @@ def run_rounds(plan: RoundsPlan, choose_concurrency: Callable[[], int], hours: f
         print(f"round {number} of {plan.rounds}: {len(new)} runs", flush=True)
         study = Study(plan.name, QUESTION, {trial.cell: trial.values for trial in trials}, is_grid=False)
         problems = run_study(study, trials, plan.base, afford)
-        if problems or not all(read_progress(trial.config).is_done for trial in new):
+        if problems or not all(read_saved_progress(trial.config).is_done for trial in new):
             return problems
     return {}
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_reader import read_report_input
+from pipeline.analysis.records.study_record import ReportInput
 from pipeline.analysis.run_list import UNDER_WAY
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import ReportInput, read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import find_writer
 from pipeline.report.loopback import HOST, LoopbackHandler, open_port

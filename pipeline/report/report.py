@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.analysis.study_reader import ReportInput, read_report_input
+from pipeline.analysis.records.study_reader import read_report_input
+from pipeline.analysis.records.study_record import ReportInput
 from pipeline.errors import UserError
 from pipeline.report.pages.report_content import Content, collect_content
 from pipeline.report.pages.report_page import render_report

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.analysis.run_reader import CALIBRATION, OTHER_DATA, is_run, read_json_lines
-from pipeline.analysis.study_reader import read_report_input
+from pipeline.analysis.records.run_reader import CALIBRATION, OTHER_DATA, is_run, read_json_lines
+from pipeline.analysis.records.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
 from pipeline.run_folder.contents import PREDICTORS, write_text

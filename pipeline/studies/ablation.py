@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.analysis.records.run_progress import read_saved_progress
 from pipeline.config import Config, override
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import IN_USE, lock_file
@@ -21,7 +22,6 @@ from pipeline.lifecycle.train_and_evaluate import read_evaluation, sum_training_
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import read_manifest
 from pipeline.run_folder.study_folder import read_trials, write_study_facts, write_trials
-from pipeline.studies.cost import read_progress
 from pipeline.studies.run_trials import run_jobs
 from pipeline.studies.study_file import LABELS, Study, resolve_multiples
 from pipeline.studies.trials import Budget, Job
@@ -35,7 +35,7 @@ FILES_SECONDS = 60.0
 class Trial:
     """One cell of a study with one seed, which is to be run.
 
-    What a study's files say about a trial is ``pipeline.analysis.study_reader.TrialRecord``.
+    What a study's files say about a trial is ``pipeline.analysis.records.study_record.TrialRecord``.
     """
 
     cell: str
@@ -220,7 +220,7 @@ def _find_baseline(trials: Sequence[Trial], base: Config) -> dict[str, Any] | No
 
 def _build_line(trial: Trial, number: int, failure: str | None) -> dict[str, Any]:
     """Builds the trial's line of ``trials.jsonl``."""
-    state = read_progress(trial.config)
+    state = read_saved_progress(trial.config)
     values: dict[str, float | None] = dict.fromkeys(("mean", "primary", "auxiliary"))
     if state.is_done:
         summary = json.loads((trial.config.run_folder / "evaluation.json").read_text(encoding="utf-8"))

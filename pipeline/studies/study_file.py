@@ -21,7 +21,7 @@ LABELS = "labels"
 class Study:
     """A question and the cells that answer it: all combinations of a grid, or named cases.
 
-    A study that was run, as its folder describes it, is ``pipeline.analysis.study_reader.StudyRecord``.
+    A study that was run, as its folder describes it, is ``pipeline.analysis.records.study_record.StudyRecord``.
     """
 
     name: str

@@ -17,8 +17,8 @@ from pipeline.analysis.comparison import (
     group_runs,
     sort_groups,
 )
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import read_report_input
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.report.parts.formats import format_text
 from pipeline.report.parts.sentences import list_caveats

@@ -28,7 +28,7 @@ from pipeline.analysis.label_quality import (
     read_saved_scores,
     split_training_time,
 )
-from pipeline.analysis.run_reader import read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.config import STUDENTS, Config
 from pipeline.manifest.schema import read_manifest
 from pipeline.methods import build_method

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.analysis.label_rounds import compare_with_random, is_rounds, read_curves
-from pipeline.analysis.study_reader import read_report_input, read_study_record
+from pipeline.analysis.records.study_reader import read_report_input, read_study_record
 from pipeline.manifest.schema import Manifest
 from pipeline.report.sections.rounds_section import build_rounds_sections, build_rounds_table
 from tests.study_folders import SaveRun, line, write_study

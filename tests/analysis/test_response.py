@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pipeline.analysis.comparison import Group, group_runs
 from pipeline.analysis.importance import compute_importances, compute_ranks
+from pipeline.analysis.records.study_reader import read_report_input, read_study_record
+from pipeline.analysis.records.study_record import Objective, StudyRecord, TrialRecord
 from pipeline.analysis.response import choose_response
-from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord, read_report_input, read_study_record
 from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
 from pipeline.report.plots.search_plots import (
     draw_history,

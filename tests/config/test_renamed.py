@@ -11,7 +11,7 @@ import yaml
 
 from jobs import report, train
 from jobs.command import run
-from pipeline.analysis.study_reader import read_study_record
+from pipeline.analysis.records.study_reader import read_study_record
 from pipeline.config import Config, list_keys, load_config, parse_config
 from pipeline.config.renamed import REMOVED, RENAMED, translate_old_names, translate_to_old_names
 from pipeline.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import evaluate, report
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.analysis.run_reader import read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.manifest.schema import read_manifest, write_manifest
 from tests.model_folders import read, rewrite
 

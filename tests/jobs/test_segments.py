@@ -16,9 +16,9 @@ import yaml
 from jobs import ablate, inspect, predict, search, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.analysis.comparison import group_runs
+from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.analysis.run_description import build_command as command_of
 from pipeline.analysis.run_description import build_setting_table
-from pipeline.analysis.run_reader import read_run_record
 from pipeline.bench.decode import bench_decode
 from pipeline.config import load_config
 from pipeline.manifest.label_subset import DrawOptions, draw_labels, write_labels

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.analysis import run_description
-from pipeline.analysis.run_reader import read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.schema import Manifest

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.analysis.study_reader import read_study_record
+from pipeline.analysis.records.study_reader import read_study_record
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder.study_folder import write_study_facts, write_trials

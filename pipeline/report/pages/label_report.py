@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipeline.analysis.comparison import choose_baseline, group_runs
 from pipeline.analysis.label_quality import read_saved_scores
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import read_report_input
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.report.parts import formats
 from pipeline.report.parts.html import SORTING, hash_script, render_page, write_file, write_page

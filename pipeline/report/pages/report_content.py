@@ -17,8 +17,8 @@ from pipeline.analysis.comparison import (
     select_best_groups,
     sort_groups,
 )
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import ReportInput, StudyRecord
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_record import ReportInput, StudyRecord
 from pipeline.report.plots.drawing import NUM_COLORS
 from pipeline.report.sections.search_section import group_trials
 

@@ -15,9 +15,9 @@ import yaml
 from pipeline.analysis import run_description
 from pipeline.analysis.comparison import BASELINE, Group
 from pipeline.analysis.curves import PANELS, build_curves
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_record import TrialRecord
 from pipeline.analysis.response import choose_response
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import TrialRecord
 from pipeline.report.pages.report_content import Content
 from pipeline.report.parts import sentences
 from pipeline.report.parts.html import REPORT_SCRIPT, hash_script, render_page

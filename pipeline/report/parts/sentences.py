@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.comparison import BASELINE, Difference, Group
+from pipeline.analysis.records.run_record import RunRecord, name_data
+from pipeline.analysis.records.study_record import ReportInput, StudyRecord
 from pipeline.analysis.response import Response
-from pipeline.analysis.run_reader import RunRecord, name_data
 from pipeline.analysis.statistics import ALPHA, Estimate, format_p
-from pipeline.analysis.study_reader import ReportInput, StudyRecord
 from pipeline.evaluation.metrics import compute_confusion_matrix, compute_mean_and_sd, find_predicted_classes
 from pipeline.report.parts.tables import format_hours, format_signed
 from pipeline.run_folder.contents import PREDICTORS

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.analysis.comparison import Difference, Group
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_record import Objective, StudyRecord, TrialRecord
 from pipeline.analysis.run_description import describe_labels, describe_steps
-from pipeline.analysis.run_reader import RunRecord
 from pipeline.analysis.statistics import Estimate, format_p
-from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
 from pipeline.config import find_short_name
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.run_folder.contents import PREDICTORS

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pipeline.analysis.importance import Importance, find_searched_keys, is_number, select_judged_trials
-from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
+from pipeline.analysis.records.study_record import Objective, StudyRecord, TrialRecord
 from pipeline.report.parts.tables import format_number, shorten_key, sort_best_first
 from pipeline.report.plots.drawing import GLYPH_WIDTH, MUTED, RULE, SERIES, SIZE, STYLE, format_tick, render_svg, style_axes
 from pipeline.report.plots.response_plots import LOGARITHMIC

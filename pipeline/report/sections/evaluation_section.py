@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.run_reader import Predictions, RunRecord, name_data
+from pipeline.analysis.records.run_record import Predictions, RunRecord, name_data
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluation_summary import compute_figures
 from pipeline.report.parts.tables import DASH, Cell, Table, build_percent_cell

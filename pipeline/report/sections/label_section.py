@@ -17,7 +17,7 @@ from pipeline.analysis.label_quality import (
     join_scores,
     read_saved_scores,
 )
-from pipeline.analysis.run_reader import RunRecord
+from pipeline.analysis.records.run_record import RunRecord
 from pipeline.config import STUDENTS
 from pipeline.report.parts.tables import Table
 from pipeline.report.plots.drawing import Drawing

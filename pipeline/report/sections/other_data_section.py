@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.analysis.comparison import Group
-from pipeline.analysis.run_reader import RunRecord, name_data, read_predictions
+from pipeline.analysis.records.run_reader import read_predictions
+from pipeline.analysis.records.run_record import RunRecord, name_data
 from pipeline.report.sections.class_section import ClassFigures, build_class_section
 from pipeline.report.sections.evaluation_section import EvaluationFigures, build_evaluation_section
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.analysis.curves import Curve, Panel
 from pipeline.analysis.label_rounds import RANDOM, StrategyCurve, compare_with_random, is_rounds, read_curves
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import ReportInput, StudyRecord
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_record import ReportInput, StudyRecord
 from pipeline.report.parts.tables import Cell, Table, format_signed, list_protocols
 from pipeline.report.plots.drawing import NUM_COLORS, Drawing
 from pipeline.report.plots.line_plots import draw_panel

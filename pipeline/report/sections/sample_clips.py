@@ -12,7 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.run_reader import Predictions, RunRecord
+from pipeline.analysis.records.run_record import Predictions, RunRecord
 from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import find_predicted_classes

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.analysis.comparison import Group
 from pipeline.analysis.importance import compute_importances, find_searched_keys, select_judged_trials
-from pipeline.analysis.run_reader import RunRecord
-from pipeline.analysis.study_reader import ReportInput, StudyRecord, TrialRecord
+from pipeline.analysis.records.run_record import RunRecord
+from pipeline.analysis.records.study_record import ReportInput, StudyRecord, TrialRecord
 from pipeline.report.parts.sentences import describe_best_trial
 from pipeline.report.parts.tables import Table, build_trials_table, shorten_key, sort_best_first
 from pipeline.report.plots.drawing import Drawing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.analysis.study_reader import Objective, StudyRecord, TrialRecord
+from pipeline.analysis.records.study_record import Objective, StudyRecord, TrialRecord
 from pipeline.report.parts.formats import escape_latex, format_latex, format_markdown, format_text
 from pipeline.report.parts.tables import Cell, Table, build_trials_table, format_hours, format_number, shorten_key
 

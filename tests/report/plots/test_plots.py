@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.analysis.comparison import group_runs
 from pipeline.analysis.curves import MAX_POINTS, MAX_POINTS_OF_PANEL, PANELS, build_curves, thin_points
-from pipeline.analysis.study_reader import read_report_input
+from pipeline.analysis.records.study_reader import read_report_input
 from pipeline.report.plots.drawing import format_tick, spread_boxes
 from pipeline.report.plots.line_plots import draw_confusion, draw_panel
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from pipeline.analysis.run_reader import Predictions, read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
+from pipeline.analysis.records.run_record import Predictions
 from pipeline.evaluation.calibration import apply_temperature
 from pipeline.report.plots.confusion_order import list_cells, order_by_confusion
 from pipeline.report.report import write_report

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.run_reader import read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.manifest.schema import Manifest
 from pipeline.report.report import write_report
 from pipeline.report.small_copy import copy_runs

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.analysis.run_reader import Predictions, read_run_record
+from pipeline.analysis.records.run_reader import read_run_record
+from pipeline.analysis.records.run_record import Predictions
 from pipeline.manifest.schema import Manifest
 from pipeline.report.sections.sample_clips import NUM_FRAMES, SIDE, build_samples, choose_clips, decode_thumbnails
 

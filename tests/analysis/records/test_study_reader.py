@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from jobs import train
-from pipeline.analysis.run_reader import read_run_record
-from pipeline.analysis.study_reader import read_report_input, read_study_record
+from pipeline.analysis.records.run_reader import read_run_record
+from pipeline.analysis.records.study_reader import read_report_input, read_study_record
 from pipeline.report.parts.sentences import describe_best_trial
 from pipeline.report.report import write_report
 from tests.study_folders import SEARCH, line, search_trials, write_population, write_search, write_study
