@@ -11,17 +11,17 @@ from jobs.command import DONE, make_parser, parse_folder, run
 from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.clips.source import VideoSource
 from pipeline.errors import UserError, list_first
-from pipeline.evaluation.calibrate import CALIBRATION_FILE, calibrate, list_calibration_notes
 from pipeline.evaluation.calibration import apply_temperature, compute_calibration, is_of_evaluation
 from pipeline.evaluation.evaluate import EvaluationFiles, evaluate
 from pipeline.evaluation.evaluation_summary import describe_lost_videos, describe_untested_classes, format_figures
 from pipeline.evaluation.protocol import describe_protocol
+from pipeline.evaluation.temperatures import CALIBRATION_FILE, calibrate, list_calibration_notes
 from pipeline.files.folder_lock import lock_folder
-from pipeline.lifecycle.saved_model import check_folder, open_model
-from pipeline.lifecycle.saved_run import OtherData, SavedRun, has_own_data, open_other_data, open_run_source, open_saved_run
 from pipeline.lifecycle.train_and_evaluate import plan_scoring
 from pipeline.model_folder.read_folder import is_model_folder
 from pipeline.run_folder.contents import PREDICTORS
+from pipeline.saved_models.saved_model import check_folder, open_model
+from pipeline.saved_models.saved_run import OtherData, SavedRun, has_own_data, open_other_data, open_run_source, open_saved_run
 from pipeline.training.held_out import find_held_out_videos
 
 ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root=")

@@ -20,7 +20,7 @@ from pipeline.export.model_folder_writer import export_model
 from pipeline.export.onnx_programs import require_onnx_packages
 from pipeline.export.programs import ProgramRequest
 from pipeline.export.trained_elsewhere import open_trained_elsewhere, parse_checkpoints, read_class_file
-from pipeline.lifecycle.saved_run import SavedRun, open_saved_run
+from pipeline.saved_models.saved_run import SavedRun, open_saved_run
 
 ALLOWED = ("evaluation.", "data.manifest=", "data.labels=", "data.root=")
 """The keys that may be overridden: how the model is to be evaluated, and where the run's data lies now."""

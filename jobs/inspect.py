@@ -12,7 +12,6 @@ from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError, list_first
-from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import format_summary, summarize_manifest
 from pipeline.manifest.verify import find_altered_files
@@ -20,6 +19,7 @@ from pipeline.methods import find_first_unlabeled_step
 from pipeline.report.pages.contact_sheet import write_contact_sheet
 from pipeline.report.pages.step_views import write_step_page
 from pipeline.report.parts.html import write_file, write_page
+from pipeline.saved_models.saved_run import check_inputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,15 +14,15 @@ from pathlib import Path
 from jobs.command import DONE, FAILED, make_parser, parse_folder, parse_positive, run
 from pipeline.errors import UserError
 from pipeline.evaluation.rejection import LARGEST_SHARE, Rejection
-from pipeline.lifecycle.saved_model import open_model
-from pipeline.lifecycle.saved_run import open_file_source
-from pipeline.lifecycle.saved_temperatures import SavedTemperatures, choose_rejection, read_temperatures
 from pipeline.lifecycle.train_and_evaluate import plan_scoring
 from pipeline.manifest.seeded_order import parse_share
 from pipeline.prediction.input_videos import list_inputs
 from pipeline.prediction.prediction_run import PredictionRun, Rows, describe_statuses
 from pipeline.prediction.prediction_tables import check_out
 from pipeline.prediction.timeline import Windows, parse_seconds
+from pipeline.saved_models.saved_model import open_model
+from pipeline.saved_models.saved_run import open_file_source
+from pipeline.saved_models.saved_temperatures import SavedTemperatures, choose_rejection, read_temperatures
 
 ALLOWED = ("evaluation.", "scale.")
 MOST_LINES = 100

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from jobs.command import DONE, make_parser, parse_folder, parse_positive, run
 from pipeline.errors import Stopped, UserError
-from pipeline.lifecycle.saved_model import check_folder, open_model
 from pipeline.prediction.timeline import parse_seconds
+from pipeline.saved_models.saved_model import check_folder, open_model
 from pipeline.serving.requests.limits import MEBIBYTE, Limits
 from pipeline.serving.requests.scratch import Scratch
 

@@ -19,11 +19,11 @@ from pipeline.bench.figures import compute_ratio
 from pipeline.clips.source import open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.lifecycle.saved_run import SavedRun, open_file_source
 from pipeline.methods import build_students
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import choose_scorer, predict_inputs
 from pipeline.run_folder.contents import Fingerprints
+from pipeline.saved_models.saved_run import SavedRun, open_file_source
 from pipeline.serving.in_process import open_answerer
 from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.requests.limits import Limits

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline.clips.source import VideoSource
 from pipeline.config import Config
+from pipeline.evaluation.evaluation_parts import choose_parts_folder, delete_parts
 from pipeline.evaluation.evaluation_summary import summarize
-from pipeline.evaluation.parts import choose_parts_folder, delete_parts
 from pipeline.evaluation.protocol import collect_protocol
 from pipeline.evaluation.score_videos import score_videos
 from pipeline.evaluation.video_scores import VideoScores

@@ -17,7 +17,7 @@ from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.parts import choose_unit, delete_parts, keep_parts, read_parts
+from pipeline.evaluation.evaluation_parts import choose_unit, delete_parts, keep_parts, read_parts
 from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.evaluation.scorer import Block, Scorer, choose_batch_views
 from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores

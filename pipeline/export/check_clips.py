@@ -12,10 +12,10 @@ from pipeline.clips.decode import DecodeError, UInt8s
 from pipeline.clips.source import VideoSource
 from pipeline.config import STUDENTS
 from pipeline.errors import UserError
-from pipeline.lifecycle.saved_run import SavedRun, open_file_source, open_run_source
 from pipeline.prediction.file_manifest import make_manifest
 from pipeline.prediction.input_videos import list_inputs
 from pipeline.processes.isolation import count_cores
+from pipeline.saved_models.saved_run import SavedRun, open_file_source, open_run_source
 from pipeline.seeds import Ints
 from pipeline.stream.in_process import map_ahead
 

@@ -14,8 +14,8 @@ from pipeline.config import override
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import collect_protocol, describe_protocol
 from pipeline.export.check_clips import decode_middle_clips
-from pipeline.lifecycle.saved_run import SavedRun, has_own_data, open_other_data, open_run_source
 from pipeline.manifest.verify import sample_evenly
+from pipeline.saved_models.saved_run import SavedRun, has_own_data, open_other_data, open_run_source
 from pipeline.seeds import Ints
 
 CALIBRATION_VIDEOS = 64

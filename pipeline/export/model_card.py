@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.evaluation.evaluation_summary import describe_lost_videos
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.export.int8_figures import describe_int8
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 
 DISPLAY_NAMES = {"primary": "primary", "auxiliary": "auxiliary", "mean": "mean of both"}
 LISTED_CLASSES = 100

@@ -22,7 +22,6 @@ from pipeline.export.folder_replacement import lock_output, replace_folder
 from pipeline.export.model_card import write_card
 from pipeline.export.programs import ProgramRequest, WrittenPrograms, write_programs
 from pipeline.files.tensor_files import save_tensors
-from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.model_folder.read_folder import (
     CALIBRATION,
     CARD,
@@ -44,6 +43,7 @@ from pipeline.model_folder.read_folder import (
     read_model_folder,
 )
 from pipeline.run_folder.contents import read_run
+from pipeline.saved_models.saved_run import SavedRun
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from pipeline.config import STUDENTS, Config, PlainConv3dSection
 from pipeline.errors import UserError
 from pipeline.files.tensor_files import save_tensors
-from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.methods import build_students
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.run_folder.contents import Fingerprints
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.students import Student, load_weights
 
 UNKNOWN = "unknown"

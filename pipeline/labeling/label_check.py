@@ -18,11 +18,11 @@ from pipeline.config import STUDENTS, Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.labeling.small_clips import decode_small_clips
 from pipeline.labeling.suggest import Suggestions, describe_candidate, guess_classes
-from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.label_subset import LabelSubset, Rows, build_subset, read_labels, write_labels
 from pipeline.manifest.labeling_answers import guard
 from pipeline.manifest.schema import Manifest
 from pipeline.run_folder.contents import read_run
+from pipeline.saved_models.saved_run import check_inputs
 from pipeline.seeds import hash_to_uint64
 from pipeline.studies.ablation import Trial, run_study
 from pipeline.studies.study_file import Study

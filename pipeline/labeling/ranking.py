@@ -15,9 +15,9 @@ from pipeline.labeling.candidates import Wish, find_answered, find_candidates
 from pipeline.labeling.measures import Floats
 from pipeline.labeling.opinions import Opinions, PredictedScores, Scores, TrainingScores, read_opinions, read_probabilities
 from pipeline.labeling.strategies import DIVERSE, choose_balanced, choose_diverse, count_pool, rank_videos
-from pipeline.lifecycle.saved_run import check_inputs
 from pipeline.manifest.label_subset import LabelSubset
 from pipeline.run_folder.contents import read_run
+from pipeline.saved_models.saved_run import check_inputs
 from pipeline.seeds import Ints
 
 MAX_READ = 20_000

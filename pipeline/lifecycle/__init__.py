@@ -1,1 +1,1 @@
-"""One run: trained and evaluated, checked by overfitting, or opened again from its folder. Many runs are in studies."""
+"""One run: trained and evaluated, or checked by overfitting. Many runs are in studies; one is opened again by saved_models."""

@@ -16,7 +16,7 @@ from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import PREDICTORS, lock_run, read_metrics, write_text
 from pipeline.training.checkpoints import checkpoint
-from pipeline.training.checkpoints.checkpoint_facts import FILES, parse_step, read_facts
+from pipeline.training.checkpoints.checkpoint_facts import parse_step
 from pipeline.training.gpu_memory import check_training
 from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import PreparedRun
@@ -38,7 +38,7 @@ def complete_run(prepared: PreparedRun, concurrent: int = 1) -> dict[str, Any]:
     with lock_run(prepared.run.config):
         weights, step = newest = _train(prepared, resources)
         if prepared.run.config.evaluation.checkpoint == "best":
-            weights, step = find_best_weights(prepared.run.folder, prepared.run.store)
+            weights, step = checkpoint.find_best_weights(prepared.run.folder, prepared.run.store)
         summary = evaluate(prepared.run.source, prepared.run.config, weights, step, resources, trained_steps=newest[1])
         if prepared.run.store is not None:
             run_store.push_files(prepared.run.folder, prepared.run.store)
@@ -102,14 +102,6 @@ def _train(prepared: PreparedRun, resources: Resources | None) -> tuple[Path, in
     if newest is None:
         raise UserError(f"{prepared.run.folder} holds no whole checkpoint", problems)
     return newest / "model.safetensors", parse_step(newest.name)
-
-
-def find_best_weights(folder: Path, store: str | None = None) -> tuple[Path, int]:
-    """Finds the weights and the step of the checkpoint that ``evaluation.checkpoint=best`` means. Raises UserError."""
-    best, problems = checkpoint.find_best(folder, store)
-    if best is None:
-        raise UserError(f"evaluation.checkpoint=best: {folder} has no such checkpoint; evaluation.checkpoint=last:", problems)
-    return best / FILES[0], int(read_facts(best)["step"])
 
 
 def _fit(prepared: PreparedRun, resources: Resources | None) -> None:

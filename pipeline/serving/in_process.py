@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.model.answers import Answer, RequestOptions
 from pipeline.serving.model.served_model import ServedModel

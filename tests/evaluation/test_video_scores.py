@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.clips.source import Columns
 from pipeline.config import Config, load_config
-from pipeline.evaluation import parts
+from pipeline.evaluation import evaluation_parts as parts
 from pipeline.evaluation.video_scores import VideoScores, gather_videos, join_video_scores, read_video_scores
 from pipeline.run_folder.contents import PREDICTORS
 

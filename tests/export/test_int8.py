@@ -17,7 +17,7 @@ from pipeline.export.check_clips import decode_test_clips
 from pipeline.export.int8_figures import Int8Figures, describe_int8, measure_int8
 from pipeline.export.int8_videos import find_int8_videos
 from pipeline.export.network_programs import PROGRAMS
-from pipeline.lifecycle.saved_run import open_run_source, open_saved_run
+from pipeline.saved_models.saved_run import open_run_source, open_saved_run
 from tests.model_folders import read, video_of
 
 

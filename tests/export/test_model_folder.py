@@ -18,8 +18,8 @@ from jobs import compare, evaluate, export, predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.evaluation.protocol import collect_protocol, describe_protocol
 from pipeline.export import model_folder_writer
-from pipeline.lifecycle.saved_model import open_model
 from pipeline.model_folder.read_folder import CHECKSUMS, REQUIRED
+from pipeline.saved_models.saved_model import open_model
 from tests.model_folders import read, rewrite, video_of
 
 

@@ -30,11 +30,11 @@ from pipeline.export.network_programs import (
     trace_networks,
 )
 from pipeline.export.onnx_programs import load_onnx_program, write_onnx_programs
-from pipeline.lifecycle.saved_model import open_model
-from pipeline.lifecycle.saved_run import open_run_source
 from pipeline.manifest.schema import read_manifest
 from pipeline.methods import build_students
 from pipeline.model_folder.read_folder import CHECKSUMS
+from pipeline.saved_models.saved_model import open_model
+from pipeline.saved_models.saved_run import open_run_source
 from tests.model_folders import read, video_of
 
 

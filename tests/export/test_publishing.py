@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs import evaluate, report
 from jobs.command import DONE, run
-from pipeline.evaluation.parts import FOLDER
+from pipeline.evaluation.evaluation_parts import FOLDER
 from pipeline.files.folder_lock import LOCK
 from pipeline.manifest.schema import read_manifest, write_manifest
 

@@ -17,9 +17,9 @@ from jobs import compare, evaluate, export, predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.config import ClipSection, SlowResNetSection
 from pipeline.export.trained_elsewhere import read_class_file
-from pipeline.lifecycle.saved_model import open_model
 from pipeline.manifest.schema import read_manifest
 from pipeline.model_folder.read_folder import read_model_folder
+from pipeline.saved_models.saved_model import open_model
 from pipeline.students import build_student
 from tests.students.test_weights import mmaction2_keys, slowfast_keys
 

@@ -29,9 +29,9 @@ from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.evaluation import parts, score_videos
 from pipeline.evaluation.protocol import list_views
-from pipeline.lifecycle.saved_run import SavedRun, open_other_data, open_run_source, open_saved_run
 from pipeline.manifest.schema import SCHEMA, read_manifest, resolve_uri, write_manifest
 from pipeline.methods import build_students
+from pipeline.saved_models.saved_run import SavedRun, open_other_data, open_run_source, open_saved_run
 
 PREDICTORS = (*STUDENTS, "mean")
 

@@ -15,11 +15,11 @@ from jobs import export, predict, train
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.evaluation.calibration import apply_temperatures
 from pipeline.evaluation.protocol import collect_protocol
-from pipeline.lifecycle.saved_model import open_model
-from pipeline.lifecycle.saved_temperatures import read_temperatures
 from pipeline.manifest.schema import read_manifest
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.run_folder.contents import PREDICTORS
+from pipeline.saved_models.saved_model import open_model
+from pipeline.saved_models.saved_temperatures import read_temperatures
 
 VALUES = {"primary": 0.5, "auxiliary": None, "mean": 2.0}
 """The auxiliary has none, as where all held-out videos are right."""

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.config import load_config
-from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.methods import build_students
 from pipeline.run_folder.contents import Fingerprints
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.in_process import InProcess
 from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.model.served_model import ServedModel

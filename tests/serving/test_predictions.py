@@ -13,12 +13,12 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation.scorer import Scorer
-from pipeline.lifecycle.saved_run import SavedRun, open_file_source
 from pipeline.prediction.file_manifest import probe_here
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import choose_scorer, predict_inputs
 from pipeline.prediction.timeline import Windows, predict_timelines
 from pipeline.processes.isolation import count_cores
+from pipeline.saved_models.saved_run import SavedRun, open_file_source
 from pipeline.serving.in_process import InProcess
 from pipeline.serving.model.score_batches import ScoreBatches
 from pipeline.video.probe import ProbeOptions, probe_file

@@ -14,11 +14,11 @@ from jobs.command import run
 from pipeline.config import STUDENTS, Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation.score_videos import score_all_views
-from pipeline.lifecycle.saved_run import open_saved_run
 from pipeline.lifecycle.train_and_evaluate import complete_run, read_evaluation
 from pipeline.manifest.label_subset import read_labels
 from pipeline.methods import build_students
 from pipeline.run_folder.contents import read_metrics
+from pipeline.saved_models.saved_run import open_saved_run
 from pipeline.training import held_out, loop
 from pipeline.training.checkpoints.checkpoint_facts import read_facts
 from pipeline.training.in_process import fit_in_process

@@ -21,13 +21,13 @@ from pipeline.clips.source import Columns, VideoSource
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.evaluation.scorer import Scorer
-from pipeline.lifecycle.saved_run import SavedRun, open_file_source
-from pipeline.lifecycle.saved_temperatures import read_temperatures
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.prediction.input_videos import InputVideo
 from pipeline.prediction.predict_inputs import NOT_FINITE, Prediction, ScoreRows, predict_inputs
 from pipeline.prediction.timeline import Windows, place_windows, predict_timelines
 from pipeline.processes.isolation import ProcessLimits, count_cores, end_calls_at
+from pipeline.saved_models.saved_run import SavedRun, open_file_source
+from pipeline.saved_models.saved_temperatures import read_temperatures
 from pipeline.seeds import Ints
 from pipeline.serving.model.answers import Answer, ModelFacts, RequestOptions, Timings, make_answer
 from pipeline.serving.model.decoded_memory import DecodedMemory

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.model.answers import Answer, RequestOptions
 from pipeline.serving.model.served_model import ModelIdentity, ServedModel
 from pipeline.serving.requests.limits import Limits, Refusal, make_too_late_refusal

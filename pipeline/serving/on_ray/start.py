@@ -13,8 +13,8 @@ import ray
 from ray import serve
 
 from pipeline.errors import UserError
-from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.ray_cluster.connect import connect, is_reachable
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.model.served_model import identify_model
 from pipeline.serving.on_ray.placement import find_lack, plan_replica

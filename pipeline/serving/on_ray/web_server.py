@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import serve
 
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.model.served_model import ModelIdentity, identify_model
 from pipeline.serving.on_ray.placement import plan_replica_anywhere

@@ -9,7 +9,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from pipeline.serving.requests.limits import Refusal
-from pipeline.serving.requests.options import check_names
+from pipeline.serving.requests.option_names import check_names
 
 HEADER_BYTES = 8 * 1024
 """Bytes of the headers of a part, at most."""

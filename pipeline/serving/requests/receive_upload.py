@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from pipeline.serving.requests.limits import Limits, Refusal, make_too_large_refusal, make_too_slow_refusal
-from pipeline.serving.requests.options import check_names
+from pipeline.serving.requests.option_names import check_names
 from pipeline.serving.requests.read_form import save_file_of_form
 from pipeline.serving.requests.scratch import Scratch
 

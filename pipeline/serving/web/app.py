@@ -20,7 +20,7 @@ from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.model.answers import Answer, Problem, RequestOptions
 from pipeline.serving.requests.fetch_uri import UriRules
 from pipeline.serving.requests.limits import MEBIBYTE, Limits, Refusal
-from pipeline.serving.requests.options import OPTIONS, check_names
+from pipeline.serving.requests.option_names import OPTIONS, check_names
 from pipeline.serving.requests.receive_upload import drain
 from pipeline.serving.requests.scratch import Scratch
 from pipeline.serving.web.access import ASGI, Access, Receive, Scope, Send

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.files.disk import sync_to_disk
 from pipeline.files.tensor_files import save_tensors
 from pipeline.methods import Method
@@ -198,6 +199,14 @@ def find_best(run_folder: Path, store: str | None = None) -> tuple[Path | None, 
     except DamagedCheckpoint as error:
         return None, [str(error)]
     return best, problems
+
+
+def find_best_weights(folder: Path, store: str | None = None) -> tuple[Path, int]:
+    """Finds the weights and the step of the checkpoint that ``evaluation.checkpoint=best`` means. Raises UserError."""
+    best, problems = find_best(folder, store)
+    if best is None:
+        raise UserError(f"evaluation.checkpoint=best: {folder} has no such checkpoint; evaluation.checkpoint=last:", problems)
+    return best / FILES[0], int(read_facts(best)["step"])
 
 
 def delete_old_checkpoints(run_folder: Path, step: int, keep: int, best: Mapping[int, float] = {}, keep_best: int = 0) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pipeline.clips import isolated_decode
-from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.processes.isolation import count_cores
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.model import served_model
 from pipeline.serving.model.answers import RequestOptions
 from pipeline.serving.model.decoded_memory import DecodedMemory

@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.lifecycle.saved_run import SavedRun
 from pipeline.processes.isolation import ChildProcess, ProcessLimits
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.model.served_model import ModelIdentity, identify_model
 from pipeline.serving.on_ray.replicas import Replica
 from pipeline.serving.web.access import TOKEN_VARIABLE, take_token

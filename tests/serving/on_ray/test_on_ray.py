@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jobs import serve as serve_job
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.in_process import open_answerer
 from pipeline.serving.model.answerer import Answerer
 from pipeline.serving.web.server_metrics import Metrics

@@ -14,7 +14,7 @@ from ray import serve
 from jobs import serve as serve_job
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.on_ray import start
 from pipeline.serving.on_ray.placement import plan_replica
 from tests.serving.web.test_access import TOKEN

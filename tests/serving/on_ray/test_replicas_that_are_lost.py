@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray import serve
 
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.saved_models.saved_run import SavedRun
 from pipeline.serving.in_process import InProcess
 from pipeline.serving.model.answers import RequestOptions
 from pipeline.serving.model.served_model import identify_model

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.calibrate import CALIBRATION_FILE
 from pipeline.evaluation.calibration import TEMPERATURES, is_of_evaluation
 from pipeline.evaluation.protocol import collect_protocol
 from pipeline.evaluation.rejection import LARGEST_SHARE, Rejection, count_least, find_rejection
-from pipeline.lifecycle.saved_run import SavedRun
+from pipeline.evaluation.temperatures import CALIBRATION_FILE
 from pipeline.model_folder.read_folder import compute_sha256
 from pipeline.run_folder.contents import PREDICTORS
+from pipeline.saved_models.saved_run import SavedRun
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pipeline.clips.source import VideoSource, open_view_source
 from pipeline.config import Config, override
 from pipeline.errors import UserError, list_first
 from pipeline.files import storage
-from pipeline.lifecycle.train_and_evaluate import find_best_weights
 from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import SCHEMA, Manifest, compute_fingerprint
@@ -76,7 +75,7 @@ def open_saved_run(folder: Path, overrides: Sequence[str] = (), allowed: Sequenc
         raise UserError(f"{newest} is a checkpoint of another run (its fingerprints are not those of facts.json): remove it")
     weights, step = newest / FILES[0], int(state["step"])
     if config.evaluation.checkpoint == "best":
-        weights, step = find_best_weights(folder)
+        weights, step = checkpoint.find_best_weights(folder)
     moved, note = _has_moved(trained, config), _note_kept_root(trained, config)
     return SavedRun(folder, config, classes, fingerprints, videos, weights, step, int(state["step"]), moved, note)
 

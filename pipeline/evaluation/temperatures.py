@@ -14,7 +14,7 @@ from pipeline.clips.source import VideoSource
 from pipeline.config import Config
 from pipeline.evaluation.calibration import TEMPERATURES, apply_temperature, compute_calibration, fit_temperature
 from pipeline.evaluation.evaluate import evaluate_split
-from pipeline.evaluation.parts import choose_parts_folder, delete_parts
+from pipeline.evaluation.evaluation_parts import choose_parts_folder, delete_parts
 from pipeline.evaluation.rejection import collect_confidences
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import PREDICTORS, write_text

@@ -9,10 +9,10 @@ import torch
 
 from pipeline.config import override
 from pipeline.errors import UserError
-from pipeline.lifecycle.saved_run import SavedRun, check_overrides, open_saved_run
 from pipeline.methods import build_students
 from pipeline.model_folder.read_folder import ModelFolder, is_model_folder, read_model_folder, read_shapes
 from pipeline.run_folder.contents import Fingerprints, read_run
+from pipeline.saved_models.saved_run import SavedRun, check_overrides, open_saved_run
 
 
 def check_folder(folder: Path) -> None:
