@@ -12,11 +12,8 @@ import pytest
 from jobs import evaluate
 from jobs.command import DONE, run
 from pipeline.clips.source import Columns, VideoSource
-from pipeline.evaluation import on_ray, parts, score_videos
+from pipeline.evaluation import evaluation_parts, on_ray, score_videos
 from pipeline.seeds import Ints
-from tests.model_folders import exported, model, trained
-
-__all__ = ["exported", "model", "trained"]
 
 
 @pytest.mark.ray
@@ -28,7 +25,7 @@ def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     """Broken off at the sixth of eight videos: those of the parts are not scored again. Without ``scale.workers`` no Ray is
     used, whatever the number of views."""
     monkeypatch.setattr(score_videos, "FEW_VIEWS", 0)
-    monkeypatch.setattr(parts, "SECONDS", 0.0)
+    monkeypatch.setattr(evaluation_parts, "SECONDS", 0.0)
     begun: list[list[int]] = []
     score = on_ray.score_on_ray
 
@@ -46,13 +43,13 @@ def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     assert run(evaluate.main, [*words, str(tmp_path / "whole")]) == DONE
     with pytest.raises(InterruptedError):
         run(evaluate.main, [*words, str(tmp_path / "cut")])
-    written = sorted((tmp_path / "cut" / parts.FOLDER).rglob("*.parquet"))
+    written = sorted((tmp_path / "cut" / evaluation_parts.FOLDER).rglob("*.parquet"))
     done = sum(pq.read_metadata(path).num_rows for path in written)
     assert 2 <= done <= 5 and not (tmp_path / "cut" / "predictions.parquet").exists()
     capsys.readouterr()
     assert run(evaluate.main, [*words, str(tmp_path / "cut")]) == DONE
     assert f"{done} of 8 videos were scored before the evaluation was interrupted" in capsys.readouterr().err
     assert len(begun[0]) == 8 and begun == [begun[0], begun[0], begun[0][done:]]
-    assert not (tmp_path / "cut" / parts.FOLDER).exists()
+    assert not (tmp_path / "cut" / evaluation_parts.FOLDER).exists()
     whole, cut = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("whole", "cut"))
     assert cut.equals(whole)

@@ -27,7 +27,7 @@ from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.source import VideoSource
 from pipeline.config import STUDENTS
 from pipeline.errors import UserError
-from pipeline.evaluation import parts, score_videos
+from pipeline.evaluation import evaluation_parts, score_videos
 from pipeline.evaluation.protocol import list_views
 from pipeline.manifest.schema import SCHEMA, read_manifest, resolve_uri, write_manifest
 from pipeline.methods import build_students
@@ -190,7 +190,7 @@ def test_temperatures_are_found_on_held_out_videos_and_shown_on_test_videos(
             assert f"{name:10} temperature {temperature:.3f}  NLL " in said
     assert "on 4 held-out videos" in said and "on 8 test videos, which had no part in that:" in said
     assert "a temperature of 4 held-out videos is rough" in said
-    assert (one / "evaluation.json").read_bytes() == before and not (one / parts.FOLDER).exists()
+    assert (one / "evaluation.json").read_bytes() == before and not (one / evaluation_parts.FOLDER).exists()
     assert run(export.main, [str(one), str(tmp_path / "model")]) == DONE
     assert json.loads((tmp_path / "model" / "calibration.json").read_text(encoding="utf-8")) == content
     (one / "calibration.json").write_text(json.dumps(content | {"weights_sha256": "0" * 64}), encoding="utf-8")
@@ -225,7 +225,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_bits(
     assert run(evaluate.main, [*words, "--out", str(tmp_path / "whole")]) == DONE
     whole = pq.read_table(tmp_path / "whole" / "predictions.parquet")
     (one / "predictions.parquet").unlink()
-    monkeypatch.setattr(parts, "SECONDS", 0.0)
+    monkeypatch.setattr(evaluation_parts, "SECONDS", 0.0)
     monkeypatch.setattr(score_videos, "count_cores", lambda: 1)
     decoded: list[int] = []
     decode = score_videos.decode_videos
@@ -239,7 +239,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_bits(
     monkeypatch.setattr(score_videos, "decode_videos", break_off)
     with pytest.raises(InterruptedError):
         run(evaluate.main, words)
-    written = sorted((one / parts.FOLDER).rglob("*.parquet"))
+    written = sorted((one / evaluation_parts.FOLDER).rglob("*.parquet"))
     assert len(written) >= 2 and [path.name for path in written] == [f"{index:09d}.parquet" for index in range(len(written))]
     written[-1].write_bytes(written[-1].read_bytes()[:100])
     done, first = len(written) - 1, list(decoded)
@@ -248,34 +248,34 @@ def test_an_interrupted_evaluation_continues_to_the_same_bits(
     assert run(evaluate.main, words) == DONE
     assert len(decoded) - 10 == 8 - done and decoded[10] == first[done]
     assert f"{done} of 8 videos were scored before the evaluation was interrupted" in capsys.readouterr().err
-    assert not (one / parts.FOLDER).exists()
+    assert not (one / evaluation_parts.FOLDER).exists()
     assert pq.read_table(one / "predictions.parquet").equals(whole)
 
 
 def test_parts_of_another_protocol_or_of_other_weights_are_not_continued(one: Path) -> None:
     saved = open_saved_run(one)
     source, videos = open_run_source(saved), np.arange(3)
-    folder = parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
+    folder = evaluation_parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
     folder.mkdir(parents=True)
     other = saved.config.model_copy(update={"evaluation": saved.config.evaluation.model_copy(update={"average": "logits"})})
-    assert parts.choose_parts_folder(source, other, saved.weights, videos, one) != folder
-    assert parts.choose_parts_folder(source, saved.config, saved.weights, videos[:2], one) != folder
-    assert parts.choose_parts_folder(source, saved.config, saved.weights, videos, one) == folder and folder.is_dir()
+    assert evaluation_parts.choose_parts_folder(source, other, saved.weights, videos, one) != folder
+    assert evaluation_parts.choose_parts_folder(source, saved.config, saved.weights, videos[:2], one) != folder
+    assert evaluation_parts.choose_parts_folder(source, saved.config, saved.weights, videos, one) == folder and folder.is_dir()
     changed = one / "model.safetensors"
     changed.write_bytes(saved.weights.read_bytes() + b"\0")
-    assert parts.choose_parts_folder(source, saved.config, changed, videos, one) != folder and folder.is_dir()
+    assert evaluation_parts.choose_parts_folder(source, saved.config, changed, videos, one) != folder and folder.is_dir()
 
 
 def test_parts_of_other_weights_are_deleted_only_with_the_own(tmp_path: Path) -> None:
-    own, other = (tmp_path / parts.FOLDER / (digit * 16) / ("c" * 16) for digit in "ab")
-    foreign, outside = tmp_path / parts.FOLDER / "notes", tmp_path / "outside"
+    own, other = (tmp_path / evaluation_parts.FOLDER / (digit * 16) / ("c" * 16) for digit in "ab")
+    foreign, outside = tmp_path / evaluation_parts.FOLDER / "notes", tmp_path / "outside"
     for folder in (own, other, foreign, outside):
         folder.mkdir(parents=True)
         (folder / "file").write_text("kept")
-    (tmp_path / parts.FOLDER / ("d" * 16)).symlink_to(outside)
-    parts.delete_parts(own)
+    (tmp_path / evaluation_parts.FOLDER / ("d" * 16)).symlink_to(outside)
+    evaluation_parts.delete_parts(own)
     assert not own.exists() and other.exists()
-    parts.delete_parts(own, with_other_weights=True)
+    evaluation_parts.delete_parts(own, with_other_weights=True)
     assert not other.parent.exists() and (foreign / "file").exists() and (outside / "file").exists()
 
 
@@ -283,16 +283,16 @@ def test_parts_of_other_weights_are_deleted_only_with_the_own(tmp_path: Path) ->
 def test_a_link_in_the_place_of_the_parts_is_refused_and_its_target_kept(one: Path, tmp_path: Path, depth: int) -> None:
     saved = open_saved_run(one)
     source, videos = open_run_source(saved), np.arange(3)
-    folder = parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
+    folder = evaluation_parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
     link = (folder.parent.parent, folder.parent, folder)[depth]
     target = tmp_path / "target"
     (target / ("a" * 16)).mkdir(parents=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target)
     with pytest.raises(UserError, match=r"is a symbolic link.*delete the link"):
-        parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
+        evaluation_parts.choose_parts_folder(source, saved.config, saved.weights, videos, one)
     with pytest.raises(UserError, match="is a symbolic link"):
-        parts.delete_parts(folder, with_other_weights=True)
+        evaluation_parts.delete_parts(folder, with_other_weights=True)
     assert (target / ("a" * 16)).is_dir()
 
 
@@ -324,13 +324,13 @@ def test_a_killed_evaluation_continues_to_the_same_bits(one: Path) -> None:
     assert run(evaluate.main, words) == DONE
     whole = (one / "predictions.parquet").read_bytes()
     (one / "predictions.parquet").unlink()
-    program = "from pipeline.evaluation import parts; parts.SECONDS = 0.0\nfrom jobs.evaluate import *\nrun(main)"
+    program = "import pipeline.evaluation.evaluation_parts as p; p.SECONDS = 0.0\nfrom jobs.evaluate import *\nrun(main)"
     child = subprocess.Popen([sys.executable, "-c", program, *words], start_new_session=True)
     deadline = time.monotonic() + 300
-    while not any((one / parts.FOLDER).rglob("0*.parquet")) and time.monotonic() < deadline:
+    while not any((one / evaluation_parts.FOLDER).rglob("0*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    assert any((one / parts.FOLDER).rglob("0*.parquet")) and not (one / "predictions.parquet").exists()
+    assert any((one / evaluation_parts.FOLDER).rglob("0*.parquet")) and not (one / "predictions.parquet").exists()
     assert run(evaluate.main, words) == DONE
     assert (one / "predictions.parquet").read_bytes() == whole
