@@ -18,6 +18,8 @@ METHODS = {
     "supervised": ("supervised", "0.45"),
     "cmpl": ("CMPL", "tab:orange"),
     "fixmatch": ("FixMatch", "tab:green"),
+    "svformer": ("SVFormer", "tab:brown"),
+    "ltg": ("LTG", "tab:purple"),
     "actnetformer-softmax": ("ActNetFormer, softmax", "tab:red"),
     "actnetformer": ("ActNetFormer, projections", "tab:blue"),
 }
@@ -37,7 +39,9 @@ def draw_accuracy(axes: Axes) -> None:
         axes.plot(range(len(runs)), [100 * one["mean"]["top1"] for one in results], "o", color=color, label=name)
     axes.set_xticks(range(5))
     axes.set(xlabel="seed (another draw of labels)", ylabel="top-1, %", title="On people never seen")
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
 
 
 def draw_labels(axes: Axes) -> None:
