@@ -23,6 +23,7 @@ GROUPS = {
     "studies": {
         "ablate": "one question, many runs: grids over configuration keys with Ray Tune",
         "search": "knobs chosen on held-out labels, night after night: random, TPE, ASHA, HyperBand, PBT",
+        "schedule": "a command at set times, for example every night, and what became of each",
         "rounds": "simulated rounds of labeling: which strategy needs the fewest labels",
         "runs": "folder -> its runs and studies: state, accuracy, age, size",
         "watch": "runs or studies that are under way -> their report in a browser, which follows them",

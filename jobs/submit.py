@@ -20,7 +20,6 @@ from ray.job_submission import JobDetails
 
 from jobs.__main__ import COMMANDS
 from jobs.command import DONE, FAILED, INTERRUPTED, make_parser, run
-from pipeline.config import load_config
 from pipeline.config.text import parse_untyped, read_yaml
 from pipeline.errors import UserError, suggest
 from pipeline.files.url_passwords import has_password, hide_passwords
@@ -28,6 +27,7 @@ from pipeline.ray_cluster.cluster_jobs import FOLDER, STOP_SECONDS, STOP_WAIT
 from pipeline.ray_cluster.dashboard import DEFAULT_ADDRESS, Cluster, ConnectionLost, Dashboard, find_dashboard_address
 from pipeline.ray_cluster.job_log import follow_log
 from pipeline.ray_cluster.job_upload import MAX_MEGABYTES, check_upload, measure_upload
+from pipeline.run_folder.results_folder import find_results
 
 NOT_SENT = ("submit", "cluster", "schedule")
 """Commands that speak to a cluster from outside, and are not sent to one."""
@@ -116,30 +116,6 @@ def read_variables(names: Sequence[str], environ: Mapping[str, str]) -> dict[str
         if name not in environ:
             raise UserError(f"--env {name}: there is no such variable in this shell's environment; export it first")
     return {name: environ[name] for name in names}
-
-
-def find_results(command: str, arguments: Sequence[str], folder: Path) -> str | None:
-    """Finds the folder of the run or study that a command will write, as a path on the cluster or a URI.
-
-    Returns None for commands that write none, and for mistakes, which the command itself explains. ``folder`` is the working
-    directory.
-    """
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[])
-    for name in ("--name", "--space", "--algorithm"):
-        parser.add_argument(name)
-    try:
-        known, others = parser.parse_known_args(arguments)
-        words = [word for word in others if re.match(r"[a-z_.]+=", word)]
-        config = load_config([folder / file for file in known.config], words)
-    except (argparse.ArgumentError, UserError):
-        return None
-    study = {
-        "train": config.run.name,
-        "search": known.name or (known.space and Path(known.space).stem + ("_pbt" if known.algorithm == "pbt" else "")),
-        "ablate": known.name or (others and not others[0].startswith("-") and Path(others[0]).stem),
-    }.get(command)
-    return f"{config.run.storage_path.rstrip('/')}/{study}" if study else None
 
 
 def follow_job(cluster: Cluster, job: str) -> int:

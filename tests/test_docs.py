@@ -67,6 +67,9 @@ def source_of(name: str) -> str:
 def unknown_in(words: list[str]) -> list[str]:
     """What a command names and the program does not know: itself, its options, configurations of the repository."""
     name, *rest = words
+    if name == "schedule" and "--" in rest:  # behind it is a command of its own
+        end = rest.index("--")
+        return [*unknown_in([name, *rest[:end]]), *unknown_in(rest[end + 1 :] or ["nothing behind --"])]
     if name not in COMMANDS and name not in ("COMMAND", "NAME"):
         return [f"jobs.{name}"]
     source = source_of(name) if name in COMMANDS else ""

@@ -55,7 +55,8 @@ def _describe_sources(name: str, source: argparse._SubParsersAction[argparse.Arg
     for word, lines in described.items():
         yield from (f"### {name} {word}\n", *_wrap(_escape(about.get(word, ""))), "")
         yield from (*(line for line in lines if line not in shared), "")
-    yield from (f"### {name}: options of all of these\n", *shared, "")
+    if shared:
+        yield from (f"### {name}: options of all of these\n", *shared, "")
 
 
 def _describe_arguments(parser: argparse.ArgumentParser, without: set[int]) -> Iterator[str]:

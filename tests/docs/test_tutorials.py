@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import schedule
 from jobs.command import DONE, FAILED, run
 from pipeline.manifest.schema import read_manifest
 from tests.official_layouts import write_lines, write_video
@@ -150,9 +151,20 @@ def test_the_demo_as_it_is_and_its_page(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.timeout(600)
 def test_a_search_every_night_starts_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    timers: list[str] = []  # the machine's own are for tests/schedules/test_real_cron.py
+    monkeypatch.setattr(schedule, "choose_starter", lambda wanted: "cron")
+    monkeypatch.setattr(schedule, "add_timer", lambda folder, made: timers.append(made.cron))
+    monkeypatch.setattr(schedule, "has_timer", lambda made: True)
     smaller = {"400": "48", "8": "4", "4": "2", "200": "2", "9": "1", "45": "2"}
-    assert follow("tutorials/nightly_search.md", smaller) == ["prepare", "label", "search", "search", "runs", "report"]
-    name, *words = commands_of("tutorials/nightly_search.md")[3]
-    give(name, words, smaller | {"200": "3"})  # the next night
+    commands = commands_of("tutorials/nightly_search.md")
+    assert [name for name, *_ in commands] == ["prepare", "label", "search", "schedule", "schedule", "runs", "report"]
+    for name, *words in commands[:4]:
+        give(name, words, smaller)
+    assert timers == ["0 22 * * *"]
+    night, *words = commands[3][commands[3].index("--") + 1 :]
+    give(night, words, smaller)
+    for name, *more in commands[4:]:
+        give(name, more, smaller)
+    give(night, words, smaller | {"200": "3"})  # the next night
     trials = [json.loads(line) for line in Path("runs/nightly/trials.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(trials) == 3 and Path("runs/nightly/report.html").is_file()

@@ -16,6 +16,7 @@ from ray.job_submission import JobDetails
 from jobs import submit
 from jobs.__main__ import COMMANDS
 from pipeline.errors import UserError
+from pipeline.run_folder.results_folder import find_results
 
 Environment = dict[str, str]
 
@@ -71,7 +72,7 @@ def test_variables_are_sent_by_name() -> None:
 )
 def test_where_a_job_leaves_its_results_is_known_before(tmp_path: Path, command: str, words: list[str], folder: str) -> None:
     (tmp_path / "a.yaml").write_text("run: {storage_path: /shared/runs}\n", encoding="utf-8")
-    assert submit.find_results(command, words, tmp_path) == folder
+    assert find_results(command, words, tmp_path) == folder
 
 
 def test_options_after_the_command_belong_to_it() -> None:
