@@ -17,7 +17,7 @@ from pipeline.config.run import Config
 from pipeline.config.section import Refused, drop_frame_rate, merge
 from pipeline.config.students import ARCHS
 from pipeline.config.text import convert, parse_word, read_yaml
-from pipeline.errors import UserError, find_nearest_name
+from pipeline.errors import UserError, find_nearest_name, suggest
 from pipeline.files.url_passwords import has_password, hide_passwords
 
 
@@ -160,6 +160,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         nearest = find_nearest_name(path.name, [beside.name for beside in path.parent.glob("*.y*ml")])
         hint = f" (did you mean {path.parent / nearest}?)" if nearest else ""
         raise UserError(f"config file not found: {path}{hint}")
+    if path.is_dir():
+        raise UserError(f"config file {path} is a folder; name a YAML file in it")
     tree = read_yaml(path, "config file")
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"config file {path} must be a mapping of sections, found {type(tree).__name__}")
@@ -173,6 +175,9 @@ def _explain_mistake(detail: Any) -> list[str]:
     if detail["type"] == "extra_forbidden":
         return explain_renamed(key, detail["input"]) or [_suggest_key(key)]
     given = detail["input"]
+    if detail["type"] == "union_tag_invalid":
+        given = detail["ctx"]["tag"]
+        return [f"{key}.arch: there is no {given}, only {', '.join(ARCHS)}{suggest(given, ARCHS)}"]
     message = given.reason if isinstance(given, Refused) else detail["msg"].removeprefix("Value error, ")
     return [f"{key}: {message}, got {given!r}" if key else message]
 
