@@ -130,9 +130,9 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = f"there is no {Path(error.filename).name} in it" if missing and folder.is_dir() else str(error)
-        reason = "it does not exist" if missing and not folder.is_dir() else reason
+        reason = str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = f"there is no {Path(error.filename).name} in it" if folder.is_dir() else "it does not exist"
         raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {reason}") from None
     recorded = translate_old_names(tree) if isinstance(tree, dict) else tree
     return parse_config(recorded, source=str(folder / "config.yaml")), facts
