@@ -27,7 +27,7 @@ def show_progress(
     """
     out = stream or sys.stderr
     words: dict[str, Any] = {"total": total, "desc": what, "initial": done}
-    if out.isatty() or "ipykernel" in sys.modules:
+    if out.isatty() or _is_in_notebook():
         words |= {"file": out if out.isatty() else None, "dynamic_ncols": True}
     else:
         line = "{desc} {n_fmt}/{total_fmt}  {rate_fmt}  {elapsed} so far, {remaining} left"
@@ -36,6 +36,12 @@ def show_progress(
         for item in items:
             yield item
             bar.update(count(item))
+
+
+def _is_in_notebook() -> bool:
+    """Returns whether this process is a notebook's kernel; who executes notebooks imports ``ipykernel``, too."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and kernel.IPKernelApp.initialized()
 
 
 class _Lines:

@@ -61,3 +61,13 @@ def test_items_count_for_several_and_begin_where_earlier_work_ended() -> None:
     out = io.StringIO()
     assert list(show_progress([3, 4], 10, "evaluated", out, done=3, count=int)) == [3, 4]
     assert out.getvalue().splitlines()[-1].startswith("evaluated 10/10")
+
+
+@pytest.mark.parametrize("is_kernel", [False, True])
+def test_a_bar_is_drawn_in_a_notebook_but_not_where_its_kernel_is_only_imported(
+    is_kernel: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernelapp = pytest.importorskip("ipykernel.kernelapp")
+    monkeypatch.setattr(kernelapp.IPKernelApp, "initialized", lambda: is_kernel)
+    assert list(show_progress(range(3), 3, "probed")) == [0, 1, 2]
+    assert ("\r" in capsys.readouterr().err) is is_kernel

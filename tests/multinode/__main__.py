@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m tests.multinode", description=__doc__)
     everything = [*OTHERS, *FAULTS]
-    parser.add_argument("--short", action="store_true", help=f"what CI tries: {', '.join(SHORT)}")
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")
     parser.add_argument("--cases", metavar="A,B", help=f"of {', '.join(everything)}; by default all")
     parser.add_argument("--json", action="store_true", help="the table as JSON, last")
     options = parser.parse_args(argv)

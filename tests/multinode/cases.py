@@ -115,7 +115,7 @@ FAULTS: dict[str, Fault] = {
     "network-5-min": cut_network(300),
 }
 SHORT = ("train-node",)
-"""What CI tries."""
+"""The shortest form that shows something."""
 OTHERS = ("same-bits", "elastic", "token")
 """What is no fault of a run that goes on: see ``run_cases``."""
 

@@ -1,4 +1,4 @@
-"""A cluster of several machines, in the short form that every change is tested with, and whole."""
+"""Machines that are namespaces, and a cluster of them: the loss of one, and all that can happen to them."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ def test_machines_reach_each_other_and_nobody_when_they_are_cut_off() -> None:
 
 
 @needs_machines
+@pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_on_several_machines_survives_the_loss_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(multinode.main, ["--short", "--json"]) == 0
     outcomes = json.loads(capsys.readouterr().out.splitlines()[-1])

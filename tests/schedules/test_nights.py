@@ -97,6 +97,7 @@ def test_a_night_leaves_a_log_a_record_and_a_page_that_leads_to_the_report(tmp_p
     page = tmp_path / "a" / "report.html"
     assert '<a href="../study/report.html">' in page.read_text()
     assert "is done." in page.read_text()
+    time.sleep(1.1)  # nights are told apart by the second in which they began
     assert run_night(tmp_path / "a", make(tmp_path / "a", "runs", str(tmp_path / "absent"))) == 2
     assert " failed: exit code 2: error: " in page.read_text()
     assert "is no folder" in page.read_text()
