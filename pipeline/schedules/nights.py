@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -103,28 +104,34 @@ def find_schedule(folder: Path, name: str) -> Schedule:
 
 
 @contextmanager
-def hold_night(folder: Path) -> Iterator[int | None]:
+def hold_night(folder: Path, seconds: float = 2.0) -> Iterator[int | None]:
     """Holds the schedule for one night within the ``with`` block; yields the lock's file descriptor, or None if another night
-    has it.
+    has it. It is tried for so many ``seconds``, because ``is_running`` has it for a moment.
 
     The kernel releases it when the last process with the descriptor has ended: a command that inherits it holds it even if
     the process that started it was killed.
     """
     descriptor = os.open(folder / "night.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    end = time.monotonic() + seconds
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield descriptor
+        while not (is_held := _try_lock(descriptor)) and time.monotonic() < end:
+            time.sleep(0.05)
+        yield descriptor if is_held else None
     finally:
         os.close(descriptor)
 
 
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def is_running(folder: Path) -> bool:
     """Returns whether a night's command runs now."""
-    with hold_night(folder) as lock:
+    with hold_night(folder, seconds=0) as lock:
         return lock is None
 
 

@@ -24,9 +24,8 @@ def describe_problems(nights: Sequence[Night]) -> list[str]:
             break
         if not night.is_well:
             why = f": {night.explanation}" if night.explanation else ""
-            sentences.append(
-                f"The night of {night.begun:%Y-%m-%d %H:%M} was {night.state}{why}.".replace("was failed", "failed")
-            )
+            became = "failed" if night.state == "failed" else f"was {night.state}"
+            sentences.append(f"The night of {night.begun:%Y-%m-%d %H:%M} {became}{why}.")
     return sentences
 
 

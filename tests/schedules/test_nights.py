@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.schedules.nights import (
     append_line,
     find_schedule,
     hold_night,
+    is_running,
     list_nights,
     read_schedules,
     write_schedule,
@@ -107,6 +110,19 @@ def test_a_night_leaves_a_log_a_record_and_a_page_that_leads_to_the_report(tmp_p
 def _missed(folder: Path) -> list[Night]:
     schedule = read_schedules(folder.parent)[folder.name]
     return [night for night in list_nights(folder, schedule, datetime.now(UTC)) if night.state == "missed"]
+
+
+def test_a_night_begins_although_somebody_looks_whether_one_is_running(tmp_path: Path) -> None:
+    """Looking takes the lock for a moment, in which a night must not be left out."""
+    with hold_night(tmp_path) as looking:
+        assert looking is not None and is_running(tmp_path)
+        looked = threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN))
+        looked.start()
+        with hold_night(tmp_path) as night:
+            assert night is not None
+        looked.join()
+    with hold_night(tmp_path), hold_night(tmp_path, seconds=0.1) as other:
+        assert other is None
 
 
 def test_one_night_never_overlaps_the_next_even_if_its_starter_was_killed(tmp_path: Path) -> None:
