@@ -49,9 +49,10 @@ class FittingWorkers(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 def read_free_nodes() -> list[Node]:
-    """Reads what the cluster's machines have, without what placement groups of other jobs hold: other runs, trials, servers.
+    """Reads what the cluster's machines have, without what placement groups of other jobs of the cluster hold.
 
-    This job's own are its workers, whose places are to be given out again.
+    Those of this job are taken for this run's workers, whose places are to be given out again. So they are in ``jobs.train``;
+    the trials of one study are one job, and each of them that is elastic counts the others' places as free.
     """
     held: dict[str, Counter[str]] = {}
     own = ray.get_runtime_context().get_job_id()
