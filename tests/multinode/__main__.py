@@ -23,7 +23,7 @@ from tests.multinode.machines import find_missing
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases and prints the table."""
-    from tests.multinode.cases import FAULTS, OTHERS, SHORT, STEPS, Outcome, run_cases
+    from tests.multinode.cases import FAULTS, OTHERS, SHORT, Outcome, run_cases
     from tests.multinode.cluster import Cluster
     from tests.multinode.training import prepare
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     print("| case | what | back after s | equal | note |\n| --- | --- | --- | --- | --- |", flush=True)
     with Cluster(folder) as cluster:
-        prepare(cluster, STEPS)
+        prepare(cluster)
         outcomes = run_cases(cluster, names, report)
     failed = [outcome for outcome in outcomes if outcome.problems]
     if options.json:

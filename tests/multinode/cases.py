@@ -15,7 +15,10 @@ from tests.multinode.training import Run
 
 BREAK_AT = 25
 """The step at which something is broken: behind two checkpoints."""
-STEPS = 200
+STEPS = 60
+"""The length of a run in which something is broken."""
+LONG_STEPS = 200
+"""The length of one during which another worker has time to come."""
 BACK_SECONDS = 240.0
 """The time within which the next step must be done, or the message be there."""
 END_SECONDS = 600.0
@@ -99,7 +102,7 @@ def slow_storage(cluster: Cluster, run: Run) -> str:
         cluster.command_store("delay", f"{BUCKET}/{key}", 2)
     end = time.monotonic() + 20
     cluster.wait(lambda: time.monotonic() > end, 30, "")
-    cluster.restore()
+    cluster.restore_storage()
     return "the storage took 2 s a request for 20 s"
 
 
@@ -121,46 +124,45 @@ OTHERS = ("same-bits", "elastic", "token")
 
 
 def run_cases(cluster: Cluster, names: Sequence[str], report: Callable[[Outcome], None]) -> list[Outcome]:
-    """Trains once undisturbed, and then once for each case; ``report`` is called with each outcome as it comes."""
+    """Trains undisturbed, and then once for each case; ``report`` is called with each outcome as it comes."""
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
         outcomes.append(outcome)
         report(outcome)
 
-    reference = _train_undisturbed(cluster, note)
-    if reference is None:
-        return outcomes
-    special = {"same-bits": _compare_with_one_process, "elastic": _add_node, "token": _use_wrong_token}
-    for name in names:
-        cluster.restore()
+    cases = {name: _break for name in FAULTS} | {
+        "same-bits": _compare_with_one_process, "elastic": _add_node, "token": _use_wrong_token
+    }  # fmt: skip
+    lengths = {name: LONG_STEPS if name == "elastic" else STEPS for name in names}
+    references: dict[int, Path] = {}
+    for name, steps in lengths.items():
         try:
-            note(special[name](cluster, reference) if name in special else _break(cluster, name, reference))
+            cluster.restore()
+            if steps not in references and name != "token":
+                outcome, references[steps] = _train_undisturbed(cluster, steps)
+                note(outcome)
+        except (RuntimeError, TimeoutError) as error:
+            note(Outcome("undisturbed", "", problems=[str(error)]))
+            return outcomes
+        try:
+            note(cases[name](cluster, name, references.get(steps, Path())))
         except (RuntimeError, TimeoutError) as error:
             note(Outcome(name, "", problems=[str(error)]))
     return outcomes
 
 
-def _train_undisturbed(cluster: Cluster, note: Callable[[Outcome], None]) -> Path | None:
-    run, began = Run(cluster, "undisturbed"), time.monotonic()
+def _train_undisturbed(cluster: Cluster, steps: int) -> tuple[Outcome, Path]:
+    run, began = Run(cluster, f"undisturbed-{steps}", [f"train.steps={steps}"]), time.monotonic()
     run.start()
-    try:
-        run.wait_for_step(1, BACK_SECONDS)
-        first = time.monotonic() - began
-        folder = run.finish(END_SECONDS)
-    except (RuntimeError, TimeoutError) as error:
-        note(Outcome("undisturbed", "", problems=[str(error)]))
-        return None
-    note(
-        Outcome(
-            "undisturbed", "two train workers on two machines, decoding on a third", first, note="seconds to the first step"
-        )
-    )
-    return folder
+    run.wait_for_step(1, BACK_SECONDS)
+    outcome = Outcome("undisturbed", "two train workers on two machines, decoding on a third", time.monotonic() - began)
+    outcome.note = f"seconds to the first of {steps} steps"
+    return outcome, run.finish(END_SECONDS)
 
 
 def _break(cluster: Cluster, name: str, reference: Path) -> Outcome:
-    run = Run(cluster, name)
+    run = Run(cluster, name, [f"train.steps={STEPS}"])
     run.start()
     run.wait_for_step(BREAK_AT, BACK_SECONDS)
     broken, began = run.step, time.monotonic()
@@ -193,32 +195,32 @@ def _compare_losses(reference: Path, folder: Path) -> list[str]:
     return problems
 
 
-def _compare_with_one_process(cluster: Cluster, reference: Path) -> Outcome:
+def _compare_with_one_process(cluster: Cluster, name: str, reference: Path) -> Outcome:
     """One process rounds sums differently than two workers; the rows of each step are the same."""
-    run = Run(cluster, "one-process", ["scale.workers=0", "scale.train_labels={}", "scale.decode_labels={}"])
+    run = Run(cluster, name, ["scale.workers=0", "scale.train_labels={}", "scale.decode_labels={}", f"train.steps={STEPS}"])
     run.start()
     folder = run.finish(END_SECONDS)
-    return Outcome("same-bits", "one process on the head alone", problems=_compare_losses(reference, folder),
+    return Outcome(name, "one process on the head alone", problems=_compare_losses(reference, folder),
                    note="losses equal to 1e-6 for 20 steps, to 1 % for all")  # fmt: skip
 
 
-def _add_node(cluster: Cluster, reference: Path) -> Outcome:
+def _add_node(cluster: Cluster, name: str, reference: Path) -> Outcome:
     """Begins with one node that trains, and gets a second one."""
     cluster.kill("train-2")
-    run = Run(cluster, "elastic", ["scale.min_workers=1", "scale.resize_seconds=5"])
+    run = Run(cluster, name, ["scale.min_workers=1", "scale.resize_seconds=5", f"train.steps={LONG_STEPS}"])
     run.start()
     run.wait_for_step(1, BACK_SECONDS)
     began = time.monotonic()
     cluster.start_node("train-2")
     cluster.wait(lambda: "with 2 workers" in run.text or run.has_ended(), BACK_SECONDS, "the second worker did not join")
-    outcome = Outcome("elastic", "began with one worker, a second node came", time.monotonic() - began)
+    outcome = Outcome(name, "began with one worker, a second node came", time.monotonic() - began)
     outcome.problems = _compare_losses(reference, run.finish(END_SECONDS))
     if "with 2 workers" not in run.text:
         outcome.problems.append("it ended with one worker")
     return outcome
 
 
-def _use_wrong_token(cluster: Cluster, reference: Path) -> Outcome:
+def _use_wrong_token(cluster: Cluster, name: str, reference: Path) -> Outcome:
     """What who comes with an old token is told."""
     config = str(cluster.folder / "config.yaml")
     began = time.monotonic()
@@ -226,7 +228,7 @@ def _use_wrong_token(cluster: Cluster, reference: Path) -> Outcome:
         [sys.executable, "-m", "jobs.train", "--config", config, "run.name=token"],
         {"RAY_AUTH_TOKEN": "0" * 64, "RAY_ADDRESS": cluster.head_address},
     )
-    outcome = Outcome("token", "the command had a token that is not the cluster's", time.monotonic() - began)
+    outcome = Outcome(name, "the command had a token that is not the cluster's", time.monotonic() - began)
     if told.returncode != 2 or "RAY_AUTH_TOKEN" not in told.stderr:
         outcome.problems.append(f"exit code {told.returncode}: {told.stderr[-300:]}")
     outcome.note = "exit code 2"

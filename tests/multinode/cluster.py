@@ -114,6 +114,10 @@ class Cluster:
                 self.start_node(name)
         for name in self.nodes:
             self.wait(lambda name=name: self.has_started(name), START_SECONDS, f"{name} did not start")  # type: ignore[misc]
+        self.restore_storage()
+
+    def restore_storage(self) -> None:
+        """Has the storage answer each request at once."""
         for key in ("data", "runs"):
             self.command_store("delay", f"{BUCKET}/{key}", 0)
             self.command_store("fail", f"{BUCKET}/{key}", 0)

@@ -17,19 +17,19 @@ data: {{manifest: s3://{bucket}/data/manifest.parquet, root: s3://{bucket}/data/
 primary: {{network: {{depth: 10, width: 8, norm: group}}, clip: {{frames: 4, fps: 8, size: 32}}, optimizer: {{lr: 0.001}}}}
 auxiliary: {{network: {{width: 32, depth: 2, heads: 2, patch: 8, tubelet: 2}}, clip: {{frames: 4, fps: 16, size: 32}},
   optimizer: {{lr: 0.001}}}}
-train: {{steps: {steps}, warmup_steps: 2, log_every: 1, checkpoint_every: 10, max_failures: 10, step_timeout_seconds: 30}}
+train: {{warmup_steps: 2, log_every: 1, checkpoint_every: 10, max_failures: 10, step_timeout_seconds: 30}}
 evaluation: {{clips: 1, crops: 1}}
 scale: {{workers: 2, torch_threads: 1, start_timeout_seconds: 60, cpus_per_worker: 2, cpus_per_decoder: 1,
   train_labels: {{role: train}}, decode_labels: {{role: decode}}}}
 """
 
 
-def prepare(cluster: Cluster, steps: int) -> None:
+def prepare(cluster: Cluster) -> None:
     """Makes a small data set, puts it on the cluster's storage, and writes the configuration of its runs."""
     data = cluster.folder / "data"
     command = ["-m", "jobs.prepare", "synthetic", str(data), "--videos", "32", "--classes", "4", "--seed", "0"]
     subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=300)
-    (cluster.folder / "config.yaml").write_text(CONFIG.format(bucket=BUCKET, steps=steps), encoding="utf-8")
+    (cluster.folder / "config.yaml").write_text(CONFIG.format(bucket=BUCKET), encoding="utf-8")
     folder = cluster.folder / "objects"
     folder.mkdir()
     data.rename(folder / "data")
