@@ -39,21 +39,24 @@ class ObjectStore:
 
     def put(self, path: str, content: bytes = b"") -> None:
         """Store an object, or make a bucket of a path without a slash."""
-        connection = http.client.HTTPConnection(*self.backend)
-        connection.request("PUT", urllib.parse.quote(f"/{path}"), content, {"Authorization": SIGNED})
-        answer = connection.getresponse()
-        assert answer.status == 200, answer.read()
-        connection.close()
+        self._request("PUT", urllib.parse.quote(path), content)
 
     def read(self, path: str) -> bytes:
         """Reads what a GET of the path returns."""
-        connection = http.client.HTTPConnection(*self.backend)
-        connection.request("GET", f"/{path}", headers={"Authorization": SIGNED})
-        answer = connection.getresponse()
-        content = answer.read()
-        assert answer.status == 200, content
-        connection.close()
-        return content
+        return self._request("GET", path)
+
+    def remove(self, path: str) -> None:
+        """Deletes an object."""
+        self._request("DELETE", urllib.parse.quote(path))
+
+    def _request(self, method: str, path: str, content: bytes | None = None) -> bytes:
+        """Asks the server behind the proxy."""
+        with contextlib.closing(http.client.HTTPConnection(*self.backend)) as connection:
+            connection.request(method, f"/{path}", content, {"Authorization": SIGNED})
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status in (200, 204), content
+            return content
 
     @contextlib.contextmanager
     def name_in_environment(self) -> Iterator[None]:

@@ -64,13 +64,13 @@ def decode_moments(
 
     Returns [N, H, W, 3] uint8 frames in their order, whose shorter side is scaled to ``size``; and for each student [K, T],
     which of these N frames its clips show. Raises DecodeError for anything wrong with the file, among them, where it is known
-    without decoding all, a frame count that is not the manifest's.
+    without decoding all, a frame count that is not the manifest's; StorageError if its store does not answer.
     """
     width, height = compute_scaled_size(video.width, video.height, size)
     times = [clip for moment in moments for clip in compute_clip_times(moment, video.start, video.end, clips)]
     try:
         frames_NHWC, starts, wanted = READERS[video.decoder](video, times, width, height)
-    except DecodeError:
+    except (DecodeError, storage.StorageError):
         raise
     except Exception as error:  # decord and FFmpeg raise many types; all mean that this file failed
         raise DecodeError(f"{type(error).__name__}: {summarize_error(error)}") from None

@@ -17,8 +17,10 @@ import numpy as np
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_moments
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection
+from pipeline.files import storage
 from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits, compute_seconds_left
 from pipeline.seeds import Ints
+from pipeline.video import video_file
 
 MAX_REMEMBERED = 10_000
 """How many videos are remembered as impossible to decode."""
@@ -61,7 +63,8 @@ class IsolatedDecoder:
         """Yields the result of ``function(video, *arguments)``, which lies in the child's memory. Raises DecodeError.
 
         A video is given up after its second crash: the first may have been the kernel's choice on a machine out of memory,
-        or caused by memory that earlier videos had leaked.
+        or caused by memory that earlier videos had leaked. One on a store is also given a second chance after a hang, which
+        may have been the store's. Raises StorageError if the store does not answer.
         """
         if video in self._lost:
             raise DecodeError(self._lost[video])
@@ -69,7 +72,10 @@ class IsolatedDecoder:
             child = self._idle.pop() if self._idle else ChildProcess(call_in_child, self.limits)
         try:
             result = child.call(function, video, *arguments)
-            if isinstance(result, ProcessFailure) and result.is_worth_retrying:
+            on_store = storage.is_remote(video.location) and isinstance(result, ProcessFailure)
+            if on_store:
+                video_file.get_file_info(video.location)
+            if isinstance(result, ProcessFailure) and (result.is_worth_retrying or on_store):
                 result = child.call(function, video, *arguments)
             if isinstance(result, ProcessFailure):
                 is_its_fault = compute_seconds_left() > 0  # else the caller had no more time

@@ -22,6 +22,7 @@ from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import Moment
 from pipeline.config import ClipSection, Config
 from pipeline.errors import UserError
+from pipeline.files import storage
 from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.memory_mapped import open_manifest
 from pipeline.manifest.schema import Manifest
@@ -156,12 +157,14 @@ class VideoSource:
         }
 
     def decode_clips(self, video: int, moment: Moment, crop_position: float, out: Clips) -> None:
-        """Decodes both students' clips of a video into ``out``, uint8 [T, H, W, 3]. Raises DecodeError, ``out`` unchanged."""
+        """Decodes both students' clips of a video into ``out``, uint8 [T, H, W, 3]. Raises DecodeError, ``out`` unchanged, and
+        UserError if the video's store does not answer for long."""
         request = (self.describe_video(video), moment, crop_position, self.clips, self.size)
         if self.limits is not None:
-            get_isolated_decoder(self.limits).decode_clips(*request, out)
+            isolated = get_isolated_decoder(self.limits)
+            storage.wait_for_store(lambda: isolated.decode_clips(*request, out))
         else:
-            for array, clip in zip(out, decode_clips(*request), strict=True):
+            for array, clip in zip(out, storage.wait_for_store(lambda: decode_clips(*request)), strict=True):
                 np.copyto(array, clip)
 
     def decode_moments(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
@@ -169,7 +172,7 @@ class VideoSource:
         returns."""
         request = (self.describe_video(video), moments, self.clips, self.size)
         decode = decode_moments if self.limits is None else get_isolated_decoder(self.limits).decode_moments
-        return decode(*request)
+        return storage.wait_for_store(lambda: decode(*request))
 
     def find_evaluation_rows(self, split: str) -> Ints:
         """Returns the manifest rows of ``evaluation.split``. Raises UserError if there are none."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -20,6 +22,8 @@ from typing import Any, TypeVar
 
 from pyarrow import fs
 
+from pipeline.errors import UserError
+
 T = TypeVar("T")
 
 ATTEMPTS = 5
@@ -28,6 +32,11 @@ ATTEMPTS_MISSING = 2
 """The same where a store says that there is no such file: a store may say so wrongly just after the file was written."""
 FIRST_PAUSE_SECONDS = 0.2
 """Pause before the second attempt. It is doubled before each further one, to 3 s in all."""
+OUTAGE_SECONDS = 240.0
+"""How long ``wait_for_store`` goes on asking a store that does not answer; less than data.decode_timeout_seconds, after which
+the stream ends."""
+OUTAGE_PAUSE_SECONDS = 5.0
+"""Its pause before it asks again."""
 REQUEST_SECONDS = 20.0
 """Time limit of one request to S3 without any data."""
 MAX_BYTES_IN_MEMORY = 64 * 2**20
@@ -36,6 +45,15 @@ RANGE_BYTES = 2 * 2**20
 """Size of the range that one request reads."""
 COPY_CHUNK_BYTES = 16 * 2**20
 """Size of the part that is in memory while a file is copied to or from a store."""
+
+
+LASTING = re.compile(r"ACCESS_DENIED|INVALID_|NO_SUCH_|SIGNATURE|HTTP status 4(?!08|29)")
+"""What a store says of a file that it will not give out later either."""
+logger = logging.getLogger(__name__)
+
+
+class StorageError(OSError):
+    """A store did not answer, or answered that it cannot now (503, a lost connection): nothing is known about the file."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +224,7 @@ def list_remote_files(folder: str) -> list[str]:
 def retry(action: Callable[[], T], location: str) -> T:
     """Returns ``action()``, which is tried again after an OSError.
 
-    Raises FileNotFoundError or OSError that names the location.
+    Raises FileNotFoundError, StorageError, or an OSError for what will not change; they name the location.
     """
     pause = FIRST_PAUSE_SECONDS
     for attempt in range(1, ATTEMPTS + 1):
@@ -217,12 +235,32 @@ def retry(action: Callable[[], T], location: str) -> T:
             if isinstance(error, IsADirectoryError):
                 raise
             if attempt >= (ATTEMPTS_MISSING if missing else ATTEMPTS):
-                kind = FileNotFoundError if missing else OSError
                 text = "no such file" if missing else _summarize_error(error)
+                lasts = isinstance(error, PermissionError) or LASTING.search(text)
+                kind = FileNotFoundError if missing else OSError if lasts or not is_remote(location) else StorageError
                 raise kind(f"{location}: tried {attempt} times: {text}") from None
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")
+
+
+def wait_for_store(action: Callable[[], T]) -> T:
+    """Returns ``action()``, which is tried again for four minutes while it raises StorageError.
+
+    Raises UserError if the store has not come back by then.
+    """
+    end = time.monotonic() + OUTAGE_SECONDS
+    while True:
+        try:
+            return action()
+        except StorageError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; no video was left out because of that: "
+                    "see that the store can be reached from this machine, and give the same command again"
+                ) from None
+            logger.warning("the storage does not answer, and is asked again: %s", error)
+        time.sleep(OUTAGE_PAUSE_SECONDS)
 
 
 class _RangeReader(io.RawIOBase):

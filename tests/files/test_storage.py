@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,13 @@ import pytest
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
 from pipeline.clips.decode import Video, decode_clips
+from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.manifest.schema import read_manifest
+from pipeline.processes.isolation import ProcessLimits
 from pipeline.stream.in_process import load_batches
 from pipeline.video.probe import probe_file, probe_files
 from tests.conftest import TINY
@@ -66,7 +69,7 @@ def test_requests_are_repeated_while_the_store_is_busy(s3: ObjectStore) -> None:
 def test_an_error_names_the_file_where_the_store_stays_busy(s3: ObjectStore) -> None:
     s3.put("clips/always.bin", b"content")
     s3.failures["always.bin"] = 10_000
-    with pytest.raises(OSError, match=rf"^s3://clips/always.bin: tried {storage.ATTEMPTS} times: ."):
+    with pytest.raises(storage.StorageError, match=rf"^s3://clips/always.bin: tried {storage.ATTEMPTS} times: ."):
         storage.read_bytes("s3://clips/always.bin")
     assert 10_000 - s3.failures["always.bin"] >= storage.ATTEMPTS
 
@@ -189,8 +192,12 @@ def test_official_lists_in_the_store(s3: ObjectStore, tmp_path: Path) -> None:
     assert [len(manifest.find_usable_rows(split)) for split in ("train", "test", "unlabeled")] == [2, 2, 2]
 
 
-def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, tmp_path: Path) -> None:
-    """All files are uploaded, ``data.root`` names the store, and a video that is deleted later is replaced and recorded."""
+def test_a_run_reads_manifest_labels_and_videos_from_the_store(
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files are uploaded, ``data.root`` names the store, and a video that is deleted later is replaced and recorded. One
+    that the store cannot give now is waited for, and after too long a time the run ends."""
+    monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
     for name in ("a", "b"):
         for number in range(4):
             write_numbers(tmp_path / "videos" / name / f"{number}.mp4", frames=12, size=(48, 48))
@@ -209,11 +216,33 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(s3: ObjectStore, 
     assert config.labels_path == "s3://clips/run/labels.parquet"
     source, labels = open_source(config)
     assert len(labels.ids) == 2 and source.manifest.locate(0) == "s3://clips/run/videos/a/0.mp4"
-    lost = source.manifest.locate(int(source.plan.unlabeled[0]))
-    s3.failures[lost.rpartition("videos/")[2]] = 10_000
+    lost, busy = (source.manifest.locate(int(row)) for row in source.plan.unlabeled[:2])
+    s3.remove(lost.removeprefix("s3://"))
+    s3.failures[busy.rpartition("videos/")[2]] = 2 * storage.ATTEMPTS  # a store that answers 503 says nothing about a video
     batches = list(load_batches(source, config, 0))
     records = [record for batch in batches for record in batch.quarantined]
     assert len(batches) == 6 and {record["uri"] for record in records} == {lost}
-    assert {"tried 5 times: " in str(record["reason"]) for record in records} == {True}, records[0]
+    assert {"no such file" in str(record["reason"]) for record in records} == {True}, records[0]
+    assert s3.failures[busy.rpartition("videos/")[2]] == 0
+    monkeypatch.setattr(storage, "OUTAGE_SECONDS", 1.0)
+    s3.failures[busy.rpartition("videos/")[2]] = 10_000
+    with pytest.raises(UserError, match=rf"has not answered for 1 s: {busy}.*no video was left out"):
+        list(load_batches(source, config, 0))
     with pytest.raises(UserError, match=r"manifest not found: s3://clips/none\.parquet"):
         read_manifest("s3://clips/none.parquet")
+
+
+def test_a_decoder_that_hangs_because_of_the_store_does_not_cost_the_video(
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.3)
+    s3.put("clips/hang/n.mp4", write_numbers(tmp_path / "n.mp4").read_bytes())
+    video = Video("s3://clips/hang/n.mp4", 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
+    decoder, out = IsolatedDecoder(ProcessLimits(6.0)), [np.zeros((8, 48, 48, 3), np.uint8)]
+    decoder.decode_clips(video, 0.4, 0.5, [SLOW], 48, out)
+    expected, _ = out[0].copy(), out[0].fill(0)
+    s3.delays["hang/n.mp4"] = 30.0  # the process has its own, longer limit of a request
+    threading.Timer(8.0, s3.delays.clear).start()
+    storage.wait_for_store(lambda: decoder.decode_clips(video, 0.4, 0.5, [SLOW], 48, out))
+    assert np.array_equal(out[0], expected)
