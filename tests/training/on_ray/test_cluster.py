@@ -98,7 +98,9 @@ def assert_same(one: Path, other: Path) -> None:
         assert there["lr/primary"] == here["lr/primary"]
 
 
-@pytest.mark.timeout(1800)  # Ray's picture of what is free lags: a stream beside two workers that may join starts after a minute
+@pytest.mark.timeout(
+    1800
+)  # Ray's picture of what is free lags: a stream beside two workers that may join starts after a minute
 def test_workers_leave_and_join_and_the_result_is_the_same(cluster: Any, tiny: Path, tmp_path: Path) -> None:
     """Three rows a step on two workers (2 and 1), then one (3), then two again."""
     nodes = [cluster.add_node(num_cpus=2, **STORE) for _ in range(2)]
