@@ -256,8 +256,8 @@ def wait_for_store(action: Callable[[], T]) -> T:
         except StorageError as error:
             if time.monotonic() > end:
                 raise UserError(
-                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; no video was left out because of that: "
-                    "see that the store can be reached from this machine, and give the same command again"
+                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; see that it can be reached from this "
+                    "machine, and give the same command again, which continues"
                 ) from None
             logger.warning("the storage does not answer, and is asked again: %s", error)
         time.sleep(OUTAGE_PAUSE_SECONDS)

@@ -9,6 +9,7 @@ from typing import Self
 
 from pipeline.config import TrainSection
 from pipeline.errors import RunFailed
+from pipeline.files import storage
 from pipeline.files.disk import sync_to_disk
 from pipeline.run_folder import run_store
 from pipeline.run_folder.contents import list_score_files
@@ -83,18 +84,22 @@ class CheckpointWriter:
 
     def _write_all(self, shot: Snapshot) -> None:
         step, scores = shot.facts["step"], {int(step): score for step, score in shot.facts["scores"].items()}
-        policy = (step, self.train.keep_checkpoints, scores, self.train.keep_best)
+        policy = (self.train.keep_checkpoints, scores, self.train.keep_best)
         _sync_run_files(self.folder)
         checkpoint = write(shot, self.folder)
-        if self.store is not None:
-            run_store.push_files(self.folder, self.store)  # metrics up to this step before the checkpoint that relies on them
-            run_store.push_checkpoint(checkpoint, self.store)
-            names = run_store.list_checkpoints(self.store)
-            wanted = choose_kept_steps((parse_step(name) for name in names), *policy)
+
+        def push(store: str) -> None:
+            run_store.push_files(self.folder, store)  # metrics up to this step before the checkpoint that relies on them
+            run_store.push_checkpoint(checkpoint, store)
+            names = run_store.list_checkpoints(store)
+            wanted = choose_kept_steps(map(parse_step, names), step, *policy)
             for name in names:
                 if parse_step(name) not in wanted:
-                    run_store.delete_checkpoint(self.store, name)
-        delete_old_checkpoints(self.folder, *policy)
+                    run_store.delete_checkpoint(store, name)
+
+        if (store := self.store) is not None:
+            storage.wait_for_store(lambda: push(store))
+        delete_old_checkpoints(self.folder, step, *policy)
 
 
 def _sync_run_files(folder: Path) -> None:

@@ -181,7 +181,7 @@ def list_failures(error: BaseException, end_reasons: Mapping[int | None, str]) -
 
 def _restart_or_raise(failures: Sequence[Failure], restarts: Restarts, run: TrainingRun) -> None:
     """Records the failures; returns if the workers should start again, and raises the reason if that would be useless."""
-    newest, _ = checkpoint.find_newest(run.folder, run.store)
+    newest, _ = storage.wait_for_store(lambda: checkpoint.find_newest(run.folder, run.store))
     step = read_facts(newest)["step"] if newest else 0
     ending = restarts.decide(step, failures)
     path = run.folder / FAILURES
