@@ -151,15 +151,25 @@ def test_a_store_that_stops_answering_for_long_ends_the_run_with_its_name(
     s3: ObjectStore, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(storage, "OUTAGE_SECONDS", 5.0)
+    monkeypatch.setattr(storage, "OUTAGE_SECONDS", 0.5)
     words = ["--config", str(tiny / "tiny.yaml"), "run.storage_path=s3://runs/lost", f"run.staging_path={tmp_path}"]
-    s3.failures["checkpoint_000004"] = 2 * storage.ATTEMPTS  # waited for
-    s3.failures["checkpoint_000008"] = 10_000
+    s3.failures["checkpoint_000004"] = 10_000
     assert run(train.main, words) == 1
     text = capsys.readouterr().err
-    assert "failed: s3://runs/lost/tiny/checkpoint_000008 could not be written: the storage has not answered for 5 s: " in text
-    assert f"tried {storage.ATTEMPTS} times" in text and s3.failures["checkpoint_000004"] == 0
+    assert "failed: s3://runs/lost/tiny/checkpoint_000004 could not be written: the storage has not answered for 0 s: " in text
+    assert f"tried {storage.ATTEMPTS} times" in text and "give the same command again" in text
     s3.failures["lost"] = 10_000
     assert run(train.main, words) == 2
     assert "error: run.storage_path=s3://runs/lost does not answer: " in capsys.readouterr().err
+
+
+@pytest.mark.timeout(240)
+def test_a_checkpoint_waits_for_a_store_that_stops_answering(
+    s3: ObjectStore, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
+    words = ["--config", str(tiny / "tiny.yaml"), "run.storage_path=s3://runs/waits", f"run.staging_path={tmp_path}"]
+    s3.failures["checkpoint_000004"] = 2 * storage.ATTEMPTS
+    assert run(train.main, words) == 0
+    assert s3.failures["checkpoint_000004"] == 0
+    assert run_store.list_checkpoints("s3://runs/waits/tiny") == ["checkpoint_000012", "checkpoint_000008"]
