@@ -46,6 +46,8 @@ from pipeline.video.synthetic_motions import MOTIONS
 
 ENOUGH_FOR_RAY = 1000
 """Files for which joining a cluster, which takes 5-10 s, is worthwhile."""
+OTHERS = "none of these"
+"""The line of the printed table that counts the videos of other classes."""
 RESIZE_TIMES_TIMEOUT = 5
 """Encoding a file may take so many times --timeout."""
 
@@ -175,6 +177,11 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
             metavar="WORDS",
             help=f"labels of videos of unknown class, with commas (default: no label{', '.join(UNLABELED)})",
         )
+        source.add_argument(
+            "--other-classes",
+            action="store_true",
+            help="rows of split unlabeled may name other actions: they are trained on as of unknown class, but counted",
+        )
         source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
         source.add_argument("--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1")
         source.add_argument("--delimiter", metavar="CHAR", help=f"{', '.join(DELIMITERS)} or a character (default: detected)")
@@ -247,7 +254,8 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
 def _list_videos(options: argparse.Namespace, out: Path) -> Listing:
     columns = parse_columns(options.columns)
     marks = None if options.unlabeled is None else tuple(word.strip().lower() for word in options.unlabeled.split(","))
-    how = ListOptions(options.root, columns, options.delimiter, options.classes, options.fps, options.frame_pattern, marks)
+    how = ListOptions(options.root, columns, options.delimiter, options.classes, options.fps, options.frame_pattern, marks,
+                      options.other_classes)  # fmt: skip
     return list_files(options.files, how)
 
 
@@ -335,12 +343,17 @@ def _build_count_table(manifest: Manifest, labels: LabelSubset) -> list[str]:
     always = ("train", "test")
     columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split in always}
     columns["labeled"] = Counter(names[row] for row in labels.rows)
-    classes: list[str | None] = [*manifest.classes, *([None] if any(None in count for count in columns.values()) else [])]
+    found = {name for count in columns.values() for name in count}
+    others = sorted(name for name in found if name is not None and name not in manifest.classes)
+    classes: list[str | None] = [*manifest.classes, *([None] if None in found else [])]
     shown = classes if len(classes) <= 30 else []
-    width = max(len(name or "unknown") for name in [*shown, f"{len(classes)} classes"])
+    width = max(len(name or "unknown") for name in [*shown, *([OTHERS] if others else []), f"{len(classes)} classes"])
     lines = [f"{'class':{width}}" + "".join(f"{column:>10}" for column in columns)]
     for name in shown:
         lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:10}" for count in columns.values()))
+    if others:
+        sums = [sum(count[name] for name in others) for count in columns.values()]
+        lines.append(f"{OTHERS:{width}}" + "".join(f"{number:10}" for number in sums))
     return [*lines, f"{f'{len(classes)} classes':{width}}" + "".join(f"{count.total():10}" for count in columns.values())]
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import STUDENTS
+from pipeline.manifest.schema import OTHER_CLASS
 from pipeline.run_folder.contents import list_score_files
 
 LABELERS = (*STUDENTS, "mean")
@@ -45,7 +46,7 @@ class SavedScores:
     videos: Ints
     """[M] rows of the manifest."""
     labels: Ints
-    """[M] true classes, which were hidden from training; -1 if unknown."""
+    """[M] true classes, which were hidden from training; -1 if unknown, -2 (``OTHER_CLASS``) if it is none of the classes."""
     classes: dict[str, Ints]
     """The most probable class [M], by labeler."""
     confidence: dict[str, NDArray[np.float32]]
@@ -68,35 +69,44 @@ class SavedScores:
 class LabelCounts:
     """Counts of the labels that one learner gets from one source at T thresholds, by the true class (of K) of the clips.
 
-    The last row counts the clips of unknown class.
+    Of the last two rows, the first counts the clips that show none of the classes, the other the clips of unknown class.
     """
 
     clips: Ints
-    """[K + 1] number of clips."""
+    """[K + 2] number of clips."""
     kept: Ints
-    """[K + 1, T] labels whose confidence reaches the threshold."""
+    """[K + 2, T] labels whose confidence reaches the threshold."""
     right: Ints
-    """[K + 1, T] kept labels that are right."""
+    """[K + 2, T] kept labels that are right."""
     differing: Ints
-    """[K + 1, T] kept labels that are not the class which the learner itself predicts."""
+    """[K + 2, T] kept labels that are not the class which the learner itself predicts."""
     differing_right: Ints
-    """[K + 1, T] differing labels that are right."""
+    """[K + 2, T] differing labels that are right."""
 
     def compute_coverage(self) -> Floats:
         """Returns the share [T] of clips whose label is kept; NaN without clips."""
         return divide(self.kept.sum(axis=0), np.full(self.kept.shape[1], self.clips.sum()))
 
     def compute_accuracy(self) -> Floats:
-        """Returns the share [T] of the kept labels of known class that are right; NaN where none is kept."""
-        return divide(self.right.sum(axis=0), self.kept[:-1].sum(axis=0))
+        """Returns the share [T] of the kept labels of clips of the classes that are right; NaN where none is kept."""
+        return divide(self.right.sum(axis=0), self.kept[:OTHER_CLASS].sum(axis=0))
+
+    def compute_other_share(self) -> Floats:
+        """Returns the share [T] of the kept labels that lie on clips of none of the classes, among those whose truth is
+        known."""
+        return divide(self.kept[OTHER_CLASS], self.kept[:-1].sum(axis=0))
+
+    def compute_other_coverage(self) -> Floats:
+        """Returns the share [T] of the clips of none of the classes whose label is kept; NaN without such clips."""
+        return divide(self.kept[OTHER_CLASS], np.full(self.kept.shape[1], self.clips[OTHER_CLASS]))
 
     def compute_differing_share(self) -> Floats:
         """Returns the share [T] of the kept labels of known class that differ from the learner's own prediction."""
-        return divide(self.differing[:-1].sum(axis=0), self.kept[:-1].sum(axis=0))
+        return divide(self.differing[:OTHER_CLASS].sum(axis=0), self.kept[:OTHER_CLASS].sum(axis=0))
 
     def compute_differing_accuracy(self) -> Floats:
         """Returns the share [T] of the differing labels that are right."""
-        return divide(self.differing_right.sum(axis=0), self.differing[:-1].sum(axis=0))
+        return divide(self.differing_right.sum(axis=0), self.differing[:OTHER_CLASS].sum(axis=0))
 
 
 def divide(part: Any, whole: Any) -> Floats:
@@ -160,10 +170,11 @@ def count_labels(scores: SavedScores, learner: str, source: str, thresholds: Seq
     reached = np.searchsorted(np.asarray(thresholds, dtype=np.float32), scores.confidence[labeler], side="right")
     right = scores.classes[labeler] == scores.labels
     differing = scores.classes[labeler] != scores.classes[learner]
-    size = (scores.num_classes + 1, len(thresholds) + 1)
+    size = (scores.num_classes + 2, len(thresholds) + 1)
 
     def count(chosen: NDArray[np.bool_]) -> Ints:
-        cells = np.ravel_multi_index((scores.labels[chosen], reached[chosen]), size, mode="wrap")  # class -1 is the last row
+        # -1 is the last row and -2 the one before
+        cells = np.ravel_multi_index((scores.labels[chosen], reached[chosen]), size, mode="wrap")
         counts = np.bincount(cells, minlength=size[0] * size[1]).reshape(size)
         at_least: Ints = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
         return at_least
@@ -199,15 +210,17 @@ class SourceComparison:
     """The share of kept cross labels that are not the class which the learner itself predicts, 0..1."""
     differing_accuracy: float
     """The share of the differing cross labels that are right, 0..1."""
+    other_share: float
+    """The share of the kept cross labels that lie on clips of none of the classes, 0..1."""
 
 
 def compare_sources(scores: SavedScores, learner: str, thresholds: Thresholds) -> SourceComparison:
-    """Compares the sources of labels for one learner; clips of unknown class count for the coverage only."""
+    """Compares the sources of labels for one learner; clips of unknown class or of none count for the coverage only."""
     counts = {
         source: count_labels(scores, learner, source, [thresholds[find_labeler(learner, source)]]) for source in scores.sources
     }
     order, known = np.argsort(-scores.confidence[learner], kind="stable"), scores.labels >= 0
-    first = order[known[order]][: int(counts["cross"].kept[:-1].sum())]
+    first = order[known[order]][: int(counts["cross"].kept[:OTHER_CLASS].sum())]
     return SourceComparison(
         learner, thresholds,
         {source: float(source_counts.compute_coverage()[0]) for source, source_counts in counts.items()},
@@ -215,6 +228,7 @@ def compare_sources(scores: SavedScores, learner: str, thresholds: Thresholds) -
         _bootstrap_difference(scores.select(known), learner, thresholds),
         float(divide((scores.classes[learner] == scores.labels)[first].sum(), len(first))),
         float(counts["cross"].compute_differing_share()[0]), float(counts["cross"].compute_differing_accuracy()[0]),
+        float(counts["cross"].compute_other_share()[0]),
     )  # fmt: skip
 
 

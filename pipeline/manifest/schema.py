@@ -28,7 +28,7 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("uri", pa.string()),  # path relative to the root (with forward slashes), absolute path, or URI
     pa.field("split", pa.string()),  # train, test, val, or unlabeled: trained on, but labels are never drawn from it
     pa.field("class", pa.string()),  # null where unknown
-    pa.field("label", pa.int32()),  # index of the class among the classes, -1 where unknown
+    pa.field("label", pa.int32()),  # index of the class among the classes, -1 where unknown, OTHER_CLASS where it is none
     pa.field("group", pa.string()),  # recording or person: all its videos are in the same split; null if ungrouped
     pa.field("start", pa.float64()),  # seconds from the file's start to the video's; null: the whole file from its start
     pa.field("end", pa.float64()),  # seconds from the file's start to the video's end; null: up to its end
@@ -47,6 +47,9 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("stamp", pa.string()),  # modification time and probe options, to notice a change; null: probe again
 ]
 SCHEMA = pa.schema(_FIELDS)
+OTHER_CLASS = -2
+"""The label of a video that is known to show none of the classes; its ``class`` says what it shows. Only videos of split
+unlabeled have it: training treats them like those of unknown class, and what is measured of pseudo-labels counts them."""
 NOT_IN_FINGERPRINT = ("uri", "reason", "stamp")
 """Left out, so that moving or probing the data again keeps its fingerprint."""
 

@@ -38,7 +38,8 @@ class Summary:
     columns: tuple[str, ...]
     """Columns of the table of counts: splits of usable videos, then statuses and splits of others, as ``missing (train)``."""
     counts: tuple[tuple[str, tuple[int, ...]], ...]
-    """(class, count in each column) in the order of the labels; videos of unknown class come last."""
+    """(class, count in each column) in the order of the labels; then what videos of other classes show, and last those of
+    unknown class."""
     histograms: tuple[Histogram, ...]
     duplicates: tuple[tuple[str, ...], ...]
     """Ids (and splits) of each set of files with the same content, where hashes are stored."""
@@ -66,7 +67,9 @@ def summarize_manifest(manifest: Manifest) -> Summary:
         counts_by_key[row["class"], f"{row['status'].replace('_', ' ')} ({row['split']})"] = row["count_all"]
     present = {column for _, column in counts_by_key}
     columns = [split for split in SPLITS if split in present] + sorted(present - set(SPLITS))
-    names: list[str | None] = [*manifest.classes, *([None] if any(name is None for name, _ in counts_by_key) else [])]
+    found = {name for name, _ in counts_by_key}
+    others = sorted(name for name in found if name is not None and name not in manifest.classes)
+    names: list[str | None] = [*manifest.classes, *others, *([None] if None in found else [])]
     counts = [(name or "unknown", tuple(counts_by_key[name, column] for column in columns)) for name in names]
     unusable = tuple(zip(*(broken[name].to_pylist() for name in ("uri", "status", "reason")), strict=True))
     hashed = table.num_rows - table["hash"].null_count

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError, list_first
 from pipeline.files.parquet import move_table, remove_table
 from pipeline.manifest.label_subset import LabelSubset, draw_labels, write_labels
-from pipeline.manifest.schema import SCHEMA, Manifest, Split, resolve_uri, write_manifest
+from pipeline.manifest.schema import OTHER_CLASS, SCHEMA, Manifest, Split, resolve_uri, write_manifest
 from pipeline.prepare.groups import join_groups
 from pipeline.prepare.probe_cache import MANIFEST_FILE, open_probe_cache
 from pipeline.prepare.sources import Listing, draw_missing_splits
@@ -38,22 +38,29 @@ class BuildOptions:
 
 def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
     """Builds the manifest's table from a listing, whose splits must be known, and the probes of its files."""
-    assert listing.splits is not None
+    splits = listing.splits
+    assert splits is not None
     label_of_class = {name: label for label, name in enumerate(listing.classes)}
     nulls = [None] * len(listing.uris)
     listed: dict[str, Sequence[object]] = {
         "id": listing.ids or listing.uris,
         "uri": listing.uris,
-        "split": listing.splits,
+        "split": splits,
         "class": listing.labels,
         "group": listing.groups,
         "start": listing.starts or nulls,
         "end": listing.ends or nulls,
     }
 
+    def find_label(name: str | None, split: Split) -> int:
+        if name is None or name in label_of_class:
+            return -1 if name is None else label_of_class[name]
+        assert split == "unlabeled", f"{name} of split {split} is no class"
+        return OTHER_CLASS
+
     def column(name: str) -> Sequence[object]:
         if name == "label":
-            return [label_of_class[label] if label is not None else -1 for label in listing.labels]
+            return list(map(find_label, listing.labels, splits))
         return listed[name] if name in listed else [getattr(probe, name) for probe in probes]
 
     # one after the other: the lists of all of them at once would be 170 MB of a million rows

@@ -7,6 +7,7 @@ the same command again runs what is missing and continues what was cut off.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def plan_trials(study: Study, base: Config, seeds: int) -> list[Trial]:
             words = [f"{key}={json.dumps(value)}" for key, value in values.items() if key != LABELS]
             words += [f"run.storage_path={folder}", f"run.name={cell}_seed-{seed}", f"run.seed={seed}"]
             if LABELS in values:
-                words.append(f"data.labels={folder / 'labels' / _name_labels_file(str(values[LABELS]), seed)}")
+                words.append(f"data.labels={folder / 'labels' / _name_labels_file(values, seed)}")
             config = override(base.model_dump(mode="json"), words, source=f"study {study.name}, {cell}")
             trials.append(Trial(cell, seed, config, values))
     return trials
@@ -95,9 +96,11 @@ def drop_duplicates(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
     return kept, list(notes.values())
 
 
-def _name_labels_file(spec: str, seed: int) -> str:
-    text = spec.replace("%", "-percent").replace("/class", "-per-class").replace(" ", "")
-    return f"{text}_seed-{seed}.parquet"
+def _name_labels_file(values: Mapping[str, Any], seed: int) -> str:
+    """The name says which manifest the labels belong to if the cell has one of its own."""
+    text = str(values[LABELS]).replace("%", "-percent").replace("/class", "-per-class").replace(" ", "")
+    manifest = re.sub(r"[^\w.-]+", "-", str(values.get("data.manifest", ""))).strip("-")
+    return f"{text}_{f'{manifest}_' if manifest else ''}seed-{seed}.parquet"
 
 
 def draw_subsets(trials: Sequence[Trial], write: bool) -> None:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import label_quality, train
+from jobs import label_quality, prepare, train
 from jobs.command import run
 from pipeline.analysis.comparison import group_runs
 from pipeline.analysis.label_quality import (
@@ -30,7 +30,7 @@ from pipeline.analysis.label_quality import (
 )
 from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.config import STUDENTS, Config
-from pipeline.manifest.schema import read_manifest
+from pipeline.manifest.schema import OTHER_CLASS, read_manifest
 from pipeline.methods import build_method
 from pipeline.methods.parts.inputs import Setup
 from pipeline.methods.parts.pseudo_labels import PseudoLabels
@@ -63,15 +63,46 @@ BY_HAND = [
 def test_counts_by_hand() -> None:
     said = said_of(BY_HAND)
     cross = count_labels(said, "primary", "cross", [0.5, 0.8, 0.9])
-    assert cross.clips.tolist() == [1, 1, 1, 1]
+    assert cross.clips.tolist() == [1, 1, 1, 0, 1]
     assert cross.kept.sum(axis=0).tolist() == [4, 3, 1]  # 0.80 reaches 0.8
     assert cross.compute_coverage() == pytest.approx([1, 0.75, 0.25])
     assert cross.compute_accuracy() == pytest.approx([2 / 3, 2 / 3, 1])  # the clip of unknown class counts for coverage only
     assert cross.compute_differing_share() == pytest.approx([2 / 3, 2 / 3, 0])
     assert cross.compute_differing_accuracy() == pytest.approx([0.5, 0.5, np.nan], nan_ok=True)
-    assert cross.right[:, 1].tolist() == [1, 1, 0, 0]
+    assert cross.right[:, 1].tolist() == [1, 1, 0, 0, 0]
+    assert cross.compute_other_share().tolist() == [0, 0, 0] and np.isnan(cross.compute_other_coverage()).all()
     own = count_labels(said, "primary", "self", [0.5, 0.8])
     assert own.compute_accuracy() == pytest.approx([2 / 3, 1]) and own.compute_differing_share().tolist() == [0, 0]
+
+
+def test_clips_of_none_of_the_classes_by_hand() -> None:
+    """They take labels from the classes, and are neither right nor of unknown class."""
+    others = [(2, 14, OTHER_CLASS, 2, 0.7, 1, 0.96), (2, 15, OTHER_CLASS, 2, 0.9, 2, 0.6)]
+    said = said_of([*BY_HAND, *others])
+    cross = count_labels(said, "primary", "cross", [0.5, 0.8])
+    assert cross.clips.tolist() == [1, 1, 1, 2, 1]
+    assert cross.compute_other_share() == pytest.approx([2 / 5, 1 / 4]) and cross.compute_other_coverage().tolist() == [1, 0.5]
+    before = count_labels(said_of(BY_HAND), "primary", "cross", [0.5, 0.8])
+    for name in ("accuracy", "differing_share", "differing_accuracy"):  # are of clips of the classes
+        assert getattr(cross, f"compute_{name}")().tolist() == getattr(before, f"compute_{name}")().tolist()
+    limits = dict.fromkeys(LABELERS, 0.8)
+    text = label_tables.describe_comparison(compare_sources(said, "primary", limits))
+    assert text.endswith(" 25.0 % of the kept labels are of videos that show none of the classes.")
+    table = label_tables.build_thresholds_table(said, limits)
+    assert table.columns[-2:] == ("on none %", "of none kept %") and len(table.numeric) == len(table.columns)
+    row = next(row for row in table.rows if [cell.text for cell in row[:3]] == ["primary", "cross (auxiliary)", "0.8"])
+    assert [cell.text for cell in row[-2:]] == ["25.0", "50.0"]
+    last = label_tables.build_classes_table(said, limits, ["a", "b", "c"]).rows[-1]
+    assert [cell.text for cell in last[:5]] == ["none of the classes", "2", "50.0", "0.0", "50.0"]
+    rows = list(csv.DictReader(label_tables.format_counts_csv(said, limits, ["a", "b", "c"]).splitlines()))
+    wanted = {"first_step": "1", "last_step": "2", "learner": "primary", "source": "cross", "threshold": "0.8"}
+    found = {row["class"]: row for row in rows if wanted.items() <= row.items()}
+    assert list(found) == ["all", "a", "b", "c", "none of the classes"]
+    assert [(row["kept"], row["known"], row["right"]) for row in list(found.values())[::4]] == [
+        ("4", "3", "2"),
+        ("1", "0", "0"),
+    ]
+    assert "none of the classes" not in label_tables.format_counts_csv(said_of(BY_HAND), limits, ["a", "b", "c"])
 
 
 def test_a_comparison_by_hand() -> None:
@@ -148,7 +179,7 @@ def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(m
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 5))
 def test_counts_agree_with_counting_one_by_one(seed: int, clips: int, num_classes: int) -> None:
     generator = np.random.default_rng(seed)
-    ints = {key: generator.integers(-(key == "label"), num_classes, clips) for key in ("label", *LABELERS)}
+    ints = {key: generator.integers(-2 * (key == "label"), num_classes, clips) for key in ("label", *LABELERS)}
     sure = {name: generator.choice([0.5, 0.57, 0.9, 0.99, 0.3], clips).astype(np.float32) for name in LABELERS}
     classes = {name: ints[name] for name in LABELERS}
     said = SavedScores(np.arange(clips), np.arange(clips), ints["label"], classes, sure, num_classes)
@@ -157,8 +188,7 @@ def test_counts_agree_with_counting_one_by_one(seed: int, clips: int, num_classe
         for source in said.sources:
             found, who = count_labels(said, learner, source, thresholds), find_labeler(learner, source)
             for place, threshold in enumerate(thresholds):
-                for row in range(num_classes + 1):
-                    true = row if row < num_classes else -1
+                for row, true in enumerate([*range(num_classes), -2, -1]):
                     kept = [i for i in range(clips) if ints["label"][i] == true and sure[who][i] >= np.float32(threshold)]
                     news = [i for i in kept if ints[who][i] != ints[learner][i]]
                     right = sum(ints[who][i] == true for i in kept), sum(ints[who][i] == true for i in news)
@@ -225,6 +255,44 @@ def test_the_command_writes_a_table_a_csv_and_a_page(finished: Path, capsys: pyt
     page = (finished / "label_quality.html").read_text(encoding="utf-8")
     assert "Primary as the learner" in page and 'href="http' not in page
     assert 6 <= page.count("<svg") <= 10  # accuracies of fewer than 10 labels are not drawn
+
+
+def test_unlabeled_videos_of_other_classes_are_counted(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the list to the page: the last class of the rendered videos is none of the run's, and a half of its pool."""
+    rows = pq.read_table(tiny / "manifest.parquet").select(["uri", "class", "split"]).to_pylist()
+    other = rows[-1]["class"]
+    lines = [f"{row['uri']},{row['class']},{'unlabeled' if row['class'] == other else row['split']}" for row in rows]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines]) + "\n", encoding="utf-8")
+    root = read_manifest(tiny / "manifest.parquet").root
+    words = ["list", str(tmp_path / "list.csv"), str(tmp_path), "--root", root, "--labeled", "4/class", "--group", "none"]
+    assert run(prepare.main, words) == 2
+    assert f"say --other-classes:\n  - {other}, for example " in capsys.readouterr().err
+    assert run(prepare.main, [*words, "--other-classes"]) == 0
+    out = capsys.readouterr().out
+    assert f"note: videos of split unlabeled that show none of the classes: 8 ({other})" in out
+    assert re.search(r"^none of these +0 +8 +0 +0$", out, re.MULTILINE)
+    manifest = read_manifest(tmp_path / "manifest.parquet")
+    found = [(row["class"], row["label"]) for row in manifest.table.to_pylist() if row["split"] == "unlabeled"]
+    assert len(manifest.classes) == 3 and found == [(other, OTHER_CLASS)] * 8
+
+    here = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", f"data.manifest={tmp_path}/manifest.parquet"]
+    assert run(train.main, [*here, *WORDS, "method.confidence_threshold=0.36"]) == 0
+    assert run(label_quality.main, [str(tmp_path / "tiny")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"is known for 100 % of them, and \d+ % show none of the classes\.", out) and "of none kept %" in out
+    rows = list(csv.DictReader((tmp_path / "tiny" / "label_quality.csv").read_text(encoding="utf-8").splitlines()))
+    at_own = {
+        (int(row["first_step"]), row["learner"], row["class"]): int(row["kept"]) for row in rows
+        if row["source"] == "cross" and row["threshold"] == "0.36" and row["first_step"] == row["last_step"]
+    }  # fmt: skip
+    shares = {}
+    for line in read_metrics(tmp_path / "tiny"):
+        for learner, who in (("auxiliary", "primary"), ("primary", "auxiliary")):
+            kept = at_own[line["step"], learner, "all"]
+            others = at_own.get((line["step"], learner, "none of the classes"), 0)
+            shares[line["step"], learner] = others / kept if kept else 0
+            assert line.get(f"pseudo_label_other/{who}_to_{learner}", 0) == pytest.approx(shares[line["step"], learner])
+    assert len(set(shares.values())) > 2
 
 
 def test_labels_of_a_file_are_counted_as_training_counted_them(

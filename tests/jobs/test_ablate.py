@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from jobs import ablate
@@ -13,7 +14,7 @@ from pipeline.clips.views import check_views
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.manifest.label_subset import read_labels
-from pipeline.manifest.schema import read_manifest
+from pipeline.manifest.schema import read_manifest, write_manifest
 from pipeline.studies import on_tune
 from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
@@ -74,6 +75,25 @@ def test_label_subsets_are_drawn_once_for_all_methods_of_a_seed(tiny: Path, tmp_
     shutil.copy(drawn["25%", 1, "supervised"][0], drawn["25%", 0, "supervised"][0])
     with pytest.raises(UserError, match=r"holds other labels than 25% of seed 0; delete it"):
         draw_subsets(planned, write=False)
+
+
+def test_cells_with_a_manifest_of_their_own_get_labels_of_it(tiny: Path, tmp_path: Path) -> None:
+    """As in ``unknown``: of the same training videos the same labels, though each manifest needs a file of its own."""
+    whole = read_manifest(tiny / "manifest.parquet")
+    first = whole.table["split"].to_pylist().index("test")
+    table = pa.concat_tables([whole.table.slice(0, first), whole.table.slice(first + 1)])
+    smaller = write_manifest(table, tmp_path / "smaller.parquet", whole.classes, whole.root, "list")
+    path = tmp_path / "two.yaml"
+    manifests = [tiny / "manifest.parquet", tmp_path / "smaller.parquet"]
+    cells = ", ".join(f"{name}: {{labels: 2/class, data.manifest: {file}}}" for name, file in zip("ab", manifests, strict=True))
+    path.write_text(f"question: q\ncases: {{{cells}}}\n", encoding="utf-8")
+    planned = plan_trials(read_study(path), load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}"]), seeds=2)
+    draw_subsets(planned, write=True)
+    drawn = {(trial.cell, trial.seed): trial.config for trial in planned}
+    assert len({config.labels_path for config in drawn.values()}) == 4
+    for seed in (0, 1):
+        one, other = (read_labels(drawn[cell, seed].labels_path, of) for cell, of in (("a", whole), ("b", smaller)))
+        assert one.ids == other.ids and one.manifest_fingerprint != other.manifest_fingerprint
 
 
 def test_cells_that_are_the_same_run_are_run_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,7 +225,7 @@ def test_the_baseline_and_actnetformer_start_from_the_same_weights() -> None:
     assert all(torch.equal(first, second) for first, second in zip(one.parameters(), other.parameters(), strict=True))
 
 
-PER_DIRECTION = ("mask_rate", "kept", "kept_correct", "kept_classes", "confidence")
+PER_DIRECTION = ("mask_rate", "kept", "kept_correct", "kept_other", "kept_classes", "confidence")
 
 
 def test_results_have_the_names_of_the_metrics() -> None:
@@ -285,7 +285,9 @@ def test_mask_counts_leave_unknown_labels_out() -> None:
     counts = {name: value.tolist() for name, value in monitors.items()}
     assert counts.pop("confidence/x") == [0, 0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]
     assert counts.pop("kept_classes/x") == [0, 1, 1, 1]
-    assert counts == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0}
+    assert counts == {"mask_rate/x": 0.75, "kept/x": 2.0, "kept_correct/x": 1.0, "kept_other/x": 0.0}
+    others = compute_direction_monitors("x", labels, torch.tensor([1, -2, -2, -2]))  # the last one's label does not count
+    assert [float(others[f"{name}/x"]) for name in ("kept", "kept_correct", "kept_other")] == [1.0, 1.0, 2.0]
 
 
 def test_weighted_labels_count_by_their_weight() -> None:
@@ -295,7 +297,8 @@ def test_weighted_labels_count_by_their_weight() -> None:
     counts = compute_direction_monitors("x", labels, torch.tensor([1, 0]))
     assert counts["kept_classes/x"].tolist() == [0.0, 0.5, 0.25]
     assert {name: round(float(value), 6) for name, value in counts.items() if value.ndim == 0} == {
-        "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "threshold/x": 0.8}  # fmt: skip
+        "mask_rate/x": 0.375, "kept/x": 0.75, "kept_correct/x": 0.5, "kept_other/x": 0.0,
+        "threshold/x": 0.8}  # fmt: skip
 
 
 def test_student_monitors_count_known_labels() -> None:

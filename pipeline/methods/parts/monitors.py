@@ -1,8 +1,8 @@
 """Quantities that are monitored beside the losses, as tensors without gradient.
 
 Those whose names begin with ``kept`` are sums over clips; all others but the saved scores are means.
-``training.monitoring.metric_line`` turns them into the names of metrics.jsonl. Hidden labels [U] are int64, -1 if unknown;
-they serve these monitors and never a loss.
+``training.monitoring.metric_line`` turns them into the names of metrics.jsonl. Hidden labels [U] are int64, -1 if unknown, and
+``OTHER_CLASS`` of a video that shows none of the classes; they serve these monitors and never a loss.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from pipeline.manifest.schema import OTHER_CLASS
 from pipeline.methods.parts.inputs import Outputs
 from pipeline.methods.parts.losses import compute_alignment
 from pipeline.methods.parts.pseudo_labels import PseudoLabel
@@ -36,10 +37,11 @@ def compute_label_monitors(labels: Mapping[str, PseudoLabel], labelers: Mapping[
 def compute_direction_monitors(direction: str, label: PseudoLabel, hidden_U: torch.Tensor) -> Monitors:
     """Computes the monitors of the labels that one labeler gives to one learner.
 
-    ``mask_rate`` is the mean weight. ``kept`` is the sum of the weights of clips whose hidden label is known, and
-    ``kept_correct`` the sum of those whose label is right: as sums, so that accuracy stays exact over steps and workers, where
-    the mean of quotients would not. ``kept_classes`` [K] are all weights by class, ``confidence`` [10] is the share of clips
-    whose largest probability lies in each tenth, and ``threshold`` is there if it moves.
+    ``mask_rate`` is the mean weight. ``kept`` is the sum of the weights of clips whose hidden label is a class,
+    ``kept_correct`` the sum of those whose label is right, and ``kept_other`` that of clips that show none of the classes: as
+    sums, so that accuracy stays exact over steps and workers, where the mean of quotients would not. ``kept_classes`` [K] are
+    all weights by class, ``confidence`` [10] is the share of clips whose largest probability lies in each tenth, and
+    ``threshold`` is there if it moves.
     """
     known_U = label.weights * (hidden_U >= 0)
     confidence_U, num_classes = label.scores.amax(dim=1), label.scores.shape[1]
@@ -50,6 +52,7 @@ def compute_direction_monitors(direction: str, label: PseudoLabel, hidden_U: tor
         f"mask_rate/{direction}": label.weights.mean(),
         f"kept/{direction}": known_U.sum(),
         f"kept_correct/{direction}": (known_U * (label.classes == hidden_U)).sum(),
+        f"kept_other/{direction}": (label.weights * (hidden_U == OTHER_CLASS)).sum(),
     }
     if label.thresholds is None:
         return monitors

@@ -55,6 +55,8 @@ class ListOptions:
     """Pattern of the images in frame folders, for example ``img_%05d.jpg``; None: detected."""
     unlabeled: tuple[str, ...] | None = None
     """Labels that mark videos of unknown class; None: those that cannot mean anything else."""
+    other_classes: bool = False
+    """Whether rows of split unlabeled may have labels of other classes than the rest: such videos show none of the classes."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def read_rows(
             fields = _split_line(line, delimiter, header, given, len(positions), split == "unlabeled")
             values = {name: fields[position].strip() for name, position in positions.items()}
             label = parse_label(values.get("label", ""), classes, options.unlabeled)
-            rows.append(_make_row(values, label, classes, split, origin))
+            rows.append(_make_row(values, label, classes, split, origin, options.other_classes))
         except (ValueError, csv.Error) as error:
             mistakes.append(f"{origin}: {error}")
     return rows
@@ -226,7 +228,12 @@ def _is_path_alone(line: str, delimiter: str) -> bool:
 
 
 def _make_row(
-    fields: Mapping[str, str], label: str | None, classes: dict[str, str] | None, split: Split | None, line: str
+    fields: Mapping[str, str],
+    label: str | None,
+    classes: dict[str, str] | None,
+    split: Split | None,
+    line: str,
+    has_other_classes: bool,
 ) -> ListRow:
     path = fields["path"].replace("\\", "/")
     if not path:
@@ -234,12 +241,13 @@ def _make_row(
     for name in ("frames", "offset"):
         if not (fields.get(name) or "0").isdecimal():
             raise ValueError(f"{name} must be a number, found {fields[name]!r}")
-    if label is not None and classes is not None and label not in classes.values():
-        raise ValueError(describe_unknown_label(label, classes))
     if fields.get("split"):
         split = parse_split(fields["split"])
         if split is None:
             raise ValueError(f"unknown split {fields['split']!r}; known are {', '.join(SPLIT_WORDS)}")
+    may_be_other = has_other_classes and split == "unlabeled"
+    if label is not None and classes is not None and label not in classes.values() and not may_be_other:
+        raise ValueError(describe_unknown_label(label, classes))
     times = [None if (text := fields.get(name, "")).lower() in UNLABELED else text for name in ("start", "end")]
     start, end = (None if text is None else float(text) for text in times)
     if not 0 <= (start or 0) < (float("inf") if end is None else end):

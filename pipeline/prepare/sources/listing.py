@@ -52,10 +52,7 @@ class Listing:
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes in the source's own order, or else sorted by name, or by number where all names are numbers."""
-        if self.class_list is not None:
-            return self.class_list
-        names = {name for name in self.labels if name is not None}
-        return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+        return sort_classes(self.labels) if self.class_list is None else self.class_list
 
     def select(self, indices: Sequence[int]) -> Listing:
         """Returns a listing of the videos at these indices."""
@@ -76,6 +73,12 @@ class Listing:
             ends=select_from(self.ends),
             listed_at=select_from(self.listed_at),
         )
+
+
+def sort_classes(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """Returns the names among labels once each, sorted, or by number where all names are numbers."""
+    names = {name for name in labels if name is not None}
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
 def validate_listing(listing: Listing) -> Listing:
@@ -138,7 +141,7 @@ def _check_unlabeled_classes(listing: Listing, splits: Sequence[Split]) -> None:
     if unlabeled_only:
         raise UserError(
             "classes that are named only where videos are unlabeled; leave the label of such rows empty, or put the videos of "
-            "unknown class directly into the unlabeled folder:",
+            "unknown class directly into the unlabeled folder; if a list is to name what is no class, say --other-classes:",
             list_first([f"{name}, for example {origin}" for name, origin in sorted(unlabeled_only.items())]),
         )
 

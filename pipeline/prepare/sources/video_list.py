@@ -24,6 +24,7 @@ from pipeline.prepare.sources.listing import (
     describe_missing_files,
     raise_for_mistakes,
     require_agreement,
+    sort_classes,
     validate_listing,
 )
 from pipeline.prepare.sources.synonyms import find_splits, parse_split
@@ -61,6 +62,10 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
     splits = tuple(row.split for row in rows if row.split is not None)
     split_names = [row.split or "without split" for row in rows]
     notes = describe_missing_files(root, split_names, [uri is not None for uri in uris], f"list {names}")
+    class_list = None if classes is None else tuple(classes.values())
+    if options.other_classes:
+        class_list = class_list or sort_classes(row.label for row in rows if row.split != "unlabeled")
+        notes += _describe_other_classes([row.label for row in rows if row.label is not None and row.label not in class_list])
     return validate_listing(Listing(
         root=root,
         source="list",
@@ -73,7 +78,7 @@ def list_files(files: Sequence[str | Path], options: ListOptions) -> Listing:
         starts=tuple(row.start for row in rows),
         ends=tuple(row.end for row in rows),
         listed_at=tuple(row.line for row in rows),
-        class_list=None if classes is None else tuple(classes.values()),
+        class_list=class_list,
         frame_rate=options.frame_rate,
     ))  # fmt: skip
 
@@ -98,6 +103,12 @@ def _find_mixed_labels(rows: Sequence[ListRow], classes: dict[str, str] | None) 
     few, kind_of_others = (words, "numbers") if len(words) <= len(numbers) else (numbers, "words")
     reason = f"and the other labels are {kind_of_others}; name all classes with --classes FILE if both are meant"
     return [f"{row.line}: the label is {row.label}, {reason}" for row in few] if numbers and words else []
+
+
+def _describe_other_classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """A note on the videos that show none of the classes, if there are any."""
+    names = ", ".join(list_first(sorted(set(labels))))
+    return (f"videos of split unlabeled that show none of the classes: {len(labels)} ({names})",) if labels else ()
 
 
 def _check_for_unread_header(rows: Sequence[ListRow], uris: Sequence[str | None]) -> None:

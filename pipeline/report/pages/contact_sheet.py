@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.source import describe_video, open_video_columns
 from pipeline.config import ClipSection
-from pipeline.manifest.schema import Manifest
+from pipeline.manifest.schema import OTHER_CLASS, Manifest
 from pipeline.manifest.seeded_order import order_by_hash
 from pipeline.manifest.summary import Summary
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
@@ -56,8 +56,8 @@ def decode_contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str,
     label = columns["label"][usable]
     ids, splits = manifest.table["id"], manifest.table["split"]
     sheets: list[tuple[str, list[int]]] = []
-    for index, name in enumerate((*manifest.classes, "unknown")):
-        rows = usable[label == (index if index < len(manifest.classes) else -1)]
+    for index, name in [*enumerate(manifest.classes), (-1, "unknown"), (OTHER_CLASS, "none of the classes")]:
+        rows = usable[label == index]
         order = order_by_hash([str(text) for text in ids.take(rows).to_pylist()], 0, "contact sheet")
         sheets.append((name, [int(rows[i]) for i in order[:per_class]]))
     wanted = [row for _, rows in sheets for row in rows]

@@ -19,6 +19,7 @@ from pipeline.analysis.label_quality import (
 )
 from pipeline.analysis.records.run_record import RunRecord
 from pipeline.config import STUDENTS
+from pipeline.manifest.schema import OTHER_CLASS
 from pipeline.report.parts.tables import Table
 from pipeline.report.plots.drawing import Drawing
 from pipeline.report.plots.line_plots import draw_panel
@@ -81,11 +82,12 @@ def build_label_section(title: str, runs: Sequence[RunRecord], prefix: str) -> L
     if not len(scores.steps):
         return None
     steps, videos = sorted(set(scores.steps.tolist())), len(set(scores.videos.tolist()))
-    known = (scores.labels >= 0).mean()
+    known, others = (scores.labels != -1).mean(), (scores.labels == OTHER_CLASS).mean()
     basis = (
         f"{len(scores.steps):,} weak views of {videos:,} unlabeled videos in {len(steps):,} saved steps "
         f"({steps[0]:,} to {steps[-1]:,})"
-        f"{f' of {len(parts)} runs' if len(parts) > 1 else ''}; the hidden class is known for {100 * known:.0f} % of them."
+        f"{f' of {len(parts)} runs' if len(parts) > 1 else ''}; the hidden class is known for {100 * known:.0f} % of them"
+        f"{f', and {100 * others:.0f} % show none of the classes' if others else ''}."
     )  # fmt: skip
     learners = tuple(_build_learner_section(scores, name, thresholds, f"{prefix}-{name}") for name in STUDENTS)
     problems = tuple(f"{run.name}: {problem}" for run, (_, texts) in zip(runs, read, strict=True) for problem in texts)

@@ -24,6 +24,7 @@ from pipeline.analysis.label_quality import (
     split_training_time,
 )
 from pipeline.config import STUDENTS
+from pipeline.manifest.schema import OTHER_CLASS
 from pipeline.report.parts.tables import Cell, Table, format_signed
 
 SHOWN_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -34,6 +35,8 @@ EACH_LABELER = (
     ("primary", "primary", "self"), ("auxiliary", "auxiliary", "self"), ("mean", "primary", "mean"), (FILE, "primary", FILE)
 )  # fmt: skip
 """(labeler, a learner and a source for which it gives the labels)."""
+OTHERS = "none of the classes"
+"""The name of what videos with the label ``OTHER_CLASS`` show."""
 
 FIELDS = (
     "first_step", "last_step", "learner", "source", "labeler", "threshold", "class",
@@ -46,7 +49,7 @@ def format_counts_csv(scores: SavedScores, own_thresholds: Thresholds, classes: 
 
     All training time is listed by class at every threshold. Each part of it is listed as a sum at every threshold, and by
     class at the threshold with which its labeler was trained. The column ``class`` is the true class; ``all`` includes the
-    clips of unknown class.
+    clips of unknown class, and ``none of the classes`` is there if some clips show none.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -66,8 +69,9 @@ def format_counts_csv(scores: SavedScores, own_thresholds: Thresholds, classes: 
 
 def _list_counts(counts: LabelCounts, index: int, classes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     every = np.arange(len(counts.clips))
-    for name, rows in {"all": every, **{name: every[[k]] for k, name in enumerate(classes)}}.items():
-        known = rows[rows < len(every) - 1]
+    others = {OTHERS: every[[OTHER_CLASS]]} if classes and counts.clips[OTHER_CLASS] else {}
+    for name, rows in {"all": every, **{name: every[[k]] for k, name in enumerate(classes)}, **others}.items():
+        known = rows[rows < len(every) + OTHER_CLASS]
         videos, kept = int(counts.clips[rows].sum()), int(counts.kept[rows, index].sum())
         labeled, right = int(counts.kept[known, index].sum()), int(counts.right[rows, index].sum())
         shares = (round(kept / videos, 6) if videos else "", round(right / labeled, 6) if labeled else "")
@@ -94,6 +98,8 @@ def describe_comparison(comparison: SourceComparison) -> str:
     if comparison.differing_share > 0:
         text += f" {_format_percent(comparison.differing_share)} of the kept labels are not what it says itself"
         text += f"; {_format_percent(comparison.differing_accuracy)} of those are right."
+    if comparison.other_share > 0:
+        text += f" {_format_percent(comparison.other_share)} of the kept labels are of videos that show none of the classes."
     if FILE in comparison.coverage:
         text += f" At {at[FILE]:.3g} the file labels {_format_percent(comparison.coverage[FILE])} of the clips, "
         text += f"{_format_percent(comparison.accuracy[FILE])} of them right."
@@ -105,7 +111,12 @@ def _format_percent(share: float) -> str:
 
 
 def build_thresholds_table(scores: SavedScores, own_thresholds: Thresholds) -> Table:
-    """Builds a table with a row for each learner, source and shown threshold, over all training time."""
+    """Builds a table with a row for each learner, source and shown threshold, over all training time.
+
+    Where some clips show none of the classes, two columns more say which share of the kept labels is theirs, and which share of
+    them has a kept label.
+    """
+    has_others = bool((scores.labels == OTHER_CLASS).any())
     thresholds = sorted({*SHOWN_THRESHOLDS, *own_thresholds.values()})
     rows = []
     for learner in STUDENTS:
@@ -115,16 +126,25 @@ def build_thresholds_table(scores: SavedScores, own_thresholds: Thresholds) -> T
             columns_of_shares = (
                 counts.compute_coverage(), counts.compute_accuracy(),
                 counts.compute_differing_share(), counts.compute_differing_accuracy(),
+                *((counts.compute_other_share(), counts.compute_other_coverage()) if has_others else ()),
             )  # fmt: skip
             for threshold, *shares in zip(thresholds, *columns_of_shares, strict=True):
                 cells = (Cell(f"{threshold:.3g}", threshold), *(_format_share_cell(share) for share in shares))
                 rows.append((Cell(learner, learner), Cell(by, source), *cells))
-    columns = ("learner", "labeled by", "threshold", "coverage %", "accuracy %", "differing %", "of them right %")
+    columns: tuple[str, ...] = (
+        "learner", "labeled by", "threshold", "coverage %", "accuracy %", "differing %", "of them right %",
+    )  # fmt: skip
     caption = (
         "Coverage: kept labels among all unlabeled clips. Accuracy: right ones among the kept. Differing: kept labels that are "
         "not the learner’s own class."
     )
-    return Table(columns, (False, False, True, True, True, True, True), tuple(rows), caption)
+    if has_others:
+        columns += ("on none %", "of none kept %")
+        caption += (
+            " On none: kept labels on videos that show none of the classes; these are left out of accuracy and differing. "
+            "Of none kept: such videos whose label is kept."
+        )
+    return Table(columns, (False, False, *(True for _ in columns[2:])), tuple(rows), caption)
 
 
 def build_classes_table(scores: SavedScores, own_thresholds: Thresholds, classes: Sequence[str]) -> Table:
@@ -135,7 +155,8 @@ def build_classes_table(scores: SavedScores, own_thresholds: Thresholds, classes
         if source in scores.sources
     }
     rows = []
-    for index, name in enumerate(classes):
+    has_others = bool((scores.labels == OTHER_CLASS).any())
+    for index, name in [*enumerate(classes), *([(OTHER_CLASS, OTHERS)] if has_others else [])]:
         clips = int(counts["mean"].clips[index])
         cells = [
             _format_share_cell(float(part))
@@ -194,7 +215,7 @@ def build_panels(scores: SavedScores, learner: str, own_thresholds: Thresholds) 
 
 def _select_accuracies(counts: Sequence[LabelCounts]) -> Any:
     """Returns the accuracies; NaN for those of fewer than ``FEWEST`` labels."""
-    kept = np.concatenate([part.kept[:-1].sum(axis=0) for part in counts])
+    kept = np.concatenate([part.kept[:OTHER_CLASS].sum(axis=0) for part in counts])
     return np.where(kept >= FEWEST, np.concatenate([part.compute_accuracy() for part in counts]), np.nan)
 
 

@@ -11,8 +11,9 @@ Values = list[float]
 def compute_line(totals: Mapping[str, Values], counts: Mapping[str, int]) -> dict[str, Any]:
     """Computes means over the steps that had a value, and quotients of sums; None stands for a quotient by 0.
 
-    ``pseudo_label_accuracy`` of kept clips, ``kept_classes`` [K] and the ``largest_class``'s share of them, ``confidence``
-    [10], ``loss_share`` of each term in the weighted loss, ``gradient_share`` of each term at each student's outputs.
+    ``pseudo_label_accuracy`` of kept clips, ``pseudo_label_other``, the share of them that show none of the classes (left out
+    if it is 0), ``kept_classes`` [K] and the ``largest_class``'s share of them, ``confidence`` [10], ``loss_share`` of
+    each term in the weighted loss, ``gradient_share`` of each term at each student's outputs.
     """
     line: dict[str, Any] = {}
     for name, total in totals.items():
@@ -20,6 +21,9 @@ def compute_line(totals: Mapping[str, Values], counts: Mapping[str, int]) -> dic
         if head == "kept_correct":
             known = totals[f"kept/{tail}"][0]
             line[f"pseudo_label_accuracy/{tail}"] = total[0] / known if known else None
+        elif head == "kept_other":
+            if total[0]:
+                line[f"pseudo_label_other/{tail}"] = total[0] / (total[0] + totals[f"kept/{tail}"][0])
         elif head == "kept_classes":
             line[name] = [round(value, 2) for value in total]
             line[f"largest_class/{tail}"] = max(total) / sum(total) if sum(total) else None

@@ -108,6 +108,24 @@ def test_one_list_that_contradicts_itself(root: Path) -> None:
     assert "0.txt disagree:" in message and f"a.mp4: 0 in {root.parent / '0.txt'}:1, 1 in {root.parent / '0.txt'}:3" in message
 
 
+def test_unlabeled_rows_may_name_other_classes(root: Path) -> None:
+    """Only where the user says so, and only in split unlabeled; with a class list, too."""
+    for number in range(3):
+        (root / f"{number}.mp4").touch()
+    labeled = "path,label,split\n0.mp4,wave,train\n1.mp4,clap,test\n"
+    text = f"{labeled}2.mp4,jump,unlabeled\na.mp4,,unlabeled\nd e.mp4,wave,unlabeled\n"
+    assert "say --other-classes:\n  - jump, for example" in refused(root, text)
+    listing = read(root, text, other_classes=True)
+    assert listing.classes == ("clap", "wave") and listing.labels == ("wave", "clap", "jump", None, "wave")
+    assert listing.notes == ("videos of split unlabeled that show none of the classes: 1 (jump)",)
+    names = root.parent / "classes.txt"
+    names.write_text("wave\nclap\nsit\n", encoding="utf-8")
+    assert "class jump is outside the class list" in refused(root, text, classes=str(names))
+    assert read(root, text, classes=str(names), other_classes=True).classes == ("wave", "clap", "sit")
+    message = refused(root, text.replace("clap,test", "run,test"), classes=str(names), other_classes=True)
+    assert "has 1 line that" in message and "0.txt:3: class run is outside the class list" in message
+
+
 def test_columns_by_number(root: Path) -> None:
     listing = read(root, "1|run|a.mp4|0.5|2\n2|jump|d e.mp4||\n", delimiter="|",
                    columns=parse_columns("path=3,label=2,start=4,end=5"))  # fmt: skip
