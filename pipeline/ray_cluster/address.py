@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -27,6 +29,10 @@ DASHBOARD_PORT = 8265
 ANSWER_SECONDS = 5.0
 """The time limit for finding the host, connecting to it and its reply together."""
 TOKEN_REMEDY = "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
+TLS_REMEDY = (
+    "set RAY_USE_TLS=1 and, to the files that the cluster's authority made for this machine, RAY_TLS_SERVER_CERT, "
+    "RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT (see cluster/README.md)"
+)
 UNSET = f"unset {VARIABLE} to use this machine"
 
 
@@ -98,11 +104,15 @@ def _split_host_and_port(rest: str) -> tuple[str | None, bool]:
 def find_refusal(address: str) -> UnusableAddress | None:
     """Asks for at most ``ANSWER_SECONDS`` whether a cluster can be joined at HOST:PORT. Returns why not, or None if it can."""
     options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
-    channel = init_grpc_channel(address, options)
+    try:
+        channel = init_grpc_channel(address, options)
+    except (RuntimeError, OSError) as error:  # a variable is not set, or its file cannot be read
+        return UnusableAddress(f"RAY_USE_TLS is set, but: {error}", absent=False, remedy=f"{TLS_REMEDY}, or unset RAY_USE_TLS")
     try:
         reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_SECONDS)
     except grpc.RpcError as error:
-        return _explain_rpc_error(error.code(), error.details() or "")
+        code, details = error.code(), error.details() or ""
+        return _explain_tls_error(details) or _explain_rpc_error(code, details, address)
     finally:
         channel.close()
     if reply.ray_version and reply.ray_version != ray.__version__:
@@ -111,7 +121,22 @@ def find_refusal(address: str) -> UnusableAddress | None:
     return None
 
 
-def _explain_rpc_error(code: grpc.StatusCode, details: str) -> UnusableAddress:
+def _explain_tls_error(details: str) -> UnusableAddress | None:
+    """Explains why TLS, of which the one side or both have certificates, came to nothing; None if that was not the reason."""
+    if "WRONG_VERSION_NUMBER" in details:
+        return UnusableAddress(
+            "RAY_USE_TLS is set, and what listens there speaks no TLS", absent=False, remedy="unset RAY_USE_TLS"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        reason = "its certificate is not of the authority in RAY_TLS_CA_CERT, or is no longer valid"
+        return UnusableAddress(reason, absent=False, remedy=TLS_REMEDY)
+    if "Hostname Verification Check failed" in details or "not in peer certificate" in details:
+        remedy = "name the cluster by an address of its certificate, or make one with this address"
+        return UnusableAddress("its certificate is for another address", absent=False, remedy=remedy)
+    return None
+
+
+def _explain_rpc_error(code: grpc.StatusCode, details: str, address: str) -> UnusableAddress:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnusableAddress(f"no answer within {ANSWER_SECONDS:g} s", absent=False)
     if code == grpc.StatusCode.UNAUTHENTICATED:
@@ -124,4 +149,25 @@ def _explain_rpc_error(code: grpc.StatusCode, details: str) -> UnusableAddress:
         return UnusableAddress("the host's name is unknown here", absent=False)
     if any(word in details for word in ("unreachable", "No route", "timed out", "Timeout")):
         return UnusableAddress(f"the host is not reachable: {details.rpartition(': ')[2]}", absent=False)
+    if _speaks_tls(address):
+        has_own = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+        reason = (
+            "it refuses this machine's certificate" if has_own else "it speaks TLS, and this command was given no certificate"
+        )
+        return UnusableAddress(reason, absent=False, remedy=TLS_REMEDY)
     return UnusableAddress("what listens there does not speak Ray's protocol", absent=True)
+
+
+def _speaks_tls(address: str) -> bool:
+    """Returns whether a server answers at HOST:PORT as TLS begins, whatever it thinks of a client without a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent to it
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as plain, context.wrap_socket(plain):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False

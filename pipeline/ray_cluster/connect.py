@@ -142,7 +142,8 @@ def _choose_address() -> str | None:
         raise UserError(f"no Ray cluster answers at {VARIABLE}={named} ({refusal.reason}): {refusal.remedy}")
     if not _is_gone(address, refusal):
         raise UserError(
-            f"no Ray cluster answers at {address} ({refusal.reason}), where `ray start` noted one; `ray stop` forgets it"
+            f"no Ray cluster answers at {address} ({refusal.reason}), where `ray start` noted one: `ray stop` forgets it, or "
+            f"{refusal.remedy}"
         )
     _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
     Path(get_ray_address_file(None)).unlink(missing_ok=True)  # Ray Train's own processes would try it too

@@ -18,6 +18,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, 
 from pipeline.errors import UserError
 from pipeline.ray_cluster import address as addresses
 from pipeline.ray_cluster import connect
+from tests.ray_cluster.certificates import Environment, make_certificates
 
 
 @pytest.fixture
@@ -235,6 +236,70 @@ def test_a_noted_cluster_that_wants_a_token_is_left_to_ray(
     monkeypatch.setattr(connect, "find_node_ids", lambda: {"a raylet of this machine"})
     note.write_text(serve(Gcs(refuse=grpc.StatusCode.UNAUTHENTICATED)))
     assert connect._choose_address() is None
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Environment:
+    return make_certificates(tmp_path / "own")
+
+
+@pytest.fixture
+def tls_address(certificates: Environment) -> Iterator[str]:
+    """Address of a cluster's service that speaks TLS as Ray does, and wants a certificate of its own authority."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(Gcs(), server)
+    names = ("RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT", "RAY_TLS_CA_CERT")
+    key, certificate, authority = (Path(certificates[name]).read_bytes() for name in names)
+    port = server.add_secure_port("0.0.0.0:0", grpc.ssl_server_credentials([(key, certificate)], authority, True))
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+def test_a_cluster_that_speaks_tls_is_joined_by_its_own_machines_alone(
+    certificates: Environment, tls_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", tls_address)
+    with pytest.raises(UserError, match=r"it speaks TLS, and this command was given no certificate.*RAY_USE_TLS=1"):
+        connect.connect()
+    stranger = make_certificates(tmp_path / "stranger")
+    for taken, reason in (
+        (certificates, None),
+        (stranger, "its certificate is not of the authority in RAY_TLS_CA_CERT"),
+        ({**stranger, "RAY_TLS_CA_CERT": certificates["RAY_TLS_CA_CERT"]}, "it refuses this machine's certificate"),
+        ({**certificates, "RAY_TLS_SERVER_KEY": str(tmp_path / "none.key")}, "none.key"),
+    ):
+        with monkeypatch.context() as patched:
+            for name, value in taken.items():
+                patched.setenv(name, value)
+            refusal = addresses.find_refusal(tls_address)
+            if reason is None:
+                assert refusal is None
+            else:
+                assert refusal is not None and reason in refusal.reason and "RAY_TLS_SERVER_CERT" in refusal.remedy
+                assert not refusal.absent
+
+
+def test_certificates_are_for_addresses(
+    certificates: Environment, serve: Callable[[Gcs | None], str], tls_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in certificates.items():
+        monkeypatch.setenv(name, value)
+    elsewhere = addresses.find_refusal(f"127.0.0.2:{tls_address.rpartition(':')[2]}")
+    assert elsewhere is not None and "for another address" in elsewhere.reason
+    plain = addresses.find_refusal(serve(Gcs()))
+    assert plain is not None and "speaks no TLS" in plain.reason and plain.remedy == "unset RAY_USE_TLS"
+    monkeypatch.delenv("RAY_TLS_CA_CERT")
+    unset = addresses.find_refusal(tls_address)
+    assert unset is not None and "RAY_TLS_CA_CERT" in unset.reason
+
+
+def test_a_noted_cluster_that_speaks_tls_is_not_forgotten(note: Path, tls_address: str) -> None:
+    note.write_text(f"{ray.util.get_node_ip_address()}:{tls_address.rpartition(':')[2]}")
+    with pytest.raises(UserError, match="RAY_USE_TLS=1"):
+        connect._choose_address()
+    assert note.exists()
 
 
 def test_a_machine_that_is_no_node_of_the_cluster_is_told(
