@@ -30,6 +30,8 @@ LISTED = 14
 GRACE = timedelta(minutes=2)
 """How late a night may begin before it counts as missed."""
 
+LEFT_OUT = "the night before was still running"
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -154,7 +156,7 @@ def list_nights(folder: Path, schedule: Schedule, now: datetime) -> list[Night]:
     last_begun = max((night for night, line in lines.items() if line["event"] == "begun"), default=None)
     running = last_begun if last_begun and is_running(folder) else None
     nights = [_describe(line, line["night"] == running) for line in lines.values()]
-    nights += _list_missed(schedule, [night.begun for night in nights], now)
+    nights += _list_missed(schedule, nights, now)
     return sorted(nights, key=lambda night: night.begun, reverse=True)[:LISTED]
 
 
@@ -162,7 +164,7 @@ def _describe(line: Mapping[str, Any], is_running_now: bool) -> Night:
     begun = datetime.fromisoformat(line["night"])
     log = line.get("log")
     if line["event"] == "left out":
-        return Night(begun, "left out", "the night before was still running")
+        return Night(begun, "left out", LEFT_OUT)
     if line["event"] == "begun":
         if is_running_now:
             return Night(begun, "running", "", log=log)
@@ -173,15 +175,26 @@ def _describe(line: Mapping[str, Any], is_running_now: bool) -> Night:
     return Night(begun, state, why, line.get("seconds"), log)
 
 
-def _list_missed(schedule: Schedule, begun: list[datetime], now: datetime) -> list[Night]:
-    """Lists the times at which a night should have begun and none did."""
+def _list_missed(schedule: Schedule, nights: list[Night], now: datetime) -> list[Night]:
+    """Lists the times at which a night should have begun and none did.
+
+    systemd does not start a service that still runs, and tells nobody: such a night was left out.
+    """
     expected = schedule.times.list_between(datetime.fromisoformat(schedule.created), now - GRACE, LISTED)
     ends = [*expected[1:], *schedule.times.list_next(expected[-1], 1)] if expected else []
+    empty = [time for time, end in zip(expected, ends, strict=True) if not any(time <= one.begun < end for one in nights)]
     return [
-        Night(time, "missed", "nobody started it: the machine was off or asleep, or its timer is gone")
-        for time, end in zip(expected, ends, strict=True)
-        if not any(time <= one < end for one in begun)
+        Night(time, "left out", LEFT_OUT)
+        if any(_was_running(night, time) for night in nights)
+        else Night(time, "missed", "nobody started it: the machine was off or asleep, or its timer is gone")
+        for time in empty
     ]
+
+
+def _was_running(night: Night, time: datetime) -> bool:
+    if night.begun > time:
+        return False
+    return night.state == "running" or (night.seconds is not None and time < night.begun + timedelta(seconds=night.seconds))
 
 
 def now_here() -> datetime:

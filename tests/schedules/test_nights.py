@@ -90,6 +90,20 @@ def test_a_night_is_missed_when_it_is_past(tmp_path: Path) -> None:
     assert states(list_nights(tmp_path / "a", schedule, tonight + timedelta(minutes=5))) == [(20, "killed")]
 
 
+def test_systemd_leaves_a_night_out_without_a_word(tmp_path: Path) -> None:
+    """It does not start a service that still runs."""
+    schedule = make(tmp_path / "a")
+    for line in (
+        {"night": at(20), "event": "begun"}, {"night": at(20), "event": "ended", "code": 0, "seconds": 25 * 3600},
+        {"night": at(22), "event": "begun"}, {"night": at(22), "event": "ended", "code": 0, "seconds": 60},
+        {"night": at(24), "event": "begun"},
+    ):  # fmt: skip
+        append_line(tmp_path / "a", line)
+    with hold_night(tmp_path / "a"):
+        nights = list_nights(tmp_path / "a", schedule, datetime(2026, 11, 25, 23, tzinfo=UTC))
+    assert states(nights) == [(25, "left out"), (24, "running"), (23, "missed"), (22, "done"), (21, "left out"), (20, "done")]
+
+
 def test_a_night_leaves_a_log_a_record_and_a_page_that_leads_to_the_report(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "report.html").write_text("x")
