@@ -1,6 +1,7 @@
-"""Moves harmless lines that Ray prints on a driver's terminal, of interest only to developers of Ray, to a file.
+"""What a driver's terminal shows of Ray's processes: the lines of this project plainly, and nothing that concerns Ray alone.
 
-Only lines whose text is known are moved; everything else that workers, raylets or Ray print is shown unchanged.
+Harmless lines of Ray, whose text is known, go to a file beside Ray's logs, ``actnetformer-PID.log``. Everything else that
+workers, raylets or Ray print is shown.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ HARMLESS = re.compile(
             r"Actor with class name: 'PreemptionWatcher' .*has constructor arguments in the object store and max_restarts > 0",
             r"Progress bars (for operators )?disabled\. To enable, set `ray\.data\.DataContext",
             r"A new progress UI is available\. To enable",
+            # of Ray Train's own actor, every few seconds on a cluster without a dashboard, which it would ask
+            r"Failed to query Ray Train Controller actor state\. State API may be temporarily unavailable",
             # what protects a cluster is there; a warning that it is missing is shown
             r"Token authentication is enabled for this Ray cluster\.",
             r"Tip: use `ray status` to view detailed cluster status",
@@ -36,6 +39,8 @@ HARMLESS = re.compile(
 """Lines of Ray 2.60, each seen in a run that succeeded, or marked by Ray as a hint."""
 PRINTER = "ray_print_logs"
 """Ray's name for the handler that prints the output of its processes."""
+TRAIN_WORKER = "RayTrainWorker"
+"""Ray's name for the processes that train."""
 
 
 class HarmlessLines:
@@ -44,11 +49,10 @@ class HarmlessLines:
     def __init__(self) -> None:
         self._path: Path | None = None
         self._waiting: list[str] = []
-        self._is_announced = False
         self._lock = threading.Lock()
 
     def keep(self, source: str, text: str) -> bool:
-        """Writes a line to the file and, the first time, prints the file's path. Returns False if it cannot write the line."""
+        """Writes a line to the file. Returns False if it cannot."""
         line = f"{datetime.now().isoformat(timespec='seconds')} {source} {text}\n"
         with self._lock:
             if self._path is None:
@@ -72,18 +76,16 @@ class HarmlessLines:
                 file.write(line)
         except OSError:
             return False
-        if not self._is_announced:
-            print(f"Ray's remarks that concern no user: {self._path}", file=sys.stderr, flush=True)
-            self._is_announced = True
         return True
 
 
 _lines = HarmlessLines()
+_is_plain = threading.Event()
 
 
 @contextlib.contextmanager
 def divert_harmless_lines() -> Iterator[None]:
-    """Sends harmless lines of this process and of Ray's to a file beside Ray's logs, whose path is printed.
+    """Sends harmless lines of this process and of Ray's to a file beside Ray's logs.
 
     Ray is started or joined within the ``with`` block; the lines are diverted from then on. What Ray prints of its processes
     has colors only on a terminal.
@@ -112,12 +114,29 @@ def _redirect() -> None:
         dispatcher.add_handler(PRINTER, partial(show_without_harmless_lines, printer))
 
 
-def show_without_harmless_lines(show: Callable[[dict[str, Any]], None], data: dict[str, Any]) -> None:
-    """Calls ``show`` with Ray's batch of lines of one process, without the harmless ones that were written to the file."""
+@contextlib.contextmanager
+def show_train_workers_plainly() -> Iterator[None]:
+    """Shows within the ``with`` block what train workers print as if this process did, without Ray's ``(NAME pid=...)``.
+
+    That is for one run at a time. Lines on standard error, which may be a worker's last words, still name the process.
+    """
+    _is_plain.set()
+    try:
+        yield
+    finally:
+        _is_plain.clear()
+
+
+def show_without_harmless_lines(show: Callable[..., None], data: dict[str, Any]) -> None:
+    """Calls ``show`` with Ray's batch of lines of one process, without the harmless ones that were written to the file.
+
+    ``show`` is Ray's own function. It takes ``ignore_prefix=True`` for lines to be shown plainly.
+    """
     source = f"({data.get('actor_name') or data.get('task_name') or ''} pid={data.get('pid')}, ip={data.get('ip')})"
     lines = [line for line in data["lines"] if not (HARMLESS.search(str(line)) and _lines.keep(source, str(line)))]
     if lines:
-        show({**data, "lines": lines})
+        plain = _is_plain.is_set() and data.get("actor_name") == TRAIN_WORKER and not data.get("is_err")
+        show({**data, "lines": lines}, **({"ignore_prefix": True} if plain else {}))
 
 
 class WithoutHarmless(logging.Filter):

@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import RunFailed, Stopped
 from pipeline.files import storage
 from pipeline.files.store_lock import get_held_token
+from pipeline.ray_cluster.output import show_train_workers_plainly
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder import run_store
 from pipeline.training.checkpoints import checkpoint
@@ -61,7 +62,7 @@ def fit_on_ray(prepared: PreparedRun, resources: Resources) -> dict[str, Any]:
     }
     trainer = _build_trainer(prepared.run, resources, worker_inputs)
     try:
-        with StopOnSignal() as signals:
+        with StopOnSignal() as signals, show_train_workers_plainly():
             fit = partial(fit_with_restarts, trainer.fit, lambda: ray.get(control.take_end_reasons.remote()), prepared.run)
             outcome: dict[str, Any] = _fit_while_listening(fit, signals, control, config.scale.stop_seconds)
     finally:
