@@ -1,6 +1,7 @@
-"""``python -m jobs.ablate STUDY --config FILE [--seeds N] [key=value ...]``: one question, many runs, one table.
+"""``python -m jobs.ablate STUDY --config FILE [--seeds N] [key=value ...]``: answer a question with many runs, in one table.
 
-The same command again runs only what is missing.
+A study changes some keys of the configuration and trains a run for each value, with every seed. The same command again runs
+only what is missing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
+from jobs.command import DONE, FAILED, add_configuration, check_hours, make_parser, run
 from pipeline.analysis.records.run_progress import read_saved_progress
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError, suggest
@@ -65,23 +66,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    arguments = make_parser("ablate", __doc__, "contrast_weight --config jobs/configs/demo.yaml --seeds 3")
-    arguments.add_argument("study", help=f"one of {', '.join(names)}, or the path of a YAML file with question and grid")
-    add_config(arguments, required=True)
-    arguments.add_argument("--name", help="of the study's folder (default: the study's), for other overrides beside the first")
-    arguments.add_argument("--seeds", type=int, default=1, help="runs of each cell, with seeds run.seed, run.seed + 1, ...")
-    arguments.add_argument("--cells", metavar="A,B", help="only these cells: a trial is named CELL_seed-N")
-    add_budget(arguments)
-    arguments.add_argument("--dry-run", action="store_true", help="list the trials, what is done and what the rest costs; stop")
-    arguments.add_argument("overrides", nargs="*", metavar="key=value")
-    return arguments
+    parser = make_parser("ablate", __doc__, "contrast_weight --config jobs/configs/demo.yaml --seeds 3")
+    about = f"one of {', '.join(names)}, or the path of a YAML file with question and grid"
+    parser.add_argument("study", metavar="STUDY", help=about)
+    add_configuration(parser, required=True)
+    runs = parser.add_argument_group("which runs")
+    about = "train each setting N times, with the seeds run.seed, run.seed + 1, ... (default: 1)"
+    runs.add_argument("--seeds", type=int, default=1, metavar="N", help=about)
+    about = "only these settings of the study; --dry-run lists runs as SETTING_seed-N"
+    runs.add_argument("--cells", metavar="A,B", help=about)
+    about = "name of the folder (default: the study's), to keep a second study with other overrides apart"
+    runs.add_argument("--name", metavar="NAME", help=about)
+    add_budget(parser, "list the runs, what is done and what the rest costs; train nothing")
+    return parser
 
 
-def add_budget(arguments: argparse.ArgumentParser) -> None:
-    """Adds the options that studies and searches share."""
-    help_text = "trials at once (default: as many as have a CPU, and a GPU, for each process)"
-    arguments.add_argument("--concurrent", type=int, metavar="N", help=help_text)
-    arguments.add_argument("--hours", type=float, metavar="H", help="stop after this time; the same command continues")
+def add_budget(parser: argparse.ArgumentParser, dry_run: str | None = None) -> None:
+    """Adds the group of options that studies and searches share, with ``--dry-run`` where it does what ``dry_run`` says."""
+    budget = parser.add_argument_group("time and machines")
+    about = "runs at once (default: as many as have a CPU, and a GPU, for each process)"
+    budget.add_argument("--concurrent", type=int, metavar="N", help=about)
+    budget.add_argument("--hours", type=float, metavar="H", help="stop after this time; the same command continues")
+    if dry_run is not None:
+        budget.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 def find_study(word: str, names: Sequence[str]) -> Path:

@@ -1,4 +1,4 @@
-"""``python -m jobs.bench NAME`` measures a speed and a floor in the same run, or how time and memory grow with size.
+"""``python -m jobs.bench NAME``: measure a speed and a floor in the same run, or how time and memory grow with size.
 
 Each benchmark is imported when it is asked for: some need Ray or decord, which the others do without.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.command import DONE, add_config, make_parser, parse_positive, run
+from jobs.command import DONE, add_configuration, make_parser, parse_positive, run
 from pipeline.bench.figures import MIN_BLOCKS, configure_quick
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -131,7 +131,7 @@ BENCHMARKS = {
         7, {"steps": 48, "repeats": 3}, {"steps": QUICK_STEPS, "repeats": 2},
     ),
     "decode": Benchmark(
-        _decode, "an open per view over one for all views, and other savings",
+        _decode, "decoding a file anew for each view over once for all of them",
         1, {"repeats": 3}, {"repeats": 2},
     ),
     "copies": Benchmark(
@@ -221,27 +221,34 @@ def _build_parser() -> argparse.ArgumentParser:
         each = {what: one.defaults[name] for what, one in BENCHMARKS.items() if one.defaults.get(name) is not None}
         return "default: " + "; ".join(f"{what} {value}" for what, value in each.items())
 
-    what = "; ".join(f"{name}: {one.about} ({one.minutes:g} min)" for name, one in BENCHMARKS.items())
-    arguments = make_parser("bench", __doc__, "step --config jobs/configs/demo.yaml --quick")
-    arguments.add_argument("what", choices=BENCHMARKS, help=f"{what}. Minutes are of two cores with the demo's configuration")
-    add_config(arguments)
-    arguments.add_argument(
+    listed = "\n".join(f"  {name:9} {one.about} ({one.minutes:g} min)" for name, one in BENCHMARKS.items())
+    what = (__doc__ or "").partition("\n\n")[0]
+    about = f"{what}\n\nBenchmarks (A over B is the ratio that they print), with their minutes on two "
+    about += f"cores with the demo's configuration:\n\n{listed}"
+    parser = make_parser("bench", about, "step --config jobs/configs/demo.yaml --quick")
+    parser.add_argument("what", choices=BENCHMARKS, metavar="NAME", help="one of the benchmarks above")
+    add_configuration(parser)
+    size = parser.add_argument_group("how much is measured")
+    size.add_argument(
         "--quick", action="store_true", help="a look in less than a minute on two cores: the same figures from less work (1 "
         "or 2 repeats, at most 2 labeled videos a step, scale.workers=0), with a wider spread",
     )  # fmt: skip
-    arguments.add_argument("--steps", type=parse_positive, help=f"in one repeat ({defaults('steps')})")
-    arguments.add_argument("--repeats", type=parse_positive, help=defaults("repeats"))
-    arguments.add_argument("--sides", metavar="N,N", help=f"short sides of copies in pixels ({defaults('sides')})")
-    arguments.add_argument("--requests", type=parse_positive, help=f"in one repeat ({defaults('requests')})")
-    arguments.add_argument("--replicas", type=int, help="serve: copies of the model on Ray (default: 0, this process)")
-    arguments.add_argument("--rows", metavar="N,N", help=f"sizes ({defaults('rows')})")
-    arguments.add_argument(
+    about = f"training steps in one repeat ({defaults('steps')})"
+    size.add_argument("--steps", type=parse_positive, metavar="N", help=about)
+    size.add_argument("--repeats", type=parse_positive, metavar="N", help=f"of the measurement ({defaults('repeats')})")
+    size.add_argument("--sides", metavar="N,N", help=f"short sides of copies in pixels ({defaults('sides')})")
+    size.add_argument("--rows", metavar="N,N", help=f"sizes of manifests ({defaults('rows')})")
+    about = f"in one repeat ({defaults('requests')})"
+    size.add_argument("--requests", type=parse_positive, metavar="N", help=about)
+    about = "serve: copies of the model on Ray (default: 0, this process)"
+    size.add_argument("--replicas", type=int, metavar="N", help=about)
+    size.add_argument(
         "--to-accuracy", type=float, metavar="PERCENT", help="peers: instead, seconds of supervised training until both "
         "students' mean accuracy on evaluation.split is so high, or train.steps are over",
     )  # fmt: skip
-    arguments.add_argument("--json", action="store_true")
-    arguments.add_argument("overrides", nargs="*", metavar="key=value")
-    return arguments
+    shown = parser.add_argument_group("result")
+    shown.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line of the output")
+    return parser
 
 
 def _parse_sizes(rows: str) -> list[int]:

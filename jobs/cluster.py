@@ -1,4 +1,4 @@
-"""Shows and operates a Ray cluster: ``python -m jobs.cluster [--address URL] status|jobs|logs|stop|runs``, from anywhere.
+"""``python -m jobs.cluster [--address URL] status|jobs|logs|stop|runs``: look at a Ray cluster, and stop jobs on it.
 
 Runs are sent with jobs.submit. A job may be given by its id or by the name of its run. All need the dashboard's address only.
 """
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.command import DONE, FAILED, INTERRUPTED, make_parser, run
+from jobs.command import DONE, FAILED, INTERRUPTED, describe_command, make_parser, name_arguments, run
 from jobs.runs import format_age, format_bytes, format_list, format_table
 from pipeline.analysis.run_list import describe_folder
 from pipeline.config import load_config
@@ -31,6 +31,14 @@ from pipeline.run_folder.study_folder import STUDY_FACTS
 
 SHOWN = 10
 """How many jobs that have ended are listed without ``--all``."""
+ACTIONS = {
+    "status": ("nodes, and whether a configuration's run fits on them", "--fits jobs/configs/demo.yaml scale.workers=4"),
+    "jobs": ("jobs, and how far their runs are", "--all"),
+    "logs": ("log of a job, followed until the job ends", "first"),
+    "stop": ("stop a job: with a checkpoint, and firmly if that takes too long", "first"),
+    "runs": ("runs and studies in a folder of the cluster", "/shared/runs"),
+}
+"""What each action does, and an example of the words behind it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,25 +54,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    parser = make_parser("cluster", __doc__, "--address http://HEAD:8265 jobs")
-    parser.add_argument("--address", metavar="URL", help=f"dashboard of the cluster (RAY_ADDRESS, else {DEFAULT_ADDRESS})")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--json", action="store_true", help="print objects instead of tables")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="status|jobs|logs|stop|runs")
-    status = actions.add_parser("status", parents=[shared], help="nodes, and whether a configuration's run fits on them")
-    status.add_argument("--fits", metavar="FILE", action="append", help="YAML file of a configuration; may be repeated")
+    parser = make_parser("cluster", __doc__, "--address http://HEAD:8265 jobs", "status --fits jobs/configs/demo.yaml")
+    about = f"dashboard of the cluster (default: RAY_ADDRESS, else {DEFAULT_ADDRESS})"
+    parser.add_argument("--address", metavar="URL", help=about)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions (ACTION --help has more)")
+    made = {name: _add_action(actions, parser.prog, name, *about) for name, about in ACTIONS.items()}
+    status = made["status"]
+    about = "configuration of a run, a YAML file: does it fit? repeatable"
+    status.add_argument("--fits", metavar="FILE", action="append", help=about)
     status.add_argument("overrides", nargs="*", metavar="key=value", help="changes of that configuration")
-    jobs = actions.add_parser("jobs", parents=[shared], help="jobs, and how far their runs are")
-    jobs.add_argument("--all", action="store_true", help=f"list all jobs, not only {SHOWN} of those that have ended")
-    logs = actions.add_parser("logs", parents=[shared], help="log of a job, followed until the job ends")
-    logs.add_argument("job", metavar="JOB")
-    logs.add_argument("--no-follow", action="store_true", help="end when what is there now has been shown")
-    stop = actions.add_parser("stop", parents=[shared], help="stop a job: with a checkpoint, and firmly if that takes too long")
-    stop.add_argument("job", metavar="JOB")
-    runs = actions.add_parser("runs", parents=[shared], help="runs and studies in a folder of the cluster")
+    about = f"list all jobs, not only {SHOWN} of those that have ended"
+    made["jobs"].add_argument("--all", action="store_true", help=about)
+    for name in ("logs", "stop"):
+        made[name].add_argument("job", metavar="JOB", help="its id, or the name of its run")
+    made["logs"].add_argument("--no-follow", action="store_true", help="end when what is there now has been shown")
+    runs = made["runs"]
     runs.add_argument("folder", metavar="FOLDER", help="an absolute path on the cluster, for example /shared/runs")
-    runs.add_argument("--all", action="store_true", help="list the runs of studies, too")
+    runs.add_argument("--all", action="store_true", help="list the runs that studies and searches consist of, too")
     return parser
+
+
+def _add_action(actions: Any, program: str, name: str, about: str, example: str) -> argparse.ArgumentParser:
+    described = describe_command(f"{program} {name}", f"{about}.", example)
+    made: argparse.ArgumentParser = actions.add_parser(name, help=about, **described)
+    made.add_argument("--json", action="store_true", help="print objects instead of tables")
+    return name_arguments(made)
 
 
 # ------------------------------------------------------------------------------------------------------------------ status

@@ -9,28 +9,34 @@ import math
 import os
 import re
 import select
+import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RunFailed, Stopped, UserError, suggest
 
 DONE, FAILED, USER_ERROR, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the system says where nothing more can be written, whichever file it is: a full or read-only disk, a limit."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where nothing more can be written, whichever file it is: a full disk, a limit."""
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What it says where this user may not read a file, or not write it: a read-only disk, other people's folders."""
 CONFIGS = Path(__file__).parent / "configs"
 """The configurations that are installed with the commands."""
 PROJECT = "actnetformer"
 """The name by which pip knows this project, and of the program that runs all commands."""
+MAX_COLUMNS = 128
+"""Help is no wider than this, however wide the terminal is."""
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's ``main`` and returns the exit code.
 
     UserError and RunFailed become a message on stderr and exit code 2 or 1; Stopped becomes one and exit code 130 or 143. A
-    full disk becomes one and exit code 2.
+    full disk, and a file that this user may not read or write, become one and exit code 2.
     Characters that standard output cannot encode are written as escapes: a name must not end a command whose work is done.
     A command whose output nobody reads anymore, as behind ``| head``, ends without a message and with exit code 141, as if
     by SIGPIPE.
@@ -65,10 +71,10 @@ def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        message = _describe_refused_file(error)
+        if message is None:
             raise
-        where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        print(f"error: {where}: {os.strerror(error.errno)}; make room, and give the same command again", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return USER_ERROR
     except RuntimeError as error:
         if not str(error).startswith("Symlink loop"):  # as pathlib tells it, of whatever path a command was given
@@ -81,6 +87,17 @@ def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _describe_refused_file(error: OSError) -> str | None:
+    """Describes a file that the system let nobody write, or not this user, with the remedy; None for every other error."""
+    if error.errno in NO_ROOM:
+        where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        return f"{where}: {os.strerror(error.errno)}; make room, and give the same command again"
+    if error.errno in NOT_ALLOWED and error.filename:
+        remedy = "name another file or folder, or change who may read and write it"
+        return f"{error.filename}: {os.strerror(error.errno)}; {remedy}"
+    return None
 
 
 def _discard_unread_output() -> bool:
@@ -115,29 +132,99 @@ def mark_files(argv: Sequence[str]) -> list[str]:
     return [f"./{word}" if word[:1] == "-" and not OPTION.fullmatch(word) and os.path.lexists(word) else word for word in argv]
 
 
-def make_parser(command: str, description: str | None, example: str, allow_abbrev: bool = True) -> argparse.ArgumentParser:
-    """Makes the parser of a command, whose help ends with an example: the words behind the command.
+class HelpFormatter(argparse.HelpFormatter):
+    """Formats help to the terminal's width, up to 128 columns: paragraphs stay apart, and so do examples, which may be copied.
+
+    The usage line names what must be given; the options are listed below it, with what they are for.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(shutil.get_terminal_size().columns, MAX_COLUMNS) - 2)
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """Adds the usage line, in which ``[options]`` stands for all that may be left out."""
+        actions = [action for action in actions if not isinstance(action, argparse._HelpAction)]
+        shown = [action for action in actions if action.required or not action.option_strings]
+        if len(shown) < len(actions):
+            shown.insert(0, argparse.Action(["options"], "options", nargs=0))
+        super().add_usage(usage, shown, groups, prefix)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join("\n".join(_wrap_paragraph(paragraph, width)) for paragraph in text.split("\n"))
+
+
+def _wrap_paragraph(text: str, width: int) -> list[str]:
+    """Wraps a line of text; an indented one is the line of a list, or a command, whose parts end in backslashes for a shell."""
+    if not text.startswith("  "):
+        return textwrap.wrap(text, width) or [""]
+    if not text.startswith(("  python ", f"  {PROJECT} ")):
+        return textwrap.wrap(text, width, subsequent_indent=12 * " ")
+    # textwrap breaks no line at \xa0: not inside quotes, and not between an option and its value
+    whole = re.sub(r'"[^"]*"|(?<= )--[\w-]+ (?=[^-\s])', lambda kept: kept[0].replace(" ", "\xa0"), text)
+    lines = textwrap.wrap(whole, width - 2, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+    return [*(f"{line} \\".replace("\xa0", " ") for line in lines[:-1]), lines[-1].replace("\xa0", " ")]
+
+
+def make_parser(command: str, description: str | None, *examples: str, allow_abbrev: bool = True) -> argparse.ArgumentParser:
+    """Makes the parser of a command, whose help ends with examples: the words behind the command.
 
     The help calls the command as its user did, ``actnetformer COMMAND`` or ``python -m jobs.COMMAND``, which are the same.
     """
-    paragraphs = [textwrap.fill(text, 100) for text in (description or "").strip().split("\n\n")]
     program = f"{PROJECT} {command}" if Path(sys.argv[0]).name == PROJECT else f"python -m jobs.{command}"
-    return argparse.ArgumentParser(
-        prog=program,
-        description="\n\n".join(paragraphs).replace("``", ""),
-        epilog=f"example:\n  {program} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=allow_abbrev,
+    parser = argparse.ArgumentParser(
+        prog=program, allow_abbrev=allow_abbrev, **describe_command(program, description or "", *examples)
     )
+    return name_arguments(parser)
 
 
-def add_config(arguments: argparse.ArgumentParser, required: bool = False) -> None:
+def describe_command(program: str, description: str, *examples: str) -> dict[str, Any]:
+    """Returns the words of a parser that say what a command does, and how it is given; also for a command of a command.
+
+    Of a module's docstring the first words, the command itself, are left out. A paragraph whose lines are indented is a list.
+    """
+    text = re.sub(r"^``[^`]*``: ", "", description.strip())
+    paragraphs = [
+        paragraph if paragraph.startswith("  ") else " ".join(paragraph.split())
+        for paragraph in text.replace("``", "").split("\n\n")
+    ]
+    shown = "\n".join(f"  {program} {example}".rstrip() for example in examples)
+    return {
+        "description": "\n\n".join([paragraphs[0][:1].upper() + paragraphs[0][1:], *paragraphs[1:]]),
+        "epilog": f"example{'s' * (len(examples) > 1)}:\n{shown}",
+        "formatter_class": HelpFormatter,
+    }
+
+
+def name_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Gives a parser's groups titles that everybody understands, and leaves ``--help`` itself out of the help."""
+    parser._positionals.title = "arguments"
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+def add_config(arguments: argparse._ActionsContainer, required: bool = False) -> None:
     """Adds the option that names configuration files, of which a later one may change parts of an earlier one."""
     about = "YAML file of overrides, or the name of an installed one, such as demo; repeated: each changes the keys that it has"
     default = "" if required else " (default: the paper's setting)"
     arguments.add_argument(
         "--config", metavar="FILE", type=find_config, action="append", required=required, help=about + default
     )
+
+
+def add_configuration(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Adds the group of arguments that name the configuration: ``--config``, and keys with values that change it."""
+    group = parser.add_argument_group("configuration (docs/configuration.md has every key)")
+    add_config(group, required)
+    about = "changes of single keys, for example train.steps=100"
+    group.add_argument("overrides", nargs="*", metavar="key=value", help=about)
 
 
 def find_config(word: str) -> str:

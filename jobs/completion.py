@@ -1,4 +1,4 @@
-"""``python -m jobs.completion bash|zsh``: a file from which the shell completes ``actnetformer`` with the Tab key.
+"""``python -m jobs.completion bash|zsh``: print a file by which the shell completes ``actnetformer`` with the Tab key.
 
 It knows commands, their options and choices, files, and the keys of configurations. It is made once, from all commands, so that
 no Python starts when the key is pressed; make it again after an upgrade.

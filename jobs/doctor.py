@@ -1,4 +1,4 @@
-"""Checks this machine and, with options, storage and cluster: ``python -m jobs.doctor``.
+"""``python -m jobs.doctor``: check this machine and, with options, storage and cluster.
 
 Each line says what works, and what to do about what does not. The exit code is 1 if there is a problem.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, add_config, find_version, make_parser, run
+from jobs.command import DONE, FAILED, find_config, find_version, make_parser, run
 from pipeline.doctor.findings import Finding, count_problems, format_findings
 from pipeline.doctor.packages import check_packages, check_python
 
@@ -49,13 +49,14 @@ def _check_machine(options: argparse.Namespace) -> list[Finding]:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = make_parser("doctor", __doc__, "--config jobs/configs/demo.yaml")
+    parser = make_parser("doctor", __doc__, "--config jobs/configs/demo.yaml", "--storage s3://bucket/runs")
     parser.add_argument("--json", action="store_true", help="print a JSON object, to be attached to a report of a bug")
-    parser.add_argument(
-        "--storage", action="append", default=[], metavar="URI", help="write, read and delete a file there; repeatable"
-    )
-    add_config(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    more = parser.add_argument_group("what else is checked")
+    about = "whether a small file can be written, read and deleted in this folder or object store; repeatable"
+    more.add_argument("--storage", action="append", default=[], metavar="URI", help=about)
+    about = "whether a run of this configuration fits: a YAML file, or the name of an installed one, such as demo; repeatable"
+    more.add_argument("--config", metavar="FILE", type=find_config, action="append", help=about)
+    more.add_argument("overrides", nargs="*", metavar="key=value", help="changes of that configuration")
     return parser
 
 

@@ -1,4 +1,6 @@
-"""``python -m jobs.evaluate FOLDER [key=value ...]``: accuracy, calibration and predictions of a trained run, or of a model."""
+"""``python -m jobs.evaluate FOLDER [key=value ...]``: measure a trained run, or a model, on test videos.
+
+It prints accuracy and calibration, and writes the scores of every video."""
 
 from __future__ import annotations
 
@@ -30,19 +32,26 @@ ALLOWED = ("evaluation.", "scale.", "data.manifest=", "data.labels=", "data.root
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates on the run's own data, or on purpose on other data; prints accuracies and where the scores are."""
-    arguments = make_parser("evaluate", __doc__, "runs/first evaluation.clips=10 evaluation.crops=3")
-    arguments.add_argument("folder", type=parse_folder, help="a run folder, or a model folder, which needs --manifest")
-    data = arguments.add_mutually_exclusive_group()
-    data.add_argument("--manifest", help="evaluate on this data; unless it was trained on, classes are matched by name")
-    data.add_argument("--other-data", metavar="MANIFEST", help="the same, but refused for the data that was trained on")
-    about = "find temperatures on the held-out videos, which make probabilities believable; writes calibration.json"
-    arguments.add_argument("--calibrate", action="store_true", help=about)
-    arguments.add_argument(
-        "--out", type=parse_folder, metavar="FOLDER", help="write there; the run folder or model stays as it is"
+    parser = make_parser(
+        "evaluate",
+        __doc__,
+        "runs/first evaluation.clips=10 evaluation.crops=3",
+        "models/first --manifest data/other/manifest.parquet",
     )
+    about = "a run folder, or a model folder, which needs --manifest"
+    parser.add_argument("folder", type=parse_folder, metavar="FOLDER", help=about)
     about = "evaluation.*, scale.*; data.manifest, data.labels, data.root of data that moved"
-    arguments.add_argument("overrides", nargs="*", metavar="key=value", help=about)
-    options = arguments.parse_intermixed_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=about)
+    data = parser.add_argument_group("other videos than the run's own").add_mutually_exclusive_group()
+    about = "evaluate on this data set; unless it was trained on, classes are matched by name"
+    data.add_argument("--manifest", metavar="MANIFEST", help=about)
+    data.add_argument("--other-data", metavar="MANIFEST", help="the same, but refused for the data that was trained on")
+    other = parser.add_argument_group("what is computed and written")
+    about = "find temperatures on the held-out videos, which make probabilities believable; writes calibration.json"
+    other.add_argument("--calibrate", action="store_true", help=about)
+    about = "write there; the run folder or model stays as it is"
+    other.add_argument("--out", type=parse_folder, metavar="FOLDER", help=about)
+    options = parser.parse_intermixed_args(argv)
     folder, words = options.folder.expanduser().resolve(), list(options.overrides)
     if options.calibrate:
         option = "--manifest" if options.manifest else "--other-data" if options.other_data else ""

@@ -1,6 +1,7 @@
-"""``python -m jobs.export RUN_FOLDER OUT``: a run's newest checkpoint as a model folder, which needs neither run nor data.
+"""``python -m jobs.export RUN_FOLDER OUT``: write a run's newest checkpoint as a model folder.
 
-``python -m jobs.export --from-checkpoint FILE --config FILE --classes FILE OUT`` makes one of a network trained elsewhere.
+The folder has weights, classes, how clips are made, and a model card; it needs neither run nor data. With ``--from-checkpoint``
+it is made of a network that was trained elsewhere.
 """
 
 from __future__ import annotations
@@ -74,26 +75,33 @@ def _export(saved: SavedRun, out: Path, options: argparse.Namespace, training: d
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = make_parser("export", __doc__, "runs/first models/first --onnx")
+    parser = make_parser(
+        "export",
+        __doc__,
+        "runs/first models/first --onnx",
+        "--from-checkpoint SLOW.pyth --config FILE --classes classes.txt models/slow",
+    )
     about = "the run; OUT, the folder to write, where an older export of the same run is replaced; evaluation.*: the test "
     about += "protocol that the folder asks for, and which checkpoint; data.manifest, data.labels and data.root of data that "
     about += "moved, on which programs are compared; with --from-checkpoint there is no run, and key=value of any kind"
     parser.add_argument("words", nargs="*", metavar="RUN_FOLDER OUT key=value", help=about)
-    about = "weights trained elsewhere (.pth, .pyth, .pt, .pkl, .safetensors): FILE, or primary=FILE and auxiliary=FILE"
-    parser.add_argument("--from-checkpoint", action="append", default=[], metavar="FILE", help=about)
-    add_config(parser)
-    about = "with --from-checkpoint: its class names in the order of its outputs, a line each, or JSON"
-    parser.add_argument("--classes", type=Path, metavar="FILE", help=about)
-    about = "with --from-checkpoint: by whom and on what it was trained, in your words, for the model card"
-    parser.add_argument("--trained-by", default="", metavar="TEXT", help=about)
+    programs = parser.add_argument_group("programs (files that classify clips without this project)")
     about = "add both networks and their mean as programs of torch.export (.pt2), and compare them on real clips"
-    parser.add_argument("--torch-export", action="store_true", help=about)
+    programs.add_argument("--torch-export", action="store_true", help=about)
     about = "add both networks and their mean as ONNX files, and compare them on real clips"
-    parser.add_argument("--onnx", action="store_true", help=about)
+    programs.add_argument("--onnx", action="store_true", help=about)
     about = "the same, and int8 ONNX files, whose accuracy on labeled videos, size and time are measured against the float ones"
-    parser.add_argument("--onnx-int8", action="store_true", help=about)
+    programs.add_argument("--onnx-int8", action="store_true", help=about)
     about = "videos to compare programs on: a file, folder, list or manifest; repeatable (default: the run's test videos)"
-    parser.add_argument("--check-on", action="append", default=[], metavar="INPUT", help=about)
+    programs.add_argument("--check-on", action="append", default=[], metavar="INPUT", help=about)
+    elsewhere = parser.add_argument_group("a network that was trained elsewhere")
+    about = "its weights (.pth, .pyth, .pt, .pkl, .safetensors): FILE, or primary=FILE and auxiliary=FILE"
+    elsewhere.add_argument("--from-checkpoint", action="append", default=[], metavar="FILE", help=about)
+    add_config(elsewhere)
+    about = "its class names in the order of its outputs, a line each, or JSON"
+    elsewhere.add_argument("--classes", type=Path, metavar="FILE", help=about)
+    about = "by whom and on what it was trained, in your words, for the model card"
+    elsewhere.add_argument("--trained-by", default="", metavar="TEXT", help=about)
     return parser
 
 

@@ -1,14 +1,16 @@
-"""Look at data: ``python -m jobs.inspect MANIFEST [--verify] [--html PAGE]``, or ``clips --config FILE --step N`` for the views
-of a training step, or ``labels RUN_FOLDER`` for labels that are probably wrong."""
+"""``python -m jobs.inspect MANIFEST [--verify] [--html PAGE]``: see what a data set holds: classes, splits, damaged files.
+
+``jobs.inspect clips --config FILE --step N`` makes a page of the clips that both networks see in one training step.
+``jobs.inspect labels RUN_FOLDER`` lists labels that are probably wrong. Each has a ``--help`` of its own.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
+from jobs.command import DONE, FAILED, add_configuration, check_hours, make_parser, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError, list_first
@@ -31,12 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect_manifest(argv: Sequence[str]) -> int:
     """Prints what is in a manifest. Returns 1 if ``--verify`` finds a changed file."""
-    parser = make_parser("inspect", __doc__, "data/mine/manifest.parquet --html page.html")
+    parser = make_parser(
+        "inspect",
+        __doc__,
+        "data/mine/manifest.parquet --html page.html",
+        "clips --config jobs/configs/demo.yaml --step 100",
+        "labels runs/first --folds 5",
+    )
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
     parser.add_argument("--root", metavar="DIR", help="where the videos are now, if they moved")
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its stored hash")
-    parser.add_argument("--html", metavar="PAGE", type=Path, help="write a page with contact sheets and the unusable files")
-    parser.add_argument("--per-class", type=int, default=6, metavar="N", help="videos on a contact sheet (default: 6)")
+    parser.add_argument(
+        "--html", metavar="PAGE", type=Path, help="write a page with frames of each class, and the unusable files"
+    )
+    about = "with --html: videos of each class on the page (default: 6)"
+    parser.add_argument("--per-class", type=int, default=6, metavar="N", help=about)
     options = parser.parse_args(argv)
     if options.per_class < 1:
         raise UserError(f"--per-class {options.per_class} must be at least 1")
@@ -60,11 +71,11 @@ def _verify_files(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _write_step_page(argv: Sequence[str]) -> int:
     """Writes a page with the views of one step."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.inspect clips", description="the views of a training step")
-    add_config(parser)
-    parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 0")
+    about = "Make a page of the clips of one training step, as both networks see them: the weakly and the strongly augmented."
+    parser = make_parser("inspect clips", about, "--config jobs/configs/demo.yaml --step 100 --out step.html")
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="which step of the training, from 0")
     parser.add_argument("--out", type=Path, metavar="PAGE", help="default: NAME-step-N.html in the current folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_configuration(parser)
     options = parser.parse_intermixed_args(argv)
     config = load_config(options.config, options.overrides)
     out = options.out or Path(f"{config.run.name}-step-{options.step}.html")
@@ -90,15 +101,17 @@ def _check_labels(argv: Sequence[str]) -> int:
     from pipeline.labeling.labeling_page import render_labeling_page
     from pipeline.studies.on_tune import choose_concurrency
 
-    parser = argparse.ArgumentParser(prog="python -m jobs.inspect labels", description="labels that are probably wrong")
-    parser.add_argument("run", metavar="RUN_FOLDER", type=Path, help="a run, whose labels are checked by runs like it")
-    parser.add_argument(
-        "--folds", type=int, default=5, metavar="K", help="runs, each without one K-th of the labels (default: 5)"
-    )
-    parser.add_argument("--count", type=int, default=40, metavar="N", help="labels on the page, at the most (default: 40)")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="of mistakes.csv and label.html (the study's folder)")
+    about = "List labels that are probably wrong: K runs are trained like RUN_FOLDER, each without one K-th of the labels, and "
+    about += "say what they think of those. The same command continues them."
+    parser = make_parser("inspect labels", about, "runs/first --folds 5")
+    parser.add_argument("run", metavar="RUN_FOLDER", type=Path, help="the run whose labels are checked")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes, for shorter runs train.steps=300")
+    parser.add_argument("--folds", type=int, default=5, metavar="K", help="how many runs (default: 5)")
     add_budget(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for shorter runs: train.steps=300")
+    write = parser.add_argument_group("what is written")
+    write.add_argument("--count", type=int, default=40, metavar="N", help="labels on the page, at the most (default: 40)")
+    about = "folder of mistakes.csv and label.html (default: the folder of these runs)"
+    write.add_argument("--out", metavar="FOLDER", type=Path, help=about)
     options = parser.parse_intermixed_args(argv)
     check_hours(options.hours)
     for name, least in (("folds", 2), ("count", 1), ("concurrent", 1)):

@@ -1,4 +1,6 @@
-"""Which training videos keep their label: ``python -m jobs.label MANIFEST --fraction 10% --seed 0 [--hold-out 10%]``.
+"""``python -m jobs.label MANIFEST --fraction 10% --seed 0 [--hold-out 10%]``: choose which training videos keep their label.
+
+They are drawn at random, or taken from a published list. All other training videos are trained on without a label.
 
 With ``--add answers.csv`` the labels that people gave (``jobs.suggest``) are added to those of ``--from labels.parquet``.
 ``--new-class NAME`` takes answers with a class that the manifest does not have, and ``--manifest-out`` writes one that has it.
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_adding(options)
     out = _choose_path(options.manifest, options.out)
     _check_out(options, out)
-    with lock_folder(out.parent, WAIT_SECONDS):  # before the manifest is read: who had the lock may have replaced it
+    # before the manifest is read: who had the lock may have replaced it
+    with lock_folder(out.parent, WAIT_SECONDS, elsewhere="name another file with --out FILE"):
         manifest = read_manifest(options.manifest)
         subset, manifest, notes = _choose_subset(manifest, options, hold_out)
         if options.new_class:
@@ -157,36 +160,47 @@ def _choose_path(manifest: str, given: str | None) -> Path:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = make_parser("label", __doc__, "data/mine/manifest.parquet --fraction 10% --balanced --seed 1 --out other.parquet")
+    parser = make_parser(
+        "label",
+        __doc__,
+        "data/mine/manifest.parquet --fraction 10% --balanced --seed 1 --out other.parquet",
+        "data/mine/manifest.parquet --add answers.csv --from data/mine/labels.parquet --out more.parquet",
+    )
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.parquet, written by jobs.prepare")
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--per-class", type=int, metavar="N", help="videos of every class")
-    how.add_argument("--fraction", metavar="10%", help="share of the train videos, at least one of every class")
+    how = parser.add_argument_group("which videos (one of these is needed)").add_mutually_exclusive_group(required=True)
+    how.add_argument("--per-class", type=int, metavar="N", help="draw N videos of every class")
+    how.add_argument("--fraction", metavar="10%", help="draw this share of the train videos, at least one of every class")
     how.add_argument(
         "--import",
         nargs=2,
         dest="import_",
         metavar=("|".join(LINE_PATTERNS), "FILE"),
-        help="a published list, by any path prefix",
+        help="take the videos of a published list; its paths may begin differently",
     )
     how.add_argument("--add", metavar="FILE", help="answers of people: CSV with the columns id and class, or of jobs.suggest")
-    parser.add_argument("--from", dest="from_", metavar="FILE", help="with --add: the labels so far (labels.parquet)")
-    parser.add_argument("--relabel", action="store_true", help="with --add: take answers that contradict what is known")
-    about = "with --add: a class that answers name and the manifest does not have; once for each"
-    parser.add_argument("--new-class", action="append", default=[], metavar="NAME", help=about)
-    parser.add_argument("--manifest-out", metavar="FILE", help="with --new-class: the manifest that has the new classes, too")
-    share = parser.add_mutually_exclusive_group()
-    share.add_argument("--balanced", action="store_true", help="the fraction is spread evenly: as many from every class")
+    draw = parser.add_argument_group("how they are drawn")
+    share = draw.add_mutually_exclusive_group()
+    share.add_argument("--balanced", action="store_true", help="of --fraction: as many from every class")
     share.add_argument(
-        "--proportional", dest="balanced", action="store_false", help="the fraction is taken of every class (default)"
+        "--proportional", dest="balanced", action="store_false", help="of --fraction: this share of every class (default)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subset everywhere (default: 0)")
-    parser.add_argument("--hold-out", metavar="10%", help="share of the labeled videos of every class kept for validation")
-    parser.add_argument(
+    draw.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same videos everywhere (default: 0)"
+    )
+    about = "keep this share of the labeled videos of every class from training, for validation"
+    draw.add_argument("--hold-out", metavar="10%", help=about)
+    draw.add_argument(
         "--nested", action=argparse.BooleanOptionalAction, default=True,
-        help="1%% of a seed is part of its 5%%; --no-nested draws every size independently (default: nested)",
+        help="the 1%% of a seed are among its 5%%; --no-nested draws every size independently (default: nested)",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="FILE", help="default: labels.parquet beside the manifest")
+    answers = parser.add_argument_group("with --add")
+    answers.add_argument("--from", dest="from_", metavar="FILE", help="the labels so far (default: beside the manifest)")
+    answers.add_argument("--relabel", action="store_true", help="take answers that contradict what is known")
+    about = "a class that answers name and the manifest does not have; once for each"
+    answers.add_argument("--new-class", action="append", default=[], metavar="NAME", help=about)
+    answers.add_argument("--manifest-out", metavar="FILE", help="with --new-class: the manifest that has the new classes, too")
+    write = parser.add_argument_group("what is written")
+    write.add_argument("--out", metavar="FILE", help="the labels (default: labels.parquet beside the manifest)")
     return parser
 
 

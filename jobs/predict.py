@@ -1,4 +1,4 @@
-"""``python -m jobs.predict FOLDER INPUT ...``: the classes of any videos, by a run's newest checkpoint or by a model folder.
+"""``python -m jobs.predict FOLDER INPUT ...``: classify any videos, by a run's newest checkpoint or by a model folder.
 
 INPUT is a video file, a folder of videos, a pattern ('clips/*.mp4'), a list (.txt, .csv), a manifest (.parquet), or a URI of
 one of these. The exit code is 0 if all videos were predicted, 1 if some were not, and 2 if none was.
@@ -81,20 +81,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = make_parser("predict", __doc__, "models/first videos/ --out predictions.csv")
-    parser.add_argument("folder", type=parse_folder, help="a run folder or a model folder")
+    parser = make_parser(
+        "predict",
+        __doc__,
+        "models/first videos/ --out predictions.csv",
+        "models/first match.mp4 --window 2s --hop 1s --html timeline.html",
+    )
+    parser.add_argument("folder", type=parse_folder, metavar="FOLDER", help="a run folder or a model folder")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="videos (see above), and key=value of evaluation.*, scale.*")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="table of all predictions: .parquet, .jsonl or .csv")
-    parser.add_argument("--top", type=parse_positive, default=3, metavar="N", help="classes named for each (default: 3)")
-    parser.add_argument("--workers", type=int, metavar="N", help="scoring workers on Ray; 0: this process (scale.workers)")
-    about = "give probabilities as the networks do, although the model has temperatures (calibration.json)"
-    parser.add_argument("--uncalibrated", action="store_true", help=about)
+    result = parser.add_argument_group("result")
+    result.add_argument("--out", type=Path, metavar="FILE", help="table of all predictions: .parquet, .jsonl or .csv")
+    result.add_argument("--top", type=parse_positive, default=3, metavar="N", help="classes named for each (default: 3)")
     about = "mark videos that seem to show none of the known classes, and at most this share of the others, such as 5%%"
-    parser.add_argument("--reject-unknown", metavar="SHARE", help=about)
-    parser.add_argument("--root", metavar="FOLDER", help="where the paths in lists and manifests start (default: see docs)")
-    parser.add_argument("--window", metavar="2s", help="classify long videos window by window: a timeline for each")
-    parser.add_argument("--hop", metavar="1s", help="time between the starts of two windows (default: half a window)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="with --window: a page of the timelines, with small frames")
+    result.add_argument("--reject-unknown", metavar="SHARE", help=about)
+    about = "give probabilities as the networks do, although the model has temperatures (calibration.json)"
+    result.add_argument("--uncalibrated", action="store_true", help=about)
+    long = parser.add_argument_group("long videos")
+    long.add_argument("--window", metavar="2s", help="classify windows of this length: a timeline for each video")
+    long.add_argument("--hop", metavar="1s", help="time between the starts of two windows (default: half a window)")
+    long.add_argument("--html", type=Path, metavar="FILE", help="with --window: a page of the timelines, with small frames")
+    work = parser.add_argument_group("where and how it is computed")
+    about = "folder that the paths in lists and manifests start from (default: the list's folder; the manifest's own)"
+    work.add_argument("--root", metavar="FOLDER", help=about)
+    about = "processes of a Ray cluster; 0: this process (default: scale.workers, and this process for few videos)"
+    work.add_argument("--workers", type=int, metavar="N", help=about)
     return parser
 
 

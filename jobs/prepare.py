@@ -1,4 +1,7 @@
-"""Videos -> OUT/manifest.parquet and OUT/labels.parquet: ``python -m jobs.prepare SOURCE ...``."""
+"""``python -m jobs.prepare SOURCE ...``: make a manifest of videos, and draw which of them keep their label.
+
+Every file is checked. OUT/manifest.parquet has a row for each video, OUT/labels.parquet says whose label may be used.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from jobs.command import DONE, make_parser, run
+from jobs.command import DONE, describe_command, make_parser, name_arguments, run
 from pipeline.errors import UserError, list_first
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _build_parser().parse_args(argv)
     _check_arguments(options)
     out = Path(options.out).expanduser().absolute()
-    with lock_folder(out):
+    with lock_folder(out, elsewhere="choose another OUT"):
         _prepare_manifest(options, out)
     return DONE
 
@@ -131,47 +134,75 @@ def _check_arguments(options: argparse.Namespace) -> None:
 
 
 HELP = {
-    "ucf101": "UCF-101: class folders and the official train and test lists",
-    "hmdb51": "HMDB-51: class folders and the official 70/30 split files",
-    "kinetics": "Kinetics-400, -600 or -700: clips at any depth and the CSV lists with time ranges",
-    "ssv2": "Something-Something v2: ID.webm files and the JSON lists",
-    "folder": "class folders of videos, with or without train/ and test/ above them",
-    "frames": "class folders of folders of numbered images, with or without train/ and test/ above them",
+    "ucf101": "UCF-101's class folders and its official train and test lists",
+    "hmdb51": "HMDB-51's class folders and its official 70/30 split files",
+    "kinetics": "clips of Kinetics-400, -600 or -700 at any depth, and the CSV lists with time ranges",
+    "ssv2": "Something-Something v2's ID.webm files and its JSON lists",
+    "folder": "a folder of videos for each class, with or without train/ and test/ above them",
+    "frames": "the same with a folder of numbered images for each video",
     "list": "text lists: 'path label', 'path frames label', or a header with path,label,group,split,start,end",
-    "synthetic": "generated actions that only motion tells apart, rendered into OUT/videos",
+    "synthetic": "videos that are drawn for a first try, of actions that only motion tells apart",
 }
+EXAMPLES = {
+    "ucf101": "data/UCF-101 data/ucf101 --fold 1 --labeled 10%",
+    "hmdb51": "data/HMDB51 data/hmdb51 --fold 1 --labeled 40%",
+    "kinetics": "data/k400 data/kinetics --lists train.csv val.csv --labeled 1%",
+    "ssv2": "data/20bn-something-something-v2 data/ssv2 --labeled 10%",
+    "folder": "VIDEOS data/mine --labeled 10%",
+    "frames": "FRAMES data/mine --fps 25",
+    "list": "clips.csv data/mine --root VIDEOS --labeled 8/class",
+    "synthetic": "data/synthetic --videos 320 --classes 8 --seed 0 --labeled 4/class",
+}
+"""The words behind each source in the example of its help."""
+KNOBS_OF_VIDEOS = {
+    "background_contrast": "contrast of the background's texture, 0..1",
+    "background_detail": "cells of the texture along the short side",
+    "noise": "noise added to every frame, 0..1",
+    "shake": "how far the camera shakes, in pixels",
+    "objects": "objects that perform the action",
+    "distractors": "objects that stand still",
+    "contrast": "least brightness of an object above the background's, 0..0.75",
+    "min_speed": "slowest motion: short sides, turns or e-folds of size a second",
+    "max_speed": "fastest motion, in the same unit",
+    "min_radius": "smallest radius of an object, as a share of the short side",
+    "max_radius": "largest radius",
+    "min_life": "seconds that an object is there at least, before another takes its place",
+    "max_life": "seconds that it is there at most",
+}
+"""What each field of ``Difficulty`` means, for the help of its option."""
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = make_parser("prepare", __doc__, "folder VIDEOS data/mine --labeled 10%")
-    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    sources = parser.add_subparsers(
+        dest="source", required=True, metavar="SOURCE", title="sources (SOURCE --help has the options of each)"
+    )
     for name, text in HELP.items():
-        source = sources.add_parser(name, help=text, description=text)
-        if name == "list":
-            source.add_argument("files", nargs="+", metavar="FILE", help="one list, or several as train=FILE test=FILE")
-        elif name != "synthetic":
-            source.add_argument("dir", metavar="DIR", help="folder of the videos, or a URI where lists name them")
-        source.add_argument("out", metavar="OUT", help="folder for manifest.parquet and labels.parquet")
-        _add_common(source, labeled="4/class" if name == "synthetic" else "10%")
-        _add_source(source, name)
+        text = text.replace("the same with", "class folders with")
+        about = f"Make a manifest from {text}."
+        source = sources.add_parser(name, help=text, **describe_command(f"{parser.prog} {name}", about, EXAMPLES[name]))
+        name_arguments(source)
+        _add_videos(source, name)
+        _add_splits_and_labels(source, name)
+        if name == "synthetic":
+            _add_difficulty(source)
+        _add_probing(source)
     return parser
 
 
-def _add_source(source: argparse.ArgumentParser, name: str) -> None:
-    if name in ("ucf101", "hmdb51"):
-        source.add_argument("--fold", type=int, default=1, choices=[1, 2, 3], help="official split (default: %(default)s)")
-    if name in ("ucf101", "hmdb51", "ssv2"):
-        source.add_argument("--lists", metavar="DIR", help="folder of the list files, unless it lies in DIR or beside it")
-    if name == "kinetics":
-        source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists")
-    if name in ("folder", "frames"):
-        source.add_argument(
-            "--splits",
-            metavar="train=FOLDER,test=FOLDER",
-            help="folders of the splits; none: all folders are classes (default: detected by their names)",
-        )
-        source.add_argument("--skip", action="append", default=[], metavar="FOLDER", help="leave such folders out; repeatable")
+def _add_videos(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds what says where the videos are, and how their names and lists are read."""
+    source = parser.add_argument_group("videos")
     if name == "list":
+        source.add_argument("files", nargs="+", metavar="FILE", help="one list, or several as train=FILE test=FILE")
+    elif name != "synthetic":
+        source.add_argument("dir", metavar="DIR", help="folder of the videos, or a URI where lists name them")
+    source.add_argument("out", metavar="OUT", help="folder for manifest.parquet and labels.parquet")
+    if name == "list":
+        source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
+        source.add_argument("--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1")
+        source.add_argument("--delimiter", metavar="CHAR", help=f"{', '.join(DELIMITERS)} or a character (default: detected)")
+        source.add_argument("--classes", metavar="FILE", help="class names in the order of the labels, one a line")
         source.add_argument(
             "--unlabeled",
             metavar="WORDS",
@@ -182,73 +213,94 @@ def _add_source(source: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="rows of split unlabeled may name other actions: they are trained on as of unknown class, but counted",
         )
-        source.add_argument("--root", required=True, metavar="DIR", help="folder or URI that the paths start from")
-        source.add_argument("--columns", default="", metavar="path=...,label=...", help="columns by name, or by number from 1")
-        source.add_argument("--delimiter", metavar="CHAR", help=f"{', '.join(DELIMITERS)} or a character (default: detected)")
-        source.add_argument("--classes", metavar="FILE", help="class names in the order of the labels, one a line")
+    if name in ("ucf101", "hmdb51", "ssv2"):
+        source.add_argument("--lists", metavar="DIR", help="folder of the list files, unless it lies in DIR or beside it")
+    if name == "kinetics":
+        source.add_argument("--lists", required=True, nargs="+", metavar="CSV", help="the official lists")
     if name in ("list", "frames"):
         source.add_argument(
             "--fps", type=float, required=name == "frames", help="frames per second of frame folders, which do not say it"
         )
         source.add_argument("--frame-pattern", metavar="img_%05d.jpg", help="images of a frame folder (default: detected)")
-    if name in ("list", "folder", "frames"):
-        known = f"recordings or persons by name: {', '.join(NAMING_CONVENTIONS)}, {NONE}, or a regular expression that captures"
-        source.add_argument("--group", default=AUTO, metavar="PATTERN", help=f"{known} (default: guessed and printed)")
+    if name in ("folder", "frames"):
+        source.add_argument("--skip", action="append", default=[], metavar="FOLDER", help="leave such folders out; repeatable")
     if name == "synthetic":
-        _add_synthetic(source)
+        source.add_argument("--videos", type=int, default=320, metavar="N", help="how many videos (default: %(default)s)")
+        source.add_argument("--classes", type=int, default=8, metavar="N", help=f"2 to {len(MOTIONS)} (default: %(default)s)")
 
 
-def _add_common(parser: argparse.ArgumentParser, labeled: str) -> None:
-    parser.add_argument(
+def _add_splits_and_labels(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds what says which videos are tested on, and which train videos keep their label."""
+    draw = parser.add_argument_group("splits and labels")
+    labeled = "4/class" if name == "synthetic" else "10%"
+    draw.add_argument(
         "--labeled", default=labeled, metavar="10%|4/class", help="train videos that keep their label (default: %(default)s)"
     )
-    parser.add_argument(
+    if name in ("ucf101", "hmdb51"):
+        draw.add_argument("--fold", type=int, default=1, choices=[1, 2, 3], help="official split (default: %(default)s)")
+    if name in ("folder", "frames"):
+        draw.add_argument(
+            "--splits",
+            metavar="train=FOLDER,test=FOLDER",
+            help="folders of the splits; none: all folders are classes (default: detected by their names)",
+        )
+    draw.add_argument(
         "--test", default="25%", metavar="25%", help="test videos of each class, where no split is given (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of splits, labels and synthetic videos (default: %(default)s)"
-    )
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one per core)")
-    parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="SECONDS", help="time limit per file (default: %(default)g)"
-    )
-    parser.add_argument(
+    if name in ("list", "folder", "frames"):
+        known = f"recordings or persons by name: {', '.join(NAMING_CONVENTIONS)}, {NONE}, or a regular expression that captures"
+        about = f"{known} the name; all videos of one are in the same split (default: guessed and printed)"
+        draw.add_argument("--group", default=AUTO, metavar="PATTERN", help=about)
+    seed = "of splits, labels and drawn videos" if name == "synthetic" else "of splits and labels that are drawn"
+    draw.add_argument("--seed", type=int, default=0, metavar="N", help=f"{seed} (default: %(default)s)")
+
+
+def _add_probing(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how each file is checked, and what is written of it."""
+    probe = parser.add_argument_group("checking the files")
+    probe.add_argument(
         "--probe",
         choices=["quick", "full"],
         default="quick",
-        help="quick: decode the first, middle and last frame and some around key frames; full: every frame",
+        help="quick: decode the first, middle and last frame and some around key frames; full: every frame (default: quick)",
     )
-    parser.add_argument(
+    probe.add_argument(
         "--decoder",
         choices=["auto", "decord", "pyav"],
         default="auto",
-        help="auto: decord where it is exact for a file, PyAV elsewhere; decord: refuse files for which it is not",
+        help="auto: decord where it is exact for a file, PyAV elsewhere; decord: refuse files for which it is not "
+        "(default: auto)",
     )
-    parser.add_argument(
+    probe.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="time limit per file (default: %(default)g)"
+    )
+    probe.add_argument("--processes", type=int, metavar="N", help="processes that check files (default: one per core)")
+    probe.add_argument(
+        "--ray",
+        action=argparse.BooleanOptionalAction,
+        help=f"check them on a Ray cluster (default: if RAY_ADDRESS names one and there are {ENOUGH_FOR_RAY} files)",
+    )
+    write = parser.add_argument_group("what is written")
+    write.add_argument(
         "--resize",
         type=int,
         metavar="SIDE",
-        help="copy the usable videos to OUT/resized-SIDE with this short side, without sound, and describe the copies",
+        help="copies of the videos, with this short side in pixels and without sound, in OUT/resized-SIDE; the manifest is "
+        "of the copies, which decode faster",
     )
-    parser.add_argument(
-        "--ray",
-        action=argparse.BooleanOptionalAction,
-        help=f"probe by tasks of a Ray cluster (default: if RAY_ADDRESS names one and there are {ENOUGH_FOR_RAY} files)",
-    )
-    parser.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, to find damage later")
-    parser.add_argument("--parts", action="store_true", help="write folders of parts, as is done above a million rows anyway")
+    write.add_argument("--hash", action="store_true", help="store the SHA-256 of every file, to find damage later")
+    write.add_argument("--parts", action="store_true", help="write folders of parts, as is done above a million rows anyway")
 
 
-def _add_synthetic(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--videos", type=int, default=320, metavar="N", help="total number of videos (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=8, metavar="N", help=f"2 to {len(MOTIONS)} (default: %(default)s)")
-    parser.add_argument(
+def _add_difficulty(parser: argparse.ArgumentParser) -> None:
+    hard = parser.add_argument_group("difficulty (the values in brackets are those of level 0.5)")
+    hard.add_argument(
         "--difficulty", type=float, default=0.5, metavar="LEVEL", help="0 easy, 1 hard, or between (default: %(default)s)"
     )
     for field in dataclasses.fields(Difficulty):
         kind = int if isinstance(field.default, int) else float
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"replaces the level's {field.name}")
+        flag, about = f"--{field.name.replace('_', '-')}", f"{KNOBS_OF_VIDEOS[field.name]} ({field.default:g})"
+        hard.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=about)
 
 
 def _list_videos(options: argparse.Namespace, out: Path) -> Listing:

@@ -21,19 +21,21 @@ from pipeline.report.small_copy import copy_runs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables and the files' paths."""
-    about = "Compare runs, ablations and searches: tables and one HTML page."
-    parser = make_parser("report", about, "runs/first runs/second --out page.html")
+    about = "Compare runs, ablations and searches: tables on the terminal, and one HTML page that needs no other file."
+    parser = make_parser("report", about, "runs/first runs/second --out page.html", "runs/baseline")
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="a run, or a folder of runs (ablation, search), whole or partial"
     )
-    parser.add_argument(
-        "--out", metavar="FILE", help="the page (report.html in the run's or study's folder, or beside several)"
-    )
-    parser.add_argument("--format", dest="formats", action="append", choices=FORMATS, help="write only these (default: all)")
-    parser.add_argument("--baseline", nargs="+", metavar="KEY=VALUE", help="configuration keys of the setting to compare with")
-    parser.add_argument(
-        "--copy", metavar="OUT", type=Path, help="write no page, but a small copy of the runs to OUT: all that a page needs"
-    )
+    page = parser.add_argument_group("the page")
+    about = "its file (default: report.html in the folder of the run or study, or in the one that has all of several)"
+    page.add_argument("--out", metavar="FILE", help=about)
+    about = "write only this: the page, or its tables for Markdown, spreadsheets or LaTeX; repeatable (default: all)"
+    page.add_argument("--format", dest="formats", action="append", choices=FORMATS, help=about)
+    about = "the setting that others are compared with, by its configuration keys (default: the study's, or supervised)"
+    page.add_argument("--baseline", nargs="+", metavar="KEY=VALUE", help=about)
+    copy = parser.add_argument_group("instead of the page")
+    about = "write a small copy of the runs to OUT, without weights: all that a page needs"
+    copy.add_argument("--copy", metavar="OUT", type=Path, help=about)
     options = parser.parse_args(argv)
     if options.copy:
         print("\n".join(map(str, copy_runs(options.folders, options.copy))))

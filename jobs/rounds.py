@@ -1,4 +1,5 @@
-"""``python -m jobs.rounds --config FILE --rounds 5 --count 20 [key=value ...]``: which strategy needs the fewest labels.
+"""``python -m jobs.rounds --config FILE --rounds 5 --count 20 [key=value ...]``: find out which choice of videos to label
+needs the fewest labels.
 
 It simulates people on data whose labels are known: a run is trained, chooses videos, gets their hidden labels, and so on. The
 same command again runs only what is missing.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.ablate import add_budget
-from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
+from jobs.command import DONE, FAILED, add_configuration, check_hours, make_parser, run
 from pipeline.config import load_config
 from pipeline.errors import UserError, suggest
 from pipeline.labeling.rounds import RoundsPlan, check_plan, run_rounds
@@ -62,23 +63,22 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "rounds", __doc__, "--config jobs/configs/actions.yaml --start 1/class --rounds 4 --count 20 --seeds 3"
     )
-    add_config(parser, required=True)
-    parser.add_argument("--name", default="rounds", help="of the study's folder (default: %(default)s)")
-    parser.add_argument("--oracle", choices=["hidden"], default="hidden", help="who answers: the manifest's hidden labels")
-    parser.add_argument(
+    add_configuration(parser, required=True)
+    plan = parser.add_argument_group("the rounds")
+    about = "how often videos are chosen, labeled and learned from"
+    plan.add_argument("--rounds", type=int, required=True, metavar="N", help=about)
+    plan.add_argument("--count", type=int, required=True, metavar="N", help="videos that are labeled in a round")
+    plan.add_argument(
         "--start", default="1/class", metavar="N/class", help="labels before the first round (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rounds", type=int, required=True, metavar="N", help="how often videos are chosen, labeled and learned from"
-    )
-    parser.add_argument("--count", type=int, required=True, metavar="N", help="videos that are labeled in a round")
-    parser.add_argument(
-        "--strategies", metavar="A,B", help=f"of {', '.join(STRATEGIES)} (default: all); random always runs, for comparison"
-    )
-    parser.add_argument("--seeds", type=int, default=1, help="simulations, with seeds run.seed, run.seed + 1, ... (default: 1)")
-    add_budget(parser)
-    parser.add_argument("--dry-run", action="store_true", help="say how many runs there are and what they cost; stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    about = f"of {', '.join(STRATEGIES)} (default: all); random always runs, for comparison"
+    plan.add_argument("--strategies", metavar="A,B", help=about)
+    about = "who answers: the labels that the manifest has and training does not see (the only choice)"
+    plan.add_argument("--oracle", choices=["hidden"], default="hidden", help=about)
+    about = "simulate it N times, with the seeds run.seed, run.seed + 1, ... (default: 1)"
+    plan.add_argument("--seeds", type=int, default=1, metavar="N", help=about)
+    plan.add_argument("--name", default="rounds", metavar="NAME", help="of the study's folder (default: %(default)s)")
+    add_budget(parser, "say how many runs there are and what they cost; train nothing")
     return parser
 
 

@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table, or with ``--json`` a list of objects."""
     about = "List the runs and studies in a folder: state, steps, accuracy of the mean of both students, age, size."
     parser = make_parser("runs", about, "runs --all")
-    parser.add_argument("folders", nargs="*", type=parse_folder, metavar="FOLDER", help="default: runs")
-    parser.add_argument("--all", action="store_true", help="list the runs of studies, too")
+    parser.add_argument("folders", nargs="*", type=parse_folder, metavar="FOLDER", help="a folder of runs (default: runs)")
+    parser.add_argument("--all", action="store_true", help="list the runs that studies and searches consist of, too")
     parser.add_argument("--json", action="store_true", help="print a list of objects, with all accuracies and bytes")
     options = parser.parse_args(argv)
     folders = options.folders or [Path("runs")]

@@ -1,4 +1,4 @@
-"""Starts a command at set times: ``python -m jobs.schedule add "every night at 22:00" -- search ...``; list, remove, next.
+"""``python -m jobs.schedule add "every night at 22:00" -- search ...``: start a command at set times, for example every night.
 
 A timer of systemd for this user starts the nights, or a line in this user's crontab. One night never overlaps the next. What
 became of them is in FOLDER/NAME, with a log for each and a page, report.html, that leads to the newest report.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.__main__ import COMMANDS
-from jobs.command import DONE, FAILED, make_parser, parse_folder, parse_positive, run
+from jobs.command import DONE, FAILED, describe_command, make_parser, name_arguments, parse_folder, parse_positive, run
 from jobs.runs import format_table
 from pipeline.errors import UserError
 from pipeline.files.url_passwords import has_password, hide_passwords
@@ -41,6 +41,21 @@ from pipeline.schedules.timers import add_timer, choose_starter, has_timer, remo
 DEFAULT_FOLDER = Path("runs/schedules")
 SCHEDULED = [name for name in COMMANDS if name not in ("schedule", "cluster", "completion", "serve", "watch")]
 
+ACTIONS = {
+    "add": "start the command behind -- at set times, in this folder and with this Python",
+    "list": "schedules, and what became of their last nights",
+    "remove": "start a schedule's command no longer; what its nights wrote stays",
+    "next": "when the next nights begin",
+    "night": "run one night now, as the timer does",
+}
+EXAMPLES = {
+    "add": 'add "every night at 22:00" -- search --config FILE --space rates --trials 99 --hours 9',
+    "list": "list",
+    "remove": "remove nightly",
+    "next": "next nightly --count 5",
+    "night": "night nightly",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does one of the actions. Raises UserError for any mistake."""
@@ -57,28 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of what comes before ``--``."""
-    example = 'add "every night at 22:00" -- search --config FILE --space rates --trials 99 --hours 9'
-    parser = make_parser("schedule", __doc__, example)
+    parser = make_parser("schedule", __doc__, EXAMPLES["add"], "list")
     about = f"folder with all schedules (default: {DEFAULT_FOLDER})"
     parser.add_argument("--folder", type=parse_folder, default=DEFAULT_FOLDER, metavar="FOLDER", help=about)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="add|list|remove|next|night")
-    add = actions.add_parser("add", help="start the command behind -- at set times, from this folder and with this Python")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions (ACTION --help has more)")
+    made = {name: _add_action(actions, parser.prog, name, about) for name, about in ACTIONS.items()}
+    add = made["add"]
     add.add_argument("times", metavar="TIMES", help="for example 'every weekday at 22:00', or five fields of cron")
-    add.add_argument("--name", help="of the schedule (default: the command's name)")
+    add.add_argument("--name", metavar="NAME", help="of the schedule (default: the command's name)")
     add.add_argument("--by", choices=("systemd", "cron"), help="who starts it (default: systemd where it is, else cron)")
-    printed = "write nothing, but print a file for Kubernetes"
-    add.add_argument("--print", choices=sorted(BASES), help=printed)
-    add.add_argument("--time-zone", default="Etc/UTC", metavar="ZONE", help="of the printed file (default: Etc/UTC)")
-    shown = actions.add_parser("list", help="schedules, and what became of their last nights")
-    shown.add_argument("--json", action="store_true", help="print a list of objects")
-    remove = actions.add_parser("remove", help="start a schedule's command no longer; what its nights wrote stays")
-    remove.add_argument("name", metavar="NAME")
-    coming = actions.add_parser("next", help="when the next nights begin")
+    printed = add.add_argument_group("instead")
+    about = "write nothing, and print a file for Kubernetes"
+    printed.add_argument("--print", choices=sorted(BASES), help=about)
+    printed.add_argument("--time-zone", default="Etc/UTC", metavar="ZONE", help="of the printed file (default: Etc/UTC)")
+    made["list"].add_argument("--json", action="store_true", help="print a list of objects")
+    made["remove"].add_argument("name", metavar="NAME", help="of the schedule")
+    coming = made["next"]
     coming.add_argument("name", nargs="?", metavar="NAME", help="of a schedule, or TIMES in quotes (default: all schedules)")
-    coming.add_argument("--count", type=parse_positive, default=3, metavar="N", help="default: 3")
-    night = actions.add_parser("night", help="run one night now, as the timer does")
-    night.add_argument("name", metavar="NAME")
+    coming.add_argument("--count", type=parse_positive, default=3, metavar="N", help="how many of each (default: 3)")
+    made["night"].add_argument("name", metavar="NAME", help="of the schedule")
     return parser
+
+
+def _add_action(actions: Any, program: str, name: str, about: str) -> argparse.ArgumentParser:
+    described = describe_command(f"{program} {name}", f"{about}.", EXAMPLES[name].removeprefix(name).strip())
+    made: argparse.ArgumentParser = actions.add_parser(name, help=about, **described)
+    return name_arguments(made)
 
 
 def _add(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
-"""``python -m jobs.search --config FILE --space SPACE --trials N [--hours H] [key=value ...]``: find good knobs.
+"""``python -m jobs.search --config FILE --space SPACE --trials N [--hours H] [key=value ...]``: find good values of knobs.
 
-Trials are judged on held-out labeled videos, never on test. The same command continues the search, tonight or tomorrow.
+Each trial is a run with other values, judged on held-out labeled videos, never on test. The same command continues the search,
+tonight or tomorrow.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 
 from jobs.ablate import add_budget
-from jobs.command import DONE, FAILED, add_config, check_hours, make_parser, run
+from jobs.command import DONE, FAILED, add_configuration, check_hours, make_parser, run
 from pipeline.config import Config, load_config, override
 from pipeline.errors import UserError, suggest
 from pipeline.files.folder_lock import lock_file
@@ -147,24 +148,30 @@ def run_population(request: SearchRequest, study: optuna.Study, budget: Budget, 
 
 def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    arguments = make_parser("search", __doc__, "--config jobs/configs/demo.yaml --space rates --trials 20 --hours 2")
-    add = arguments.add_argument
-    add_config(arguments, required=True)
-    add("--space", metavar="SPACE", required=True, help=f"one of {', '.join(names)}, or the path of a YAML file")
-    add("--trials", type=int, required=True, metavar="N", help="trials of the study in all, over all nights; pbt: its members")
-    add("--algorithm", choices=ALGORITHMS, default="tpe", help="default: tpe, multivariate")
-    add("--objectives", nargs="+", choices=("accuracy", "time"), default=["accuracy"], help="time: seconds of training")
-    add("--metric", choices=("primary", "auxiliary", "mean"), default="mean", help="whose validation top-1 (default: mean)")
-    add("--name", help="of the search and its folder (default: the space's, and the algorithm's for pbt)")
-    add("--storage", metavar="URL", help="database of the study (default: study.db in its folder; postgresql+psycopg://...)")
+    parser = make_parser("search", __doc__, "--config jobs/configs/demo.yaml --space rates --trials 20 --hours 2")
+    add_configuration(parser, required=True)
+    add = parser.add_argument_group("what is searched").add_argument
+    about = f"knobs and their ranges: one of {', '.join(names)}, or the path of a YAML file"
+    add("--space", metavar="SPACE", required=True, help=about)
+    add("--trials", type=int, required=True, metavar="N", help="runs of the search in all, over all nights; pbt: its members")
+    about = "who judges a run: the validation accuracy of one network, or of their mean (default: mean)"
+    add("--metric", choices=("primary", "auxiliary", "mean"), default="mean", help=about)
+    about = "what is sought: accuracy (default), or accuracy and time, the seconds of training"
+    add("--objectives", nargs="+", choices=("accuracy", "time"), default=["accuracy"], help=about)
+    add = parser.add_argument_group("how it is searched").add_argument
+    about = "tpe: Bayesian, all knobs together (default); random; asha and hyperband: runs that are behind stop early; pbt: "
+    about += "population-based training, in which good runs are copied"
+    add("--algorithm", choices=ALGORITHMS, default="tpe", help=about)
+    about = "asha, hyperband: steps after which a run is judged first (default: a 27th of train.steps)"
+    add("--min-steps", type=int, metavar="STEPS", help=about)
+    add("--reduction", type=int, default=3, metavar="ETA", help="asha, hyperband: one of ETA runs goes on (default: 3)")
+    add("--interval", type=int, metavar="STEPS", help="pbt: steps between two decisions (default: a tenth of train.steps)")
     add("--warm-start", nargs="+", default=[], metavar="SEARCH", help="earlier searches to learn from: folders, or names")
-    add("--min-steps", type=int, metavar="STEPS", help="first rung of asha and hyperband (default: a 27th of train.steps)")
-    add("--reduction", type=int, default=3, metavar="ETA", help="one of ETA trials goes on from a rung (default: 3)")
-    add("--interval", type=int, metavar="STEPS", help="steps between two decisions of pbt (default: a tenth of train.steps)")
-    add_budget(arguments)
-    add("--dry-run", action="store_true", help="check all and say what is there and what the rest costs; start nothing")
-    add("overrides", nargs="*", metavar="key=value")
-    return arguments
+    add = parser.add_argument_group("where it is kept").add_argument
+    add("--name", metavar="NAME", help="of the search and its folder (default: the space's, and the algorithm's for pbt)")
+    add("--storage", metavar="URL", help="database (default: study.db in the folder; or postgresql+psycopg://...)")
+    add_budget(parser, "check all and say what is there and what the rest costs; train nothing")
+    return parser
 
 
 def read_request(options: argparse.Namespace, names: Sequence[str]) -> SearchRequest:

@@ -1,4 +1,4 @@
-"""``python -m jobs.serve FOLDER``: a model folder, or a run's newest checkpoint, as a web service with a page to try it.
+"""``python -m jobs.serve FOLDER``: serve a model folder, or a run's newest checkpoint, by HTTP, with a page to try it.
 
 POST a video to /predict and get the most probable classes as JSON; / is the page, /docs describes the interface, /readyz and
 /metrics tell how it is. Everything is one process; with --replicas, that many copies of the model run on Ray instead.
@@ -68,18 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
     parser = make_parser("serve", __doc__, "models/first --port 8000")
-    parser.add_argument("folder", type=parse_folder, help="a model folder or a run folder")
+    parser.add_argument("folder", type=parse_folder, metavar="FOLDER", help="a model folder or a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="evaluation.*, scale.gpu, scale.torch_threads, ...")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
-    parser.add_argument("--token-file", type=Path, metavar="FILE",
-                        help="holds the token of clients (default: the environment variable ACTNETFORMER_TOKEN)")  # fmt: skip
-    parser.add_argument("--replicas", type=int, default=0, metavar="N", help="copies of the model on Ray (0: this process)")
-    parser.add_argument("--allow-uri", action="append", default=[], metavar="PREFIX",
-                        help="fetch URIs that begin so, such as https://example.org/clips/; may be repeated")  # fmt: skip
-    parser.add_argument("--allow-private-uri", action="store_true", help="also from hosts inside your own network")
+    address = parser.add_argument_group("who may ask, and where")
+    about = "address to listen on (default: 127.0.0.1, this machine only; others need a token)"
+    address.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=about)
+    address.add_argument("--port", type=int, default=8000, metavar="PORT", help="0: any that is free (default: 8000)")
+    address.add_argument("--token-file", type=Path, metavar="FILE",
+                         help="holds the token of clients (default: the environment variable ACTNETFORMER_TOKEN)")  # fmt: skip
+    work = parser.add_argument_group("what computes")
+    about = "copies of the model on a Ray cluster (default: 0, this process alone)"
+    work.add_argument("--replicas", type=int, default=0, metavar="N", help=about)
+    fetch = parser.add_argument_group("videos that the server fetches")
+    fetch.add_argument("--allow-uri", action="append", default=[], metavar="PREFIX",
+                       help="fetch URIs that begin so, such as https://example.org/clips/; repeatable")  # fmt: skip
+    fetch.add_argument("--allow-private-uri", action="store_true", help="also from hosts inside your own network")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-megabytes", type=float, default=64, metavar="N", help="of a file (default: 64)")
+    limits.add_argument("--max-megabytes", type=float, default=64, metavar="N", help="size of a file, in MiB (default: 64)")
     limits.add_argument("--max-video", default="120s", metavar="TIME", help="length of a video (default: 120s)")
     limits.add_argument("--max-side", type=parse_positive, default=3072, metavar="PIXELS",
                         help="frames have at most the square of it (default: 3072)")  # fmt: skip

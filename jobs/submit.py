@@ -1,4 +1,4 @@
-"""Runs a command of this project on a Ray cluster: ``python -m jobs.submit [options] COMMAND [ARGUMENTS]``.
+"""``python -m jobs.submit [options] COMMAND [ARGUMENTS]``: run a command of this project on a Ray cluster, and follow it.
 
 The working directory is uploaded (less what .gitignore and .rayignore name), the command's log is shown as it comes,
 and its exit code is passed on. Paths among the arguments are paths on the cluster. A job that is stopped has a minute to
@@ -159,20 +159,22 @@ def _describe_job_commands(address: str, job: str) -> str:
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser(
-        "submit", __doc__, "--address http://HEAD:8265 train --config jobs/configs/demo.yaml", allow_abbrev=False
-    )
-    parser.add_argument("--address", metavar="URL", help=f"dashboard of the cluster (RAY_ADDRESS, else {DEFAULT_ADDRESS})")
-    parser.add_argument("--working-dir", metavar="DIR", default=".", help="folder to upload (default: the current one)")
-    parser.add_argument("--runtime-env", metavar="FILE", help="YAML with more of Ray's runtime environment, as env_vars")
-    parser.add_argument(
-        "--env", metavar="NAME", action="append", default=[], help="send this variable of this shell; for secrets"
-    )
-    limit = f"upload up to this, whatever it is (default: {MAX_MEGABYTES:g}, and no data set, run or environment)"
-    parser.add_argument("--upload-limit", metavar="MB", type=float, help=limit)
-    parser.add_argument("--no-wait", action="store_true", help="return as soon as the cluster has the job")
+    example = "--address http://HEAD:8265 train --config jobs/configs/demo.yaml"
+    parser = make_parser("submit", __doc__, example, allow_abbrev=False)
     parser.add_argument("command", metavar="COMMAND", help=", ".join(name for name in COMMANDS if name not in NOT_SENT))
     parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER, help="the command's own, unchanged")
+    where = parser.add_argument_group("which cluster")
+    about = f"its dashboard (default: RAY_ADDRESS, else {DEFAULT_ADDRESS})"
+    where.add_argument("--address", metavar="URL", help=about)
+    where.add_argument("--no-wait", action="store_true", help="return as soon as the cluster has the job")
+    sent = parser.add_argument_group("what is sent")
+    sent.add_argument("--working-dir", metavar="DIR", default=".", help="folder to upload (default: the current one)")
+    about = f"upload up to this, whatever it is (default: {MAX_MEGABYTES:g}, and no data set, run or environment)"
+    sent.add_argument("--upload-limit", metavar="MB", type=float, help=about)
+    about = "give the job this variable of this shell, for example a password; repeatable"
+    sent.add_argument("--env", metavar="NAME", action="append", default=[], help=about)
+    about = "YAML file with more of Ray's runtime environment, for example env_vars"
+    sent.add_argument("--runtime-env", metavar="FILE", help=about)
     return parser.parse_args(argv)
 
 

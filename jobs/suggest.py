@@ -1,6 +1,6 @@
-"""Which unlabeled videos to label next: ``python -m jobs.suggest RUN_FOLDER --count 40``.
+"""``python -m jobs.suggest RUN_FOLDER --count 40``: choose which unlabeled videos people should label next.
 
-Writes suggest.csv and a page on which each video plays and its probable classes are buttons and keys. The page's answers go to
+It writes suggest.csv and a page on which each video plays and its probable classes are buttons and keys. Its answers go to
 ``python -m jobs.label MANIFEST --add answers.csv --from labels.parquet --out more.parquet``.
 """
 
@@ -74,28 +74,35 @@ def _serve(suggestions: Suggestions, path: Path, port: int) -> None:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = make_parser("suggest", __doc__, "runs/first --count 40 --strategy mixed")
+    parser = make_parser("suggest", __doc__, "runs/first --count 40 --strategy mixed", "runs/first --serve")
     parser.add_argument("run", metavar="RUN_FOLDER", help="a run that saved scores of its unlabeled videos, finished or not")
-    parser.add_argument("--count", type=int, default=40, metavar="N", help="videos to suggest (default: 40)")
-    parser.add_argument(
-        "--strategy", choices=STRATEGIES, default="mixed",
+    parser.add_argument("overrides", nargs="*", metavar="data.manifest=FILE", help="where the data is now, if it moved")
+    which = parser.add_argument_group("which videos")
+    which.add_argument("--count", type=int, default=40, metavar="N", help="videos to suggest (default: 40)")
+    which.add_argument(
+        "--strategy", choices=STRATEGIES, default="mixed", metavar="NAME",
         help="mixed: uncertain and different from each other (default); disagreement of the students; entropy or margin of "
         "their mean; unfamiliar: like no class; unstable over training; diverse; random",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: 0)")
-    parser.add_argument("--balanced", action="store_true", help="equally many of each predicted class")
-    parser.add_argument("--skip-groups", action="store_true", help="no videos of a recording or person that has a label")
-    parser.add_argument(
-        "--without", action="append", default=[], metavar="FILE", type=Path, help="no videos that these answers are about"
-    )
-    parser.add_argument("--skip-duplicates", action="store_true", help="no videos that look like a labeled or a chosen one")
-    parser.add_argument("--predictions", metavar="FILE", type=Path, help="a Parquet table of jobs.predict, not saved scores")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="of suggest.csv and label.html (the run's suggest/)")
-    parser.add_argument(
-        "--serve", nargs="?", type=int, const=8642, metavar="PORT", help="serve the page to this machine, and save every answer"
-    )
-    parser.add_argument("--answers", metavar="FILE", type=Path, help="with --serve: the file of answers (answers.csv in --out)")
-    parser.add_argument("overrides", nargs="*", metavar="data.manifest=FILE", help="where the data is now, if it moved")
+    which.add_argument("--seed", type=int, default=0, metavar="N", help="of whatever is drawn (default: 0)")
+    which.add_argument("--balanced", action="store_true", help="equally many of each predicted class")
+    which.add_argument("--skip-groups", action="store_true", help="no videos of a recording or person that has a label")
+    which.add_argument("--skip-duplicates", action="store_true", help="no videos that look like a labeled or a chosen one")
+    which.add_argument(
+        "--without", action="append", default=[], metavar="FILE", type=Path,
+        help="no videos that this file of answers is about; repeatable",
+    )  # fmt: skip
+    about = "choose by a Parquet table of jobs.predict, and not by the scores that training saved"
+    which.add_argument("--predictions", metavar="FILE", type=Path, help=about)
+    page = parser.add_argument_group("the page")
+    about = "folder of suggest.csv and label.html (default: suggest/ in the run folder)"
+    page.add_argument("--out", metavar="FOLDER", type=Path, help=about)
+    page.add_argument(
+        "--serve", nargs="?", type=int, const=8642, metavar="PORT",
+        help="serve the page to browsers of this machine, and save every answer (PORT: 8642; 0: any that is free)",
+    )  # fmt: skip
+    about = "with --serve: the file of answers (default: answers.csv in --out)"
+    page.add_argument("--answers", metavar="FILE", type=Path, help=about)
     return parser
 
 

@@ -1,4 +1,7 @@
-"""``python -m jobs.train --config FILE [key=value ...]``: train a run and evaluate it; the same command continues it."""
+"""``python -m jobs.train --config FILE [key=value ...]``: train a run and evaluate it; the same command continues it.
+
+Results go to the folder run.storage_path/run.name, runs/NAME by default. ``jobs.report`` makes a page of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from jobs.command import DONE, FAILED, add_config, make_parser, parse_positive, run
+from jobs.command import DONE, FAILED, add_configuration, make_parser, parse_positive, run
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import describe_lost_videos, describe_untested_classes
@@ -28,16 +31,19 @@ from pipeline.training.prepared_run import PreparedRun, prepare_run
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command's arguments."""
-    arguments = make_parser("train", __doc__, "--config jobs/configs/demo.yaml run.name=first train.steps=500")
-    add_config(arguments)
-    steps_help = "stop at step N; without it the command goes on"
-    arguments.add_argument("--max-steps", metavar="N", type=parse_positive, help=steps_help)
-    arguments.add_argument("--profile", action="store_true", help="record some steps: a trace and a table of where time goes")
-    alone = arguments.add_mutually_exclusive_group()
-    alone.add_argument("--dry-run", action="store_true", help="check everything, say what it would take, write nothing")
-    alone.add_argument("--overfit", metavar="N", type=parse_positive, help="can both students learn N labeled videos by heart?")
-    arguments.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, for example train.steps=100")
-    return arguments
+    parser = make_parser("train", __doc__, "--config jobs/configs/demo.yaml run.name=first train.steps=500")
+    add_configuration(parser)
+    part = parser.add_argument_group("a part of the run")
+    about = "stop after step N, with a checkpoint; the same command without this option goes on to the end"
+    part.add_argument("--max-steps", metavar="N", type=parse_positive, help=about)
+    about = "record some steps: a table of where their time goes, and a trace for Perfetto or chrome://tracing"
+    part.add_argument("--profile", action="store_true", help=about)
+    alone = parser.add_argument_group("instead of the run").add_mutually_exclusive_group()
+    about = "check configuration and data, print steps, parameters and memory, and write nothing"
+    alone.add_argument("--dry-run", action="store_true", help=about)
+    about = "check that both networks can learn N labeled videos by heart; if not, something is wrong with data or setting"
+    alone.add_argument("--overfit", metavar="N", type=parse_positive, help=about)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

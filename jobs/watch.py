@@ -13,12 +13,14 @@ PORT = 8643
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until Ctrl-C."""
-    about = "Serve the report of runs or studies to this machine; the page follows while they go on.\n\nOver SSH: "
-    about += f"ssh -L {PORT}:localhost:{PORT} MACHINE, then open http://localhost:{PORT}/"
+    about = "Show the report of runs or studies to browsers of this machine; the page follows while they go on.\n\n"
+    about += f"Over SSH: ssh -L {PORT}:localhost:{PORT} MACHINE, then open http://localhost:{PORT}/ here."
     parser = make_parser("watch", about, "runs/first")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, or a folder of runs (ablation, search)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"0: any that is free (default: {PORT})")
-    parser.add_argument("--every", type=parse_positive, default=20, metavar="SECONDS", help="between two pages (default: 20)")
+    parser.add_argument("--port", type=int, default=PORT, metavar="PORT", help=f"0: any that is free (default: {PORT})")
+    parser.add_argument(
+        "--every", type=parse_positive, default=20, metavar="SECONDS", help="between two looks at the files (default: 20)"
+    )
     options = parser.parse_args(argv)
     page = LivePage(options.folders, options.every)
     with start_live_server(page, options.port) as server:

@@ -37,23 +37,34 @@ def _describe_parser(name: str, parser: argparse.ArgumentParser, about: str) -> 
     yield f"## {name}\n"
     if about:
         yield from (*_wrap(f"*{_escape(about)}*"), "")
-    for paragraph in (parser.description or "").split("\n\n"):
-        yield from (*_wrap(_escape(" ".join(paragraph.split()))), "")
-    if parser.epilog:
-        yield from (*(f"    {line.strip()}" for line in parser.epilog.splitlines()[1:] if line.strip()), "")
+    yield from _describe_use(parser)
     sources = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     yield from _describe_arguments(parser, {id(action) for action in sources})
     for source in sources:
         yield from _describe_sources(name, source)
 
 
+def _describe_use(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What a command does, with lists of what is indented, and its examples."""
+    for paragraph in (parser.description or "").split("\n\n"):
+        if paragraph.startswith("  "):
+            for line in paragraph.splitlines():
+                name, _, about = line.strip().partition(" ")
+                yield from _wrap(f"- `{name}`: {_escape(about.strip())}", "  ")
+        else:
+            yield from _wrap(_escape(paragraph))
+        yield ""
+    if parser.epilog:
+        yield from (*(f"    {line.strip()}" for line in parser.epilog.splitlines()[1:]), "")
+
+
 def _describe_sources(name: str, source: argparse._SubParsersAction[argparse.ArgumentParser]) -> Iterator[str]:
     """The arguments of each command of a command, and then once those that all of them have."""
-    about = {choice.dest: choice.help or "" for choice in source._choices_actions}
     described = {word: _list_arguments(parser) for word, parser in source.choices.items()}
     shared = [line for line in next(iter(described.values())) if all(line in lines for lines in described.values())]
     for word, lines in described.items():
-        yield from (f"### {name} {word}\n", *_wrap(_escape(about.get(word, ""))), "")
+        yield f"### {name} {word}\n"
+        yield from _describe_use(source.choices[word])
         yield from (*(line for line in lines if line not in shared), "")
     if shared:
         yield from (f"### {name}: options of all of these\n", *shared, "")
@@ -66,7 +77,7 @@ def _describe_arguments(parser: argparse.ArgumentParser, without: set[int]) -> I
             line for action in group._group_actions if id(action) not in without for line in _describe_action(parser, action)
         ]
         if lines:
-            named = group.title not in ("positional arguments", "options")
+            named = group.title not in ("arguments", "options")
             yield from ([f"**{group.title}**", ""] if named else [])
             yield from (*lines, "")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import importlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ablate, search
+from jobs import ablate, cluster, prepare, schedule, search
 from jobs.__main__ import COMMANDS
 from jobs.command import USER_ERROR, check_hours, find_config, run
+from jobs.completion import find_parser
 
 
 def test_hours() -> None:
@@ -56,6 +60,33 @@ def test_a_configuration_is_found_by_its_name_and_as_manuals_write_it(
         assert refused in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EROFS, "Read-only file system; name another file or folder, or change who may read and write it"),
+        (errno.EACCES, "Permission denied; name another file or folder, or change who may read and write it"),
+        (errno.ENOSPC, "No space left on device; make room, and give the same command again"),
+    ],
+)
+def test_a_file_that_the_system_refuses_is_named_with_the_remedy(
+    number: int, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Sequence[str] | None) -> int:
+        raise OSError(number, os.strerror(number), "/data/x")
+
+    assert run(fail, []) == USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: /data/x") and error.endswith(f": {remedy}\n")
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    def fail(_: Sequence[str] | None) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/x")
+
+    with pytest.raises(OSError, match="/data/x"):
+        run(fail, [])
+
+
 COMMAND = """
 import argparse, os, sys
 from jobs.command import run
@@ -79,6 +110,10 @@ def main(argv):
     return 0
 raise SystemExit(run(main))
 """
+
+
+MAX_LOOSE = 4
+"""So many options a command may have that are in no group with a title."""
 
 
 def _run_unread(what: str, unread: str) -> tuple[int, str]:
@@ -131,12 +166,43 @@ def test_help_ends_with_an_example_of_what_exists(command: str, capsys: pytest.C
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"jobs.{command}").main(["--help"])
     assert end.value.code in (None, 0)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2] == "example:"
-    program, example = f"  python -m jobs.{command} ", lines[-1]
-    assert example.startswith(program)
-    words, before = shlex.split(example.removeprefix(program)), "\n".join(lines[:-2])
-    behind = {"submit": "train", "prepare": "folder", "schedule": "--"}.get(command)  # a command with its own options
-    own = words[: words.index(behind)] if behind else words
-    assert all(word in before for word in own if word.startswith("--")), own
-    assert all((repository / word).is_file() for word in words if word.startswith("jobs/configs/"))
+    before, _, examples = re.split(r"^(examples?):\n", capsys.readouterr().out, flags=re.MULTILINE)
+    program = f"python -m jobs.{command}"
+    for line in examples.replace("\\\n", " ").strip().splitlines():
+        assert line.strip().startswith(program)
+        words = shlex.split(line.strip().removeprefix(program))
+        behind = {"submit": "train", "prepare": "folder", "schedule": "--", "cluster": "status"}.get(command)
+        behind = words[0] if command == "inspect" else behind  # a command with its own options
+        own = words[: words.index(behind)] if behind in words else words
+        assert all(word in before for word in own if word.startswith("--")), own
+        assert all((repository / word).is_file() for word in words if word.startswith("jobs/configs/"))
+
+
+PARSERS = [
+    *((command, ()) for command in COMMANDS),
+    *(("prepare", (source,)) for source in prepare.HELP),
+    *(("cluster", (action,)) for action in cluster.ACTIONS),
+    *(("schedule", (action,)) for action in schedule.ACTIONS),
+    ("inspect", ("clips",)),
+    ("inspect", ("labels",)),
+]
+
+
+@pytest.mark.parametrize("columns", [80, 128, 300])
+@pytest.mark.parametrize(("command", "words"), PARSERS, ids=lambda given: given if isinstance(given, str) else " ".join(given))
+def test_help_explains_every_argument_and_fits_the_terminal(
+    command: str, words: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    parser = find_parser(command, words)
+    for one in words if command != "inspect" else ():
+        (actions,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = actions.choices[one]
+    lines = parser.format_help().splitlines()
+    assert [line for line in lines if len(line) > min(columns, 128)] == []
+    assert lines[0].startswith(f"usage: python -m jobs.{' '.join((command, *words))}")
+    assert {"example:", "examples:"} & set(lines)
+    shown = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+    assert [action.dest for action in shown if not action.help and not isinstance(action, argparse._SubParsersAction)] == []
+    loose = [action.dest for action in parser._optionals._group_actions if action.help != argparse.SUPPRESS]
+    assert len(loose) <= MAX_LOOSE, f"{loose} belong into groups with titles"
