@@ -6,52 +6,71 @@ A limit of the size of files stands for a full disk.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, export
+from jobs import evaluate, export, predict
 from jobs.command import USER_ERROR, run
 from tests.model_folders import video_of
 
 CODE = """
 import resource, sys
-from importlib import import_module
 from jobs.command import run
-command = import_module(f"jobs.{sys.argv[1]}")
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-raise SystemExit(run(command.main, sys.argv[3:]))
+from jobs.export import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+raise SystemExit(run(main, sys.argv[2:]))
 """
+Fail = Callable[..., str]
 
 
-def fail(command: str, most: int, *words: str) -> str:
-    """Runs a command that can write no file of more than so many bytes; returns what it says on standard error."""
-    root = Path(__file__).resolve().parent.parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, command, str(most), *words], cwd=root, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == USER_ERROR and "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Runs a command that can write no file of more than ``most`` bytes; returns what it says on standard error."""
+
+    def fail(main: Callable[[Sequence[str] | None], int], most: int, *words: str) -> str:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            code = run(main, words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        error = capsys.readouterr().err
+        assert code == USER_ERROR and "Traceback" not in error, error
+        return error
+
+    return fail
 
 
 @pytest.mark.parametrize("options", [(), ("--torch-export",)])
-def test_an_export_leaves_nothing(options: tuple[str, ...], trained: Path, exported: Path, tmp_path: Path) -> None:
+def test_an_export_leaves_nothing(fail: Fail, options: tuple[str, ...], trained: Path, exported: Path, tmp_path: Path) -> None:
     weights = (exported / "model.safetensors").stat().st_size
-    error = fail("export", weights + 100 if options else weights - 1, str(trained), str(tmp_path / "out"), *options)
+    error = fail(export.main, weights + 100 if options else weights - 1, str(trained), str(tmp_path / "out"), *options)
     assert error.endswith(f"error: {tmp_path / 'out'} cannot be written: File too large; choose another OUT\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_predictions_leave_nothing(exported: Path, tiny: Path, tmp_path: Path) -> None:
-    error = fail("predict", 1000, str(exported), video_of(tiny), "--out", str(tmp_path / "scores.csv"))
+def test_a_process_says_nothing_more_at_its_end(trained: Path, exported: Path, tmp_path: Path, repository: Path) -> None:
+    most = (exported / "model.safetensors").stat().st_size - 1
+    command = [sys.executable, "-c", CODE, str(most), str(trained), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=100)
+    assert done.returncode == USER_ERROR and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.endswith(f"error: {tmp_path / 'out'} cannot be written: File too large; choose another OUT\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_leave_nothing(fail: Fail, exported: Path, tiny: Path, tmp_path: Path) -> None:
+    error = fail(predict.main, 1000, str(exported), video_of(tiny), "--out", str(tmp_path / "scores.csv"))
     assert error.endswith("error: a file cannot be written: File too large; make room, and give the same command again\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_evaluation_leaves_nothing(exported: Path, tiny: Path, tmp_path: Path) -> None:
-    error = fail("evaluate", 1000, str(exported), "--manifest", str(tiny / "manifest.parquet"), "--out", str(tmp_path))
+def test_an_evaluation_leaves_nothing(fail: Fail, exported: Path, tiny: Path, tmp_path: Path) -> None:
+    error = fail(evaluate.main, 1000, str(exported), "--manifest", str(tiny / "manifest.parquet"), "--out", str(tmp_path))
     assert "cannot be written: File too large; make room" in error.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
