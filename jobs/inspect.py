@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, FAILED, add_configuration, check_hours, make_parser, run
-from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.errors import UserError, list_first
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import format_summary, summarize_manifest
 from pipeline.manifest.verify import find_altered_files
-from pipeline.methods import find_first_unlabeled_step
 from pipeline.report.pages.contact_sheet import write_contact_sheet
-from pipeline.report.pages.step_views import write_step_page
 from pipeline.report.parts.html import write_file, write_page
-from pipeline.saved_models.saved_run import check_inputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +67,11 @@ def _verify_files(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _write_step_page(argv: Sequence[str]) -> int:
     """Writes a page with the views of one step."""
+    from pipeline.clips.source import open_source  # with torch, for which a manifest's summary need not wait
+    from pipeline.methods import find_first_unlabeled_step
+    from pipeline.report.pages.step_views import write_step_page
+    from pipeline.saved_models.saved_run import check_inputs
+
     about = "Make a page of the clips of one training step, as both networks see them: the weakly and the strongly augmented."
     parser = make_parser("inspect clips", about, "--config jobs/configs/demo.yaml --step 100 --out step.html")
     parser.add_argument("--step", type=int, required=True, metavar="N", help="which step of the training, from 0")

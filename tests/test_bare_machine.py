@@ -101,6 +101,12 @@ def test_a_command_imports_no_other_one() -> None:
     assert told.stdout.split() == ["jobs.__main__", "jobs.command"]
 
 
+def test_a_manifest_is_inspected_without_torch() -> None:
+    code = "import sys, jobs.inspect; print(*sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout == "\n"
+
+
 @pytest.mark.parametrize(("absent", "command"), [("torch", "train"), ("yaml", "report"), ("optuna", "search")])
 def test_an_installation_that_was_interrupted_ends_no_command_with_a_traceback(
     absent: str, command: str, tmp_path: Path
