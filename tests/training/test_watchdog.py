@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs import train
+from jobs.command import DONE, run
 from pipeline.errors import Stopped
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.checkpoints.checkpoint import find_newest
@@ -89,20 +91,30 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.join()
 
 
-def start(tiny: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.train", "--config", str(tiny / "tiny.yaml"), f"run.storage_path={folder}", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+WORDS = ["train.steps=30", "train.log_every=7", "train.checkpoint_every=14"]
+
+
+def command(tiny: Path, folder: Path, name: str) -> list[str]:
+    return ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={folder}", f"run.name={name}", *WORDS]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that no signal met."""
+    storage = tmp_path_factory.mktemp("whole")
+    assert run(train.main, command(tiny, storage, "whole")) == DONE
+    return storage / "whole"
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_continues_to_the_same_bits(
-    tiny: Path, tmp_path: Path, number: signal.Signals, code: int
+    tiny: Path, tmp_path: Path, whole: Path, number: signal.Signals, code: int
 ) -> None:
     """Between two lines of metrics and two checkpoints; the line that was cut is the same line in the end."""
-    words = ["train.steps=30", "train.log_every=7", "train.checkpoint_every=14"]
-    whole = start(tiny, tmp_path, "run.name=whole", *words)
-    cut = start(tiny, tmp_path, "run.name=cut", *words)
+    words = command(tiny, tmp_path, "cut")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    cut = subprocess.Popen([sys.executable, "-m", "jobs.train", *words], text=True, **pipes)
     deadline = time.monotonic() + 100
     while not read_metrics(tmp_path / "cut") and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -114,10 +126,7 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_same_bits(
     found, _ = find_newest(tmp_path / "cut")
     assert found is not None and 7 <= int(found.name[-6:]) < 30
     assert f"{number.name}: stopped with a checkpoint at step {int(found.name[-6:])}; the same command continues" in said
-    again = start(tiny, tmp_path, "run.name=cut", *words)
-    for process in (again, whole):
-        _, said = process.communicate(timeout=100)
-        assert process.returncode == 0, said
-    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
-    one, other = (weights(tmp_path / name / "checkpoint_000030") for name in ("cut", "whole"))
+    assert run(train.main, words) == DONE
+    assert comparable(tmp_path / "cut") == comparable(whole)
+    one, other = (weights(folder / "checkpoint_000030") for folder in (tmp_path / "cut", whole))
     assert one == other
