@@ -12,6 +12,8 @@ help: ## show this list
 .venv: $(VENV)/.complete ## the environment, at the versions of constraints.txt
 
 $(VENV)/.complete: pyproject.toml constraints.txt docker/install.sh
+	@command -v $(PYTHON) > /dev/null || { echo "error: there is no $(PYTHON) here: install it, or name" \
+		"another Python from 3.11 to 3.13, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	docker/install.sh $(python) dependencies dev
 	docker/install.sh $(python) project --editable

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import jobs
 from jobs.command import DONE
-from pipeline.doctor.packages import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "jobs")
@@ -106,8 +106,11 @@ def test_no_code_repeats_the_version() -> None:
     ] == []
 
 
-def test_doctor_wants_the_python_that_pip_wants() -> None:
-    assert {str(one) for one in PYTHON} == set(PROJECT["requires-python"].split(","))
+def test_commands_and_the_installation_want_the_python_that_pip_wants() -> None:
+    (oldest, newest) = jobs.OLDEST, jobs.NEWEST
+    assert PROJECT["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+    script = (ROOT / "docker/install.sh").read_text(encoding="utf-8")
+    assert f"\n{' | '.join(f'3.{minor}' for minor in range(oldest[1], newest[1] + 1))}) ;;\n" in script
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def lock_file(path: Path, what: str, wait_seconds: float = 0.0, remedy: str = ""
 
 def _make_not_writable_error(folder: Path, error: Exception, elsewhere: str) -> FolderNotWritable:
     what = f"folder {folder} cannot be made or written into: {getattr(error, 'strerror', None) or error}"
-    return FolderNotWritable(f"{what}; {elsewhere}" if elsewhere else what)
+    return FolderNotWritable(f"{what}; {elsewhere or 'choose another folder, or change who may write there'}")
 
 
 IN_USE = "is being written by another process"

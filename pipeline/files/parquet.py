@@ -83,9 +83,15 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     Raises UserError if it is missing or is something else; the message begins with ``what`` and ends with ``remedy``.
     """
     try:
-        tables = [pq.ParquetFile(file).read() for file in _open(str(path))]
+        files = _open(str(path))
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}; {remedy}") from None
+    except OSError as error:
+        if not storage.is_remote(str(path)):
+            raise
+        raise UserError(f"{what} {path} cannot be read: {error}; {storage.REMEDY}") from None
+    try:
+        tables = [pq.ParquetFile(file).read() for file in files]
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{what} {path} is not a readable Parquet file ({str(error).splitlines()[0]}); {remedy}") from None
     stored = {(table.schema.metadata or {}).get(METADATA_KEY) for table in tables}

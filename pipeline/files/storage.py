@@ -47,6 +47,8 @@ COPY_CHUNK_BYTES = 16 * 2**20
 """Size of the part that is in memory while a file is copied to or from a store."""
 
 
+REMEDY = "check the network, the store's address (AWS_ENDPOINT_URL for one of your own) and the credentials"
+"""What the user can do where a store does not answer or refuses; the end of messages on URIs."""
 LASTING = re.compile(r"ACCESS_DENIED|INVALID_|NO_SUCH_|SIGNATURE|HTTP status 4(?!08|29)")
 """What a store says of a file that it will not give out later either."""
 logger = logging.getLogger(__name__)
@@ -222,7 +224,7 @@ def list_remote_files(folder: str) -> list[str]:
 
 
 def retry(action: Callable[[], T], location: str) -> T:
-    """Returns ``action()``, which is tried again after an OSError.
+    """Returns ``action()``, which is tried again after an error.
 
     Raises FileNotFoundError, StorageError, or an OSError for what will not change; they name the location.
     """
@@ -230,9 +232,9 @@ def retry(action: Callable[[], T], location: str) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except OSError as error:
+        except Exception as error:  # pyarrow's stores raise OSError, those of fsspec what their libraries do
             missing = isinstance(error, FileNotFoundError)
-            if isinstance(error, IsADirectoryError):
+            if isinstance(error, IsADirectoryError | AssertionError):
                 raise
             if attempt >= (ATTEMPTS_MISSING if missing else ATTEMPTS):
                 text = "no such file" if missing else _summarize_error(error)
@@ -345,4 +347,4 @@ def _connect_s3(bucket: str) -> fs.FileSystem:
 
 def _summarize_error(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", lines[0])[:300] if lines else type(error).__name__

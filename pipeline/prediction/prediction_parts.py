@@ -33,7 +33,8 @@ class Parts:
     def locked(self) -> Iterator[None]:
         """Makes this process the only one that writes the output file and its parts. Raises UserError if another one does."""
         lock = self.out.with_name(f".{self.out.name}.lock")
-        with lock_file(lock, str(self.out), remedy="wait until it has ended, stop it, or choose another --out"):
+        remedy = "wait until it has ended, stop it, or choose another --out"
+        with lock_file(lock, str(self.out), remedy=remedy, elsewhere="choose another --out"):
             self.folder.mkdir(exist_ok=True)
             try:
                 yield

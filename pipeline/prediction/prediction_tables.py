@@ -90,7 +90,7 @@ def write_predictions(tables: Iterable[pa.Table], path: Path, schema: pa.Schema,
         write(tables, scratch, schema.with_metadata({METADATA_KEY: json.dumps(about).encode()}), top)
         os.replace(scratch, path)
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}; name another file") from None
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -139,11 +139,11 @@ def _choose_address() -> str | None:
         return None  # an address would be a named one to Ray, for which it looks for no token
     named = addresses.read_ray_address()
     if named not in (None, "auto"):
-        raise UserError(f"no Ray cluster answers at {VARIABLE}={named} ({refusal.reason}): {refusal.remedy}")
+        raise UserError(f"no Ray cluster can be joined at {VARIABLE}={named} ({refusal.reason}): {refusal.remedy}")
     if not _is_gone(address, refusal):
         raise UserError(
-            f"no Ray cluster answers at {address} ({refusal.reason}), where `ray start` noted one: `ray stop` forgets it, or "
-            f"{refusal.remedy}"
+            f"the Ray cluster that `ray start` noted, {address}, cannot be joined ({refusal.reason}): `ray stop` ends it and "
+            f"forgets the address; or {refusal.remedy}"
         )
     _log.warning("the Ray cluster once started on this machine, %s, is gone: this command starts its own", address)
     Path(get_ray_address_file(None)).unlink(missing_ok=True)  # Ray Train's own processes would try it too

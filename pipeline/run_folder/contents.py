@@ -33,6 +33,7 @@ import yaml
 
 from pipeline.config import Config, parse_config, translate_old_names
 from pipeline.errors import UserError
+from pipeline.files import storage
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.store_lock import StoreNotResponding, lock_store
 
@@ -82,7 +83,7 @@ def lock_run(config: Config, wait_seconds: float = 0.0) -> Iterator[None]:
         ):
             yield
     except StoreNotResponding as error:
-        raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
+        raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}; {storage.REMEDY}") from None
 
 
 def check_run_folder(config: Config, fingerprints: Fingerprints) -> None:

@@ -42,7 +42,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         parsed = make_url(url)
         local = parsed.get_backend_name() == "sqlite"
         if local and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(parsed.database).parent)
         # a search asks a few times a minute, so a connection is opened for each time: none is ever stale or left open
         options: dict[str, Any] = {"poolclass": sqlalchemy.pool.NullPool}
         if local:  # two searches at once: a writer waits for the other one's commit
@@ -58,6 +58,14 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise UserError(f"the database {hide_password(url)} does not answer as a storage of searches: {reason}") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "choose another run.storage_path, or name the database with --storage"
+        raise UserError(f"folder {folder} cannot be made or written into: {error.strerror or error}; {remedy}") from None
 
 
 def open_study(

@@ -197,7 +197,7 @@ def write_study(study: Study, trials: Sequence[Trial], base: Config, failed: Map
     objectives = [{"name": name, "direction": "maximize"} for name in ("mean", "primary", "auxiliary")]
     about = {"name": study.name, "kind": "ablation", "question": study.question, "objectives": objectives,
              "baseline": _find_baseline(trials, base)}  # fmt: skip
-    with lock_file(folder / ".study.lock", str(folder), FILES_SECONDS):
+    with lock_file(folder / ".study.lock", str(folder), FILES_SECONDS, elsewhere="choose another run.storage_path"):
         write_study_facts(folder, about)
         known = {line["run_folder"]: line for line in read_trials(folder)}
         for trial in trials:

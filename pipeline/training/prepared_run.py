@@ -12,6 +12,7 @@ from pipeline.clips.source import open_source
 from pipeline.clips.views import check_views
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.files import storage
 from pipeline.files.lock_holder import get_command_line
 from pipeline.manifest.label_file import read_file_labels
 from pipeline.manifest.label_subset import LabelSubset
@@ -107,7 +108,7 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
         check_run_folder(config, fingerprints)
         newest, _ = checkpoint.find_newest(run.folder, run.store)
     except OSError as error:
-        raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}") from None
+        raise UserError(f"run.storage_path={config.run.storage_path} does not answer: {error}; {storage.REMEDY}") from None
     prepared = PreparedRun(run, facts, newest=newest)
     if prepared.is_finished:
         return prepared

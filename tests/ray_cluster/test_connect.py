@@ -6,18 +6,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 import ray
-from ray.core.generated.gcs_service_pb2 import CheckAliveReply
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from pipeline.errors import UserError
 from pipeline.ray_cluster import address as addresses
 from pipeline.ray_cluster import connect
+from tests.ray_cluster.answering_gcs import Gcs, serve_gcs
 from tests.ray_cluster.certificates import Environment, make_certificates
 
 
@@ -38,35 +37,11 @@ def note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "ray" / "ray_current_cluster"
 
 
-class Gcs(NodeInfoGcsServiceServicer):
-    """Answers as a cluster's service does, or refuses."""
-
-    def __init__(self, version: str = ray.__version__, refuse: grpc.StatusCode | None = None) -> None:
-        self.version, self.refuse = version, refuse
-
-    def CheckAlive(self, request: object, context: grpc.ServicerContext) -> CheckAliveReply:  # noqa: N802
-        if self.refuse is not None:
-            context.abort(self.refuse, "InvalidAuthToken")
-        return CheckAliveReply(ray_version=self.version)
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[[Gcs | None], str]]:
     """Starts a gRPC server, without any service for None; returns its address."""
-    servers = []
-
-    def start(service: Gcs | None) -> str:
-        server = grpc.server(futures.ThreadPoolExecutor(1))
-        if service is not None:
-            add_NodeInfoGcsServiceServicer_to_server(service, server)
-        port = server.add_insecure_port("0.0.0.0:0")  # Ray asks this machine by the address of its network
-        server.start()
-        servers.append(server)
-        return f"127.0.0.1:{port}"
-
-    yield start
-    for server in servers:
-        server.stop(None)
+    with ExitStack() as servers:
+        yield lambda service: servers.enter_context(serve_gcs(service))
 
 
 @pytest.fixture
@@ -134,7 +109,7 @@ def test_a_cluster_of_another_machine_is_not_forgotten(note: Path) -> None:
 def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.MonkeyPatch, dead_address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", dead_address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(UserError, match=r"no Ray cluster answers .*unset RAY_ADDRESS"):
+    with pytest.raises(UserError, match=r"no Ray cluster can be joined .*unset RAY_ADDRESS"):
         connect.connect()
 
 
@@ -246,14 +221,10 @@ def certificates(tmp_path: Path) -> Environment:
 @pytest.fixture
 def tls_address(certificates: Environment) -> Iterator[str]:
     """Address of a cluster's service that speaks TLS as Ray does, and wants a certificate of its own authority."""
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    add_NodeInfoGcsServiceServicer_to_server(Gcs(), server)
     names = ("RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT", "RAY_TLS_CA_CERT")
     key, certificate, authority = (Path(certificates[name]).read_bytes() for name in names)
-    port = server.add_secure_port("0.0.0.0:0", grpc.ssl_server_credentials([(key, certificate)], authority, True))
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
+    with serve_gcs(Gcs(), grpc.ssl_server_credentials([(key, certificate)], authority, True)) as address:
+        yield address
 
 
 def test_a_cluster_that_speaks_tls_is_joined_by_its_own_machines_alone(

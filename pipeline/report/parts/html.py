@@ -53,7 +53,8 @@ def write_file(text: str, path: Path, option: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
-        raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None
+        remedy = f"name another file with {option}"
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; {remedy}") from None
 
 
 def encode_image(image: NDArray[np.uint8], quality: int = 72) -> str:
