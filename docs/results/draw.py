@@ -19,9 +19,11 @@ METHODS = {
     "cmpl": ("CMPL", "tab:orange"),
     "fixmatch": ("FixMatch", "tab:green"),
     "svformer": ("SVFormer", "tab:brown"),
-    "ltg": ("LTG", "tab:purple"),
+    "ltg": ("LTG, gradients", "tab:purple"),
     "actnetformer-softmax": ("ActNetFormer, softmax", "tab:red"),
     "actnetformer": ("ActNetFormer, projections", "tab:blue"),
+    "supervised-temporal-gradient": ("supervised, gradients", "0.75"),
+    "actnetformer-temporal-gradient": ("ActNetFormer, gradients", "tab:cyan"),
 }
 DIRECTIONS = ("primary_to_auxiliary", "auxiliary_to_primary")
 
@@ -40,8 +42,8 @@ def draw_accuracy(axes: Axes) -> None:
     axes.set_xticks(range(5))
     axes.set(xlabel="seed (another draw of labels)", ylabel="top-1, %", title="On people never seen")
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
-    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    axes.set_ylim(low, high + 0.55 * (high - low))  # room for the legend
+    axes.legend(frameon=False, fontsize=7, loc="upper right", ncols=2, columnspacing=1, handletextpad=0)
 
 
 def draw_labels(axes: Axes) -> None:
