@@ -19,6 +19,7 @@ from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     BackpressurePolicy,
+    ResourceBudgetBackpressurePolicy,
 )
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
@@ -40,6 +41,12 @@ def make_tickets(span: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"block": np.array([number])}
 
 
+def _find_maps(topology: Any) -> tuple[Any, Any]:
+    """Finds the operators that make tickets and that decode."""
+    tickets, decode, *_ = [op for op in topology if isinstance(op, MapOperator)]
+    return tickets, decode
+
+
 class BlockCount(BackpressurePolicy):  # type: ignore[misc]
     """Holds back new tickets while ``TICKETS`` wait, and new decode tasks while ``blocks_ahead`` decoded blocks wait.
 
@@ -48,7 +55,7 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
 
     def can_add_input(self, op: Any) -> bool:
         """Returns whether a task of this operator may start; Ray calls it."""
-        tickets, decode = self._first_two()
+        tickets, decode = _find_maps(self._topology)
         if op is tickets:
             return self._num_tickets(decode) < TICKETS
         if op is not decode:
@@ -60,7 +67,7 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """Returns 0 to pause the task that makes tickets, or None for no limit; Ray calls it."""
-        tickets, decode = self._first_two()
+        tickets, decode = _find_maps(self._topology)
         return 0 if op is tickets and self._num_tickets(decode) >= TICKETS else None
 
     def _num_tickets(self, decode: Any) -> int:
@@ -75,9 +82,19 @@ class BlockCount(BackpressurePolicy):  # type: ignore[misc]
                 waiting += self._topology[op].total_enqueued_output_blocks()
         return int(waiting)
 
-    def _first_two(self) -> tuple[Any, Any]:
-        tickets, decode, *_ = [op for op in self._topology if isinstance(op, MapOperator)]
-        return tickets, decode
+
+class BudgetOfOneTask(ResourceBudgetBackpressurePolicy):  # type: ignore[misc]
+    """Ray's budget, except that one decode task may always start; it waits for the CPUs that it reserves all the same.
+
+    Ray 2.60 counts what train workers leave of each machine in whole CPUs, and may find none where decode tasks would fit
+    (docs/measurements.md). What it does then to keep a dataset going, it does only while no task runs, and the one that makes
+    tickets runs nearly always.
+    """
+
+    def can_add_input(self, op: Any) -> bool:
+        """Returns whether a task of this operator may start; Ray calls it."""
+        _, decode = _find_maps(self._topology)
+        return (op is decode and decode.num_active_tasks() == 0) or bool(super().can_add_input(op))
 
 
 class SlowerLoop(ExecutionCallback):  # type: ignore[misc]
@@ -103,7 +120,8 @@ def limit_blocks_ahead(dataset: ray.data.Dataset, blocks_ahead: int) -> None:
     """Sets the limits on a dataset whose first two maps make tickets and decode, and turns off what costs time per block."""
     context = dataset.context
     context.target_max_block_size = 1  # bytes: every row becomes a block of its own, as soon as it is there
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, BlockCount])
+    policies = [policy for policy in ENABLED_BACKPRESSURE_POLICIES if policy is not ResourceBudgetBackpressurePolicy]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, BudgetOfOneTask, BlockCount])
     context.set_config(_AHEAD, blocks_ahead)
     context.set_config(_FIRST, max(1, int(ray.cluster_resources().get("CPU", 1))))
     context.execution_options.preserve_order = True

@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    ResourceRequestPriority,
+    get_or_create_autoscaling_coordinator,
+)
 
 from pipeline.clips.plan import compute_worker_rows
 from pipeline.clips.source import open_source
@@ -42,6 +46,22 @@ def consume(shard, share: int, most: int, pause: float) -> list[list[int]]:  # t
             break
         time.sleep(pause)
     return came
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_fraction_of_a_cpu_that_train_workers_leave_is_enough(tiny: Path) -> None:
+    """Ray Data is told that it has none: docs/measurements.md."""
+    source, config = blank(tiny, "data.labeled_per_step=4", "train.steps=100000")
+    coordinator = get_or_create_autoscaling_coordinator()
+    request = {"resources": [{"CPU": 1.5}], "expire_after_s": 600, "priority": ResourceRequestPriority.HIGH}
+    ray.get(coordinator.request_resources.remote("train", **request))
+    try:
+        (shard,) = build_ray_stream(source, config, 0, Resources(1, 1.5, 0.5, False)).streaming_split(1, equal=True)
+        assert len(ray.get(consume.remote(shard, 4, 20, 0.0), timeout=60)) == 20
+    finally:
+        ray.get(coordinator.cancel_request.remote("train"))
 
 
 @pytest.mark.ray
