@@ -119,7 +119,7 @@ def test_an_installation_that_was_interrupted_ends_no_command_with_a_traceback(
         done = subprocess.run([sys.executable, "-m", *words], env=interrupted, capture_output=True, text=True, timeout=100)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: the installation is not complete: No module named '{absent}'; ")
-        assert "actnetformer doctor" in done.stderr and done.stderr.count("\n") == 1
+        assert "python -m jobs.doctor" in done.stderr and done.stderr.count("\n") == 1
     if absent == "torch":
         done = subprocess.run(
             [sys.executable, "-m", "jobs.doctor"], env=interrupted, capture_output=True, text=True, timeout=100

@@ -92,7 +92,9 @@ def test_pictures_follow_the_scheme_that_a_reader_chooses(browser: Any, address:
 def test_the_search_finds_a_word(browser: Any, address: str) -> None:
     page, asked, _ = open_page(browser, 1280, "light")
     page.goto(address + "index.html", wait_until="load")
-    page.fill("input[name=query]", "quarantine.parquet")
+    page.wait_for_function("document.querySelector('.md-search-result__meta').textContent.includes('Type to start')")
+    page.click("input[name=query]")
+    page.locator("input[name=query]").press_sequentially("quarantine.parquet")  # the search listens to keys
     page.wait_for_selector(".md-search-result__item a")
     assert "training.html" in " ".join(page.eval_on_selector_all(".md-search-result__item a", "all => all.map(a => a.href)"))
     assert all(url.startswith((address, "data:", "blob:")) for url in asked)
