@@ -74,7 +74,7 @@ class IsolatedDecoder:
             result = child.call(function, video, *arguments)
             on_store = storage.is_remote(video.location) and isinstance(result, ProcessFailure)
             if on_store:
-                video_file.get_file_info(video.location)
+                _require_store(video.location)
             if isinstance(result, ProcessFailure) and (result.is_worth_retrying or on_store):
                 result = child.call(function, video, *arguments)
             if isinstance(result, ProcessFailure):
@@ -86,6 +86,16 @@ class IsolatedDecoder:
         finally:
             with self._lock:
                 self._idle.append(child)
+
+
+def _require_store(location: str) -> None:
+    """Raises StorageError if the store does not answer; what else is wrong with the file, decoding says."""
+    try:
+        video_file.get_file_info(location)
+    except storage.StorageError:
+        raise
+    except OSError:
+        pass
 
 
 def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:

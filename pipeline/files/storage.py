@@ -251,17 +251,19 @@ def wait_for_store(action: Callable[[], T]) -> T:
 
     Raises UserError if the store has not come back by then.
     """
-    end = time.monotonic() + OUTAGE_SECONDS
+    end, was_told = time.monotonic() + OUTAGE_SECONDS, False
     while True:
         try:
             return action()
         except StorageError as error:
             if time.monotonic() > end:
                 raise UserError(
-                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; see that it can be reached from this "
-                    "machine, and give the same command again, which continues"
+                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; {REMEDY}, and give the same command again, "
+                    "which continues"
                 ) from None
-            logger.warning("the storage does not answer, and is asked again: %s", error)
+            if not was_told:
+                logger.warning("the storage does not answer, and is asked again for %.0f s: %s", OUTAGE_SECONDS, error)
+            was_told = True
         time.sleep(OUTAGE_PAUSE_SECONDS)
 
 

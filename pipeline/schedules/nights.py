@@ -182,19 +182,19 @@ def _list_missed(schedule: Schedule, nights: list[Night], now: datetime) -> list
     """
     expected = schedule.times.list_between(datetime.fromisoformat(schedule.created), now - GRACE, LISTED)
     ends = [*expected[1:], *schedule.times.list_next(expected[-1], 1)] if expected else []
-    empty = [time for time, end in zip(expected, ends, strict=True) if not any(time <= one.begun < end for one in nights)]
+    empty = [due for due, end in zip(expected, ends, strict=True) if not any(due <= one.begun < end for one in nights)]
     return [
-        Night(time, "left out", LEFT_OUT)
-        if any(_was_running(night, time) for night in nights)
-        else Night(time, "missed", "nobody started it: the machine was off or asleep, or its timer is gone")
-        for time in empty
+        Night(due, "left out", LEFT_OUT)
+        if any(_was_running(night, due) for night in nights)
+        else Night(due, "missed", "nobody started it: the machine was off or asleep, or its timer is gone")
+        for due in empty
     ]
 
 
-def _was_running(night: Night, time: datetime) -> bool:
-    if night.begun > time:
+def _was_running(night: Night, moment: datetime) -> bool:
+    if night.begun > moment:
         return False
-    return night.state == "running" or (night.seconds is not None and time < night.begun + timedelta(seconds=night.seconds))
+    return night.state == "running" or (night.seconds is not None and moment < night.begun + timedelta(seconds=night.seconds))
 
 
 def now_here() -> datetime:

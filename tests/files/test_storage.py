@@ -14,7 +14,7 @@ import pytest
 
 from jobs import prepare
 from jobs.command import DONE, USER_ERROR, run
-from pipeline.clips.decode import Video, decode_clips
+from pipeline.clips.decode import DecodeError, Video, decode_clips
 from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
@@ -246,3 +246,13 @@ def test_a_decoder_that_hangs_because_of_the_store_does_not_cost_the_video(
     threading.Timer(8.0, s3.delays.clear).start()
     storage.wait_for_store(lambda: decoder.decode_clips(video, 0.4, 0.5, [SLOW], 48, out))
     assert np.array_equal(out[0], expected)
+
+
+def test_a_video_that_hangs_and_is_gone_from_the_store_cannot_be_decoded(s3: ObjectStore, tmp_path: Path) -> None:
+    """And does not end the run: the store has answered."""
+    video = Video("s3://clips/gone/n.mp4", 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
+    s3.put("clips/gone/n.mp4", write_numbers(tmp_path / "n.mp4").read_bytes())
+    s3.delays["gone/n.mp4"] = 3.0
+    threading.Timer(0.5, s3.remove, ["clips/gone/n.mp4"]).start()
+    with pytest.raises(DecodeError, match=r"no result after 1 s|no such file"):
+        IsolatedDecoder(ProcessLimits(1.0)).decode_clips(video, 0.4, 0.5, [SLOW], 48, [np.zeros((8, 48, 48, 3), np.uint8)])
