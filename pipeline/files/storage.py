@@ -258,8 +258,8 @@ def wait_for_store(action: Callable[[], T]) -> T:
         except StorageError as error:
             if time.monotonic() > end:
                 raise UserError(
-                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; {REMEDY}, and give the same command again, "
-                    "which continues"
+                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; {REMEDY}, and give the same command "
+                    "again, which continues"
                 ) from None
             if not was_told:
                 logger.warning("the storage does not answer, and is asked again for %.0f s: %s", OUTAGE_SECONDS, error)
