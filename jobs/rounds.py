@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.ablate import add_budget
@@ -33,13 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.concurrent is not None and options.concurrent < 1:
         raise UserError(f"--concurrent {options.concurrent} must be at least 1")
     base = load_config(options.config, options.overrides).with_absolute_paths()
-    if base.method.name == "supervised" or base.train.save_scores_every == 0:
-        raise UserError(
-            "strategies choose by the scores that training saves of unlabeled videos: set method.name to one that learns from "
-            "them, and train.save_scores_every above 0"
-        )
-    plan = RoundsPlan(base, options.name, options.start, _read_strategies(options.strategies), options.rounds, options.count,
-                      options.seeds)  # fmt: skip
+    strategies = _read_strategies(options.strategies)
+    plan = RoundsPlan(base, options.name, options.start, strategies, options.rounds, options.count, options.seeds)
+    if not plan.has_saved_scores:
+        if options.strategies is not None and "unstable" in strategies:
+            raise UserError(
+                "--strategies unstable: it chooses by the scores that training saves of unlabeled videos; set method.name to "
+                "one that learns from them and train.save_scores_every above 0, or leave it out"
+            )
+        plan = replace(plan, strategies=tuple(name for name in strategies if name != "unstable"))
     check_plan(plan)
     if options.dry_run:
         each = [base] * plan.num_runs
@@ -71,7 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--start", default="1/class", metavar="N/class", help="labels before the first round (default: %(default)s)"
     )
-    about = f"of {', '.join(STRATEGIES)} (default: all); random always runs, for comparison"
+    about = f"of {', '.join(STRATEGIES)} (default: all that the method has scores for); random always runs"
     plan.add_argument("--strategies", metavar="A,B", help=about)
     about = "who answers: the labels that the manifest has and training does not see (the only choice)"
     plan.add_argument("--oracle", choices=["hidden"], default="hidden", help=about)

@@ -20,8 +20,13 @@ from pipeline.errors import UserError
 from pipeline.labeling.candidates import Wish
 from pipeline.labeling.ranking import rank_candidates
 from pipeline.labeling.strategies import Strategy
-from pipeline.manifest.label_subset import build_subset, draw_labels, read_labels, write_labels
+from pipeline.lifecycle.train_and_evaluate import plan_scoring
+from pipeline.manifest.label_subset import LabelSubset, build_subset, draw_labels, read_labels, write_labels
 from pipeline.manifest.schema import Manifest, read_manifest
+from pipeline.prediction.input_videos import list_inputs
+from pipeline.prediction.prediction_run import PredictionRun
+from pipeline.saved_models.saved_model import open_model
+from pipeline.saved_models.saved_run import open_file_source
 from pipeline.studies.ablation import Trial, find_study_folder, run_study
 from pipeline.studies.study_file import Study
 from pipeline.studies.trials import Budget
@@ -56,6 +61,11 @@ class RoundsPlan:
     def num_runs(self) -> int:
         """The number of runs of the whole study."""
         return self.seeds * (1 + self.rounds * len(self.strategies))
+
+    @property
+    def has_saved_scores(self) -> bool:
+        """Whether training saves scores of unlabeled videos, by which strategies choose; else each run predicts them."""
+        return self.base.method.name != "supervised" and self.base.train.save_scores_every > 0
 
     def list_cells(self, number: int) -> list[tuple[Strategy | None, str]]:
         """Lists the strategies of a round (0 is before the first choice) with the names of their cells."""
@@ -134,10 +144,25 @@ def _label_suggested(plan: RoundsPlan, manifest: Manifest, number: int, strategy
     cell = dict(plan.list_cells(number - 1)).get(strategy if number > 1 else None)
     assert cell is not None
     before = read_labels(_name_labels(plan, cell, seed), manifest)
-    chosen, *_ = rank_candidates(plan.folder / f"{cell}_seed-{seed}", Wish(plan.count, strategy, seed)).choose(plan.count)
+    run = plan.folder / f"{cell}_seed-{seed}"
+    predictions = None if plan.has_saved_scores else _predict_unlabeled(manifest, run, before)
+    chosen, *_ = rank_candidates(run, Wish(plan.count, strategy, seed), predictions).choose(plan.count)
     rows = np.union1d(before.rows, chosen)
     spec = f"{plan.start} + {number} x {plan.count} {strategy}"
     write_labels(build_subset(manifest, rows, before.held_out, spec, seed), manifest, path)
+
+
+def _predict_unlabeled(manifest: Manifest, run: Path, labels: LabelSubset) -> Path:
+    """Predicts the unlabeled training videos by a finished run, unless that was done, and returns the table's path."""
+    out = run / "unlabeled.parquet"
+    if not out.is_file():
+        saved = open_model(run, [], ())
+        rows = set(np.setdiff1d(manifest.find_training_rows(), np.union1d(labels.rows, labels.held_out)).tolist())
+        inputs = [video for video in list_inputs([str(manifest.path)], manifest.root) if video.row in rows]
+        resources = plan_scoring(saved.config, len(inputs))
+        prediction = PredictionRun(open_file_source(saved), saved.config, saved.weights, inputs, 1, resources, out)
+        prediction.run(lambda index, rows: None)
+    return out
 
 
 def _name_labels(plan: RoundsPlan, cell: str, seed: int) -> Path:

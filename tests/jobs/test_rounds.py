@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import rounds
@@ -52,6 +53,27 @@ def test_two_rounds_of_entropy_and_of_chance(tiny: Path, tmp_path: Path, capsys:
     assert (folder / "random_round-2_seed-0" / "metrics.jsonl").read_bytes() == before
 
 
+def test_supervised_students_choose_by_what_they_predict_after_training(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*list_words(tiny, tmp_path, "--rounds", "1", "--strategies", "margin"), "method.name=supervised"]
+    with without_ray():
+        assert run(rounds.main, words) == DONE
+    folder, manifest = tmp_path / "rounds", read_manifest(tiny / "manifest.parquet")
+    start, chosen = (
+        read_labels(folder / "labels" / f"{name}_seed-0.parquet", manifest) for name in ("start", "margin_round-1")
+    )
+    table = pq.read_table(folder / "start_seed-0" / "unlabeled.parquet", columns=["file", "primary", "auxiliary"]).to_pylist()
+    uris = manifest.table["uri"].to_pylist()
+    unlabeled = np.setdiff1d(manifest.find_training_rows(), start.rows)
+    assert sorted(row["file"] for row in table) == sorted(uris[row] for row in unlabeled)
+    gaps = {row["file"]: np.diff(np.sort(np.mean([row["primary"], row["auxiliary"]], axis=0))[-2:])[0] for row in table}
+    closest = sorted(gaps, key=gaps.__getitem__)[:3]
+    assert {uris[row] for row in np.setdiff1d(chosen.rows, start.rows)} == set(closest)
+    assert run(rounds.main, [*words[:-1], "method.name=supervised", "--dry-run"]) == DONE
+    assert "random, margin; 1 rounds of 3" in capsys.readouterr().out
+
+
 def test_without_time_nothing_is_lost(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(rounds.main, list_words(tiny, tmp_path, "--hours", "1e-9")) == DONE
     assert "5 runs are left: the same command continues them" in capsys.readouterr().out
@@ -65,7 +87,8 @@ def test_without_time_nothing_is_lost(tiny: Path, tmp_path: Path, capsys: pytest
         (["--strategies", "entrpy"], "--strategies: 'entrpy' is not known; did you mean entropy?"),
         (["--count", "30"], "--start 1/class and --rounds 2 of --count 30 label 64 videos"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),
-        (["method.name=supervised"], "set method.name to one that learns from them"),
+        (["method.name=supervised", "--strategies", "unstable"], "set method.name to one that learns from them"),
+        (["train.save_scores_every=0", "--strategies", "unstable"], "train.save_scores_every above 0, or leave it out"),
     ],
 )
 def test_what_cannot_be_simulated_is_said_first(
