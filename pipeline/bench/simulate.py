@@ -17,6 +17,15 @@ from pipeline.clips.plan import BlockLayout, Plan
 from pipeline.config.text import convert
 from pipeline.errors import UserError
 
+KNOBS = {
+    "training": "more GPUs (scale.workers), or smaller clips (clip.frames, clip.size)",
+    "decoding": "more cores (nodes with scale.decode_labels), or smaller copies (jobs.prepare --resize)",
+    "storage": "smaller copies (jobs.prepare --resize)",
+    "network": "data.decode_size, whose square counts",
+    "starting blocks": "data.clips_per_block; object stores then hold larger blocks, so fewer decode tasks are better",
+}
+"""What raises each ceiling: the names are those of ``Site.compute_ceilings``."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -56,6 +65,13 @@ class Site:
     """The number of machines with GPUs, which get decoded clips over their network."""
     node_gigabytes: float = 10.0
     """Gigabytes per second that one such machine can receive."""
+    blocks_per_second: float = 100.0
+    """The number of blocks that the stream's executor, one thread of Ray Data for the whole run, can start in a second: a
+    guess, not measured."""
+    gpu_price: float = 2.5
+    """The price of a GPU for an hour with its share of the machine, in any currency."""
+    core_price: float = 0.04
+    """The price of a CPU core for decoding for an hour, in the same currency."""
 
     @classmethod
     def parse(cls, words: list[str]) -> Site:
@@ -83,6 +99,21 @@ class Site:
         return 1 + self.unlabeled_per_labeled
 
     @property
+    def steps_per_block(self) -> int:
+        """The number of a worker's steps in a block."""
+        return -(-self.clips_per_block // (self.rows_per_step // self.workers * self.slots))
+
+    @property
+    def clips_of_block(self) -> int:
+        """The number of videos in a block, which is always that of whole steps of a worker."""
+        return self.steps_per_block * (self.rows_per_step // self.workers) * self.slots
+
+    @property
+    def price_per_hour(self) -> float:
+        """The price of all GPUs and all cores for decoding for an hour."""
+        return self.workers * self.gpu_price + self.decoders * self.core_price
+
+    @property
     def clip_bytes(self) -> int:
         """The bytes of both students' clips of one video."""
         return self.frames * self.decode_size**2 * 3
@@ -94,22 +125,25 @@ class Site:
             "decoding": self.decoders / self.decode_seconds,
             "storage": self.storage_gigabytes * 1e9 / (self.video_megabytes * 1e6),
             "network": self.nodes * self.node_gigabytes * 1e9 / self.clip_bytes,
+            "starting blocks": self.blocks_per_second * self.clips_of_block,
         }
 
 
 def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
     """Simulates ``steps`` steps of a run.
 
-    Blocks are started in order, each when a decoder is free and no more than ``blocks_ahead`` per worker wait. They take a
-    random time, arrive in order, and are trained by all workers together. The keys of the result name their units.
+    Blocks are started one after the other, each when a decoder is free and no more than ``blocks_ahead`` per worker wait. They
+    take a random time, arrive in order, and are trained by all workers together. The keys of the result name their units.
     """
     ceilings = site.compute_ceilings()
     slowest = min(ceilings, key=lambda name: ceilings[name])
     rate, waited, held = _simulate_blocks(site, steps, seed)
+    hours_per_epoch = (site.videos - site.labeled) / (rate * (1 - 1 / site.slots)) / 3600
     return {
         "site": asdict(site),
         "ceilings_videos_per_second": {name: round(value, 1) for name, value in ceilings.items()},
         "saturates_first": slowest,
+        "raised_by": KNOBS[slowest],
         "videos_per_second": round(rate, 1),
         "of_ceiling_ratio": round(rate / ceilings[slowest], 4),
         "n": 1,
@@ -117,7 +151,9 @@ def simulate(site: Site, steps: int, seed: int = 0) -> dict[str, Any]:
         "store_gigabytes_at_most": round(max(held) * site.clip_bytes / 1e9, 1),
         "store_gigabytes_usually": round(float(np.median(held[len(held) // 4 :])) * site.clip_bytes / 1e9, 1),
         "gigabytes_per_second_into_a_node": round(rate * site.clip_bytes / 1e9 / site.nodes, 3),
-        "hours_per_epoch": round((site.videos - site.labeled) / (rate * (1 - 1 / site.slots)) / 3600, 2),
+        "hours_per_epoch": round(hours_per_epoch, 2),
+        "price_per_day": round(24 * site.price_per_hour, 2),
+        "price_per_epoch": round(hours_per_epoch * site.price_per_hour, 2),
         **_measure_plan(site),
     }
 
@@ -129,8 +165,7 @@ def _simulate_blocks(site: Site, steps: int, seed: int) -> tuple[float, float, l
         Videos per second and the share of time in which training waited, both without the first quarter, and for every block
         how many videos are in object stores when it begins: those of blocks that are being decoded, wait, or are being trained.
     """
-    clips_per_step = site.rows_per_step // site.workers * site.slots
-    layout = BlockLayout(0, steps, site.rows_per_step, site.workers, -(-site.clips_per_block // clips_per_step))
+    layout = BlockLayout(0, steps, site.rows_per_step, site.workers, site.steps_per_block)
     rounds = layout.blocks // site.workers
     steps_of = np.diff([layout.find_first_step(turn) for turn in range(rounds + 1)])
     clips = np.repeat(steps_of * layout.share * site.slots, site.workers)  # of each block
@@ -144,7 +179,7 @@ def _simulate_blocks(site: Site, steps: int, seed: int) -> tuple[float, float, l
     starts = np.zeros(layout.blocks)  # when a block begins to be decoded
     ready = np.zeros(layout.blocks)  # when a block and all before it have come
     ends, waits = np.zeros(rounds), np.zeros(rounds)
-    sent = last = now = 0.0
+    sent = last = now = executor = 0.0
     trained = 0
     for block in range(layout.blocks):
         if (behind := (block - limit - len(free)) // site.workers) >= 0:  # what waits has no room until this round is trained
@@ -152,7 +187,8 @@ def _simulate_blocks(site: Site, steps: int, seed: int) -> tuple[float, float, l
                 now, waits[trained] = _train_round(site, ready, trained, now, steps_of[trained])
                 ends[trained] = now
                 trained += 1
-        start = starts[block] = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0)
+        start = starts[block] = max(heapq.heappop(free), ends[behind] if behind >= 0 else 0.0, executor)
+        executor = start + 1 / site.blocks_per_second
         heapq.heappush(free, start + taken[block])
         sent = max(sent + link[block], start + taken[block])
         last = ready[block] = max(last, sent)

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import bench
 from jobs.command import run
-from pipeline.bench.simulate import Site, simulate
+from pipeline.bench.simulate import KNOBS, Site, simulate
 from pipeline.errors import UserError
 
 SMALL = ["videos=100000", "labeled=1000", "workers=4", "rows_per_step=8", "nodes=1", "decoders=16", "decode_spread=0"]
@@ -21,6 +21,7 @@ SMALL = ["videos=100000", "labeled=1000", "workers=4", "rows_per_step=8", "nodes
         (["decode_seconds=2", "train_seconds=0.1"], "decoding"),
         (["storage_gigabytes=0.01", "train_seconds=0.1"], "storage"),
         (["node_gigabytes=0.05", "train_seconds=0.1"], "network"),
+        (["blocks_per_second=1", "train_seconds=0.1"], "starting blocks"),
     ],
 )
 def test_what_saturates_first_sets_the_rate(words: list[str], first: str) -> None:
@@ -28,6 +29,20 @@ def test_what_saturates_first_sets_the_rate(words: list[str], first: str) -> Non
     assert figures["saturates_first"] == first
     assert figures["of_ceiling_ratio"] == pytest.approx(1, abs=0.06)
     assert (figures["data_wait_share"] < 0.05) == (first == "training")
+    assert figures["raised_by"] == KNOBS[first]
+
+
+def test_larger_blocks_relieve_the_executor_that_starts_them() -> None:
+    words = [*SMALL, "blocks_per_second=1", "train_seconds=0.1"]
+    one, two = (simulate(Site.parse([*words, f"clips_per_block={clips}"]), 400)["videos_per_second"] for clips in (24, 48))
+    assert (one, two) == (pytest.approx(24, rel=0.01), pytest.approx(48, rel=0.01))
+
+
+def test_prices() -> None:
+    """4 GPUs at 3 and 16 cores at 0.5 an hour; 9.6 videos/s, of which five of six are unlabeled, for 99,000 unlabeled ones."""
+    figures = simulate(Site.parse([*SMALL, "train_seconds=5", "gpu_price=3", "core_price=0.5"]), 400)
+    assert figures["price_per_day"] == 480
+    assert figures["price_per_epoch"] == pytest.approx(99_000 / 8 / 3600 * 20, abs=0.01)
 
 
 def test_waiting_blocks_are_bounded_by_the_knob() -> None:
