@@ -101,6 +101,22 @@ def test_a_command_imports_no_other_one() -> None:
     assert told.stdout.split() == ["jobs.__main__", "jobs.command"]
 
 
+def test_commands_import_no_packages_of_networks_that_they_do_not_build() -> None:
+    """torchvision and timm take more seconds than torch itself."""
+    code = """
+import sys
+from jobs import evaluate, predict, serve, suggest, train
+from pipeline.config import ClipSection, SlowResNetSection, TimeSformerSection
+from pipeline.students import build_student
+for network in (SlowResNetSection(depth=18, width=8), TimeSformerSection(width=24, depth=2, heads=2, patch=8)):
+    build_student(network, ClipSection(frames=4, fps=8, size=32), 5)
+slow = {"torchvision", "timm", "torch._dynamo", "sympy", "triton", "wandb", "scipy", "matplotlib", "pandas", "ray"}
+print(*sorted(slow & set(sys.modules)))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout == "\n"
+
+
 def test_a_manifest_is_inspected_without_torch() -> None:
     code = "import sys, jobs.inspect; print(*sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

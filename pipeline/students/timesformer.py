@@ -1,4 +1,4 @@
-"""TimeSformer (Bertasius et al., ICML 2021) on timm's ViT blocks: divided space-time, joint space-time, or space attention.
+"""TimeSformer (Bertasius et al., ICML 2021) on ViT's blocks: divided space-time, joint space-time, or space attention.
 
 Shape letters beyond batch.py's: L tubelets in time (frames / tubelet), P patches of a frame, D embedding width.
 """
@@ -10,13 +10,10 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
-from timm.layers.drop import DropPath
-from timm.layers.norm import LayerNorm
-from timm.models.vision_transformer import Block
 from torch import nn
 
 from pipeline.config import ClipSection, TimeSformerSection
+from pipeline.students.vit_block import Attention, Block, DropPath
 
 
 class TimeSformer(nn.Module):
@@ -35,9 +32,9 @@ class TimeSformer(nn.Module):
         if self.has_time:
             self.time_embedding = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
         rates = [section.drop_path * number / max(1, section.depth - 1) for number in range(section.depth)]
-        block = DividedBlock if section.attention == "divided" else _build_vit_block
+        block = DividedBlock if section.attention == "divided" else Block
         self.blocks = nn.ModuleList(block(width, section.heads, rate) for rate in rates)
-        self.norm = LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.dropout = nn.Dropout(section.dropout)
         self.head = nn.Linear(width, num_classes)
         self._initialize()
@@ -122,11 +119,11 @@ class DividedBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
-        self.temporal_norm = LayerNorm(width)
-        self.temporal_attention = Attention(width, heads, qkv_bias=True)
+        self.temporal_norm = nn.LayerNorm(width, eps=1e-6)
+        self.temporal_attention = Attention(width, heads)
         self.temporal_fc = nn.Linear(width, width)
         self.drop_path = DropPath(drop_path)
-        self.space = _build_vit_block(width, heads, drop_path)
+        self.space = Block(width, heads, drop_path)
 
     def forward(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         space = self.space
@@ -145,7 +142,7 @@ class DividedBlock(nn.Module):
 
 
 def attend_over_time(attention: Attention, tokens_NLPD: torch.Tensor) -> torch.Tensor:
-    """Computes the attention of each patch to the same patch of other frames with timm's weights; [N, L, P, D] to the same
+    """Computes the attention of each patch to the same patch of other frames with its weights; [N, L, P, D] to the same
     shape.
 
     The heads of all positions count as heads of the clip, so that nothing is copied into another order and no batch has clips
@@ -184,10 +181,6 @@ def _prepend_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Ten
     """Returns each frame's patches behind a copy of the clip's cls token, [N * L, 1 + P, D]."""
     copies = cls_N1D[:, None].expand(-1, patches_NLPD.shape[1], -1, -1)
     return torch.cat([copies, patches_NLPD], dim=2).flatten(0, 1)
-
-
-def _build_vit_block(width: int, heads: int, drop_path: float) -> Block:
-    return Block(width, heads, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
 
 
 def _initialize_linear(module: nn.Module) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torchvision.models.video import r2plus1d_18, r3d_18
 
 from pipeline.config import VideoResNetSection
-
-NETWORKS = {"r3d_18": r3d_18, "r2plus1d_18": r2plus1d_18}
 
 
 class VideoResNet(nn.Module):
@@ -16,9 +13,11 @@ class VideoResNet(nn.Module):
 
     def __init__(self, section: VideoResNetSection, num_classes: int) -> None:
         super().__init__()
+        from torchvision.models import get_model  # takes 3 s, which other students do not need
+
         self.per_frame = False
         self.arch = section.arch
-        self.network = NETWORKS[section.arch](weights=None)
+        self.network = get_model(section.arch, weights=None)
         self.num_features = int(self.network.fc.in_features)
         self.network.fc = nn.Identity()
         self.dropout = nn.Dropout(section.dropout)

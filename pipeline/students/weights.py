@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
-from torchvision.models import get_model, get_model_weights
 
 from pipeline.errors import UserError
 from pipeline.model_folder.read_folder import read_model_folder
@@ -102,9 +100,13 @@ def _read(where: str, student: nn.Module, pixels: str | None) -> Tensors:
         raise UserError("nobody has published weights of arch=plain_conv3d; give a file of this project, or leave weights out")
     try:
         if kind == "timm":
+            import timm  # takes 5 s
+
             network: Any = timm.create_model(name, pretrained=True)
             return adapt_to_our_pixels(network.state_dict(), Pixels(*(network.pretrained_cfg[key] for key in ("mean", "std"))))
         if kind == "torchvision":
+            from torchvision.models import get_model, get_model_weights
+
             arch = str(getattr(student, "arch", "r3d_18"))
             views = get_model_weights(arch)[name].transforms()
             return adapt_to_our_pixels(get_model(arch, weights=name).state_dict(), Pixels(views.mean, views.std))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -18,7 +19,6 @@ from torchvision.models.video import r3d_18
 from pipeline.config import ClipSection, PlainConv3dSection, SlowResNetSection, TimeSformerSection, VideoResNetSection
 from pipeline.errors import UserError
 from pipeline.students import build_student, load_weights
-from pipeline.students import weights as weights_of_others
 from pipeline.students.plain_conv3d import PlainConv3d
 from pipeline.students.slow_resnet import SlowResNet
 from pipeline.students.timesformer import TimeSformer
@@ -344,8 +344,8 @@ def test_downloaded_networks_see_pixels_as_they_were_trained(
 def test_torchvisions_names_go_to_torchvision_and_see_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     public = r3d_18(num_classes=5).eval()
-    monkeypatch.setattr(weights_of_others, "get_model", lambda *_, **__: public)
     student: Any = build_student(VideoResNetSection(), clip(4), 5).eval()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: public)
     load_weights(student, "torchvision:KINETICS400_V1", "x")
     pixels = torch.rand(1, 3, 4, 32, 32)
     means, stds = torch.tensor([0.43216, 0.394666, 0.37645]), torch.tensor([0.22803, 0.22145, 0.216989])
