@@ -32,10 +32,6 @@ class LabelSection(Section):
     refused where they would do nothing: with ``mean`` labels, freematch and softmatch."""
     auxiliary_threshold: Share | None = Field(None, ge=0, le=1, json_schema_extra=MID_RUN)
     """Confidence threshold of labels that the auxiliary gives: a transformer from scratch is confident later."""
-    agreement: Share = Field(0.0, ge=0, lt=1, json_schema_extra=MID_RUN | LATER)
-    """Probability that a label's class must have by the student that does not give it (with ``mean``: by both), for the label
-    to count. The threshold asks one network, which can be sure of a video that shows none of the classes; two are less often
-    sure of the same mistake (Yu & Aizawa, ICCV 2019; JoCoR, Wei et al., CVPR 2020). 0, off, is choice."""
     momentum: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
     """Share of their old value that the running means of ``thresholds`` and ``distribution_alignment`` keep in a step.
     FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""

@@ -34,8 +34,7 @@ class ActNetFormer(Method):
         # What each student predicts of its weak view: softmax, behind a stop-gradient.
         with torch.no_grad():
             probabilities = self.labels.predict_probabilities(step.weak, unlabeled.weak)
-            # The threshold: the most probable class is a label, which counts where its probability is at least tau (and, with
-            # ``labels.agreement``, where it is not improbable by the other student).
+            # The threshold: the most probable class is a label, which counts where its probability is at least tau.
             pseudo_labels = self.labels.apply_thresholds(probabilities, unlabeled.videos, step.true_labels)
 
         # The exchange: the primary learns the auxiliary's labels, and the auxiliary the primary's.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import STUDENTS, load_config
+from pipeline.config import STUDENTS
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, LossWeights, build_method, compute_loss_weights, svformer
 from pipeline.training.checkpoints import checkpoint
@@ -164,49 +164,6 @@ def test_a_threshold_that_does_nothing_is_refused(labels: dict[str, Any], messag
     with pytest.raises(UserError, match=f"method.labels.{student}_threshold=0.5 does nothing: .*{message}"):
         built("actnetformer", labels={**labels, f"{student}_threshold": 0.5})
     built("actnetformer", labels={"source": "self", "thresholds": "flexmatch", f"{student}_threshold": 0.5})
-
-
-def test_a_label_needs_the_agreement_of_who_does_not_give_it() -> None:
-    """By hand: three clips of which both students are sure, of the same class, of another one, and nearly of another one."""
-    sure = {"primary": torch.tensor([[0.9, 0.1, 0.0, 0.0]] * 3),
-            "auxiliary": torch.tensor([[0.8, 0.2, 0.0, 0.0], [0.0, 0.1, 0.9, 0.0], [0.4, 0.6, 0.0, 0.0]])}  # fmt: skip
-    for source, agreement, wanted in (
-        ("other", 0.0, {"primary": [1, 1, 1], "auxiliary": [1, 1, 1]}),
-        ("other", 0.1, {"primary": [1, 0, 1], "auxiliary": [1, 0, 1]}),
-        ("other", 0.5, {"primary": [1, 0, 0], "auxiliary": [1, 0, 0]}),
-        ("other", 0.85, {"primary": [0, 0, 0], "auxiliary": [1, 0, 0]}),  # of the auxiliary's label the primary says 0.9
-        ("self", 0.5, {"primary": [1, 0, 0], "auxiliary": [1, 0, 0]}),
-        ("ema", 0.5, {"primary_ema": [1, 0, 0], "auxiliary_ema": [1, 0, 0]}),
-        ("mean", 0.5, {"mean": [1, 0, 0]}),
-        ("mean", 0.3, {"mean": [1, 0, 1]}),
-    ):
-        method = built("cmpl", labels={"source": source, "agreement": agreement})
-        labels = method.labels.apply_thresholds(sure, torch.arange(24, 27), torch.tensor([0, 1]))
-        assert {name: label.weights.tolist() for name, label in labels.items()} == wanted, (source, agreement)
-
-
-@pytest.mark.parametrize(("value", "why"), [("-0.1", "greater than or equal to 0"), ("1", "less than 1")])
-def test_agreement_is_a_share(value: str, why: str) -> None:
-    with pytest.raises(UserError, match=f"method.labels.agreement: Input should be .*{why}"):
-        load_config(overrides=[f"method.labels.agreement={value}"])
-
-
-@pytest.mark.parametrize("name", UNLABELED)
-@pytest.mark.parametrize("source", SOURCES)
-def test_agreement_keeps_some_of_the_labels_and_changes_nothing_else(name: str, source: str) -> None:
-    """And where all agree it changes no bit."""
-    views = views_of(config_of(name))
-    found = {one: built(name, labels={"source": source, "agreement": one})(views, FULL) for one in (0.0, 1e-30, 0.45)}
-    assert {key: value.tolist() for key, value in found[1e-30].items()} == {
-        key: value.tolist() for key, value in found[0.0].items()}  # fmt: skip
-    kept = {
-        one: {key: value.tolist() for key, value in results.items() if key.startswith("kept_classes/")}
-        for one, results in found.items()
-    }
-    assert all(few <= many for key in kept[0.0] for few, many in zip(kept[0.45][key], kept[0.0][key], strict=True))
-    assert kept[0.45] != kept[0.0]
-    for key in ("contrast_loss", "supervised_loss/primary", "mix_loss/primary"):
-        assert key not in found[0.0] or torch.equal(found[0.45][key], found[0.0][key])
 
 
 @pytest.mark.parametrize("policy", POLICIES[1:])

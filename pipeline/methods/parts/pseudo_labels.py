@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -102,20 +102,15 @@ class PseudoLabels(nn.Module):
         """Returns pseudo-labels by labeler, from each student's ``probabilities``.
 
         A label is the most probable class. Its weight is 1 if the confidence reaches the threshold and 0 if not, or as
-        ``method.labels.thresholds`` says, and 0 where the students do not agree as ``method.labels.agreement`` asks.
-        ``videos_U`` are manifest rows.
+        ``method.labels.thresholds`` says. ``videos_U`` are manifest rows.
         """
-        by_student = probabilities
         if self.source == "mean":  # the softmax of mean logits is the normalized geometric mean
             logs = [p.clamp(min=1e-30).log() for p in probabilities.values()]
             probabilities = {"mean": torch.stack(logs).mean(dim=0).softmax(dim=1)}
         if self.source == "ema":
             probabilities = {f"{name}_ema": p for name, p in probabilities.items()}
         decided = {name: self.policies[name](probabilities[name], videos_U, labels_B) for name in sorted(self.policies)}
-        labels = {labeler: self._make_label(*decision) for labeler, decision in decided.items()}
-        if not self.section.agreement:
-            return labels
-        return {labeler: self._require_agreement(labeler, label, by_student) for labeler, label in labels.items()}
+        return {labeler: self._make_label(*decision) for labeler, decision in decided.items()}
 
     def assign_labels(self, step: Step) -> dict[str, PseudoLabel]:
         """Returns, by learner, the label that it is given: predictions, thresholds and the choice of the labeler in one call.
@@ -125,12 +120,6 @@ class PseudoLabels(nn.Module):
         probabilities = self.predict_probabilities(step.weak, step.unlabeled.weak)
         labels = self.apply_thresholds(probabilities, step.unlabeled.videos, step.true_labels)
         return {learner: labels[labeler] for learner, labeler in self.labelers.items()}
-
-    def _require_agreement(self, labeler: str, label: PseudoLabel, probabilities: dict[str, torch.Tensor]) -> PseudoLabel:
-        """Gives labels the weight 0 whose class is less probable than ``agreement`` by who did not give them alone."""
-        others = [p_UK for name, p_UK in probabilities.items() if name != labeler.removesuffix("_ema")]
-        least_U = torch.stack([p_UK.gather(1, label.classes[:, None])[:, 0] for p_UK in others]).amin(dim=0)
-        return replace(label, weights=label.weights * (least_U >= self.section.agreement))
 
     def _make_label(self, p_UK: torch.Tensor, weights_U: torch.Tensor, thresholds_U: torch.Tensor) -> PseudoLabel:
         classes = p_UK.argmax(dim=1)
