@@ -19,8 +19,6 @@ from pipeline.video.decord_check import decord
 from pipeline.video.exact_reader import FrameConverter, read_frames
 
 UInt8s = npt.NDArray[np.uint8]
-SMALL_FRAME = 64 * 64
-"""Pixels of a frame up to which PyAV decodes in less time: decord's thread and filters cost more than such frames do."""
 
 
 class DecodeError(Exception):
@@ -114,8 +112,7 @@ def _is_misread_by_decord(width: int) -> bool:
 
 
 def _read_decord(video: Video, times: Sequence[Floats], width: int, height: int) -> Frames:
-    # the probe has found both to agree on this file
-    if decord is None or _is_misread_by_decord(width) or video.width * video.height <= SMALL_FRAME:
+    if decord is None or _is_misread_by_decord(width):  # the probe has found both to agree on this file
         return _read_pyav(video, times, width, height)
     source = storage.open_for_decoder(video.location)
     reader = decord.VideoReader(source, width=width, height=height, num_threads=1)

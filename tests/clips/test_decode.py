@@ -76,20 +76,6 @@ def test_without_decord_its_files_are_read_by_pyav(tmp_path: Path, monkeypatch: 
     assert numbers[0] == numbers[1]
 
 
-@pytest.mark.parametrize(("side", "readers"), [(64, []), (66, ["decord"])])
-def test_small_frames_are_read_by_pyav_which_is_faster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, readers: list[str]
-) -> None:
-    path = write_numbers(tmp_path / "n.mp4", size=(side, side))
-    one, used = video(path, width=side, height=side), []
-    open_with_decord = decode.decord.VideoReader
-    monkeypatch.setattr(decode.decord, "VideoReader", lambda *a, **k: used.append("decord") or open_with_decord(*a, **k))
-    (clip,) = decode_clips(one, 0.5, 0.5, [FAST], 40)
-    assert used == readers
-    (exact,) = decode_clips(replace(one, decoder="pyav"), 0.5, 0.5, [FAST], 40)
-    assert [read_number(frame) for frame in clip] == [read_number(frame) for frame in exact]
-
-
 def test_the_window_moves_along_the_longer_side(tmp_path: Path) -> None:
     path = write_numbers(tmp_path / "n.mp4")
     left, center, right = (decode_clips(video(path), 0.5, place, [SLOW], 48)[0] for place in (0.0, 0.5, 1.0))
