@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+
+from tests.schedules.real_nights import RealNights, wait_until
 
 FOREIGN = ["# kept by a person", 'MAILTO=""', "5 4 1 1 *  echo 100\\% 'x  y'  # actnetformer-schedule-like"]
 
@@ -42,77 +41,47 @@ def crontab() -> Iterator[None]:
             daemon.wait()
 
 
-def wait_until(what: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.5)
-    return found
-
-
 @pytest.mark.long
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_nights_every_minute(crontab: None, tiny: Path, tmp_path: Path, repository: Path) -> None:
-    folder = tmp_path / "schedules"
-
-    def call(*words: str) -> str:
-        line = [sys.executable, "-m", "jobs.schedule", "--folder", str(folder), *words]
-        done = subprocess.run(line, cwd=repository, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def lines(event: str) -> list[dict[str, Any]]:
-        path = folder / "tiny" / "nights.jsonl"
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return [line for line in found if line["event"] == event]
-
-    def has_checkpoint(above: int) -> list[str]:
-        names = [path.name for path in (tiny / "runs" / "nights").glob("checkpoint_*")]
-        return [name for name in names if int(name.rpartition("_")[2]) > above]
-
-    train = ["train", "--config", str(tiny / "tiny.yaml"), "run.name=nights", "train.steps=100000"]
-    assert "by cron" in call("add", "every minute", "--name", "tiny", "--by", "cron", "--", *train)
+    nights = RealNights(tiny, tmp_path / "schedules", repository)
+    nights.add("cron")
     try:
-        first = wait_until(lambda: lines("begun"), 150)[0]
-        wait_until(lambda: lines("left out"), 150)  # the first night runs through the next minute
-        assert len(lines("begun")) == 1
-        assert "running" in call("list")
-        wait_until(lambda: has_checkpoint(0), 150)
-        night = psutil.Process(first["pid"])
-        (command,) = [child for child in night.children() if "jobs.train" in child.cmdline()]
-        night.kill()  # the command holds the night's place
+        first = wait_until(lambda: nights.read_lines("begun"), 400)[0]
+        wait_until(lambda: nights.read_lines("left out"), 400)  # the first night runs through the next minute
+        assert len(nights.read_lines("begun")) == 1
+        assert "running" in nights.call("list")
+        wait_until(nights.find_newest_checkpoint, 400)
+        command = nights.find_command(first["pid"])
+        psutil.Process(first["pid"]).kill()  # the command holds the night's place
         time.sleep(1)
         assert command.is_running()
-        left_out = len(lines("left out"))
-        wait_until(lambda: len(lines("left out")) > left_out, 150)
-        assert len(lines("begun")) == 1
+        left_out = len(nights.read_lines("left out"))
+        wait_until(lambda: len(nights.read_lines("left out")) > left_out, 400)
+        assert len(nights.read_lines("begun")) == 1
         for process in (*command.children(recursive=True), command):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        reached = max(int(name.rpartition("_")[2]) for name in has_checkpoint(0))
+        reached = nights.find_newest_checkpoint()
 
-        second = wait_until(lambda: lines("begun")[1:], 150)[0]  # goes on where the killed one was
-        nights = json.loads(call("list", "--json"))[0]["nights"]
-        assert next(night["state"] for night in nights if night["begun"] == first["night"]) == "killed"
-        wait_until(lambda: has_checkpoint(reached), 150)
+        second = wait_until(lambda: nights.read_lines("begun")[1:], 400)[0]  # goes on where the killed one was
+        assert nights.find_states(first["night"]) == ["killed"]
+        wait_until(lambda: nights.find_newest_checkpoint() > reached, 400)
         psutil.Process(second["pid"]).terminate()
-        ended = wait_until(lambda: lines("ended"), 120)[0]
+        ended = wait_until(lambda: nights.read_lines("ended"), 120)[0]
         assert (ended["night"], ended["code"]) == (second["night"], 128 + signal.SIGTERM)
-        assert "stopped with a checkpoint" in (folder / "tiny" / second["log"]).read_text()
+        assert "stopped with a checkpoint" in (nights.folder / nights.name / second["log"]).read_text()
 
-        page = (folder / "tiny" / "report.html").read_text()
+        page = (nights.folder / nights.name / "report.html").read_text()
         assert "was killed: it never said how it ended" in page
         assert "was stopped: exit code 143: SIGTERM: stopped with a checkpoint" in page
     finally:
-        removed = call("remove", "tiny")
-        for line in lines("begun"):
+        removed = nights.call("remove", nights.name)
+        for line in nights.read_lines("begun"):
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(line["pid"]).terminate()
     assert "is removed" in removed
-    wait_until(
-        lambda: not any("run.name=nights" in " ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])),
-        60,
-    )
-    begun = len(lines("begun"))
+    wait_until(lambda: not nights.is_running(), 120)
+    begun = len(nights.read_lines("begun"))
     time.sleep(75)
-    assert len(lines("begun")) == begun  # no night begins anymore
+    assert len(nights.read_lines("begun")) == begun  # no night begins anymore
