@@ -112,6 +112,8 @@ def format_status(state: ClusterState, fit: Fit | None) -> list[str]:
         rows.append(row)
     lines = [f"{state.address}: Ray {state.ray}, Python {state.python} on all nodes", ""]
     lines += format_table(rows, ("CPUs", "GPUs", "memory", "object store"))
+    if not state.nodes:
+        lines += ["", "no machine: the cluster still starts, or its machines are gone; `ray stop` and `ray start` begin again"]
     if any(node.cpus_in_use is not None for node in state.nodes):
         lines += ["", "CPUs and GPUs: in use of what Ray may give away"]
     if fit is not None:

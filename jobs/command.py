@@ -60,7 +60,9 @@ def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]
         return main(words)
     except SystemExit as end:  # argparse has said what is wrong; with such a word it may be wrong about it
         odd = [word for word in words if word[:1] == "-" and not OPTION.fullmatch(word)]
-        if end.code == USER_ERROR and odd:
+        if end.code == USER_ERROR and (hint := _explain_foreign_option(words)):
+            print(hint, file=sys.stderr)
+        elif end.code == USER_ERROR and odd:
             print(f"if {odd[0]} is a file: write a name that begins with - as ./-name", file=sys.stderr)
         print(end="", flush=True)
         raise
@@ -87,6 +89,16 @@ def _call_main(main: Callable[[Sequence[str] | None], int], words: Sequence[str]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _explain_foreign_option(words: Sequence[str]) -> str | None:
+    """Explains how an option that other trainers have is written here; None if there is none."""
+    for word in words:
+        if KEY_AS_OPTION.match(word):
+            return f"keys of the configuration have no dashes before them: {word.lstrip('-')}"
+        if word in ("--resume", "--continue"):
+            return f"leave {word} out: the same command, given again, continues what it began"
+    return None
 
 
 def _describe_refused_file(error: OSError) -> str | None:
@@ -119,6 +131,8 @@ def _has_no_reader(number: int) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+KEY_AS_OPTION = re.compile(r"--?[a-z_]+\.[a-z_.]+(=|$)")
+"""A key of the configuration that was written as an option."""
 OPTION = re.compile(r"--[A-Za-z][A-Za-z-]*(=.*)?|--|-h|-[0-9.]+", re.DOTALL)
 """What may be an option of a command, or a negative number."""
 

@@ -214,7 +214,7 @@ def describe_subset(manifest: Manifest, subset: LabelSubset, out: Path, notes: S
     lines += [f"labeled    {len(subset.rows)} videos, {each}"]
     lines += [f"held out   {len(subset.held_out)} videos for evaluation.split=validation"] if len(subset.held_out) else []
     lines += [f"unlabeled  {pool} videos", f"labels {subset.fingerprint}  {out}  ({subset.spec}, seed {subset.seed})"]
-    return "\n".join([*lines, f"next     python -m jobs.train data.manifest={manifest.path} data.labels={out}"])
+    return "\n".join([*lines, f"next     python -m jobs.train --config FILE data.manifest={manifest.path} data.labels={out}"])
 
 
 if __name__ == "__main__":

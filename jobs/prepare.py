@@ -369,13 +369,17 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
 }
 
 
+NETWORKS = "         (demo: small networks, for a laptop; without --config they are the paper's, which need GPUs)"
+
+
 def describe_manifest(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
     """Returns a few lines of text that say what was found and drawn, and end with the next command."""
     lines = [*_describe_unusable(manifest), *(f"note: {note}" for note in notes), "", *_build_count_table(manifest, labels), ""]
     lines += [
         f"manifest {manifest.fingerprint}  {manifest.path}",
         f"labels   {labels.fingerprint}  {len(labels.ids)} videos ({labels.spec}, seed {labels.seed})",
-        f"next     python -m jobs.train data.manifest={manifest.path}",
+        f"next     python -m jobs.train --config demo data.manifest={manifest.path}",
+        NETWORKS,
     ]
     return "\n".join(lines)
 
@@ -399,14 +403,15 @@ def _build_count_table(manifest: Manifest, labels: LabelSubset) -> list[str]:
     others = sorted(name for name in found if name is not None and name not in manifest.classes)
     classes: list[str | None] = [*manifest.classes, *([None] if None in found else [])]
     shown = classes if len(classes) <= 30 else []
-    width = max(len(name or "unknown") for name in [*shown, *([OTHERS] if others else []), f"{len(classes)} classes"])
+    total = f"{len(manifest.classes)} classes"
+    width = max(len(name or "unknown") for name in [*shown, *([OTHERS] if others else []), total])
     lines = [f"{'class':{width}}" + "".join(f"{column:>10}" for column in columns)]
     for name in shown:
         lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:10}" for count in columns.values()))
     if others:
         sums = [sum(count[name] for name in others) for count in columns.values()]
         lines.append(f"{OTHERS:{width}}" + "".join(f"{number:10}" for number in sums))
-    return [*lines, f"{f'{len(classes)} classes':{width}}" + "".join(f"{count.total():10}" for count in columns.values())]
+    return [*lines, f"{total:{width}}" + "".join(f"{count.total():10}" for count in columns.values())]
 
 
 if __name__ == "__main__":

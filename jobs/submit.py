@@ -12,7 +12,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +33,8 @@ from pipeline.run_folder.results_folder import find_results
 
 NOT_SENT = ("submit", "cluster", "schedule")
 """Commands that speak to a cluster from outside, and are not sent to one."""
+READY_SECONDS = 60.0
+"""How long a cluster that was just started may need until it takes jobs."""
 SECRET = re.compile(r"SECRET|TOKEN|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 """What names of variables with secrets have in them."""
 
@@ -53,13 +57,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: {folder} is a path in the job's own folder, which the cluster deletes: give an absolute run.storage_path "
               "on storage that all nodes share", file=sys.stderr, flush=True)  # fmt: skip
     try:
-        job = cluster.client.submit_job(
-            entrypoint=command, runtime_env=environment, metadata={FOLDER: folder} if folder is not None else None
-        )
+        job = submit_when_ready(
+            partial(
+                cluster.client.submit_job,
+                entrypoint=command, runtime_env=environment, metadata={FOLDER: folder} if folder is not None else None,
+            )
+        )  # fmt: skip
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the cluster at {address} did not take the job: {error}") from None
+        remedy = "python -m jobs.cluster status lists its machines"
+        raise UserError(f"the cluster at {address} did not take the job: {str(error).rstrip('.')}; {remedy}") from None
     print(f"job {job}: {command}\n{_describe_job_commands(address, job)}", flush=True)
     return DONE if args.no_wait else follow_job(cluster, job)
+
+
+def submit_when_ready(submit: Callable[[], str], seconds: float = READY_SECONDS) -> str:
+    """Submits a job, and again for ``seconds`` while no machine takes jobs yet. Returns the job's name; raises Ray's errors."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(min(1.0, seconds / 10))
 
 
 def build_entrypoint(command: str, arguments: Sequence[str]) -> str:

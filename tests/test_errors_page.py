@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from jobs import train
+from jobs import label, train
 from jobs.command import DONE, USER_ERROR, run
 from tests.ray_cluster.answering_gcs import Gcs, serve_gcs
 
@@ -27,7 +28,10 @@ HEAD, _, TAIL = PAGE.read_text(encoding="utf-8").partition("## Installation\n")
 INSTALLATION, _, REST = TAIL.partition("\n## ")
 ROWS = ROW.findall(HEAD + REST)
 INSTALLATION_ROWS = ROW.findall(INSTALLATION)
-PREPARED = (("data/", "data", "tiny"), ("small.yaml", "small.yaml", "tiny"), ("runs/trained", "runs", "trained"))
+PREPARED = (
+    ("data/", "data", "tiny"), ("small.yaml", "small.yaml", "tiny"), ("runs/trained", "runs", "trained"),
+    ("held.yaml", "held.yaml", "configurations"), ("published.yaml", "published.yaml", "configurations"),
+)  # fmt: skip
 """What a line names, as which it is in its folder, and the fixture that makes it."""
 NOWHERE = "readonly"
 """A link to /sys, in which no file can be made: not by root either, and whatever file system the test runs on."""
@@ -50,6 +54,20 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["method.supervised_steps=0", "train.warmup_steps=0"]
     assert run(train.main, ["--config", str(tiny / "tiny.yaml"), *words]) == DONE
     return storage
+
+
+@pytest.fixture(scope="module")
+def configurations(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two more configurations of the small data set."""
+    folder = tmp_path_factory.mktemp("configurations")
+    held = ["--per-class", "4", "--hold-out", "50%", "--out", f"{folder}/held.parquet"]
+    assert run(label.main, [f"{tiny}/manifest.parquet", *held]) == DONE
+    tree = yaml.safe_load((tiny / "tiny.yaml").read_text(encoding="utf-8"))
+    tree["data"]["labels"] = f"{folder}/held.parquet"
+    (folder / "held.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    tree["primary"]["network"] = {"arch": "r3d_18", "weights": "torchvision:KINETICS400_V1"}
+    (folder / "published.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
@@ -139,6 +157,14 @@ def find_nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
+def keep_probes_of_another_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    Path("out").mkdir()
+    Path("out/.probes.jsonl").symlink_to("/sys/probes")
+    with change_nothing(monkeypatch) as nothing:
+        yield nothing
+
+
+@contextlib.contextmanager
 def change_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     yield {}
@@ -153,6 +179,7 @@ CASES: dict[str, Case] = {
     "of another Ray": find_other_ray,
     "beside an old Ray that runs here": find_other_ray_here,
     "of no cluster": find_nobody,
+    "with probes that another user keeps there": keep_probes_of_another_user,
 }
 
 
@@ -163,7 +190,9 @@ def test_the_command_says_what_the_page_says(
 ) -> None:  # fmt: skip
     for word, name, fixture in PREPARED:
         if word in command:
-            (broken / name).symlink_to(request.getfixturevalue(fixture) / ("tiny.yaml" if name == "small.yaml" else ""))
+            folder = request.getfixturevalue(fixture)
+            file = "tiny.yaml" if name == "small.yaml" else name if name.endswith(".yaml") else ""
+            (broken / name).symlink_to(folder / file)
     capsys.readouterr()
     before = {path.name for path in broken.iterdir()}
     with CASES[case](monkeypatch) as real:

@@ -20,6 +20,14 @@ from pipeline.config.text import convert, parse_word, read_yaml
 from pipeline.errors import UserError, find_nearest_name, suggest
 from pipeline.files.url_passwords import has_password, hide_passwords
 
+NAMES_ELSEWHERE = {
+    "learning_rate": "primary.optimizer.lr", "base_lr": "primary.optimizer.lr",
+    "batch_size": "data.labeled_per_step", "epochs": "train.steps", "num_epochs": "train.steps", "max_epochs": "train.steps",
+    "num_frames": "primary.clip.frames", "crop_size": "primary.clip.size", "pretrained": "primary.network.weights",
+    "output_dir": "run.storage_path", "work_dir": "run.storage_path", "device": "scale.gpu", "gpus": "scale.workers",
+}  # fmt: skip
+"""What other trainers call a knob, and which one to look at here; docs/migration.md says how they differ."""
+
 
 def load_config(files: str | Path | Sequence[str | Path] | None = None, overrides: Iterable[str] = ()) -> Config:
     """Loads the defaults, then the YAML file or files, then the ``dotted.key=value`` words, each of which overrides what is
@@ -164,7 +172,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is a folder; name a YAML file in it")
     tree = read_yaml(path, "config file")
     if tree is not None and not isinstance(tree, dict):
-        raise UserError(f"config file {path} must be a mapping of sections, found {type(tree).__name__}")
+        found = "list" if isinstance(tree, list) else "text"
+        raise UserError(f"config file {path} must be a mapping of sections, found {found}")
     return tree or {}
 
 
@@ -178,6 +187,8 @@ def _explain_mistake(detail: Any) -> list[str]:
     if detail["type"] == "union_tag_invalid":
         given = detail["ctx"]["tag"]
         return [f"{key}.arch: there is no {given}, only {', '.join(ARCHS)}{suggest(given, ARCHS)}"]
+    if detail["type"] == "string_pattern_mismatch":
+        return [f"{key}: write letters, digits, dots, dashes and underscores, beginning with a letter or digit, got {given!r}"]
     message = given.reason if isinstance(given, Refused) else detail["msg"].removeprefix("Value error, ")
     return [f"{key}: {message}, got {given!r}" if key else message]
 
@@ -191,7 +202,8 @@ def _suggest_key(key: str) -> str:
     keys, last = list_keys(), key.split(".")[-1]
     names = keys + sorted({".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)})
     nearest = (
-        find_nearest_name(key, names, cutoff=0.5)
+        NAMES_ELSEWHERE.get(last.lower())
+        or find_nearest_name(key, names, cutoff=0.5)
         or next((known for known in keys if known.split(".")[-1] == last), None)
         or next((known for known in keys if find_nearest_name(last, [known.split(".")[-1]], cutoff=0.75)), None)
     )

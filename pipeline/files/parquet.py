@@ -77,6 +77,16 @@ def remove_table(path: str | Path) -> None:
     _remove_leftovers(Path(path))
 
 
+def _list_others(path: str | Path) -> list[str]:
+    """Lists the tables in a folder that are no parts of one, as are manifest and labels in the folder of a data set."""
+    return sorted(file.name for file in Path(path).glob("*.parquet") if not file.name.startswith("part-"))
+
+
+def _describe_folder(path: str | Path, what: str, remedy: str) -> str:
+    found = _list_others(path)
+    return f"{what} {path} is a folder; " + (f"name a file in it ({', '.join(found[:3])}), or {remedy}" if found else remedy)
+
+
 def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
     """Reads a table that ``write_table`` wrote, and its metadata.
 
@@ -85,6 +95,8 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     try:
         files = _open(str(path))
     except FileNotFoundError:
+        if Path(path).is_dir():
+            raise UserError(_describe_folder(path, what, remedy)) from None
         raise UserError(f"{what} not found: {path}; {remedy}") from None
     except OSError as error:
         if not storage.is_remote(str(path)):
@@ -97,6 +109,8 @@ def read_table(path: str | Path, what: str, remedy: str) -> tuple[pa.Table, dict
     stored = {(table.schema.metadata or {}).get(METADATA_KEY) for table in tables}
     content = stored.pop()
     if stored or content is None:
+        if _list_others(path):
+            raise UserError(_describe_folder(path, what, remedy))
         raise UserError(f"{what} {path} is a Parquet file, but not one that jobs.prepare or jobs.label wrote; {remedy}")
     metadata: dict[str, Any] = json.loads(content)
     version = metadata.get("version")

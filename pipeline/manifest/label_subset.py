@@ -69,7 +69,7 @@ def count_labels_per_class(spec: str, available: int, option: str = "--labeled")
         if int(match[1]) < 1:
             raise UserError(f"{option} {spec!r}: at least 1/class is needed")
         return int(match[1])
-    if "/" in spec:
+    if "/" in spec or (option == "--labeled" and "%" not in spec):
         raise UserError(f"{option} {spec!r} is not understood; write 10% or 4/class")
     return max(1, round_half_up(parse_share(spec, option) * available))
 

@@ -111,6 +111,12 @@ def _read(where: str, student: nn.Module, pixels: str | None) -> Tensors:
             views = get_model_weights(arch)[name].transforms()
             return adapt_to_our_pixels(get_model(arch, weights=name).state_dict(), Pixels(views.mean, views.std))
     except Exception as error:  # unknown names, no network, no disk: many types, all the user's or the network's
+        if isinstance(error, OSError) and error.filename and error.strerror:  # the folder of downloads
+            variable = "HF_HOME" if kind == "timm" else "TORCH_HOME"
+            raise UserError(
+                f"cannot be saved: {error.filename}: {error.strerror}; name a folder that can be written with {variable}, or "
+                "download the weights and give the file"
+            ) from None
         text = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"cannot be had: {text[0]}; download the weights and give the file") from None
     path = Path(where).expanduser()

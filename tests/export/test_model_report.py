@@ -25,7 +25,8 @@ def test_a_model_is_reported_with_its_results_of_other_data(
     capsys.readouterr()
     assert run(report.main, [str(model)]) == DONE
     said, html = capsys.readouterr().out, (model / "report.html").read_text(encoding="utf-8")
-    answer = f"{100 * evaluation['mean']['top1']:.1f} % of {evaluation['videos']} in {tmp_path.name}/other.parquet by the mean"
+    top1, data = f"{100 * evaluation['mean']['top1']:.1f} %", f"{tmp_path.name}/other.parquet"
+    answer = f"Top-1 on {evaluation['videos']} videos in {data}: {top1} by the mean"
     assert answer in said and "not evaluated" not in said + html
     assert "What is missing" not in html and "metrics.jsonl" not in html and "jobs.train" not in html
     assert 'id="other-data0"' in html and 'id="other-data0-classes"' in html and 'id="curves"' not in html

@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_table_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "m.parquet" / "notes.txt").touch()
     with pytest.raises(UserError, match="did not write"):
         write_manifest(TABLE, tmp_path / "m.parquet", CLASSES, "/videos", "folder", True)
-    with pytest.raises(UserError, match="not found"):
+    with pytest.raises(UserError, match="is a folder; write one"):
         read_manifest(tmp_path / "m.parquet")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["m.parquet", "notes.txt"]
 

@@ -74,6 +74,12 @@ def test_nodes_are_shown_with_what_they_have(call: Any) -> None:
     assert (node["gpus"], node["cpus_in_use"], node["labels"]) == (1.0, 1.5, {"role": "train"})
 
 
+def test_a_cluster_without_a_machine_says_so(call: Any) -> None:
+    code, out, _ = call(answer(DEAD), "status")
+    assert code == DONE and "no machine: the cluster still starts, or its machines are gone" in out
+    assert "no machine" not in call(answer(HEAD), "status")[1]
+
+
 def test_a_configuration_fits_or_does_not(call: Any, repository: Path) -> None:
     """By the arithmetic of tests/ray_cluster/test_resources.py."""
     demo = str(repository / "jobs/configs/demo.yaml")

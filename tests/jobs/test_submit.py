@@ -32,6 +32,29 @@ def test_entrypoint_keeps_every_word() -> None:
     assert line == """python -m jobs.train --config 'a b.yaml' 'run.name=it'"'"'s'"""
 
 
+def test_a_cluster_that_was_just_started_is_asked_again() -> None:
+    """With what Ray 2.60 answers until a machine's agent runs; every other refusal is told at once."""
+    answers = [
+        RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
+    ] * 2
+    asked: list[int] = []
+
+    def answer() -> str:
+        asked.append(len(asked))
+        if len(asked) <= len(answers):
+            raise answers[len(asked) - 1]
+        return "raysubmit_1"
+
+    assert submit.submit_when_ready(answer, seconds=0.5) == "raysubmit_1" and len(asked) == 3
+    asked.clear()
+    answers[:] = [RuntimeError("Request failed with status code 400: bad runtime_env")]
+    with pytest.raises(RuntimeError, match="bad runtime_env"):
+        submit.submit_when_ready(answer)
+    answers[:] = [RuntimeError("No available agent")] * 100
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submit.submit_when_ready(answer, seconds=0.05)
+
+
 @pytest.mark.parametrize(
     ("command", "remedy"),
     [("trian", "did you mean train"), ("xyzzy", "evaluate"), ("submit", "itself"), ("cluster", "for this machine")],

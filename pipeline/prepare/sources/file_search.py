@@ -21,7 +21,7 @@ def resolve_root(folder: str | Path, option: str = "folder") -> str:
     if not root.exists():
         raise UserError(f"{option} not found: {root}")
     if not root.is_dir():
-        raise UserError(f"{option}: {root} is not a folder")
+        raise UserError(f"{option}: {root} is a file; name the folder that it is in, or one above")
     try:
         os.scandir(root).close()
     except OSError as error:
@@ -35,6 +35,8 @@ def read_text(file: str | Path) -> str:
         return storage.read_bytes(str(file)).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"list not found: {file}") from None
+    except IsADirectoryError:
+        raise UserError(f"list {file} is a folder; name a file with a line for each video, or take the source folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"list {file} cannot be read as UTF-8 text: {error}") from None
 

@@ -88,7 +88,7 @@ def _describe_answer(groups: Sequence[Group], differences: Sequence[Difference])
     group = evaluated[0]
     videos = next(run.evaluation["videos"] for run in group.runs if run.evaluation.get("videos"))
     return (
-        f"{_format_percent(group, 'mean')} of {videos:,} by the mean of both students; "
+        f"Top-1 on {videos:,} videos: {_format_percent(group, 'mean')} by the mean of both students; "
         f"{_format_percent(group, 'primary')} by the primary, {_format_percent(group, 'auxiliary')} by the auxiliary alone."
     )
 
@@ -99,8 +99,10 @@ def _describe_other_data(evaluation: Mapping[str, Any]) -> str:
     if None in shares or not evaluation.get("videos"):
         return ""
     mean, primary, auxiliary = (f"{100 * share:.1f}{NBSP}%" for share in shares)
-    videos = f"{evaluation['videos']:,} in {name_data(evaluation)}"
-    return f"{mean} of {videos} by the mean of both students; {primary} by the primary, {auxiliary} by the auxiliary alone."
+    videos = f"{evaluation['videos']:,} videos in {name_data(evaluation)}"
+    return (
+        f"Top-1 on {videos}: {mean} by the mean of both students; {primary} by the primary, {auxiliary} by the auxiliary alone."
+    )
 
 
 def _describe_single_difference(difference: Difference) -> str:

@@ -76,7 +76,7 @@ def refused_folder(root: Path) -> str:
 def test_folder_errors(tmp_path: Path) -> None:
     assert refused_folder(tmp_path / "none") == f"folder not found: {tmp_path / 'none'}"
     touch(tmp_path, "flat/a.mp4", "one/run/a.mp4", "half/run/a.mp4", "split/train/a.mp4", "split/test/b/c.mp4")
-    assert "is not a folder" in refused_folder(tmp_path / "flat" / "a.mp4")
+    assert "is a file; name the folder" in refused_folder(tmp_path / "flat" / "a.mp4")
     assert "holds no class folders" in refused_folder(tmp_path / "flat")
     assert "at least 2 classes are needed, found run" in refused_folder(tmp_path / "one")
     assert f"{tmp_path / 'split' / 'train'} holds no class folders" in refused_folder(tmp_path / "split")

@@ -31,7 +31,8 @@ def test_results_of_other_data_alone_have_figures_classes_and_confusions(make_ru
     data = "/".join(Path(manifest.path).parts[-2:])
     mean, primary, auxiliary = (f"{100 * own[name]['top1']:.1f} %" for name in ("mean", "primary", "auxiliary"))
     answer = (
-        f"{mean} of 16 in {data} by the mean of both students; {primary} by the primary, {auxiliary} by the auxiliary alone."
+        f"Top-1 on 16 videos in {data}: {mean} by the mean of both students; "
+        f"{primary} by the primary, {auxiliary} by the auxiliary alone."
     )
     assert answer in report.table and answer in html.replace("\N{NO-BREAK SPACE}", " ")
     figures = read_section(html, "other-data0")
