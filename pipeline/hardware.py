@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch.utils._triton import has_triton_package
 
 from pipeline.config import Config, TrainSection
 from pipeline.errors import UserError
@@ -47,7 +47,8 @@ class Hardware:
 def read_hardware() -> Hardware:
     """Reads the hardware from torch and the search path; the only function that does."""
     cpp = bool(os.environ.get("CXX")) or any(map(shutil.which, CPP_COMPILERS))
-    gpu_compiler = has_triton_package() and (bool(os.environ.get("CC")) or any(map(shutil.which, C_COMPILERS)))
+    has_triton = importlib.util.find_spec("triton") is not None  # importing it takes half a second
+    gpu_compiler = has_triton and (bool(os.environ.get("CC")) or any(map(shutil.which, C_COMPILERS)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
@@ -121,7 +122,8 @@ def configure_torch(train: TrainSection) -> None:
     On a GPU, fp32 products and convolutions run on the tensor cores (TF32: 10 bits of mantissa instead of 23, sums in fp32),
     and cuDNN tries its algorithms on the first clips of each shape. The CPU's results do not depend on the switches.
     """
-    torch.use_deterministic_algorithms(train.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != train.deterministic:  # imports torch._dynamo, which takes 3 s
+        torch.use_deterministic_algorithms(train.deterministic)
     if train.deterministic:  # cuBLAS reads it at its first product; the value is one of the two that NVIDIA names
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not train.deterministic

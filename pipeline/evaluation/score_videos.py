@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
+from pipeline.clips.whole_videos import decode_videos
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_parts import choose_unit, delete_parts, keep_parts, read_parts

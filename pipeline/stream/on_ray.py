@@ -19,8 +19,8 @@ import ray.data
 import torch
 
 from pipeline.clips.batch import Batch
-from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
+from pipeline.clips.whole_videos import decode_videos
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.processes.allocator import keep_freed_memory

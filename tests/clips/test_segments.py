@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import prepare
-from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.plan import Plan
 from pipeline.clips.sampling import SLACK, compute_clip_times, compute_frame_starts, describe_clip, find_frames, select_moment
 from pipeline.clips.source import VideoSource, open_source, read_quarantine_records
+from pipeline.clips.whole_videos import decode_videos
 from pipeline.config import ClipSection, load_config
 from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.seeds import draw_uniform

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.clips import decode
-from pipeline.clips.evaluation_views import batch_views, convert_to_tensors, decode_videos, unpack_videos
+from pipeline.clips.evaluation_views import batch_views, convert_to_tensors, unpack_videos
 from pipeline.clips.source import Columns, VideoSource, open_source
+from pipeline.clips.whole_videos import decode_videos
 from pipeline.config import STUDENTS, Config, load_config, parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation import scorer as scorer_module

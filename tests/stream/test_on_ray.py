@@ -146,8 +146,9 @@ def test_a_slow_trainer_neither_spills_nor_fills_the_store(tiny: Path) -> None:
 
 def test_decode_tasks_do_not_import_torch() -> None:
     """Their processes' first block would wait for it."""
-    modules = "backpressure, pipeline.stream.object_store, pipeline.clips.source, pipeline.clips.isolated_decode"
-    code = f"import sys, pipeline.stream.{modules}; print('torch' in sys.modules)"
+    modules = "clips.isolated_decode, pipeline.clips.source, pipeline.clips.whole_videos"
+    modules += ", pipeline.stream.backpressure, pipeline.stream.object_store"
+    code = f"import sys, pipeline.{modules}; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["False"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from pipeline.clips.decode import compute_scaled_size
-from pipeline.clips.evaluation_views import decode_videos
 from pipeline.clips.source import Columns, VideoSource
+from pipeline.clips.whole_videos import decode_videos
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import compute_clip_moments
 from pipeline.evaluation.scorer import Scorer
