@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 
 PYTHON_FOLDER = str(Path(sys.executable).parent)  # not resolved: the environment's python, not the one it links to
+NODE_SECRET = f"pl4nted-{secrets.token_hex()}"
+"""A secret in the environment of the head, where operators put those of a cluster. It is in no file: code is uploaded."""
 Environment = dict[str, str]
 
 
@@ -28,13 +31,17 @@ def _free_ports(count: int) -> list[int]:
         return [server.getsockname()[1] for server in servers]
 
 
-def _environment(token_file: Path) -> Environment:
+def _environment(token_file: Path, temp: str) -> Environment:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {
         **kept,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_LOGGER_LEVEL": "warning",  # as in cluster/ and docker/: Ray would log the variables that are sent with jobs
+        "RAY_worker_niceness": "0",  # else workers starve where other programs keep the cores busy
+        "RAY_TMPDIR": temp,
+        "AWS_SECRET_ACCESS_KEY": NODE_SECRET,
         "PATH": f"{PYTHON_FOLDER}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(token_file.parent),
         "OMP_NUM_THREADS": "1",
@@ -42,8 +49,11 @@ def _environment(token_file: Path) -> Environment:
 
 
 def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(480):
         assert head.poll() is None, f"ray start ended:\n{log.read_text()}"
+        if "Ray runtime started" not in log.read_text():  # the dashboard answers before, and Ray may give up until then
+            time.sleep(0.25)
+            continue
         try:
             urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
         except urllib.error.HTTPError as refusal:  # it runs, and wants its token
@@ -53,7 +63,7 @@ def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.25)
         else:
             raise AssertionError("a head with token authentication answered a request without a token")
-    raise AssertionError(f"the head did not answer within a minute:\n{log.read_text()}")
+    raise AssertionError(f"the head did not answer within two minutes:\n{log.read_text()}")
 
 
 def _stop(head: subprocess.Popen[bytes]) -> None:
@@ -68,18 +78,18 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Environment]]:
-    """Address of a Ray head of one CPU that wants a token, and the environment that has it."""
+    """Address of a Ray head of two CPUs that wants a token, and its environment, which has it. RAY_TMPDIR has its logs."""
     folder = tmp_path_factory.mktemp("head")
     (folder / "token").write_text("0123456789abcdef" * 4, encoding="utf-8")
-    environment, log = _environment(folder / "token"), folder / "log"
-    gcs, dashboard, client, agent = _free_ports(4)
     temp = tempfile.mkdtemp(prefix="ray")  # short, because the path of a socket has at most 107 characters
+    environment, log = _environment(folder / "token", temp), folder / "log"
+    gcs, dashboard, client, agent = _free_ports(4)
     command = [
         f"{PYTHON_FOLDER}/ray",
         "start",
         "--head",
         "--block",
-        "--num-cpus=1",
+        "--num-cpus=2",
         "--num-gpus=0",
         "--object-store-memory=100000000",
         "--node-ip-address=127.0.0.1",
