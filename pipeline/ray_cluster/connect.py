@@ -28,6 +28,8 @@ QUIET = {
     "RAY_DATA_LOG_LEVEL": "WARNING",  # each start and end of a stream otherwise
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line of a worker twice
 }
+START_TIMEOUT = "timed out during startup"
+"""A part of what Ray 2.60 says, in an exception of no type of its own, when it has not started after 30 s, its fixed limit."""
 NODE_SECONDS = 5.0
 """How long to wait for this machine's raylet, which may still be starting."""
 ELSEWHERE = (
@@ -64,6 +66,13 @@ def connect() -> None:
         raise UserError(f"the Ray cluster cannot be joined: {error}") from None
     except OSError as error:
         raise UserError(f"Ray cannot start on this machine: {error}; TMPDIR must name a folder that can be written") from None
+    except Exception as error:
+        if START_TIMEOUT not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start on this machine within 30 s, its limit: the machine is too busy. Give the command again when "
+            "less runs beside it; jobs.train works without Ray, too, with scale.workers=0"
+        ) from None
 
 
 def disconnect() -> None:

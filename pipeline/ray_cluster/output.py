@@ -30,6 +30,8 @@ HARMLESS = re.compile(
             r"A new progress UI is available\. To enable",
             # of Ray Train's own actor, every few seconds on a cluster without a dashboard, which it would ask
             r"Failed to query Ray Train Controller actor state\. State API may be temporarily unavailable",
+            # of Ray Train's controller on a busy machine, which asks again; a traceback comes with it (see ShortMessages)
+            r"Failed to send resource request for train-\w+\. If this only happens transiently",
             # what protects a cluster is there; a warning that it is missing is shown
             r"Token authentication is enabled for this Ray cluster\.",
             r"Tip: use `ray status` to view detailed cluster status",

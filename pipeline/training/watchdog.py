@@ -40,7 +40,7 @@ class Watchdog:
 
     def __init__(self, progress: WorkerProgress, seconds: float | None, end: Callable[[str], None] | None = None) -> None:
         self.progress, self.seconds = progress, seconds
-        self._end = end or end_with_stacks
+        self._end = end or end_this_process
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -74,8 +74,9 @@ class Watchdog:
         )
 
 
-def end_with_stacks(message: str) -> None:
+def end_this_process(message: str, with_stacks: bool = True) -> None:
     """Ends the process at once, with the message and the stack of every thread on stderr."""
     print(f"failed: {message}", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(all_threads=True)
+    if with_stacks:
+        faulthandler.dump_traceback(all_threads=True)
     os._exit(1)

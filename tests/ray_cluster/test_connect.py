@@ -284,6 +284,23 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told(
         connect.connect()
 
 
+def test_a_ray_that_did_not_start_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a load of 30 on 2 cores; every other exception keeps its traceback."""
+    said = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
+
+    def fail(*_: object, **__: object) -> None:
+        raise Exception(said)
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr(connect, "_choose_address", lambda: None)
+    with pytest.raises(UserError, match=r"within 30 s, its limit: the machine is too busy.*scale\.workers=0"):
+        connect.connect()
+    said = "something else"
+    with pytest.raises(Exception, match=r"^something else$"):
+        connect.connect()
+
+
 def test_auto_without_a_cluster_says_how_to_start_one(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
     monkeypatch.setattr("ray.is_initialized", lambda: False)

@@ -21,6 +21,8 @@ HARMLESS = [
     "or are lost, the actor restart will fail. See https://github.com/ray-project/ray/issues/53727 for more details.",
     "Progress bars disabled. To enable, set `ray.data.DataContext.get_current().enable_progress_bars = True`.",
     "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable. Continuing to monitor.",
+    "Failed to send resource request for train-947cd169bf624fecb0eb4709802d051f. If this only happens transiently during "
+    "network partition or CPU being overloaded, it's safe to ignore this error. If this error persists, file a GitHub issue.",
     "Tip: use `ray status` to view detailed cluster status. To disable these messages, set RAY_SCHEDULER_EVENTS=0.",
 ]
 """As Ray 2.60 said them in the demo, or would on a cluster that grows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,8 +66,8 @@ class StartTimeout(WorkerGroupCallback):  # type: ignore[misc]
     def on_worker_group_start(self) -> Iterator[None]:
         """Starts the timer; Ray calls it around the start of the processes."""
         reason = (
-            f"the workers did not run after {self.seconds:g} s (twice scale.start_timeout_seconds): one stands still, or the "
-            "storage does not answer"
+            f"the workers did not run after {self.seconds:g} s (twice scale.start_timeout_seconds, which a busy machine needs "
+            "more of): one stands still, or the storage does not answer"
         )
         self._timer = threading.Timer(self.seconds, self.end, (self.control, reason))
         self._timer.daemon = True
@@ -81,6 +82,25 @@ class StartTimeout(WorkerGroupCallback):  # type: ignore[misc]
         """Stops the timer; Ray calls it when all workers run the train function."""
         assert self._timer is not None
         self._timer.cancel()
+
+
+class WithoutTracebacks(logging.Filter):
+    """Removes the tracebacks of what Ray Train logs; they stay in its own logs, which are written before."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns True: the message itself is shown."""
+        record.exc_info = record.exc_text = None
+        return True
+
+
+class ShortMessages(ControllerCallback):  # type: ignore[misc]
+    """Has the controller print messages without tracebacks. What ended a run, the command says by itself."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Changes what goes to the command's terminal; Ray calls it in the controller, whose logs are set up."""
+        for handler in logging.getLogger("ray.train").handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.addFilter(WithoutTracebacks())
 
 
 class SurvivingBackend(_TorchBackend):  # type: ignore[misc]

@@ -7,7 +7,10 @@ task that every run needs.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -15,9 +18,13 @@ from ray._private.state import state as ray_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingPolicy
 
 from pipeline.ray_cluster.resources import Node, Resources, count_workers
+
+OWN_CLUSTER = "RAY_API_SERVER_ADDRESS"
+"""The variable by which Ray's state API finds its cluster; without it, it looks at the processes of this machine."""
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
@@ -30,7 +37,27 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, *, scaling_policy: ScalingPolicy, **words: Any) -> Any:
         if isinstance(scaling_policy, ElasticScalingPolicy):
             scaling_policy = FittingWorkers(self.scaling_config, self._resources)
-        return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **words)
+        with name_own_cluster():
+            return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **words)
+
+
+@contextlib.contextmanager
+def name_own_cluster() -> Iterator[None]:
+    """Has Ray Train tell the controller, and what it starts, which cluster they belong to, by a variable of the environment.
+
+    The controller's helper that gives back what a killed controller held asks the cluster of this machine, and ends with a
+    traceback if there are two: another command of the same user is enough.
+    """
+    ENV_VARS_TO_PROPAGATE.add(OWN_CLUSTER)
+    before = os.environ.get(OWN_CLUSTER)
+    os.environ[OWN_CLUSTER] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[OWN_CLUSTER]
+        else:
+            os.environ[OWN_CLUSTER] = before
 
 
 class FittingWorkers(ElasticScalingPolicy):  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.training.watchdog import end_with_stacks
+from pipeline.training.watchdog import end_this_process
 
 RESIZE = -1
 """Takes the place of a signal's number when the number of workers is about to change."""
@@ -66,4 +66,4 @@ def end_with_reason(control: Any, worker: int | None, reason: str) -> None:
     """Ends this process and lets the driver know why. ``worker`` is its rank, or None for the controller."""
     with contextlib.suppress(Exception):  # the driver's node does not answer
         ray.get(control.report_end.remote(worker, reason), timeout=5)
-    end_with_stacks(reason)
+    end_this_process(reason, with_stacks=worker is not None)  # the controller's threads are Ray's own

@@ -29,6 +29,7 @@ from pipeline.training.loop import TrainingRun
 from pipeline.training.on_ray.controller import (
     CheckpointBeforeResize,
     PlannedData,
+    ShortMessages,
     StartTimeout,
     SurvivingTorchConfig,
     make_placeholder,
@@ -63,7 +64,7 @@ def fit_on_ray(prepared: PreparedRun, resources: Resources) -> dict[str, Any]:
     trainer = _build_trainer(prepared.run, resources, worker_inputs)
     try:
         with StopOnSignal() as signals, show_train_workers_plainly():
-            fit = partial(fit_with_restarts, trainer.fit, lambda: ray.get(control.take_end_reasons.remote()), prepared.run)
+            fit = partial(fit_with_restarts, trainer.fit, partial(_take_end_reasons, control, signals), prepared.run)
             outcome: dict[str, Any] = _fit_while_listening(fit, signals, control, config.scale.stop_seconds)
     finally:
         token.unlink(missing_ok=True)
@@ -112,6 +113,7 @@ def _build_trainer(run: TrainingRun, resources: Resources, worker_inputs: dict[s
             callbacks=[
                 StartTimeout(worker_inputs["control"], 2 * scale.start_timeout_seconds),
                 CheckpointBeforeResize(worker_inputs["control"], scale.stop_seconds),
+                ShortMessages(),
             ],
         ),
     )
@@ -160,6 +162,13 @@ def fit_with_restarts(
             failures = list_failures(error, take_end_reasons())
         if failures:
             _restart_or_raise(failures, restarts, run)
+
+
+def _take_end_reasons(control: Any, signals: StopOnSignal) -> Any:
+    """Returns the reasons of ``RunControl.take_end_reasons``. Raises Stopped if the workers failed while they were to stop."""
+    if signals.number is not None:  # nothing starts again; and the cluster may be left already, which Ray would join anew
+        raise Stopped(signals.number, "stopped without a checkpoint of the last steps; the same command continues")
+    return ray.get(control.take_end_reasons.remote())
 
 
 def list_failures(error: BaseException, end_reasons: Mapping[int | None, str]) -> list[Failure]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.train import ControllerError
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -35,10 +39,17 @@ from pipeline.manifest.schema import read_manifest
 from pipeline.ray_cluster.resources import Resources
 from pipeline.run_folder.contents import read_metrics
 from pipeline.training.on_ray import controller, run_control, worker
-from pipeline.training.on_ray.controller import CheckpointBeforeResize, StartTimeout, SurvivingBackend, SurvivingTorchConfig
+from pipeline.training.on_ray.controller import (
+    CheckpointBeforeResize,
+    ShortMessages,
+    StartTimeout,
+    SurvivingBackend,
+    SurvivingTorchConfig,
+)
+from pipeline.training.on_ray.elastic_workers import OWN_CLUSTER, name_own_cluster
 from pipeline.training.on_ray.restarts import FinalFailure, StepFailed
 from pipeline.training.on_ray.run_control import RESIZE
-from pipeline.training.on_ray.trainer import _set_limits, fit_with_restarts
+from pipeline.training.on_ray.trainer import _set_limits, _take_end_reasons, fit_with_restarts
 from pipeline.training.on_ray.worker import Preempted, StopPoll
 from pipeline.training.prepared_run import prepare_run
 from pipeline.training.watchdog import WorkerProgress
@@ -228,13 +239,57 @@ def test_ray_finds_who_stands_still_before_the_others_tire_of_waiting(monkeypatc
 @pytest.mark.usefixtures("ray_cluster")
 def test_reasons_of_ends_come_to_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(run_control, "end_with_stacks", ended.append)
+    monkeypatch.setattr(run_control, "end_this_process", lambda reason, with_stacks: ended.append(reason))
     actor = run_control.RunControl.remote()  # type: ignore[attr-defined]
     run_control.end_with_reason(actor, 1, "no progress")
     assert [ray.get(actor.take_end_reasons.remote()) for _ in range(2)] == [{1: "no progress"}, {}]
     ray.kill(actor)
     run_control.end_with_reason(actor, 1, "nobody hears it")
     assert ended == ["no progress", "nobody hears it"]
+
+
+def test_workers_that_fail_while_they_stop_are_not_started_again() -> None:
+    """Nor is the cluster asked, which the command may have left: Ray would join it anew."""
+    calls: list[str] = []
+
+    def fit() -> None:
+        calls.append("fit")
+        raise ray.exceptions.RayActorError
+
+    control = SimpleNamespace(take_end_reasons=SimpleNamespace(remote=lambda: calls.append("asked")))
+    signals: Any = SimpleNamespace(number=signal.SIGTERM)
+    run: Any = SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(max_failures=3)))
+    with pytest.raises(Stopped, match="the same command continues"):
+        fit_with_restarts(fit, partial(_take_end_reasons, control, signals), run)
+    assert calls == ["fit"]
+
+
+def test_what_ray_starts_is_told_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train takes what it hands on to its controller from the environment, by a list of names."""
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    for before in (None, "http://10.0.0.2:8265"):
+        monkeypatch.delenv(OWN_CLUSTER, raising=False)
+        if before is not None:
+            monkeypatch.setenv(OWN_CLUSTER, before)
+        with name_own_cluster():
+            assert get_env_vars_to_propagate()[OWN_CLUSTER] == "10.0.0.1:6379"
+        assert os.environ.get(OWN_CLUSTER) == before
+
+
+def test_the_controller_prints_messages_without_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, kept = io.StringIO(), io.StringIO()
+    file, terminal = logging.Handler(), logging.StreamHandler(said)
+    monkeypatch.setattr(file, "emit", lambda record: kept.write(logging.Formatter().format(record)))
+    log = logging.getLogger("ray.train")
+    monkeypatch.setattr(log, "handlers", [file, terminal])  # in Ray's order
+    monkeypatch.setattr(log, "propagate", False)
+    ShortMessages().after_controller_start(None)
+    try:
+        raise TimeoutError("no answer")
+    except TimeoutError:
+        log.warning("Failed to send it.", exc_info=True)
+    assert said.getvalue() == "Failed to send it.\n"
+    assert "Traceback" in kept.getvalue() and "TimeoutError: no answer" in kept.getvalue()
 
 
 def test_workers_that_ray_ended_for_memory_are_ended_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -96,6 +98,23 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
     assert min(map(int, re.findall(r"continuing at step (\d+) of 24", capfd.readouterr().out))) >= 8
     (failure,) = (json.loads(line) for line in (tmp_path / "ray" / "failures.jsonl").read_text().splitlines())
     assert failure["step"] is None and failure["stopped"] is None  # a process that died, not an exception of the loop
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")  # the Ray of another command, which is none of this one's business
+def test_a_command_with_two_workers_prints_its_own_lines_only(tiny: Path, tmp_path: Path, repository: Path) -> None:
+    words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "run.name=two", "scale.workers=2"]
+    command = [sys.executable, "-m", "jobs.train", *words, "train.steps=8", "method.supervised_steps=0"]
+    variables = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, cwd=repository, env=variables, capture_output=True, text=True, timeout=390)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("two: actnetformer, 8 steps of 2 labeled + 4 unlabeled videos")
+    assert [line.partition("  ")[0] for line in said if line.startswith("step")] == [f"step {n}/8" for n in (2, 4, 6, 8)]
+    assert not re.search(r"pid=|\x1b|[Rr]ay|Traceback", done.stdout.replace(str(tmp_path), ""))
+    progress = re.compile(r"\w+ \d+/\d+ .* left")
+    assert [line for line in done.stderr.splitlines() if not progress.fullmatch(line)] == []
 
 
 def _sees(rank: int, meeting: str, folder: str) -> None:
