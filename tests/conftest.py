@@ -26,9 +26,9 @@ settings.load_profile("house")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Shares out tests among processes (``make test``), so that what several tests need is prepared once.
 
-    Those with Ray share a process and its cluster, and come first, so that nothing waits for them at the end. Those of the
-    model that is exported share a process, too; the others share it with their file, or with the folder around it that has a
-    conftest.py.
+    Those with Ray share a process and its cluster. Those of the model that is exported share a process, too; the others share
+    it with their file, or with the folder around it that has a conftest.py. What takes longest comes first, so that at the end
+    no process waits for another's: Ray's, then what several files share, then single files.
     """
     here = Path(__file__).parent
     for item in items:
@@ -39,7 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             shared = [folder for folder in item.path.parents if here in folder.parents and (folder / "conftest.py").is_file()]
             file = item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group("exported" if is_exported else shared[0].name if shared else file))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, _get_group(item) == item.nodeid.partition("::")[0]))
+
+
+def _get_group(item: pytest.Item) -> object:
+    """Returns the name of the group that pytest-xdist runs in one process; the marker closest to the test counts."""
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return marker.args[0]
 
 
 @pytest.fixture(scope="session")
