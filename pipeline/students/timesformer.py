@@ -1,4 +1,4 @@
-"""TimeSformer (Bertasius et al., ICML 2021) on ViT's blocks: divided space-time, joint space-time, or space attention.
+"""TimeSformer (Bertasius et al., ICML 2021) on timm's ViT blocks: divided space-time, joint space-time, or space attention.
 
 Shape letters beyond batch.py's: L tubelets in time (frames / tubelet), P patches of a frame, D embedding width.
 """
@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config import ClipSection, TimeSformerSection
-from pipeline.students.vit_block import Attention, Block, DropPath
+
+# timm is imported where a network is built: importing it takes 3 s of a CPU, and most commands and processes build none
+if TYPE_CHECKING:
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block
+
+EPSILON = 1e-6
+"""Of layer norms: that of timm's ``LayerNorm``."""
 
 
 class TimeSformer(nn.Module):
@@ -32,9 +40,9 @@ class TimeSformer(nn.Module):
         if self.has_time:
             self.time_embedding = nn.Parameter(torch.zeros(1, clip.frames // section.tubelet, width))
         rates = [section.drop_path * number / max(1, section.depth - 1) for number in range(section.depth)]
-        block = DividedBlock if section.attention == "divided" else Block
+        block = DividedBlock if section.attention == "divided" else _build_vit_block
         self.blocks = nn.ModuleList(block(width, section.heads, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=EPSILON)
         self.dropout = nn.Dropout(section.dropout)
         self.head = nn.Linear(width, num_classes)
         self._initialize()
@@ -119,11 +127,14 @@ class DividedBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
-        self.temporal_norm = nn.LayerNorm(width, eps=1e-6)
-        self.temporal_attention = Attention(width, heads)
+        from timm.layers.attention import Attention
+        from timm.layers.drop import DropPath
+
+        self.temporal_norm = nn.LayerNorm(width, eps=EPSILON)
+        self.temporal_attention = Attention(width, heads, qkv_bias=True)
         self.temporal_fc = nn.Linear(width, width)
         self.drop_path = DropPath(drop_path)
-        self.space = Block(width, heads, drop_path)
+        self.space = _build_vit_block(width, heads, drop_path)
 
     def forward(self, cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         space = self.space
@@ -135,14 +146,14 @@ class DividedBlock(nn.Module):
         cls_N1D = cls_N1D + seen[:, :, :1].mean(dim=1)
         patches_NLPD = patches_NLPD + seen[:, :, 1:]
         cls_change, patches_change = (space.mlp(space.norm2(tokens)) for tokens in (cls_N1D, patches_NLPD))
-        if isinstance(space.drop_path2, DropPath):  # a clip drops all of its tokens or none
+        if not isinstance(space.drop_path2, nn.Identity):  # a clip drops all of its tokens or none
             kept_N11 = space.drop_path2(torch.ones_like(cls_N1D[:, :, :1]))
             cls_change, patches_change = cls_change * kept_N11, patches_change * kept_N11[..., None]
         return cls_N1D + cls_change, patches_NLPD + patches_change
 
 
 def attend_over_time(attention: Attention, tokens_NLPD: torch.Tensor) -> torch.Tensor:
-    """Computes the attention of each patch to the same patch of other frames with its weights; [N, L, P, D] to the same
+    """Computes the attention of each patch to the same patch of other frames with timm's weights; [N, L, P, D] to the same
     shape.
 
     The heads of all positions count as heads of the clip, so that nothing is copied into another order and no batch has clips
@@ -181,6 +192,13 @@ def _prepend_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Ten
     """Returns each frame's patches behind a copy of the clip's cls token, [N * L, 1 + P, D]."""
     copies = cls_N1D[:, None].expand(-1, patches_NLPD.shape[1], -1, -1)
     return torch.cat([copies, patches_NLPD], dim=2).flatten(0, 1)
+
+
+def _build_vit_block(width: int, heads: int, drop_path: float) -> Block:
+    from timm.layers.norm import LayerNorm
+    from timm.models.vision_transformer import Block
+
+    return Block(width, heads, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
 
 
 def _initialize_linear(module: nn.Module) -> None:

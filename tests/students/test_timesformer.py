@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.attention import Attention
 from torch import nn
 
 from pipeline.config import ClipSection, TimeSformerSection
 from pipeline.students import build_student
 from pipeline.students.timesformer import DividedBlock, TimeSformer
-from pipeline.students.vit_block import Attention
 
 CLIP = ClipSection(frames=4, fps=8, size=16)
 
