@@ -55,7 +55,7 @@ def test_folder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert "1 of 13 files cannot be used:\n  b/notes.txt: not_a_video, " in out
     assert "2 classes" in out and f"manifest {manifest.fingerprint}" in out and f"labels   {labels.fingerprint}" in out
-    assert f"python -m jobs.train data.manifest={tmp_path / 'out' / 'manifest.parquet'}" in out
+    assert f"python -m jobs.train --config demo data.manifest={tmp_path / 'out' / 'manifest.parquet'}" in out
     assert "probed 13/13" in err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.parquet", "manifest.parquet"]
 
