@@ -101,6 +101,7 @@ def test_two_workers_one_killed_equal_one_process(tiny: Path, tmp_path: Path, ca
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("ray_cluster")  # the Ray of another command, which is none of this one's business
 def test_a_command_with_two_workers_prints_its_own_lines_only(tiny: Path, tmp_path: Path, repository: Path) -> None:
