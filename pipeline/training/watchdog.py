@@ -75,7 +75,7 @@ class Watchdog:
 
 
 def end_this_process(message: str, with_stacks: bool = True) -> None:
-    """Ends the process at once, with the message and the stack of every thread on stderr."""
+    """Ends the process at once, with the message on stderr, and ``with_stacks`` the stack of every thread."""
     print(f"failed: {message}", file=sys.stderr, flush=True)
     if with_stacks:
         faulthandler.dump_traceback(all_threads=True)
