@@ -27,15 +27,33 @@ def show_progress(
     """
     out = stream or sys.stderr
     words: dict[str, Any] = {"total": total, "desc": what, "initial": done}
+    figures = "{n_fmt}/{total_fmt}  {pace}  {elapsed} so far, {remaining} left"
     if out.isatty() or _is_in_notebook():
-        words |= {"file": out if out.isatty() else None, "dynamic_ncols": True}
+        drawn = f"{{l_bar}}{{bar}}| {figures}"
+        words |= {"file": out if out.isatty() else None, "dynamic_ncols": True, "bar_format": drawn}
     else:
-        line = "{desc} {n_fmt}/{total_fmt}  {rate_fmt}  {elapsed} so far, {remaining} left"
-        words |= {"file": _Lines(out), "mininterval": LOG_SECONDS, "miniters": 1, "bar_format": line}
-    with tqdm(**words) as bar:
+        words |= {"file": _Lines(out), "mininterval": LOG_SECONDS, "miniters": 1, "bar_format": f"{{desc}} {figures}"}
+    with _Bar(**words) as bar:
         for item in items:
             yield item
             bar.update(count(item))
+
+
+def describe_pace(items_per_second: float) -> str:
+    """Returns "3.1 a second", or "17.4 s each" of what takes longer than a second."""
+    if not items_per_second:
+        return ""
+    return f"{items_per_second:.1f} a second" if items_per_second >= 1 else f"{1 / items_per_second:.1f} s each"
+
+
+class _Bar(tqdm):  # type: ignore[misc] # tqdm.auto has no types
+    """tqdm's bar, which says the rate in words: "it/s", its own word, stands for iterations, and here they are videos or clips."""
+
+    @property
+    def format_dict(self) -> Any:
+        known = super().format_dict
+        so_far = (known["n"] - known["initial"]) / known["elapsed"] if known["elapsed"] else 0.0
+        return known | {"pace": describe_pace(known["rate"] or so_far)}
 
 
 def _is_in_notebook() -> bool:

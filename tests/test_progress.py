@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import progress as module
-from pipeline.progress import show_progress
+from pipeline.progress import describe_pace, show_progress
 
 
 class Terminal(io.StringIO):
@@ -34,7 +34,7 @@ def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "?" not in out.getvalue()
     assert all(line.startswith("probed ") and line.endswith(" left") for line in lines)
     assert lines[-1].startswith("probed 5/5  ")
-    assert "/s  00:00 so far, 00:00 left" in lines[-1]
+    assert " a second  00:00 so far, 00:00 left" in lines[-1]
 
 
 def test_a_log_file_is_not_filled_by_quick_work() -> None:
@@ -49,6 +49,11 @@ def test_a_terminal_gets_a_bar_that_is_written_over() -> None:
     assert list(show_progress(range(3), 3, "rendered", out)) == [0, 1, 2]
     assert out.getvalue().count("\n") == 1
     assert "rendered: 100%" in out.getvalue().rsplit("\r", 1)[1]
+    assert "| 3/3  " in out.getvalue() and " a second  00:00 so far, 00:00 left" in out.getvalue()
+
+
+def test_the_pace_is_said_in_words() -> None:
+    assert [describe_pace(rate) for rate in (0.0, 41.26, 1.0, 0.0575)] == ["", "41.3 a second", "1.0 a second", "17.4 s each"]
 
 
 def test_nothing_to_do() -> None:

@@ -48,6 +48,9 @@ def describe_path(path: Path) -> dict[str, Any]:
         return _describe_study(path)
     if is_run(path):
         return _describe_run(path)
+    tables = sorted(path.glob("*.parquet")) if path.is_dir() else []
+    if tables:
+        raise UserError(f"{path} is a folder of data: name a file in it, for example python -m jobs.info {tables[0]}")
     raise UserError(f"{path} is nothing of this program; jobs.info describes {KNOWN}; jobs.runs lists the runs in a folder")
 
 

@@ -52,11 +52,12 @@ def describe_codec(codec: str, results: dict[str, int | str]) -> Finding:
     """Describes which decoders found all frames; ``results`` are their numbers of frames, or what they said."""
     broken = {name: result for name, result in results.items() if result != FRAMES}
     works = " and ".join(name for name in results if name not in broken)
-    why = "; ".join(f"{name}: {f'{text} frames' if isinstance(text, int) else text}" for name, text in broken.items())
     if not works:
+        why = "; ".join(f"{name}: {f'{text} frames' if isinstance(text, int) else text}" for name, text in broken.items())
         return Finding(codec, "problem", why, REINSTALL)
-    if broken:
-        return Finding(codec, "note", f"decoded by {works}, not by {why}", "nothing: jobs.prepare chooses the one that works")
+    if broken:  # what the other one says would only frighten: decord's messages are addresses of its source code
+        nothing_to_do = "nothing to do: jobs.prepare chooses for each video a decoder that reads it"
+        return Finding(codec, "note", f"decoded by {works}, not by {' and '.join(broken)}", nothing_to_do)
     return Finding(codec, "ok", f"decoded by {works}")
 
 

@@ -62,6 +62,8 @@ def fit_on_ray(prepared: PreparedRun, resources: Resources) -> dict[str, Any]:
         "lock": get_held_token(config.run_store),
     }
     trainer = _build_trainer(prepared.run, resources, worker_inputs)
+    workers = f"{resources.workers} train worker{'s' if resources.workers > 1 else ''}"
+    print(f"starting {workers}: seconds, on a busy machine minutes", flush=True)  # nothing else is said until the first steps
     try:
         with StopOnSignal() as signals, show_train_workers_plainly():
             fit = partial(fit_with_restarts, trainer.fit, partial(_take_end_reasons, control, signals), prepared.run)

@@ -112,6 +112,9 @@ def test_a_command_with_two_workers_prints_its_own_lines_only(tiny: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[0].startswith("two: actnetformer, 8 steps of 2 labeled + 4 unlabeled videos")
+    assert said.index("starting 2 train workers: seconds, on a busy machine minutes") < said.index(
+        next(line for line in said if line.startswith("step"))
+    )
     assert [line.partition("  ")[0] for line in said if line.startswith("step")] == [f"step {n}/8" for n in (2, 4, 6, 8)]
     assert not re.search(r"pid=|\x1b|[Rr]ay|Traceback", done.stdout.replace(str(tmp_path), ""))
     progress = re.compile(r"\w+ \d+/\d+ .* left")
