@@ -47,7 +47,7 @@ def describe_pace(items_per_second: float) -> str:
 
 
 class _Bar(tqdm):  # type: ignore[misc] # tqdm.auto has no types
-    """tqdm's bar, which says the rate in words: "it/s", its own word, stands for iterations, and here they are videos or clips."""
+    """tqdm's bar, which says the rate in words: its own "it/s" means iterations, and here they are videos or clips."""
 
     @property
     def format_dict(self) -> Any:

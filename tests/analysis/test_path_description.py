@@ -45,10 +45,11 @@ def test_what_is_nothing_of_this_program_is_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.yaml").write_text("train: {stps: 3}\n")
+    in_folder = f"folder of data: name a file in it, for example python -m jobs.info {tmp_path / 'broken.parquet'}"
     for name, message in (
-        ("absent", "does not exist"), ("empty", "nothing of this program"),
-        (".", f"folder of data: name a file in it, for example python -m jobs.info {tmp_path / 'broken.parquet'}"), ("other.parquet", "without this program's description"),
-        ("broken.parquet", "no readable Parquet file"), ("odd.yaml", "did you mean train.steps"),
+        ("absent", "does not exist"), ("empty", "nothing of this program"), (".", in_folder),
+        ("other.parquet", "without this program's description"), ("broken.parquet", "no readable Parquet file"),
+        ("odd.yaml", "did you mean train.steps"),
     ):  # fmt: skip
         assert run(info.main, [str(tmp_path / name)]) == USER_ERROR
         assert message in capsys.readouterr().err
