@@ -95,18 +95,18 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, i
 
 
 def _build_plain_method(config: Config, plan: Plan, num_classes: int) -> Any:
-    """Builds the method as the loop does, from random weights and without options that change no size."""
+    """Builds the method as the loop does, without values and without options that change no size."""
     tree: dict[str, Any] = config.model_dump()
     for name in STUDENTS:
         tree[name]["network"]["weights"] = None
     tree["train"] |= {"compile": "off", "sync_batch_norm": False}
     plain = Config.model_validate(tree)
-    with torch.random.fork_rng():
+    with torch.device("meta"):  # drawing random weights would take a second
         return apply_train_options(build_method(plain, num_classes, *plan.sizes), plain.train)
 
 
 def _forget_values(method: nn.Module) -> None:
-    """Within FakeTensorMode, replaces parameters and buffers by tensors without storage."""
+    """Within FakeTensorMode, replaces parameters and buffers by tensors without storage, as if on the CPU."""
     for module in method.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(_make_empty(parameter), requires_grad=parameter.requires_grad))

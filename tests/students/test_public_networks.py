@@ -79,14 +79,18 @@ def test_names_shapes_and_logits(name: str, tmp_path: Path) -> None:
 def test_the_blobs_of_slowfasts_model_zoo_are_slowfasts_tensors(tmp_path: Path) -> None:
     """Names and shapes are those that SlowFast's own ``convert_caffe2_name_to_pytorch`` takes; the file is pickled as Python 2
     did, with what the optimizer kept."""
-    network, keys, _, logits = PUBLIC["slowfast"]
-    student = build_student(network, ClipSection(size=64), 5).double().eval()
+    network, keys, _, _ = PUBLIC["slowfast"]
+    with torch.device("meta"):
+        student = build_student(network, ClipSection(size=64), 5)
+    student.to_empty(device="cpu").double()
     shapes = {keys(key): tuple(value.shape) for key, value in student.state_dict().items() if "num_batches" not in key}
-    blobs: dict[str, Any] = {caffe2_keys(name): value.numpy() for name, value in by_rule(shapes).items()}
+    tensors = by_rule(shapes)
+    blobs: dict[str, Any] = {caffe2_keys(name): value.numpy() for name, value in tensors.items()}
     assert fingerprint({name: value.shape for name, value in blobs.items()}) == "50b53d4e60880be6"
     blobs["pred_w"] = blobs["pred_w"][:, :, None, None, None]  # a linear layer and a convolution are one there
     blobs |= {"conv1_w_momentum": blobs["conv1_w"], "lr": blobs["pred_b"][0], "model_iter": blobs["pred_b"][:1]}
     (tmp_path / "SLOWONLY_8x8_R50.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
     assert load_weights(student, str(tmp_path / "SLOWONLY_8x8_R50.pkl"), "x").head
-    clips = 10 * by_rule({"clip": (2, 3, 8, 64, 64)})["clip"]
-    assert student(clips)[0].flatten().tolist() == pytest.approx(logits, abs=2e-6)
+    loaded = {keys(key): value for key, value in student.state_dict().items() if "num_batches" not in key}
+    assert loaded.keys() == tensors.keys()
+    assert [key for key, value in loaded.items() if not torch.equal(value, tensors[key])] == []
