@@ -32,7 +32,7 @@ def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     def break_off(source: VideoSource, resources: Any, scorer: Any, videos: Ints, *words: Any) -> Iterator[Columns]:
         begun.append(videos.tolist())
         for number, part in enumerate(score(source, resources, scorer, videos, *words)):
-            if len(begun) == 2 and number == 5:
+            if len(begun) == 1 and number == 5:
                 raise InterruptedError
             yield part
 
@@ -40,7 +40,6 @@ def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     words = [str(model), "--manifest", str(tiny / "manifest.parquet"), "evaluation.batch_views=2", "--out"]
     assert run(evaluate.main, [*words, str(tmp_path / "here")]) == DONE and not begun
     words.insert(1, "scale.workers=2")
-    assert run(evaluate.main, [*words, str(tmp_path / "whole")]) == DONE
     with pytest.raises(InterruptedError):
         run(evaluate.main, [*words, str(tmp_path / "cut")])
     written = sorted((tmp_path / "cut" / evaluation_parts.FOLDER).rglob("*.parquet"))
@@ -49,7 +48,7 @@ def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     capsys.readouterr()
     assert run(evaluate.main, [*words, str(tmp_path / "cut")]) == DONE
     assert f"{done} of 8 videos were scored before the evaluation was interrupted" in capsys.readouterr().err
-    assert len(begun[0]) == 8 and begun == [begun[0], begun[0], begun[0][done:]]
+    assert len(begun[0]) == 8 and begun == [begun[0], begun[0][done:]]
     assert not (tmp_path / "cut" / evaluation_parts.FOLDER).exists()
-    whole, cut = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("whole", "cut"))
-    assert cut.equals(whole)
+    here, cut = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("here", "cut"))
+    assert cut.equals(here)

@@ -13,6 +13,7 @@ import pytest
 
 from jobs import evaluate, predict, train
 from jobs.command import DONE, FAILED, USER_ERROR, run
+from pipeline.evaluation import on_ray
 from pipeline.manifest.schema import read_manifest
 from pipeline.prediction import prediction_run
 from pipeline.prediction.prediction_parts import Parts
@@ -51,16 +52,13 @@ def test_unlisted_files_get_the_scores_of_the_same_listed_ones(
         assert mine["class"] == manifest.classes[int(np.argmax(theirs["mean"]))]
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(240)
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("few", [0, 256])
-def test_scoring_actors_say_the_same_as_this_process(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+def test_few_views_are_scored_in_this_process_whatever_the_number_of_workers(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """``tests/evaluation/test_continued_on_ray.py`` scores them on Ray."""
     again = shutil.copytree(trained, tmp_path / "tiny")
     (again / "predictions.parquet").unlink()
-    monkeypatch.setattr("pipeline.evaluation.score_videos.FEW_VIEWS", few)
+    monkeypatch.setattr(on_ray, "score_on_ray", None)
     assert run(evaluate.main, [str(again), "scale.workers=2"]) == DONE
     theirs, mine = (pq.read_table(folder / "predictions.parquet") for folder in (trained, again))
     assert mine["id"] == theirs["id"] and mine.num_rows == 8

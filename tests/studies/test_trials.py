@@ -175,23 +175,26 @@ def test_the_file_of_a_study_follows_its_trials(
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
-def test_small_trials_run_side_by_side(tiny: Path, tmp_path: Path, three: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Three whole runs in processes of Tune's, two at once on two CPUs, one of which fails."""
-    victim = tmp_path / "three" / "contrast_weight-1_seed-0"
+def test_small_trials_run_side_by_side(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two whole runs in processes of Tune's, at once on two CPUs, one of which fails."""
+    two = tmp_path / "two.yaml"
+    two.write_text("question: q\ngrid: {method.contrast.weight: [0, 1]}\n", encoding="utf-8")
+    victim = tmp_path / "two" / "contrast_weight-1_seed-0"
     victim.mkdir(parents=True)
-    blocked = LockFile(tmp_path / "three" / "contrast_weight-1_seed-0" / LOCK)
+    blocked = LockFile(victim / LOCK)
     assert blocked.acquire()
-    assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 1
+    command = words(tiny, tmp_path, two, "train.steps=4", "train.log_every=2")
+    assert run(ablate.main, command) == 1
     text = capfd.readouterr().out
-    assert "0 of 3 trials are done, 3 to run, 2 at once" in text
+    assert "0 of 2 trials are done, 2 to run, 2 at once" in text
     assert "failed: contrast_weight-1_seed-0: " in text
     assert "is being written by another process" in text
-    assert "2 of 3 trials" in text
+    assert "1 of 2 trials" in text
     blocked.release()
-    assert run(ablate.main, words(tiny, tmp_path, three, "train.steps=30", "train.log_every=10")) == 0
-    assert "3 of 3 trials" in capfd.readouterr().out
-    commands = [json.loads(facts.read_text(encoding="utf-8"))["command"] for facts in (tmp_path / "three").glob("*/facts.json")]
-    assert commands == 3 * [get_command_line()]  # this process's, and none of Ray's
+    assert run(ablate.main, command) == 0
+    assert "2 of 2 trials" in capfd.readouterr().out
+    commands = [json.loads(facts.read_text(encoding="utf-8"))["command"] for facts in (tmp_path / "two").glob("*/facts.json")]
+    assert commands == 2 * [get_command_line()]  # this process's, and none of Ray's
 
 
 @pytest.mark.ray
