@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -51,3 +53,8 @@ def write_numbers(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def map_here(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[tuple[int, Any]]:
+    """``map_in_processes`` without processes, whose start takes longer than the decoding of small videos."""
+    yield from enumerate(map(function, items))

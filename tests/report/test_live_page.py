@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
 from pipeline.report.live_page import FRESH_SECONDS, LivePage, start_live_server
 from pipeline.report.loopback import HOST
+from pipeline.run_folder.contents import read_metrics
 from tests.study_folders import line, write_study
 
 
@@ -139,7 +140,8 @@ def test_a_browser_sees_a_real_run_go_on(tiny: Path, tmp_path: Path, repository:
     serving = [sys.executable, "-u", "-m", "jobs.watch", str(tmp_path / "live"), "--port", "0", "--every", "1"]
     with subprocess.Popen(train, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
         try:
-            wait_for(lambda: (tmp_path / "live" / "metrics.jsonl").is_file())
+            wait_for(lambda: len(read_metrics(tmp_path / "live")) > 0)
+            training.send_signal(signal.SIGSTOP)  # until the page is open; it need not compute meanwhile
             with subprocess.Popen(serving, cwd=repository, stdout=subprocess.PIPE, text=True) as server:
                 assert server.stdout is not None
                 (address,) = re.findall(r"http://\S+", server.stdout.readline())
@@ -147,8 +149,11 @@ def test_a_browser_sees_a_real_run_go_on(tiny: Path, tmp_path: Path, repository:
                     browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
                     page = browser.new_page()
                     page.goto(address, timeout=60_000)
+                    wait_for(lambda: read_step(page) > 0)
                     first = read_step(page)
+                    training.send_signal(signal.SIGCONT)
                     wait_for(lambda: read_step(page) > first)  # by itself: nobody opens it again
+                    training.kill()
                     assert page.locator("figure svg").count() > 0, "curves"
                     browser.close()
                 server.send_signal(signal.SIGINT)

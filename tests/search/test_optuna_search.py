@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from pipeline.analysis.records.study_reader import read_study_record
-from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.run_folder.study_folder import write_study_facts, write_trials
-from pipeline.search.optuna_search import Search, SearchPlan
+from pipeline.search import optuna_search, optuna_storage
+from pipeline.search.optuna_search import SearchPlan
 from pipeline.search.optuna_storage import (
     build_sqlite_url,
     hide_password,
     list_run_trials,
     open_storage,
-    open_study,
     warm_start,
 )
 from pipeline.search.search_summary import (
@@ -34,14 +33,9 @@ from pipeline.search.search_summary import (
     list_objectives,
     sort_best_trials,
 )
-from pipeline.search.space import Space, read_space
 from tests.postgresql import binaries, serve
+from tests.search.searches import RANGES, drive, drive_from_barrier, make, quality
 
-RANGES = """question: q
-space:
-  primary.optimizer.lr: {low: 0.01, high: 0.5, log: true}
-  method.confidence_threshold: {low: 0.5, high: 0.95}
-"""
 CHOICES = """question: q
 space:
   method.labels.source: [other, self]
@@ -74,37 +68,11 @@ def quick(tmp_path: Path) -> Iterator[str]:
         yield build_sqlite_url(Path(folder))
 
 
-def space_of(folder: Path, text: str) -> Space:
-    (folder / "space.yaml").write_text(text, encoding="utf-8")
-    return read_space(folder / "space.yaml", load_config())
-
-
-def make(
-    url: str, folder: Path, text: str, trials: int, name: str = "", setting: dict[str, Any] | None = None, **plan: Any
-) -> Search:
-    """A search in ``folder``, whose name is the study's, for the server is shared by tests."""
-    order = SearchPlan(plan.pop("algorithm", "random"), trials, **plan)
-    study = open_study(url, name or folder.name, order.directions, setting or {"data": 1})
-    base = load_config(overrides=[f"run.storage_path={folder}", "train.steps=90"])
-    return Search(study, space_of(folder, text), order, base)
-
-
-def quality(config: Any) -> float:
-    """The better the nearer the threshold is to 0.8."""
-    return 1.0 - abs(config.method.confidence_threshold - 0.8)
-
-
-def drive(search: Search, most: int = 1000) -> list[str]:
-    """Run trials as the engine does; their names."""
-    names = []
-    while len(names) < most and (job := search.next_job()) is not None:
-        names.append(job.name)
-        for step in job.stops:
-            scores = {"mean": quality(job.config) * step / 90, "seconds": float(step)}
-            if not search.report_scores(job, step, scores):
-                break
-        search.report_end(job, None)
-    return names
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A storage in this process, for what is asked of the algorithms alone; it is one for all searches of the test."""
+    monkeypatch.setattr(optuna_storage, "open_storage", functools.cache(lambda url: optuna.storages.InMemoryStorage()))
+    return "in memory"
 
 
 def test_a_search_has_its_trials_and_goes_on_where_it_stopped(url: str, tmp_path: Path) -> None:
@@ -139,12 +107,12 @@ def test_random_points_are_functions_of_seed_and_number(quick: str, tmp_path: Pa
     assert len({str(point) for point in points[0]}) == 6
 
 
-def test_tpe_finds_what_random_draws_do_not(quick: str, tmp_path: Path) -> None:
+def test_tpe_finds_what_random_draws_do_not(in_memory: str, tmp_path: Path) -> None:
     means = {}
     for algorithm in ("random", "tpe"):
         folder = tmp_path / algorithm
         folder.mkdir()
-        search = make(quick, folder, RANGES, trials=40, algorithm=algorithm)
+        search = make(in_memory, folder, RANGES, trials=40, algorithm=algorithm)
         drive(search)
         late = [trial.value or 0 for trial in list_run_trials(search.study)[20:]]
         means[algorithm] = sum(late) / len(late)
@@ -152,9 +120,10 @@ def test_tpe_finds_what_random_draws_do_not(quick: str, tmp_path: Path) -> None:
 
 
 def test_no_point_is_run_twice_and_a_used_up_space_ends_the_search(
-    quick: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search = make(quick, tmp_path, CHOICES, trials=50)
+    monkeypatch.setattr(optuna_search, "MAX_REPEATS", 20)  # six points are found long before
+    search = make(in_memory, tmp_path, CHOICES, trials=50)
     names = drive(search)
     assert len(names) == 6  # 2 x 3 choices
     assert len({str(trial.params) for trial in list_run_trials(search.study)}) == 6
@@ -205,8 +174,8 @@ def test_asha_compares_tonights_trials_with_last_nights(quick: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("algorithm", ["asha", "hyperband"])
-def test_early_stopping_saves_steps_and_keeps_the_best(algorithm: str, quick: str, tmp_path: Path) -> None:
-    search = make(quick, tmp_path, RANGES, trials=40, algorithm=algorithm, min_steps=10)
+def test_early_stopping_saves_steps_and_keeps_the_best(algorithm: str, in_memory: str, tmp_path: Path) -> None:
+    search = make(in_memory, tmp_path, RANGES, trials=40, algorithm=algorithm, min_steps=10)
     drive(search)
     own = list_run_trials(search.study)
     steps = sum(line["step"] for line in build_trial_lines(search.study, search.plan))
@@ -216,8 +185,8 @@ def test_early_stopping_saves_steps_and_keeps_the_best(algorithm: str, quick: st
     assert abs(top.params["method.confidence_threshold"] - 0.8) < 0.1
 
 
-def test_two_objectives_give_a_front(quick: str, tmp_path: Path) -> None:
-    search = make(quick, tmp_path, RANGES, trials=20, algorithm="tpe", objectives=("accuracy", "time"))
+def test_two_objectives_give_a_front(in_memory: str, tmp_path: Path) -> None:
+    search = make(in_memory, tmp_path, RANGES, trials=20, algorithm="tpe", objectives=("accuracy", "time"))
     while (job := search.next_job()) is not None:
         seconds = 100 * job.config.primary.optimizer.lr
         search.report_scores(job, 90, {"mean": quality(job.config), "seconds": seconds})
@@ -240,9 +209,10 @@ def test_a_failed_trial_is_told_and_not_repeated(quick: str, tmp_path: Path) -> 
     assert (line["state"], line["message"], line["values"]) == ("failed", "the disk is full", {"mean": None})
 
 
-def test_keys_that_do_not_go_together_fail_alone(quick: str, tmp_path: Path) -> None:
+def test_keys_that_do_not_go_together_fail_alone(in_memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_search, "MAX_REPEATS", 20)  # four points are found long before
     text = "question: q\nspace:\n  auxiliary.clip.size: [224, 96]\n  auxiliary.network.patch: [16, 28]\n"
-    search = make(quick, tmp_path, text, trials=30)
+    search = make(in_memory, tmp_path, text, trials=30)
     names = []
     while (job := search.next_job()) is not None:
         names.append(job.name)
@@ -251,14 +221,6 @@ def test_keys_that_do_not_go_together_fail_alone(quick: str, tmp_path: Path) -> 
     assert len(names) == 3  # 96 pixels are no multiple of 28
     assert search.problems
     assert "must divide auxiliary.clip.size=96" in search.problems[0]
-
-
-def _drive_elsewhere(url: str, folder: str, text: str, trials: int, start: Any) -> None:
-    search = make(url, Path(folder), text, trials)
-    start.wait(90)
-    for name in drive(search):
-        with (Path(folder) / "driven").open("a", encoding="utf-8") as file:
-            file.write(f"{name}\n")
 
 
 def test_a_trial_that_another_search_took_for_a_left_one_is_let_go(quick: str, tmp_path: Path) -> None:
@@ -281,21 +243,21 @@ def test_a_trial_that_another_search_took_for_a_left_one_is_let_go(quick: str, t
 
 @pytest.mark.timeout(240)
 def test_two_searches_at_once_share_the_trials(url: str, tmp_path: Path) -> None:
-    make(url, tmp_path, RANGES, trials=10)
+    make(url, tmp_path, RANGES, trials=6)
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(2)
-    words = (url, str(tmp_path), RANGES, 10, start)
-    processes = [context.Process(target=_drive_elsewhere, args=words) for _ in range(2)]
+    words = (url, str(tmp_path), 6, start)
+    processes = [context.Process(target=drive_from_barrier, args=words) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(100)
     assert [process.exitcode for process in processes] == [0, 0]
     driven = (tmp_path / "driven").read_text(encoding="utf-8").split()
-    assert len(driven) == len(set(driven)) == 10
-    own = list_run_trials(make(url, tmp_path, RANGES, trials=10).study)
-    assert [trial.state for trial in own] == [TrialState.COMPLETE] * 10
-    assert len({str(trial.params) for trial in own}) == 10
+    assert len(driven) == len(set(driven)) == 6
+    own = list_run_trials(make(url, tmp_path, RANGES, trials=6).study)
+    assert [trial.state for trial in own] == [TrialState.COMPLETE] * 6
+    assert len({str(trial.params) for trial in own}) == 6
 
 
 def test_warm_start_copies_once_and_only_what_fits(url: str, tmp_path: Path) -> None:

@@ -66,12 +66,14 @@ def test_a_claim_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_study_whose_driver_was_killed_runs_what_is_missing(
-    tiny: Path, tmp_path: Path, three: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 in the middle of the second of three trials; the same command continues to the same bits."""
-    command = words(tiny, tmp_path, three, "--concurrent", "1", "train.steps=40", "train.log_every=1")
+    """kill -9 in the middle of the second of two trials; the same command continues to the same bits."""
+    two = tmp_path / "two.yaml"
+    two.write_text(GRID.replace("[0, 1, 2]", "[0, 1]"), encoding="utf-8")
+    command = words(tiny, tmp_path, two, "--concurrent", "1", "train.steps=20", "train.log_every=1")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    second = tmp_path / "three" / "contrast_weight-1_seed-0"
+    second = tmp_path / "two" / "contrast_weight-1_seed-0"
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen([sys.executable, "-m", "jobs.ablate", *command], env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 90
@@ -81,18 +83,18 @@ def test_a_study_whose_driver_was_killed_runs_what_is_missing(
         driver.send_signal(signal.SIGKILL)
         driver.wait(10)
     assert not (second / "evaluation.json").exists()
-    first = tmp_path / "three" / "contrast_weight-0_seed-0" / "metrics.jsonl"
+    first = tmp_path / "two" / "contrast_weight-0_seed-0" / "metrics.jsonl"
     stamp = first.stat().st_mtime_ns
     assert run(ablate.main, command) == 0
     text = capsys.readouterr().out
-    assert "1 of 3 trials are done, 2 to run" in text
+    assert "1 of 2 trials are done, 1 to run" in text
     assert "continuing at step" in text
     assert first.stat().st_mtime_ns == stamp
 
     again = tmp_path / "again.yaml"
     again.write_text("question: q\ngrid: {method.contrast.weight: [1]}\n", encoding="utf-8")
-    assert run(ablate.main, words(tiny, tmp_path, again, "--concurrent", "1", "train.steps=40")) == 0
-    assert weights(second, 40) == weights(tmp_path / "again" / "contrast_weight-1_seed-0", 40)
+    assert run(ablate.main, words(tiny, tmp_path, again, "--concurrent", "1", "train.steps=20")) == 0
+    assert weights(second, 20) == weights(tmp_path / "again" / "contrast_weight-1_seed-0", 20)
 
 
 def test_the_budget_ends_a_study_and_the_same_command_continues(
