@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -12,9 +11,9 @@ import ray
 import ray.data
 import torch
 
+from pipeline.bench.decode_floor import PROCESSES, measure_floor_rate
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
 from pipeline.clips.batch import Batch
-from pipeline.clips.plan import BlockLayout, compute_worker_rows
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -23,12 +22,6 @@ from pipeline.ray_cluster.connect import connect_to_one_node, count_cpus
 from pipeline.ray_cluster.resources import Resources, compute_decoder_cpus
 from pipeline.stream.batches import lay_out_blocks
 from pipeline.stream.on_ray import build_ray_stream, read_shard_batches
-
-PROCESSES = 2
-"""The number of processes of the floor, and of consumers of the stream.
-
-The stream decodes in as many tasks at once as the floor has processes; only on two CPUs, as in training, in two tasks for each.
-"""
 
 
 def bench_stream(config: Config, steps: int, repeats: int) -> dict[str, Any]:
@@ -110,20 +103,3 @@ class _Consumer:
                 use(batch)
             times.append(time.time())
         return times
-
-
-def measure_floor_rate(source: VideoSource, layout: BlockLayout) -> float:
-    """Measures videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
-    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        arguments = [(source, layout.last_step, worker) for worker in range(PROCESSES)]
-        times = pool.starmap(_decode_all, arguments, chunksize=1)
-    return compute_steady_rate(times, layout.share * source.plan.slots, layout)
-
-
-def _decode_all(source: VideoSource, steps: int, worker: int) -> list[float]:
-    """Decodes the rows of one of the floor's processes and returns the time in seconds at which each step was decoded."""
-    times = []
-    for rows in compute_worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
-        source.decode_rows(rows)
-        times.append(time.time())
-    return times
