@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from pipeline.clips.source import open_source
 from pipeline.clips.views import check_views
-from pipeline.config import Config
+from pipeline.config import STUDENTS, Config
 from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.files.lock_holder import get_command_line
@@ -96,7 +97,9 @@ def prepare_run(config: Config, dry_run: bool = False) -> PreparedRun:
     check_views(config.views)
     check_tracking(config.tracking)
     notes: list[str] = []
-    with torch.random.fork_rng():
+    loads_weights = any(getattr(config, name).network.weights for name in STUDENTS)
+    # parameters are counted here; drawing 60 million random ones would take seconds
+    with torch.random.fork_rng(), contextlib.nullcontext() if loads_weights else torch.device("meta"):
         students: Any = build_method(config, len(classes), *source.plan.sizes, notes).students
     if run.file_labels is not None:
         counts = f"{run.file_labels.count:,} of {len(source.plan.unlabeled):,} unlabeled videos"

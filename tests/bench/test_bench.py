@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,9 +48,16 @@ def test_the_loader_and_the_stream_give_the_same_number_of_views(tiny: Path, cap
     assert (figures["views_per_step"], figures["videos_per_repeat"]) == (2 * 2 * (1 + 2 * 2), 8 * 2 * 3)
 
 
-def test_decode_compares_an_open_per_view_with_one(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(bench.main, ["decode", "--json", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
-    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+@cache
+def measure_once(what: str, tiny: Path) -> tuple[dict[str, Any], str]:
+    """The figures of one repeat of a benchmark, and what it said beside them."""
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as said:
+        assert run(bench.main, [what, "--json", "--config", str(tiny / "tiny.yaml"), "--repeats", "1"]) == 0
+    return json.loads(printed.getvalue().strip().splitlines()[-1]), said.getvalue()
+
+
+def test_decode_compares_an_open_per_view_with_one(tiny: Path) -> None:
+    figures, _ = measure_once("decode", tiny)
     took = figures["milliseconds_per_video"]
     assert figures["decode_once_ratio"] == pytest.approx(took["an open per view"] / took["once"], rel=0.05)
     assert figures["decode_once_ratio"] > 1.5  # four opens over one; how much more is the machine's
@@ -105,13 +116,13 @@ def keys(figures: object) -> object:
 def test_a_quick_benchmark_has_the_same_figures_with_their_spread(
     what: str, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = []
-    for words in (["--repeats", "1"], ["--quick"]):
-        assert run(bench.main, [what, "--json", "--config", str(tiny / "tiny.yaml"), *words]) == 0
-        said = capsys.readouterr()
-        printed.append(json.loads(said.out.strip().splitlines()[-1]))
-        assert said.err.startswith(f"bench {what} ") and "minute" in said.err.splitlines()[0]
-    whole, quick = printed
+    whole, said = measure_once(what, tiny)
+    capsys.readouterr()
+    assert run(bench.main, [what, "--json", "--config", str(tiny / "tiny.yaml"), "--quick"]) == 0
+    printed = capsys.readouterr()
+    quick = json.loads(printed.out.strip().splitlines()[-1])
+    for text in (said, printed.err):
+        assert text.startswith(f"bench {what} ") and "minute" in text.splitlines()[0]
     assert keys(quick) == keys(whole)
     assert '"n": 2' in json.dumps(quick) and '"n": 2' not in json.dumps(whole)
 
@@ -185,9 +196,8 @@ def test_an_option_of_another_benchmark_is_refused(capsys: pytest.CaptureFixture
     assert "bench manifest takes no --steps" in capsys.readouterr().err
 
 
-def test_views_are_measured_in_the_units_of_the_floor(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(bench.main, ["views", "--json", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]) == 0
-    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+def test_views_are_measured_in_the_units_of_the_floor(tiny: Path) -> None:
+    figures, _ = measure_once("views", tiny)
     views = figures["views"]
     assert set(views) == {"floor, resize alone", *VIEW_KINDS}
     assert views["floor, resize alone"]["floor_ratio"] == 1

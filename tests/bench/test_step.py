@@ -8,6 +8,7 @@ import torch
 
 from jobs import bench
 from jobs.command import run
+from pipeline.bench import end_to_end
 from pipeline.bench.end_to_end import SeparateProcesses, bench_end_to_end, choose_num_steps
 from pipeline.bench.timed_step import build_timed_step, prepare_bench_run
 from pipeline.config import load_config
@@ -25,8 +26,12 @@ RATIOS = {
 }
 
 
-def test_step_prints_one_json_object_last(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """How fast is printed, not tested."""
+def test_step_prints_one_json_object_last(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How fast is printed, not tested; a core and a few steps are enough for that."""
+    monkeypatch.setattr(end_to_end, "count_cores", lambda: 1)
+    monkeypatch.setattr(end_to_end, "MIN_STEPS", 4)
     words = ["step", "--json", "--steps", "2", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
     assert run(bench.main, words) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

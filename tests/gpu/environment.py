@@ -74,7 +74,7 @@ def _attention(device: torch.device, small: bool) -> Iterator[Row]:
     auxiliary's shapes and layouts at 40 clips."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # over time, heads of a place count as heads of the clip
-    clips, frames, heads, patches, width = 1 if small else 40, 8, 6, 196, 64
+    clips, frames, heads, patches, width = (1, 8, 6, 16, 64) if small else (40, 8, 6, 196, 64)
     space = torch.randn(clips * frames, patches + 1, heads, width, device=device, dtype=dtype)
     time_ = torch.randn(clips, frames, patches * heads, width, device=device, dtype=dtype)
     for what, tokens in {"space": space, "time": time_}.items():

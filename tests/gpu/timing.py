@@ -46,7 +46,7 @@ def wait(device: torch.device) -> None:
 
 def free(device: torch.device) -> None:
     """Forget what is not used anymore, and the peak of memory with it."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -45,14 +45,11 @@ def test_every_method_trains_and_is_evaluated(tiny: Path, tmp_path: Path, name: 
 def test_a_resumed_run_equals_one_that_was_not_cut(tiny: Path, tmp_path: Path, policy: str) -> None:
     """Statistics and teachers are part of the checkpoint: 4 steps == 2 steps, and 2 more in another process's state."""
     words = ["method.labels.source=ema", f"method.labels.thresholds={policy}", "method.labels.distribution_alignment=labeled"]
-    for name in ("whole", "cut"):
-        assert command(tiny, tmp_path, "actnetformer", *words, f"run.name={name}", "train.steps=4") == 0
-    last = tmp_path / "cut" / "checkpoint_000004"
-    for file in last.iterdir():
-        file.unlink()
-    last.rmdir()
-    assert command(tiny, tmp_path, "actnetformer", *words, "run.name=cut", "train.steps=4") == 0
-    whole, cut = (load_file(tmp_path / name / "checkpoint_000004" / "model.safetensors") for name in ("whole", "cut"))
+    last = tmp_path / "tiny" / "checkpoint_000004"
+    assert command(tiny, tmp_path, "actnetformer", *words, "train.steps=4") == 0
+    last.rename(tmp_path / "whole")
+    assert command(tiny, tmp_path, "actnetformer", *words, "train.steps=4") == 0
+    whole, cut = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", last))
     assert any(key.startswith("labels.teachers.") for key in whole)
     assert any(key.startswith("labels.policies.") for key in whole)
     assert whole.keys() == cut.keys()

@@ -69,12 +69,22 @@ def test_a_run_leaves_what_was_promised(tiny: Path, tmp_path: Path, capsys: pyte
     assert weights(folder / "checkpoint_000012") == before
 
 
-def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+DROPOUT = "auxiliary.network.dropout=0.2"
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted; tests must not change it."""
+    storage = tmp_path_factory.mktemp("whole")
+    assert command(tiny, storage, DROPOUT) == 0
+    return storage / "tiny"
+
+
+def test_a_killed_run_continues_to_the_same_bits(
+    tiny: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """12 steps equal 7 steps, a kill, and the rest: weights bit for bit, and no line of metrics missing or doubled."""
-    assert command(tiny, tmp_path, "run.name=whole", "auxiliary.network.dropout=0.2") == 0
-    prepared = prepare_run(
-        load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", "auxiliary.network.dropout=0.2"])
-    )
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", DROPOUT]))
     step, seen = loop.take_step, []
 
     def killed(wrapped: object, state: object, *rest: object) -> object:
@@ -88,27 +98,27 @@ def test_a_killed_run_continues_to_the_same_bits(tiny: Path, tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         fit_in_process(prepared)
     monkeypatch.undo()
-    assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [2, 4, 6]
-    assert command(tiny, tmp_path, "run.name=cut", "auxiliary.network.dropout=0.2") == 0
-    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+    cut = tmp_path / "tiny"
+    assert [line["step"] for line in read_metrics(cut)] == [2, 4, 6]
+    assert command(tiny, tmp_path, DROPOUT) == 0
+    assert comparable(cut) == comparable(whole)
     for name in ("model.safetensors", "optimizer.safetensors"):
-        files = [tmp_path / run_name / "checkpoint_000012" / name for run_name in ("cut", "whole")]
+        files = [folder / "checkpoint_000012" / name for folder in (cut, whole)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(tiny, tmp_path) == 0
-    folder = tmp_path / "tiny"
-    whole = weights(folder / "checkpoint_000012")
-    (folder / "checkpoint_000012" / "model.safetensors").write_bytes(whole[:1000])
+    folder = shutil.copytree(whole, tmp_path / "tiny")
+    undamaged = weights(folder / "checkpoint_000012")
+    (folder / "checkpoint_000012" / "model.safetensors").write_bytes(undamaged[:1000])
     capsys.readouterr()
-    assert command(tiny, tmp_path) == 0
+    assert command(tiny, tmp_path, DROPOUT) == 0
     text = capsys.readouterr().out
     assert "skipped a damaged checkpoint" in text
     assert "continuing at step 8 of 12" in text
-    assert weights(folder / "checkpoint_000012") == whole
+    assert weights(folder / "checkpoint_000012") == undamaged
 
 
 def test_supervised_decodes_no_unlabeled_video(tiny: Path, tmp_path: Path) -> None:
@@ -274,14 +284,13 @@ def test_a_continued_run_reads_its_checkpoint_once_at_each_turn(
 
 
 def test_an_exception_in_a_step_keeps_the_checkpoints_before(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(tiny, tmp_path, "run.name=whole") == 0
-    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut"]))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", DROPOUT]))
     monkeypatch.setattr(loop, "_check_rows", lambda batch, plan, step, worker: 1 // (step != 10))
     prepared.create_folder()
     with pytest.raises(ZeroDivisionError):
         fit_in_process(prepared)
     monkeypatch.undo()
-    assert command(tiny, tmp_path, "run.name=cut") == 0
-    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+    assert command(tiny, tmp_path, DROPOUT) == 0
+    assert comparable(tmp_path / "tiny") == comparable(whole)

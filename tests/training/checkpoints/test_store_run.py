@@ -23,6 +23,9 @@ from tests.object_store import ObjectStore
 from tests.training.checkpoints.test_checkpoint import state
 from tests.training.test_loop import comparable, weights
 
+HERE = "data.isolate_decoder=false"
+"""No process that decodes is started anew for a test: where videos lie is not what changes here."""
+
 
 def test_a_checkpoint_is_there_with_its_commit_and_not_before(s3: ObjectStore, tmp_path: Path) -> None:
     store = "s3://runs/commit"
@@ -112,10 +115,10 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     s3: ObjectStore, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed at step 7 of 12, its disk gone: the same bits as a run on a local disk that was not killed."""
-    words = ["--config", str(tiny / "tiny.yaml")]
+    words = ["--config", str(tiny / "tiny.yaml"), HERE]
     assert run(train.main, [*words, f"run.storage_path={tmp_path}/local"]) == 0
     remote = ["run.storage_path=s3://runs/these", f"run.staging_path={tmp_path}/first"]
-    prepared = prepare_run(load_config(tiny / "tiny.yaml", remote))
+    prepared = prepare_run(load_config(tiny / "tiny.yaml", [HERE, *remote]))
     step, count = loop.take_step, []
 
     def killed(*arguments: object) -> object:
@@ -134,7 +137,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine(
     remote[1] = f"run.staging_path={tmp_path}/second"
     assert run(train.main, [*words, *remote]) == 0
     assert "continuing at step 4 of 12, from checkpoint_000004" in capsys.readouterr().out
-    folder = prepare_run(load_config(tiny / "tiny.yaml", remote)).run.folder
+    folder = prepare_run(load_config(tiny / "tiny.yaml", [HERE, *remote])).run.folder
     assert comparable(folder) == comparable(tmp_path / "local" / "tiny")
     assert weights(folder / "checkpoint_000012") == weights(tmp_path / "local" / "tiny" / "checkpoint_000012")
     assert run_store.list_checkpoints("s3://runs/these/tiny") == ["checkpoint_000012", "checkpoint_000008"]
@@ -152,7 +155,7 @@ def test_a_store_that_stops_answering_for_long_ends_the_run_with_its_name(
 ) -> None:
     monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(storage, "OUTAGE_SECONDS", 0.5)
-    words = ["--config", str(tiny / "tiny.yaml"), "run.storage_path=s3://runs/lost", f"run.staging_path={tmp_path}"]
+    words = ["--config", str(tiny / "tiny.yaml"), HERE, "run.storage_path=s3://runs/lost", f"run.staging_path={tmp_path}"]
     s3.failures["checkpoint_000004"] = 10_000
     assert run(train.main, words) == 1
     text = capsys.readouterr().err
@@ -168,7 +171,7 @@ def test_a_checkpoint_waits_for_a_store_that_stops_answering(
     s3: ObjectStore, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
-    words = ["--config", str(tiny / "tiny.yaml"), "run.storage_path=s3://runs/waits", f"run.staging_path={tmp_path}"]
+    words = ["--config", str(tiny / "tiny.yaml"), HERE, "run.storage_path=s3://runs/waits", f"run.staging_path={tmp_path}"]
     s3.failures["checkpoint_000004"] = 2 * storage.ATTEMPTS
     assert run(train.main, words) == 0
     assert s3.failures["checkpoint_000004"] == 0

@@ -25,7 +25,7 @@ LIMITS = MonitorSection(patience_steps=8)
 HERE = StepContext(0, torch.device("cpu"), 1.0)
 
 
-def lines_of(steps: int = 24, change: Callable[[Batch], Batch] = lambda batch: batch, **sections: Any) -> list[dict[str, Any]]:
+def lines_of(steps: int = 16, change: Callable[[Batch], Batch] = lambda batch: batch, **sections: Any) -> list[dict[str, Any]]:
     """The lines of a run, one for every four steps."""
     config = small_config(**{**sections, "train": {"warmup_steps": 0, "steps": 1000, **sections.get("train", {})}})
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ PROVOKED: dict[str, tuple[set[str], dict[str, Any]]] = {
         {"no_labels/auxiliary_to_primary", "no_labels/primary_to_auxiliary"}, {"method": {"confidence_threshold": 1.0}}
     ),
     "contrast_dominates": (
-        {"contrast_dominates/auxiliary"}, {"method": {"contrast": {"weight": 200.0}}}
+        {"contrast_dominates/auxiliary"}, {"steps": 24, "method": {"contrast": {"weight": 200.0}}}
     ),
     "not_aligning": ({"not_aligning"}, {"method": {"contrast": {"weight": 0.001, "features": "projection"}}}),
     "diverged": ({"diverged/primary"}, {"primary": {"network": {"depth": 10, "width": 8, "norm": "group"},
@@ -108,10 +108,10 @@ def test_every_rule_is_provoked() -> None:
 def test_a_sound_training_shows_none_of_them_at_its_end() -> None:
     """Its unlabeled videos are easy to label, it is slow, and the losses have weights that suit 8 videos (so with 3 seeds)."""
     weights = {"contrast": {"weight": 0.1}, "pseudo_label": {"weight": 0.5}}
-    method = {"confidence_threshold": 0.6, "supervised_steps": 150, **weights}
+    method = {"confidence_threshold": 0.6, "supervised_steps": 90, **weights}
     tree = small_config().model_dump()
     slow = {name: {**tree[name], "optimizer": {"lr": 0.02, "clip_gradient_norm": 1.0}} for name in STUDENTS}
-    lines = lines_of(200, _of_labeled_videos, method=method, **slow)
+    lines = lines_of(120, _of_labeled_videos, method=method, **slow)
     watch = SignatureMonitor(LIMITS, CLASSES)
     for line in lines:
         watch.update(line)

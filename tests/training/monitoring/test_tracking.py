@@ -86,7 +86,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words, "--workers", "1"], cwd=folder, stdout=log, stderr=log,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )  # fmt: skip
         try:
             url = f"http://127.0.0.1:{port}"
