@@ -159,6 +159,18 @@ def make_run(tmp_path: Path, manifest: Manifest) -> WriteRun:
     return lambda **words: save_run(tmp_path / "runs", manifest, **words)
 
 
+def leave_undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes all pictures of pages empty."""
+    empty = '<svg width="1" height="1" viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: file.write(empty))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at a page's words and numbers: drawing takes nearly half the time of a report."""
+    leave_undrawn(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def write_run() -> WriteRun:
     """``save_run``, for fixtures that outlive a test."""

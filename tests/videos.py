@@ -55,6 +55,6 @@ def write_numbers(
     return path
 
 
-def map_here(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[tuple[int, Any]]:
+def map_here(function: Callable[[Any], Any], items: Sequence[Any], *_: Any, **__: Any) -> Iterator[tuple[int, Any]]:
     """``map_in_processes`` without processes, whose start takes longer than the decoding of small videos."""
     yield from enumerate(map(function, items))

@@ -160,6 +160,7 @@ def test_a_file_labels_beside_the_students() -> None:
     assert max(lines) == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(make_run: Any) -> None:
     folders = []
     for weight in range(6):

@@ -155,7 +155,7 @@ def test_a_search_every_night_starts_and_goes_on(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(schedule, "choose_starter", lambda wanted: "cron")
     monkeypatch.setattr(schedule, "add_timer", lambda folder, made: timers.append(made.cron))
     monkeypatch.setattr(schedule, "has_timer", lambda made: True)
-    smaller = {"400": "48", "8": "4", "4": "2", "200": "2", "9": "1", "45": "2"}
+    smaller = {"400": "32", "8": "4", "4": "2", "200": "1", "9": "1", "45": "2"}
     commands = commands_of("tutorials/nightly_search.md")
     assert [name for name, *_ in commands] == ["prepare", "label", "search", "schedule", "schedule", "runs", "report"]
     for name, *words in commands[:4]:
@@ -165,6 +165,6 @@ def test_a_search_every_night_starts_and_goes_on(tmp_path: Path, monkeypatch: py
     give(night, words, smaller)
     for name, *more in commands[4:]:
         give(name, more, smaller)
-    give(night, words, smaller | {"200": "3"})  # the next night
+    give(night, words, smaller | {"200": "2"})  # the next night
     trials = [json.loads(line) for line in Path("runs/nightly/trials.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(trials) == 3 and Path("runs/nightly/report.html").is_file()
+    assert len(trials) == 2 and Path("runs/nightly/report.html").is_file()

@@ -37,6 +37,8 @@ from pipeline.saved_models.saved_model import open_model
 from pipeline.saved_models.saved_run import open_run_source
 from tests.model_folders import read, video_of
 
+pytestmark = pytest.mark.xdist_group("exported")  # whoever exports imports torch's exporter and onnxscript, in seconds
+
 
 def test_a_folder_with_programs_is_whole_and_used_as_before(programs: Path, tiny: Path) -> None:
     names = [f"{name}{end}" for end in ("_program.pt2", ".onnx") for name in PROGRAMS]
@@ -143,6 +145,7 @@ def test_a_program_that_computes_something_else_is_not_written(
     option: str, trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipeline.export.network_programs.MEAN", 0.0)  # another normalization than evaluation's
+    monkeypatch.setattr("pipeline.export.programs.PROGRAMS", ("primary",))  # of torch.export; one is enough
     words = [str(trained), str(tmp_path / "model"), option, "--check-on", video_of(tiny)]
     assert run(export.main, words) == USER_ERROR
     said = capsys.readouterr().err

@@ -20,6 +20,7 @@ from pipeline.manifest.schema import Manifest
 from pipeline.report.parts.html import REPORT_SCRIPT, hash_script
 from pipeline.report.report import Report, write_report
 from pipeline.run_folder.contents import flatten
+from tests.run_folders import leave_undrawn
 from tests.study_folders import line, write_population, write_study
 
 MAX_BYTES = 5_000_000
@@ -96,10 +97,19 @@ def test_a_search_shows_its_trials_and_doubts_its_best(reports: dict[str, Report
     assert "<h2>Sample validation clips</h2>" in html and "test videos" not in html and "test clips" not in html
 
 
-def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict[str, Report], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def shared(reports: dict[str, Report], manifest: Manifest, write_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an ablation, a search and a run; its pictures are empty."""
+    folder = tmp_path_factory.mktemp("shared")
+    given = [reports[name].path.parent for name in ("contrast_weight", "rates")]
+    with pytest.MonkeyPatch.context() as patched:
+        leave_undrawn(patched)
+        return write_report([*given, write_run(folder, manifest, method="supervised")], folder / "all.html").path
+
+
+def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict[str, Report], shared: Path) -> None:
     """Alone, and beside an ablation."""
-    both = write_report([reports[name].path.parent for name in ("contrast_weight", "rates")], tmp_path / "both.html")
-    for page in (reports["rates"].path, both.path):
+    for page in (reports["rates"].path, shared):
         rows = list(csv.DictReader(page.with_suffix(".csv").read_text(encoding="utf-8").splitlines()))
         trials = [row for row in rows if row["setting"].startswith("trial ")]
         assert len(trials) == 12 * 3 and all(row["primary.optimizer.lr"] and row["method.labels.source"] for row in trials)
@@ -114,14 +124,13 @@ def test_the_tables_of_a_search_have_its_knobs_and_what_is_missing(reports: dict
     assert "contrast.weight=1" in markdown and "| trial-00003 | trial 3 |" in markdown
 
 
-def test_several_studies_and_runs_share_a_page(reports: dict[str, Report], make_run: Any, tmp_path: Path) -> None:
-    given = [reports[name].path.parent for name in ("contrast_weight", "rates")] + [make_run(method="supervised")]
-    report = write_report(given, tmp_path / "all.html")
-    html = report.path.read_text(encoding="utf-8")
+def test_several_studies_and_runs_share_a_page(shared: Path) -> None:
+    html = shared.read_text(encoding="utf-8")
     assert "Search: rates" in html and "contrast.weight=1" in html and len(html.encode()) < MAX_BYTES
     assert "<th scope=row" in html and "over supervised" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     report = write_report([write_study(tmp_path / "ablation", [line(0, "one", "waiting")], question="Which?")])
     assert "1 of 1 trials: 1 not begun." in (html := report.path.read_text(encoding="utf-8")) and "Which?" in html
@@ -129,6 +138,7 @@ def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert "3 of 3 trials: 3 not begun." in (html := report.path.read_text(encoding="utf-8")) and "Which?" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_cells_that_have_names_keep_them_and_a_baseline_without_a_run_is_replaced(make_run: Any) -> None:
     cells = {"none": 0, "all": 2}
     folders = [make_run(overrides=(f"views.strong.ops={ops}", f"run.name={name}_seed-0")) for name, ops in cells.items()]
@@ -138,6 +148,7 @@ def test_cells_that_have_names_keep_them_and_a_baseline_without_a_run_is_replace
     assert '<th scope=row data-sort="none">none</th>' in html and "over all" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_baseline_is_the_cell_of_just_these_keys(make_run: Any) -> None:
     """As in ``contrast``: ``off`` has the same level, which it does not change."""
     level, weight = {"method.contrast.level": "video"}, {"method.contrast.weight": 0}
@@ -176,6 +187,7 @@ def test_commands_and_changed_keys_are_shown(reports: dict[str, Report]) -> None
     assert all(key != "train.precision" for key, _, _ in changed)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_of_a_studys_run_makes_this_very_run_in_a_shell(make_run: Any, tmp_path: Path) -> None:
     """Recorded is the command of the process that made it: the study's, or that of a worker of Ray's."""
     words = ("views.strong.time.warp=[2, 4, 8]", "primary.network.arch=timesformer", "primary.optimizer.lr=0.00001")
@@ -195,6 +207,7 @@ def test_the_command_of_a_studys_run_makes_this_very_run_in_a_shell(make_run: An
     assert run_description.build_command(read_run_record(folder)) == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("lost", ["config.yaml", "facts.json", "metrics.jsonl", "predictions.parquet", "quarantine.parquet"])
 def test_a_run_without_one_file_still_has_a_report(make_run: Any, lost: str) -> None:
     folder = make_run()
@@ -206,6 +219,7 @@ def test_a_run_without_one_file_still_has_a_report(make_run: Any, lost: str) -> 
     assert ("Quarantined videos" in html) == (lost != "quarantine.parquet")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_only_just_began_says_so(make_run: Any) -> None:
     folder = make_run()
     for name in ("predictions.parquet", "evaluation.json", "quarantine.parquet"):
@@ -220,11 +234,12 @@ def test_a_run_that_only_just_began_says_so(make_run: Any) -> None:
 
 def test_scores_without_a_summary_are_summarized(make_run: Any) -> None:
     folder = make_run()
-    with_summary = write_report([folder]).table
+    with_summary = write_report([folder], wanted=("md",)).table
     (folder / "evaluation.json").unlink()
-    assert write_report([folder]).table == with_summary
+    assert write_report([folder], wanted=("md",)).table == with_summary
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_lost_videos_are_told_not_fatal(make_run: Any, tmp_path: Path, manifest: Manifest) -> None:
     """Eight samples, and eight videos that are hardest or most confused."""
     moved = tmp_path / "moved.parquet"
@@ -237,6 +252,7 @@ def test_lost_videos_are_told_not_fatal(make_run: Any, tmp_path: Path, manifest:
     assert html.count("No frames: the manifest cannot be read: manifest not found") == 8 + 8
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, make_run: Any) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.analysis.records.run_reader import read_run_record
 from pipeline.manifest.schema import Manifest
 from pipeline.report.report import write_report
@@ -20,6 +22,7 @@ def read_section(html: str, name: str) -> str:
     return " ".join(re.sub(r"<svg.*?</svg>|<[^>]+>", " ", section, flags=re.DOTALL).split())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_of_other_data_alone_have_figures_classes_and_confusions(make_run: Any, manifest: Manifest) -> None:
     folder: Path = make_run()
     own = json.loads((folder / "evaluation.json").read_text())
@@ -56,6 +59,7 @@ def test_results_of_other_data_stand_beside_a_runs_own(make_run: Any, manifest: 
     assert len(identifiers) == len(set(identifiers))  # a second drawing of the same name would take the first one's parts
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_that_are_gone_are_said(make_run: Any, manifest: Manifest) -> None:
     folder: Path = make_run()
     evaluate_on_other_data(folder, manifest, keep_own=True)
