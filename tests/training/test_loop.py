@@ -158,6 +158,7 @@ def damaged(tiny: Path, tmp_path: Path) -> Path:
 
 def test_an_undecodable_video_is_replaced_and_recorded(tiny: Path, tmp_path: Path, damaged: Path) -> None:
     words = [f"data.manifest={damaged}/manifest.parquet", f"data.root={damaged}/videos"]
+    words += ["train.steps=8", "evaluation.clips=1"]
     assert command(tiny, tmp_path, *words, "run.name=one") == 0
     assert command(tiny, tmp_path, *words, "run.name=two") == 0
     records = read_quarantine(tmp_path / "one")
@@ -276,11 +277,11 @@ def test_a_continued_run_reads_its_checkpoint_once_at_each_turn(
 
     monkeypatch.setattr(checkpoint, "find_newest", count)
     counts = []
-    for words in (["--max-steps", "3"], ["--max-steps", "6"], [], []):
+    for words in (["--max-steps", "2"], ["--max-steps", "4"], [], []):
         folders.clear()
-        assert command(tiny, tmp_path, *words) == 0
+        assert command(tiny, tmp_path, *words, "train.steps=6", "train.checkpoint_every=2", "evaluation.clips=1") == 0
         counts.append(len(folders))
-    assert counts == [3, 3, 3, 1] and "is done: 12 steps are trained" in capsys.readouterr().out
+    assert counts == [3, 3, 3, 1] and "is done: 6 steps are trained" in capsys.readouterr().out
 
 
 def test_an_exception_in_a_step_keeps_the_checkpoints_before(

@@ -28,10 +28,17 @@ def scores(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(part) for part in list_score_files(folder)])
 
 
-def test_scores_say_what_the_monitors_say(tiny: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    storage = tmp_path_factory.mktemp("whole")
+    assert command(tiny, storage, "train.log_every=1") == 0
+    return storage / "tiny"
+
+
+def test_scores_say_what_the_monitors_say(whole: Path) -> None:
     """Coverage and accuracy at the training's threshold, computed from the files, are those of metrics.jsonl."""
-    assert command(tiny, tmp_path, "train.log_every=1") == 0
-    folder, table = tmp_path / "tiny", scores(tmp_path / "tiny")
+    folder, table = whole, scores(whole)
     assert [path.name for path in list_score_files(folder)] == [
         "000001-000004.parquet", "000005-000008.parquet", "000009-000012.parquet"]  # fmt: skip
     step, label = (table[key].to_numpy() for key in ("step", "label"))
@@ -51,9 +58,8 @@ def test_scores_say_what_the_monitors_say(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_keeps_the_scores_of_an_uninterrupted_one(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(tiny, tmp_path, "run.name=whole") == 0
     prepared = prepare_run(load_config(tiny / "tiny.yaml", [f"run.storage_path={tmp_path}", "run.name=cut", *WORDS]))
     save = loop.CheckpointWriter.save
 
@@ -70,13 +76,13 @@ def test_a_killed_run_keeps_the_scores_of_an_uninterrupted_one(
     assert len(list_score_files(tmp_path / "cut")) == 2
     assert command(tiny, tmp_path, "run.name=cut", "train.checkpoint_every=3") == 0  # not a knob of the result
     assert [steps for steps in list_score_files(tmp_path / "cut").values()] == [(1, 4), (5, 6), (7, 9), (10, 12)]
-    assert scores(tmp_path / "cut").equals(scores(tmp_path / "whole"))
+    assert scores(tmp_path / "cut").equals(scores(whole))
 
 
 def test_every_third_step_or_none(tiny: Path, tmp_path: Path) -> None:
-    assert command(tiny, tmp_path, "run.name=third", "train.save_scores_every=3") == 0
-    assert sorted(set(scores(tmp_path / "third")["step"].to_pylist())) == [3, 6, 9, 12]
-    assert command(tiny, tmp_path, "run.name=none", "train.save_scores_every=0") == 0
+    assert command(tiny, tmp_path, "run.name=third", "train.save_scores_every=3", "train.steps=7") == 0
+    assert sorted(set(scores(tmp_path / "third")["step"].to_pylist())) == [3, 6]
+    assert command(tiny, tmp_path, "run.name=none", "train.save_scores_every=0", "train.steps=7") == 0
     assert not (tmp_path / "none" / "scores").exists()
     last = [sorted((tmp_path / name).glob("checkpoint_*"))[-1] / "model.safetensors" for name in ("third", "none")]
     assert last[0].read_bytes() == last[1].read_bytes()
