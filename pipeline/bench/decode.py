@@ -1,7 +1,9 @@
-"""Measures what decoding a video once for all views saves, and what other savings give, in one process and without Ray."""
+"""Measures decoding without Ray: what decoding a video once for all views saves, what other savings give, and how fast plain
+processes decode, which is the floor of ``bench stream``; they import this file, and so neither torch nor Ray."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench.figures import compute_ratio
+from pipeline.bench.figures import compute_ratio, compute_steady_rate
 from pipeline.clips.decode import Video, compute_scaled_size, decode_clips
 from pipeline.clips.isolated_decode import IsolatedDecoder
+from pipeline.clips.plan import BlockLayout, compute_worker_rows
 from pipeline.clips.sampling import Moment, compute_clip_times, compute_frame_starts, describe_clip, find_frames, select_moment
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import ClipSection, Config
@@ -26,6 +29,11 @@ from pipeline.video.exact_reader import FrameConverter, read_frames
 
 VIDEOS_PER_REPEAT = 24
 """The number of videos in one repeat, unless fewer are asked for."""
+PROCESSES = 2
+"""The number of processes of the floor, and of consumers of the stream.
+
+The stream decodes in as many tasks at once as the floor has processes; only on two CPUs, as in training, in two tasks for each.
+"""
 ClipSections = tuple[ClipSection, ClipSection]
 
 
@@ -174,3 +182,20 @@ def _read_exact(planned: PlannedVideo, clips: ClipSections, size: int, index: Vi
         index = replace(index, random_access_points=index.random_access_points[:1])
     location = storage.open_for_decoder(planned.video.location)
     read_frames(location, index, _find_frame_indices(planned, clips, planned.moment), FrameConverter(width, height))
+
+
+def measure_floor_rate(source: VideoSource, layout: BlockLayout) -> float:
+    """Measures videos per second in the steady state of plain processes that only decode the same rows, in the same way."""
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        arguments = [(source, layout.last_step, worker) for worker in range(PROCESSES)]
+        times = pool.starmap(_decode_all, arguments, chunksize=1)
+    return compute_steady_rate(times, layout.share * source.plan.slots, layout)
+
+
+def _decode_all(source: VideoSource, steps: int, worker: int) -> list[float]:
+    """Decodes the rows of one of the floor's processes and returns the time in seconds at which each step was decoded."""
+    times = []
+    for rows in compute_worker_rows(range(steps), source.plan.rows_per_step, worker, PROCESSES):
+        source.decode_rows(rows)
+        times.append(time.time())
+    return times

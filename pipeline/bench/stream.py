@@ -11,7 +11,7 @@ import ray
 import ray.data
 import torch
 
-from pipeline.bench.decode_floor import PROCESSES, measure_floor_rate
+from pipeline.bench.decode import PROCESSES, measure_floor_rate
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import VideoSource, open_source
