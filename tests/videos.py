@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 
 BITS = 8
 
@@ -55,6 +56,18 @@ def write_numbers(
     return path
 
 
-def map_here(function: Callable[[Any], Any], items: Sequence[Any], *_: Any, **__: Any) -> Iterator[tuple[int, Any]]:
-    """``map_in_processes`` without processes, whose start takes longer than the decoding of small videos."""
+MODULES = (
+    "pipeline.video.synthetic", "pipeline.video.probe", "pipeline.prepare.resized_copies", "pipeline.labeling.small_clips",
+    "pipeline.report.pages.contact_sheet",
+)  # fmt: skip
+"""Those that give their work to ``map_in_processes``."""
+
+
+def leave_out_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this process render, probe, copy and decode, because to start others takes longer than small videos do."""
+    for module in MODULES:
+        monkeypatch.setattr(f"{module}.map_in_processes", _map_here)
+
+
+def _map_here(function: Callable[[Any], Any], items: Sequence[Any], *_: Any, **__: Any) -> Iterator[tuple[int, Any]]:
     yield from enumerate(map(function, items))

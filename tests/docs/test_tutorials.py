@@ -18,6 +18,7 @@ from jobs import schedule
 from jobs.command import DONE, FAILED, run
 from pipeline.manifest.schema import read_manifest
 from tests.official_layouts import write_lines, write_video
+from tests.videos import leave_out_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -30,6 +31,12 @@ TINY = [
 """Knobs that make every run of a tutorial a matter of seconds."""
 CONFIGURED = ("train", "ablate", "search")
 """Commands that take these knobs; and inspect, where it shows clips."""
+
+
+@pytest.fixture(autouse=True)
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are tested with the commands; here the question is whether the commands of a page follow from each other."""
+    leave_out_processes(monkeypatch)
 
 
 def commands_of(page: str) -> list[list[str]]:

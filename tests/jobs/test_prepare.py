@@ -16,7 +16,7 @@ from pipeline.manifest.schema import read_manifest
 from pipeline.prepare.probe_cache import PROBE_LOG
 from pipeline.video import probe
 from tests.clips import misbehaving
-from tests.videos import map_here, number_frame, write_numbers
+from tests.videos import leave_out_processes, number_frame, write_numbers
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,7 @@ def videos(originals: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def rendered_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos are rendered and probed in this process: what is asked is which of them."""
-    for module in ("synthetic", "probe"):
-        monkeypatch.setattr(f"pipeline.video.{module}.map_in_processes", map_here)
+    leave_out_processes(monkeypatch)
 
 
 def call(*words: str | Path) -> int:

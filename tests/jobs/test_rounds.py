@@ -16,6 +16,8 @@ from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import read_manifest
 from tests.two_processes import without_ray
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 KEYS = ("train.steps=4", "train.warmup_steps=0", "train.save_scores_every=1", "method.supervised_steps=0", "evaluation.clips=1")
 
 

@@ -35,6 +35,8 @@ from pipeline.training.in_process import fit_in_process
 from pipeline.training.prepared_run import prepare_run
 from tests.two_processes import without_ray
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WORDS = ["train.steps=8", "train.checkpoint_every=8", "train.log_every=4", "--concurrent", "1"]
 
 

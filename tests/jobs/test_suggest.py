@@ -23,7 +23,7 @@ from pipeline.config import load_config
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.run_folder.contents import read_run
-from tests.videos import map_here
+from tests.videos import leave_out_processes
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def manifest(tiny: Path) -> Manifest:
 @pytest.fixture
 def decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Animations are decoded in this process: what is asked is which videos are suggested."""
-    monkeypatch.setattr("pipeline.labeling.small_clips.map_in_processes", map_here)
+    leave_out_processes(monkeypatch)
 
 
 def read_table(folder: Path) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from pipeline.labeling.small_clips import SmallClip
 from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.labeling_answers import add_answers
 from pipeline.manifest.schema import SCHEMA, Manifest, read_manifest, write_manifest
-from tests.videos import map_here
+from tests.videos import leave_out_processes
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def labels(folder: Path, manifest: Manifest) -> LabelSubset:
 @pytest.fixture
 def decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Animations are decoded in this process: what is asked is which videos are suggested."""
-    monkeypatch.setattr("pipeline.labeling.small_clips.map_in_processes", map_here)
+    leave_out_processes(monkeypatch)
 
 
 def call(folder: Path, out: Path, *words: str) -> list[str]:

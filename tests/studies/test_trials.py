@@ -29,6 +29,8 @@ from pipeline.studies import on_tune, run_trials
 from pipeline.studies.ablation import _ListedTrials
 from pipeline.training.checkpoints.checkpoint_facts import FILES
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 GRID = "question: Does contrast matter?\ngrid: {method.contrast.weight: [0, 1, 2]}\n"
 
 
