@@ -41,6 +41,8 @@ from pipeline.run_folder.contents import list_score_files, read_metrics
 from tests.methods.traces import small_config
 from tests.study_folders import write_scores
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LABELERS = ("primary", "auxiliary", "mean")
 
 
@@ -160,7 +162,6 @@ def test_a_file_labels_beside_the_students() -> None:
     assert max(lines) == 3
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_of_many_settings_the_baseline_and_the_best_are_shown_and_that_is_said(make_run: Any) -> None:
     folders = []
     for weight in range(6):

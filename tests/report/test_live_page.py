@@ -29,6 +29,8 @@ from pipeline.report.loopback import HOST
 from pipeline.run_folder.contents import read_metrics
 from tests.study_folders import line, write_study
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # the browser's page is drawn: by the process that serves it
+
 
 @contextmanager
 def serve(page: LivePage) -> Iterator[int]:
