@@ -243,10 +243,10 @@ def test_a_trial_that_another_search_took_for_a_left_one_is_let_go(quick: str, t
 
 @pytest.mark.timeout(240)
 def test_two_searches_at_once_share_the_trials(url: str, tmp_path: Path) -> None:
-    make(url, tmp_path, RANGES, trials=6)
+    make(url, tmp_path, RANGES, trials=10)
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(2)
-    words = (url, str(tmp_path), 6, start)
+    words = (url, str(tmp_path), 10, start)
     processes = [context.Process(target=drive_from_barrier, args=words) for _ in range(2)]
     for process in processes:
         process.start()
@@ -254,10 +254,10 @@ def test_two_searches_at_once_share_the_trials(url: str, tmp_path: Path) -> None
         process.join(100)
     assert [process.exitcode for process in processes] == [0, 0]
     driven = (tmp_path / "driven").read_text(encoding="utf-8").split()
-    assert len(driven) == len(set(driven)) == 6
-    own = list_run_trials(make(url, tmp_path, RANGES, trials=6).study)
-    assert [trial.state for trial in own] == [TrialState.COMPLETE] * 6
-    assert len({str(trial.params) for trial in own}) == 6
+    assert len(driven) == len(set(driven)) == 10
+    own = list_run_trials(make(url, tmp_path, RANGES, trials=10).study)
+    assert [trial.state for trial in own] == [TrialState.COMPLETE] * 10
+    assert len({str(trial.params) for trial in own}) == 10
 
 
 def test_warm_start_copies_once_and_only_what_fits(url: str, tmp_path: Path) -> None:
