@@ -13,15 +13,17 @@ import ray.tune
 import torch
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from pipeline.config import Config, parse_config
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed, Stopped, UserError
 from pipeline.files.lock_holder import get_command_line, set_command_line
 from pipeline.lifecycle.train_and_evaluate import advance
 from pipeline.ray_cluster.connect import check_cluster, connect, is_reachable
 from pipeline.run_folder.contents import lock_run
 from pipeline.studies.trials import ORPHAN_SECONDS, Budget, Job, TrialSource, print_scores
 from pipeline.training.prepared_run import prepare_run
+from pipeline.training.stop_signal import StopOnSignal
 
 
 def choose_concurrency(config: Config, concurrent: int | None) -> int:
@@ -67,10 +69,14 @@ def _count_fitting_trials(config: Config, totals: Mapping[str, float]) -> int:
 
 
 def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
-    """Runs jobs with Ray Tune: as many trials at once as the budget says, each in a process of its own."""
+    """Runs jobs with Ray Tune: as many trials at once as the budget says, each in a process of its own.
+
+    Raises Stopped after SIGTERM or Ctrl-C.
+    """
     connect()
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would end as if all were done, and a next round would begin
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables are of what nobody asked; every score is a line of ours
-    bridge = _TuneBridge(source)
+    bridge, sign = _TuneBridge(source), StopOnSignal("stopping; trials that run keep their newest checkpoints")
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(_run_trial, _plan_trial_resources(template, budget.concurrent)),
         param_space={"concurrent": budget.concurrent, "command": get_command_line()},
@@ -86,13 +92,15 @@ def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
         run_config=ray.tune.RunConfig(
             name=".tune",
             storage_path=str(Path(template.run.storage_path)),
+            stop=_StopOnSignal(sign),
             verbose=0,  # it would print every configuration whole
             # a lost process or node costs a restart, which continues from the newest checkpoint
             failure_config=ray.tune.FailureConfig(max_failures=template.train.max_failures),
         ),
     )
     try:
-        tuner.fit()
+        with sign:
+            tuner.fit()
     except RuntimeError as error:  # Tune restarts a trial whose process died, but ends with a traceback if Ray killed it
         cause = _find_out_of_memory(error)
         if cause is None:
@@ -101,6 +109,24 @@ def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
             f"{budget.concurrent} trials at once and what else runs here need more memory than there is, and Ray killed a "
             f"trial: {cause.splitlines()[0]}. The same command continues; give it a smaller --concurrent, or run less beside it"
         ) from None
+    if sign.number:
+        raise Stopped(sign.number, "stopped; the same command continues each trial at its newest checkpoint")
+
+
+class _StopOnSignal(Stopper):  # type: ignore[misc]
+    """What Tune asks, several times a second, whether to end all trials."""
+
+    def __init__(self, sign: StopOnSignal | None = None) -> None:
+        self.sign = sign
+
+    def __reduce__(self) -> Any:  # Tune pickles it with the experiment, which is never restored
+        return _StopOnSignal, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.sign is not None and self.sign.number is not None
 
 
 def _find_out_of_memory(error: BaseException | None) -> str | None:

@@ -19,7 +19,9 @@ class StopOnSignal:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, what_follows: str = "stopping with a checkpoint after this step") -> None:
+        self.what_follows = what_follows
+        """What the first signal prints."""
         self.number: int | None = None
         """The number of the first signal; None before one came."""
         self._before: dict[int, object] = {}
@@ -38,7 +40,7 @@ class StopOnSignal:
             raise Stopped(number, "stopped at once, without a checkpoint of the last steps; the same command continues")
         self.number = number
         name = signal.Signals(number).name
-        print(f"{name}: stopping with a checkpoint after this step; once more stops at once", file=sys.stderr, flush=True)
+        print(f"{name}: {self.what_follows}; once more stops at once", file=sys.stderr, flush=True)
 
 
 def make_stop_exception(number: int | None, step: int) -> Stopped | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -237,3 +238,46 @@ def test_a_study_without_enough_memory_says_so_and_the_same_command_continues(
     assert run(ablate.main, command) == FAILED
     text = capsys.readouterr().err
     assert "failed: 2 trials at once" in text and "low on memory.. The same command continues" in text and "A table" not in text
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_study_on_tune_and_not_only_the_trials_of_one_round(
+    tiny: Path, tmp_path: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, code: int,
+) -> None:  # fmt: skip
+    """Tune itself would end at Ctrl-C as if all were done, and ``jobs.rounds`` began its next round."""
+
+    def fit(tuner: Any) -> None:
+        stopper = tuner._local_tuner._run_config.stop
+        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and not stopper.stop_all()
+        signal.raise_signal(number)
+        assert stopper.stop_all() and not pickle.loads(pickle.dumps(stopper)).stop_all()
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
+    assert run(ablate.main, words(tiny, tmp_path, three, "--concurrent", "2", "train.steps=2")) == code
+    said = capsys.readouterr().err
+    assert f"{number.name}: stopping; trials that run keep their newest checkpoints; once more stops at once" in said
+    assert said.endswith(f"{number.name}: stopped; the same command continues each trial at its newest checkpoint\n")
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_ctrl_c_ends_trials_of_tune_and_the_same_command_continues(tiny: Path, tmp_path: Path, three: Path) -> None:
+    command = [sys.executable, "-m", "jobs.ablate", *words(tiny, tmp_path, three, "--concurrent", "2", "train.steps=400")]
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        driver = subprocess.Popen(command, stdout=out, stderr=out)
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "three").glob("*/checkpoint_*")):
+            assert driver.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
+            time.sleep(0.1)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(120) == 130, log.read_text(encoding="utf-8")
+    assert "the same command continues each trial at its newest checkpoint" in log.read_text(encoding="utf-8")
+    begun = {path.name for path in (tmp_path / "three").glob("*_seed-0") if any(path.glob("checkpoint_*"))}
+    assert begun and not any((tmp_path / "three" / name / "evaluation.json").exists() for name in begun)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "3 of 3 trials" in done.stdout and "continuing at step" in done.stdout, done.stderr
