@@ -4,7 +4,7 @@
 Measures a run on 1 to 4 machines that train, each with one worker, and one that decodes, twice: bound by training and bound by
 decoding. Every worker may use so little of a core, and every video comes so late from the storage, that the cores of this
 machine do not limit it. The simulation gets what was measured with one machine, and predicts the others. Root, iproute2 and
-cgroups (version 1) are needed; a quarter of an hour on two cores.
+cgroups (version 1) are needed; twelve minutes on two cores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SLOTS = 3
 DECODERS = 4
 """Decode tasks at once for each worker."""
 BLOCKS_AHEAD = 2
-STEP_SECONDS = 2.0
+STEP_SECONDS = 1.0
 """What a worker is made to need for a step."""
 DELAY_SECONDS = 0.6
 """What the storage takes for a request when decoding is to be the bottleneck."""
@@ -59,7 +59,7 @@ class Measured:
     waited: float
     """The share of the first worker's time that it waited for clips."""
     busy_seconds: float
-    """Seconds of a step that it did not wait."""
+    """Seconds of a step in which it did not wait, with what lies between two steps."""
     collective_seconds: float
     """The part of them in which the workers add up gradients."""
     decode_seconds: float
