@@ -92,7 +92,7 @@ def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
         run_config=ray.tune.RunConfig(
             name=".tune",
             storage_path=str(Path(template.run.storage_path)),
-            stop=_StopOnSignal(sign),
+            stop=_EndAtSignal(sign),
             verbose=0,  # it would print every configuration whole
             # a lost process or node costs a restart, which continues from the newest checkpoint
             failure_config=ray.tune.FailureConfig(max_failures=template.train.max_failures),
@@ -113,14 +113,14 @@ def run_on_tune(source: TrialSource, template: Config, budget: Budget) -> None:
         raise Stopped(sign.number, "stopped; the same command continues each trial at its newest checkpoint")
 
 
-class _StopOnSignal(Stopper):  # type: ignore[misc]
+class _EndAtSignal(Stopper):  # type: ignore[misc]
     """What Tune asks, several times a second, whether to end all trials."""
 
     def __init__(self, sign: StopOnSignal | None = None) -> None:
         self.sign = sign
 
     def __reduce__(self) -> Any:  # Tune pickles it with the experiment, which is never restored
-        return _StopOnSignal, ()
+        return _EndAtSignal, ()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False

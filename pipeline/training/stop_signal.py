@@ -21,7 +21,7 @@ class StopOnSignal:
 
     def __init__(self, what_follows: str = "stopping with a checkpoint after this step") -> None:
         self.what_follows = what_follows
-        """What the first signal prints."""
+        """What will happen, as the first signal prints it."""
         self.number: int | None = None
         """The number of the first signal; None before one came."""
         self._before: dict[int, object] = {}

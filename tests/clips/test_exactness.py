@@ -75,7 +75,7 @@ clips_of = st.lists(
 def test_odd_files(shared_data: Path, name: str) -> None:
     path = str(shared_data / "odd" / name)
 
-    @settings(max_examples=4)
+    @settings(max_examples=8)
     @given(st.floats(0, 1), st.floats(0, 1), clips_of)
     def check(moment: float, window: float, clips: list[ClipSection]) -> None:
         check_clips(path, moment, window, clips)
@@ -90,7 +90,7 @@ def test_the_window_reader_on_odd_files(shared_data: Path, name: str) -> None:
     frames, index = every_frame(path, 48, 48), read_index(path)
     assert len(frames) == len(index.times)
 
-    @settings(max_examples=5)
+    @settings(max_examples=10)
     @given(st.sets(st.integers(0, len(frames) - 1), min_size=1, max_size=6))
     def check(places: set[int]) -> None:
         found = read_frames(path, index, sorted(places), FrameConverter(48, 48))
@@ -212,7 +212,7 @@ def check_random_file(recipe: Recipe, data: st.DataObject) -> None:
             check_clips(path, data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1)), data.draw(clips_of))
 
 
-@examples(12)
+@examples(25)
 @given(recipes, st.data())
 def test_random_files(recipe: Recipe, data: st.DataObject) -> None:
     check_random_file(recipe, data)

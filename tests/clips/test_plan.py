@@ -43,7 +43,7 @@ def test_ratio_and_pools(plan: Plan, row: int) -> None:
     assert np.isin(videos[:, 1:], plan.unlabeled).all()
 
 
-@given(plan=plans(), rows=st.lists(st.integers(0, 10**6), min_size=1, max_size=8))
+@given(plan=plans(), rows=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
 def test_a_row_does_not_depend_on_the_rows_around_it(plan: Plan, rows: list[int]) -> None:
     together, moments = plan.choose_videos(rows), plan.draw_moments(rows)
     for place, row in enumerate(rows):

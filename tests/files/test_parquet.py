@@ -113,7 +113,7 @@ def test_killed_at_any_moment_the_old_table_or_the_new_one_is_there(tmp_path: Pa
     """A writer that replaces parts by files and back is killed with SIGKILL, again and again, wherever it is."""
     path, random_ = tmp_path / "m.parquet", random.Random(0)
     last = 0
-    for _ in range(6):
+    for _ in range(12):
         command = [sys.executable, "-c", WRITER, str(path), str(last)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
             assert writer.stdout and writer.stdout.readline() == b"written\n"

@@ -11,7 +11,7 @@ from tests.methods.traces import trained
 SAME = ("loss", "supervised_loss/primary", "supervised_loss/auxiliary")
 
 
-def same_training(one: Config, other: Config, keys: tuple[str, ...], steps: int = 6) -> None:
+def same_training(one: Config, other: Config, keys: tuple[str, ...], steps: int = 12) -> None:
     traces = [trained(config, steps)[1] for config in (one, other)]
     for number, (mine, its) in enumerate(zip(*traces, strict=True)):
         for key in keys:

@@ -1,4 +1,4 @@
-"""Real training steps on generated clips: what pinned loss traces and degenerations of methods are made of."""
+"""Thirty real training steps on generated clips: what pinned loss traces and degenerations of methods are made of."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def batch_of(step: int, rows: int = 4, unlabeled: int = 2) -> Batch:
     return Batch(numbers, videos, videos % CLASSES, clips, clips.clone())
 
 
-def trained(config: Config, steps: int = 15) -> tuple[nn.Module, list[dict[str, float]]]:
+def trained(config: Config, steps: int = 30) -> tuple[nn.Module, list[dict[str, float]]]:
     """The method after ``steps`` steps from seed 0, and every step's results."""
     torch.manual_seed(0)
     method = build_method(config, CLASSES, VIDEOS, VIDEOS // 2)

@@ -61,7 +61,8 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_fits_its_window_and_stays_at_home(
     browser: Any, reports: dict[str, Report], name: str, width: int, scheme: str
