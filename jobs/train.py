@@ -110,16 +110,16 @@ def _dry_run(config: Config) -> int:
 
 
 def _show_dry_run(prepared: PreparedRun) -> int:
-    config = prepared.run.config
+    training = prepared.run
     show_notes(prepared)
     print(describe_plan(prepared), flush=True)
     print("\n".join(dry_run.describe_run(prepared)))
-    bytes_by_purpose = dry_run.estimate_memory(config, prepared.run.plan, prepared.run.num_classes)
+    bytes_by_purpose = dry_run.estimate_memory(training.config, training.plan, training.num_classes, training.file_labels)
     print("\n".join(dry_run.format_memory(bytes_by_purpose)), flush=True)
     # last: where there is no GPU a run for one can be planned, and then says that there is none
     description, resources = _describe_resources(prepared)
     print(description, flush=True)
-    check_training(prepared.run, resources)
+    check_training(training, resources)
     return DONE
 
 

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.clips.plan import Plan, compute_largest_share
 from pipeline.clips.sampling import describe_clip
 from pipeline.config import STUDENTS, Config
+from pipeline.manifest.label_file import FileLabels
 from pipeline.methods import (
     LossWeights,
     UnlabeledViews,
@@ -60,8 +61,10 @@ def describe_run(prepared: PreparedRun) -> list[str]:
     ]  # fmt: skip
 
 
-def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, int]:
+def estimate_memory(config: Config, plan: Plan, num_classes: int, file_labels: FileLabels | None = None) -> dict[str, int]:
     """Estimates the bytes on the fullest device at the end of a forward pass, by what they are for.
+
+    ``file_labels`` are those of ``method.file_label.file``, if there is one, which are on the device as well.
 
     Nothing is computed: the method and its step run on tensors without storage, of the shapes and types that operations on
     the CPU have, and what autograd keeps for the backward pass is added up. Fragmentation, workspaces of kernels and the CUDA
@@ -73,6 +76,8 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, i
     method = _build_plain_method(config, plan, num_classes)
     with FakeTensorMode():
         _forget_values(method)
+        if config.method.file_label.weight > 0:
+            method.file_labels = _make_empty_file_labels(plan, num_classes, file_labels)
         optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
         trained = _count_bytes(p for p in method.parameters() if p.requires_grad)
         views = _make_empty_views(config, divide_step(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
@@ -88,6 +93,7 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int) -> dict[str, i
             "gradients in DDP's buckets": trained if workers > 1 else 0,
             "optimizer state": _count_bytes(states),
             "running means, teachers, label statistics": _count_bytes(_list_other_state(method)),
+            "labels from a file": _count_bytes(getattr(method, "file_labels", {}).values()),
             "decoded clips of a step, uint8": rows * plan.slots * pixels,
             "views of a part, float32": _count_bytes(_list_views(views)),
             **activations,
@@ -116,6 +122,16 @@ def _forget_values(method: nn.Module) -> None:
 
 def _make_empty(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+def _make_empty_file_labels(plan: Plan, num_classes: int, labels: FileLabels | None) -> dict[str, torch.Tensor]:
+    """Makes what ``Method.take_file_labels`` keeps, without values."""
+    number = 1 if labels is None else labels.count
+    tables = {"indices": torch.zeros(plan.sizes[0], dtype=torch.int32), "classes": torch.zeros(number, dtype=torch.int32)}
+    tables["confidence"] = torch.zeros(number)
+    if labels is not None and labels.probabilities is not None:
+        tables["probabilities"] = torch.zeros(number, num_classes, dtype=torch.float16)
+    return tables
 
 
 def _make_empty_views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:

@@ -31,7 +31,11 @@ def check_training(run: TrainingRun, resources: Resources | None) -> None:
     gpu = is_on_gpu(run.config, hardware) if resources is None else resources.gpu
     check_compiler(run.config, hardware, gpu)
     if gpu:
-        check_memory(run.config, hardware, lambda config: sum(estimate_memory(config, run.plan, run.num_classes).values()))
+
+        def estimate(config: Config) -> int:
+            return sum(estimate_memory(config, run.plan, run.num_classes, run.file_labels).values())
+
+        check_memory(run.config, hardware, estimate)
 
 
 def check_memory(config: Config, hardware: Hardware, estimate: Estimate) -> None:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import train
 from jobs.command import run
 from pipeline.clips.plan import Plan
 from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.hardware import Hardware
 from pipeline.lifecycle.overfit import choose_videos, make_overfit_config
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.memory_mapped import open_manifest
+from pipeline.manifest.schema import read_manifest
 from pipeline.methods import METHODS, build_method, make_views
 from pipeline.run_folder.contents import read_metrics, read_run
 from pipeline.training.dry_run import estimate_memory, measure_activations
+from pipeline.training.gpu_memory import check_training
 from pipeline.training.model_options import apply_train_options
 from pipeline.training.monitoring.profiling import PROFILED, SKIPPED, STEP_PHASES, choose_profiled_steps, format_profile
 from pipeline.training.prepared_run import open_inputs
@@ -116,6 +123,35 @@ def test_memory_follows_the_knobs() -> None:
     assert halves["activations"] < 0.6 * plain["activations"]
     small = estimate_memory(small_config(train={"activation_checkpointing": True}), plan_of(), CLASSES)
     assert small["activations"] < 0.5 * plain["activations"]
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_labels_from_a_file_are_counted_and_checked_for_a_gpu(
+    hard: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The estimate broke off with a traceback, and with it every run with such labels on a GPU."""
+    manifest = read_manifest(tiny / "manifest.parquet")
+    columns = {name: np.full(manifest.table.num_rows, 0.25, np.float32) for name in manifest.classes}
+    pq.write_table(pa.table({"id": manifest.table["id"], **columns}), tmp_path / "file.parquet")
+    words = [
+        f"method.file_label.file={tmp_path / 'file.parquet'}",
+        "method.file_label.weight=1",
+        f"method.file_label.hard={hard}",
+    ]
+    assert command(tiny, tmp_path, "--dry-run", *words) == 0
+    assert "  labels from a file " in capsys.readouterr().out
+    training = open_inputs(load_config(tiny / "tiny.yaml", words))[0]
+    assert training.file_labels is not None
+    counted = estimate_memory(training.config, training.plan, 4, training.file_labels)["labels from a file"]
+    assert counted == 4 * training.plan.sizes[0] + len(training.plan.unlabeled) * (8 if hard else 8 + 2 * 4)
+    small = Hardware(gpus=("Small GPU",), gpu_memory=501_000_000, bf16=True)
+    for hardware in (small, replace(small, gpu_memory=10**9)):
+        monkeypatch.setattr("pipeline.training.gpu_memory.read_hardware", lambda found=hardware: found)
+        if hardware is small:
+            with pytest.raises(UserError, match="of each GPU's memory"):
+                check_training(training, None)
+        else:
+            check_training(training, None)
 
 
 # ------------------------------------------------------------------------------------------------- on a few videos
