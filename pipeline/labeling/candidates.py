@@ -77,6 +77,8 @@ def find_candidates(
     if wish.strategy == "unstable":
         keep(opinions.clips[seen] >= MIN_CLIPS, f"have less than {MIN_CLIPS} scored clips")
     if wish.skip_groups:
+        if source.manifest.table["group"].null_count == source.manifest.table.num_rows:
+            notes.append("the manifest has no groups (recordings or persons), so --skip-groups leaves out nothing")
         keep(_is_of_no_group_of(source, seen, np.union1d(labels.rows, labels.held_out)), "are of a group that has a label")
     if len(seen) == 0:
         raise UserError(f"no unlabeled video is left to suggest: {'; '.join(notes) or 'all videos have a label'}")

@@ -52,6 +52,17 @@ def read_answers(path: Path, manifest: Manifest | None = None) -> list[LabelAnsw
     Spaces around an id or a class are dropped, unless the manifest has that very name. Several lines about one video must say
     the same, or that it was skipped.
     """
+    answers, mistakes = _read_lines(path, manifest)
+    if mistakes:
+        raise UserError(f"answers {path} are not understood; correct these lines:", list_first(mistakes))
+    return answers
+
+
+def _read_lines(path: Path, manifest: Manifest | None) -> tuple[list[LabelAnswer], list[str]]:
+    """Reads the lines, and lists what is wrong with some; of those only the id counts, as of a skipped video.
+
+    Raises UserError if the file is no table of answers.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -71,6 +82,7 @@ def read_answers(path: Path, manifest: Manifest | None = None) -> list[LabelAnsw
         raise UserError(f"answers {path}, line {reader.line_num}: {error}") from None
     answers = _match_names(answers, manifest)
     collected: dict[str, LabelAnswer] = {}
+    understood = []
     for line, answer in zip(lines, answers, strict=True):
         problem = _find_mistake(answer)
         if not problem and answer.status != "skipped":
@@ -78,9 +90,8 @@ def read_answers(path: Path, manifest: Manifest | None = None) -> list[LabelAnsw
             if (earlier.status, earlier.label) != (answer.status, answer.label):
                 problem = f"video {answer.id} has another answer on an earlier line"
         mistakes += [f"line {line}: {problem}"] if problem else []
-    if mistakes:
-        raise UserError(f"answers {path} are not understood; correct these lines:", list_first(mistakes))
-    return answers
+        understood += [replace(answer, status="skipped", label="") if problem else answer] if answer.id else []
+    return understood, mistakes
 
 
 def merge_answers(answers: Iterable[LabelAnswer]) -> dict[str, LabelAnswer]:
@@ -175,18 +186,18 @@ def add_answers(
     """Adds the answers of a file to a label subset of the manifest, which stays as it is. Raises UserError that lists all
     mistakes.
 
-    Mistakes are videos that the manifest does not have, that are no training videos, or of whose group others are held out;
-    unknown classes that are not among ``new_classes``; answers about another manifest; and, unless ``relabel``, answers that
-    contradict what the manifest or the subset says.
+    Mistakes are lines that are not understood or contradict each other; videos that the manifest does not have, that are no
+    training videos, or of whose group others are held out; unknown classes that are not among ``new_classes``; answers about
+    another manifest; and, unless ``relabel``, answers that contradict what the manifest or the subset says.
     """
     known, manifest = manifest, add_classes(manifest, new_classes)
-    lines = read_answers(path, manifest)
+    lines, not_understood = _read_lines(path, manifest)
     answers = list(merge_answers(lines).values())
-    if not answers:
+    if not answers and not not_understood:
         raise UserError(f"answers {path} hold no answer")
     rows = find_rows(pa.chunked_array([[answer.id for answer in answers]], pa.string()), manifest)
     mistakes, contradictions = _check(manifest, answers, rows, before, known.fingerprint)
-    mistakes = [*find_name_mistakes(known, new_classes, {answer.label for answer in answers}), *mistakes]
+    mistakes = [*find_name_mistakes(known, new_classes, {answer.label for answer in answers}), *not_understood, *mistakes]
     if contradictions and not relabel:
         mistakes += [f"{text}; --relabel takes the answer" for text in contradictions]
     if mistakes:

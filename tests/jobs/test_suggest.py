@@ -146,6 +146,14 @@ def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path,
 
 
 @pytest.mark.usefixtures("decoded_here")
+def test_groups_that_no_video_has_are_said_to_leave_out_nothing(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(trained, tmp_path, "--count", "1", "--skip-groups")
+    assert "note: the manifest has no groups (recordings or persons), so --skip-groups" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("decoded_here")
 def test_a_table_of_predictions_serves_where_training_saved_nothing(
     trained: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

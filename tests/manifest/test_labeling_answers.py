@@ -185,6 +185,29 @@ def test_all_mistakes_are_said_at_once(manifest: Manifest, before: LabelSubset, 
     assert "another manifest, 0000000000000000" in text and "nothing was written" in text
 
 
+def test_lines_that_are_not_understood_hide_no_other_mistake(manifest: Manifest, before: LabelSubset, tmp_path: Path) -> None:
+    labeled, free = int(before.rows[0]), free_row(before, range(6, 12))
+    lines = [f"{video(manifest, free)},class,b,,,,", f"{video(manifest, free)},class,a,,,,"]
+    lines += [
+        "x/nowhere,badvideo,,,,,",
+        f"{video(manifest, 3)},class,bb,,,,",
+        f"{video(manifest, labeled)},class,b,,,,",
+        ",class,a,,,,",
+    ]
+    with pytest.raises(UserError) as caught:
+        add_answers(manifest, before, write(tmp_path, *lines))
+    said = str(caught.value).splitlines()
+    assert "nothing was written" in said[0]
+    assert said[1:] == [
+        f"  - line 3: video {video(manifest, free)} has another answer on an earlier line",
+        "  - line 4: status badvideo is not known; did you mean bad_video?",
+        "  - line 7: no id",
+        "  - video x/nowhere is not in the manifest",
+        f"  - video {video(manifest, 3)}: class bb is not known; did you mean b?; --new-class 'bb' would add it",
+        f"  - video {video(manifest, labeled)}: b, but its label says a; --relabel takes the answer",
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "head", "problem"),
     [
