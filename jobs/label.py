@@ -22,6 +22,7 @@ from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.labeling_answers import AddedAnswers, add_answers
+from pipeline.manifest.next_run import suggest_training
 from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
 from pipeline.manifest.seeded_order import parse_share
 from pipeline.prepare.build import LABELS_FILE
@@ -214,7 +215,7 @@ def describe_subset(manifest: Manifest, subset: LabelSubset, out: Path, notes: S
     lines += [f"labeled    {len(subset.rows)} videos, {each}"]
     lines += [f"held out   {len(subset.held_out)} videos for evaluation.split=validation"] if len(subset.held_out) else []
     lines += [f"unlabeled  {pool} videos", f"labels {subset.fingerprint}  {out}  ({subset.spec}, seed {subset.seed})"]
-    return "\n".join([*lines, f"next     python -m jobs.train --config FILE data.manifest={manifest.path} data.labels={out}"])
+    return "\n".join([*lines, suggest_training(manifest, out)])
 
 
 if __name__ == "__main__":

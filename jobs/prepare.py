@@ -22,6 +22,7 @@ from pipeline.errors import UserError, list_first
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import LabelSubset, count_labels_per_class
+from pipeline.manifest.next_run import suggest_training
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.seeded_order import parse_share, round_half_up
 from pipeline.prepare.build import LABELS_FILE, BuildOptions, build_manifest_and_labels, find_empty_classes, probe_listing
@@ -369,17 +370,13 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
 }
 
 
-NETWORKS = "         (demo: small networks, for a laptop; without --config they are the paper's, which need GPUs)"
-
-
 def describe_manifest(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
     """Returns a few lines of text that say what was found and drawn, and end with the next command."""
     lines = [*_describe_unusable(manifest), *(f"note: {note}" for note in notes), "", *_build_count_table(manifest, labels), ""]
     lines += [
         f"manifest {manifest.fingerprint}  {manifest.path}",
         f"labels   {labels.fingerprint}  {len(labels.ids)} videos ({labels.spec}, seed {labels.seed})",
-        f"next     python -m jobs.train --config demo data.manifest={manifest.path}",
-        NETWORKS,
+        suggest_training(manifest),
     ]
     return "\n".join(lines)
 

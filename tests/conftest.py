@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+from tests.videos import leave_out_processes
+
 pytest_plugins = ["tests.ray_heads", "tests.run_folders", "tests.model_folders"]
 
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
@@ -83,6 +85,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert prepare.main(["synthetic", str(folder), "--videos", "32", "--classes", "4", "--seed", "0"]) == 0
     (folder / "tiny.yaml").write_text(TINY.format(folder=folder), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos are rendered, probed, copied and decoded in this process, for tests that ask for which of them, not how."""
+    leave_out_processes(monkeypatch)
 
 
 TINY = """

@@ -23,7 +23,6 @@ from pipeline.config import load_config
 from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.run_folder.contents import read_run
-from tests.videos import leave_out_processes
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +39,6 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def manifest(tiny: Path) -> Manifest:
     return read_manifest(tiny / "manifest.parquet")
-
-
-@pytest.fixture
-def decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Animations are decoded in this process: what is asked is which videos are suggested."""
-    leave_out_processes(monkeypatch)
 
 
 def read_table(folder: Path) -> list[dict[str, str]]:
@@ -92,7 +85,7 @@ def test_answers_to_suggestions_become_labels_of_a_second_run(
     assert facts["fingerprints"]["labels"] == labels.fingerprint != few.fingerprint
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_labels_that_contradict_the_manifest_are_what_is_trained_on(
     trained: Path, manifest: Manifest, tiny: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +125,7 @@ def test_held_out_videos_are_evaluated_by_the_labels_that_people_gave(
     assert all(manifest.classes[one["label"]] == one["class"] for one in rows)
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path, tmp_path: Path) -> None:
     chosen = {
         name: [row["id"] for row in call(trained, tmp_path / name, "--count", "6", "--strategy", name)]
@@ -145,7 +138,7 @@ def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path,
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_groups_that_no_video_has_are_said_to_leave_out_nothing(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +146,7 @@ def test_groups_that_no_video_has_are_said_to_leave_out_nothing(
     assert "note: the manifest has no groups (recordings or persons), so --skip-groups" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_a_table_of_predictions_serves_where_training_saved_nothing(
     trained: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

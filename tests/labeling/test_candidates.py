@@ -20,7 +20,6 @@ from pipeline.labeling.small_clips import SmallClip
 from pipeline.manifest.label_subset import LabelSubset, read_labels
 from pipeline.manifest.labeling_answers import add_answers
 from pipeline.manifest.schema import SCHEMA, Manifest, read_manifest, write_manifest
-from tests.videos import leave_out_processes
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +62,6 @@ def labels(folder: Path, manifest: Manifest) -> LabelSubset:
     return read_labels(folder / "labels.parquet", manifest)
 
 
-@pytest.fixture
-def decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Animations are decoded in this process: what is asked is which videos are suggested."""
-    leave_out_processes(monkeypatch)
-
-
 def call(folder: Path, out: Path, *words: str) -> list[str]:
     """Returns the ids of all videos that are suggested."""
     command = [str(folder / "tiny"), "--predictions", str(folder / "scores.parquet"), "--count", "100", "--out", str(out)]
@@ -98,7 +91,7 @@ def test_answers_to_whatever_is_suggested_can_be_added(
     assert add_answers(manifest, labels, tmp_path / "answers.csv").added == len(found)
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_groups_with_a_label_are_left_out_on_request(
     folder: Path, manifest: Manifest, labels: LabelSubset, tmp_path: Path
 ) -> None:
@@ -108,7 +101,7 @@ def test_groups_with_a_label_are_left_out_on_request(
     assert set(left) == {name for name in every if groups[name] not in known} and 0 < len(left) < len(every)
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_videos_that_were_answered_are_left_out_on_request(
     folder: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +117,7 @@ def test_videos_that_were_answered_are_left_out_on_request(
     assert "second.csv has answers of another manifest" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_near_duplicates_are_replaced_by_videos_further_down(
     folder: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +143,7 @@ def test_near_duplicates_are_replaced_by_videos_further_down(
     assert f"only {len(left)} of the 100 videos asked for can be suggested" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("decoded_here")
+@pytest.mark.usefixtures("in_this_process")
 def test_videos_that_the_prediction_rejected_are_marked_and_the_least_familiar_come_first(
     folder: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
