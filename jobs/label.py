@@ -22,10 +22,10 @@ from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import DrawOptions, LabelSubset, draw_labels, read_labels, write_labels
 from pipeline.manifest.labeling_answers import AddedAnswers, add_answers
-from pipeline.manifest.next_run import suggest_training
 from pipeline.manifest.schema import Manifest, read_manifest, write_manifest
 from pipeline.manifest.seeded_order import parse_share
 from pipeline.prepare.build import LABELS_FILE
+from pipeline.prepare.next_run import suggest_training
 from pipeline.prepare.published_labels import LINE_PATTERNS, import_labels
 
 WAIT_SECONDS = 30.0

@@ -22,11 +22,11 @@ from pipeline.errors import UserError, list_first
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.parquet import remove_table
 from pipeline.manifest.label_subset import LabelSubset, count_labels_per_class
-from pipeline.manifest.next_run import suggest_training
 from pipeline.manifest.schema import SPLITS, Manifest
 from pipeline.manifest.seeded_order import parse_share, round_half_up
 from pipeline.prepare.build import LABELS_FILE, BuildOptions, build_manifest_and_labels, find_empty_classes, probe_listing
 from pipeline.prepare.groups import AUTO, NAMING_CONVENTIONS, NONE, assign_groups, check_group_option
+from pipeline.prepare.next_run import suggest_training
 from pipeline.prepare.probe_cache import MANIFEST_FILE, delete_probe_log
 from pipeline.prepare.resized_copies import make_copies, probe_copies, resize_listing
 from pipeline.prepare.same_file import merge_equal_paths, merge_same_files

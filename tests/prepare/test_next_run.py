@@ -9,9 +9,9 @@ import pytest
 
 from jobs import label, prepare, train
 from jobs.command import DONE, run
-from pipeline.manifest.next_run import suggest_training
 from pipeline.manifest.schema import Manifest, write_manifest
 from pipeline.prepare.build import build_table
+from pipeline.prepare.next_run import suggest_training
 from pipeline.video.probe import Probe
 from tests.manifest.tables import make_listing
 from tests.videos import write_numbers
