@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.manifest.schema import Manifest
 
@@ -23,11 +24,10 @@ def suggest_training(manifest: Manifest, labels: Path | None = None) -> str:
     with flips. ``labels`` is the label subset, if the command must name it.
     """
     words = [f"data.manifest={manifest.path}", *([f"data.labels={labels}"] if labels else [])]
-    rows = manifest.find_usable_rows("train", "unlabeled", "test")
-    seconds = manifest.table["duration"].take(rows).to_numpy() if len(rows) else np.array([np.inf])
+    seconds = _measure_lengths(manifest)
     if manifest.source == "synthetic":
         config, why = "demo", f"small networks, for a laptop; {PAPER}"
-    elif np.quantile(seconds, 0.9) <= SHORT_SECONDS:
+    elif len(seconds) and np.quantile(seconds, 0.9) <= SHORT_SECONDS:
         config, why = "actions", f"small networks that see each of these short videos whole, for a laptop; {PAPER}"
     else:
         config, why = (
@@ -38,6 +38,14 @@ def suggest_training(manifest: Manifest, labels: Path | None = None) -> str:
     name = _choose_name(Path(manifest.path), labels)
     command = shlex.join(["python", "-m", "jobs.train", "--config", config, f"run.name={name}", *words])
     return f"next     {command}\n         ({why})"
+
+
+def _measure_lengths(manifest: Manifest) -> NDArray[np.float64]:
+    """Returns how many seconds each usable video lasts, which may be a part of its file."""
+    table = manifest.table.take(manifest.find_usable_rows("train", "unlabeled", "test"))
+    start, end, duration = (table[name].to_numpy() for name in ("start", "end", "duration"))
+    lengths: NDArray[np.float64] = np.fmin(end, duration) - np.nan_to_num(start)
+    return lengths
 
 
 def _choose_name(manifest: Path, labels: Path | None) -> str:

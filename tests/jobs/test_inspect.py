@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs import inspect, prepare
 from jobs.command import DONE, FAILED, USER_ERROR, run
+from pipeline.manifest.schema import read_manifest
 from tests.videos import write_numbers
 
 
@@ -77,6 +78,13 @@ def test_verify_finds_every_changed_byte(folder: Path, capsys: pytest.CaptureFix
 def test_page_with_contact_sheets(folder: Path) -> None:
     assert call(folder, "--html", folder / "page.html", "--per-class", "3") == DONE
     page = (folder / "page.html").read_text(encoding="utf-8")
+    captions = re.findall(r'<figcaption title="([^"]+)">([^<]+)<br>(\w+), at ([\d.]+) s</figcaption>', page)
+    manifest = read_manifest(folder / "manifest.parquet")
+    rows = {row["id"]: row for row in manifest.table.to_pylist()}
+    assert len(captions) == page.count("<img src=")
+    for name, file, split, seconds in captions:
+        assert (file, split) == (name.rpartition("/")[2], rows[name]["split"])
+        assert float(seconds) == pytest.approx(rows[name]["duration"] / 2, abs=0.051)
     assert page.count("<img src=") == 6 and "b/broken.mp4" in page and "1 files that cannot be used" in page
     assert "not_a_video" in page and "a/copy.mp4 (train)" in page
     assert re.findall(r'(?:src|href)="(?!data:)', page) == [] and "<script" not in page

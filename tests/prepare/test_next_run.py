@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from jobs import label, prepare, train
@@ -39,6 +40,14 @@ def test_the_configuration_fits_the_videos(tmp_path: Path, seconds: float, sourc
     expected = ["next", "python", "-m", "jobs.train", "--config", *(word.format(path) for word in words)]
     assert shlex.split(command) == expected
     assert ("flip" in why) == ("views.weak.flip=0.5" in words)
+
+
+def test_parts_of_long_files_are_short_videos(tmp_path: Path) -> None:
+    whole = make_manifest(tmp_path / "whole" / "manifest.parquet", 360.0, "list")
+    number = whole.table.schema.get_field_index("end")
+    table = whole.table.set_column(number, "end", pa.array([4.0] * len(whole.table)))
+    part = write_manifest(table, tmp_path / "manifest.parquet", ("a", "b"), "/videos", "list")
+    assert "--config demo " in suggest_training(whole) and "--config actions " in suggest_training(part)
 
 
 def test_names_and_paths(tmp_path: Path) -> None:

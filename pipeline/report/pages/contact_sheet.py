@@ -28,6 +28,8 @@ class Thumbnail:
 
     id: str
     split: str
+    seconds: float
+    """When it is shown, from the start of the file."""
     image: str
     """A data URI; empty if ``problem`` says why there is none."""
     problem: str = ""
@@ -66,17 +68,15 @@ def decode_contact_sheets(manifest: Manifest, per_class: int) -> list[tuple[str,
     work = map_in_processes(decode_middle_frame, videos, timeout_seconds=60.0)
     for index, result in show_progress(work, len(wanted), "thumbnails"):
         results[wanted[index]] = result
-    return [
-        (name, [_build_thumbnail(str(ids[row].as_py()), str(splits[row].as_py()), results[row]) for row in rows])
-        for name, rows in sheets
-        if rows
-    ]
+    middles = {row: (video.start + video.end) / 2 for row, video in zip(wanted, videos, strict=True)}
 
+    def build_thumbnail(row: int) -> Thumbnail:
+        result = results[row]
+        problem = result.reason if isinstance(result, ProcessFailure) else "" if result.startswith("data:") else result
+        image = "" if problem or isinstance(result, ProcessFailure) else result
+        return Thumbnail(str(ids[row].as_py()), str(splits[row].as_py()), middles[row], image, problem)
 
-def _build_thumbnail(name: str, split: str, result: str | ProcessFailure) -> Thumbnail:
-    if isinstance(result, ProcessFailure):
-        return Thumbnail(name, split, "", result.reason)
-    return Thumbnail(name, split, result) if result.startswith("data:") else Thumbnail(name, split, "", result)
+    return [(name, [build_thumbnail(row) for row in rows]) for name, rows in sheets if rows]
 
 
 def decode_middle_frame(video: Video) -> str:
