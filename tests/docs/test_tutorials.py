@@ -29,6 +29,7 @@ TINY = [
     "auxiliary.clip.size=16", "evaluation.clips=1", "method.supervised_steps=0", "method.ramp_steps=0",
 ]  # fmt: skip
 """Knobs that make every run of a tutorial a matter of seconds."""
+PAGES_OF_OWN_VIDEOS = ("data/mine/videos.html", "data/mine/step.html", "mine.html", "runs/mine_baseline/report.html")
 CONFIGURED = ("train", "ablate", "search")
 """Commands that take these knobs; and inspect, where it shows clips."""
 
@@ -103,13 +104,13 @@ def test_your_own_videos_and_better_labels(tmp_path: Path, monkeypatch: pytest.M
     for number in range(3):
         write_video(tmp_path / "videos" / "unlabeled" / f"new{number}.mp4")
     monkeypatch.chdir(tmp_path)
-    assert follow("tutorials/own_videos.md", {"100": "1"}) == [
-        "prepare", "inspect", "inspect", "train", "train", "train", "report", "export", "predict"]  # fmt: skip
+    assert follow("tutorials/own_videos.md", {"100": "1", "3": "1"}) == [
+        "prepare", "inspect", "inspect", "train", "train", "train", "report", "ablate", "export", "predict"]  # fmt: skip
     manifest = read_manifest("data/mine/manifest.parquet")
     counts = {split: len(manifest.find_usable_rows(split)) for split in ("train", "test", "unlabeled")}
     assert counts == {"train": 16, "test": 4, "unlabeled": 3}
     assert pq.read_table("data/mine/labels.parquet").num_rows == 8
-    assert all(Path(page).is_file() for page in ("data/mine/videos.html", "data/mine/step.html", "mine.html"))
+    assert all(Path(page).is_file() for page in PAGES_OF_OWN_VIDEOS)
     with Path("classes.csv").open(newline="", encoding="utf-8") as file:
         assert {row["class"] for row in csv.DictReader(file)} <= {"jump", "wave"}
 
@@ -141,10 +142,10 @@ def test_two_hundred_labels_on_real_actions(tmp_path: Path, monkeypatch: pytest.
     names = follow("tutorials/real_actions.md", smaller)
     assert len(read_manifest("data/actions/manifest.parquet").find_usable_rows("train")) == 13  # with the clip of unknown class
     assert names == ["prepare", "inspect", "train", "inspect", "train", "ablate", "label_quality"]
-    runs = sorted(path.parent.name for path in Path("runs/baseline").glob("*/evaluation.json"))
+    runs = sorted(path.parent.name for path in Path("runs/actions_baseline").glob("*/evaluation.json"))
     assert runs == ["actnetformer_seed-0", "supervised_seed-0"]
-    assert Path("runs/baseline/report.html").is_file()
-    assert Path("runs/baseline/actnetformer_seed-0/label_quality.csv").is_file()
+    assert Path("runs/actions_baseline/report.html").is_file()
+    assert Path("runs/actions_baseline/actnetformer_seed-0/label_quality.csv").is_file()
 
 
 @pytest.mark.timeout(600)
