@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return actions[options.action](cluster, options)
     except ConnectionLost as error:
-        raise UserError(f"the cluster at {cluster.address} no longer answers: {error}; give the same command again") from None
+        raise UserError(f"the cluster at {cluster.address} no longer answers: {error}; run the same command again") from None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -97,7 +97,7 @@ def _explain_foreign_option(words: Sequence[str]) -> str | None:
         if KEY_AS_OPTION.match(word):
             return f"keys of the configuration have no dashes before them: {word.lstrip('-')}"
         if word in ("--resume", "--continue"):
-            return f"leave {word} out: the same command, given again, continues what it began"
+            return f"leave {word} out: the same command, run again, continues what it began"
     return None
 
 
@@ -105,7 +105,7 @@ def _describe_refused_file(error: OSError) -> str | None:
     """Describes a file that the system let nobody write, or not this user, with the remedy; None for every other error."""
     if error.errno in NO_ROOM:
         where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        return f"{where}: {os.strerror(error.errno)}; make room, and give the same command again"
+        return f"{where}: {os.strerror(error.errno)}; make room, and run the same command again"
     if error.errno in NOT_ALLOWED and error.filename:
         remedy = "name another file or folder, or change who may read and write it"
         return f"{error.filename}: {os.strerror(error.errno)}; {remedy}"

@@ -110,7 +110,7 @@ def _check_labels(argv: Sequence[str]) -> int:
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="how many runs (default: 5)")
     add_budget(parser)
     write = parser.add_argument_group("what is written")
-    write.add_argument("--count", type=int, default=40, metavar="N", help="labels on the page, at the most (default: 40)")
+    write.add_argument("--count", type=int, default=40, metavar="N", help="labels on the page at most (default: 40)")
     about = "folder of mistakes.csv and label.html (default: the folder of these runs)"
     write.add_argument("--out", metavar="FOLDER", type=Path, help=about)
     options = parser.parse_intermixed_args(argv)

@@ -142,7 +142,7 @@ HELP = {
     "folder": "a folder of videos for each class, with or without train/ and test/ above them",
     "frames": "the same with a folder of numbered images for each video",
     "list": "text lists: 'path label', 'path frames label', or a header with path,label,group,split,start,end",
-    "synthetic": "videos that are drawn for a first try, of actions that only motion tells apart",
+    "synthetic": "synthetic videos for a first try, of actions that only motion tells apart",
 }
 EXAMPLES = {
     "ucf101": "data/UCF-101 data/ucf101 --fold 1 --labeled 10%",
@@ -252,7 +252,7 @@ def _add_splits_and_labels(parser: argparse.ArgumentParser, name: str) -> None:
         known = f"recordings or persons by name: {', '.join(NAMING_CONVENTIONS)}, {NONE}, or a regular expression that captures"
         about = f"{known} the name; all videos of one are in the same split (default: guessed and printed)"
         draw.add_argument("--group", default=AUTO, metavar="PATTERN", help=about)
-    seed = "of splits, labels and drawn videos" if name == "synthetic" else "of splits and labels that are drawn"
+    seed = "of splits, labels and synthetic videos" if name == "synthetic" else "of splits and labels that are drawn"
     draw.add_argument("--seed", type=int, default=0, metavar="N", help=f"{seed} (default: %(default)s)")
 
 

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     alone = parser.add_argument_group("instead of the run").add_mutually_exclusive_group()
     about = "check configuration and data, print steps, parameters and memory, and write nothing"
     alone.add_argument("--dry-run", action="store_true", help=about)
-    about = "check that both networks can learn N labeled videos by heart; if not, something is wrong with data or setting"
+    about = "check that both networks can memorize N labeled videos; if not, something is wrong with data or setting"
     alone.add_argument("--overfit", metavar="N", type=parse_positive, help=about)
     return parser
 

@@ -258,7 +258,7 @@ def wait_for_store(action: Callable[[], T]) -> T:
         except StorageError as error:
             if time.monotonic() > end:
                 raise UserError(
-                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; {REMEDY}, and give the same command "
+                    f"the storage has not answered for {OUTAGE_SECONDS:.0f} s: {error}; {REMEDY}, and run the same command "
                     "again, which continues"
                 ) from None
             if not was_told:

@@ -70,7 +70,7 @@ def connect() -> None:
         if START_TIMEOUT not in str(error):
             raise
         raise UserError(
-            "Ray did not start on this machine within 30 s, its limit: the machine is too busy. Give the command again when "
+            "Ray did not start on this machine within 30 s, its limit: the machine is too busy. Run the command again when "
             "less runs beside it; jobs.train works without Ray, too, with scale.workers=0"
         ) from None
 

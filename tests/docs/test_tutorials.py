@@ -58,7 +58,7 @@ def give(name: str, words: list[str], smaller: Mapping[str, str]) -> int:
     if name in ("ablate", "search") and "--concurrent" not in words:
         given += ["--concurrent", "1"]  # in this process, without Ray
     code = run(importlib.import_module(f"jobs.{name}").main, given)
-    assert code == DONE or (code == FAILED and "--overfit" in words), (name, given)  # networks so small need not learn by heart
+    assert code == DONE or (code == FAILED and "--overfit" in words), (name, given)  # networks so small need not memorize them
     return code
 
 

@@ -65,7 +65,7 @@ def test_a_process_says_nothing_more_at_its_end(trained: Path, exported: Path, t
 
 def test_predictions_leave_nothing(fail: Fail, exported: Path, tiny: Path, tmp_path: Path) -> None:
     error = fail(predict.main, 1000, str(exported), video_of(tiny), "--out", str(tmp_path / "scores.csv"))
-    assert error.endswith("error: a file cannot be written: File too large; make room, and give the same command again\n")
+    assert error.endswith("error: a file cannot be written: File too large; make room, and run the same command again\n")
     assert list(tmp_path.iterdir()) == []
 
 

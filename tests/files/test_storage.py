@@ -226,7 +226,7 @@ def test_a_run_reads_manifest_labels_and_videos_from_the_store(
     assert s3.failures[busy.rpartition("videos/")[2]] == 0
     monkeypatch.setattr(storage, "OUTAGE_SECONDS", 1.0)
     s3.failures[busy.rpartition("videos/")[2]] = 10_000
-    with pytest.raises(UserError, match=rf"has not answered for 1 s: {busy}.*give the same command again"):
+    with pytest.raises(UserError, match=rf"has not answered for 1 s: {busy}.*run the same command again"):
         list(load_batches(source, config, 0))
     with pytest.raises(UserError, match=r"manifest not found: s3://clips/none\.parquet"):
         read_manifest("s3://clips/none.parquet")

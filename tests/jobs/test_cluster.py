@@ -209,7 +209,7 @@ def test_a_lost_cluster_is_one_message(call: Any) -> None:
     cluster = answer(jobs=LOST)
     code, out, err = call(cluster, "jobs")
     assert (code, out) == (USER_ERROR, "")
-    assert err == "error: the cluster at http://head:8265 no longer answers: connection refused; give the same command again\n"
+    assert err == "error: the cluster at http://head:8265 no longer answers: connection refused; run the same command again\n"
 
 
 @pytest.mark.parametrize(("words", "remedy"), [(["logs", "x"], "nor any other"), (["runs", "runs"], "give an absolute path"),

@@ -65,7 +65,7 @@ def test_a_configuration_is_found_by_its_name_and_as_manuals_write_it(
     [
         (errno.EROFS, "Read-only file system; name another file or folder, or change who may read and write it"),
         (errno.EACCES, "Permission denied; name another file or folder, or change who may read and write it"),
-        (errno.ENOSPC, "No space left on device; make room, and give the same command again"),
+        (errno.ENOSPC, "No space left on device; make room, and run the same command again"),
     ],
 )
 def test_a_file_that_the_system_refuses_is_named_with_the_remedy(

@@ -160,7 +160,7 @@ def test_a_store_that_stops_answering_for_long_ends_the_run_with_its_name(
     assert run(train.main, words) == 1
     text = capsys.readouterr().err
     assert "failed: s3://runs/lost/tiny/checkpoint_000004 could not be written: the storage has not answered for 0 s: " in text
-    assert f"tried {storage.ATTEMPTS} times" in text and "give the same command again" in text
+    assert f"tried {storage.ATTEMPTS} times" in text and "run the same command again" in text
     s3.failures["lost"] = 10_000
     assert run(train.main, words) == 2
     assert "error: run.storage_path=s3://runs/lost does not answer: " in capsys.readouterr().err
