@@ -46,9 +46,10 @@ def test_a_run_learns_a_new_class_and_says_that_no_test_video_shows_it(
     assert add(tiny, answers, tmp_path, "--relabel", "--new-class", "wave", *manifest_out(tmp_path)) == DONE
     said = capsys.readouterr().out
     assert "note: class wave is new, with 2 labeled and no test videos: no accuracy tells" in said
+    name = f"{tmp_path.name}_more_classes_more"
     assert (
-        f"python -m jobs.train --config FILE data.manifest={tmp_path}/more_classes.parquet data.labels={tmp_path}/more.parquet"
-        in said
+        f"python -m jobs.train --config demo run.name={name} data.manifest={tmp_path}/more_classes.parquet "
+        f"data.labels={tmp_path}/more.parquet\n" in said
     )
     assert {name: (tiny / name).read_bytes() for name in kept} == kept
     manifest = read_manifest(tmp_path / "more_classes.parquet")
