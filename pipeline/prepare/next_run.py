@@ -15,6 +15,7 @@ SHORT_SECONDS = 5.0
 """If nine of ten videos last at most so long, each is taken as one whole action, which ``actions.yaml`` sees at once. Choice:
 that configuration was chosen on clips of one to four seconds."""
 PAPER = "without --config the networks are the paper's, which need GPUs"
+EQUAL = "if some classes are much more frequent than others, add method.labels.distribution_alignment=off"
 
 
 def suggest_training(manifest: Manifest, labels: Path | None = None) -> str:
@@ -28,7 +29,7 @@ def suggest_training(manifest: Manifest, labels: Path | None = None) -> str:
     if manifest.source == "synthetic":
         config, why = "demo", f"small networks, for a laptop; {PAPER}"
     elif len(seconds) and np.quantile(seconds, 0.9) <= SHORT_SECONDS:
-        config, why = "actions", f"small networks that see each of these short videos whole, for a laptop; {PAPER}"
+        config, why = "actions", f"small networks that see each of these short videos whole, for a laptop; {PAPER}; {EQUAL}"
     else:
         config, why = (
             "demo",

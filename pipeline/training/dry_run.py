@@ -73,11 +73,9 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int, file_labels: F
     workers = max(1, config.scale.workers)
     rows = compute_largest_share(plan.rows_per_step, workers)
     pixels = 3 * config.data.decode_size**2 * (config.primary.clip.frames + config.auxiliary.clip.frames)
-    method = _build_plain_method(config, plan, num_classes)
+    method = _build_plain_method(config, plan, num_classes, file_labels)
     with FakeTensorMode():
         _forget_values(method)
-        if config.method.file_label.weight > 0:
-            method.file_labels = _make_empty_file_labels(plan, num_classes, file_labels)
         optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
         trained = _count_bytes(p for p in method.parameters() if p.requires_grad)
         views = _make_empty_views(config, divide_step(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
@@ -93,14 +91,14 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int, file_labels: F
             "gradients in DDP's buckets": trained if workers > 1 else 0,
             "optimizer state": _count_bytes(states),
             "running means, teachers, label statistics": _count_bytes(_list_other_state(method)),
-            "labels from a file": _count_bytes(getattr(method, "file_labels", {}).values()),
+            "labels from a file": _count_bytes(method.file_labels.values()),
             "decoded clips of a step, uint8": rows * plan.slots * pixels,
             "views of a part, float32": _count_bytes(_list_views(views)),
             **activations,
         }
 
 
-def _build_plain_method(config: Config, plan: Plan, num_classes: int) -> Any:
+def _build_plain_method(config: Config, plan: Plan, num_classes: int, file_labels: FileLabels | None) -> Any:
     """Builds the method as the loop does, without values and without options that change no size."""
     tree: dict[str, Any] = config.model_dump()
     for name in STUDENTS:
@@ -108,30 +106,21 @@ def _build_plain_method(config: Config, plan: Plan, num_classes: int) -> Any:
     tree["train"] |= {"compile": "off", "sync_batch_norm": False}
     plain = Config.model_validate(tree)
     with torch.device("meta"):  # drawing random weights would take a second
-        return apply_train_options(build_method(plain, num_classes, *plan.sizes), plain.train)
+        return apply_train_options(build_method(plain, num_classes, *plan.sizes, file_labels=file_labels), plain.train)
 
 
-def _forget_values(method: nn.Module) -> None:
-    """Within FakeTensorMode, replaces parameters and buffers by tensors without storage, as if on the CPU."""
+def _forget_values(method: Any) -> None:
+    """Within FakeTensorMode, replaces all that the method holds by tensors without storage, as if on the CPU."""
     for module in method.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(_make_empty(parameter), requires_grad=parameter.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, _make_empty(buffer))
+    method.file_labels = {name: _make_empty(table) for name, table in getattr(method, "file_labels", {}).items()}
 
 
 def _make_empty(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-
-
-def _make_empty_file_labels(plan: Plan, num_classes: int, labels: FileLabels | None) -> dict[str, torch.Tensor]:
-    """Makes what ``Method.take_file_labels`` keeps, without values."""
-    number = 1 if labels is None else labels.count
-    tables = {"indices": torch.zeros(plan.sizes[0], dtype=torch.int32), "classes": torch.zeros(number, dtype=torch.int32)}
-    tables["confidence"] = torch.zeros(number)
-    if labels is not None and labels.probabilities is not None:
-        tables["probabilities"] = torch.zeros(number, num_classes, dtype=torch.float16)
-    return tables
 
 
 def _make_empty_views(config: Config, rows: int, unlabeled_per_labeled: int) -> Views:

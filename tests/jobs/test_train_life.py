@@ -129,7 +129,7 @@ def test_memory_follows_the_knobs() -> None:
 def test_labels_from_a_file_are_counted_and_checked_for_a_gpu(
     hard: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The estimate broke off with a traceback, and with it every run with such labels on a GPU."""
+    """A dry run shows their bytes, and a run on a GPU is refused where they do not fit as well."""
     manifest = read_manifest(tiny / "manifest.parquet")
     columns = {name: np.full(manifest.table.num_rows, 0.25, np.float32) for name in manifest.classes}
     pq.write_table(pa.table({"id": manifest.table["id"], **columns}), tmp_path / "file.parquet")
