@@ -29,7 +29,7 @@ from pipeline.studies.ablation import (
 )
 from pipeline.studies.cost import describe_time_left
 from pipeline.studies.on_tune import choose_concurrency, estimate_concurrency
-from pipeline.studies.study_file import Study, read_study
+from pipeline.studies.study_file import Study, add_labels, read_study
 from pipeline.studies.trials import Budget
 
 STUDIES = Path(__file__).parent / "studies"
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--seeds and --concurrent must be at least 1")
     study = read_study(find_study(options.study, names))
     study = replace(study, name=options.name or study.name, cells=choose_cells(study, options.cells))
+    if options.labels is not None:
+        study = add_labels(study, options.labels)
     base = load_config(options.config, options.overrides).with_absolute_paths()
     trials, left_out = drop_duplicates(plan_trials(study, base, options.seeds))
     print("".join(f"{sentence}\n" for sentence in left_out), end="", flush=True)
@@ -73,6 +75,8 @@ def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     runs = parser.add_argument_group("which runs")
     about = "train each setting N times, with the seeds run.seed, run.seed + 1, ... (default: 1)"
     runs.add_argument("--seeds", type=int, default=1, metavar="N", help=about)
+    about = "draw so many labels anew for each seed, as jobs.label does (10%%, 2/class); for studies that do not draw labels"
+    runs.add_argument("--labels", metavar="AMOUNT", help=about)
     about = "only these settings of the study; --dry-run lists runs as SETTING_seed-N"
     runs.add_argument("--cells", metavar="A,B", help=about)
     about = "name of the folder (default: the study's), to keep a second study with other overrides apart"

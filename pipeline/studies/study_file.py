@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,17 @@ def read_study(path: Path) -> Study:
     if len(set(names)) < len(names):
         raise UserError(f"study {path}: two cells of the grid are the same")
     return Study(path.stem, question, dict(zip(names, cells, strict=True)), is_grid=True)
+
+
+def add_labels(study: Study, amount: str) -> Study:
+    """Adds ``labels: amount`` to all cells, so that a study of anything is run with few labels, drawn anew for each seed.
+
+    Raises UserError for a study with cells that say themselves how many labels they have.
+    """
+    with_their_own = [name for name, values in study.cells.items() if LABELS in values]
+    if with_their_own:
+        raise UserError(f"--labels: study {study.name} says itself how many labels are drawn, for {with_their_own[0]}: leave it out")
+    return replace(study, cells={name: {LABELS: amount, **values} for name, values in study.cells.items()})
 
 
 def _convert_value(key: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 
 from jobs import ablate
 from jobs.command import run
@@ -158,6 +159,23 @@ def test_chosen_cells_only(tiny: Path, tmp_path: Path, two: Path, capsys: pytest
     assert listed.count("contrast_weight-2_seed-") == 2 and "contrast_weight-0" not in listed
     assert command(tiny, tmp_path, str(two), "--cells", "contrast_weight-2,contrast_weight-3") == 2
     assert "--cells: study two has no cell 'contrast_weight-3'; did you mean contrast_weight-" in capsys.readouterr().err
+
+
+def test_labels_are_drawn_for_a_study_that_says_nothing_about_them(
+    tiny: Path, tmp_path: Path, two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny, tmp_path, str(two), "--labels", "1/class", "--cells", "contrast_weight-0") == 0
+    folder = tmp_path / "two"
+    manifest = read_manifest(tiny / "manifest.parquet")
+    subset = read_labels(folder / "labels" / "1-per-class_seed-0.parquet", manifest)
+    assert len(subset.ids) == len(manifest.classes)
+    saved = yaml.safe_load((folder / "contrast_weight-0_seed-0" / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["data"]["labels"].endswith("1-per-class_seed-0.parquet")
+    capsys.readouterr()
+    assert command(tiny, tmp_path, "few_labels", "--labels", "1/class") == 2
+    assert "--labels: study few_labels says itself how many labels" in capsys.readouterr().err
+    assert command(tiny, tmp_path, str(two), "--labels", "many") == 2
+    assert "many" in capsys.readouterr().err
 
 
 def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
