@@ -17,6 +17,7 @@ from pipeline.video import image_sequence
 from pipeline.video.container import VideoIndex, find_video_stream, index_by_packets, open_container, summarize_error
 from pipeline.video.decord_check import decord
 from pipeline.video.exact_reader import FrameConverter, read_frames
+from pipeline.video.frame_cache import get_frame_cache
 
 UInt8s = npt.NDArray[np.uint8]
 
@@ -43,7 +44,7 @@ class Video:
 
 
 def decode_clips(
-    video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int
+    video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int, cache_bytes: int = 0
 ) -> tuple[UInt8s, ...]:
     """Decodes every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
@@ -51,25 +52,26 @@ def decode_clips(
     ``crop_position`` places along the longer side: 0 is left or top, 0.5 the center, 1 right or bottom. Raises DecodeError as
     ``decode_moments`` does.
     """
-    frames_NHWC, shown = decode_moments(video, [moment], clips, size)
+    frames_NHWC, shown = decode_moments(video, [moment], clips, size, cache_bytes)
     left, top = compute_crop_corner(crop_position, frames_NHWC.shape[2], frames_NHWC.shape[1], size)
     square = frames_NHWC[:, top : top + size, left : left + size]
     return tuple(square[shown_KT[0]] for shown_KT in shown)
 
 
 def decode_moments(
-    video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int
+    video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int, cache_bytes: int = 0
 ) -> tuple[UInt8s, tuple[Ints, ...]]:
     """Decodes in one pass what the clips at all K ``moments`` show. Only these frames are kept, and each of them once.
 
     Returns [N, H, W, 3] uint8 frames in their order, whose shorter side is scaled to ``size``; and for each student [K, T],
-    which of these N frames its clips show. Raises DecodeError for anything wrong with the file, among them, where it is known
+    which of these N frames its clips show. With ``cache_bytes``, this process keeps so many bytes of decoded videos, and reads
+    these from memory the next time. Raises DecodeError for anything wrong with the file, among them, where it is known
     without decoding all, a frame count that is not the manifest's; StorageError if its store does not answer.
     """
     width, height = compute_scaled_size(video.width, video.height, size)
     times = [clip for moment in moments for clip in compute_clip_times(moment, video.start, video.end, clips)]
     try:
-        frames_NHWC, starts, wanted = READERS[video.decoder](video, times, width, height)
+        frames_NHWC, starts, wanted = _read_through_cache(video, times, width, height, cache_bytes)
     except (DecodeError, storage.StorageError):
         raise
     except Exception as error:  # decord and FFmpeg raise many types; all mean that this file failed
@@ -93,6 +95,22 @@ def compute_scaled_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 Frames = tuple[UInt8s, Floats, Ints]
 """[N, H, W, 3] decoded frames, [n] start times of all frames of the video in seconds, and [N] the decoded frames' indices."""
+
+
+def _read_through_cache(video: Video, times: Sequence[Floats], width: int, height: int, cache_bytes: int) -> Frames:
+    """Reads frames from the cache, where it has or gets the video; only constant rates say without the file which frames."""
+    read = READERS[video.decoder]
+    if cache_bytes and not video.variable_fps:
+        starts = compute_frame_starts(video.frames, video.fps)
+        first, last = find_frames(np.array([video.start, video.end]), starts)
+        shape = (int(last - first + 1), height, width, 3)
+        frames_NHWC = get_frame_cache(cache_bytes).read(
+            (video, width, height), shape, lambda: read(video, [starts[first : last + 1]], width, height)[0]
+        )
+        if frames_NHWC is not None:
+            wanted = _find_wanted_frames(times, starts)
+            return frames_NHWC[wanted - first], starts, wanted
+    return read(video, times, width, height)
 
 
 def _find_wanted_frames(times: Sequence[Floats], starts: Floats) -> Ints:

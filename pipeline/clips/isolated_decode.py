@@ -27,10 +27,13 @@ MAX_REMEMBERED = 10_000
 
 
 class IsolatedDecoder:
-    """Decodes in child processes: as many as threads call at the same time."""
+    """Decodes in child processes: as many as threads call at the same time.
 
-    def __init__(self, limits: ProcessLimits) -> None:
-        self.limits = limits
+    Each of them keeps ``cache_bytes`` of decoded videos.
+    """
+
+    def __init__(self, limits: ProcessLimits, cache_bytes: int = 0) -> None:
+        self.limits, self.cache_bytes = limits, cache_bytes
         self._idle: list[ChildProcess] = []
         self._lost: dict[Video, str] = {}
         self._lock = threading.Lock()
@@ -44,7 +47,7 @@ class IsolatedDecoder:
 
         Videos that hang or crash are remembered, so that a hang costs its time limit once in a process and not once an epoch.
         """
-        with self._call_child(decode_clips, video, moment, crop_position, clips, size) as result:
+        with self._call_child(decode_clips, video, moment, crop_position, clips, size, self.cache_bytes) as result:
             for array, clip in zip(out, result, strict=True):
                 np.copyto(array, clip)
 
@@ -55,7 +58,8 @@ class IsolatedDecoder:
 
         A video that hangs or crashes is remembered only if there was a single moment: of several ones each alone may decode.
         """
-        with self._call_child(decode_moments, video, moments, clips, size, remember=len(moments) == 1) as (frames, shown):
+        request = (video, moments, clips, size, self.cache_bytes)
+        with self._call_child(decode_moments, *request, remember=len(moments) == 1) as (frames, shown):
             return frames.copy(), tuple(indices.copy() for indices in shown)
 
     @contextmanager
@@ -104,6 +108,6 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @cache
-def get_isolated_decoder(limits: ProcessLimits) -> IsolatedDecoder:
+def get_isolated_decoder(limits: ProcessLimits, cache_bytes: int = 0) -> IsolatedDecoder:
     """Returns this process's decoder for these limits, whose children live on from block to block."""
-    return IsolatedDecoder(limits)
+    return IsolatedDecoder(limits, cache_bytes)

@@ -57,6 +57,8 @@ class VideoSource:
     """Whether the auxiliary's clip lies elsewhere in time than the primary's: data.moments."""
     limits: ProcessLimits | None = None
     """The limits of a decoder process for one video; None: videos are decoded in this process."""
+    cache_bytes: int = 0
+    """How many bytes of decoded videos each decoding process keeps: data.decoded_cache_mb."""
     given_labels: Mapping[int, int] = field(default_factory=dict)
     """Labels by manifest row that people gave, where the manifest has another one or none."""
 
@@ -161,17 +163,19 @@ class VideoSource:
         UserError if the video's store does not answer for long."""
         request = (self.describe_video(video), moment, crop_position, self.clips, self.size)
         if self.limits is not None:
-            isolated = get_isolated_decoder(self.limits)
+            isolated = get_isolated_decoder(self.limits, self.cache_bytes)
             storage.wait_for_store(lambda: isolated.decode_clips(*request, out))
         else:
-            for array, clip in zip(out, storage.wait_for_store(lambda: decode_clips(*request)), strict=True):
+            for array, clip in zip(out, storage.wait_for_store(lambda: decode_clips(*request, self.cache_bytes)), strict=True):
                 np.copyto(array, clip)
 
     def decode_moments(self, video: int, moments: Sequence[Moment]) -> tuple[UInt8s, tuple[Ints, ...]]:
         """Decodes the frames of a video that both students' clips at these moments show; returns what ``decode_moments``
         returns."""
         request = (self.describe_video(video), moments, self.clips, self.size)
-        decode = decode_moments if self.limits is None else get_isolated_decoder(self.limits).decode_moments
+        if self.limits is None:
+            return storage.wait_for_store(lambda: decode_moments(*request, self.cache_bytes))
+        decode = get_isolated_decoder(self.limits, self.cache_bytes).decode_moments
         return storage.wait_for_store(lambda: decode(*request))
 
     def find_evaluation_rows(self, split: str) -> Ints:
@@ -258,6 +262,7 @@ def open_source(config: Config, first_unlabeled_step: int = 0) -> tuple[VideoSou
         first_unlabeled_row=first_unlabeled_step * config.data.labeled_per_step,
         own_moments=config.data.moments == "own",
         limits=_decoder_limits(config),
+        cache_bytes=_count_cache_bytes(config),
         given_labels=labels.given,
     )
     return source, labels
@@ -272,6 +277,7 @@ def open_view_source(config: Config, manifest: Manifest) -> VideoSource:
         clips=(config.primary.clip, config.auxiliary.clip),
         size=config.data.decode_size,
         limits=_decoder_limits(config),
+        cache_bytes=_count_cache_bytes(config),
     )
 
 
@@ -279,6 +285,10 @@ def _decoder_limits(config: Config) -> ProcessLimits | None:
     if not config.data.isolate_decoder:
         return None
     return ProcessLimits(config.data.video_timeout_seconds, round(config.data.decoder_memory_mb * 2**20))
+
+
+def _count_cache_bytes(config: Config) -> int:
+    return round(config.data.decoded_cache_mb * 2**20)
 
 
 def read_quarantine_records(columns: Columns) -> tuple[dict[str, object], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.section import PAPER, SAME_WEIGHTS, Mebibytes, Pixels, Seconds, Section, Share, Videos
 
@@ -60,6 +60,19 @@ class DataSection(Section):
     """A decoder that needs longer for one video is stopped, and the video replaced; needs ``isolate_decoder``."""
     decoder_memory_mb: Mebibytes = Field(2048.0, ge=256, json_schema_extra=SAME_WEIGHTS)
     """A decoder process that has more MiB for itself after a video is replaced by a fresh one; twice as many stop it."""
+    decoded_cache_mb: Mebibytes = Field(0.0, ge=0, json_schema_extra=SAME_WEIGHTS)
+    """MiB of decoded videos that each decoding process keeps in memory, so that a small data set is decoded once and not in
+    every epoch; the clips are the same. A video takes frames * ``decode_size`` ** 2 * 3 bytes, if it is a square. Videos of a
+    variable frame rate or of more than 512 frames are not kept. At most half of ``decoder_memory_mb``."""
     decode_timeout_seconds: Seconds = Field(300.0, gt=0, json_schema_extra=SAME_WEIGHTS)
     """The run stops with a message when no batch arrives for this long, first batch excepted (ten times that). Several times
     ``video_timeout_seconds``, for a block may hold several videos that hang; raise it for storage that stalls for minutes."""
+
+    @model_validator(mode="after")
+    def _cache_fits(self) -> DataSection:
+        if self.isolate_decoder and self.decoded_cache_mb > self.decoder_memory_mb / 2:
+            raise ValueError(
+                f"decoded_cache_mb={self.decoded_cache_mb:g} is more than half of decoder_memory_mb="
+                f"{self.decoder_memory_mb:g}, at which a decoding process is replaced: lower the one or raise the other"
+            )
+        return self

@@ -69,7 +69,9 @@ def add_labels(study: Study, amount: str) -> Study:
     """
     with_their_own = [name for name, values in study.cells.items() if LABELS in values]
     if with_their_own:
-        raise UserError(f"--labels: study {study.name} says itself how many labels are drawn, for {with_their_own[0]}: leave it out")
+        raise UserError(
+            f"--labels: study {study.name} says itself how many labels are drawn, for {with_their_own[0]}: leave it out"
+        )
     return replace(study, cells={name: {LABELS: amount, **values} for name, values in study.cells.items()})
 
 
