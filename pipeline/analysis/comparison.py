@@ -170,7 +170,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     for run in runs:
         gathered.setdefault(repr(sorted(read_setting(run).items(), key=lambda item: item[0])), []).append(run)
     groups = sorted(gathered.values(), key=lambda group: group[0].method != BASELINE)
-    labels = _name_groups([group[0] for group in groups])
+    labels = name_settings([group[0] for group in groups])
     return [Group(label, *_select_one_run_per_seed(group)) for label, group in zip(labels, groups, strict=True)]
 
 
@@ -195,12 +195,12 @@ def sort_groups(groups: Sequence[Group]) -> list[Group]:
     return sorted(groups, key=lambda g: (g.method != BASELINE, [read_setting(g.runs[0]).get(key) or 0 for key in keys]))
 
 
-def _name_groups(firsts: Sequence[RunRecord]) -> list[str]:
-    """Names each group after its method and, if several settings have this method, the keys in which they differ.
+def name_settings(firsts: Sequence[RunRecord], ignored: str = "") -> list[str]:
+    """Names each setting, by its first run, after its method and, if several have this method, the keys in which they differ.
 
-    If all settings have the same method, the keys alone are the name.
+    If all settings have the same method, the keys alone are the name. The key ``ignored`` is never in it.
     """
-    varied = _find_varied_keys_by_method(firsts)
+    varied = {method: keys - {ignored} for method, keys in _find_varied_keys_by_method(firsts).items()}
     alone = len(firsts) > 1 and len(varied) == 1
     labels = []
     for run in firsts:
