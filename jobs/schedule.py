@@ -184,7 +184,7 @@ def _remove(options: argparse.Namespace) -> int:
     folder = options.folder / options.name
     remove_timer(schedule)
     (folder / "schedule.json").rename(folder / "removed.json")
-    running = "; its night that runs now goes on" if is_running(folder) else ""
+    running = "; the command that it started is still running" if is_running(folder) else ""
     print(f"{options.name} is removed{running}; logs and report stay in {folder}")
     return DONE
 

@@ -164,7 +164,7 @@ def build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     add("--algorithm", choices=ALGORITHMS, default="tpe", help=about)
     about = "asha, hyperband: steps after which a run is judged first (default: a 27th of train.steps)"
     add("--min-steps", type=int, metavar="STEPS", help=about)
-    add("--reduction", type=int, default=3, metavar="ETA", help="asha, hyperband: one of ETA runs goes on (default: 3)")
+    add("--reduction", type=int, default=3, metavar="ETA", help="asha, hyperband: one of ETA runs continues (default: 3)")
     add("--interval", type=int, metavar="STEPS", help="pbt: steps between two decisions (default: a tenth of train.steps)")
     add("--warm-start", nargs="+", default=[], metavar="SEARCH", help="earlier searches to learn from: folders, or names")
     add = parser.add_argument_group("where it is kept").add_argument

@@ -126,7 +126,7 @@ def read_runtime_env(file: str | None, working_dir: str) -> dict[str, Any]:
 
 
 def read_variables(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Reads the variables to send. Raises UserError for one that is not set, and for a value in the place of a name."""
+    """Reads the variables to send. Raises UserError for one that is not set, and for a value instead of a name."""
     for name in names:
         if "=" in name:
             raise UserError(
@@ -147,7 +147,7 @@ def follow_job(cluster: Cluster, job: str) -> int:
     try:
         details = follow_log(cluster, job, show=_show, warn=_warn)
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on\n{_describe_job_commands(cluster.address, job)}", file=sys.stderr)
+        print(f"\njob {job} keeps running\n{_describe_job_commands(cluster.address, job)}", file=sys.stderr)
         return INTERRUPTED
     except ConnectionLost as error:
         commands = _describe_job_commands(cluster.address, job)

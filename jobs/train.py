@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("train", __doc__, "--config jobs/configs/demo.yaml run.name=first train.steps=500")
     add_configuration(parser)
     part = parser.add_argument_group("a part of the run")
-    about = "stop after step N, with a checkpoint; the same command without this option goes on to the end"
+    about = "stop after step N, with a checkpoint; the same command without this option continues to the end"
     part.add_argument("--max-steps", metavar="N", type=parse_positive, help=about)
     about = "record some steps: a table of where their time goes, and a trace for Perfetto or chrome://tracing"
     part.add_argument("--profile", action="store_true", help=about)
@@ -91,7 +91,7 @@ def _train(prepared: PreparedRun, options: argparse.Namespace) -> int:
 def _train_part(prepared: PreparedRun, step: int) -> int:
     reached = train_up_to(prepared, step)
     steps = prepared.run.config.train.steps
-    print(f"at step {reached} of {steps}, with a checkpoint; the same command without --max-steps goes on")
+    print(f"at step {reached} of {steps}, with a checkpoint; the same command without --max-steps continues the run")
     print(f"run folder: {prepared.run.folder}")
     return DONE
 

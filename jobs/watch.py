@@ -1,4 +1,4 @@
-"""Shows runs that are under way in a browser: ``python -m jobs.watch RUN_OR_STUDY``, the report, read again as they go on."""
+"""Shows runs that are under way in a browser: ``python -m jobs.watch RUN_OR_STUDY``, the report, read again as they change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PORT = 8643
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until Ctrl-C."""
-    about = "Show the report of runs or studies to browsers of this machine; the page follows while they go on.\n\n"
+    about = "Show the report of runs or studies to browsers of this machine; the page keeps up with them.\n\n"
     about += f"Over SSH: ssh -L {PORT}:localhost:{PORT} MACHINE, then open http://localhost:{PORT}/ here."
     parser = make_parser("watch", about, "runs/first")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, or a folder of runs (ablation, search)")

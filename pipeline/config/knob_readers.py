@@ -98,7 +98,7 @@ class KnobReads(ast.NodeVisitor):
         self.generic_visit(node)
 
     def generic_visit(self, node: ast.AST) -> None:
-        """Goes on below a node; in a comprehension its loops come before its element, as when it is run."""
+        """Continues below a node; in a comprehension its loops come before its element, as when it is run."""
         for loop in getattr(node, "generators", ()):
             self.visit(loop)
         super().generic_visit(node)

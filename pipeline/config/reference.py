@@ -34,7 +34,7 @@ given has its default.
   is silent.
 - **Used by**: the packages of `pipeline/` whose code reads the knob. `config` derives from it what the others use, or checks
   that it goes with other knobs.
-- † The trained weights do not depend on it: a run may go on with another value.
+- † The trained weights do not depend on it: a run may continue with another value.
 - ‡ Population-based training may change it in the middle of a run (`jobs.search --algorithm pbt`).
 """
 

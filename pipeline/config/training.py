@@ -131,7 +131,7 @@ class ScaleSection(Section):
     workers: int = Field(1, ge=0)
     """Train workers; 0 runs the same loop in the calling process, without Ray."""
     min_workers: int | None = Field(None, ge=1)
-    """Elastic: the run starts and goes on with any number of workers from this one to ``workers``, as the cluster has them.
+    """Elastic: the run starts and continues with any number of workers from this one to ``workers``, as the cluster has them.
     By default ``workers``: it waits for all."""
     resize_seconds: Seconds = Field(60.0, gt=0)
     """Elastic: time between two looks whether more workers could join; they begin at the newest checkpoint."""

@@ -25,7 +25,7 @@ class Rejection:
     """When a video is rejected as showing none of the known classes."""
 
     share: float
-    """The share (0..0.5) of the videos of known classes that is rejected, too, at the most, on average over choices of the
+    """Largest share (0..0.5) of the videos of known classes that is rejected by mistake, on average over choices of the
     held-out videos."""
     threshold: float
     """A video with a lower probability of its most probable class is rejected."""
@@ -49,7 +49,7 @@ def find_rejection(confidences: Sequence[float], share: float) -> Rejection | No
     """Finds the threshold at which at most ``share`` of the videos of known classes are rejected, from those of held-out ones.
 
     It is the k-th lowest of n confidences with k = floor(share * (n + 1)): a further video of the same kind is as likely to be
-    at each rank among them, so it lies below the k-th with a probability of k / (n + 1) at the most. None if k is 0, that is
+    at each rank among them, so it lies below the k-th with a probability of at most k / (n + 1). None if k is 0, that is
     with fewer than ``count_least`` videos: then no threshold keeps the promise.
     """
     assert 0 < share <= LARGEST_SHARE
@@ -62,5 +62,5 @@ def find_rejection(confidences: Sequence[float], share: float) -> Rejection | No
 
 
 def count_least(share: float) -> int:
-    """Counts how many held-out videos a share needs at the least: 19 for 5 %."""
+    """Counts the held-out videos that a share needs at least: 19 for 5 %."""
     return math.ceil(1 / share - 1e-9) - 1

@@ -1,4 +1,4 @@
-"""Puts a folder in the place of another so that, whenever the process is killed, the old or the new one is there whole.
+"""Replaces a folder by another one so that, whenever the process is killed, the old or the new one is there whole.
 
 Linux exchanges two names at once on most file systems. On others, such as NFS, the old folder is renamed first, to a hidden
 name that ends in ``.earlier``. A process that is killed before it has renamed the new one leaves neither at its place; the next
@@ -51,7 +51,7 @@ def lock_output(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(out: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of ``out`` when the block ends, and is deleted if the block raises.
+    """Yields an empty folder that replaces ``out`` when the block ends, and is deleted if the block raises.
 
     What killed processes left beside ``out`` is deleted at the end. ``out`` is that of ``lock_output``.
     """

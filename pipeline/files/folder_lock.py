@@ -43,7 +43,7 @@ DEAD_SECONDS = 60.0
 """Time without a refresh after which a holder on another machine counts as dead; so five refreshes in a row may be missed."""
 POLL_SECONDS = 0.2
 """Time between two checks of a lock that another process holds."""
-REFRESH_FAILED = "the lock file %s could not be written (%s); the command goes on, and tries again every %g s"
+REFRESH_FAILED = "the lock file %s could not be written (%s); the command continues, and tries again every %g s"
 """Message for the log, with the lock, the error and HEARTBEAT_SECONDS."""
 _log = logging.getLogger(__name__)
 _held: ContextVar[frozenset[Path]] = ContextVar("held folders", default=frozenset())

@@ -9,7 +9,7 @@ HIDDEN = "***"
 
 
 def hide_passwords(text: str) -> str:
-    """Returns the text with ``***`` in the place of each password in a URL."""
+    """Returns the text with ``***`` instead of each password in a URL."""
     return PASSWORD.sub(rf"\g<before>:{HIDDEN}@", text)
 
 

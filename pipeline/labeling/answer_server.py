@@ -31,7 +31,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path, run: str, manifest: Manifest, ids: frozenset[str]) -> None:
-        """Goes on with the answers that the file has; ``ids`` are the videos that can be answered.
+        """Continues with the answers that the file has; ``ids`` are the videos that can be answered.
 
         Raises UserError if the answers are of another manifest, or have columns that would be lost.
         """

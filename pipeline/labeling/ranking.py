@@ -21,7 +21,7 @@ from pipeline.saved_models.saved_run import check_inputs
 from pipeline.seeds import Ints
 
 MAX_READ = 20_000
-"""Videos whose probabilities of all classes are in memory at once, at the most."""
+"""Largest number of videos whose probabilities of all classes are in memory at once."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ DIVERSE: tuple[Strategy, ...] = ("mixed", "diverse")
 POOL = 10
 """``mixed`` chooses among so many times as many videos as are asked for, the most uncertain ones."""
 MAX_POOL = 20_000
-"""``diverse`` chooses among so many at the most, drawn by seed."""
+"""``diverse`` chooses among at most so many, drawn by seed."""
 MIN_DISTANCE = 1e-5
 """Videos whose squared distance is less count as equal."""
 

@@ -46,7 +46,7 @@ class ProcessLimits:
 
 @dataclass(frozen=True)
 class ProcessFailure:
-    """Takes the place of the result of an item whose process crashed or was stopped."""
+    """Stands for the result of an item whose process crashed or was stopped."""
 
     reason: str
     is_worth_retrying: bool = field(default=False, compare=False)

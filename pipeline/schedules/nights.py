@@ -74,7 +74,7 @@ class Night:
 
     @property
     def is_well(self) -> bool:
-        """Whether it went, or goes on, as it should."""
+        """Whether it ended well, or is still running."""
         return self.state in ("done", "running")
 
 

@@ -15,19 +15,19 @@ decode_clips, decode_moments = decode.decode_clips, decode.decode_moments
 
 
 def decode_or_misbehave(video: decode.Video, *rest: Any) -> Any:
-    """In the place of ``decode_clips``."""
+    """Used instead of ``decode_clips``."""
     _misbehave(os.path.basename(video.location))
     return decode_clips(video, *rest)
 
 
 def frames_or_misbehave(video: decode.Video, *rest: Any) -> Any:
-    """In the place of ``decode_moments``."""
+    """Used instead of ``decode_moments``."""
     _misbehave(os.path.basename(video.location))
     return decode_moments(video, *rest)
 
 
 def probe_or_misbehave(item: probe.ProbeItem) -> probe.Probe:
-    """In the place of ``reuse_or_probe``."""
+    """Used instead of ``reuse_or_probe``."""
     _misbehave(os.path.basename(item[0]))
     return probe.probe_file(*item[:2])
 

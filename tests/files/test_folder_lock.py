@@ -164,7 +164,7 @@ def test_a_lock_that_cannot_be_reached_for_a_while_is_kept_and_refreshed_again(
     assert not ended and not list(tmp_path.iterdir())
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [f"the lock file {tmp_path / LOCK} could not be written ([Errno 5] Input/output error); the command "
-                        "goes on, and tries again every 0.3 s"]  # fmt: skip
+                        "continues, and tries again every 0.3 s"]  # fmt: skip
 
 
 def test_without_patience_another_machine_counts_as_alive(tmp_path: Path) -> None:

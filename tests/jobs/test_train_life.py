@@ -211,7 +211,9 @@ def test_what_keeps_students_from_learning_by_heart_is_off() -> None:
 def test_a_run_cut_at_a_step_goes_on_to_the_same_bits(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path, "run.name=whole") == 0
     assert command(tiny, tmp_path, "run.name=cut", "--max-steps", "6") == 0
-    assert "at step 6 of 12, with a checkpoint; the same command without --max-steps goes on" in capsys.readouterr().out
+    assert (
+        "at step 6 of 12, with a checkpoint; the same command without --max-steps continues the run" in capsys.readouterr().out
+    )
     assert (tmp_path / "cut" / "checkpoint_000006").is_dir() and not (tmp_path / "cut" / "evaluation.json").exists()
     assert command(tiny, tmp_path, "run.name=cut", "--max-steps", "5") == 0
     assert "at step 6 of 12" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_held_out_videos_are_rejected_as_often_as_promised(
     rows = predict_all(calibrated, tiny, tmp_path / "scores.parquet", "--reject-unknown", "25%", *words)
     said = capsys.readouterr()
     about = json.loads(pq.read_schema(tmp_path / "scores.parquet").metadata[b"actnetformer"])["rejection"]
-    assert (about["share"], about["videos"], about["below"]) == (0.25, 12, 2)  # the third of 12: 3 of 13 at the most
+    assert (about["share"], about["videos"], about["below"]) == (0.25, 12, 2)  # the third of 12: at most 3 of 13
     manifest = read_manifest(tiny / "manifest.parquet")
     held_out = read_labels(calibrated.parent / "labels.parquet", manifest).held_out.tolist()
     saved = json.loads((calibrated / "calibration.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ import ray
 from tests.ray_cluster.certificates import Environment, make_certificates
 
 HERE = ray.util.get_node_ip_address()
-"""This machine's address in its network: Ray takes it in the place of 127.0.0.1, so the certificate must be for it."""
+"""This machine's address in its network: Ray uses it instead of 127.0.0.1, so the certificate must be for it."""
 RAY = str(Path(sys.executable).parent / "ray")
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 

@@ -15,7 +15,7 @@ from jobs import search, submit
 
 
 class Recorded:
-    """Takes the place of a class of Airflow, and records what it is given."""
+    """Stands in for a class of Airflow, and records what it is given."""
 
     made: list[Recorded]
 

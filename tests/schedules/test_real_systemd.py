@@ -1,6 +1,6 @@
 """Nights that a real systemd starts for a user, every minute: one that runs for long, one that is killed, one that is stopped.
 
-No login and no booted systemd are needed: ``systemd --user`` runs here with folders of its own in the place of /run.
+No login and no booted systemd are needed: ``systemd --user`` runs here with folders of its own instead of /run.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def open_replicas(saved: SavedRun, replicas: int, limits: Limits, scratch: Path 
     connect()
     identity = identify_model(saved)
     resources = plan_replica(saved.config, replicas, ray.cluster_resources(), may_grow=has_joined)
-    # no other server has this name: Ray Serve would put this application in the place of the one that has it
+    # no other server has this name: Ray Serve would replace the one that has it by this application
     application = f"actnetformer-{uuid.uuid4().hex[:12]}"
     bound = bind_replicas(saved, replicas, limits, identity, scratch, resources)
     serve.start(proxy_location="Disabled", logging_config=LOGGING)

@@ -23,7 +23,7 @@ FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "as
 """FFmpeg's names of the accepted containers; mov stands for all of its family (mp4, m4a, 3gp, 3g2, mj2)."""
 HEAD_BYTES = 4096
 LONGEST_SIDE = 4
-"""Longer side of a frame, in shorter sides, at the most. Frames are scaled by their shorter side: a file of 3 KB
+"""Largest ratio of the longer side of a frame to its shorter one. Frames are scaled by their shorter side: a file of 3 KB
 whose frames have 600 x 2 pixels would take gigabytes."""
 WRONG_KIND = ("not_a_video", "no_video_stream", "unsupported_codec")
 """Statuses of a probe that mean that the file is no video that this program reads; the others, that it is a bad one."""

@@ -21,7 +21,7 @@ JSON_BYTES = 16 * 1024
 """Largest JSON body."""
 DRAIN_SECONDS = 2.0
 """How long the rest of a refused upload is read and thrown away. A client that still sends would otherwise see a broken
-connection in the place of the answer."""
+connection instead of the answer."""
 FORM, JSON = "multipart/form-data", "application/json"
 
 

@@ -35,7 +35,7 @@ class HeaderTimeoutProtocol(H11Protocol):
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Goes on waiting unless these bytes complete the headers."""
+        """Keeps waiting unless these bytes complete the headers."""
         before = self.cycle  # None before the first request, for which the timer runs already
         super().data_received(data)
         if self.cycle is not before:

@@ -36,7 +36,7 @@ STOP_UPLOAD_SECONDS = 5.0
 
 
 def compute_stop_seconds(limits: Limits) -> int:
-    """Computes how long the requests at work may take at the most when the server is stopped: each has its own limits."""
+    """Computes how long the requests at work may take at most when the server is stopped: each has its own limits."""
     return math.ceil(STOP_UPLOAD_SECONDS + DRAIN_SECONDS + limits.request_seconds + SPARE_SECONDS) + 1
 
 

@@ -138,7 +138,7 @@ class MetricLog:
         return {"steps": self._steps, "sums": sums, "counts": dict(self._counts)}
 
     def restore(self, unwritten: Mapping[str, Any], device: torch.device) -> None:
-        """Goes on with the line that ``sum_unwritten`` was taken from, on however many workers."""
+        """Continues the line that ``sum_unwritten`` was taken from, on however many workers."""
         if unwritten:
             self._steps, self._counts = unwritten["steps"], dict(unwritten["counts"])
             self._sums = {name: torch.tensor(value, device=device) for name, value in unwritten["sums"].items()}

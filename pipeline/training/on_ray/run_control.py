@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.training.watchdog import end_this_process
 
 RESIZE = -1
-"""Takes the place of a signal's number when the number of workers is about to change."""
+"""Stands for a signal's number when the number of workers is about to change."""
 
 
 @ray.remote(num_cpus=0)

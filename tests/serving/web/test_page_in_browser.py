@@ -40,7 +40,7 @@ DROP = """([name, bytes]) => {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
-    """A model of seven classes, in the place of the room's, which has four."""
+    """A model of seven classes, instead of the room's, which has four."""
     answerer = InProcess(ServedModel(save_random_model(tmp_path_factory.mktemp("seven") / "model", SEVEN, SEED), LIMITS))
     yield answerer
     answerer.stop()

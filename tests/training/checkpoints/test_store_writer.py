@@ -156,7 +156,7 @@ def test_whatever_goes_wrong_the_lock_is_refreshed_again(
         wait_for_beats(store)
     assert not wrong and not told
     assert warnings(caplog) == [
-        f"the lock file {store}/.lock could not be written ('odd'); the command goes on, and tries again every 0.1 s"
+        f"the lock file {store}/.lock could not be written ('odd'); the command continues, and tries again every 0.1 s"
     ]
 
 
