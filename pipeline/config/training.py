@@ -87,7 +87,7 @@ class MonitorSection(Section):
     """When the log warns of a failure that the method is known for. No knob of this section changes the result."""
 
     patience_steps: Steps = Field(100, ge=1)
-    """Steps for which a signature must hold, from line to line of metrics.jsonl, until it is told."""
+    """Steps for which a failure pattern must hold, from line to line of metrics.jsonl, before it is reported."""
 
 
 class TrackingSection(Section):
