@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import LATER, LTG, MID_RUN, PAPER, SAME_WEIGHTS, SVFORMER, TCL, Pixels, Section, Share, Steps
 
@@ -35,8 +35,9 @@ class LabelSection(Section):
     momentum: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN)
     """Share of their old value that the running means of ``thresholds`` and ``distribution_alignment`` keep in a step.
     FreeMatch and SoftMatch have 0.999 for 2^20 steps; choice for 10^4."""
-    ema_decay: float = Field(0.99, ge=0, lt=1, json_schema_extra=MID_RUN | SVFORMER)
-    """Share of its old weights that an ``ema`` teacher keeps in a step (SVFormer: 0.99)."""
+    ema_decay: float = Field(0.99, ge=0, le=1, json_schema_extra=MID_RUN | SVFORMER)
+    """Share of its old weights that an ``ema`` teacher keeps in a step (SVFormer: 0.99). 1: a frozen teacher, which stays what
+    the student was at the start, for example by ``network.weights``."""
 
 
 class TermSection(Section):
@@ -124,9 +125,25 @@ class FileLabelSection(StrongViewsTerm):
     """Parquet of class probabilities by video (``pipeline.manifest.label_file``); ``jobs.predict`` writes one. Runs know it
     by its content, so it may be moved."""
     threshold: Share = Field(0.8, ge=0, le=1, json_schema_extra=MID_RUN)
-    """Probability of a video's most probable class from which its label counts. Choice: as ``confidence_threshold``."""
+    """Probability of a video's most probable class from which its label counts. Choice: as ``confidence_threshold``. Without
+    effect where ``thresholds`` is freematch or softmatch."""
+    thresholds: Literal["fixed", "freematch", "softmatch"] = Field("fixed", json_schema_extra=MID_RUN | LATER)
+    """Which labels count: confidence from ``threshold`` on (fixed); from the file's mean confidence on, times the class's mean
+    probability over the largest class's (freematch); or a weight that falls off below the mean confidence (softmatch). The
+    means, which run over steps for students, are those of all unlabeled videos in the file, which never changes. flexmatch is
+    refused: it lowers thresholds while a model is unsure of most videos, and a file stays unsure."""
     hard: bool = True
     """Whether the label is the class that the file names or finds most probable, or the probabilities (distillation)."""
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _nothing_grows_sure(cls, value: object) -> object:
+        if value == "flexmatch":
+            raise ValueError(
+                "flexmatch raises thresholds as a model grows sure of more videos, but a file never changes: the less sure it "
+                "is, the more of its labels would count; take freematch or softmatch, which need no threshold, or fixed"
+            )
+        return value
 
 
 class MixSection(StrongViewsTerm):

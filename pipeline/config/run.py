@@ -177,5 +177,7 @@ def _leave_out_defaults(knobs: dict[str, Any], section: Section, later: dict[str
     for name, below in later.items():
         if below is not True:
             _leave_out_defaults(knobs[name], getattr(section, name), below)
-        elif getattr(section, name) == type(section).model_fields[name].default:
+        elif (value := getattr(section, name)) == type(section).model_fields[name].default:
             del knobs[name]
+        elif isinstance(value, Section):  # a later section may have got knobs later still
+            _leave_out_defaults(knobs[name], value, select_marked(value, "later"))

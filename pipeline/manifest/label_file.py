@@ -44,6 +44,8 @@ class FileLabels:
     probabilities: NDArray[np.float16] | None
     """[N, K] of all classes, to a relative error of 0.0005. None if only ``classes`` are trained on, or if the file names one
     class a video: what its confidence leaves over is then spread evenly over the others."""
+    class_means: NDArray[np.float32]
+    """[K] the mean probability of each class over these videos."""
     fingerprint: str
     """16 hexadecimal digits that depend on what the file says of these videos alone."""
 
@@ -56,25 +58,33 @@ class FileLabels:
 class _CollectedLabels:
     """What the file says of each of U unlabeled rows, filled piece by piece; memory of probabilities is used as they come."""
 
-    def __init__(self, unlabeled: Rows, num_classes: int | None) -> None:
-        """``num_classes`` is None if the probabilities are not kept."""
+    def __init__(self, unlabeled: Rows, num_classes: int, keeps_probabilities: bool) -> None:
         self.unlabeled = unlabeled
         self.is_known = np.zeros(len(unlabeled), np.bool_)
         self.classes, self.confidence = np.zeros(len(unlabeled), np.int32), np.zeros(len(unlabeled), np.float32)
         self.digests = np.zeros((len(unlabeled), 16), np.uint8)
-        self.probabilities = None if num_classes is None else np.zeros((len(unlabeled), num_classes), np.float16)
+        self.probabilities = np.zeros((len(unlabeled), num_classes), np.float16) if keeps_probabilities else None
+        self.sums = np.zeros(num_classes)
 
     def take(
-        self, rows: Rows, classes: NDArray[np.int32], confidence: NDArray[np.float32], values: NDArray[np.float32]
+        self,
+        rows: Rows,
+        classes: NDArray[np.int32],
+        confidence: NDArray[np.float32],
+        values: NDArray[np.float32],
+        probabilities: NDArray[np.float32],
     ) -> None:
-        """Takes the labels of some rows, unlabeled or not; ``values`` [N, ...] is all that is known of them."""
+        """Takes the labels of some rows, unlabeled or not, with their ``probabilities`` [N, K]; ``values`` [N, ...] is what the
+        file says of them."""
         own = np.flatnonzero(np.isin(rows, self.unlabeled))
         indices = np.searchsorted(self.unlabeled, rows[own])
         self.is_known[indices] = True
         self.classes[indices], self.confidence[indices] = classes[own], confidence[own]
         self.digests[indices] = _digest(values[own])
         if self.probabilities is not None:
-            self.probabilities[indices] = values[own]
+            self.probabilities[indices] = probabilities[own]
+        with np.errstate(invalid="ignore"):  # what is no probability is refused later
+            self.sums += probabilities[own].sum(axis=0, dtype=np.float64)
 
     def finish(self) -> FileLabels:
         """Returns what is known."""
@@ -82,7 +92,8 @@ class _CollectedLabels:
         rows, digests = self.unlabeled[known], self.digests[known]
         probabilities = None if self.probabilities is None else self.probabilities[known]
         digest = hashlib.sha256(rows.astype("<i8").tobytes() + digests.tobytes()).hexdigest()[:16]
-        return FileLabels(rows, self.classes[known], self.confidence[known], probabilities, digest)
+        means = (self.sums / len(rows)).astype(np.float32)
+        return FileLabels(rows, self.classes[known], self.confidence[known], probabilities, means, digest)
 
 
 _read_last: list[tuple[object, FileLabels]] = []
@@ -109,7 +120,8 @@ def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows, hard: bool 
 def _read(file: pq.ParquetFile, path: str, manifest: Manifest, unlabeled: Rows, hard: bool) -> FileLabels:
     columns = choose_columns(file.schema_arrow, path, manifest)
     mistakes = list(columns.mistakes)
-    collected = _CollectedLabels(unlabeled, None if hard or columns.label or columns.mistakes else len(manifest.classes))
+    keeps_probabilities = not (hard or columns.label or columns.mistakes)
+    collected = _CollectedLabels(unlabeled, len(manifest.classes), keeps_probabilities)
     times = np.zeros(manifest.table.num_rows, np.int32)
     for table in _read_pieces(file, path, columns, len(manifest.classes)):
         rows, unknown = _find_videos(table, columns, manifest)
@@ -160,7 +172,7 @@ def _parse_probabilities(
     sums, is_negative = values.sum(axis=1), np.asarray((values < 0).any(axis=1))
     is_wrong = is_negative | ~np.isfinite(values).all(axis=1) | ~(np.abs(sums - 1) <= SUM_TOLERANCE)
     largest = np.nan_to_num(values).argmax(axis=1).astype(np.int32)
-    collected.take(rows, largest, values[np.arange(len(rows)), largest], values)
+    collected.take(rows, largest, values[np.arange(len(rows)), largest], values, values)
     return [
         (index, "a probability is below 0" if is_negative[index] else f"the probabilities sum to {sums[index]:.3g}, not 1")
         for index in np.flatnonzero(is_wrong).tolist()
@@ -172,7 +184,9 @@ def _parse_classes(
 ) -> Mistakes:
     labels, wrong = columns.read_labels(table, manifest.classes)
     confidence = columns.read_confidence(table)
-    collected.take(rows, labels, confidence, np.stack([labels.astype(np.float32), confidence], axis=1))
+    probabilities = np.repeat((1 - confidence[:, None]) / max(len(manifest.classes) - 1, 1), len(manifest.classes), axis=1)
+    probabilities[np.arange(len(rows)), labels] = confidence
+    collected.take(rows, labels, confidence, np.stack([labels.astype(np.float32), confidence], axis=1), probabilities)
     is_wrong = ~((confidence >= 0) & (confidence <= 1))
     wrong += [(index, f"confidence {confidence[index]:.3g} must be from 0 to 1") for index in np.flatnonzero(is_wrong).tolist()]
     if not hard:

@@ -165,6 +165,10 @@ def test_recorded_runs_keep_their_fingerprint() -> None:
     config = load_config()
     assert config.compute_fingerprint() == "e86939e207fb080d"  # of the defaults, as of November 2026
     assert load_config(overrides=["method.name=fixmatch"]).compute_fingerprint() == "070d67609bd1344f"
+    words = ["method.name=fixmatch", "method.file_label.weight=1", "method.file_label.file=x.parquet"]
+    assert load_config(overrides=words).compute_fingerprint() == "e4cc0e12aa42c83d"  # before a file had thresholds
+    words.append("method.file_label.thresholds=softmatch")
+    assert load_config(overrides=words).compute_fingerprint() != "e4cc0e12aa42c83d"
     tree = config.model_dump(mode="json")
     del tree["primary"]["clip"]["sampling"], tree["auxiliary"]["clip"]["sampling"], tree["auxiliary"]["network"]["stem"]
     assert parse_config(tree) == config

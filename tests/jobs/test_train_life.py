@@ -143,7 +143,7 @@ def test_labels_from_a_file_are_counted_and_checked_for_a_gpu(
     training = open_inputs(load_config(tiny / "tiny.yaml", words))[0]
     assert training.file_labels is not None
     counted = estimate_memory(training.config, training.plan, 4, training.file_labels)["labels from a file"]
-    assert counted == 4 * training.plan.sizes[0] + len(training.plan.unlabeled) * (8 if hard else 8 + 2 * 4)
+    assert counted == 4 * training.plan.sizes[0] + len(training.plan.unlabeled) * (12 if hard else 12 + 2 * 4)
     small = Hardware(gpus=("Small GPU",), gpu_memory=501_000_000, bf16=True)
     for hardware in (small, replace(small, gpu_memory=10**9)):
         monkeypatch.setattr("pipeline.training.gpu_memory.read_hardware", lambda found=hardware: found)

@@ -68,6 +68,16 @@ def test_one_class_a_video(manifest: Manifest, tmp_path: Path) -> None:
     assert read_file_labels(path, manifest, np.arange(6)).fingerprint != one
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_mean_probabilities_are_those_of_unlabeled_videos(manifest: Manifest, tmp_path: Path, hard: bool) -> None:
+    """A named class leaves its rest to the others, hard or not."""
+    path = write(tmp_path, id=ids(manifest, 5, 0, 1), a=[1.0, 0.75, 0.25], b=[0.0, 0.25, 0.75])
+    assert read_file_labels(path, manifest, np.arange(5), hard).class_means.tolist() == [0.5, 0.5]
+    assert read_file_labels(path, manifest, np.arange(6), hard).class_means.tolist() == pytest.approx([2 / 3, 1 / 3])
+    path = write(tmp_path, id=ids(manifest, 5, 0, 1), confidence=[1.0, 0.75, 1.0], **{"class": ["a", "b", "b"]})
+    assert read_file_labels(path, manifest, np.arange(5), hard).class_means.tolist() == [0.125, 0.875]
+
+
 def test_a_class_may_be_named_like_a_column(tmp_path: Path) -> None:
     table = make_table({"class": 2, "id": 2}).sort_by("id")
     manifest = Manifest(table, ("class", "id"), "/videos", "folder", "0" * 16, "m.parquet")

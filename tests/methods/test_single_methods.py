@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import STUDENTS, ClipSection, Config, parse_config
+from pipeline.config import STUDENTS, ClipSection, Config, override, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import LossWeights, build_method, make_views
 from pipeline.methods.parts.contrast_features import pair_moments
@@ -122,6 +122,21 @@ def test_a_teacher_follows_the_formula_and_is_saved(tmp_path: Path) -> None:
     for key, value in before.items():
         assert torch.allclose(after[key], 0.75 * value + 0.25 * students[key], atol=1e-6), key
     assert not any(parameter.requires_grad for parameter in method.labels.teachers.parameters())
+
+
+def test_a_frozen_teacher_stays_as_it_was_with_its_statistics() -> None:
+    config = config_of("svformer", labels={"ema_decay": 1.0})
+    config = override(config.model_dump(), ["primary.network.norm=batch"], "test")
+    method = build_method(config, CLASSES, VIDEOS, VIDEOS)
+    before = copy.deepcopy(method.labels.teachers.state_dict())
+    for step in range(2):
+        with torch.no_grad():
+            for parameter in method.students.parameters():
+                parameter.add_(1)
+        method(views_of(config, step), FULL)
+    after, students = method.labels.teachers.state_dict(), method.students.state_dict()
+    assert [key for key, value in before.items() if not torch.equal(after[key], value)] == []
+    assert any("running" in key and not torch.equal(value, students[key]) for key, value in before.items())
 
 
 def test_tubes_are_whole_patches_through_all_frames() -> None:

@@ -18,6 +18,7 @@ from pipeline.config import STUDENTS
 from pipeline.methods import build_method, compute_loss_weights, make_views
 from pipeline.training.optimizer import build_optimizer, clip_gradient
 from tests.methods.test_every_method import config_of
+from tests.methods.test_file_labels import draw_table, make_file_labels
 from tests.methods.traces import CLASSES, VIDEOS, batch_of
 from tests.two_processes import SHARED, run_two
 
@@ -29,7 +30,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ltg": ("ltg", {"thresholds": "freematch"}),  # has projection heads, which step 0 does not use
     "tcl": ("tcl", {"thresholds": "softmatch"}),
     "svformer": ("svformer", {}),  # has teachers, which DDP must leave alone
+    "file": ("fixmatch", {"thresholds": "softmatch"}),  # and labels from a file
 }
+FILE_LABELS = {"weight": 1.0, "file": "labels.parquet", "thresholds": "freematch", "hard": False}
 
 
 SHARES = {4: [2, 2], 3: [2, 1]}
@@ -42,13 +45,14 @@ def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[st
     counts = SHARES[rows] if world > 1 else [rows]
     set_worker_rows(counts)
     weight = counts[rank] * world / rows
-    config = config_of(name, labels, supervised_steps=1)
+    config = config_of(name, labels, supervised_steps=1, **({"file_label": FILE_LABELS} if case == "file" else {}))
     if rows == 3:
         # batches of other sizes are rounded otherwise, and a ReLU whose input is 0 but for that may decide 8 % of a gradient
         smooth = config.primary.model_copy(update={"network": config.auxiliary.network})
         config = config.model_copy(update={"primary": smooth})
     torch.manual_seed(0)
-    method = build_method(config, CLASSES, VIDEOS, VIDEOS // 2)
+    file_labels = make_file_labels(draw_table(), soft=True) if case == "file" else None
+    method = build_method(config, CLASSES, VIDEOS, VIDEOS // 2, file_labels=file_labels)
     wrapped: nn.Module = DistributedDataParallel(method) if world > 1 else method
     optimizers = {part: build_optimizer(method.students[part], getattr(config, part).optimizer) for part in STUDENTS}
     losses = []
@@ -68,6 +72,8 @@ def _train(case: str, rows: int, rank: int = 0, world: int = 1) -> tuple[dict[st
             clip_gradient(method.students[part], None)
             optimizer.step()
         losses.append(weight * float(results["loss"].detach()))
+        if case == "file" and world == 1 and step:
+            assert 0 < results["mask_rate/file_to_both"] < 1
     return method.state_dict(), losses
 
 

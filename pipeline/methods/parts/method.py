@@ -22,6 +22,7 @@ from pipeline.methods.parts.terms import (
     compute_supervised_losses,
     sum_terms,
 )
+from pipeline.methods.parts.thresholds import weigh_file_labels
 
 
 class Method(nn.Module):
@@ -36,8 +37,8 @@ class Method(nn.Module):
     """The losses of unlabeled videos that the method has, by the names of their weights; none if it uses labels only."""
     file_labels: dict[str, torch.Tensor]
     """What ``method.file_label.file`` says of the N videos that it knows, only if its loss has a weight: ``classes`` [N],
-    ``confidence`` [N], perhaps ``probabilities`` [N, K], and ``indices`` [V]: for each row of the manifest its index in them,
-    or -1. They are no buffers, since DDP broadcasts all buffers in every step."""
+    ``confidence`` [N], ``weights`` [N], perhaps ``probabilities`` [N, K], and ``indices`` [V]: for each row of the manifest its
+    index in them, or -1. They are no buffers, since DDP broadcasts all buffers in every step."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
     averages: nn.ModuleDict | None
@@ -93,11 +94,13 @@ class Method(nn.Module):
         They are no part of a checkpoint: a run reads its file again, and knows it by its fingerprint.
         """
         indices = torch.full((num_videos,), -1, dtype=torch.int32)
-        self.file_labels = {"indices": indices, "classes": torch.zeros(1, dtype=torch.int32), "confidence": torch.zeros(1)}
+        nothing = {"confidence": torch.zeros(1), "weights": torch.zeros(1)}
+        self.file_labels = {"indices": indices, "classes": torch.zeros(1, dtype=torch.int32), **nothing}
         if labels is not None:
             indices[torch.from_numpy(labels.rows)] = torch.arange(labels.count, dtype=torch.int32)
             tables = {name: getattr(labels, name) for name in ("classes", "confidence", "probabilities")}
             self.file_labels |= {name: torch.from_numpy(table) for name, table in tables.items() if table is not None}
+            self.file_labels["weights"] = weigh_file_labels(self.section.file_label, labels)
         self._num_file_classes = num_classes
 
     def start_averages(self) -> None:
@@ -115,15 +118,15 @@ class Method(nn.Module):
         indices_U = tables["indices"][videos_U].long()
         known_U, indices_U = indices_U >= 0, indices_U.clamp(min=0)
         classes_U, confidence_U = tables["classes"][indices_U].long(), tables["confidence"][indices_U] * known_U
-        kept_U = ((confidence_U >= section.threshold) & (confidence_U > 0)).float()
+        weights_U = tables["weights"][indices_U] * known_U
         if "probabilities" in tables:
             p_UK = tables["probabilities"][indices_U].float() * known_U[:, None]
         else:  # what a named class leaves over is spread evenly, where it counts
             num_others = max(self._num_file_classes - 1, 1)
             left_U = torch.zeros_like(confidence_U) if section.hard else (1 - confidence_U) * known_U / num_others
             p_UK = left_U[:, None].repeat(1, self._num_file_classes).scatter(1, classes_U[:, None], confidence_U[:, None])
-        scores_UK = p_UK.scatter(1, classes_U[:, None], confidence_U[:, None])  # to all digits, as the threshold sees it
-        return PseudoLabel(classes_U if section.hard else p_UK, classes_U, kept_U, scores_UK)
+        scores_UK = p_UK.scatter(1, classes_U[:, None], confidence_U[:, None])  # to all digits, as thresholds see it
+        return PseudoLabel(classes_U if section.hard else p_UK, classes_U, weights_U, scores_UK)
 
     def _add_file_labels(self, outcome: Results, step: Step, weights: LossWeights) -> Results:
         """Adds Lf: each student's strong views learn what the file says of the video, where it is sure enough."""

@@ -77,7 +77,12 @@ class PseudoLabels(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, students: nn.ModuleDict) -> None:
-        """Moves EMA teachers, if there are any, toward the students; to be called once a step, before anything else."""
+        """Moves EMA teachers, if there are any, toward the students; to be called once a step, before anything else.
+
+        Frozen teachers, of ``ema_decay=1``, keep BatchNorm's statistics as well.
+        """
+        if self.section.ema_decay == 1:
+            return
         for name, teacher in self.teachers.items():
             move_toward(teacher, students[name], self.section.ema_decay)
 

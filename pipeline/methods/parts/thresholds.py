@@ -1,5 +1,5 @@
-"""Decides which pseudo-labels count, and how much: threshold policies and distribution alignment, as statistics and pure
-functions.
+"""Decides which pseudo-labels and which labels of a file count, and how much: threshold policies and distribution alignment,
+as statistics and pure functions.
 
 p is a softmax vector, c its largest value and k its class. The state of a policy is a few buffers, which are part of every
 checkpoint and the same on all workers, because each is computed from all workers' predictions.
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.collectives import gather
-from pipeline.config import LabelSection
+from pipeline.config import FileLabelSection, LabelSection
+from pipeline.manifest.label_file import FileLabels
 
 
 class LabelPolicy(nn.Module):
@@ -82,7 +83,7 @@ class LabelPolicy(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self._update_mean("confidence", gather(c).mean())
         self._update_mean("class_confidence", gather(p).mean(dim=0))
-        thresholds = (self.confidence * self.class_confidence / self.class_confidence.max())[k]
+        thresholds = compute_freematch_thresholds(self.confidence, self.class_confidence)[k]
         return (c >= thresholds).float(), thresholds
 
     def _softmatch(
@@ -139,8 +140,31 @@ def compute_flexmatch_share(last_label_V: torch.Tensor, num_classes: int, num_un
     return b / (2 - b)
 
 
+def compute_freematch_thresholds(confidence: torch.Tensor, class_confidence_K: torch.Tensor) -> torch.Tensor:
+    """Computes the thresholds [K] from the means of c and p (FreeMatch, Wang et al. 2023)."""
+    return confidence * class_confidence_K / class_confidence_K.max()
+
+
 def compute_softmatch_weights(c_U: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     """Computes weights of 1 from the mean on, and exp(-(c - mean)^2 / (2 variance / 4)) below it (SoftMatch, Chen et al. 2023,
     n = 2 deviations)."""
     below = (c_U - mean).clamp(max=0)
     return torch.exp(-below.square() / (2 * variance.clamp(min=1e-12) / 4))
+
+
+def weigh_file_labels(section: FileLabelSection, labels: FileLabels) -> torch.Tensor:
+    """Computes the weights [N] (0..1) of the labels that a file gives, as ``method.file_label.thresholds`` says.
+
+    Since a file never changes, the means and the variance that ``LabelPolicy`` follows over steps are computed from the whole
+    file: the weights are the same in every step, on all workers and after a resume. Labels of confidence 0 never count.
+    """
+    c_N, k_N = torch.from_numpy(labels.confidence), torch.from_numpy(labels.classes).long()
+    exact = c_N.double()  # in float32 the mean of equal confidences may come out above all of them
+    mean, variance = exact.mean().float(), exact.var(correction=0).float()
+    if section.thresholds == "softmatch":
+        weights_N = compute_softmatch_weights(c_N, mean, variance)
+    elif section.thresholds == "freematch":
+        weights_N = (c_N >= compute_freematch_thresholds(mean, torch.from_numpy(labels.class_means))[k_N]).float()
+    else:
+        weights_N = (c_N >= section.threshold).float()
+    return weights_N * (c_N > 0)
