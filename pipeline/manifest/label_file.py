@@ -184,7 +184,8 @@ def _parse_classes(
 ) -> Mistakes:
     labels, wrong = columns.read_labels(table, manifest.classes)
     confidence = columns.read_confidence(table)
-    probabilities = np.repeat((1 - confidence[:, None]) / max(len(manifest.classes) - 1, 1), len(manifest.classes), axis=1)
+    others = ((1 - confidence) / max(len(manifest.classes) - 1, 1)).astype(np.float32)  # what it leaves over, spread evenly
+    probabilities = np.repeat(others[:, None], len(manifest.classes), axis=1)
     probabilities[np.arange(len(rows)), labels] = confidence
     collected.take(rows, labels, confidence, np.stack([labels.astype(np.float32), confidence], axis=1), probabilities)
     is_wrong = ~((confidence >= 0) & (confidence <= 1))
