@@ -44,7 +44,7 @@ class Suggestion:
     auxiliary: tuple[str, float]
     offered: tuple[tuple[str, float], ...]
     """The most probable classes by the mean of both, with their probabilities, the students' own guesses among them."""
-    clip: SmallClip = field(default_factory=lambda: SmallClip("", np.zeros(0, np.bool_), "not decoded"))
+    clip: SmallClip = field(default_factory=lambda: SmallClip("", np.zeros(0, np.bool_), problem="not decoded"))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ IDS = frozenset(f"v/{row}" for row in range(4))
 def suggestions(tmp_path: Path) -> Suggestions:
     frames = np.random.default_rng(0).integers(0, 255, (4, 24, 32, 3), dtype=np.uint8)
     clip = SmallClip(encode_animation(frames, 100), np.zeros(192, np.bool_))
-    gone = SmallClip("", np.zeros(0, np.bool_), "no such file")
+    gone = SmallClip("", np.zeros(0, np.bool_), problem="no such file")
     videos = tuple(
         Suggestion(
             row, f"v/{row}", f"v/{row}.mp4", 0.5, "the students disagree", (CLASSES[0], 0.6), (CLASSES[1], 0.7),
