@@ -279,7 +279,7 @@ def parse_folder(text: str) -> Path:
 def parse_positive(text: str) -> int:
     """Parses an option that is a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
 

@@ -151,7 +151,7 @@ def describe_new_classes(before: Manifest, added: AddedAnswers) -> list[str]:
 
 
 def _choose_path(manifest: str, given: str | None) -> Path:
-    """Returns the path of the subset. Raises UserError for what is no file in a folder of this machine."""
+    """Returns the path of the subset. Raises UserError for what is not a file in a folder of this machine."""
     if given is None and storage.is_remote(manifest):
         raise UserError(f"{manifest} is a URI: say with --out in which file on this machine to write the labels")
     out = Path(given) if given else Path(storage.to_local_path(manifest)).absolute().parent / LABELS_FILE

@@ -42,7 +42,7 @@ def _list_all(folders: Sequence[Path], inside_studies: bool) -> list[ListedRun]:
     there = [folder for folder in folders if folder.is_dir()]
     for folder in folders:
         if there and folder not in there:
-            print(f"note: {folder} is no folder", file=sys.stderr)
+            print(f"note: {folder} is not a folder", file=sys.stderr)
     found = [one for folder in there or folders for one in list_runs(folder, inside_studies)]
     return sorted(found, key=lambda one: one.changed, reverse=True)
 

@@ -149,7 +149,7 @@ def _describe_parquet(path: Path) -> dict[str, Any]:
         rows = sum(pq.read_metadata(part).num_rows for part in (path.glob("*.parquet") if path.is_dir() else [path]))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{path} is no readable Parquet file ({str(error).splitlines()[0]}); jobs.info describes {KNOWN}"
+            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}); jobs.info describes {KNOWN}"
         ) from None
     if not isinstance(about, dict):
         raise UserError(f"{path} is a Parquet file without this program's description; jobs.info describes {KNOWN}")

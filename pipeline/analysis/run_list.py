@@ -66,7 +66,7 @@ def list_runs(folder: Path, inside_studies: bool = False) -> list[ListedRun]:
     UserError if there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name the one in which your runs are, which is run.storage_path")
+        raise UserError(f"{folder} is not a folder: name the one in which your runs are, which is run.storage_path")
     found = [describe_folder(path) for path in _find_runs(folder, inside_studies)]
     return sorted(found, key=lambda one: one.changed, reverse=True)
 

@@ -162,4 +162,4 @@ if __name__ == "__main__":
     else:
         print(json.dumps(measure_run_start(config, int(size), Path(folder), int(steps))), flush=True)
     sys.stdout.flush()
-    os._exit(0)  # Ray's end is no part of it, and the cluster ends with this process
+    os._exit(0)  # Ray's end is not part of it, and the cluster ends with this process

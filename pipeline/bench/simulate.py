@@ -85,7 +85,7 @@ class Site:
             try:
                 values[name] = convert(text, kinds[name])
             except ValueError as error:
-                raise UserError(f"'{word}': {text!r} is no number of this kind: {error}") from None
+                raise UserError(f"'{word}': {text!r} is not a number of this kind: {error}") from None
         if any(value <= 0 for name, value in values.items() if name != "decode_spread"):
             raise UserError("all numbers of a site must be positive")
         site = cls(**values)

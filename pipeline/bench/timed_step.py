@@ -115,7 +115,7 @@ def build_timed_step(prepared: PreparedRun, rows: Ints | None = None) -> TimedSt
     weights = compute_loss_weights(config.method, 0)
     rows = compute_worker_rows([0], run.plan.rows_per_step, 0, 1)[0] if rows is None else rows
     batch = to_batch(prepared.run.source.decode_rows(rows), pin=device.type == "cuda")
-    # in training they are sent while the step before is computed, which is no part of a step
+    # in training they are sent while the step before is computed, which is not part of a step
     batch = replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in STUDENTS})
     views = make_views(batch, config, config.run.seed, device, weights.has_unlabeled, weights.has_strong)
     return TimedStep(prepared, state, batch, views, weights, StepContext(0, device, 1.0), method)

@@ -141,7 +141,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def find_unit(field: FieldInfo) -> str:
-    """Finds the unit of a number; empty if it has none or the field is no number."""
+    """Finds the unit of a number; empty if it has none or the field is not a number."""
     return next((part.name for part in _list_metadata(field) if isinstance(part, Unit)), "")
 
 

@@ -26,7 +26,7 @@ _LIMITS = ("least_label_accuracy", "least_mask_rate", "largest_contrast_share", 
            "largest_loss")  # fmt: skip
 REMOVED: dict[str, str] = dict.fromkeys(
     (f"monitors.{limit}" for limit in _LIMITS),
-    "is no knob anymore, because no result depends on it and nobody changed it: leave it out",
+    "is no longer a knob, because no result depends on it and nobody changed it: leave it out",
 )
 """What became of a knob, by its dotted key. None of these is in a fingerprint."""
 

@@ -51,7 +51,7 @@ class Config(Section):
             slow, fast = self.primary.clip, self.auxiliary.clip
             raise ValueError(
                 f"data.match=span: {slow.frames} frames at primary.clip.fps={slow.fps:g} are {frames:g} frames at "
-                f"auxiliary.clip.fps={fast.fps:g}, which is no whole number"
+                f"auxiliary.clip.fps={fast.fps:g}, which is not a whole number"
             )
         return self
 

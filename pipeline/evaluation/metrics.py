@@ -81,6 +81,6 @@ def average_students(*scores: Scores) -> Scores:
 
 def compute_mean_and_sd(values: Sequence[float]) -> MeanSd:
     """Computes the mean and sample standard deviation (n - 1) of at least one value, in the values' unit."""
-    assert len(values) > 0, "the mean of nothing is no number"
+    assert len(values) > 0, "the mean of nothing is not a number"
     array = np.asarray(values, dtype=np.float64)
     return MeanSd(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))

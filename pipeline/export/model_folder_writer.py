@@ -228,7 +228,7 @@ def check_target(out: Path, training: Mapping[str, Any]) -> EarlierExport | None
         return None
     other = "choose another OUT, or move it away"
     if not is_model_folder(out):
-        raise UserError(f"{out} exists and is no model folder: {other}")
+        raise UserError(f"{out} exists and is not a model folder: {other}")
     model = read_model_folder(out)
     earlier = model.training
     differing = [

@@ -61,7 +61,7 @@ def read_answers(path: Path, manifest: Manifest | None = None) -> list[LabelAnsw
 def _read_lines(path: Path, manifest: Manifest | None) -> tuple[list[LabelAnswer], list[str]]:
     """Reads the lines, and lists what is wrong with some; of those only the id counts, as of a skipped video.
 
-    Raises UserError if the file is no table of answers.
+    Raises UserError if the file is not a table of answers.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -246,7 +246,7 @@ def _check(
             mistakes.append(f"video {answer.id} is not in the manifest")
             continue
         if row not in trained:
-            mistakes.append(f"video {answer.id} is no usable training video; only these can have labels to train on")
+            mistakes.append(f"video {answer.id} is not a usable training video; only these can have labels to train on")
         if answer.status == "class" and answer.label not in manifest.classes:
             what = f"video {answer.id}: class {answer.label} is not known{suggest(answer.label, manifest.classes)}"
             mistakes.append(f"{what}; --new-class '{answer.label}' would add it")

@@ -35,7 +35,7 @@ def find_name_mistakes(manifest: Manifest, names: Sequence[str], answered: Colle
     for name in names:
         what, alike = f"--new-class {name}", known.get(_fold(name))
         if not name.isprintable() or name != name.strip() or not name:
-            mistakes.append(f"--new-class {name!r} is no name: write one line without spaces around it")
+            mistakes.append(f"--new-class {name!r} is not a name: write one line without spaces around it")
         elif name in manifest.classes:
             mistakes.append(f"{what} is a class already: leave the option out")
         elif name == alike:

@@ -30,7 +30,7 @@ def check_predicted(schema: pa.Schema, what: str, manifest: Manifest) -> None:
 def find_predicted_rows(names: pa.ChunkedArray, manifest: Manifest) -> tuple[Rows, list[str]]:
     """Finds the manifest's row of each video that ``jobs.predict`` names: by its id, as manifests are predicted.
 
-    Only a name that is no id is looked up among the manifest's files, as a path or URI, also below the manifest's root.
+    Only a name that is not an id is looked up among the manifest's files, as a path or URI, also below the manifest's root.
     Returns the rows, -1 where there is none, and a sentence for each name without a row.
     """
     rows = find_rows(names, manifest)

@@ -75,7 +75,9 @@ def read_model_folder(folder: Path) -> ModelFolder:
     """Reads a model folder. Raises UserError that names each file that is missing, altered, or not what it should be."""
     folder = folder.expanduser().resolve()
     if not is_model_folder(folder):
-        raise UserError(f"{folder} is no model folder ({CHECKSUMS} and {CONFIG} are needed): python -m jobs.export writes one")
+        raise UserError(
+            f"{folder} is not a model folder ({CHECKSUMS} and {CONFIG} are needed): python -m jobs.export writes one"
+        )
     checksums = read_checksums(folder)
     names = [*REQUIRED, *([CALIBRATION] if CALIBRATION in checksums else [])]
     if problems := [problem for name in names if (problem := _find_problem(folder / name, checksums.get(name)))]:
@@ -104,7 +106,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
         raise UserError(f"{path} cannot be read: {error}; {REMEDY}") from None
     pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
     if any(len(pair) != 2 or len(pair[0]) != 64 for pair in pairs):
-        raise UserError(f"{path} is no list of SHA-256 checksums and file names; {REMEDY}")
+        raise UserError(f"{path} is not a list of SHA-256 checksums and file names; {REMEDY}")
     return {name.removeprefix("*"): digest for digest, name in pairs}
 
 
@@ -201,4 +203,4 @@ def read_shapes(weights: Path) -> dict[str, list[int]]:
         with safe_open(weights, framework="np") as file:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights} is no safetensors file ({str(error).splitlines()[0]}); {REMEDY}") from None
+        raise UserError(f"{weights} is not a safetensors file ({str(error).splitlines()[0]}); {REMEDY}") from None

@@ -113,7 +113,9 @@ def _expand_file(word: str) -> list[InputVideo]:
     folder = word.rstrip("/") if len(word) > 1 else word
     names = [name for name in list_files_below(folder) if is_video_name(name)]
     if not names:
-        raise UserError(f"the folder {word} holds no video files (a folder of images is no video here: make a manifest of it)")
+        raise UserError(
+            f"the folder {word} holds no video files (a folder of images is not a video here: make a manifest of it)"
+        )
     return [InputVideo(f"{folder}/{name}", resolve_uri(_to_root(folder), name)) for name in names]
 
 

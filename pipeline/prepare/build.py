@@ -55,7 +55,7 @@ def build_table(listing: Listing, probes: Sequence[Probe]) -> pa.Table:
     def find_label(name: str | None, split: Split) -> int:
         if name is None or name in label_of_class:
             return -1 if name is None else label_of_class[name]
-        assert split == "unlabeled", f"{name} of split {split} is no class"
+        assert split == "unlabeled", f"{name} of split {split} is not a class"
         return OTHER_CLASS
 
     def column(name: str) -> Sequence[object]:

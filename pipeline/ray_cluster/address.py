@@ -65,7 +65,7 @@ def check_form(address: str) -> None:
         example = f"{address if re.fullmatch(r'[A-Za-z0-9._-]+', address) else 'HOST'}:{GCS_PORT}"
         raise UserError(f"{setting} must be HOST:PORT of the cluster's GCS, as `ray start` takes it: {example}; or {UNSET}")
     if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
-        raise UserError(f"{setting}: port {port!r} is no number from 1 to 65535; write {host}:{GCS_PORT}, or {UNSET}")
+        raise UserError(f"{setting}: port {port!r} is not a number from 1 to 65535; write {host}:{GCS_PORT}, or {UNSET}")
 
 
 def _explain_url(scheme: str, rest: str) -> str:
@@ -85,7 +85,7 @@ def _explain_url(scheme: str, rest: str) -> str:
             "is an address of Ray Client, which a command cannot use, because its run folder and data stream belong on the "
             f"cluster: write python -m jobs.submit --address http://{host}:{DASHBOARD_PORT} COMMAND, or {join}"
         )
-    return f"is no address of a Ray cluster: write {join}"
+    return f"is not an address of a Ray cluster: write {join}"
 
 
 def _split_host_and_port(rest: str) -> tuple[str | None, bool]:

@@ -168,7 +168,7 @@ def _require_node(address: str) -> None:
     deadline = time.monotonic() + NODE_SECONDS
     while not find_node_ids():
         if time.monotonic() > deadline:
-            raise UserError(f"this machine is no node of the Ray cluster at {address}: {ELSEWHERE}")
+            raise UserError(f"this machine is not a node of the Ray cluster at {address}: {ELSEWHERE}")
         time.sleep(0.2)
 
 

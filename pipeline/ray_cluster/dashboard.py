@@ -99,7 +99,7 @@ def read_job(cluster: Cluster, job: str) -> JobDetails:
 def find_dashboard_address(given: str | None, environ: Mapping[str, str]) -> str:
     """Returns the URL of the cluster's dashboard: ``--address``, else that of Ray's own variables, else this machine's.
 
-    Raises UserError, with the URL that was probably meant, for what is no URL of a web server.
+    Raises UserError, with the URL that was probably meant, for what is not a URL of a web server.
     """
     named = {"--address": given, **{name: environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}}
     source, address = next(((name, said) for name, said in named.items() if said), ("", DEFAULT_ADDRESS))
@@ -113,7 +113,7 @@ def find_dashboard_address(given: str | None, environ: Mapping[str, str]) -> str
         parts = urlsplit(f"//{rest}")
         host = parts.hostname
     except ValueError:  # brackets that hold no IPv6 address
-        raise UserError(f"{source} {address} is no URL; give the dashboard's, {MEANT}") from None
+        raise UserError(f"{source} {address} is not a URL; give the dashboard's, {MEANT}") from None
     try:
         port = parts.port
     except ValueError:
@@ -128,7 +128,7 @@ def find_dashboard_address(given: str | None, environ: Mapping[str, str]) -> str
     if not separator:
         likely = DASHBOARD_PORT if port in (None, *DRIVER_PORTS) else port
         drivers = f"names port {port}, where drivers join the cluster; jobs are sent to its dashboard"
-        about = drivers if port in DRIVER_PORTS else "is no URL"
+        about = drivers if port in DRIVER_PORTS else "is not a URL"
         raise UserError(f"{source} {address} {about}: give --address http://{host}:{likely}")
     return address.rstrip("/")
 
@@ -186,4 +186,4 @@ def _find_reason(error: Exception) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()
     reason = str(getattr(error, "reason", error)).strip()
-    return reason if reason.isprintable() else "what answers is no web server"
+    return reason if reason.isprintable() else "what answers is not a web server"

@@ -16,7 +16,7 @@ Server = TypeVar("Server", bound=ThreadingHTTPServer)
 def open_port(make: Callable[[], Server], port: int, option: str) -> Server:
     """Makes a server that listens at ``port``. Raises UserError that names ``option`` if the port is none, or is taken."""
     if not 0 <= port < 2**16:
-        raise UserError(f"{option} {port} is no port: write 0 (any that is free) to 65535")
+        raise UserError(f"{option} {port} is not a port: write 0 (any that is free) to 65535")
     try:
         return make()
     except OSError as error:

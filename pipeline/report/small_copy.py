@@ -34,7 +34,7 @@ def copy_runs(folders: Sequence[str | Path], out: Path) -> list[Path]:
     """Writes into ``out`` a folder for each run, and for each study one that holds its runs. Returns the folders.
 
     Scores are kept to three decimals (where that leaves every video's first class the first), metrics to six digits, and of
-    absolute paths the last two names. An earlier copy of the same name is replaced. Raises UserError for what is no run or
+    absolute paths the last two names. An earlier copy of the same name is replaced. Raises UserError for what is not a run or
     study, for two of one name, and where anything but an earlier copy has the name already.
     """
     given = read_report_input(folders)
@@ -44,7 +44,7 @@ def copy_runs(folders: Sequence[str | Path], out: Path) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"copies go by their folders' names, and several are called {', '.join(twice)}: copy them one by one")
     if taken := [out / name for name in names if not _is_copy_or_absent(out / name)]:
-        raise UserError(f"{taken[0]} is there, and is no earlier copy without weights: give another folder for the copy")
+        raise UserError(f"{taken[0]} is there, and is not an earlier copy without weights: give another folder for the copy")
     with lock_folder(out, remedy="wait until it has ended"):
         for source in sources:
             target = out / source.name

@@ -136,7 +136,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
             reason = f"there is no {Path(error.filename).name} in it" if folder.is_dir() else "it does not exist"
         if runs := sorted(path.parent.name for path in folder.glob("*/config.yaml")):
             reason = f"it has {len(runs)} run{'s' * (len(runs) > 1)}; name one, such as {folder / runs[0]}"
-        raise UserError(f"{folder} is no run folder (config.yaml and facts.json are needed): {reason}") from None
+        raise UserError(f"{folder} is not a run folder (config.yaml and facts.json are needed): {reason}") from None
     recorded = translate_old_names(tree) if isinstance(tree, dict) else tree
     return parse_config(recorded, source=str(folder / "config.yaml")), facts
 

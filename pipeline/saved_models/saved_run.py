@@ -107,7 +107,7 @@ def _read_known(facts: dict[str, Any], folder: Path) -> tuple[tuple[str, ...], F
         fingerprints = Fingerprints(**facts["fingerprints"])
         videos = int(facts["manifest"]["videos"])
         if not classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes are no names")
+            raise ValueError("classes are not names")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'facts.json'} lacks what the run was trained with ({error}): restore it") from None
     return classes, fingerprints, videos

@@ -109,7 +109,7 @@ def _check_confidences(calibration: Mapping[str, Any], where: str) -> dict[str, 
         if values is None:
             continue
         if not isinstance(values, list) or not all(isinstance(value, float | int) and 0 <= value <= 1 for value in values):
-            raise UserError(f"{where}: confidences.{when} is no list of numbers from 0 to 1: calibrate again")
+            raise UserError(f"{where}: confidences.{when} is not a list of numbers from 0 to 1: calibrate again")
         confidences[when] = [float(value) for value in values]
     return confidences
 

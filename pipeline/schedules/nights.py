@@ -92,7 +92,9 @@ def read_schedules(folder: Path) -> dict[str, Schedule]:
             facts = json.loads(path.read_text(encoding="utf-8"))
             found[path.parent.name] = Schedule(**{**facts, "command": tuple(facts["command"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is no schedule of this project: {error}; delete the folder if it is of no use") from None
+            raise UserError(
+                f"{path} is not a schedule of this project: {error}; delete the folder if you do not need it"
+            ) from None
     return found
 
 

@@ -114,7 +114,7 @@ def _join_hours(text: str, phrase: str) -> str:
     for word in text.split(" and "):
         time = re.fullmatch(r"(\d{1,2}):(\d{2})", word)
         if not time or int(time[1]) > 23 or int(time[2]) > 59:
-            raise UserError(f"'{phrase}': '{word}' is no time of day; write it from 0:00 to 23:59, for example 22:00")
+            raise UserError(f"'{phrase}': '{word}' is not a time of day; write it from 0:00 to 23:59, for example 22:00")
         times.append((int(time[1]), int(time[2])))
     minutes = {minute for _, minute in times}
     if len(minutes) > 1:

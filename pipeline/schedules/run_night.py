@@ -92,4 +92,4 @@ def check_command(words: tuple[str, ...], known: list[str]) -> None:
             "name the command to be started, behind --: for example -- search --config FILE --space rates --hours 9"
         )
     if words[0] not in known:
-        raise UserError(f"{words[0]} is no command that can be scheduled: give one of {', '.join(known)}")
+        raise UserError(f"{words[0]} is not a command that can be scheduled: give one of {', '.join(known)}")

@@ -54,7 +54,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         raise UserError(f"--storage: {str(error).strip().splitlines()[0]}; {POSTGRESQL}") from None
     except sqlalchemy.exc.ArgumentError:
         what = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
-        raise UserError(f"--storage is no database URL that SQLAlchemy knows; {what}") from None
+        raise UserError(f"--storage is not a database URL that SQLAlchemy knows; {what}") from None
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise UserError(f"the database {hide_password(url)} does not answer as a storage of searches: {reason}") from None

@@ -102,7 +102,7 @@ class ArrayUnpickler(pickle.Unpickler):
             ("_codecs", "encode"): lambda: _encode,
         }
         if (where, name) not in known:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
         return known[where, name]()
 
 
@@ -114,12 +114,12 @@ def _make_number(dtype: Any, content: Any) -> Any:
 def _make_array(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     """Makes an array of its bytes, as pickles of protocol 5 ask for."""
     if not isinstance(dtype, np.dtype) or dtype.hasobject:
-        raise pickle.UnpicklingError("an array of objects is no array of numbers")
+        raise pickle.UnpicklingError("an array of objects is not an array of numbers")
     return np.frombuffer(content, dtype=dtype).reshape(shape, order=order)
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
     """Makes bytes of the text as which Python 3 pickles them by the protocols of Python 2."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"_codecs.encode of {encoding!r} is no part of an array")
+        raise pickle.UnpicklingError(f"_codecs.encode of {encoding!r} is not part of an array")
     return text.encode("latin1")

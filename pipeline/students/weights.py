@@ -74,7 +74,7 @@ def _load(student: nn.Module, found: Tensors) -> LoadedWeights:
         name for name, value in found.items() if name in own and own[name].is_floating_point() and not value.is_floating_point()
     ]
     if kinds:
-        what = f"{len(kinds)} tensors are no floating-point numbers, the first: {kinds[0]} is {found[kinds[0]].dtype}"
+        what = f"{len(kinds)} tensors are not floating-point numbers, the first: {kinds[0]} is {found[kinds[0]].dtype}"
         raise UserError(f"{what}; is the file quantized? take the one that it was made of")
     unlike = [name for name in found if name in own and found[name].shape != own[name].shape]
     if unlike:

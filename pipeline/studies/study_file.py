@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.run_folder.contents import flatten
 
 LABELS = "labels"
-"""The key of a cell that is no configuration key: how many labels are drawn for it, as for ``jobs.label`` (10%, 4/class)."""
+"""The key of a cell that is not a configuration key: how many labels are drawn for it, as for ``jobs.label`` (10%, 4/class)."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_what_is_nothing_of_this_program_is_refused(tmp_path: Path, capsys: pyte
     in_folder = f"folder of data: name a file in it, for example python -m jobs.info {tmp_path / 'broken.parquet'}"
     for name, message in (
         ("absent", "does not exist"), ("empty", "nothing of this program"), (".", in_folder),
-        ("other.parquet", "without this program's description"), ("broken.parquet", "no readable Parquet file"),
+        ("other.parquet", "without this program's description"), ("broken.parquet", "not a readable Parquet file"),
         ("odd.yaml", "did you mean train.steps"),
     ):  # fmt: skip
         assert run(info.main, [str(tmp_path / name)]) == USER_ERROR

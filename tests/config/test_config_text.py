@@ -200,5 +200,5 @@ def test_other_commands_read_texts_alike(tmp_path: Path) -> None:
     assert (read["pip"], read["config"]) == (["a"], {"setup_timeout_seconds": 60})
     assert Site.parse(["workers=16", "decode_seconds=1e-1"]).workers == 16
     for word in ("workers=2.5", "workers=016", "videos=inf", "videos=nan"):
-        with pytest.raises(UserError, match="is no number of this kind"):
+        with pytest.raises(UserError, match="is not a number of this kind"):
             Site.parse([word])

@@ -50,7 +50,7 @@ def test_an_earlier_name_is_refused_with_todays(key: str, tmp_path: Path) -> Non
 
 
 def test_a_knob_that_is_gone_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match=r"monitors.largest_loss is no knob anymore, because no result depends on it"):
+    with pytest.raises(UserError, match=r"monitors.largest_loss is no longer a knob, because no result depends on it"):
         load_config(None, ["monitors.largest_loss=2"])
     recorded = translate_old_names({"monitors": {"largest_loss": 2, "patience_steps": 7}})
     assert parse_config(recorded).monitors.patience_steps == 7

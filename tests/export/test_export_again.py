@@ -47,7 +47,7 @@ def test_an_older_export_of_the_same_run_is_replaced_and_nothing_else(
         assert "choose another OUT" in capsys.readouterr().err
     assert (other / "thesis.txt").read_text() == "mine"
     assert run(export.main, [str(other), str(tmp_path / "new")]) == USER_ERROR
-    assert "is no run folder" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert "is not a run folder" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_an_export_that_is_interrupted_leaves_what_was_there(

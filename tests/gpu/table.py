@@ -44,7 +44,7 @@ def must(name: str, holds: bool, note: str = "", value: float | str | None = Non
 
 
 def at_most(name: str, value: float, limit: float, unit: str = "", correctness: bool = False, note: str = "") -> Row:
-    """A value that must not be larger than a limit; one that is no number misses it."""
+    """A value that must not be larger than a limit; one that is not a number misses it."""
     return Row(name, value, unit, f"at most {limit:g}", value <= limit, correctness=correctness, note=note)
 
 

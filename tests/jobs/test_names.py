@@ -83,7 +83,7 @@ def test_commands_take_files_whose_names_begin_with_a_dash(
         run(predict.main, ["runs/none", "-none.mp4"])  # neither an option nor a file
     assert "a name that begins with - as ./-name" in capsys.readouterr().err
     assert run(predict.main, ["runs/none", "-0é.mp4"]) == 2  # a file: what is missing is the run
-    assert "runs/none is no run folder" in capsys.readouterr().err.replace(str(Path.cwd()) + "/", "")
+    assert "runs/none is not a run folder" in capsys.readouterr().err.replace(str(Path.cwd()) + "/", "")
 
 
 def test_words_of_predict_that_are_no_files(

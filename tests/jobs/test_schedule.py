@@ -105,7 +105,7 @@ def test_the_first_and_the_last_line_of_a_crontab(table: Path, call: Any) -> Non
     [
         (["add", "every nihgt at 22:00", "--", "doctor"], "did you mean 'night'"),
         (["add", "every night at 22:00"], "name the command to be started, behind --"),
-        (["add", "every night at 22:00", "--", "serve"], "serve is no command that can be scheduled"),
+        (["add", "every night at 22:00", "--", "serve"], "serve is not a command that can be scheduled"),
         (["add", "every night at 22:00", "--name", "a b", "--", "doctor"], "small letters"),
         (["add", "every night at 22:00", "--by", "systemd", "--", "doctor"], "systemctl --user does not answer"),
         (["add", "every minute", "--", "search", "--storage", "postgresql://a:pl4nted@b/c"], "has a password.*pgpass"),

@@ -233,7 +233,7 @@ def test_mistakes(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--space", "rates", "--trials", "2", "--algorithm", "asha", "--objectives", "accuracy", "time"], "tpe or random"),
         (["--space", "rates", "--trials", "1", "--algorithm", "pbt"], "population of two"),
         (["--space", "policies", "--trials", "4", "--algorithm", "pbt"], "which method.labels.source, "),
-        (["--space", "rates", "--trials", "2", "--storage", "nonsense"], "no database URL"),
+        (["--space", "rates", "--trials", "2", "--storage", "nonsense"], "not a database URL"),
         (["--space", "rates", "--trials", "2", "--warm-start", "none"], "no folder of a search"),
         (["--space", "rates", "--trials", "2", f"data.labels={tiny}/labels.parquet"], "jobs.label --hold-out 10%"),
     ):

@@ -189,7 +189,7 @@ def test_mistakes_are_told_before_anything_is_written(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, problem in (
-        ([str(tmp_path)], "is no run folder"),
+        ([str(tmp_path)], "is not a run folder"),
         ([str(trained), "--count", "0"], "--count 0: write 1 to 1000"),
         ([str(trained), "--answers", "a.csv"], "--answers is for --serve"),
         ([str(trained), "data.manifest=nowhere.parquet"], "nowhere.parquet"),

@@ -207,7 +207,7 @@ def test_a_server_goes_on_with_earlier_answers_and_not_with_another_manifests(su
     with start_server(lambda token: "", first, 0) as one, pytest.raises(UserError, match="cannot be used"):
         start_server(lambda token: "", first, one.server_port)
     for port in (-1, 70_000):
-        with pytest.raises(UserError, match=f"--serve {port} is no port"):
+        with pytest.raises(UserError, match=f"--serve {port} is not a port"):
             start_server(lambda token: "", first, port)
     path.write_text("id,class,comment\nv/1,wave,look again\n")
     with pytest.raises(UserError, match="has the columns comment, which would be lost"):

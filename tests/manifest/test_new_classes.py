@@ -46,9 +46,9 @@ def test_names_that_cannot_be_new_classes_are_all_listed(manifest: Manifest) -> 
         "--new-class handstand differs from class Hand stand only in case, spaces or punctuation: "
         "write Hand stand in the answers",
         "--new-class Walk! differs from class walk only in case, spaces or punctuation: write walk in the answers",
-        "--new-class ' wave' is no name: write one line without spaces around it",
-        "--new-class '' is no name: write one line without spaces around it",
-        "--new-class 'wave\\n' is no name: write one line without spaces around it",
+        "--new-class ' wave' is not a name: write one line without spaces around it",
+        "--new-class '' is not a name: write one line without spaces around it",
+        "--new-class 'wave\\n' is not a name: write one line without spaces around it",
         "--new-class Clap differs from class clap only in case, spaces or punctuation: write clap in the answers",
         "--new-class clap is given twice",
         "--new-class run is the class of no answer; did you mean runs?",

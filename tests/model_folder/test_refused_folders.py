@@ -43,7 +43,7 @@ def test_nothing_in_a_folder_is_executed(model: Path, tiny: Path, tmp_path: Path
     config = read(model, "config.json")
     rewrite(model, "model.safetensors", loaded)
     assert run(predict.main, [str(model), video]) == USER_ERROR
-    assert "is no safetensors file" in capsys.readouterr().err
+    assert "is not a safetensors file" in capsys.readouterr().err
     attacks: list[dict[str, Any]] = [
         {**config, "auto_map": {"AutoModel": "modeling.Model"}},
         {**config, "tracking": {"mlflow": f"file://{harm}"}},

@@ -112,7 +112,7 @@ def test_a_promise_that_cannot_be_kept_is_refused(
     try:
         for change, problem in (
             ({"confidences": None}, "--calibrate writes them, and jobs.export takes them along"),  # an earlier version's
-            ({"confidences": {"before": [2.0], "after": [2.0]}}, "is no list of numbers from 0 to 1: calibrate again"),
+            ({"confidences": {"before": [2.0], "after": [2.0]}}, "is not a list of numbers from 0 to 1: calibrate again"),
         ):
             calibration.write_text(json.dumps(json.loads(text) | change), encoding="utf-8")
             assert run(predict.main, [str(calibrated), video, "--reject-unknown", "25%"]) == USER_ERROR

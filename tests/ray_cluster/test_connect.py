@@ -126,10 +126,10 @@ def test_a_named_cluster_that_does_not_listen_is_an_error(monkeypatch: pytest.Mo
         ("fd00::1", "HOST:6379"),
         ("[fd00::1]", "HOST:6379"),
         ("head:", "head:6379"),
-        ("head:gcs", "port 'gcs' is no number"),
-        ("head:0", "port '0' is no number from 1 to 65535"),
+        ("head:gcs", "port 'gcs' is not a number"),
+        ("head:0", "port '0' is not a number from 1 to 65535"),
         ("head:65536", "head:6379"),
-        ("head:6379 ", "port '6379 ' is no number"),
+        ("head:6379 ", "port '6379 ' is not a number"),
         ("http://", "--address http://HEAD:8265 COMMAND, or RAY_ADDRESS=HEAD:6379"),
         ("http://:8265", "--address http://HEAD:8265 COMMAND, or RAY_ADDRESS=HEAD:6379"),
         ("http://head:bad", "--address http://head:8265 COMMAND, or RAY_ADDRESS=head:6379"),
@@ -280,7 +280,7 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told(
     monkeypatch.setattr(connect, "find_node_ids", set)
     monkeypatch.setattr(connect, "NODE_SECONDS", 0.1)
     monkeypatch.setenv("RAY_ADDRESS", serve(Gcs()))
-    with pytest.raises(UserError, match=r"no node of the Ray cluster .*jobs.submit"):
+    with pytest.raises(UserError, match=r"not a node of the Ray cluster .*jobs.submit"):
         connect.connect()
 
 

@@ -44,7 +44,7 @@ def test_address_given_first_then_rays_variables() -> None:
         ("local", "which cluster to join.*--address http://HEAD:8265.*on that node itself http://127.0.0.1:8265"),
         ("http://", "names no host; give .*--address http://HEAD:8265"),
         ("ray://:10001", "names no host; give .*--address http://HEAD:8265"),
-        ("http://[x", "is no URL; give .*--address http://HEAD:8265"),
+        ("http://[x", "is not a URL; give .*--address http://HEAD:8265"),
     ],
 )
 def test_what_is_no_dashboards_address_is_refused_with_the_one_that_was_meant(address: str, meant: str) -> None:

@@ -71,7 +71,7 @@ def test_two_of_one_name_and_the_runs_own_place_are_refused(study: Path, tmp_pat
     shutil.copytree(study, tmp_path / "other" / study.name)
     with pytest.raises(UserError, match=f"several are called {study.name}"):
         copy_runs([study, tmp_path / "other" / study.name], tmp_path / "kept")
-    with pytest.raises(UserError, match="is no earlier copy without weights: give another folder"):
+    with pytest.raises(UserError, match="is not an earlier copy without weights: give another folder"):
         copy_runs([study], study.parent)
     assert list(study.rglob("model.safetensors"))
 
@@ -80,7 +80,7 @@ def test_a_folder_that_is_no_copy_is_not_replaced(study: Path, tmp_path: Path) -
     notes = tmp_path / "kept" / study.name / "notes.txt"
     notes.parent.mkdir(parents=True)
     notes.write_text("mine")
-    with pytest.raises(UserError, match="is no earlier copy"):
+    with pytest.raises(UserError, match="is not an earlier copy"):
         copy_runs([study], tmp_path / "kept")
     assert notes.read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""What is said of a folder that is no run folder."""
+"""What is said of a folder that is not a run folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.run_folder.contents import read_run
 
 
 def test_of_a_folder_of_runs_one_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run folder .*: there is no config.yaml in it$"):
+    with pytest.raises(UserError, match=r"is not a run folder .*: there is no config.yaml in it$"):
         read_run(tmp_path)
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").touch()
-    with pytest.raises(UserError, match=rf"is no run folder .*: it has 2 runs; name one, such as {tmp_path}/a$"):
+    with pytest.raises(UserError, match=rf"is not a run folder .*: it has 2 runs; name one, such as {tmp_path}/a$"):
         read_run(tmp_path)

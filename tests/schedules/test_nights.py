@@ -117,7 +117,7 @@ def test_a_night_leaves_a_log_a_record_and_a_page_that_leads_to_the_report(tmp_p
     time.sleep(1.1)  # nights are told apart by the second in which they began
     assert run_night(tmp_path / "a", make(tmp_path / "a", "runs", str(tmp_path / "absent"))) == 2
     assert " failed: exit code 2: error: " in page.read_text()
-    assert "is no folder" in page.read_text()
+    assert "is not a folder" in page.read_text()
     assert page.read_text().count("<tr><td>") == 2 + len(_missed(tmp_path / "a"))
 
 
@@ -209,7 +209,7 @@ def test_a_schedule_is_found_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is none"):
         find_schedule(tmp_path / "absent", "x")
     (tmp_path / "other" / "schedule.json").write_text("{}")
-    with pytest.raises(UserError, match=r"other/schedule\.json is no schedule of this project"):
+    with pytest.raises(UserError, match=r"other/schedule\.json is not a schedule of this project"):
         read_schedules(tmp_path)
 
 

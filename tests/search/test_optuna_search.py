@@ -288,7 +288,7 @@ def test_a_study_of_another_setting_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "no database URL"),
+        ("nonsense", "not a database URL"),
         ("postgresql+nodriver://x@localhost/db", r"--storage"),
         ("postgresql+psycopg://me:secret@127.0.0.1:1/db?connect_timeout=2", r"me:\*\*\*@127.0.0.1:1/db.* does not answer"),
         ("sqlite:////proc/none/study.db", r"/proc/none cannot be made .*--storage"),

@@ -82,7 +82,7 @@ def test_planted_code_is_not_run(suffix: str, tmp_path: Path) -> None:
 def test_only_what_arrays_need_is_looked_up(name: str, tmp_path: Path) -> None:
     module, _, attribute = name.rpartition(".")
     (tmp_path / "w.pkl").write_bytes(f"c{module}\n{attribute}\n(S'true'\ntR.".encode())
-    with pytest.raises(UserError, match=f"{name} is no part of an array; if you trust the file, write its tensors alone"):
+    with pytest.raises(UserError, match=f"{name} is not part of an array; if you trust the file, write its tensors alone"):
         read_weight_file(tmp_path / "w.pkl")
 
 

@@ -222,7 +222,7 @@ def test_evaluate_by_another_protocol(tiny: Path, tmp_path: Path, capsys: pytest
     assert run(evaluate.main, [str(folder), "train.steps=3"]) == 2
     assert "only evaluation.*" in capsys.readouterr().err
     assert run(evaluate.main, [str(tmp_path)]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_cause(

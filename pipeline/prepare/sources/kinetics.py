@@ -122,7 +122,7 @@ def _read(file: str, mistakes: list[str]) -> Iterator[_Clip]:
 def _make_clip(row: dict[str, str], split_of_file: Split | None, line: str) -> _Clip:
     start, end = float(row["start"]), float(row["end"])
     if not 0 <= start < end:
-        raise ValueError(f"time_start {start:g} and time_end {end:g} are no time range")
+        raise ValueError(f"time_start {start:g} and time_end {end:g} are not a time range")
     if not row["path"]:
         raise ValueError("youtube_id is empty")
     split = split_of_file if "split" not in row else parse_split(row["split"])

@@ -251,6 +251,6 @@ def _make_row(
     times = [None if (text := fields.get(name, "")).lower() in UNLABELED else text for name in ("start", "end")]
     start, end = (None if text is None else float(text) for text in times)
     if not 0 <= (start or 0) < (float("inf") if end is None else end):
-        raise ValueError(f"start {start} and end {end} are no time range")
+        raise ValueError(f"start {start} and end {end} are not a time range")
     group = fields.get("group", "")
     return ListRow(path, label, None if group.lower() in NO_GROUP else group, split, start, end, line)

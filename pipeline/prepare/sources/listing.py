@@ -141,7 +141,7 @@ def _check_unlabeled_classes(listing: Listing, splits: Sequence[Split]) -> None:
     if unlabeled_only:
         raise UserError(
             "classes that are named only where videos are unlabeled; leave the label of such rows empty, or put the videos of "
-            "unknown class directly into the unlabeled folder; if a list is to name what is no class, say --other-classes:",
+            "unknown class directly into the unlabeled folder; if a list is to name what is not a class, say --other-classes:",
             list_first([f"{name}, for example {origin}" for name, origin in sorted(unlabeled_only.items())]),
         )
 

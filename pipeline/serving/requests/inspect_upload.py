@@ -26,7 +26,7 @@ LONGEST_SIDE = 4
 """Largest ratio of the longer side of a frame to its shorter one. Frames are scaled by their shorter side: a file of 3 KB
 whose frames have 600 x 2 pixels would take gigabytes."""
 WRONG_KIND = ("not_a_video", "no_video_stream", "unsupported_codec")
-"""Statuses of a probe that mean that the file is no video that this program reads; the others, that it is a bad one."""
+"""Statuses of a probe that mean that the file is not a video that this program reads; the others, that it is a bad one."""
 
 
 def begins_like_container(head: bytes) -> bool:

@@ -24,7 +24,9 @@ def check_names(found: Iterable[str], known: Iterable[str], what: str) -> None:
             if count > 1:
                 raise Refusal(422, "options", f"the {what} {shown!r} is given {count} times: give it once")
         elif name in OPTIONS:
-            raise Refusal(422, "options", f"{shown!r} is no {what}: give it as a parameter of the address, /predict?{name}=...")
+            raise Refusal(
+                422, "options", f"{shown!r} is not a {what}: give it as a parameter of the address, /predict?{name}=..."
+            )
         else:
             nearest = find_nearest_name(shown.lower(), (*known, *OPTIONS))
             remedy = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known) or 'none'}"

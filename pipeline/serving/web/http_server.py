@@ -80,7 +80,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         remedy = {
             errno.EADDRINUSE: "another program listens there; choose another one with --port, or 0 for any that is free",
             errno.EACCES: "ports below 1024 are for the system's administrator; choose one with --port",
-            errno.EADDRNOTAVAIL: "this is no address of this machine",
+            errno.EADDRNOTAVAIL: "this is not an address of this machine",
         }.get(error.errno or 0, error.strerror or str(error))
         raise UserError(f"--host {host} --port {port} cannot be used: {remedy}") from None
     return bound

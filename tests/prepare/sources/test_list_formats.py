@@ -180,7 +180,7 @@ def test_all_malformed_lines_are_named(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label,start,end\na.mp4,x,5,5\nd e.mp4,y,1,b\n", "0.txt:2: start 5.0 and end 5.0 are no time range"),
+        ("path,label,start,end\na.mp4,x,5,5\nd e.mp4,y,1,b\n", "0.txt:2: start 5.0 and end 5.0 are not a time range"),
         ("path,label\n,x\nd e.mp4,y\n", "0.txt:2: the path is empty"),
         ("x.mp4 0\ny.mp4 1\n", "none of the 2 files"),
         ("a.mp4 0\na.mp4 0\nd e.mp4 1\n", "listed more than once"),

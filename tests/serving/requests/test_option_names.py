@@ -23,7 +23,7 @@ def test_unknown_parameters_of_the_address(server: Running, clip: bytes, query: 
 @pytest.mark.parametrize(
     ("name", "shown"),
     [("windwo", "unknown field of the form 'windwo'; did you mean window?"),
-     ("window", "'window' is no field of the form: give it as a parameter of the address, /predict?window=..."),
+     ("window", "'window' is not a field of the form: give it as a parameter of the address, /predict?window=..."),
      ("comment", "known are none")],
 )  # fmt: skip
 @pytest.mark.parametrize("comes_first", [True, False])
@@ -38,7 +38,7 @@ def test_unknown_fields_of_a_form(server: Running, clip: bytes, name: str, shown
 @pytest.mark.parametrize(
     ("body", "shown"),
     [(b'{"url": "https://x/"}', "unknown key of the JSON 'url'; did you mean uri?"),
-     (b'{"uri": "https://x/", "top": 3}', "'top' is no key of the JSON: give it as a parameter of the address")],
+     (b'{"uri": "https://x/", "top": 3}', "'top' is not a key of the JSON: give it as a parameter of the address")],
 )  # fmt: skip
 def test_unknown_keys_of_json(server: Running, body: bytes, shown: str) -> None:
     reply = server.post(body, kind="application/json")
