@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.labeling.opinions import TrainingScores, read_opinions, read_probabilities
-from pipeline.labeling.strategies import choose_diverse, count_pool, rank_videos
+from pipeline.labeling.strategies import DIVERSE, STRATEGIES, choose_diverse, count_pool, rank_videos
 from pipeline.run_folder.contents import make_scores_path
 
 CLASSES, FILES, COUNT = 400, 10, 100
@@ -42,7 +42,7 @@ def read_peak_gigabytes() -> float:
 
 
 def main(rows: int = 1_000_000) -> int:
-    """Prints one line; exit code 1 if it took more than 2 GB."""
+    """Prints a line for each strategy; exit code 1 if they took more than 2 GB."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write = (
@@ -51,12 +51,17 @@ def main(rows: int = 1_000_000) -> int:
         subprocess.run([sys.executable, "-c", write], check=True)  # its memory is not what is measured
         begun, scores, candidates = time.perf_counter(), TrainingScores(folder), np.arange(rows)
         opinions = read_opinions(scores, rows)
-        order, weights = rank_videos("mixed", opinions, candidates, 0)
-        pool = count_pool("mixed", COUNT, False)
-        chosen = choose_diverse(read_probabilities(scores, order[:pool], rows), weights[:pool], COUNT, 0)
-        gigabytes = read_peak_gigabytes()
-        seconds = time.perf_counter() - begun
-    print(f"{len(chosen)} of {rows:,} videos, {CLASSES} classes: {seconds:.0f} s, {gigabytes:.2f} GB")
+        print(f"{rows:,} videos, {CLASSES} classes: read in {time.perf_counter() - begun:.0f} s", flush=True)
+        for strategy in STRATEGIES:
+            begun = time.perf_counter()
+            order, weights = rank_videos(strategy, opinions, candidates, 0)
+            pool = count_pool(strategy, COUNT, False)
+            probabilities = read_probabilities(scores, order[:pool], rows)
+            if strategy in DIVERSE:
+                chosen = choose_diverse(probabilities, weights[:pool] if strategy == "mixed" else np.ones(pool), COUNT, 0)
+                assert len(set(chosen)) == COUNT
+            gigabytes = read_peak_gigabytes()
+            print(f"{strategy}: {time.perf_counter() - begun:.0f} s, {gigabytes:.2f} GB so far", flush=True)
     return int(gigabytes > 2)
 
 
