@@ -30,8 +30,8 @@ MOTION_SIDE = 16
 STILL = 4
 """Gray levels of 255: where no place ever changes by more from one frame to the next, nothing moves."""
 MIN_MOTION_CORRELATION = 0.8
-"""Least correlation of the changes of copies. Of 300 surveillance and 287 depth clips, taken by fixed cameras, no two different
-ones reach it, although the hashes of 83 and 33,694 pairs are those of copies."""
+"""Least correlation of the changes of copies. Of 300 surveillance clips no two reach it, of 861 depth clips of one camera 58
+reach it with an earlier one, repetitions of an action; by their hashes alone 42 and 854 would be copies."""
 
 
 @dataclass(frozen=True)
