@@ -102,6 +102,12 @@ def _simulate(options: Options) -> Figures:
     return simulate(Site.parse(options.overrides), options.steps)
 
 
+def _executor(options: Options) -> Figures:
+    from pipeline.bench.executor import bench_executor
+
+    return bench_executor(_parse_numbers(options.tasks, "--tasks", "4,16"), options.seconds)
+
+
 def _manifest(options: Options) -> Figures:
     from pipeline.bench.manifest_sizes import measure_sizes
 
@@ -171,12 +177,16 @@ BENCHMARKS = {
         _simulate, "a run on paper: name=value of pipeline.bench.simulate.Site",
         1, {"steps": 1000}, {"steps": 100}, reads_config=False,
     ),
+    "executor": Benchmark(
+        _executor, "blocks that Ray Data can start in a second, by decode --tasks",
+        3, {"tasks": "4,16", "seconds": 20}, {"tasks": "4", "seconds": 5}, reads_config=False,
+    ),
     "manifest": Benchmark(
         _manifest, "time and memory of a manifest by --rows",
         2, {"rows": "10000,100000,1000000"}, {"rows": "4000,40000"}, reads_config=False,
     ),
 }  # fmt: skip
-OPTIONS = ("steps", "repeats", "rows", "sides", "to_accuracy", "requests", "replicas")
+OPTIONS = ("steps", "repeats", "rows", "sides", "to_accuracy", "requests", "replicas", "tasks", "seconds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,6 +252,8 @@ def _build_parser() -> argparse.ArgumentParser:
     size.add_argument("--requests", type=parse_positive, metavar="N", help=about)
     about = "serve: copies of the model on Ray (default: 0, this process)"
     size.add_argument("--replicas", type=int, metavar="N", help=about)
+    size.add_argument("--tasks", metavar="N,N", help=f"decode tasks at once ({defaults('tasks')})")
+    size.add_argument("--seconds", type=parse_positive, metavar="N", help=f"of one measurement ({defaults('seconds')})")
     size.add_argument(
         "--to-accuracy", type=float, metavar="PERCENT", help="peers: instead, seconds of supervised training until both "
         "students' mean accuracy on evaluation.split is so high, or train.steps are over",

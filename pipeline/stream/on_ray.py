@@ -55,7 +55,7 @@ def build_ray_stream(source: VideoSource, config: Config, first_step: int, resou
     def decode(shared: VideoSource, block: int) -> Columns:
         return shared.check_fingerprint(planned).decode_rows(layout.list_rows(block).reshape(-1))
 
-    return _build_block_dataset(source, decode, layout.blocks, config.data.blocks_ahead * resources.workers, resources)
+    return build_block_dataset(source, decode, layout.blocks, config.data.blocks_ahead * resources.workers, resources)
 
 
 def build_video_dataset(
@@ -71,10 +71,10 @@ def build_video_dataset(
         shared_source, rows = shared
         return decode_videos(shared_source.check_fingerprint(planned), rows[block * size : (block + 1) * size], moments)
 
-    return _build_block_dataset((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
+    return build_block_dataset((source, videos), decode, -(-len(videos) // size), 4 * resources.workers, resources)
 
 
-def _build_block_dataset(
+def build_block_dataset(
     shared: Any, decode: Callable[[Any, int], Columns], blocks: int, ahead: int, resources: Resources
 ) -> ray.data.Dataset:
     """Builds the dataset of ``decode(shared, block)`` for every block in turn; up to ``ahead`` decoded blocks may wait."""

@@ -31,7 +31,9 @@ def find_missing() -> str:
         return "root is needed for namespaces"
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"{', '.join(missing)} of iproute2 and util-linux: not found"
-    tried = subprocess.run(["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "true"], capture_output=True, text=True)
+    links = "ip link add switch type bridge && ip link add one type veth peer name other"
+    namespaces = ["--net", "--pid", "--mount", "--uts", "--ipc"]
+    tried = subprocess.run(["unshare", *namespaces, "--fork", "sh", "-c", links], capture_output=True, text=True)
     return "" if tried.returncode == 0 else f"namespaces cannot be made here: {tried.stderr.strip()}"
 
 
