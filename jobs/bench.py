@@ -31,7 +31,7 @@ def _load_config(options: Options) -> Config:
 
 
 def _stream(options: Options) -> Figures:
-    from pipeline.bench.stream import bench_stream
+    from pipeline.bench.on_ray.stream import bench_stream
 
     return bench_stream(_load_config(options), options.steps, options.repeats)
 
@@ -103,7 +103,7 @@ def _simulate(options: Options) -> Figures:
 
 
 def _executor(options: Options) -> Figures:
-    from pipeline.bench.executor import bench_executor
+    from pipeline.bench.on_ray.executor import bench_executor
 
     return bench_executor(_parse_numbers(options.tasks, "--tasks", "4,16"), options.seconds)
 

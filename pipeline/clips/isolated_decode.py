@@ -108,6 +108,6 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @cache
-def get_isolated_decoder(limits: ProcessLimits, cache_bytes: int = 0) -> IsolatedDecoder:
+def get_isolated_decoder(limits: ProcessLimits, cache_bytes: int) -> IsolatedDecoder:
     """Returns this process's decoder for these limits, whose children live on from block to block."""
     return IsolatedDecoder(limits, cache_bytes)

@@ -207,7 +207,7 @@ def cells_of(text: str, first: str) -> list[list[str]]:
 def seconds_of_a_part(videos: int) -> tuple[float, float]:
     """What docs/gpu.md expects of a part of a step with so many labeled videos."""
     page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    (row,) = cells_of(page, {4: r"4 \+ 20 \+ 20", 8: r"8 labeled .*contrast on"}[videos])
+    (row,) = cells_of(page, {4: r"4 \+ 20 \+ 20, contrast on", 8: r"8 labeled .*contrast on"}[videos])
     least, most = re.findall(r"0\.\d+", row[-1])
     return float(least), float(most)
 

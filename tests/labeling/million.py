@@ -58,7 +58,9 @@ def main(rows: int = 1_000_000) -> int:
             pool = count_pool(strategy, COUNT, False)
             probabilities = read_probabilities(scores, order[:pool], rows)
             if strategy in DIVERSE:
-                chosen = choose_diverse(probabilities, weights[:pool] if strategy == "mixed" else np.ones(pool), COUNT, 0)
+                chosen = choose_diverse(
+                    probabilities, weights[:pool] if strategy == "mixed" else np.ones(len(probabilities)), COUNT, 0
+                )
                 assert len(set(chosen)) == COUNT
             gigabytes = read_peak_gigabytes()
             print(f"{strategy}: {time.perf_counter() - begun:.0f} s, {gigabytes:.2f} GB so far", flush=True)

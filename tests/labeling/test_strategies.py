@@ -25,7 +25,7 @@ from pipeline.labeling.candidates import Wish
 from pipeline.labeling.measures import compute_measures
 from pipeline.labeling.opinions import Opinions, PredictedScores, TrainingScores, read_opinions, read_probabilities
 from pipeline.labeling.ranking import Ranking
-from pipeline.labeling.strategies import choose_balanced, choose_diverse, rank_videos
+from pipeline.labeling.strategies import STRATEGIES, choose_balanced, choose_diverse, rank_videos
 from pipeline.manifest.schema import Manifest
 from tests.manifest.tables import make_table
 from tests.study_folders import write_scores
@@ -232,4 +232,5 @@ def test_the_memory_of_a_piece_does_not_grow_with_the_classes(tmp_path: Path, mo
 def test_the_command_of_a_million_predictions_runs_with_a_few() -> None:
     command = [sys.executable, "-m", "tests.labeling.million", "2000"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0 and found.stdout.startswith("100 of 2,000 videos, 400 classes"), found.stderr
+    assert found.returncode == 0 and found.stdout.startswith("2,000 videos, 400 classes"), found.stderr
+    assert [line.partition(":")[0] for line in found.stdout.splitlines()[1:]] == list(STRATEGIES)

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
+from pipeline.bench.on_ray.stream import time_consumers
 from pipeline.bench.peers.requests import RowViews, count_views_per_step
 from pipeline.bench.peers.svformer_loader import make_svformer_views
-from pipeline.bench.stream import time_consumers
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config

@@ -79,7 +79,7 @@ def test_a_decoder_that_hangs_is_killed_when_the_request_is_given_up(
     assert {(one.status, one.code) for one in refusals} == {(504, "too_late")} and time.monotonic() - begun < 8
     begun = time.monotonic()  # every decoder was busy
     assert patient.source.limits is not None
-    decoder = isolated_decode.get_isolated_decoder(patient.source.limits)
+    decoder = isolated_decode.get_isolated_decoder(patient.source.limits, patient.source.cache_bytes)
     while len(decoder._idle) < count_cores() or any(child._process for child in decoder._idle):
         assert time.monotonic() - begun < 2
         time.sleep(0.05)

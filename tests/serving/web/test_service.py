@@ -186,7 +186,7 @@ def test_a_port_that_is_in_use_is_a_mistake(server: Running) -> None:
 @pytest.mark.parametrize(
     ("host", "port", "shown"),
     [("127.0.0.1", 70000, "between 0 and 65535"), ("127.0.0.1", -1, "between 0 and 65535"),
-     ("203.0.113.7", 0, "no address of this machine"),
+     ("203.0.113.7", 0, "this is not an address of this machine"),
      ("no.such.host.invalid", 0, "no address of this machine")],
 )  # fmt: skip
 def test_addresses_that_cannot_be_listened_on_are_mistakes(host: str, port: int, shown: str) -> None:
