@@ -1,4 +1,4 @@
-"""Accuracy over the number of labels: one curve for each method and for each way in which its labels were chosen."""
+"""Accuracy over the number of labels: one curve for each setting and, where people added labels, for their answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LabelCurve:
     """The runs of one setting with different numbers of labels."""
 
     name: str
-    """The setting, and how its labels were chosen if another curve has the same setting."""
+    """The setting, and the files of answers if another curve has the same setting."""
     top1: Mapping[str, Mapping[int, Mapping[int, float]]]
     """Top-1 in percent by predictor, number of labels (ascending) and seed."""
 
@@ -33,8 +33,8 @@ class LabelCurve:
 def build_label_curves(runs: Sequence[RunRecord]) -> list[LabelCurve]:
     """Builds the curves of all settings that were evaluated with two numbers of labels or more.
 
-    Labels that people added belong to another curve than labels drawn at random; it begins with the labels that they were
-    added to.
+    Labels that people added are curves of their own, one for each last file of answers; they begin with the labels that the
+    first answers were added to.
     """
     evaluated = [run for run in runs if run.get_top1("mean") is not None and run.labels.get("count")]
     settings: dict[str, list[RunRecord]] = {}
@@ -44,24 +44,29 @@ def build_label_curves(runs: Sequence[RunRecord]) -> list[LabelCurve]:
     names = name_settings([group[0] for group in settings.values()], ignored=LABELS)
     curves = []
     for name, group in zip(names, settings.values(), strict=True):
-        drawn = [run for run in group if not _is_answered(run)]
-        answered = [run for run in group if _is_answered(run)]
-        begun = {_read_choice(run).split(ANSWERED)[0] for run in answered}
-        both = len({run.labels["count"] for run in drawn}) > 1 and bool(answered)
-        parts = {"drawn at random": drawn, "chosen": [run for run in drawn if _read_choice(run) in begun] + answered}
-        for how, part in parts.items():
-            curve = LabelCurve(f"{name}, {how}" if both else name, {p: _gather(part, p) for p in PREDICTORS})
-            if (how == "drawn at random" or answered) and len(curve.counts) > 1:
-                curves.append(curve)
+        found = {how: {p: _gather(part, p) for p in PREDICTORS} for how, part in _divide_by_choice(group).items()}
+        found = {how: top1 for how, top1 in found.items() if len(top1[PREDICTORS[0]]) > 1}
+        curves += [LabelCurve(f"{name}, {how}" if len(found) > 1 else name, top1) for how, top1 in found.items()]
     return curves
+
+
+def _divide_by_choice(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Divides runs of one setting by how their labels came about: without answers, or by which files of answers.
+
+    The runs of a file of answers are those of the labels that it was added to, and so on back to the first ones.
+    """
+    choices = {_read_choice(run) for run in runs}
+    answered = sorted(choice for choice in choices if ANSWERED in choice)
+    last = [choice for choice in answered if not any(other.startswith(choice + ANSWERED) for other in answered)]
+    parts = {"no answers": [run for run in runs if ANSWERED not in _read_choice(run)]}
+    for choice in last:
+        files = choice.partition(ANSWERED)[2]
+        parts[files] = [run for run in runs if (choice + ANSWERED).startswith(_read_choice(run) + ANSWERED)]
+    return parts
 
 
 def _read_choice(run: RunRecord) -> str:
     return str(run.labels.get("spec") or "")
-
-
-def _is_answered(run: RunRecord) -> bool:
-    return ANSWERED in _read_choice(run)
 
 
 def _gather(runs: Sequence[RunRecord], predictor: str) -> dict[int, dict[int, float]]:

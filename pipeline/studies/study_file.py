@@ -65,12 +65,12 @@ def read_study(path: Path) -> Study:
 def add_labels(study: Study, amount: str) -> Study:
     """Adds ``labels: amount`` to all cells, so that a study of anything is run with few labels, drawn anew for each seed.
 
-    Raises UserError for a study with cells that say themselves how many labels they have.
+    Raises UserError for a study of which a cell has ``labels`` already.
     """
     with_their_own = [name for name, values in study.cells.items() if LABELS in values]
     if with_their_own:
         raise UserError(
-            f"--labels: study {study.name} says itself how many labels are drawn, for {with_their_own[0]}: leave it out"
+            f"--labels: study {study.name} draws labels itself, for example for {with_their_own[0]}: leave --labels out"
         )
     return replace(study, cells={name: {LABELS: amount, **values} for name, values in study.cells.items()})
 

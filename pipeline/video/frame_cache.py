@@ -9,6 +9,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.files.storage import StorageError
+
 UInt8s = npt.NDArray[np.uint8]
 MAX_FRAMES = 512
 """Longer videos are never decoded whole: it could take longer than a video's time limit."""
@@ -30,7 +32,8 @@ class FrameCache:
     def read(self, video: Hashable, shape: tuple[int, int, int, int], decode_whole: Callable[[], UInt8s]) -> UInt8s | None:
         """Returns all frames of a video, ``shape``: [N, H, W, 3]; decoded by ``decode_whole`` if they are not here.
 
-        Returns None for a video that is too long, finds no room, or does not decode whole.
+        Returns None for a video that is too long, finds no room, or does not decode whole. Raises StorageError if its store
+        does not answer.
         """
         if video in self._videos:
             return self._videos[video]
@@ -42,13 +45,16 @@ class FrameCache:
         try:
             decoded = decode_whole()
             frames = decoded if decoded.shape == shape else None
+        except StorageError:  # says nothing about the video, which is asked for again
+            with self._lock:
+                self._left += size
+            raise
         except Exception:  # what a decoder raises; the frames that are needed may decode all the same
             frames = None
         with self._lock:
             if frames is None or video in self._videos:  # another thread may have decoded it meanwhile
                 self._left += size
-            self._videos[video] = frames
-        return frames
+            return self._videos.setdefault(video, frames)
 
 
 @cache

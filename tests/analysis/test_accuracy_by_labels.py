@@ -54,12 +54,21 @@ def test_each_method_has_a_curve_over_all_its_seeds(make_labeled: MakeLabeled) -
 
 def test_labels_that_people_added_begin_with_those_they_were_added_to(make_labeled: MakeLabeled) -> None:
     drawn = [make_labeled(f"drawn-{n}", f"{n}/class", 4 * n) for n in (1, 2, 4)]
-    added = [make_labeled(f"added-{n}", "1/class + " + " + ".join(["a.csv 1a2b3c4d"] * n), 4 + 5 * n) for n in (1, 2)]
+    added = [make_labeled("one", "1/class + a.csv 1a", 9), make_labeled("two", "1/class + a.csv 1a + b.csv 2b", 14)]
     curves = curves_of(*drawn, *added)
     assert {name: curve.counts for name, curve in curves.items()} == {
-        "actnetformer, drawn at random": [4, 8, 16], "actnetformer, chosen": [4, 9, 14],
+        "actnetformer, no answers": [4, 8, 16], "actnetformer, a.csv 1a + b.csv 2b": [4, 9, 14],
     }  # fmt: skip
     assert {name: curve.counts for name, curve in curves_of(drawn[0], *added).items()} == {"actnetformer": [4, 9, 14]}
+
+
+def test_two_ways_to_choose_what_people_label_are_two_curves(make_labeled: MakeLabeled) -> None:
+    first = make_labeled("first", "1/class", 4)
+    seconds = [make_labeled(f"by-{name}", f"1/class + {name}.csv 1a", 9) for name in ("mixed", "random")]
+    curves = curves_of(first, *seconds)
+    assert {name: curve.counts for name, curve in curves.items()} == {
+        "actnetformer, mixed.csv 1a": [4, 9], "actnetformer, random.csv 1a": [4, 9],
+    }  # fmt: skip
 
 
 def test_other_settings_and_single_counts_make_no_curve(make_labeled: MakeLabeled) -> None:
@@ -76,5 +85,6 @@ def test_the_page_shows_them(make_labeled: MakeLabeled, tmp_path: Path) -> None:
     assert section.count("<svg") == 3 and {"cmpl", "supervised", "labels"} <= set(
         re.findall(r"<text[^>]*>([^<]+)</text>", section)
     )
+    assert sorted(re.findall(r"<span>([^<]+)</span>", section)) == ["cmpl", "supervised"]  # the legend
     page = write_report(folders[:2], tmp_path / "other.html", ("html",)).path.read_text(encoding="utf-8")
     assert "label-counts" not in page

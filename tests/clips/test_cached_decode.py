@@ -11,6 +11,7 @@ from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, deco
 from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
+from pipeline.files.storage import StorageError
 from pipeline.processes.isolation import ProcessLimits
 from pipeline.video.frame_cache import MAX_FRAMES, FrameCache, get_frame_cache
 from tests.videos import write_numbers
@@ -109,6 +110,20 @@ def test_videos_that_have_found_room_stay() -> None:
         True, False, True, True, False, True,
     ]  # fmt: skip
     assert calls == ["a", "c"]
+
+
+def test_a_video_whose_store_did_not_answer_is_kept_the_next_time() -> None:
+    cache, answers = FrameCache(12), iter([StorageError("503"), np.zeros((1, 2, 2, 3), np.uint8)])
+
+    def decode_whole() -> UInt8s:
+        answer = next(answers)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    with pytest.raises(StorageError):
+        cache.read("a", (1, 2, 2, 3), decode_whole)
+    assert cache.read("a", (1, 2, 2, 3), decode_whole) is cache.read("a", (1, 2, 2, 3), decode_whole)
 
 
 def test_the_decoding_process_keeps_videos(one: Video) -> None:

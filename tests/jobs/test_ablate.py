@@ -173,7 +173,7 @@ def test_labels_are_drawn_for_a_study_that_says_nothing_about_them(
     assert saved["data"]["labels"].endswith("1-per-class_seed-0.parquet")
     capsys.readouterr()
     assert command(tiny, tmp_path, "few_labels", "--labels", "1/class") == 2
-    assert "--labels: study few_labels says itself how many labels" in capsys.readouterr().err
+    assert "--labels: study few_labels draws labels itself" in capsys.readouterr().err
     assert command(tiny, tmp_path, str(two), "--labels", "many") == 2
     assert "many" in capsys.readouterr().err
 

@@ -30,7 +30,7 @@ _CLOCK = "actnetformer.bench.clock"
 
 
 class ThreadClock(ExecutionCallback):  # type: ignore[misc]
-    """Notes the CPU time of the executor's thread, with the time of day, in the file that the dataset's context names."""
+    """Writes time and CPU time of the executor's thread, in seconds, into the file that the dataset's context names."""
 
     def __init__(self) -> None:
         self._last = 0.0

@@ -32,7 +32,7 @@ from pipeline.report.plots.line_plots import LARGEST_LABELED, draw_panel
 from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
 from pipeline.report.sections.class_section import build_class_section
 from pipeline.report.sections.evaluation_section import build_evaluation_section
-from pipeline.report.sections.label_count_section import draw_label_counts
+from pipeline.report.sections.label_count_section import build_label_count_section
 from pipeline.report.sections.label_section import build_label_sections
 from pipeline.report.sections.other_data_section import build_other_data_sections
 from pipeline.report.sections.rounds_section import build_rounds_sections
@@ -92,7 +92,7 @@ def _build_context(content: Content, folder: Path) -> dict[str, Any]:
         "response_note": sentences.explain_response(choose_response(groups), differences),
         "split": sentences.name_splits(judged),
         "num_settings": len(groups or content.trials),
-        "label_counts": draw_label_counts(content.given),
+        "label_counts": build_label_count_section(content.given),
         "rounds": build_rounds_sections(content.given),
         "searches": build_search_sections(content.given, partial(_build_trial_link, folder)),
         "labels": build_label_sections(judged, content.baseline),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pipeline.analysis.accuracy_by_labels import LabelCurve, build_label_curves
@@ -13,14 +15,25 @@ from pipeline.report.plots.line_plots import draw_panel
 from pipeline.run_folder.contents import PREDICTORS
 
 
-def draw_label_counts(given: ReportInput) -> list[Drawing]:
-    """Draws a plot for each way to score; none if no setting was run with several numbers of labels.
+@dataclass(frozen=True)
+class LabelCountSection:
+    """What the page shows of runs with different numbers of labels."""
+
+    names: list[str]
+    """Of the lines, in the order of their colors."""
+    plots: list[Drawing]
+    """One for each way to score."""
+
+
+def build_label_count_section(given: ReportInput) -> LabelCountSection | None:
+    """Builds the section; None if no setting was run with several numbers of labels.
 
     Simulated rounds of labeling have a section of their own.
     """
     simulated = {run.folder for study in given.studies if is_rounds(study) for run in given.list_runs(study)}
     curves = build_label_curves([run for run in given.runs if run.folder not in simulated])[:NUM_COLORS]
-    return [Drawing(predictor, _draw(curves, predictor)) for predictor in PREDICTORS] if curves else []
+    plots = [Drawing(predictor, _draw(curves, predictor)) for predictor in PREDICTORS] if curves else []
+    return LabelCountSection([curve.name for curve in curves], plots) if curves else None
 
 
 def _draw(curves: list[LabelCurve], predictor: str) -> str:
