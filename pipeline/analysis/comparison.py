@@ -265,13 +265,13 @@ def _are_same_value(one: Any, other: Any) -> bool:
 def compare_groups(groups: Sequence[Group], wanted: Group | Mapping[str, Any] | None = None) -> list[Difference]:
     """Compares each group with the baseline if both have runs of the same seed, labels and videos.
 
-    The p-values are corrected for the number of comparisons. If there are several supervised settings and no baseline is
-    wanted, each group is compared with the supervised setting that differs from it in the fewest keys.
+    The p-values are corrected for the number of comparisons. If there are several supervised settings beside others and no
+    baseline is wanted, each other group is compared with the supervised setting that differs from it in the fewest keys.
     """
     chosen = choose_baseline(groups, wanted)
     if chosen is None:
         return []
-    many = wanted is None and chosen.method == BASELINE
+    many = wanted is None and chosen.method == BASELINE and any(group.method != BASELINE for group in groups)
     baselines = [group for group in groups if group.method == BASELINE] if many else [chosen]
     compared = []
     for group in (group for group in groups if all(group is not baseline for baseline in baselines)):

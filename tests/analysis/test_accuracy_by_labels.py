@@ -88,3 +88,9 @@ def test_the_page_shows_them(make_labeled: MakeLabeled, tmp_path: Path) -> None:
     assert sorted(re.findall(r"<span>([^<]+)</span>", section)) == ["cmpl", "supervised"]  # the legend
     page = write_report(folders[:2], tmp_path / "other.html", ("html",)).path.read_text(encoding="utf-8")
     assert "label-counts" not in page
+
+
+def test_supervised_runs_alone_are_compared_with_the_first(make_labeled: MakeLabeled, tmp_path: Path) -> None:
+    folders = [make_labeled(f"supervised-{n}", f"{n}/class", 4 * n, "supervised") for n in (1, 4)]
+    report = write_report(folders, tmp_path / "page.html", ("html",))
+    assert "share no seed" not in report.table and "p (Holm)" in report.table
