@@ -284,7 +284,7 @@ def parse_positive(text: str) -> int:
 
 
 def check_hours(hours: float | None) -> None:
-    """Raises UserError for a ``--hours`` that is no time limit; nan, for instance, passes any comparison that asks for a
+    """Raises UserError for a ``--hours`` that is not a time limit; nan, for instance, passes any comparison that asks for a
     mistake."""
     if hours is not None and not 0 < 3600 * hours < math.inf:
         raise UserError(f"--hours {hours:g} must be a number above 0, for example 0.5; without --hours there is no limit")

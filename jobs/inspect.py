@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import DONE, FAILED, add_configuration, check_hours, make_parser, run
-from pipeline.config import load_config
+from pipeline.config import Config, DataSection, load_config
 from pipeline.errors import UserError, list_first
+from pipeline.manifest.label_subset import read_labels
 from pipeline.manifest.schema import Manifest, read_manifest
 from pipeline.manifest.summary import format_summary, summarize_manifest
 from pipeline.manifest.verify import find_altered_files
@@ -50,11 +51,22 @@ def _inspect_manifest(argv: Sequence[str]) -> int:
     manifest = read_manifest(options.manifest, options.root)
     summary = summarize_manifest(manifest)
     print(format_summary(manifest, summary))
+    print(f"\nlabels beside it: {_describe_labels(manifest)}")
     changed = _verify_files(manifest) if options.verify else None
     if options.html:
         write_contact_sheet(manifest, summary, options.html, options.per_class, changed)
         print(f"\npage {options.html}")
     return FAILED if changed else DONE
+
+
+def _describe_labels(manifest: Manifest) -> str:
+    """Describes the label subset that a run takes unless ``data.labels`` names another."""
+    try:
+        subset = read_labels(Config(data=DataSection(manifest=str(manifest.path))).labels_path, manifest)
+    except UserError as error:
+        return str(error)  # there is none, or it cannot be used
+    held_out = f"; {len(subset.held_out)} more are held out" if len(subset.held_out) else ""
+    return f"{len(subset.rows)} videos ({subset.spec}, seed {subset.seed}){held_out}"
 
 
 def _verify_files(manifest: Manifest) -> list[tuple[str, str]]:

@@ -211,7 +211,7 @@ def describe_subset(manifest: Manifest, subset: LabelSubset, out: Path, notes: S
     counts = np.bincount([labels[int(row)] for row in subset.rows], minlength=len(manifest.classes))
     pool = len(manifest.find_training_rows()) - len(subset.rows) - len(subset.held_out) - len(subset.excluded)
     lines = [f"note: {note}" for note in notes]
-    each = f"{counts.min()} to {counts.max()} of each of {len(manifest.classes)} classes"
+    each = f"{' to '.join(dict.fromkeys(map(str, (counts.min(), counts.max()))))} of each of {len(manifest.classes)} classes"
     lines += [f"labeled    {len(subset.rows)} videos, {each}"]
     lines += [f"held out   {len(subset.held_out)} videos for evaluation.split=validation"] if len(subset.held_out) else []
     lines += [f"unlabeled  {pool} videos", f"labels {subset.fingerprint}  {out}  ({subset.spec}, seed {subset.seed})"]

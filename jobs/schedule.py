@@ -36,10 +36,11 @@ from pipeline.schedules.nights import (
 from pipeline.schedules.nights_page import describe_problems, write_nights_page
 from pipeline.schedules.phrase import parse_times
 from pipeline.schedules.run_night import check_command, run_night
-from pipeline.schedules.timers import add_timer, choose_starter, has_timer, remove_timer
+from pipeline.schedules.timers import add_timer, choose_starter, has_timer, is_cron_running, remove_timer
 
 DEFAULT_FOLDER = Path("runs/schedules")
 SCHEDULED = [name for name in COMMANDS if name not in ("schedule", "cluster", "completion", "serve", "watch")]
+NO_CRON = "No cron runs on this machine, so nothing would start it: start cron, for example with: service cron start"
 
 ACTIONS = {
     "add": "start the command behind -- at set times, in this folder and with this Python",
@@ -133,6 +134,8 @@ def _add(options: argparse.Namespace) -> int:
     page = write_nights_page(folder, schedule, [])
     first = times.list_next(now_here(), 1)[0]
     print(f"{name}: {times.phrase} ({times.cron}), by {starter}; first on {first:%A, %Y-%m-%d at %H:%M}\nreport {page}")
+    if starter == "cron" and not is_cron_running():
+        print(f"note: {NO_CRON}", file=sys.stderr)
     return DONE
 
 
@@ -170,6 +173,8 @@ def _describe(folder: Path, schedule: Schedule) -> dict[str, Any]:
     problems = describe_problems(nights)
     if not has_timer(schedule):
         problems.insert(0, f"Its timer is gone from {schedule.started_by}: remove the schedule and add it again.")
+    elif schedule.started_by == "cron" and not is_cron_running():
+        problems.insert(0, NO_CRON)
     return {
         "name": schedule.name, "phrase": schedule.phrase, "cron": schedule.cron, "started_by": schedule.started_by,
         "next": schedule.times.list_next(now, 1)[0].isoformat(timespec="seconds"), "command": shlex.join(schedule.command),

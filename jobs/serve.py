@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_limits(options: argparse.Namespace) -> Limits:
-    """Reads the limits of requests from the options. Raises UserError for those that are no numbers above 0."""
+    """Reads the limits of requests from the options. Raises UserError for those that are not numbers above 0."""
     upload_seconds = parse_seconds(options.upload_timeout, "--upload-timeout")
     for name, value in (("max-megabytes", options.max_megabytes), ("max-decoded-megabytes", options.max_decoded_megabytes)):
         if not 1e-6 < value < math.inf:

@@ -154,7 +154,8 @@ def describe_plan(prepared: PreparedRun) -> str:
     return (
         f"{config.run.name}: {config.method.name}, {config.train.steps} steps of {plan.rows_per_step} labeled + "
         f"{videos - plan.rows_per_step} unlabeled videos, "
-        f"{plan.compute_epoch(config.train.steps * plan.rows_per_step):.1f} epochs; "
+        f"{plan.compute_epoch(config.train.steps * plan.rows_per_step):.1f} epochs of the "
+        f"{'unlabeled' if plan.unlabeled_per_labeled else 'labeled'} ones; "
         f"{len(plan.labeled)} labeled, {len(plan.unlabeled)} unlabeled videos, {prepared.run.num_classes} classes; "
         f"workers {config.scale.workers or 'none (in this process)'}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,17 @@ pytest_plugins = ["tests.ray_heads", "tests.run_folders", "tests.model_folders"]
 
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
 settings.load_profile("house")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Has what is imported for the tests, a million objects that stay, not searched for garbage: neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -71,7 +83,15 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of 2 CPUs for the whole session: starting one takes 5 s, and two at once confuse Ray's state API."""
     import ray
 
-    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=500_000_000)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=500_000_000,
+        # what decoded for one test decodes for the next: Ray ends idle processes after 1 s, and a new one imports for 2
+        _system_config={"idle_worker_killing_time_threshold_ms": 60_000},
+    )
     yield
     ray.shutdown()
 

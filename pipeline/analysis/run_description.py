@@ -14,6 +14,9 @@ from pipeline.config.text import format_word
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import flatten
 
+ALGORITHMS = {"sgd": "SGD", "adamw": "AdamW"}
+"""How optimizers are written, by ``optimizer.algorithm``."""
+
 
 def build_setting_table(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """Builds a table of properties: the name, and one text for each group, or a single text if all groups agree.
@@ -141,8 +144,13 @@ def _describe_batch(run: RunRecord) -> str:
 
 def _describe_optimizer(run: RunRecord) -> str:
     rates = [run.config.get(f"{student}.optimizer.lr") for student in ("primary", "auxiliary")]
-    warmup = run.config.get("train.warmup_steps")
-    return "" if None in (*rates, warmup) else f"SGD, peak {rates[0]:.4g} and {rates[1]:.4g}, warm-up {warmup:,} steps, cosine"
+    algorithms = [run.config.get(f"{student}.optimizer.algorithm") for student in ("primary", "auxiliary")]
+    warmup, milestones = run.config.get("train.warmup_steps"), run.config.get("train.milestones")
+    if None in (*rates, *algorithms, warmup):
+        return ""
+    names = [ALGORITHMS.get(str(algorithm), str(algorithm)) for algorithm in dict.fromkeys(algorithms)]
+    decay = f"× 0.1 at steps {', '.join(f'{step:,}' for step in milestones)}" if milestones else "cosine"
+    return f"{' and '.join(names)}, peak {rates[0]:.4g} and {rates[1]:.4g}, warm-up {warmup:,} steps, {decay}"
 
 
 def _describe_protocol(run: RunRecord) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.clips.sampling import SLACK, Moment, compute_clip_times, compute_frame_starts, find_frames
-from pipeline.config import ClipSection
+from pipeline.clips.sampling import SLACK, Moment, SampledClip, compute_clip_times, compute_frame_starts, find_frames
 from pipeline.files import storage
 from pipeline.seeds import Floats, Ints
 from pipeline.video import image_sequence
@@ -44,7 +43,7 @@ class Video:
 
 
 def decode_clips(
-    video: Video, moment: Moment, crop_position: float, clips: Sequence[ClipSection], size: int, cache_bytes: int = 0
+    video: Video, moment: Moment, crop_position: float, clips: Sequence[SampledClip], size: int, cache_bytes: int = 0
 ) -> tuple[UInt8s, ...]:
     """Decodes every student's clip in one pass: [T, size, size, 3] uint8 each, in the order of ``clips``.
 
@@ -59,7 +58,7 @@ def decode_clips(
 
 
 def decode_moments(
-    video: Video, moments: Sequence[Moment], clips: Sequence[ClipSection], size: int, cache_bytes: int = 0
+    video: Video, moments: Sequence[Moment], clips: Sequence[SampledClip], size: int, cache_bytes: int = 0
 ) -> tuple[UInt8s, tuple[Ints, ...]]:
     """Decodes in one pass what the clips at all K ``moments`` show. Only these frames are kept, and each of them once.
 

@@ -10,17 +10,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_clips, decode_moments
-from pipeline.clips.sampling import Moment
-from pipeline.config import ClipSection
+from pipeline.clips.sampling import FramesAtRate, Moment
 from pipeline.files import storage
 from pipeline.processes.isolation import ChildProcess, ProcessFailure, ProcessLimits, compute_seconds_left
 from pipeline.seeds import Ints
 from pipeline.video import video_file
+
+if TYPE_CHECKING:  # a child would import it in as much time as all of decoding
+    from pipeline.config import ClipSection
 
 MAX_REMEMBERED = 10_000
 """How many videos are remembered as impossible to decode."""
@@ -47,7 +49,8 @@ class IsolatedDecoder:
 
         Videos that hang or crash are remembered, so that a hang costs its time limit once in a process and not once an epoch.
         """
-        with self._call_child(decode_clips, video, moment, crop_position, clips, size, self.cache_bytes) as result:
+        request = (video, moment, crop_position, _select_sampling(clips), size, self.cache_bytes)
+        with self._call_child(decode_clips, *request) as result:
             for array, clip in zip(out, result, strict=True):
                 np.copyto(array, clip)
 
@@ -58,7 +61,7 @@ class IsolatedDecoder:
 
         A video that hangs or crashes is remembered only if there was a single moment: of several ones each alone may decode.
         """
-        request = (video, moments, clips, size, self.cache_bytes)
+        request = (video, moments, _select_sampling(clips), size, self.cache_bytes)
         with self._call_child(decode_moments, *request, remember=len(moments) == 1) as (frames, shown):
             return frames.copy(), tuple(indices.copy() for indices in shown)
 
@@ -90,6 +93,11 @@ class IsolatedDecoder:
         finally:
             with self._lock:
                 self._idle.append(child)
+
+
+def _select_sampling(clips: Sequence[ClipSection]) -> list[FramesAtRate]:
+    """Selects what a child needs of the clips: to receive whole sections it would import the configuration."""
+    return [FramesAtRate(clip.frames, clip.fps) for clip in clips]
 
 
 def _require_store(location: str) -> None:

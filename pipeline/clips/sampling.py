@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from pipeline.config import ClipSection
 from pipeline.seeds import Floats, Ints
 
 Moment = float | tuple[float | tuple[float, ...], ...]
@@ -16,7 +17,27 @@ SLACK = 1e-6
 """Seconds by which frames count as earlier, because 0.2 * 25 may come out as 5.000000000000001 or 4.999999999999999."""
 
 
-def compute_clip_times(moment: Moment, start: float, end: float, clips: Sequence[ClipSection]) -> list[Floats]:
+class SampledClip(Protocol):
+    """What decoding must know of a clip. A ``ClipSection`` has it; its module takes longer to import than all of decoding."""
+
+    @property
+    def frames(self) -> int:
+        """The number of frames."""
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second; None if they are spread over the whole video."""
+
+
+@dataclass(frozen=True)
+class FramesAtRate:
+    """A ``SampledClip`` with nothing else, to send to a process that decodes."""
+
+    frames: int
+    fps: float | None
+
+
+def compute_clip_times(moment: Moment, start: float, end: float, clips: Sequence[SampledClip]) -> list[Floats]:
     """Computes the times in seconds of each student's frames, [T] ascending, between ``start`` and ``end`` of the video.
 
     **Windows.** ``moment`` in [0, 1] places the longest window between ``start`` and ``end``: 0 begins at start, 1 ends at end.
@@ -47,7 +68,7 @@ def select_moment(moment: Moment, student: int) -> Moment:
     return (moment[student],) if isinstance(moment, tuple) else moment
 
 
-def describe_clip(clip: ClipSection) -> str:
+def describe_clip(clip: SampledClip) -> str:
     """Describes in words what a clip covers."""
     if clip.fps is None:
         return f"the whole video in {clip.frames} part{'s' * (clip.frames > 1)}, a frame of each"

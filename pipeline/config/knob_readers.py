@@ -56,7 +56,7 @@ class KnobReads(ast.NodeVisitor):
     def __init__(self, classes: Mapping[str, Kinds], attributes: dict[str, Kinds], results: Mapping[str, Kinds]) -> None:
         self.classes = classes
         self.attributes = attributes
-        """What attributes of objects that are no sections hold, by name."""
+        """What attributes of objects that are not sections hold, by name."""
         self.results = results
         """What functions and properties return, by name."""
         self.variables: dict[str, Kinds] = {}

@@ -122,7 +122,7 @@ def list_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 def convert_to_type_of(key: str, value: Any) -> Any:
     """Converts what is written for a dotted key to the key's type.
 
-    Returns it unchanged if it is no such value; validation will then say so.
+    Returns it unchanged if it is not such a value; validation will then say so.
     """
     wanted = _find_types(key)
     if isinstance(value, Mapping) and not any(get_origin(kind) is dict for kind in wanted):
@@ -178,7 +178,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _explain_mistake(detail: Any) -> list[str]:
-    # a union adds its tag (the arch) to the location; it is no key
+    # a union adds its tag (the arch) to the location; it is not a key
     parts = [str(part) for part in detail["loc"] if part not in ARCHS]
     key = ".".join(parts)
     if detail["type"] == "extra_forbidden":

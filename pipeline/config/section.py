@@ -61,7 +61,7 @@ LTG = from_source("LTG")
 
 @dataclass(frozen=True)
 class Refused:
-    """Stands in for a text that is no value of its field; pydantic refuses it as well, and lists it with all other mistakes."""
+    """Stands in for a text that is not a value of its field; pydantic refuses it as well, and lists it with the others."""
 
     value: Any
     reason: str

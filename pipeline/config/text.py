@@ -41,7 +41,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Parses a YAML file, which messages call ``what``. Raises UserError if it is no readable YAML."""
+    """Parses a YAML file, which messages call ``what``. Raises UserError if it is not readable YAML."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -71,9 +71,9 @@ def format_word(value: Any) -> str:
 
 
 def convert(value: Any, wanted: Any) -> Any:
-    """Converts what is written to the type ``wanted`` (of a field of ``pipeline.config``); returns what is no text unchanged.
+    """Converts what is written to the type ``wanted`` (of a field of ``pipeline.config``); returns what is not text unchanged.
 
-    Raises ValueError for a text that is no such value, and for a truth value if a number is wanted.
+    Raises ValueError for a text that is not such a value, and for a truth value if a number is wanted.
     """
     kind, parts = get_origin(wanted), get_args(wanted)
     if kind is Annotated:

@@ -78,7 +78,7 @@ def remove_table(path: str | Path) -> None:
 
 
 def _list_others(path: str | Path) -> list[str]:
-    """Lists the tables in a folder that are no parts of one, as are manifest and labels in the folder of a data set."""
+    """Lists the tables in a folder that are not parts of one, as are manifest and labels in the folder of a data set."""
     return sorted(file.name for file in Path(path).glob("*.parquet") if not file.name.startswith("part-"))
 
 

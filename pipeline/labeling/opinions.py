@@ -98,7 +98,7 @@ class PredictedScores:
     recent_from = 0
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Raises UserError if the file is no such table, or has other classes than the manifest."""
+        """Raises UserError if the file is not such a table, or has other classes than the manifest."""
         self.path, self.manifest, self.what = path, manifest, str(path)
         try:
             names = pq.read_schema(path).names

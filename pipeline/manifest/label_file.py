@@ -83,7 +83,7 @@ class _CollectedLabels:
         self.digests[indices] = _digest(values[own])
         if self.probabilities is not None:
             self.probabilities[indices] = probabilities[own]
-        with np.errstate(invalid="ignore"):  # what is no probability is refused later
+        with np.errstate(invalid="ignore"):  # what is not a probability is refused later
             self.sums += probabilities[own].sum(axis=0, dtype=np.float64)
 
     def finish(self) -> FileLabels:
@@ -102,7 +102,7 @@ _read_last: list[tuple[object, FileLabels]] = []
 def read_file_labels(path: str, manifest: Manifest, unlabeled: Rows, hard: bool = True) -> FileLabels:
     """Reads what the file says of the ``unlabeled`` rows; of probabilities, only the most probable class if ``hard``.
 
-    Raises UserError that lists all mistakes: columns that are missing or are no class, unknown or repeated videos, and what is
+    Raises UserError that lists all mistakes: columns that are missing or not a class, unknown or repeated videos, and what is
     no probability. A file that is asked for again is not read again, unless it was changed.
     """
     location = Path(path).expanduser()

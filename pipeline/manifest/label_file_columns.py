@@ -18,7 +18,7 @@ from pipeline.manifest.schema import Manifest
 
 FIELD = "method.file_label.file"
 NAMES = ("id", "file", "status", "reason", "class", "confidence", "start", "end")
-"""Columns that are no classes, unless the manifest has a class of that name."""
+"""Columns that are not classes, unless the manifest has a class of that name."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 
 
 def check_out(path: Path, option: str = "--out") -> Path:
-    """Returns the path of an output file. Raises UserError if its suffix is no format, or its folder does not exist."""
+    """Returns the path of an output file. Raises UserError if its suffix is unknown or its folder does not exist."""
     path = path.expanduser().absolute()
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{option} {path.name}: the suffix says the format; write one of {', '.join(FORMATS)}")

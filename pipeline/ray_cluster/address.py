@@ -69,7 +69,7 @@ def check_form(address: str) -> None:
 
 
 def _explain_url(scheme: str, rest: str) -> str:
-    """Explains why a URL is no cluster address, with the remedy. A host or port that it lacks is shown as HEAD or 8265."""
+    """Explains why a URL is not the address of a cluster, with the remedy. A missing host or port is shown as HEAD or 8265."""
     given_host, has_port = _split_host_and_port(rest)
     host = given_host or "HEAD"
     meant = ", HEAD being the address of the head node" if given_host is None else ""

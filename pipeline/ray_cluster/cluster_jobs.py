@@ -17,7 +17,7 @@ from pipeline.ray_cluster.dashboard import Cluster, ConnectionLost, read_job
 FOLDER = "actnetformer_folder"
 """Key of a job's metadata with the folder, on the cluster, of the run or study that the job writes."""
 READER = "actnetformer_reader"
-"""Key of the metadata of short jobs that only read run folders for a command; they are no work of the user's."""
+"""Key of the metadata of short jobs that only read run folders for a command; they are not the user's work."""
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Variable with the whole seconds from SIGTERM to SIGKILL when a job is stopped; Ray reads it where the job's command runs."""
 RAYS_STOP_SECONDS = 3

@@ -1,6 +1,6 @@
 """Asks the dashboard of a Ray cluster: which nodes and jobs there are, what a job logs; and sends it jobs, and stops them.
 
-The dashboard is the web server of a cluster's head. It can be reached from machines that are no nodes of the cluster, and it
+The dashboard is the web server of a cluster's head. It can be reached from machines that are not nodes of the cluster, and it
 is a part of ``ray[default]``. Ray's own client has no time limits, so requests that may be repeated are made with one here.
 """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.errors import UserError
 MAX_MEGABYTES = 20.0
 """What may be uploaded unless the user says otherwise: several times this project."""
 LISTED = 5
-"""How many files a message names."""
+"""How many files or folders a message names."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,18 @@ def check_upload(upload: Upload, megabytes: float | None) -> None:
     if upload.bytes > limit * 1e6:
         raise UserError(
             f"{upload.folder} has {_format(upload.bytes)} to upload, more than {limit:g} MB: name what the cluster does not "
-            "need in .rayignore, or raise --upload-limit. The largest files:",
-            [f"{_format(size)} {name}" for name, size in upload.files[:LISTED]],
+            "need in .rayignore, a line each, or raise --upload-limit. The largest folders and files:",
+            [f"{_format(size)} /{name}" for name, size in _add_up_folders(upload.files)[:LISTED]],
         )
+
+
+def _add_up_folders(files: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Adds up the bytes of each folder and file at the top, the largest first: a thousand clips are one line."""
+    sizes: Counter[str] = Counter()
+    for name, size in files:
+        top, slash, _ = name.partition("/")
+        sizes[top + slash] += size
+    return sizes.most_common()
 
 
 def _format(size: int) -> str:

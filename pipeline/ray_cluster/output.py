@@ -32,13 +32,15 @@ HARMLESS = re.compile(
             r"Failed to query Ray Train Controller actor state\. State API may be temporarily unavailable",
             # of Ray Train's controller on a busy machine, which asks again; a traceback comes with it (see ShortMessages)
             r"Failed to send resource request for train-\w+\. If this only happens transiently",
+            # of torch in workers on a machine without a name server; they then call each other by address
+            r"\[c10d\] The hostname of the client socket cannot be retrieved",
             # what protects a cluster is there; a warning that it is missing is shown
             r"Token authentication is enabled for this Ray cluster\.",
             r"Tip: use `ray status` to view detailed cluster status",
         ]
     )
 )
-"""Lines of Ray 2.60, each seen in a run that succeeded, or marked by Ray as a hint."""
+"""Lines of Ray 2.60 and of torch in its workers, each seen in a run that succeeded, or marked by Ray as a hint."""
 PRINTER = "ray_print_logs"
 """Ray's name for the handler that prints the output of its processes."""
 TRAIN_WORKER = "RayTrainWorker"
@@ -90,7 +92,8 @@ def divert_harmless_lines() -> Iterator[None]:
     """Sends harmless lines of this process and of Ray's to a file beside Ray's logs.
 
     Ray is started or joined within the ``with`` block; the lines are diverted from then on. What Ray prints of its processes
-    has colors only on a terminal.
+    has colors only on a terminal. What they print on standard output is shown whole: Ray would leave out lines of one that are
+    like those of another.
     """
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray alone would color lines of log files, too
@@ -107,7 +110,9 @@ def divert_harmless_lines() -> Iterator[None]:
 def _redirect() -> None:
     try:
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+        from ray._private.ray_logging import stdout_deduplicator
 
+        stdout_deduplicator.allow_re = re.compile("")  # two runs that are at the same step are not the same news
         printers = [handler for name, handler in dispatcher.handlers if name == PRINTER]
     except (ImportError, AttributeError, TypeError, ValueError):  # another version of Ray: all is shown
         return

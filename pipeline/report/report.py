@@ -106,7 +106,9 @@ def _format_for_terminal(content: Content) -> str:
     if (others := build_other_data_table(content.runs)) is not None:
         parts += [formats.format_text(others), others.caption]
     line = sentences.build_headline(content.given, content.groups, content.differences)
-    parts += [protocols] if (protocols := list_protocols(content.runs).strip()) else []
+    protocols = list_protocols(content.runs).strip()
+    if protocols and not any(protocols in part for part in parts):  # a caption may have named them
+        parts.append(protocols)
     return "\n\n".join([*parts, line.answer.replace(sentences.NBSP, " ")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -13,6 +14,8 @@ from pipeline.schedules.nights import Schedule
 
 MARK = "# actnetformer-schedule "
 """Begins the end of each line of a crontab that is of this project; lines without it are never touched."""
+CRON_DAEMONS = ("cron", "crond", "fcron", "bcron-sched")
+"""Names of the processes that start what crontabs say."""
 
 
 def has_systemd() -> bool:
@@ -26,6 +29,20 @@ def has_systemd() -> bool:
 def has_cron() -> bool:
     """Returns whether this user may have a crontab."""
     return shutil.which("crontab") is not None
+
+
+def is_cron_running(processes: Path = Path("/proc")) -> bool:
+    """Returns whether a program runs that starts what crontabs say, which containers often lack.
+
+    True also where that cannot be seen, because the machine does not show the processes of other users.
+    """
+    if not (processes / "1" / "comm").is_file():
+        return True
+    for file in processes.glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # the process ended
+            if file.read_text(encoding="utf-8", errors="replace").strip() in CRON_DAEMONS:
+                return True
+    return False
 
 
 def choose_starter(wanted: str | None) -> str:
@@ -64,7 +81,7 @@ def add_timer(folder: Path, schedule: Schedule) -> None:
 
 
 def remove_timer(schedule: Schedule) -> None:
-    """Removes the timer of a schedule, and nothing else; it is no mistake if it is gone already."""
+    """Removes the timer of a schedule, and nothing else; if it is already gone, that is not a mistake."""
     if schedule.started_by == "cron":
         lines = read_crontab()
         kept = [line for line in lines if not is_line_of(line, schedule.name)]

@@ -21,7 +21,7 @@ from pipeline.search.space import Space
 SETTING = "setting"
 POSTGRESQL = "for PostgreSQL: pip install .[postgresql]"
 NOT_A_TRIAL = ("imported_from", "duplicate_of", "void")
-"""Attributes of entries that are no run of this search: imported trials, repeated points, and trials that never started."""
+"""Attributes of entries that are not runs of this search: imported trials, repeated points, and trials that never started."""
 
 
 def build_sqlite_url(folder: Path) -> str:

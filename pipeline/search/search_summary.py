@@ -103,7 +103,7 @@ def build_test_command(plan: SearchPlan, config_files: Sequence[str], words: Seq
     """Builds the command that trains the best configuration and evaluates it on the test videos."""
     files = [word for file in config_files for word in ("--config", file)]
     return (
-        f"its {plan.metric} on the validation videos is an upper guess, for it was selected by it; on test, once:\n"
+        f"its {plan.metric} on the validation videos is optimistic, for the configuration was selected by it; on test, once:\n"
         + shlex.join(["python", "-m", "jobs.train", *files, "run.name=best", *words])
     )
 

@@ -32,7 +32,7 @@ class Space:
 
     question: str
     distributions: Mapping[str, Distribution]
-    """Optuna's distributions by dotted key. Choices that are no scalars are stored as JSON text."""
+    """Optuna's distributions by dotted key. Choices that are not scalars are stored as JSON text."""
     tree: Mapping[str, Any]
     """The space as it is written in the file."""
 

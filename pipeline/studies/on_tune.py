@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 import ray.exceptions
 import ray.tune
 import torch
+from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -154,6 +156,7 @@ def _name_trial(trial: Any) -> str:
 
 def _run_trial(space: dict[str, Any]) -> None:
     """Runs one trial in a process that Tune started."""
+    _name_in_output(space["name"])
     set_command_line(space["command"])  # of the study: facts.json and the lock name it, not Ray's own for this process
     config = parse_config(space["config"])
     if config.scale.workers == 0:
@@ -167,6 +170,12 @@ def _run_trial(space: dict[str, Any]) -> None:
                 ray.tune.report({"step": step, "scores": scores, "last": step == space["stops"][-1]})
     except UserError as error:  # to try again would only meet it again
         ray.tune.report({"step": step, "error": str(error)})
+
+
+def _name_in_output(name: str) -> None:
+    """Has Ray print this process's lines behind the trial's name, ``(NAME pid=...)``, and not behind that of a function."""
+    for stream in (sys.stdout, sys.stderr):
+        print(f"{LOG_PREFIX_ACTOR_NAME}{name}", file=stream, flush=True)
 
 
 class _TuneBridge:

@@ -38,19 +38,19 @@ def describe_run(prepared: PreparedRun) -> list[str]:
     config, train = run.config, run.config.train
     workers = max(1, config.scale.workers)
     block_layout = lay_out_blocks(prepared.run.source, config, prepared.step, workers)
-    unlabeled = plan.rows_per_step * plan.unlabeled_per_labeled
+    steps, unlabeled = block_layout.steps_per_block, plan.rows_per_step * plan.unlabeled_per_labeled
     first = find_first_unlabeled_step(config)
     decoded = train.steps * plan.rows_per_step + (train.steps - first) * unlabeled
     rows = divide_step(plan, config, workers)[0][0]
     frames = config.primary.clip.frames + config.auxiliary.clip.frames
     return [
         f"a step: {plan.rows_per_step} labeled + {unlabeled} unlabeled videos; {workers} worker{'s' * (workers > 1)}, at most "
-        f"{compute_largest_share(plan.rows_per_step, workers)} rows each, {rows} at a time",
+        f"{compute_largest_share(plan.rows_per_step, workers)} rows each, computed in parts of {rows}",
         f"clips: primary {describe_clip(config.primary.clip)}; auxiliary {describe_clip(config.auxiliary.clip)}",
-        f"decoding: {plan.rows_per_step * plan.slots} videos of {frames} frames a step, so as many a second for one step a "
-        f"second; {decoded:,} in the run",
-        f"stream: {block_layout.blocks:,} blocks to come, of at most {block_layout.steps_per_block} steps and "
-        f"{block_layout.steps_per_block * block_layout.share * plan.slots} videos"
+        f"decoding: {frames} frames of each of {plan.rows_per_step * plan.slots} videos a step; {decoded:,} videos in the run, "
+        "repeats counted",
+        f"stream: {block_layout.blocks:,} blocks to decode, each of at most {steps} step{'s' * (steps > 1)} and "
+        f"{steps * block_layout.share * plan.slots} videos"
         if block_layout.blocks else "stream: no block is left",
         f"schedule: {train.warmup_steps} steps of warm-up, then {train.schedule}; "
         + (f"unlabeled videos count from step {first} on" if first < train.steps else "unlabeled videos never count"),

@@ -34,7 +34,7 @@ class WorkerProgress:
 class Watchdog:
     """Ends the process when it makes no progress for ``seconds``, with a message and the stack of every thread on stderr.
 
-    Only time in which this process ran counts: a frozen container or a laptop that sleeps is no hang. A thread cannot be
+    Only time in which this process ran counts: a frozen container or a laptop that sleeps is not a hang. A thread cannot be
     interrupted in a collective or a system call, so the process ends; Ray starts it again from the newest checkpoint.
     """
 

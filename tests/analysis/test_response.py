@@ -17,6 +17,7 @@ from pipeline.analysis.importance import compute_importances, compute_ranks
 from pipeline.analysis.records.study_reader import read_report_input, read_study_record
 from pipeline.analysis.records.study_record import Objective, StudyRecord, TrialRecord
 from pipeline.analysis.response import choose_response
+from pipeline.report.parts.sentences import describe_best_trial
 from pipeline.report.plots.response_plots import draw_response_curve, draw_response_map, draw_response_rows
 from pipeline.report.plots.search_plots import (
     draw_history,
@@ -25,6 +26,7 @@ from pipeline.report.plots.search_plots import (
     draw_schedule,
     find_pareto_front,
     find_scheduled_keys,
+    sort_worst_first,
 )
 from tests.study_folders import search_trials, write_population, write_study
 
@@ -81,6 +83,15 @@ def test_the_supervised_baseline_is_no_point_of_the_curve(make_run: Any) -> None
 @pytest.fixture
 def search(tmp_path: Path) -> StudyRecord:
     return read_study_record(write_study(tmp_path / "s", search_trials(60), kind="search"))
+
+
+def test_of_equal_trials_the_one_that_the_page_names_stands_out(search: StudyRecord) -> None:
+    values = [0.5, 0.7, 0.7, 0.6]
+    trials = [replace(trial, number=n, state="complete", values={search.objectives[0].name: value})
+              for n, (trial, value) in enumerate(zip(search.trials, values, strict=False))]  # fmt: skip
+    tied = replace(search, trials=tuple(trials))
+    assert [trial.number for trial in sort_worst_first(tied)] == [0, 3, 2, 1]
+    assert f"number {sort_worst_first(tied)[-1].number}," in describe_best_trial(tied)
 
 
 def test_importance_finds_the_knob_that_matters_with_its_best_inside(search: StudyRecord) -> None:

@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, *words: str) -> Config:
     limits = ["data.video_timeout_seconds=5", "data.decoder_memory_mb=256", "data.max_quarantined_share=1"]
-    return load_config(folder / "tiny.yaml", [*limits, "train.steps=16", *words])
+    return load_config(folder / "tiny.yaml", [*limits, *words])
 
 
 @pytest.mark.usefixtures("misbehave")
@@ -120,6 +120,7 @@ def test_clips_of_the_child_are_the_same_bytes(tmp_path: Path) -> None:
     first, second = (decode(here, video, moment, 0.5, CLIP, 48)[0] for moment in (0.2, 0.7))
     assert np.array_equal(first, decode_clips(video, 0.2, 0.5, CLIP, 48)[0])
     assert np.array_equal(second, decode_clips(video, 0.7, 0.5, CLIP, 48)[0])
+    assert here._idle[0].call(misbehaving.find_modules, {"pipeline.config", "pydantic", "pyarrow", "torch"}) == {"pyarrow"}
     with pytest.raises(DecodeError, match="50 frames, the manifest says 60"):
         decode(here, Video(str(path), 60, 25.0, False, 160, 96, 0.0, 2.4, "decord"), 0.5, 0.5, CLIP, 48)
 
@@ -172,7 +173,7 @@ def test_threads_of_one_process_go_on(folder: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_ray_stream_goes_on(folder: Path) -> None:
     """Real decode tasks, whose worker processes live on: none is started again, and the plan is kept."""
-    config = config_of(folder)
+    config = config_of(folder, "train.steps=8")
     source = open_source(config)[0]
 
     class Misbehaving(type(source)):  # type: ignore[misc]

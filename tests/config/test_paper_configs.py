@@ -193,7 +193,8 @@ def test_a_dry_run_goes_through_and_the_largest_fit_into_the_gpus_memory(
     rows = divide_step(plan_of(name, config), config, workers)[0][0]
     labeled = config.data.labeled_per_step
     assert (
-        f"a step: {labeled} labeled + {5 * labeled} unlabeled videos; {workers} worker" in text and f"{rows} at a time" in text
+        f"a step: {labeled} labeled + {5 * labeled} unlabeled videos; {workers} worker" in text
+        and f"computed in parts of {rows}" in text
     )
     together = float(re.findall(r"together +([\d,.]+) MB", text)[0].replace(",", "")) / 1000
     assert 10 < together < limit - CONTEXT_GB

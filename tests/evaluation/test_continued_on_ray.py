@@ -22,8 +22,8 @@ from pipeline.seeds import Ints
 def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     model: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Broken off at the sixth of eight videos: those of the parts are not scored again. Without ``scale.workers`` no Ray is
-    used, whatever the number of views."""
+    """Broken off at the sixth of eight videos: those of the parts are not scored again, and a single worker scores the others.
+    Without ``scale.workers`` no Ray is used, whatever the number of views."""
     monkeypatch.setattr(score_videos, "FEW_VIEWS", 0)
     monkeypatch.setattr(evaluation_parts, "SECONDS", 0.0)
     begun: list[list[int]] = []
@@ -46,6 +46,7 @@ def test_a_model_that_two_workers_evaluate_continues_to_the_same_bits(
     done = sum(pq.read_metadata(path).num_rows for path in written)
     assert 2 <= done <= 5 and not (tmp_path / "cut" / "predictions.parquet").exists()
     capsys.readouterr()
+    words[1] = "scale.workers=1"
     assert run(evaluate.main, [*words, str(tmp_path / "cut")]) == DONE
     assert f"{done} of 8 videos were scored before the evaluation was interrupted" in capsys.readouterr().err
     assert len(begun[0]) == 8 and begun == [begun[0], begun[0][done:]]

@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs import report
+from jobs.command import run
 from pipeline.run_folder.contents import read_metrics
 from tests.ray_heads import NODE_SECRET, Environment
 
@@ -39,9 +41,7 @@ def start(head: tuple[str, Environment], repository: Path) -> Callable[..., subp
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_the_life_of_a_job(
-    start: Callable[..., subprocess.Popen[str]], head: tuple[str, Environment], tiny: Path, repository: Path
-) -> None:
+def test_the_life_of_a_job(start: Callable[..., subprocess.Popen[str]], head: tuple[str, Environment], tiny: Path) -> None:
     said = ""
 
     def call(command: str, *words: str) -> str:
@@ -90,11 +90,10 @@ def test_the_life_of_a_job(
 
     continued = call("submit", *train, "--max-steps", str(step + 4))
     assert f"at step {step + 4} of 100000, with a checkpoint" in continued
-    (run,) = json.loads(call("cluster", "runs", str(tiny / "runs" / "lived"), "--json"))
-    assert (run["done"], run["planned"], run["state"]) == (step + 4, 100000, "stopped")
+    (listed_run,) = json.loads(call("cluster", "runs", str(tiny / "runs" / "lived"), "--json"))
+    assert (listed_run["done"], listed_run["planned"], listed_run["state"]) == (step + 4, 100000, "stopped")
 
-    report = [sys.executable, "-m", "jobs.report", str(tiny / "runs" / "lived")]
-    assert subprocess.run(report, cwd=repository, capture_output=True, timeout=200).returncode == 0
+    assert run(report.main, [str(tiny / "runs" / "lived")]) == 0
     assert {"config.yaml", "facts.json", "metrics.jsonl", "report.html"} <= {path.name for path in find_files(tiny / "runs")}
     assert find_files(Path(head[1]["RAY_TMPDIR"]), job["name"])  # the search below reads Ray's logs
     for secret in (SECRET, NODE_SECRET):

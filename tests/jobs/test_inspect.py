@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import inspect, prepare
+from jobs import inspect, label, prepare
 from jobs.command import DONE, FAILED, USER_ERROR, run
 from pipeline.manifest.schema import read_manifest
 from tests.videos import write_numbers
@@ -53,6 +53,18 @@ def test_counts_histograms_and_duplicates(folder: Path, capsys: pytest.CaptureFi
     assert re.search(r"frames per second\n +25 +5 +█+\n +30 +4 +█+\n", out)
     assert re.search(r"width x height\n +64 x 48 +9 ", out) and "duration in seconds" in out and "h264" in out
     assert "sets of files with the same content: 1\n  a/0.mp4 (train), a/copy.mp4 (train)" in out
+
+
+def test_the_labels_beside_a_manifest_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(folder) == DONE
+    assert "\nlabels beside it: 2 videos (1/class, seed 0)\n" in capsys.readouterr().out
+    assert run(label.main, [str(folder / "manifest.parquet"), "--per-class", "2", "--hold-out", "50%"]) == DONE
+    capsys.readouterr()
+    assert call(folder) == DONE
+    assert "\nlabels beside it: 2 videos (2/class, 50% held out, seed 0); 2 more are held out\n" in capsys.readouterr().out
+    (folder / "labels.parquet").unlink()
+    assert call(folder) == DONE
+    assert re.search(r"\nlabels beside it: .*draw one with python -m jobs\.label\n", capsys.readouterr().out)
 
 
 def test_verify_finds_every_changed_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_shares(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     balanced = call(manifest, "--fraction", "40%", "--balanced")  # 40 % of 44 videos, in 3 classes
     assert counts(balanced) == [6, 6, 6] and balanced.spec == "40%, balanced"
     out = capsys.readouterr().out
-    assert "labeled    18 videos, 6 to 6 of each of 3 classes" in out and "unlabeled  26 videos" in out
+    assert "labeled    18 videos, 6 of each of 3 classes" in out and "unlabeled  26 videos" in out
 
 
 def test_labels_are_of_the_manifest_that_is_there_when_the_folder_is_free(manifest: Manifest, tmp_path: Path) -> None:

@@ -72,14 +72,15 @@ def test_few_views_are_scored_in_this_process_whatever_the_number_of_workers(
 def test_a_cluster_predicts_the_same_in_the_same_order(
     trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that are probed and rows of a manifest, some of which cannot be used, in two chunks."""
+    """Files that are probed and rows of a manifest, some of which cannot be used, in two chunks: the second, of two videos, is
+    scored by one actor."""
     manifest = read_manifest(tiny / "manifest.parquet")
     (tmp_path / "a.mp4").write_bytes(b"no video")
     shutil.copy(manifest.locate(3), tmp_path / "b.mp4")
     words = [str(trained), str(tmp_path / "a.mp4"), str(tiny / "manifest.parquet"), str(tmp_path / "b.mp4"), "--out"]
     assert run(predict.main, [*words, str(tmp_path / "here.parquet")]) == FAILED
     monkeypatch.setattr("pipeline.evaluation.score_videos.FEW_VIEWS", 0)
-    monkeypatch.setattr(prediction_run, "CHUNK_ON_RAY", 20)
+    monkeypatch.setattr(prediction_run, "CHUNK_ON_RAY", 32)
     assert run(predict.main, [*words, str(tmp_path / "there.parquet"), "--workers", "2"]) == FAILED
     here, there = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "there"))
     assert here.num_rows == 34 and here.select(["file", "status"]).equals(there.select(["file", "status"]))

@@ -46,6 +46,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(timers, "has_systemd", lambda: False)
+    monkeypatch.setattr(command, "is_cron_running", lambda: True)
     (tmp_path / "table").write_text(FOREIGN)
     return tmp_path / "table"
 
@@ -90,6 +91,14 @@ def test_a_schedule_comes_and_goes_and_other_lines_stay(table: Path, call: Any, 
     assert (tmp_path / "schedules" / "rates" / "report.html").is_file()
     code, _, err = call("remove", "rates")
     assert (code, "there is none" in err) == (USER_ERROR, True)
+
+
+def test_a_crontab_that_nothing_reads(table: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: ``crontab`` is installed, and no cron runs."""
+    monkeypatch.setattr(command, "is_cron_running", lambda: False)
+    code, _, err = call("add", "every hour", "--", "doctor")
+    assert code == DONE and "note: No cron runs on this machine, so nothing would start it: start cron" in err
+    assert "doctor: No cron runs on this machine" in call("list")[1]
 
 
 def test_the_first_and_the_last_line_of_a_crontab(table: Path, call: Any) -> None:

@@ -48,7 +48,7 @@ def test_a_dry_run_and_the_page_of_a_step_say_what_clips_cover(
     assert run(train.main, words(tiny, "--dry-run", *SEGMENTS)) == DONE
     text = capsys.readouterr().out
     assert f"clips: primary {IN_WORDS.format(4)}; auxiliary {IN_WORDS.format(6)}" in text
-    assert "decoding: 6 videos of 10 frames a step" in text
+    assert "decoding: 10 frames of each of 6 videos a step" in text
     assert run(train.main, words(tiny, "--dry-run")) == DONE
     assert "clips: primary 4 frames at 8 fps (0.5 s); auxiliary 4 frames at 16 fps (0.25 s)" in capsys.readouterr().out
     page = tmp_path / "step.html"

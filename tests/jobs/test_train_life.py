@@ -49,12 +49,9 @@ def plan_of(rows: int = 4, mu: int = 2) -> Plan:
 def test_a_dry_run_says_what_follows_and_writes_nothing(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tiny, tmp_path / "runs", "--dry-run", "method.supervised_steps=2") == 0
     text = capsys.readouterr().out
-    assert "a step: 2 labeled + 4 unlabeled videos; 1 worker, at most 2 rows each, 2 at a time" in text
-    assert (
-        f"decoding: 6 videos of 8 frames a step, so as many a second for one step a second; {12 * 2 + 10 * 4} in the run"
-        in text
-    )
-    assert "stream: 7 blocks to come, of at most 2 steps and 12 videos" in text
+    assert "a step: 2 labeled + 4 unlabeled videos; 1 worker, at most 2 rows each, computed in parts of 2" in text
+    assert f"decoding: 8 frames of each of 6 videos a step; {12 * 2 + 10 * 4} videos in the run" in text
+    assert "stream: 7 blocks to decode, each of at most 2 steps and 12 videos" in text
     assert "schedule: 2 steps of warm-up, then cosine; unlabeled videos count from step 2 on" in text
     assert "a checkpoint every 4 (3 in the run, 2 kept)" in text
     assert "nothing is trained yet" in text and "reserves: nothing, it runs in this process" in text
@@ -66,7 +63,7 @@ def test_a_dry_run_counts_what_is_decoded_from_the_first_start(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(tiny, tmp_path, "--dry-run", "method.pseudo_label.start=3", "method.contrast.start=5") == 0
-    assert f"second; {12 * 2 + 9 * 4} in the run" in capsys.readouterr().out
+    assert f"; {12 * 2 + 9 * 4} videos in the run" in capsys.readouterr().out
 
 
 def test_a_dry_run_asks_no_cluster_that_is_not_there(

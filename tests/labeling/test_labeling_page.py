@@ -396,10 +396,11 @@ def test_another_annotators_file_is_not_filled_from_this_browser(
                     patch.setattr(file, "take", lambda words: "No space left on device")
                     page.keyboard.press(key)  # stays in the browser
                     wait_for_text(page, "#saved", "1 not saved")
+                    page.close()  # while the disk is full: the page tries again after 3 s
             else:
                 page.wait_for_timeout(500)
                 assert "0 answered" in page.inner_text("#position")
-            page.close()
+                page.close()
     assert read_ids(tmp_path / "bo.csv") == []
     file = AnswerFile(tmp_path / "ana.csv", "first", suggestions.source.manifest, IDS)
     with serve(lambda token: render_labeling_page(suggestions, token, file.id), file, port):

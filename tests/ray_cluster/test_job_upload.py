@@ -55,11 +55,13 @@ def test_data_runs_and_environments_do_not_travel_by_accident(tmp_path: Path, fi
     check_upload(measure_upload(tmp_path), None)
 
 
-def test_what_is_too_large_is_refused_with_the_largest_files(tmp_path: Path) -> None:
-    write(tmp_path, {"code.py": 10, "a.mp4": 15_000_000, "b.mp4": 6_000_000})
+def test_what_is_too_large_is_refused_with_the_largest_folders(tmp_path: Path) -> None:
+    clips = {f"clips/{name}.mp4": 5_000_000 for name in ("one", "two", "three")}
+    write(tmp_path, {"code.py": 10, "b.mp4": 6_000_000, **clips})
     with pytest.raises(UserError, match=r"has 21\.0 MB to upload, more than 20 MB: .*\.rayignore") as refused:
         check_upload(measure_upload(tmp_path), None)
-    assert str(refused.value).index("15.0 MB a.mp4") < str(refused.value).index("6.0 MB b.mp4")
+    assert str(refused.value).index("15.0 MB /clips/") < str(refused.value).index("6.0 MB /b.mp4")
+    assert "one.mp4" not in str(refused.value)
     with pytest.raises(UserError, match="more than 5 MB"):
         check_upload(measure_upload(tmp_path), 5.0)
     check_upload(measure_upload(tmp_path), 25.0)

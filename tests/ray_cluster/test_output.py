@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.ray_logging import stdout_deduplicator
 from ray._private.worker import print_to_stdstream, print_worker_logs
 
 from pipeline.ray_cluster import output
@@ -23,9 +24,10 @@ HARMLESS = [
     "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable. Continuing to monitor.",
     "Failed to send resource request for train-947cd169bf624fecb0eb4709802d051f. If this only happens transiently during "
     "network partition or CPU being overloaded, it's safe to ignore this error. If this error persists, file a GitHub issue.",
+    "[W1130 12:37:44.041136657 socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3",
     "Tip: use `ray status` to view detailed cluster status. To disable these messages, set RAY_SCHEDULER_EVENTS=0.",
 ]
-"""As Ray 2.60 said them in the demo, or would on a cluster that grows."""
+"""As Ray 2.60 and torch said them in the demo, or would on a cluster that grows."""
 CONCERNS = [
     "step 10/24  loss 4.743  2 videos/s  data wait 86%  0:42 left",
     "Traceback (most recent call last):",
@@ -82,6 +84,22 @@ def test_what_train_workers_print_is_shown_as_if_the_command_did(capsys: pytest.
     plain = [re.sub(r"\x1b\[\d*m", "", line) for line in said.out.splitlines()]
     assert plain == ["step 1/2", "(_run_trial pid=7) step 1/2", "(RayTrainWorker pid=7) step 1/2"]
     assert "(RayTrainWorker pid=7)" in said.err
+
+
+def test_trials_that_say_alike_are_all_heard(
+    lines: output.HarmlessLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray would show the second trial's line later or never, with a remark on how to turn that off."""
+    monkeypatch.setattr(output, "_beside_rays_logs", lambda: tmp_path / "ray.log")
+    monkeypatch.setattr(stdout_deduplicator, "allow_re", None)
+    monkeypatch.setattr(stdout_deduplicator, "recent", {})
+    with output.divert_harmless_lines():
+        pass
+    for pid, name in ((7, "supervised_seed-0"), (8, "supervised_seed-1")):
+        data = {"lines": ["step 10/60  loss 6.6"], "pid": pid, "ip": "10.0.0.1", "localhost": "10.0.0.1", "actor_name": name}
+        print_to_stdstream({**data, "task_name": None, "is_err": False}, ignore_prefix=False)
+    said = [re.sub(r"\x1b\[\d*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert said == ["(supervised_seed-0 pid=7) step 10/60  loss 6.6", "(supervised_seed-1 pid=8) step 10/60  loss 6.6"]
 
 
 def test_without_remarks_there_is_no_file(

@@ -179,12 +179,18 @@ def test_what_users_wrote_is_escaped(reports: dict[str, Report]) -> None:
     assert "videos/&lt;broken&gt;.mp4" in html and "<broken>" not in html
 
 
-def test_commands_and_changed_keys_are_shown(reports: dict[str, Report]) -> None:
+def test_the_runs_name_commands_and_changed_keys_are_shown(reports: dict[str, Report]) -> None:
     html = reports["single"].path.read_text(encoding="utf-8")
+    assert "<title>actnetformer-0: actnetformer" in html
     assert "<pre>python -m jobs.train run.name=actnetformer-0 method.name=actnetformer run.seed=0</pre>" in html
     changed = re.findall("<tr>" + 3 * "<td><code>([^<]+)</code></td>" + "</tr>", html)
     assert ("train.steps", "1000", "20000") in changed
     assert all(key != "train.precision" for key, _, _ in changed)
+
+
+@pytest.mark.parametrize("page", ["single", "several"])
+def test_the_terminal_names_the_protocol_once(reports: dict[str, Report], page: str) -> None:
+    assert reports[page].table.count("Protocol: 10 clips x 3 crops") == 1
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -229,7 +235,11 @@ def test_a_run_that_only_just_began_says_so(make_run: Any) -> None:
     report = write_report([folder])
     html = report.path.read_text(encoding="utf-8")
     assert "the run was not evaluated" in html and "python -m jobs.evaluate writes it" in html
-    assert "300 of 1,000" in report.table and "step 300 of 1,000" in html
+    assert "300 of 1,000" in report.table
+    missing = html[html.index("What is missing") :]
+    assert missing.index("step 300 of 1,000. If nothing runs it now, the command that started it continues") < missing.index(
+        "evaluation.json"
+    )
 
 
 def test_scores_without_a_summary_are_summarized(make_run: Any) -> None:

@@ -28,6 +28,7 @@ from pipeline.run_folder.contents import read_metrics
 from pipeline.run_folder.study_folder import read_trials
 from pipeline.studies import on_tune, run_trials
 from pipeline.studies.ablation import _ListedTrials
+from pipeline.studies.on_tune import _name_in_output
 from pipeline.training.checkpoints.checkpoint_facts import FILES
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -281,3 +282,9 @@ def test_ctrl_c_ends_trials_of_tune_and_the_same_command_continues(tiny: Path, t
     assert begun and not any((tmp_path / "three" / name / "evaluation.json").exists() for name in begun)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "3 of 3 trials" in done.stdout and "continuing at step" in done.stdout, done.stderr
+
+
+def test_a_trial_on_tune_names_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the line from which Ray's log monitor takes the name that it puts before all later ones; two print at once."""
+    _name_in_output("supervised_seed-0")
+    assert tuple(capsys.readouterr()) == (":actor_name:supervised_seed-0\n",) * 2

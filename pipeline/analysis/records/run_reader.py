@@ -66,7 +66,8 @@ def read_run_record(folder: Path) -> RunRecord:
     )
     missing += _explain_other_data(run)
     if run.is_unfinished and run.lines:
-        missing.append(f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}: under way or stopped.")
+        stands = f"The run stands at step {run.last_step:,} of {run.config['train.steps']:,}"
+        missing.insert(0, f"{stands}. If nothing runs it now, the command that started it continues and evaluates it.")
     return replace(run, missing=tuple(missing))
 
 

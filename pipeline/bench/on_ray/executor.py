@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -40,8 +41,10 @@ class ThreadClock(ExecutionCallback):  # type: ignore[misc]
         now = time.monotonic()
         if now - self._last >= CLOCK_SECONDS:
             self._last = now
-            # Ray ends the executor some time after the measurement, when the file's folder is gone
-            with suppress(FileNotFoundError), open(executor._data_context.get_config(_CLOCK), "a", encoding="ascii") as file:
+            # Ray ends the executor some time after the measurement, when the file's folder is gone; the mode "a" would make the
+            # file again while the folder is removed, which then fails
+            with suppress(FileNotFoundError), open(executor._data_context.get_config(_CLOCK), "r+", encoding="ascii") as file:
+                file.seek(0, os.SEEK_END)
                 file.write(f"{now} {time.thread_time()}\n")
 
 
@@ -64,6 +67,7 @@ def bench_executor(tasks: list[int], seconds: float) -> dict[str, Any]:
 def _measure(tasks: int, seconds: float, clock: Path) -> dict[str, float]:
     resources = Resources(WORKERS, 0.0, cpus_per_decoder=count_cpus() / tasks, gpu=False)
     dataset = build_block_dataset(None, _sleep, 10**6, WORKERS * tasks, resources)
+    clock.touch()
     dataset.context.set_config(_CLOCK, str(clock))
     dataset.context.custom_execution_callback_classes = [*dataset.context.custom_execution_callback_classes, ThreadClock]
     readers = [ray.remote(_BlockReader).options(num_cpus=0).remote() for _ in range(WORKERS)]

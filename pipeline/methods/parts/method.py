@@ -38,7 +38,7 @@ class Method(nn.Module):
     file_labels: dict[str, torch.Tensor]
     """What ``method.file_label.file`` says of the N videos that it knows, only if its loss has a weight: ``classes`` [N],
     ``confidence`` [N], ``weights`` [N], perhaps ``probabilities`` [N, K], and ``indices`` [V]: for each row of the manifest its
-    index in them, or -1. They are no buffers, since DDP broadcasts all buffers in every step."""
+    index in them, or -1. They are not buffers, since DDP broadcasts all buffers in every step."""
     students: nn.ModuleDict
     """``primary`` and ``auxiliary``, with their projection heads if any."""
     averages: nn.ModuleDict | None
@@ -91,7 +91,7 @@ class Method(nn.Module):
     def take_file_labels(self, labels: FileLabels | None, num_classes: int, num_videos: int) -> None:
         """Takes the labels that a file gives to unlabeled videos; None: none. ``num_videos`` are the rows of the manifest.
 
-        They are no part of a checkpoint: a run reads its file again, and knows it by its fingerprint.
+        They are not part of a checkpoint: a run reads its file again, and knows it by its fingerprint.
         """
         indices = torch.full((num_videos,), -1, dtype=torch.int32)
         nothing = {"confidence": torch.zeros(1), "weights": torch.zeros(1)}

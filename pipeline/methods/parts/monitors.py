@@ -22,7 +22,7 @@ Monitors = dict[str, torch.Tensor]
 TENTHS = 10
 """The number of bins of the histogram of confidence."""
 SCORES = "scores"
-"""The first part of the keys of the saved scores, which are no scalars: each student's softmax [U, K] on the weak views, and
+"""The first part of the keys of the saved scores, which are not scalars: each student's softmax [U, K] on the weak views, and
 the probabilities of a file of labels, 0 where it says nothing of a video."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from pipeline.clips.normalization import MEAN, STD
 from pipeline.clips.plan import compute_worker_rows
@@ -23,7 +23,10 @@ from pipeline.report.parts.html import encode_image, render_page, write_page
 from pipeline.stream.batches import to_batch
 
 HEIGHT, QUALITY = 96, 85
-"""The height of a strip of frames in pixels at most, and its JPEG quality."""
+"""The height of a strip of frames in pixels, at most in its file, and on the page where all frames fit beside each other; its
+JPEG quality."""
+GAP = 2
+"""White pixels between two frames."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Slot:
     true_class: str
     role: str
     """``labeled``, or ``unlabeled`` and its number."""
-    strips: tuple[tuple[str, str], ...]
-    """Pairs of a view's name and a data URI of its frames side by side."""
+    strips: tuple[tuple[str, str, int], ...]
+    """For each view its name, a data URI of its frames side by side, and the width in pixels at which they are shown."""
 
 
 def write_step_page(config: Config, source: VideoSource, step: int, path: Path) -> None:
@@ -71,7 +74,7 @@ def _build_slots(source: VideoSource, columns: dict[str, Any], views: Views) -> 
             continue
         kinds = {"weak": unlabeled.weak, "strong": unlabeled.strong} if slot and unlabeled else {"labeled": views.labeled}
         strips = [
-            (f"{student}, {kind if slot else 'weak'}", draw_strip(views_of_kind[student][max(slot - 1, 0)]))
+            (f"{student}, {kind if slot else 'weak'}", *draw_strip(views_of_kind[student][max(slot - 1, 0)]))
             for student in STUDENTS
             for kind, views_of_kind in kinds.items()
             if views_of_kind
@@ -82,15 +85,16 @@ def _build_slots(source: VideoSource, columns: dict[str, Any], views: Views) -> 
     return slots
 
 
-def draw_strip(view_CTHW: torch.Tensor) -> str:
-    """Draws the frames of a normalized view side by side, at most HEIGHT pixels high, as a data URI."""
-    return encode_image(arrange_frames(view_CTHW), QUALITY)
+def draw_strip(view_CTHW: torch.Tensor) -> tuple[str, int]:
+    """Draws the frames of a normalized view side by side: a data URI, and the width at which they are HEIGHT high."""
+    frames = arrange_frames(view_CTHW)
+    return encode_image(frames, QUALITY), round(frames.shape[1] * HEIGHT / frames.shape[0])
 
 
 def arrange_frames(view_CTHW: torch.Tensor) -> NDArray[np.uint8]:
-    """Arranges the frames of a normalized view side by side: uint8 [H, T W, 3]."""
+    """Arranges the frames of a normalized view side by side, GAP white pixels between two: uint8 [H, T (W + GAP) - GAP, 3]."""
     frames_TCHW = view_CTHW.transpose(0, 1).mul(STD).add(MEAN).clamp(0, 1)
     if frames_TCHW.shape[-1] > HEIGHT:
         frames_TCHW = interpolate(frames_TCHW, size=(HEIGHT, HEIGHT), mode="area")
-    wide_HWC = frames_TCHW.permute(2, 0, 3, 1).flatten(1, 2)
+    wide_HWC = pad(frames_TCHW, (0, GAP), value=1).permute(2, 0, 3, 1).flatten(1, 2)[:, :-GAP]
     return np.asarray(wide_HWC.mul(255).round().to(torch.uint8).numpy())

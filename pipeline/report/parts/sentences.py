@@ -52,6 +52,8 @@ def _choose_title(given: ReportInput, groups: Sequence[Group], differences: Sequ
         return title[:1].upper() + title[1:]
     if len(differences) == 1:
         return f"{differences[0].group.label} against {differences[0].baseline.label}"
+    if len(groups) == 1 and len(runs := groups[0].runs) == 1:
+        return f"{runs[0].name}: {groups[0].label}"
     return " and ".join(group.label for group in groups) if len(groups) < 3 else f"{len(groups)} settings compared"
 
 

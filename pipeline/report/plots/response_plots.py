@@ -141,7 +141,8 @@ def draw_response_rows(groups: Sequence[Group], differences: Sequence[Difference
         for row, (label, value, seeds) in enumerate(rows):
             _draw_row(axes, row, label, value, seeds)
         if differences:
-            axes.axvline(0, color=MUTED, linewidth=0.8, zorder=0)
+            for row in range(len(rows)):  # below the label of the row
+                axes.vlines(0, row - 0.12, row + 0.42, color=MUTED, linewidth=0.8, zorder=0)
         axes.set_ylim(len(rows) - 0.55, -0.65)
         axes.yaxis.set_major_locator(NullLocator())
         zero = [0.0] if differences else []

@@ -57,7 +57,7 @@ def draw_history(study: StudyRecord, prefix: str) -> str:
 def draw_parallel_coordinates(study: StudyRecord, prefix: str) -> str:
     """Draws a line for each judged trial through its knobs to its value; the best tenth stands out."""
     lead, keys = study.objectives[0], find_searched_keys(study)[:MAX_AXES]
-    trials = sorted(select_judged_trials(study), key=lambda trial: _get_value(trial, lead), reverse=not lead.maximize)
+    trials = sort_worst_first(study)
     count = max(1, round(TOP_SHARE * len(trials)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=WIDE, facecolor="none")
@@ -76,6 +76,12 @@ def draw_parallel_coordinates(study: StudyRecord, prefix: str) -> str:
         axes.xaxis.set_major_locator(NullLocator())
         axes.yaxis.set_major_locator(NullLocator())
         return render_svg(figure, f"Trials of {study.name} as parallel coordinates", prefix)
+
+
+def sort_worst_first(study: StudyRecord) -> list[TrialRecord]:
+    """Sorts the judged trials by the first objective; of equal ones the first is last, as the best that the page names."""
+    lead = study.objectives[0]
+    return sorted(select_judged_trials(study), key=lambda trial: _get_value(trial, lead), reverse=lead.maximize)[::-1]
 
 
 class _Scale:

@@ -109,8 +109,8 @@ class ServedModel:
     def answer(self, path: Path, options: RequestOptions, deadline: float | None = None) -> Answer:
         """Predicts an uploaded file until ``deadline``, in the time of ``time.monotonic``; None: for ``request_seconds``.
 
-        Raises Refusal if it is no usable video, beyond the limits, or takes too long. Nothing of it is computed any more after
-        the deadline: processes that still inspect or decode it are killed.
+        Raises Refusal if it is not a usable video, beyond the limits, or takes too long. Nothing is computed after the
+        deadline: processes that still inspect or decode the file are killed.
         """
         begun = time.monotonic()
         deadline = begun + self.limits.request_seconds if deadline is None else deadline

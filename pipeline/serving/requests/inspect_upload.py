@@ -39,7 +39,7 @@ def begins_like_container(head: bytes) -> bool:
 
 
 def inspect_upload(path: str, limits: Limits) -> Probe:
-    """Probes an uploaded file. Raises Refusal if it is no video, a damaged one, or one beyond the limits.
+    """Probes an uploaded file. Raises Refusal if it is not a video, a damaged one, or one beyond the limits.
 
     What the file says of itself is compared with the limits first, then what its packets say, then what was probed.
     """

@@ -50,15 +50,21 @@ def _compute_gradient_shares(totals: Mapping[str, Values]) -> dict[str, float | 
 def format_line(line: Mapping[str, Any], steps: int) -> str:
     """Formats a line of metrics for the terminal."""
     parts = [f"step {line['step']}/{steps}", f"loss {line['loss']:.3f}"]
-    for name in sorted((name for name in line if name.startswith("mask_rate/")), reverse=True):
-        direction = name.partition("/")[2]
-        accuracy = line.get(f"pseudo_label_accuracy/{direction}")
-        right = "" if accuracy is None else f" {accuracy:.0%} right"
-        short = direction.replace("primary", "Z").replace("auxiliary", "A").replace("_to_", ">")
-        parts.append(f"{short} {line[name]:.0%} kept{right}")
+    parts += _describe_pseudo_labels(line)
     wait = line["seconds/data"] / max(line["seconds/step"], 1e-9)
     parts += [f"{line['clips_per_second']:.0f} videos/s", f"data wait {wait:.0%}"]
     if line["quarantined"]:
         parts.append(f"{line['quarantined']} decodes failed")
     left = int(line["eta_seconds"])
     return "  ".join([*parts, f"{left // 60}:{left % 60:02d} left"])
+
+
+def _describe_pseudo_labels(line: Mapping[str, Any]) -> list[str]:
+    """Describes for each labeler how many unlabeled clips got its pseudo-label, and how many of these labels were right."""
+    described = []
+    for name in sorted((name for name in line if name.startswith("mask_rate/")), reverse=True):
+        direction = name.partition("/")[2]
+        accuracy = line.get(f"pseudo_label_accuracy/{direction}")
+        right = "" if accuracy is None else f" ({accuracy:.0%} right)"
+        described.append(f"{direction.replace('_to_', ' to ')} {line[name]:.0%}{right}")
+    return [f"pseudo-labels: {', '.join(described)}"] if described else []

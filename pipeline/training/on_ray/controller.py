@@ -19,6 +19,7 @@ from ray.train import DataConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.util.placement_group import PlacementGroup
 
 from pipeline.config import parse_config
@@ -93,14 +94,38 @@ class WithoutTracebacks(logging.Filter):
         return True
 
 
+_without_tracebacks = WithoutTracebacks()  # one for all calls: a handler takes it once
+
+
 class ShortMessages(ControllerCallback):  # type: ignore[misc]
     """Has the controller print messages without tracebacks. What ended a run, the command says by itself."""
 
+    def __reduce__(self) -> tuple[Callable[[], ShortMessages], tuple[()]]:
+        """Has the controller, when it receives this callback, also shorten the first message of the scaling policy, whose
+        ``after_controller_start`` asks for the workers' resources before any other callback is called."""
+        return _receive_short_messages, ()
+
     def after_controller_start(self, train_run_context: Any) -> None:
         """Changes what goes to the command's terminal; Ray calls it in the controller, whose logs are set up."""
-        for handler in logging.getLogger("ray.train").handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.addFilter(WithoutTracebacks())
+        shorten_messages()
+
+
+def _receive_short_messages() -> ShortMessages:
+    # the handlers are not there yet: Ray sets up the controller's logs after it has received the callbacks
+    autoscaling_coordinator_client.logger.addFilter(_shorten_before)
+    return ShortMessages()
+
+
+def _shorten_before(_record: logging.LogRecord) -> bool:
+    shorten_messages()
+    return True
+
+
+def shorten_messages() -> None:
+    """Takes the tracebacks out of what Ray Train logs to the terminal of this process."""
+    for handler in logging.getLogger("ray.train").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_without_tracebacks)
 
 
 class SurvivingBackend(_TorchBackend):  # type: ignore[misc]

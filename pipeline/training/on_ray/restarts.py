@@ -48,9 +48,14 @@ class StepFailed(RuntimeError):
 
     @classmethod
     def from_error(cls, step: int, worker: int, host: str, error: Exception) -> StepFailed:
-        """Makes one with the first line of ``error``, which itself may not survive the way to the driver."""
+        """Makes one with the first line of ``error``, which itself may not survive the way to the driver.
+
+        ``error`` is its cause, unless it only says that another worker is gone: the traceback of that would mislead readers.
+        """
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return cls(step, f"worker {worker} on {host}", f"{type(error).__name__}: {lines[0] if lines else ''}")
+        failed = cls(step, f"worker {worker} on {host}", f"{type(error).__name__}: {lines[0] if lines else ''}")
+        failed.__cause__ = None if COLLATERAL.search(failed.cause) else error
+        return failed
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def _take_end_reasons(control: Any, signals: StopOnSignal) -> Any:
 
 
 def list_failures(error: BaseException, end_reasons: Mapping[int | None, str]) -> list[Failure]:
-    """Lists by worker what ended ``fit()``; nothing if a node was taken away, which was announced and is no failure.
+    """Lists by worker what ended ``fit()``; nothing if a node was taken away, which was announced and is not a failure.
 
     ``end_reasons`` are those of workers (None: of the controller) that ended themselves: Ray knows only that they did.
     """

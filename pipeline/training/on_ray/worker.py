@@ -71,7 +71,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
             ray.get(control.report_saved.remote())
         raise
     except Exception as error:
-        raise StepFailed.from_error(progress.step, rank, platform.node(), error) from error
+        failed = StepFailed.from_error(progress.step, rank, platform.node(), error)
+        raise failed from failed.__cause__
 
 
 def _train_here(config: Config, loop_config: dict[str, Any], context: Any, progress: WorkerProgress) -> dict[str, Any]:

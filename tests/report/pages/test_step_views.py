@@ -15,7 +15,7 @@ from jobs.command import DONE, run
 from pipeline.clips.source import open_source
 from pipeline.config import load_config
 from pipeline.methods import make_views
-from pipeline.report.pages.step_views import arrange_frames, make_step_views
+from pipeline.report.pages.step_views import GAP, arrange_frames, make_step_views
 from pipeline.stream.in_process import load_batches
 
 
@@ -46,9 +46,10 @@ def test_page_of_a_step(tiny: Path, tmp_path: Path) -> None:
     _, views = next(iter(make_step_views(config, open_source(config)[0], 5)))
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[0][0]))))
     expected = arrange_frames(views.labeled["primary"][0])
-    assert seen.shape == expected.shape == (32, 4 * 32, 3)
+    assert seen.shape == expected.shape == (32, 4 * 32 + 3 * GAP, 3)
+    assert (expected[:, 32 : 32 + GAP] == 255).all() and 'width="402"' in page  # the frames are apart, and three times as high
     assert np.abs(seen.astype(float) - expected).mean() < 4  # JPEG
-    assert not np.array_equal(expected[:, :32], expected[:, 32:64])
+    assert not np.array_equal(expected[:, :32], expected[:, 32 + GAP : 64 + GAP])
 
 
 def test_steps_without_unlabeled_videos_show_labeled_ones_only(tiny: Path, tmp_path: Path) -> None:

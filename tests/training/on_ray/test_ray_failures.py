@@ -20,13 +20,14 @@ import pytest
 import ray
 import torch
 from ray import cloudpickle
-from ray.train import ControllerError
+from ray.train import ControllerError, ScalingConfig
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2._internal.util import construct_user_exception_with_traceback
 
@@ -290,6 +291,29 @@ def test_the_controller_prints_messages_without_tracebacks(monkeypatch: pytest.M
         log.warning("Failed to send it.", exc_info=True)
     assert said.getvalue() == "Failed to send it.\n"
     assert "Traceback" in kept.getvalue() and "TimeoutError: no answer" in kept.getvalue()
+
+
+def test_the_first_message_of_the_scaling_policy_has_no_traceback_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray calls the scaling policy before all callbacks; on a busy machine the first thing that it does is to time out."""
+    said, kept = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(autoscaling_coordinator_client.logger, "filters", [])
+    received = cloudpickle.loads(cloudpickle.dumps(ShortMessages()))  # as the controller gets it, before its logs are set up
+    assert isinstance(received, ShortMessages)
+    file, terminal = logging.Handler(), logging.StreamHandler(said)
+    monkeypatch.setattr(file, "emit", lambda record: kept.write(logging.Formatter().format(record)))
+    log = logging.getLogger("ray.train")
+    monkeypatch.setattr(log, "handlers", [file, terminal])
+    monkeypatch.setattr(log, "propagate", False)
+
+    class Silent:
+        def __getattr__(self, name: str) -> object:
+            raise ray.exceptions.GetTimeoutError("no answer")
+
+    client = autoscaling_coordinator_client.TrainAutoscalingCoordinatorClient("train-1")
+    monkeypatch.setattr(client, "_autoscaling_coordinator", Silent(), raising=False)
+    client.send_resource_request(ScalingConfig(num_workers=1), 1)
+    assert said.getvalue().startswith("Failed to send resource request for train-1.") and said.getvalue().count("\n") == 1
+    assert "Traceback" in kept.getvalue() and "GetTimeoutError: no answer" in kept.getvalue()
 
 
 def test_workers_that_ray_ended_for_memory_are_ended_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:

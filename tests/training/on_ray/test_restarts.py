@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def test_the_root_cause_is_who_died_and_not_who_noticed() -> None:
     assert lost.is_collateral
     assert find_root_cause([lost, Failure.from_error(1, DIED)]).worker == 1
     assert find_root_cause([lost, raised(1, 12, ValueError("x"))]).worker == 1
+
+
+@pytest.mark.parametrize(("error", "is_shown"), [(RuntimeError(LOST), False), (ValueError("bad"), True)])
+def test_the_traceback_of_a_lost_connection_is_not_shown_and_that_of_a_mistake_is(error: Exception, is_shown: bool) -> None:
+    def train() -> None:
+        try:
+            raise error
+        except Exception as caught:
+            failed = StepFailed.from_error(3, 0, "host", caught)
+            raise failed from failed.__cause__
+
+    with pytest.raises(StepFailed, match="step 3 in worker 0 on host") as raised_error:
+        train()
+    told = "".join(traceback.format_exception(raised_error.value))
+    assert ("direct cause" in told) == is_shown and told.count("Traceback") == 1 + is_shown
 
 
 def test_a_step_that_fails_three_times_ends_the_run_with_its_cause() -> None:
