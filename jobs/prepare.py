@@ -9,25 +9,21 @@ import argparse
 import dataclasses
 import math
 import os
-import shutil
-import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from jobs.command import DONE, describe_command, make_parser, name_arguments, run
-from pipeline.errors import UserError, list_first
+from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
-from pipeline.files.parquet import remove_table
-from pipeline.manifest.label_subset import LabelSubset, count_labels_per_class
-from pipeline.manifest.schema import SPLITS, Manifest
+from pipeline.manifest.label_subset import count_labels_per_class
 from pipeline.manifest.seeded_order import parse_share, round_half_up
-from pipeline.prepare.build import LABELS_FILE, BuildOptions, build_manifest_and_labels, find_empty_classes, probe_listing
+from pipeline.prepare.build import BuildOptions, build_manifest_and_labels, probe_listing
+from pipeline.prepare.description import describe_manifest
 from pipeline.prepare.groups import AUTO, NAMING_CONVENTIONS, NONE, assign_groups, check_group_option
-from pipeline.prepare.next_run import suggest_training
-from pipeline.prepare.probe_cache import MANIFEST_FILE, delete_probe_log
+from pipeline.prepare.probe_cache import delete_probe_log
+from pipeline.prepare.rendered_videos import list_rendered
 from pipeline.prepare.resized_copies import make_copies, probe_copies, resize_listing
 from pipeline.prepare.same_file import merge_equal_paths, merge_same_files
 from pipeline.prepare.sources import (
@@ -45,13 +41,11 @@ from pipeline.prepare.sources.folder import FolderLayout
 from pipeline.prepare.sources.list_rows import DELIMITERS, ListOptions, parse_columns
 from pipeline.prepare.sources.synonyms import UNLABELED
 from pipeline.video.probe import ProbeFiles, ProbeOptions, probe_files
-from pipeline.video.synthetic import MARKER_FILE, Difficulty, is_rendered, render_folder
+from pipeline.video.synthetic import MARKER_FILE, Difficulty
 from pipeline.video.synthetic_motions import MOTIONS
 
 ENOUGH_FOR_RAY = 1000
 """Files for which joining a cluster, which takes 5-10 s, is worthwhile."""
-OTHERS = "none of these"
-"""The line of the printed table that counts the videos of other classes."""
 RESIZE_TIMES_TIMEOUT = 5
 """Encoding a file may take so many times --timeout."""
 
@@ -90,14 +84,7 @@ def _prepare_manifest(options: argparse.Namespace, out: Path) -> None:
     manifest, labels = build_manifest_and_labels(listing, probes, out, draw, options.parts or None)
     if not options.resize:  # else the probe log stays, the only record of the originals: the manifest describes the copies
         delete_probe_log(out)
-    print(describe_manifest(manifest, labels, (*listing.notes, *_note_untested_classes(manifest))))
-
-
-def _note_untested_classes(manifest: Manifest) -> list[str]:
-    """Returns a note that names the classes without a usable test video, or nothing if there are none."""
-    empty = find_empty_classes(manifest, "test")
-    many = f"{len(empty)} of {len(manifest.classes)} classes have no usable test video"
-    return [f"{many}, so that no accuracy says anything of them: {', '.join(list_first(empty))}"] if empty else []
+    print(describe_manifest(manifest, labels, listing.notes))
 
 
 def _choose_prober(options: argparse.Namespace, files: int) -> ProbeFiles:
@@ -313,29 +300,8 @@ def _list_videos(options: argparse.Namespace, out: Path) -> Listing:
 
 
 def _render_synthetic(options: argparse.Namespace, out: Path) -> Listing:
-    """Renders the videos, unless they exist.
-
-    They are rendered into a temporary folder; then the old manifest is deleted and the folders are swapped, so that an
-    interruption never leaves old and new videos mixed.
-    """
-    order = (options.videos, options.classes, options.seed, _check_synthetic(options, out))
-    videos, fresh, old = out / "videos", out / ".videos.tmp", out / ".videos.old"
-    for rest in (fresh, old):
-        shutil.rmtree(rest, ignore_errors=True)
-    if is_rendered(videos, *order):
-        print(f"the {options.videos} videos are there: nothing is rendered again", file=sys.stderr, flush=True)
-        return replace(list_folder(videos), source="synthetic")
-    try:
-        render_folder(fresh, *order, options.processes)
-        for name in (MANIFEST_FILE, LABELS_FILE):
-            remove_table(out / name)
-        if videos.exists():
-            videos.rename(old)  # at once: deleted file by file, an interruption would leave videos without their marker file
-        fresh.rename(videos)
-    finally:
-        for rest in (fresh, old):
-            shutil.rmtree(rest, ignore_errors=True)
-    return replace(list_folder(videos), source="synthetic")
+    difficulty = _check_synthetic(options, out)
+    return list_rendered(out, options.videos, options.classes, options.seed, difficulty, options.processes)
 
 
 def _check_synthetic(options: argparse.Namespace, out: Path) -> Difficulty:
@@ -368,47 +334,6 @@ SOURCES: dict[str, Callable[[argparse.Namespace, Path], Listing]] = {
     "list": _list_videos,
     "synthetic": _render_synthetic,
 }
-
-
-def describe_manifest(manifest: Manifest, labels: LabelSubset, notes: Sequence[str] = ()) -> str:
-    """Returns a few lines of text that say what was found and drawn, and end with the next command."""
-    lines = [*_describe_unusable(manifest), *(f"note: {note}" for note in notes), "", *_build_count_table(manifest, labels), ""]
-    lines += [
-        f"manifest {manifest.fingerprint}  {manifest.path}",
-        f"labels   {labels.fingerprint}  {len(labels.ids)} videos ({labels.spec}, seed {labels.seed})",
-        suggest_training(manifest),
-    ]
-    return "\n".join(lines)
-
-
-def _describe_unusable(manifest: Manifest) -> list[str]:
-    rows = [row for row in manifest.table.select(["uri", "status", "reason"]).to_pylist() if row["status"] != "ok"]
-    if not rows:
-        return []
-    head = f"{len(rows)} of {len(manifest.table)} files cannot be used:"
-    return [head, *(f"  {line}" for line in list_first([f"{row['uri']}: {row['status']}, {row['reason']}" for row in rows]))]
-
-
-def _build_count_table(manifest: Manifest, labels: LabelSubset) -> list[str]:
-    """A table of classes by split; only its sums beyond 30 classes."""
-    names = manifest.table["class"].to_pylist()
-    counts = {split: Counter(names[row] for row in manifest.find_usable_rows(split)) for split in SPLITS}
-    always = ("train", "test")
-    columns: dict[str, Counter[str | None]] = {split: count for split, count in counts.items() if count or split in always}
-    columns["labeled"] = Counter(names[row] for row in labels.rows)
-    found = {name for count in columns.values() for name in count}
-    others = sorted(name for name in found if name is not None and name not in manifest.classes)
-    classes: list[str | None] = [*manifest.classes, *([None] if None in found else [])]
-    shown = classes if len(classes) <= 30 else []
-    total = f"{len(manifest.classes)} classes"
-    width = max(len(name or "unknown") for name in [*shown, *([OTHERS] if others else []), total])
-    lines = [f"{'class':{width}}" + "".join(f"{column:>10}" for column in columns)]
-    for name in shown:
-        lines.append(f"{name or 'unknown':{width}}" + "".join(f"{count[name]:10}" for count in columns.values()))
-    if others:
-        sums = [sum(count[name] for name in others) for count in columns.values()]
-        lines.append(f"{OTHERS:{width}}" + "".join(f"{number:10}" for number in sums))
-    return [*lines, f"{total:{width}}" + "".join(f"{count.total():10}" for count in columns.values())]
 
 
 if __name__ == "__main__":
