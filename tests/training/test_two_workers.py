@@ -28,7 +28,7 @@ from tests.two_processes import SHARED, run_two
 pytestmark = SHARED
 
 CPU = torch.device("cpu")
-LATE_SECONDS = 0.5
+LATE_SECONDS = 2.0
 CLIP = {"frames": 4, "fps": 8, "size": 16}
 CASES: dict[str, dict[str, Any]] = {
     "own statistics": {"primary": {"network": {"depth": 10, "width": 8}, "clip": CLIP}},
