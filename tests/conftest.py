@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray's processes have the lowest priority but four, and beside the other tests would wait for minutes
+# Ray runs its processes at a low priority (niceness 15), and beside the other tests they would wait for minutes
 os.environ.setdefault("RAY_worker_niceness", "0")
 # the tensors of tests are small: on a busy machine threads cost more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -24,8 +24,6 @@ def describe_manifest(manifest: Manifest, labels: LabelSubset, notes: Sequence[s
         "",
         *_build_count_table(manifest, labels),
         "",
-    ]
-    lines += [
         f"manifest {manifest.fingerprint}  {manifest.path}",
         f"labels   {labels.fingerprint}  {len(labels.ids)} videos ({labels.spec}, seed {labels.seed})",
         suggest_training(manifest),
