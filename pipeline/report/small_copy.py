@@ -21,6 +21,7 @@ from pipeline.analysis.records.run_reader import CALIBRATION, OTHER_DATA, is_run
 from pipeline.analysis.records.study_reader import read_report_input
 from pipeline.errors import UserError
 from pipeline.files.folder_lock import lock_folder
+from pipeline.files.written_yaml import read_written_yaml
 from pipeline.run_folder.contents import PREDICTORS, write_text
 
 OF_ONE_MACHINE = ("host", "command")
@@ -86,7 +87,7 @@ def _copy_json_lines(source: Path, target: Path) -> None:
 def _copy_run(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     if (config := source / "config.yaml").is_file():
-        tree = _shorten_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
+        tree = _shorten_paths(read_written_yaml(config))
         write_text(target / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
     for path in [source / "facts.json", source / "evaluation.json", source / CALIBRATION, *sorted(source.glob(OTHER_DATA))]:
         if path.is_file():

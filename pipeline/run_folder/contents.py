@@ -36,6 +36,7 @@ from pipeline.errors import UserError
 from pipeline.files import storage
 from pipeline.files.folder_lock import lock_folder
 from pipeline.files.store_lock import StoreNotResponding, lock_store
+from pipeline.files.written_yaml import read_written_yaml
 
 PACKAGES = ("actnetformer", "ray", "torch", "torchvision", "timm", "decord", "av", "pyarrow", "numpy")
 PREDICTORS = ("primary", "auxiliary", "mean")
@@ -128,7 +129,7 @@ def _find_version(name: str) -> str | None:
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
     """Reads configuration and facts of a run folder. Raises UserError if it is none."""
     try:
-        tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        tree = read_written_yaml(folder / "config.yaml")
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error)

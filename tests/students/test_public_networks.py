@@ -80,13 +80,17 @@ def test_the_blobs_of_slowfasts_model_zoo_are_slowfasts_tensors(tmp_path: Path) 
     """Names and shapes are those that SlowFast's own ``convert_caffe2_name_to_pytorch`` takes; the file is pickled as Python 2
     did, with what the optimizer kept."""
     network, keys, _, _ = PUBLIC["slowfast"]
+    narrow = network.model_copy(update={"width": 16})  # the same names; the file is as small as the square of that
     with torch.device("meta"):
-        student = build_student(network, ClipSection(size=64), 5)
+        whole, student = (build_student(each, ClipSection(size=64), 5) for each in (network, narrow))
     student.to_empty(device="cpu").double()
-    shapes = {keys(key): tuple(value.shape) for key, value in student.state_dict().items() if "num_batches" not in key}
-    tensors = by_rule(shapes)
+    shapes, small = (
+        {keys(key): tuple(value.shape) for key, value in each.state_dict().items() if "num_batches" not in key}
+        for each in (whole, student)
+    )
+    assert fingerprint({caffe2_keys(name): shape for name, shape in shapes.items()}) == "50b53d4e60880be6"
+    tensors = by_rule(small)
     blobs: dict[str, Any] = {caffe2_keys(name): value.numpy() for name, value in tensors.items()}
-    assert fingerprint({name: value.shape for name, value in blobs.items()}) == "50b53d4e60880be6"
     blobs["pred_w"] = blobs["pred_w"][:, :, None, None, None]  # a linear layer and a convolution are one there
     blobs |= {"conv1_w_momentum": blobs["conv1_w"], "lr": blobs["pred_b"][0], "model_iter": blobs["pred_b"][:1]}
     (tmp_path / "SLOWONLY_8x8_R50.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))

@@ -21,6 +21,7 @@ from pipeline.analysis.records.run_record import Predictions, RunRecord
 from pipeline.config import parse_config, translate_old_names
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation_summary import summarize
+from pipeline.files.written_yaml import read_written_yaml
 from pipeline.model_folder.read_folder import CONFIG, TRAINING, is_model_folder
 from pipeline.run_folder.contents import PREDICTORS, flatten
 
@@ -119,7 +120,7 @@ def read_config_values(path: Path, missing: list[str]) -> dict[str, Any]:
     """Reads a configuration's values by dotted key. If it cannot be read there are none, and ``missing`` says why; what is
     of another version is returned as it is."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_written_yaml(path)
         tree = translate_old_names(tree) if isinstance(tree, dict) else tree
         flat = flatten(tree if isinstance(tree, dict) else {})
         return flatten(parse_config(tree, source=str(path)).model_dump(mode="json"))
