@@ -16,7 +16,7 @@ import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 from pipeline.clips.isolated_decode import get_isolated_decoder
-from pipeline.files import storage
+from pipeline.files import remote_stores
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
@@ -80,7 +80,7 @@ class ObjectStore:
 
 
 def _forget_stores() -> None:
-    storage._connect.cache_clear()
+    remote_stores.connect_to_store.cache_clear()
     get_isolated_decoder.cache_clear()
 
 

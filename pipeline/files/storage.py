@@ -8,7 +8,6 @@ and so on.
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
@@ -18,11 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pyarrow import fs
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 T = TypeVar("T")
 
@@ -37,8 +37,6 @@ OUTAGE_SECONDS = 240.0
 the stream ends."""
 OUTAGE_PAUSE_SECONDS = 5.0
 """Its pause before it asks again."""
-REQUEST_SECONDS = 20.0
-"""Time limit of one request to S3 without any data."""
 MAX_BYTES_IN_MEMORY = 64 * 2**20
 """Size up to which decoders get a remote file in memory, by one request; larger ones are read in ranges."""
 RANGE_BYTES = 2 * 2**20
@@ -74,7 +72,11 @@ def is_remote(location: str) -> bool:
 
 def to_local_path(location: str) -> str:
     """Converts a local location, which may be a file:// URI, to a path."""
-    return fs.FileSystem.from_uri(location)[1] if location.startswith("file://") else location
+    if not location.startswith("file://"):
+        return location
+    from pyarrow import fs
+
+    return str(fs.FileSystem.from_uri(location)[1])
 
 
 def get_file_info(location: str) -> FileInfo:
@@ -91,9 +93,9 @@ def get_file_info(location: str) -> FileInfo:
     def request() -> FileInfo:
         store, path = _open_store(location)
         (info,) = store.get_file_info([path])
-        if info.type == fs.FileType.NotFound:
+        if info.type.name == "NotFound":
             raise FileNotFoundError(location)
-        if info.type == fs.FileType.Directory:
+        if info.type.name == "Directory":
             raise IsADirectoryError(f"{location} is not a file")
         return FileInfo(info.size, str(info.mtime_ns or 0))
 
@@ -155,9 +157,9 @@ def delete(location: str) -> None:
     def remove() -> None:
         store, path = _open_store(location)
         (info,) = store.get_file_info([path])
-        if info.type == fs.FileType.Directory:
+        if info.type.name == "Directory":
             store.delete_dir(path)
-        elif info.type != fs.FileType.NotFound:
+        elif info.type.name != "NotFound":
             store.delete_file(path)
 
     retry(remove, location)
@@ -194,8 +196,7 @@ def list_names(folder: str) -> list[str]:
         return sorted(os.listdir(to_local_path(folder)))
 
     def request() -> list[str]:
-        store, path = _open_store(folder)
-        return sorted(info.base_name for info in store.get_file_info(fs.FileSelector(path)))
+        return sorted(info.base_name for info in _list_infos(folder)[0])
 
     return retry(request, folder)
 
@@ -204,9 +205,7 @@ def list_folders(folder: str) -> list[str]:
     """Lists the names of the folders in a remote folder, sorted. Raises FileNotFoundError or OSError."""
 
     def request() -> list[str]:
-        store, path = _open_store(folder)
-        infos = store.get_file_info(fs.FileSelector(path))
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+        return sorted(info.base_name for info in _list_infos(folder)[0] if info.type.name == "Directory")
 
     return retry(request, folder)
 
@@ -215,10 +214,9 @@ def list_remote_files(folder: str) -> list[str]:
     """Lists the files in a remote folder at any depth, relative to it and sorted. Raises FileNotFoundError or OSError."""
 
     def request() -> list[str]:
-        store, path = _open_store(folder)
-        infos = store.get_file_info(fs.FileSelector(path, recursive=True))
+        infos, path = _list_infos(folder, recursive=True)
         skip = len(path.strip("/")) + 1  # some stores answer with a slash before the path, some without
-        return sorted(info.path.lstrip("/")[skip:] for info in infos if info.type == fs.FileType.File)
+        return sorted(info.path.lstrip("/")[skip:] for info in infos if info.type.name == "File")
 
     return retry(request, folder)
 
@@ -308,43 +306,19 @@ class _RangeReader(io.RawIOBase):
 
 def _open_store(location: str) -> tuple[fs.FileSystem, str]:
     """The store of a URI, and the path in it. Raises OSError if no library knows the scheme."""
+    from pipeline.files.remote_stores import connect_to_store  # a tenth of a second that local files need not wait for
+
     scheme, _, rest = location.partition("://")
-    authority = rest.partition("/")[0]
-    store, prefix = _connect(scheme, authority)
+    store, prefix = connect_to_store(scheme, rest.partition("/")[0])
     return store, prefix + rest
 
 
-@functools.lru_cache(maxsize=64)
-def _connect(scheme: str, authority: str) -> tuple[fs.FileSystem, str]:
-    """The store, and the prefix to ``authority/path`` that its paths need."""
-    if scheme in ("s3", "s3a"):
-        return _connect_s3(authority), ""
-    if scheme in ("gs", "gcs"):
-        return fs.GcsFileSystem(), ""
-    if scheme in ("hdfs", "viewfs"):
-        return fs.FileSystem.from_uri(f"{scheme}://{authority}/")[0], "/"
-    import fsspec  # a third of a second that local files need not wait for
+def _list_infos(folder: str, recursive: bool = False) -> tuple[list[fs.FileInfo], str]:
+    """What a store says of each file and folder in a remote folder, and the folder's path in the store."""
+    from pyarrow import fs
 
-    try:
-        store = fsspec.filesystem(scheme)
-    except (ValueError, ImportError) as error:
-        raise OSError(f"no library reads {scheme}:// ({_summarize_error(error)})") from None
-    return fs.PyFileSystem(fs.FSSpecHandler(store)), f"{scheme}://" if scheme in ("http", "https") else ""
-
-
-def _connect_s3(bucket: str) -> fs.FileSystem:
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if region is None and endpoint is None:
-        region = fs.resolve_s3_region(bucket)
-    # one attempt each: ``retry`` makes the pauses between attempts
-    return fs.S3FileSystem(
-        region=region,
-        endpoint_override=endpoint,
-        request_timeout=REQUEST_SECONDS,
-        connect_timeout=REQUEST_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
-    )
+    store, path = _open_store(folder)
+    return store.get_file_info(fs.FileSelector(path, recursive=recursive)), path
 
 
 def _summarize_error(error: BaseException) -> str:

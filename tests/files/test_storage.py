@@ -19,7 +19,7 @@ from pipeline.clips.isolated_decode import IsolatedDecoder
 from pipeline.clips.source import open_source
 from pipeline.config import ClipSection, load_config
 from pipeline.errors import UserError
-from pipeline.files import storage
+from pipeline.files import remote_stores, storage
 from pipeline.manifest.schema import read_manifest
 from pipeline.processes.isolation import ProcessLimits
 from pipeline.stream.in_process import load_batches
@@ -75,7 +75,7 @@ def test_an_error_names_the_file_where_the_store_stays_busy(s3: ObjectStore) -> 
 
 
 def test_a_slow_request_is_given_up_and_repeated(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(remote_stores, "REQUEST_SECONDS", 0.5)
     s3.put("clips/slow.bin", b"content")
     s3.delays["slow.bin"] = 30.0
     start = time.monotonic()
@@ -236,7 +236,7 @@ def test_a_decoder_that_hangs_because_of_the_store_does_not_cost_the_video(
     s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "OUTAGE_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(remote_stores, "REQUEST_SECONDS", 0.3)
     s3.put("clips/hang/n.mp4", write_numbers(tmp_path / "n.mp4").read_bytes())
     video = Video("s3://clips/hang/n.mp4", 50, 25.0, False, 160, 96, 0.0, 2.0, "pyav")
     decoder, out = IsolatedDecoder(ProcessLimits(6.0)), [np.zeros((8, 48, 48, 3), np.uint8)]
