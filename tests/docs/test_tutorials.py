@@ -96,6 +96,7 @@ def test_a_file_that_no_page_lists_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("undrawn")
 def test_your_own_videos_and_better_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
         for name in ("jump", "wave"):
@@ -126,6 +127,7 @@ def test_your_own_videos_and_better_labels(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("undrawn")
 def test_two_hundred_labels_on_real_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = ("anna", "ben", "cleo", "dan")
     rows = [(name, person, number) for name in ("wave", "clap") for person in people for number in range(2)]
@@ -157,6 +159,7 @@ def test_the_demo_as_it_is_and_its_page(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("undrawn")
 def test_a_search_every_night_starts_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     timers: list[str] = []  # the machine's own are for tests/schedules/test_real_cron.py

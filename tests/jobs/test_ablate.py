@@ -21,6 +21,8 @@ from pipeline.studies.ablation import draw_subsets, plan_trials
 from pipeline.studies.study_file import read_study
 from tests.two_processes import without_ray
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WORDS = ["train.steps=4", "train.checkpoint_every=2"]
 
 

@@ -18,6 +18,8 @@ from pipeline.manifest.label_subset import draw_labels, write_labels
 from pipeline.manifest.schema import SCHEMA, Manifest, read_manifest, write_manifest
 from pipeline.report.report import write_report
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RENAMED = {"drift_up": "rise"}
 
 
