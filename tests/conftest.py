@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from tests.videos import leave_out_processes
+from tests.videos import bring_back_processes, leave_out_processes
 
 pytest_plugins = ["tests.ray_heads", "tests.run_folders", "tests.model_folders"]
 
@@ -76,6 +76,20 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         ray.shutdown()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def in_this_process() -> Iterator[None]:
+    """Videos are rendered, probed, copied and shown in this process, because most tests ask for which of them, not how."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_processes(patch)
+        yield
+
+
+@pytest.fixture
+def in_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are so in child processes, as they are for users."""
+    bring_back_processes(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the project."""
@@ -118,12 +132,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert prepare.main(["synthetic", str(folder), "--videos", "32", "--classes", "4", "--seed", "0"]) == 0
     (folder / "tiny.yaml").write_text(TINY.format(folder=folder), encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Videos are rendered, probed, copied and decoded in this process, for tests that ask for which of them, not how."""
-    leave_out_processes(monkeypatch)
 
 
 TINY = """

@@ -11,6 +11,8 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.processes.isolation import map_in_processes
+
 BITS = 8
 
 
@@ -67,6 +69,12 @@ def leave_out_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets this process render, probe, copy and decode, because to start others takes longer than small videos do."""
     for module in MODULES:
         monkeypatch.setattr(f"{module}.map_in_processes", _map_here)
+
+
+def bring_back_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes ``leave_out_processes``."""
+    for module in MODULES:
+        monkeypatch.setattr(f"{module}.map_in_processes", map_in_processes)
 
 
 def _map_here(function: Callable[[Any], Any], items: Sequence[Any], *_: Any, **__: Any) -> Iterator[tuple[int, Any]]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from pipeline.analysis.records.study_record import StudyRecord, TrialRecord
 
@@ -69,6 +68,8 @@ def compute_importances(study: StudyRecord) -> list[Importance]:
 
 def compute_ranks(values: Sequence[float]) -> Floats:
     """Returns the ranks [n] of ``values`` from 0 on; equal values have the mean of their ranks."""
+    from scipy import stats  # takes half a second to import, and few reports need it
+
     return np.asarray(stats.rankdata(values) - 1, dtype=np.float64)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.clips.decode import DecodeError, UInt8s, Video, decode_moments
-from pipeline.config import ClipSection
+from pipeline.clips.sampling import FramesAtRate
 from pipeline.processes.isolation import ProcessFailure, map_in_processes
 
 FRAMES, SIDE = 16, 144
@@ -59,7 +59,7 @@ def decode_small_clips(videos: Sequence[Video], timeout_seconds: float = 60.0) -
 
 def decode_small_clip(video: Video) -> SmallClip:
     """Decodes one video, whole frames of ``FRAMES`` moments."""
-    clip = ClipSection(sampling="segments", frames=FRAMES, fps=None, size=SIDE)
+    clip = FramesAtRate(FRAMES, None)
     try:
         frames_NHWC, (shown, _) = decode_moments(video, [0.5], (clip, clip), SIDE)
     except DecodeError as error:

@@ -107,6 +107,7 @@ def test_page_with_contact_sheets(folder: Path) -> None:
     assert again.read_text(encoding="utf-8") == page
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_a_video_that_is_gone_since_is_named_on_the_page(folder: Path) -> None:
     (folder / "videos" / "a" / "1.mp4").unlink()
     assert call(folder, "--html", folder / "page.html") == DONE

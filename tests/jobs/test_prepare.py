@@ -60,7 +60,6 @@ def test_folder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.parquet", "manifest.parquet"]
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_folder_inside_that_of_the_videos_is_no_class(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Twice: the second time it holds a manifest."""
     for _ in range(2):
@@ -68,7 +67,6 @@ def test_a_folder_inside_that_of_the_videos_is_no_class(videos: Path, capsys: py
         assert "out" not in read_manifest(videos / "out" / "manifest.parquet").classes
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_the_same_videos_elsewhere_have_the_same_fingerprints(videos: Path, tmp_path: Path) -> None:
     call("folder", videos, tmp_path / "one")
     videos.rename(tmp_path / "moved")
@@ -79,7 +77,6 @@ def test_the_same_videos_elsewhere_have_the_same_fingerprints(videos: Path, tmp_
     assert subsets[0].fingerprint == subsets[1].fingerprint and subsets[0].spec == "10%"
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_list(videos: Path, tmp_path: Path) -> None:
     lines = [f"{name}/{i}.mp4,{name if i else ''},{i // 2}" for name in ("a", "b") for i in range(6)]
     (tmp_path / "list.csv").write_text("\n".join(["file,action,scene", *lines]), encoding="utf-8")
@@ -92,7 +89,6 @@ def test_list(videos: Path, tmp_path: Path) -> None:
     assert [row["class"] for row in rows if row["label"] == -1] == [None, None]
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_ucf101_as_it_is_shipped(originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real files in the official layout, from the lists to a manifest in parts; one file is missing."""
     root, lists = tmp_path / "UCF-101", tmp_path / "ucfTrainTestlist"
@@ -122,7 +118,6 @@ def test_ucf101_as_it_is_shipped(originals: Path, tmp_path: Path, capsys: pytest
     assert read_manifest(tmp_path / "out" / "manifest.parquet").fingerprint == manifest.fingerprint
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_kinetics_with_time_ranges(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (videos / "a" / "0.mp4").rename(videos / "a" / "yt1_000002_000012.mp4")
     header = "label,youtube_id,time_start,time_end,split\n"
@@ -138,7 +133,6 @@ def test_kinetics_with_time_ranges(videos: Path, tmp_path: Path, capsys: pytest.
     assert "note: 1 of 6 files are missing below" in out and "note: there is no test split: val is used as test" in out
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_pyslowfast_lists(videos: Path, tmp_path: Path) -> None:
     for split, numbers in (("train", range(4)), ("test", range(4, 6))):
         lines = [f"{videos}/{name}/{n}.mp4 {'ab'.index(name)}" for name in "ab" for n in numbers]
@@ -151,7 +145,6 @@ def test_pyslowfast_lists(videos: Path, tmp_path: Path) -> None:
     assert manifest.locate(0) == str(videos / "a" / "0.mp4")
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_frame_folders(tmp_path: Path) -> None:
     """Real images, by class folders and by a list of mmaction2's format."""
     for number in range(8):
@@ -172,7 +165,6 @@ def test_frame_folders(tmp_path: Path) -> None:
     assert other.table.select(["id", "uri", "frames"]) == manifest.table.select(["id", "uri", "frames"])
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_again_replaces_both_files(videos: Path, tmp_path: Path) -> None:
     call("folder", videos, tmp_path / "out")
     before = read_manifest(tmp_path / "out" / "manifest.parquet")
@@ -183,7 +175,6 @@ def test_again_replaces_both_files(videos: Path, tmp_path: Path) -> None:
     assert read_labels(tmp_path / "out" / "labels.parquet", after).seed == 1
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_refusal_leaves_the_old_files(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("folder", videos, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -274,6 +265,7 @@ def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet", "manifest.parquet", "videos"]
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_what_is_complete_is_not_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,7 +293,6 @@ def test_what_is_complete_is_not_done_again(
     assert read_manifest(tmp_path / "manifest.parquet").table == first  # still there
 
 
-@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("damage", ["changed", "removed", "added", "killed between two renames"])
 def test_synthetic_videos_that_are_not_whole_are_rendered_again(damage: str, tmp_path: Path) -> None:
     def folder() -> dict[str, bytes]:
@@ -348,6 +339,7 @@ def test_a_decoder_may_be_forced(videos: Path, tmp_path: Path) -> None:
     assert set(read_manifest(tmp_path / "out" / "manifest.parquet").table["decoder"].to_pylist()) == {"pyav"}
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_a_video_that_crashes_the_decoder_is_named(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

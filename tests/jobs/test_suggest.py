@@ -85,7 +85,6 @@ def test_answers_to_suggestions_become_labels_of_a_second_run(
     assert facts["fingerprints"]["labels"] == labels.fingerprint != few.fingerprint
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_labels_that_contradict_the_manifest_are_what_is_trained_on(
     trained: Path, manifest: Manifest, tiny: Path, tmp_path: Path
 ) -> None:
@@ -125,7 +124,6 @@ def test_held_out_videos_are_evaluated_by_the_labels_that_people_gave(
     assert all(manifest.classes[one["label"]] == one["class"] for one in rows)
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path, tmp_path: Path) -> None:
     chosen = {
         name: [row["id"] for row in call(trained, tmp_path / name, "--count", "6", "--strategy", name)]
@@ -138,7 +136,6 @@ def test_strategies_differ_and_the_same_command_suggests_the_same(trained: Path,
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_groups_that_no_video_has_are_said_to_leave_out_nothing(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +143,6 @@ def test_groups_that_no_video_has_are_said_to_leave_out_nothing(
     assert "note: the manifest has no groups (recordings or persons), so --skip-groups" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_table_of_predictions_serves_where_training_saved_nothing(
     trained: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,7 +91,6 @@ def test_answers_to_whatever_is_suggested_can_be_added(
     assert add_answers(manifest, labels, tmp_path / "answers.csv").added == len(found)
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_groups_with_a_label_are_left_out_on_request(
     folder: Path, manifest: Manifest, labels: LabelSubset, tmp_path: Path
 ) -> None:
@@ -101,7 +100,6 @@ def test_groups_with_a_label_are_left_out_on_request(
     assert set(left) == {name for name in every if groups[name] not in known} and 0 < len(left) < len(every)
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_videos_that_were_answered_are_left_out_on_request(
     folder: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +115,6 @@ def test_videos_that_were_answered_are_left_out_on_request(
     assert "second.csv has answers of another manifest" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_near_duplicates_are_replaced_by_videos_further_down(
     folder: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +140,6 @@ def test_near_duplicates_are_replaced_by_videos_further_down(
     assert f"only {len(left)} of the 100 videos asked for can be suggested" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_videos_that_the_prediction_rejected_are_marked_and_the_least_familiar_come_first(
     folder: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

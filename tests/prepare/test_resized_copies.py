@@ -109,6 +109,7 @@ def test_different_ids_give_different_names_of_copies() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_prepare_writes_the_manifest_of_the_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         for number in range(3):

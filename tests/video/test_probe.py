@@ -180,6 +180,7 @@ def test_cover_picture_is_no_video(tmp_path: Path) -> None:
     assert (probe.status, probe.reason) == ("no_video_stream", "holds only audio and cover picture")
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_many_files_in_processes_keep_their_order(tmp_path: Path) -> None:
     paths = [write_numbers(tmp_path / f"{frames}.mp4", frames=frames, size=(64, 64)) for frames in (5, 30, 10, 20)]
     (tmp_path / "bad.mp4").write_bytes(b"bad")
@@ -188,6 +189,7 @@ def test_many_files_in_processes_keep_their_order(tmp_path: Path) -> None:
     assert probes[2].status == "not_a_video"
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_time_limit(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")  # refused without being opened
     path = write_numbers(tmp_path / "v.mp4")

@@ -159,6 +159,7 @@ def test_levels_0_and_1_are_the_ends_and_impossible_values_are_refused() -> None
         Difficulty.from_level(math.nan)
 
 
+@pytest.mark.usefixtures("in_child_processes")
 def test_folder_is_complete_and_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
     short = Difficulty(objects=1)
     for folder, processes in (("one", 1), ("two", 2)):

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 from pipeline.seeds import Ints
 
@@ -22,6 +20,9 @@ def order_by_confusion(counts_KK: NDArray[np.int64]) -> Ints:
     np.fill_diagonal(distances, 0.0)
     if len(counts_KK) < 3:
         return np.arange(len(counts_KK))
+    from scipy.cluster.hierarchy import leaves_list, linkage  # slow to import, and few reports need it
+    from scipy.spatial.distance import squareform
+
     tree = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
     return np.asarray(leaves_list(tree), dtype=np.int64)
 
