@@ -23,7 +23,7 @@ from hypothesis import settings
 
 from tests.videos import bring_back_processes, leave_out_processes
 
-pytest_plugins = ["tests.ray_heads", "tests.run_folders", "tests.model_folders"]
+pytest_plugins = ["tests.browser", "tests.ray_heads", "tests.run_folders", "tests.model_folders"]
 
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
 settings.load_profile("house")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -96,16 +97,22 @@ def test_a_folder_that_is_no_table_is_not_replaced(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys
+import os, sys
 import pyarrow as pa
 from pipeline.files import parquet
 parquet.ROWS_PER_PART = 500
-path, number = sys.argv[1], int(sys.argv[2])
-while True:
-    number += 1
-    table = pa.table({"number": pa.array([number] * 5000), "row": pa.array(range(5000))})
-    parquet.write_table(table, path, {"version": parquet.VERSION, "number": number}, parts=bool(number % 3))
-    print("written", flush=True)
+
+def write(path, number):
+    while True:
+        number += 1
+        table = pa.table({"number": pa.array([number] * 5000), "row": pa.array(range(5000))})
+        parquet.write_table(table, path, {"version": parquet.VERSION, "number": number}, parts=bool(number % 3))
+        print(os.getpid(), flush=True)
+
+for line in sys.stdin:  # a fork need not import all this again
+    child = os.fork() or write(sys.argv[1], int(line))
+    os.waitpid(child, 0)
+    print("killed", flush=True)
 """
 
 
@@ -113,13 +120,18 @@ def test_killed_at_any_moment_the_old_table_or_the_new_one_is_there(tmp_path: Pa
     """A writer that replaces parts by files and back is killed with SIGKILL, again and again, wherever it is."""
     path, random_ = tmp_path / "m.parquet", random.Random(0)
     last = 0
-    for _ in range(12):
-        command = [sys.executable, "-c", WRITER, str(path), str(last)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout and writer.stdout.readline() == b"written\n"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdin and starter.stdout
+        for _ in range(12):
+            print(last, file=starter.stdin, flush=True)
+            writer = int(starter.stdout.readline())
             time.sleep(0.2 * random_.random())
-            writer.send_signal(signal.SIGKILL)
-        table, metadata = read_table(path, "table", "")
-        assert metadata["number"] > last and len(table) == 5000
-        assert pc.unique(table["number"]).to_pylist() == [metadata["number"]]
-        last = metadata["number"]
+            os.kill(writer, signal.SIGKILL)
+            while starter.stdout.readline() != "killed\n":
+                assert starter.poll() is None
+            table, metadata = read_table(path, "table", "")
+            assert metadata["number"] > last and len(table) == 5000
+            assert pc.unique(table["number"]).to_pylist() == [metadata["number"]]
+            last = metadata["number"]
+        starter.stdin.close()

@@ -36,7 +36,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_name_that_the_terminal_cannot_show_ends_no_command(videos: Path, tmp_path: Path, encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
-    for words in (["jobs.prepare", "folder", str(videos), str(tmp_path / "out"), "--labeled", "1/class"],
+    for words in (["jobs.prepare", "folder", str(videos), str(tmp_path / "out"), "--processes", "1", "--labeled", "1/class"],
                   ["jobs", "inspect", str(tmp_path / "out" / "manifest.parquet")]):  # fmt: skip
         done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, timeout=100)
         assert done.returncode == 0, done.stderr

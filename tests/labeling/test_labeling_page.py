@@ -6,7 +6,6 @@ import contextlib
 import csv
 import http.client
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -48,19 +47,6 @@ def suggestions(tmp_path: Path) -> Suggestions:
     manifest = Manifest(SCHEMA.empty_table(), CLASSES, "", "test", "0123456789abcdef", "m.parquet")
     source = VideoSource(manifest, None, (None, None), 32)  # type: ignore[arg-type]
     return Suggestions(tmp_path / "first", source, "labels.parquet", videos, ("a note",))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        running = driver.chromium.launch(executable_path=chromium, args=arguments)
-        yield running
-        running.close()
 
 
 def open_page(browser: Any, address: str, width: int = 1280) -> tuple[Any, list[str]]:

@@ -39,7 +39,8 @@ def videos(tmp_path: Path) -> Path:
 
 
 def start(videos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "jobs.prepare", "folder", str(videos), str(out), "--labeled", "1/class", *more]
+    words = [sys.executable, "-m", "jobs.prepare", "folder", str(videos), str(out), "--labeled", "1/class"]
+    words += ["--processes", "1", *more]  # to start two takes longer than all that they do
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -78,7 +79,7 @@ def test_killed_at_random_moments(videos: Path, tmp_path: Path) -> None:
 def test_what_a_killed_run_probed_is_not_probed_again(videos: Path, tmp_path: Path) -> None:
     """The files are damaged without a change of time or size, which a second probe would detect."""
     out = tmp_path / "out"
-    with start(videos, out, "--processes", "1") as process:
+    with start(videos, out) as process:
         wait_for_probes(out, process)
         process.send_signal(signal.SIGKILL)
     assert not (out / "manifest.parquet").exists()
@@ -101,7 +102,7 @@ def test_interrupted_by_hand(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(prepare.main, ["folder", str(videos), str(out), "--labeled", "1/class"]) == DONE
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with start(videos, out, "--probe", "full", "--processes", "1") as process:
+    with start(videos, out, "--probe", "full") as process:
         wait_for_probes(out, process)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=30)[1]
@@ -111,7 +112,7 @@ def test_interrupted_by_hand(videos: Path, tmp_path: Path) -> None:
 
 def test_a_second_prepare_of_a_folder_is_refused(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    with start(videos, out, "--processes", "1") as process:
+    with start(videos, out) as process:
         wait_for_probes(out, process)
         process.send_signal(signal.SIGSTOP)
         assert run(prepare.main, ["folder", str(videos), str(out)]) == USER_ERROR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,37 +48,42 @@ OVERLAPS = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => 
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        running = driver.chromium.launch(executable_path=chromium, args=arguments)
-        yield running
-        running.close()
+def only_page(browser: Any) -> Iterator[Any]:
+    """A page for all tests of this file, because to make one takes longer than to read a report."""
+    page = browser.new_page()
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("request", lambda request: page.requests.append(request.url))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(only_page: Any) -> Any:
+    """The page, empty, on a screen, in the light scheme, and without what it complained of and asked for before."""
+    only_page.complaints, only_page.requests = [], []
+    only_page.goto("about:blank")
+    only_page.set_viewport_size({"width": 1280, "height": 900})
+    only_page.emulate_media(media="screen", color_scheme="light")
+    only_page.complaints, only_page.requests = [], []
+    return only_page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_fits_its_window_and_stays_at_home(
-    browser: Any, reports: dict[str, Report], name: str, width: int, scheme: str
+    page: Any, reports: dict[str, Report], name: str, width: int, scheme: str
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    complaints, requests = [], []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
     address = reports[name].path.as_uri()
     page.goto(address)
-    assert complaints == []
-    assert [url for url in requests if not url.startswith("data:")] == [address]
+    assert page.complaints == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [address]
     assert check_layout(page) == PLOTS[name]
     broken = "[...document.images].filter(image => !image.complete || image.naturalWidth < 32).length"
     assert page.locator("img").count() >= 24 and page.evaluate(broken) == 0
-    page.close()
 
 
 def check_layout(page: Any) -> int:
@@ -117,23 +121,20 @@ def further(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, write_
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["labels", "label_quality", "other_data", "population"])
 def test_pages_of_labels_and_populations_fit_their_window_too(
-    browser: Any, further: dict[str, Path], name: str, width: int
+    page: Any, further: dict[str, Path], name: str, width: int
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
+    page.set_viewport_size({"width": width, "height": 900})
     page.goto(further[name].as_uri())
     assert check_layout(page) >= {"labels": 20, "label_quality": 8, "other_data": 20, "population": 1}[name]
-    assert complaints == []
-    page.close()
+    assert page.complaints == []
 
 
 @pytest.mark.parametrize("name", [*PAGES, "labels"])
 def test_print_shows_what_is_folded_and_no_table_is_cut(
-    browser: Any, reports: dict[str, Report], further: dict[str, Path], name: str
+    page: Any, reports: dict[str, Report], further: dict[str, Path], name: str
 ) -> None:
     """A4 between Chromium's margins is 718 px wide."""
-    page = browser.new_page(viewport={"width": 718, "height": 1000})
+    page.set_viewport_size({"width": 718, "height": 1000})
     page.emulate_media(media="print")
     page.goto((further[name] if name in further else reports[name].path).as_uri())
     folded = "[...document.querySelectorAll('details:not([open]) > :not(summary)')]"
@@ -142,7 +143,6 @@ def test_print_shows_what_is_folded_and_no_table_is_cut(
     assert page.evaluate(f"{hidden}.map(e => e.outerHTML.slice(0, 80))") == []
     wide = "[...document.querySelectorAll('table')].map(e => [Math.ceil(e.getBoundingClientRect().right), e.className])"
     assert page.evaluate(f"{wide}.filter(([right]) => right > 718)") == []
-    page.close()
 
 
 def _luminance(color: str) -> float:
@@ -152,8 +152,8 @@ def _luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_lines_stand_out_from_the_paper(browser: Any, reports: dict[str, Report], scheme: str) -> None:
-    page = browser.new_page(color_scheme=scheme)
+def test_text_and_lines_stand_out_from_the_paper(page: Any, reports: dict[str, Report], scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
     page.goto(reports["contrast_weight"].path.as_uri())
     paper = _luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (paper < 0.05) == (scheme == "dark")
@@ -165,12 +165,11 @@ def test_text_and_lines_stand_out_from_the_paper(browser: Any, reports: dict[str
     for color in texts:
         lighter, darker = sorted((_luminance(color), paper), reverse=True)
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, color
-    page.close()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[str, Report], width: int) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900})
+def test_tables_are_sorted_by_mouse_and_by_keyboard(page: Any, reports: dict[str, Report], width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
     page.goto(reports["contrast_weight"].path.as_uri())
     table = page.locator("#results table.sortable").first
     values = "table => [...table.tBodies[0].rows].map(row => row.cells[4].dataset.sort).map(Number)"
@@ -189,7 +188,6 @@ def test_tables_are_sorted_by_mouse_and_by_keyboard(browser: Any, reports: dict[
     assert "baseline" in table.locator("tbody tr").last.text_content()  # its difference is unknown: last, both ways
     table.locator("thead th button").nth(6).click()
     assert "baseline" in table.locator("tbody tr").last.text_content()
-    page.close()
 
 
 def test_without_scripts_and_on_paper_everything_is_there(browser: Any, reports: dict[str, Report]) -> None:
@@ -201,13 +199,13 @@ def test_without_scripts_and_on_paper_everything_is_there(browser: Any, reports:
     context.close()
 
 
-def test_many_classes_fold_and_stay_small(tmp_path: Path, make_run: Any, browser: Any, write_predictions: Any) -> None:
+def test_many_classes_fold_and_stay_small(tmp_path: Path, make_run: Any, page: Any, write_predictions: Any) -> None:
     folder = make_run()
     names = tuple(f"Class{index:03}" for index in range(400))
     write_predictions(folder, names, np.repeat(np.arange(400), 10))
     report = write_report([folder])
     assert report.path.stat().st_size < MAX_BYTES
-    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.set_viewport_size({"width": 390, "height": 800})
     page.goto(report.path.as_uri())
     assert page.locator("summary", has_text="each of the 400 classes").count() == 1
     assert page.evaluate(ESCAPES)[-1]["height"] > 200
@@ -220,4 +218,3 @@ def test_many_classes_fold_and_stay_small(tmp_path: Path, make_run: Any, browser
     assert output.text_content().startswith("Point at a cell")
     assert page.locator("summary", has_text="The 30 most frequent errors").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    page.close()

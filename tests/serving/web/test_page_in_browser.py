@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,29 +69,31 @@ def joined(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        running = driver.chromium.launch(executable_path=chromium, args=arguments)
-        yield running
-        running.close()
+def pages(browser: Any) -> Iterator[dict[int, Any]]:
+    """A page of each width for all tests, because to make one takes longer than most of them."""
+    pages = {width: browser.new_page(viewport={"width": width, "height": 900}, has_touch=width < 600) for width in WIDTHS}
+    for page in pages.values():
+        watch(page)
+    yield pages
+    for page in pages.values():
+        page.close()
 
 
-@pytest.fixture
-def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """An empty page, which must not complain, and must ask the server of the test only."""
-    width = getattr(request, "param", 1280)
-    page = browser.new_page(viewport={"width": width, "height": 900}, has_touch=width < 600)
+def watch(page: Any) -> None:
+    """Notes what the page complains of, and whom it asks."""
     page.complaints, page.hosts = [], set()
     page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("request", lambda sent: page.hosts.add(re.sub(r"(?<=\d)/.*", "", sent.url)))
-    yield page
-    page.close()
+
+
+@pytest.fixture
+def page(pages: dict[int, Any], request: pytest.FixtureRequest) -> Any:
+    """An empty page, which must not complain, and must ask the server of the test only."""
+    page = pages[getattr(request, "param", 1280)]
+    page.goto("about:blank")
+    page.complaints, page.hosts = [], set()
+    return page
 
 
 def check_layout(page: Any) -> None:
