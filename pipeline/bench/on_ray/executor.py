@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from pipeline.bench.on_ray.executor_processes import CLOCK, CLOCK_SECONDS, TASK_SECONDS, BlockReader, ThreadClock, sleep
 from pipeline.errors import UserError
 from pipeline.progress import show_progress
 from pipeline.ray_cluster.connect import connect_to_one_node, count_cpus
@@ -23,29 +19,6 @@ from pipeline.stream.on_ray import build_block_dataset
 
 WORKERS = 4
 """The number of processes that take blocks."""
-TASK_SECONDS = 1.0
-"""The time of one decode task, which sleeps: the cores belong to the executor."""
-CLOCK_SECONDS = 0.1
-"""The shortest time between two times that the executor notes."""
-_CLOCK = "actnetformer.bench.clock"
-
-
-class ThreadClock(ExecutionCallback):  # type: ignore[misc]
-    """Writes time and CPU time of the executor's thread, in seconds, into the file that the dataset's context names."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Writes a line; Ray calls it in each round of the executor's loop."""
-        now = time.monotonic()
-        if now - self._last >= CLOCK_SECONDS:
-            self._last = now
-            # Ray ends the executor some time after the measurement, when the file's folder is gone; the mode "a" would make the
-            # file again while the folder is removed, which then fails
-            with suppress(FileNotFoundError), open(executor._data_context.get_config(_CLOCK), "r+", encoding="ascii") as file:
-                file.seek(0, os.SEEK_END)
-                file.write(f"{now} {time.thread_time()}\n")
 
 
 def bench_executor(tasks: list[int], seconds: float) -> dict[str, Any]:
@@ -66,11 +39,11 @@ def bench_executor(tasks: list[int], seconds: float) -> dict[str, Any]:
 
 def _measure(tasks: int, seconds: float, clock: Path) -> dict[str, float]:
     resources = Resources(WORKERS, 0.0, cpus_per_decoder=count_cpus() / tasks, gpu=False)
-    dataset = build_block_dataset(None, _sleep, 10**6, WORKERS * tasks, resources)
+    dataset = build_block_dataset(None, sleep, 10**6, WORKERS * tasks, resources)
     clock.touch()
-    dataset.context.set_config(_CLOCK, str(clock))
+    dataset.context.set_config(CLOCK, str(clock))
     dataset.context.custom_execution_callback_classes = [*dataset.context.custom_execution_callback_classes, ThreadClock]
-    readers = [ray.remote(_BlockReader).options(num_cpus=0).remote() for _ in range(WORKERS)]
+    readers = [ray.remote(BlockReader).options(num_cpus=0).remote() for _ in range(WORKERS)]
     for reader, shard in zip(readers, dataset.streaming_split(WORKERS, equal=True), strict=True):
         reader.start.remote(shard)
 
@@ -98,27 +71,3 @@ def _measure(tasks: int, seconds: float, clock: Path) -> dict[str, float]:
         "executor_ms_per_block": round(1e3 * cpu / blocks, 3),
         "most_blocks_per_second": round(blocks / cpu),
     }
-
-
-def _sleep(_shared: None, _block: int) -> dict[str, Any]:
-    time.sleep(TASK_SECONDS)
-    return {"row": np.zeros((1, 4), np.uint8)}
-
-
-class _BlockReader:
-    """Takes the blocks of a shard in a thread, and counts them."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def start(self, shard: ray.data.DataIterator) -> None:
-        """Starts to take blocks."""
-        threading.Thread(target=self._read, args=(shard,), daemon=True).start()
-
-    def count(self) -> int:
-        """Returns how many blocks have come."""
-        return self._count
-
-    def _read(self, shard: ray.data.DataIterator) -> None:
-        for _ in shard.iter_batches(batch_size=None):
-            self._count += 1
