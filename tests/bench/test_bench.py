@@ -16,6 +16,7 @@ from jobs import bench, prepare
 from jobs.command import run
 from pipeline.bench.figures import compute_steady_rate
 from pipeline.bench.manifest_sizes import measure_sizes
+from pipeline.bench.peers import loader
 from pipeline.bench.views import VIEW_KINDS
 from pipeline.clips.plan import BlockLayout
 from tests.videos import write_numbers
@@ -40,7 +41,10 @@ def test_a_quick_benchmark_of_the_stream_prints_one_json_object_last(tiny: Path,
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_loader_and_the_stream_give_the_same_number_of_views(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loader_and_the_stream_give_the_same_number_of_views(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "PROCESSES", 1)  # each imports torch and timm
     words = ["loader", "--json", "--steps", "8", "--repeats", "1", "--config", str(tiny / "tiny.yaml"), SMALL]
     assert run(bench.main, words) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

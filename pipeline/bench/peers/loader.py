@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from pipeline.bench.figures import check_steps, compute_ratio, compute_steady_rate, configure_bench
 from pipeline.bench.on_ray.stream import time_consumers
 from pipeline.bench.peers.requests import RowViews, count_views_per_step
-from pipeline.bench.peers.svformer_loader import make_svformer_views
 from pipeline.clips.batch import Batch
 from pipeline.clips.source import VideoSource, open_source
 from pipeline.config import Config
@@ -80,6 +79,9 @@ def _make_views(config: Config, device: str, batch: Batch) -> None:
 
 def measure_data_loader_rate(source: VideoSource, config: Config, steps: int) -> float:
     """Measures videos per second of the DataLoader."""
+    # here, because it imports timm, which the consumer of the stream does not need
+    from pipeline.bench.peers.svformer_loader import make_svformer_views
+
     data = RowViews(source, config, steps * source.plan.rows_per_step, make_svformer_views)
     loader: Any = DataLoader(
         data, batch_size=source.plan.rows_per_step, num_workers=PROCESSES, multiprocessing_context="spawn"
