@@ -173,7 +173,7 @@ def test_threads_of_one_process_go_on(folder: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_ray_stream_goes_on(folder: Path) -> None:
     """Real decode tasks, whose worker processes live on: none is started again, and the plan is kept."""
-    config = config_of(folder, "train.steps=8")
+    config = config_of(folder, "train.steps=5")
     source = open_source(config)[0]
 
     class Misbehaving(type(source)):  # type: ignore[misc]

@@ -1,4 +1,5 @@
-"""A training job on a real cluster: sent, listed, followed, stopped in order and continued; and no secret in what it leaves."""
+"""Jobs on a real head with token authentication: sent, listed, followed, stopped in order and continued; and no secret in what
+they leave."""
 
 from __future__ import annotations
 
@@ -39,9 +40,62 @@ def start(head: tuple[str, Environment], repository: Path) -> Callable[..., subp
     return start
 
 
+Submit = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def submitted(head: tuple[str, Environment], repository: Path) -> Submit:
+    """``python -m jobs.submit`` against the head, from the repository's root."""
+    address, environment = head
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.submit", "--address", address, *words]
+        return subprocess.run(command, cwd=repository, env={**environment, **more}, capture_output=True, text=True, timeout=110)
+
+    return run
+
+
+@pytest.mark.ray
+def test_the_exit_code_and_the_message_of_a_mistake_are_passed_on(submitted: Submit) -> None:
+    done = submitted("report", "no/such/run")  # a command that imports little
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "no run to report on" in done.stdout and "no/such/run: does not exist" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "more",
+    [{"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/absent"}],
+    ids=["wrong", "none", "no file"],
+)
+def test_a_wrong_or_missing_token_is_told(submitted: Submit, more: Environment) -> None:
+    done = submitted("report", "--help", **more)
+    assert done.returncode == 2
+    assert "refused the token" in done.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+FOLLOW = """
+import sys
+from jobs.submit import Dashboard, follow_job
+cluster, job = Dashboard(sys.argv[1]), sys.argv[2]
+code = follow_job(cluster, job)
+print(cluster.client.get_job_status(job))
+sys.exit(code)
+"""
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_the_life_of_a_job(start: Callable[..., subprocess.Popen[str]], head: tuple[str, Environment], tiny: Path) -> None:
+def test_the_life_of_a_job(
+    start: Callable[..., subprocess.Popen[str]],
+    submitted: Submit,
+    head: tuple[str, Environment],
+    tiny: Path,
+    repository: Path,
+) -> None:
     said = ""
 
     def call(command: str, *words: str) -> str:
@@ -66,6 +120,10 @@ def test_the_life_of_a_job(start: Callable[..., subprocess.Popen[str]], head: tu
         while not metrics.is_file() or not metrics.read_text():
             assert time.monotonic() < deadline, f"no step was logged: {call('cluster', 'logs', 'workers', '--no-follow')}"
             time.sleep(0.5)
+        training = find_processes(head, "jobs.train")
+        assert training
+        for one in training:
+            one.suspend()  # the cores are for those who look at it
         listed = json.loads(call("cluster", "jobs", "--json"))
         (job,) = [one for one in listed if one["run"] == "lived"]
         assert job["state"] == "running"
@@ -75,6 +133,25 @@ def test_the_life_of_a_job(start: Callable[..., subprocess.Popen[str]], head: tu
         assert job["progress"]["seconds_per_step"] > 0
         assert job["stop_seconds"] == 60
 
+        # Ctrl-C leaves the job running
+        command = [sys.executable, "-c", FOLLOW, head[0], job["name"]]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=repository, env=head[1], text=True, **pipes)
+        try:
+            assert process.stdout is not None
+            while "results go to" not in (line := process.stdout.readline()):
+                assert line, "the log ended"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == 130, err
+        assert "RUNNING" in out
+        assert f"python -m jobs.cluster --address {head[0]} stop raysubmit" in err
+
+        for one in training:
+            one.resume()
         stopped = call("cluster", "stop", "lived")
         assert stopped.endswith(f"job {job['name']} stopped\n")
         step = int(re.search(r"stopped with a checkpoint at step (\d+)", stopped)[1])  # type: ignore[index]
@@ -88,8 +165,11 @@ def test_the_life_of_a_job(start: Callable[..., subprocess.Popen[str]], head: tu
     assert f"stopped with a checkpoint at step {step}" in followed
     assert (tiny / "runs" / "lived" / f"checkpoint_{step:06d}").is_dir()
 
-    continued = call("submit", *train, "--max-steps", str(step + 4))
-    assert f"at step {step + 4} of 100000, with a checkpoint" in continued
+    done = submitted(*train, "--max-steps", str(step + 4), RAY_ADDRESS="http://127.0.0.1:1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"at step {step + 4} of 100000, with a checkpoint" in done.stdout
+    assert "SUCCEEDED" in done.stdout
+    said += done.stdout + done.stderr
     (listed_run,) = json.loads(call("cluster", "runs", str(tiny / "runs" / "lived"), "--json"))
     assert (listed_run["done"], listed_run["planned"], listed_run["state"]) == (step + 4, 100000, "stopped")
 

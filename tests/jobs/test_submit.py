@@ -1,13 +1,9 @@
-"""Submission to a real Ray head with token authentication, and the mistakes that are told before or instead."""
+"""What is submitted and what is refused; ``test_cluster_life.py`` submits to a real head."""
 
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +13,6 @@ from jobs import submit
 from jobs.__main__ import COMMANDS
 from pipeline.errors import UserError
 from pipeline.run_folder.results_folder import find_results
-
-Environment = dict[str, str]
 
 
 @pytest.fixture(autouse=True)
@@ -163,78 +157,6 @@ def test_only_the_code_is_uploaded(repository: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "project.zip") as package:
         names = {name for name in package.namelist() if not name.endswith("/")}
     assert names == kept | {".rayignore"}
-
-
-# ---------------------------------------------------------------------------------------------- a real head
-
-Submit = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def submitted(head: tuple[str, Environment], repository: Path) -> Submit:
-    """``python -m jobs.submit`` against the head, from the repository's root."""
-    address, environment = head
-
-    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "jobs.submit", "--address", address, *words]
-        return subprocess.run(command, cwd=repository, env={**environment, **more}, capture_output=True, text=True, timeout=110)
-
-    return run
-
-
-@pytest.mark.ray
-def test_a_job_that_succeeds(submitted: Submit) -> None:
-    done = submitted("report", "--help", RAY_ADDRESS="http://127.0.0.1:1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "usage:" in done.stdout
-    assert "SUCCEEDED" in done.stdout
-
-
-@pytest.mark.ray
-def test_the_exit_code_and_the_message_of_a_mistake_are_passed_on(submitted: Submit) -> None:
-    done = submitted("report", "no/such/run")  # a command that imports little
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "no run to report on" in done.stdout and "no/such/run: does not exist" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize(
-    "more",
-    [{"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/absent"}],
-    ids=["wrong", "none", "no file"],
-)
-def test_a_wrong_or_missing_token_is_told(submitted: Submit, more: Environment) -> None:
-    done = submitted("report", "--help", **more)
-    assert done.returncode == 2
-    assert "refused the token" in done.stderr
-    assert "RAY_AUTH_TOKEN_PATH" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.ray
-def test_ctrl_c_leaves_the_job_running(head: tuple[str, Environment], repository: Path) -> None:
-    address, environment = head
-    script = (
-        "import sys; from jobs.submit import Dashboard, follow_job\n"
-        "cluster = Dashboard(sys.argv[1]); job = cluster.client.submit_job(entrypoint='echo started; sleep 600')\n"
-        "code = follow_job(cluster, job); print(cluster.client.get_job_status(job)); cluster.stop_job(job); sys.exit(code)"
-    )
-    command = [sys.executable, "-c", script, address]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=repository, env=environment, text=True, **pipes)
-    try:
-        assert process.stdout is not None
-        while "started" not in (line := process.stdout.readline()):
-            assert line, "the log ended"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130, err
-    assert "RUNNING" in out
-    assert f"python -m jobs.cluster --address {address} stop raysubmit" in err
 
 
 def test_every_command_can_be_submitted() -> None:
