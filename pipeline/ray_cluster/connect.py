@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir, get_ray_address_file
@@ -16,12 +17,14 @@ from ray._private.services import canonicalize_bootstrap_address, find_node_ids
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.hardware import Hardware, check_hardware, is_on_gpu, read_hardware
 from pipeline.ray_cluster import address as addresses
 from pipeline.ray_cluster.address import VARIABLE, UnusableAddress
 from pipeline.ray_cluster.output import divert_harmless_lines
 from pipeline.ray_cluster.resources import Node, Resources, plan_resources_on_nodes
 from pipeline.ray_cluster.sockets import make_short_temporary_folder, shorten_temporary_folder_of_children
+
+if TYPE_CHECKING:
+    from pipeline.hardware import Hardware
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours has rate and time left; Ray's rows are blocks to its reader
@@ -186,6 +189,8 @@ def check_cluster(config: Config, concurrent: int = 1) -> Resources:
     hardware = _ask_hardware(config, resources) if resources.gpu or config.train.compile == "inductor" else None
     if hardware is None:
         return resources
+    from pipeline.hardware import check_hardware, is_on_gpu  # imports torch, which not every command on a cluster needs
+
     if resources.gpu and not is_on_gpu(config, hardware):
         raise UserError(
             f"Ray gives {resources.gpus_per_worker:g} GPU to each worker, but torch cannot use it: {hardware.problem}. Install "
@@ -200,6 +205,8 @@ def _ask_hardware(config: Config, resources: Resources) -> Hardware | None:
 
     Returns None if all GPUs stay busy for ``scale.start_timeout_seconds``; the workers, which wait for them too, check again.
     """
+    from pipeline.hardware import read_hardware
+
     ask = ray.remote(read_hardware).options(
         num_cpus=0, num_gpus=resources.worker.get("GPU", 0), label_selector=resources.train_labels or None
     )
