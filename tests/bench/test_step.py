@@ -33,7 +33,6 @@ def test_step_prints_one_json_object_last(
     monkeypatch.setattr(end_to_end, "count_cores", lambda: 1)
     monkeypatch.setattr(end_to_end, "MIN_STEPS", 4)
     words = ["step", "--json", "--steps", "2", "--repeats", "1", "--config", str(tiny / "tiny.yaml")]
-    words += ["data.isolate_decoder=false"]
     assert run(bench.main, words) == 0
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert set(figures) > RATIOS and figures["videos_per_step"] == 6

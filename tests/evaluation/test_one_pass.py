@@ -200,15 +200,14 @@ def test_cut_views_are_the_decoded_clips(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_scoring_actor_gives_the_same_scores_of_videos_of_all_sizes(tiny: Path, tmp_path: Path) -> None:
-    """One, whose start takes most of the time; two of them score in ``tests/jobs/test_predict.py``."""
+def test_scoring_actors_give_the_same_scores_of_videos_of_all_sizes(tiny: Path, tmp_path: Path) -> None:
     files = [write_numbers(tmp_path / f"{w}x{h}.mp4", size=(w, h)) for w, h in ((96, 64), (64, 96), (160, 48), (96, 96))]
     config = configured(tiny, "evaluation.clips=25", "data.isolate_decoder=true")
     source = source_of_files(tiny, config, files)
     files[1].unlink()
     weights, videos = weights_of(config, len(source.manifest.classes), tmp_path), source.manifest.find_usable_rows("test")
     mine = score_all_views(source, config, weights, videos, None)
-    theirs = score_all_views(source, config, weights, videos, Resources(1, 0.5, 0.5, gpu=False))
+    theirs = score_all_views(source, config, weights, videos, Resources(2, 0.5, 0.5, gpu=False))
     assert len(mine["video"]) == 300 and sorted(set(mine["reason"] == "")) == [False, True]
     for name in ("video", "reason"):
         assert mine[name].tolist() == theirs[name].tolist()

@@ -54,7 +54,6 @@ def test_the_example_trains_and_is_evaluated(copy: Path, tiny: Path) -> None:
         "method.consistency.ramp=2",
         "train.steps=4",
         "evaluation.clips=1",
-        "data.isolate_decoder=false",
     ]
     done = call("-m", "jobs.train", "--config", str(tiny / "tiny.yaml"), f"run.storage_path={copy}", *words)
     assert done.returncode == 0, done.stdout + done.stderr

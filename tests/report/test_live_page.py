@@ -138,7 +138,7 @@ def test_a_browser_sees_a_real_run_go_on(tiny: Path, tmp_path: Path, repository:
     if chromium is None:
         pytest.skip("no Chromium")
     words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={tmp_path}", "train.steps=100000", "run.name=live"]
-    train = [sys.executable, "-m", "jobs.train", *words, "train.checkpoint_every=1000", "data.isolate_decoder=false"]
+    train = [sys.executable, "-m", "jobs.train", *words, "train.checkpoint_every=1000"]
     serving = [sys.executable, "-u", "-m", "jobs.watch", str(tmp_path / "live"), "--port", "0", "--every", "1"]
     with subprocess.Popen(train, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
         try:

@@ -51,7 +51,7 @@ def consume(shard, share: int, most: int, pause: float) -> list[list[int]]:  # t
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_of_a_hundred_million_steps_starts_at_once_on_the_fraction_of_a_cpu_that_train_workers_leave(tiny: Path) -> None:
+def test_a_hundred_million_steps_start_at_once_on_a_fraction_of_a_cpu(tiny: Path) -> None:
     """200 M blocks, none of which is listed anywhere: 20,000 listed ones took minutes. Ray Data is told that there is no CPU:
     docs/measurements.md."""
     source, config = blank(tiny, "train.steps=100000000")

@@ -75,8 +75,7 @@ def test_a_study_whose_driver_was_killed_runs_what_is_missing(
     """kill -9 in the middle of the second of two trials; the same command continues to the same bits."""
     two = tmp_path / "two.yaml"
     two.write_text(GRID.replace("[0, 1, 2]", "[0, 1]"), encoding="utf-8")
-    more = ["--concurrent", "1", "train.steps=20", "train.log_every=1", "data.isolate_decoder=false"]
-    command = words(tiny, tmp_path, two, *more)
+    command = words(tiny, tmp_path, two, "--concurrent", "1", "train.steps=20", "train.log_every=1")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     second = tmp_path / "two" / "contrast_weight-1_seed-0"
     with (tmp_path / "log").open("wb") as log:
@@ -98,7 +97,7 @@ def test_a_study_whose_driver_was_killed_runs_what_is_missing(
 
     again = tmp_path / "again.yaml"
     again.write_text("question: q\ngrid: {method.contrast.weight: [1]}\n", encoding="utf-8")
-    assert run(ablate.main, words(tiny, tmp_path, again, *more)) == 0
+    assert run(ablate.main, words(tiny, tmp_path, again, "--concurrent", "1", "train.steps=20")) == 0
     assert weights(second, 20) == weights(tmp_path / "again" / "contrast_weight-1_seed-0", 20)
 
 
