@@ -244,8 +244,7 @@ def test_a_trial_that_another_search_took_for_a_left_one_is_let_go(quick: str, t
 @pytest.mark.timeout(240)
 def test_two_searches_at_once_share_the_trials(url: str, tmp_path: Path) -> None:
     make(url, tmp_path, RANGES, trials=10)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.search.searches"])  # once for all processes, of which it is most of the work
+    context = multiprocessing.get_context("spawn")
     start = context.Barrier(2)
     words = (url, str(tmp_path), 10, start)
     processes = [context.Process(target=drive_from_barrier, args=words) for _ in range(2)]
