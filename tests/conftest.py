@@ -69,7 +69,7 @@ def _get_group(item: pytest.Item) -> object:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Ends the cluster of ``ray_cluster`` after the last test with Ray: an idle one takes 5 % of a core."""
+    """Ends the cluster of ``ray_cluster`` after the last test with Ray, since an idle one takes CPU, too."""
     if item.get_closest_marker("ray") and not (nextitem and nextitem.get_closest_marker("ray")):
         import ray
 

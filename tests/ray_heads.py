@@ -76,7 +76,7 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
     head.wait()
 
 
-@pytest.fixture(scope="module")  # it would use 5 % of a core for as long as it runs
+@pytest.fixture(scope="module")  # idle, it takes CPU from the tests of other files
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Environment]]:
     """Address of a Ray head of two CPUs that wants a token, and its environment, which has it. RAY_TMPDIR has its logs."""
     folder = tmp_path_factory.mktemp("head")

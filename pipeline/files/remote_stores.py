@@ -1,7 +1,6 @@
 """Connections to object stores and other remote file systems, for ``pipeline.files.storage``.
 
-This is a module of its own because pyarrow takes a tenth of a second to import, and processes that decode local files need not
-wait for it.
+This is a module of its own because pyarrow takes 70 ms to import, for which processes that decode local files need not wait.
 """
 
 from __future__ import annotations

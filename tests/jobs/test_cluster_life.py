@@ -87,6 +87,25 @@ sys.exit(code)
 """
 
 
+def interrupt_follower(head: tuple[str, Environment], job: str, repository: Path) -> None:
+    """Follows a job that runs and presses Ctrl-C: the job goes on, and the command that would stop it is told."""
+    command = [sys.executable, "-c", FOLLOW, head[0], job]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=repository, env=head[1], text=True, **pipes)
+    try:
+        assert process.stdout is not None
+        while "results go to" not in (line := process.stdout.readline()):
+            assert line, "the log ended"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130, err
+    assert "RUNNING" in out
+    assert f"python -m jobs.cluster --address {head[0]} stop raysubmit" in err
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_life_of_a_job(
@@ -133,23 +152,7 @@ def test_the_life_of_a_job(
         assert job["progress"]["seconds_per_step"] > 0
         assert job["stop_seconds"] == 60
 
-        # Ctrl-C leaves the job running
-        command = [sys.executable, "-c", FOLLOW, head[0], job["name"]]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, cwd=repository, env=head[1], text=True, **pipes)
-        try:
-            assert process.stdout is not None
-            while "results go to" not in (line := process.stdout.readline()):
-                assert line, "the log ended"
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-            process.communicate()
-        assert process.returncode == 130, err
-        assert "RUNNING" in out
-        assert f"python -m jobs.cluster --address {head[0]} stop raysubmit" in err
-
+        interrupt_follower(head, job["name"], repository)
         for one in training:
             one.resume()
         stopped = call("cluster", "stop", "lived")

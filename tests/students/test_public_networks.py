@@ -80,7 +80,7 @@ def test_the_blobs_of_slowfasts_model_zoo_are_slowfasts_tensors(tmp_path: Path) 
     """Names and shapes are those that SlowFast's own ``convert_caffe2_name_to_pytorch`` takes; the file is pickled as Python 2
     did, with what the optimizer kept."""
     network, keys, _, _ = PUBLIC["slowfast"]
-    narrow = network.model_copy(update={"width": 16})  # the same names; the file is as small as the square of that
+    narrow = network.model_copy(update={"width": 16})  # the same names in a sixteenth of the file
     with torch.device("meta"):
         whole, student = (build_student(each, ClipSection(size=64), 5) for each in (network, narrow))
     student.to_empty(device="cpu").double()

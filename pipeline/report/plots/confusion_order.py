@@ -20,7 +20,7 @@ def order_by_confusion(counts_KK: NDArray[np.int64]) -> Ints:
     np.fill_diagonal(distances, 0.0)
     if len(counts_KK) < 3:
         return np.arange(len(counts_KK))
-    from scipy.cluster.hierarchy import leaves_list, linkage  # slow to import, and few reports need it
+    from scipy.cluster.hierarchy import leaves_list, linkage  # slow to import; a help text need not wait
     from scipy.spatial.distance import squareform
 
     tree = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
