@@ -164,7 +164,7 @@ def render_video(index: int, motion: str, seed: int, difficulty: Difficulty) -> 
         for appearance, trajectory in objects:
             _draw_object(scene, appearance, trajectory, t, margin)
         top, left = offsets_T2[t]
-        video[t] = _to_uint8(rng, scene[top : top + height, left : left + width], difficulty.noise)
+        video[t] = _to_uint8(rng, scene[:, top : top + height, left : left + width], difficulty.noise).transpose(1, 2, 0)
     return video, rate
 
 
@@ -173,12 +173,13 @@ def _stand_still(trajectory: Trajectory) -> None:
 
 
 def _make_background(rng: np.random.Generator, height: int, width: int, difficulty: Difficulty) -> Floats:
+    """Returns [3, H, W]: while a scene is drawn its colors are planes, with which numpy computes twice as fast."""
     cell = min(height, width) / difficulty.background_detail
     rows, columns = int(height / cell) + 2, int(width / cell) + 2
     grid = rng.standard_normal((rows, columns, 3)) * difficulty.background_contrast
     weights_y, weights_x = _interpolation_weights(height, rows), _interpolation_weights(width, columns)
     texture = np.einsum("hr,rcx,wc->hwx", weights_y, grid, weights_x, optimize=True)
-    return np.asarray(texture + rng.uniform(*BACKGROUND, 3), np.float32)
+    return np.asarray((texture + rng.uniform(*BACKGROUND, 3)).transpose(2, 0, 1), np.float32, order="C")
 
 
 def _interpolation_weights(pixels: int, cells: int) -> Floats:
@@ -241,25 +242,26 @@ def _sample_trajectory(
 
 
 def _draw_object(scene: Floats, appearance: ObjectAppearance, trajectory: Trajectory, t: int, margin: int) -> None:
-    """Blend the object into the scene, with edges that are soft over one pixel."""
+    """Blends the object into the scene [3, H, W], with edges that are soft over one pixel."""
     radius = float(appearance.radius * math.exp(trajectory.size[t]))
     reach = min(int(1.5 * radius) + 2, margin)
     x, y = float(trajectory.x[t]) + margin, float(trajectory.y[t]) + margin
     top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
-    patch = scene[top : int(y) + reach + 1, left : int(x) + reach + 1]
-    dy = (np.arange(top, top + patch.shape[0], dtype=np.float32) - y)[:, None] / radius
-    dx = (np.arange(left, left + patch.shape[1], dtype=np.float32) - x)[None, :] / radius
+    patch = scene[:, top : int(y) + reach + 1, left : int(x) + reach + 1]
+    dy = (np.arange(top, top + patch.shape[1], dtype=np.float32) - y)[:, None] / radius
+    dx = (np.arange(left, left + patch.shape[2], dtype=np.float32) - x)[None, :] / radius
     cos, sin = math.cos(float(trajectory.angle[t])), math.sin(float(trajectory.angle[t]))
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
-    inside = np.clip((1 - SHAPES[appearance.shape](u, v, appearance.aspect)) * radius + 0.5, 0, 1)[..., None]
-    second = np.clip(FILLS[appearance.fill](u, v) * radius + 0.5, 0, 1)[..., None]
+    inside = np.clip((1 - SHAPES[appearance.shape](u, v, appearance.aspect)) * radius + 0.5, 0, 1)
+    second = np.clip(FILLS[appearance.fill](u, v) * radius + 0.5, 0, 1)
     first_color, second_color = reversed(appearance.colors) if trajectory.swapped[t] else appearance.colors
-    patch += inside * (first_color + second * (second_color - first_color) - patch)
+    color = first_color[:, None, None] + second * (second_color - first_color)[:, None, None]
+    patch += inside * (color - patch)
 
 
 def _to_uint8(rng: np.random.Generator, frame: Floats, noise: float) -> NDArray[np.uint8]:
     if noise > 0:
-        frame = frame + noise * rng.standard_normal((*frame.shape[:2], 1), np.float32)
+        frame = frame + noise * rng.standard_normal(frame.shape[1:], np.float32)
     return np.asarray(np.clip(frame * 255 + 0.5, 0, 255), np.uint8)
 
 
