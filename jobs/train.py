@@ -119,7 +119,7 @@ def _show_dry_run(prepared: PreparedRun) -> int:
     # last: where there is no GPU a run for one can be planned, and then says that there is none
     description, resources = _describe_resources(prepared)
     print(description, flush=True)
-    check_training(training, resources)
+    check_training(training, resources, sum(bytes_by_purpose.values()))
     return DONE
 
 

@@ -74,28 +74,21 @@ def estimate_memory(config: Config, plan: Plan, num_classes: int, file_labels: F
     rows = compute_largest_share(plan.rows_per_step, workers)
     pixels = 3 * config.data.decode_size**2 * (config.primary.clip.frames + config.auxiliary.clip.frames)
     method = _build_plain_method(config, plan, num_classes, file_labels)
+    trained = _count_bytes(p for p in method.parameters() if p.requires_grad)
+    sizes = {
+        "weights": _count_bytes(method.students.state_dict().values()),
+        "gradients": trained,
+        "gradients in DDP's buckets": trained if workers > 1 else 0,
+        "optimizer state": _count_optimizer_bytes(config, method),
+        "running means, teachers, label statistics": _count_bytes(_list_other_state(method)),
+        "labels from a file": _count_bytes(getattr(method, "file_labels", {}).values()),
+        "decoded clips of a step, uint8": rows * plan.slots * pixels,
+    }
     with FakeTensorMode():
         _forget_values(method)
-        optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
-        trained = _count_bytes(p for p in method.parameters() if p.requires_grad)
         views = _make_empty_views(config, divide_step(plan, config, workers)[0][0], plan.unlabeled_per_labeled)
-        activations = measure_activations(method, views, config)
-        for parameter in method.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        for optimizer in optimizers:
-            optimizer.step()
-        states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-        return {
-            "weights": _count_bytes(method.students.state_dict().values()),
-            "gradients": trained,
-            "gradients in DDP's buckets": trained if workers > 1 else 0,
-            "optimizer state": _count_bytes(states),
-            "running means, teachers, label statistics": _count_bytes(_list_other_state(method)),
-            "labels from a file": _count_bytes(method.file_labels.values()),
-            "decoded clips of a step, uint8": rows * plan.slots * pixels,
-            "views of a part, float32": _count_bytes(_list_views(views)),
-            **activations,
-        }
+        sizes["views of a part, float32"] = _count_bytes(_list_views(views))
+        return sizes | measure_activations(method, views, config)
 
 
 def _build_plain_method(config: Config, plan: Plan, num_classes: int, file_labels: FileLabels | None) -> Any:
@@ -107,6 +100,16 @@ def _build_plain_method(config: Config, plan: Plan, num_classes: int, file_label
     plain = Config.model_validate(tree)
     with torch.device("meta"):  # drawing random weights would take a second
         return apply_train_options(build_method(plain, num_classes, *plan.sizes, file_labels=file_labels), plain.train)
+
+
+def _count_optimizer_bytes(config: Config, method: Any) -> int:
+    """Counts what the optimizers hold after a step. The method is on the meta device, where steps are fastest to pretend."""
+    optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    for optimizer in optimizers:
+        optimizer.step()
+    return _count_bytes(v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor))
 
 
 def _forget_values(method: Any) -> None:

@@ -20,10 +20,11 @@ Estimate = Callable[[Config], int]
 """Returns the bytes that training by a configuration takes of each GPU."""
 
 
-def check_training(run: TrainingRun, resources: Resources | None) -> None:
+def check_training(run: TrainingRun, resources: Resources | None, needed: int | None = None) -> None:
     """Raises UserError if the GPU's memory or a compiler would be missing; a GPU that cannot be used was refused before.
 
-    ``resources`` are the run's on a cluster; None: it runs on this machine, in this process.
+    ``resources`` are the run's on a cluster; None: it runs on this machine, in this process. ``needed`` are the bytes that
+    ``estimate_memory`` gives for the run; None: they are estimated if there is a GPU.
     """
     hardware = read_hardware() if resources is None else resources.hardware
     if hardware is None:
@@ -33,6 +34,8 @@ def check_training(run: TrainingRun, resources: Resources | None) -> None:
     if gpu:
 
         def estimate(config: Config) -> int:
+            if config is run.config and needed is not None:
+                return needed
             return sum(estimate_memory(config, run.plan, run.num_classes, run.file_labels).values())
 
         check_memory(run.config, hardware, estimate)
