@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from jobs import export, train
 from jobs.command import DONE, run
 from pipeline.manifest.schema import read_manifest
 from pipeline.model_folder.read_folder import CHECKSUMS
@@ -19,6 +18,8 @@ from pipeline.model_folder.read_folder import CHECKSUMS
 @pytest.fixture(scope="session")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps and its evaluation; tests must not change it."""
+    from jobs import train  # here, because pytest-xdist's first process imports this file, too, and needs no torch
+
     storage = tmp_path_factory.mktemp("export")
     words = ["--config", str(tiny / "tiny.yaml"), f"run.storage_path={storage}", "train.steps=2", "train.warmup_steps=0"]
     assert run(train.main, words) == DONE
@@ -28,6 +29,8 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its model folder; tests must not change it."""
+    from jobs import export
+
     out = tmp_path_factory.mktemp("models") / "drift"
     assert run(export.main, [str(trained), str(out)]) == DONE
     return out
@@ -36,6 +39,8 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def programs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with programs of all kinds; tests must not change it."""
+    from jobs import export
+
     out = tmp_path_factory.mktemp("programs") / "model"
     assert run(export.main, [str(trained), str(out), "--torch-export", "--onnx-int8"]) == DONE
     return out
