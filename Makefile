@@ -24,7 +24,7 @@ demo: .venv ## synthetic videos -> two trained runs -> runs/baseline/report.html
 	$(python) -m jobs.ablate baseline --config jobs/configs/demo.yaml --concurrent 1
 
 test: .venv ## the tests of every change
-	PYTHONDONTWRITEBYTECODE= $(python) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(python) -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 test-long: .venv ## the tests that take minutes
 	$(python) -m pytest -m long

@@ -53,6 +53,7 @@
           body: JSON.stringify({id, ...entry})});
         if (!reply.ok) throw new Error(await reply.text());
         drop(id, entry.at);
+        changes += 1;
       } catch (error) { why = error.message; failed.add(id); }
     }
     isSending = false;
@@ -69,7 +70,7 @@
       const reply = await fetch("answers", {headers: {"X-Token": data.token}});
       if (!reply.ok) throw new Error(await reply.text());
       const saved = new Map(await reply.json());
-      if (changes !== before) return refresh(first);  // an answer was given meanwhile
+      if (changes !== before) return refresh(first);  // an answer was given or saved meanwhile, which may be missing here
       pending().forEach((entry, id) => {  // what the server knows better
         if (saved.has(id) ? saved.get(id).at >= entry.at : !entry.status) drop(id, entry.at);
       });
