@@ -83,7 +83,7 @@ def test_kills_and_other_numbers_of_workers_train_the_plan_once(tiny: Path, tmp_
             until = time.monotonic() + float(random.uniform(0.5, 3))
             spare = 2  # more would kill each decode task of a slow machine before it ends
             while time.monotonic() < until or not all(file.exists() and file.stat().st_size for file in files):
-                if spare and random.random() < 0.05 and (running := decoders()):
+                if spare and random.random() < 0.25 and (running := decoders()):
                     os.kill(int(random.choice(running)), signal.SIGKILL)
                     spare, decoders_killed = spare - 1, decoders_killed + 1
                 time.sleep(0.05)
