@@ -23,6 +23,7 @@ demo: .venv ## synthetic videos -> two trained runs -> runs/baseline/report.html
 	$(python) -m jobs.prepare synthetic data/synthetic --videos 320 --classes 8 --seed 0 --labeled 4/class
 	$(python) -m jobs.ablate baseline --config jobs/configs/demo.yaml --concurrent 1
 
+# one process of pytest more than CI has cores, because tests also wait
 test: .venv ## the tests of every change
 	PYTHONDONTWRITEBYTECODE= $(python) -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 

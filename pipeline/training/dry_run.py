@@ -103,7 +103,7 @@ def _build_plain_method(config: Config, plan: Plan, num_classes: int, file_label
 
 
 def _count_optimizer_bytes(config: Config, method: Any) -> int:
-    """Counts what the optimizers hold after a step. The method is on the meta device, where steps are fastest to pretend."""
+    """Counts the bytes of the optimizers' state after a step. The method is on the meta device: nothing is computed."""
     optimizers = [build_optimizer(method.students[name], getattr(config, name).optimizer) for name in STUDENTS]
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

@@ -34,17 +34,18 @@ def check_training(run: TrainingRun, resources: Resources | None, needed: int | 
     if gpu:
 
         def estimate(config: Config) -> int:
-            if config is run.config and needed is not None:
-                return needed
             return sum(estimate_memory(config, run.plan, run.num_classes, run.file_labels).values())
 
-        check_memory(run.config, hardware, estimate)
+        check_memory(run.config, hardware, estimate, needed)
 
 
-def check_memory(config: Config, hardware: Hardware, estimate: Estimate) -> None:
-    """Raises UserError if the estimate is more than a worker's share of the GPU; it names knobs with which it is not."""
+def check_memory(config: Config, hardware: Hardware, estimate: Estimate, needed: int | None = None) -> None:
+    """Raises UserError if the estimate is more than a worker's share of the GPU; it names knobs with which it is not.
+
+    ``needed`` is the estimate for ``config`` itself, if it is known already.
+    """
     room = hardware.gpu_memory * (config.scale.gpus_per_worker if config.scale.workers else 1.0) - CUDA_CONTEXT
-    needed = estimate(config)
+    needed = estimate(config) if needed is None else needed
     if needed <= room:
         return
     remedies = _list_remedies(config, hardware)

@@ -144,8 +144,13 @@ def test_each_answer_is_in_the_file_before_the_page_says_so(browser: Any, server
     other.close()
 
 
-def test_an_answer_given_while_the_page_loads_stays_on_it(browser: Any, server: Any, tmp_path: Path) -> None:
+def test_an_answer_given_while_the_page_loads_stays_on_it(browser: Any, server: Any) -> None:
     """The page asks for all answers a second time. The reply was made before an answer, and comes after it was saved."""
+
+    def wait_for_requests(number: int) -> None:
+        while len(asked) < number:  # until pytest's time limit
+            page.wait_for_timeout(20)
+
     running, _, _ = server
     page = browser.new_page()
     asked: list[Any] = []
@@ -153,17 +158,18 @@ def test_an_answer_given_while_the_page_loads_stays_on_it(browser: Any, server: 
     page.goto(f"http://{HOST}:{running.server_port}/")
     page.evaluate(PAINTED)
     page.keyboard.press("2")
-    page.wait_for_timeout(100)
+    wait_for_requests(2)
     loading, saving = asked
     assert (loading.request.method, saving.request.method) == ("GET", "POST")
     loading.continue_()
-    while len(asked) < 3:
-        page.wait_for_timeout(20)
+    wait_for_requests(3)
     early = asked[2].fetch()
     saving.continue_()
     wait_for_text(page, "#saved", "saved 1 of 4")
-    asked[2].fulfill(response=early)
-    page.wait_for_timeout(300)
+    with page.expect_response("**/answers") as reply:
+        asked[2].fulfill(response=early)
+    reply.value.finished()
+    page.wait_for_timeout(300)  # in which the page shows what came
     assert "video 2 of 4, 1 answered" in page.inner_text("#position")
     page.close()
 
