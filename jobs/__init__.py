@@ -5,6 +5,7 @@ This file is read by whatever Python a newcomer has, so it uses nothing that Pyt
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import TracebackType
 
@@ -44,6 +45,8 @@ def _describe_wrong_python(version: tuple[int, int]) -> str | None:
 
 
 sys.excepthook = _explain_broken_installation
+if sys.argv[:1] == ["-m"]:  # so it is while Python looks for the command that `python -m jobs.NAME` names
+    gc.disable()  # until `command.run` has the imports behind it; see pipeline/processes/garbage.py
 if wrong := _describe_wrong_python(sys.version_info[:2]):
     print(f"error: {wrong}", file=sys.stderr)
     raise SystemExit(2)

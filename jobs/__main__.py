@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ COMMANDS = {name: what for group in GROUPS.values() for name, what in group.item
 def main() -> int:
     """Runs ``jobs.COMMAND``."""
     command, argv = "".join(sys.argv[1:2]), sys.argv[2:]
+    gc.disable()  # until `run` has the imports of the command behind it
     return run(importlib.import_module(f"jobs.{command}").main if command in COMMANDS else _show_usage, argv)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
+import gc
 import io
 import math
 import os
@@ -41,6 +43,10 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     A command whose output nobody reads anymore, as behind ``| head``, ends without a message and with exit code 141, as if
     by SIGPIPE.
     """
+    if not gc.isenabled():  # for the imports, which are done; see pipeline/processes/garbage.py
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.freeze)  # Python searches once more at its end, which frees nothing that does not end anyway
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # tests and notebooks put others in their place
             stream.reconfigure(errors="backslashreplace")

@@ -18,6 +18,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.processes.garbage import exempt_imports
 from pipeline.processes.isolation import RaisedError
 
 GRACE_SECONDS = 30.0
@@ -30,7 +31,8 @@ def main(incoming: str, outgoing: str, shared: str, name: str, seconds: str, add
         signal.signal(number, signal.SIG_IGN)  # the parent handles Ctrl-C; `ray job stop` sends SIGTERM to children, too
     requests, responses = Connection(int(incoming), writable=False), Connection(int(outgoing), readable=False)
     module, _, function = name.partition(":")
-    call = getattr(importlib.import_module(module), function)
+    with exempt_imports():
+        call = getattr(importlib.import_module(module), function)
     memory = _SharedMemory(int(shared))
     if int(address_space):
         _limit_address_space(int(address_space))

@@ -6,6 +6,7 @@ Shape letters beyond batch.py's: L tubelets in time (frames / tubelet), P patche
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config import ClipSection, TimeSformerSection
+from pipeline.processes.garbage import exempt_imports
 
 # timm is imported where a network is built: importing it takes 3 s of a CPU, and most commands and processes build none
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class TimeSformer(nn.Module):
 
     def __init__(self, section: TimeSformerSection, clip: ClipSection, num_classes: int) -> None:
         super().__init__()
+        _import_timm()
         width = section.width
         self.attention = section.attention
         self.per_frame = False
@@ -192,6 +195,12 @@ def _prepend_cls(cls_N1D: torch.Tensor, patches_NLPD: torch.Tensor) -> torch.Ten
     """Returns each frame's patches behind a copy of the clip's cls token, [N * L, 1 + P, D]."""
     copies = cls_N1D[:, None].expand(-1, patches_NLPD.shape[1], -1, -1)
     return torch.cat([copies, patches_NLPD], dim=2).flatten(0, 1)
+
+
+@cache
+def _import_timm() -> None:
+    with exempt_imports():
+        import timm.models.vision_transformer  # noqa: F401 - for the imports of its parts below and above
 
 
 def _build_vit_block(width: int, heads: int, drop_path: float) -> Block:
