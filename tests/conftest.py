@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,18 +26,26 @@ from tests.videos import bring_back_processes, leave_out_processes
 
 pytest_plugins = ["tests.browser", "tests.ray_heads", "tests.run_folders", "tests.model_folders"]
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # a shell has what it starts with "&" ignore Ctrl+C, and so would the commands that tests start and interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("house", deadline=None, derandomize=True)  # the machine's load is no property of the code
 settings.load_profile("house")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Has what is imported for the tests, a million objects that stay, not searched for garbage: neither now nor later."""
+    """Has what is imported for the tests, a million objects that stay, not searched for garbage: neither now nor later.
+
+    What single tests import beside is searched seldom: every 50,000 new objects instead of every 700.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         gc.enable()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +35,9 @@ def run_two(target: Callable[[int, str, str], None], folder: Path, seconds: floa
 
 @cache
 def _start_two() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    seldom = (50_000, 20, 100)  # for garbage, as in conftest.py
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(2, mp_context=spawn, initializer=gc.set_threshold, initargs=seldom)
 
 
 @contextlib.contextmanager
