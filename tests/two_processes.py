@@ -35,9 +35,9 @@ def run_two(target: Callable[[int, str, str], None], folder: Path, seconds: floa
 
 @cache
 def _start_two() -> ProcessPoolExecutor:
-    seldom = (50_000, 20, 100)  # for garbage, as in conftest.py
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(2, mp_context=spawn, initializer=gc.set_threshold, initargs=seldom)
+    # they search for garbage as seldom as this process
+    return ProcessPoolExecutor(2, mp_context=spawn, initializer=gc.set_threshold, initargs=gc.get_threshold())
 
 
 @contextlib.contextmanager
